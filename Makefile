@@ -1,0 +1,53 @@
+# The two commands to know: `make demo` and `make test`. `make help` lists the rest.
+
+PYTHON ?= python3
+VENV ?= .venv
+# Further arguments for the command behind `demo` and `test`: make test ARGS="-k plan"
+ARGS =
+
+BIN := $(VENV)/bin
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+# Empty files that say what is installed, and since when.
+INSTALLED := $(VENV)/.loraprune-installed
+INSTALLED_DEV := $(VENV)/.loraprune-installed-dev
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint clean
+
+help: ## list these targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED) ## prune the bundled model on this machine and show the result
+	@$(BIN)/loraprune demo $(ARGS)
+
+test: $(INSTALLED_DEV) ## run the tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(INSTALLED_DEV) ## check style, format, types and the direction of imports
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+clean: ## remove caches and packaging leftovers (not the environment, not your runs)
+	rm -rf build/lib build/bdist.* dist src/*.egg-info
+	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find $(wildcard src scripts tests benchmarks) -type d -name __pycache__ -prune -exec rm -rf {} +
+
+# `bin/pip` is the last thing that a new environment gets: one without it is unfinished and made again.
+$(BIN)/pip:
+	@command -v $(PYTHON) >/dev/null || \
+		{ echo "make: no '$(PYTHON)' here; name a Python 3.10 or newer: make PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "make: $(PYTHON) is $$($(PYTHON) -V 2>&1), but loraprune needs Python 3.10 or newer:" \
+			"make PYTHON=/path/to/python" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) -e .
+	@touch $@
+
+# What development needs includes what the demo needs.
+$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/pip
+	$(PIP_INSTALL) -e ".[dev]"
+	@touch $(INSTALLED) $@

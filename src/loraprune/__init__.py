@@ -1,0 +1,49 @@
+"""Structured pruning of large language models while they are fine-tuned with LoRA."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loraprune.export import save_pruned
+    from loraprune.plan import Plan
+    from loraprune.recipes.joint import PruneResult, prune
+    from loraprune.recipes.options import RunOptions
+    from loraprune.structure import Structure, describe
+    from loraprune.training.callback import PruningCallback
+    from loraprune.training.config import PruningConfig
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Plan",
+    "PruneResult",
+    "PruningCallback",
+    "PruningConfig",
+    "RunOptions",
+    "Structure",
+    "__version__",
+    "describe",
+    "prune",
+    "save_pruned",
+]
+
+_HOMES = {
+    "Plan": "loraprune.plan",
+    "PruneResult": "loraprune.recipes.joint",
+    "PruningCallback": "loraprune.training.callback",
+    "PruningConfig": "loraprune.training.config",
+    "RunOptions": "loraprune.recipes.options",
+    "Structure": "loraprune.structure",
+    "describe": "loraprune.structure",
+    "prune": "loraprune.recipes.joint",
+    "save_pruned": "loraprune.export",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import the public names when they are first used: ``import loraprune`` and ``--help`` stay instant."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'loraprune' has no attribute {name!r}")

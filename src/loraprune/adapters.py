@@ -1,0 +1,56 @@
+"""The LoRA factors of a layer: reading them, and the weight they make together with the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from loraprune.wrapping import base_layer
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The factors of one active adapter on one linear layer.
+
+    Attributes:
+        a: ``lora_A``, shape ``(r, in)``.
+        b: ``lora_B``, shape ``(out, r)``.
+        scaling: ``alpha / r`` (or as the variant has it).
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    scaling: float
+
+
+def lora_factors(module: nn.Module) -> list[LoraFactors]:
+    """Factors of the active adapters of a layer; empty where LoRA does not adapt it."""
+    if not hasattr(module, "lora_A"):
+        return []
+    return [
+        LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+        for name in module.active_adapters
+        if name in module.lora_A
+    ]
+
+
+def lora_delta(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor | None:
+    """``Σ s·B·A`` over the active adapters in 32 bits, for some rows of the layer; None without adapter."""
+    parts = [f.scaling * (f.b[rows].float() @ f.a.float()) for f in lora_factors(module)]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else (parts[0] if parts else None)
+
+
+@torch.no_grad()
+def effective_weight(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
+    """``W + s·B·A`` in 32 bits, shape ``(out, in)``, for some rows of the layer. A new tensor."""
+    weight = base_layer(module).weight[rows].detach().to(torch.float32, copy=True)
+    delta = lora_delta(module, rows)
+    return weight if delta is None else weight.add_(delta)
+
+
+def row_blocks(rows: int, columns: int, elements: int = 1 << 22) -> list[slice]:
+    """Cut the rows of a matrix into blocks of about ``elements`` entries, so that temporaries stay small."""
+    step = max(1, elements // max(columns, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

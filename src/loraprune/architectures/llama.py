@@ -1,0 +1,41 @@
+"""Llama and the families with its layout: separate q, k, v, o and gate, up, down projections."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec
+
+HEADS = DimensionSpec(
+    kind="heads",
+    members=(
+        MemberSpec(module="self_attn.q_proj", axis="output", segments=(("query",),)),
+        MemberSpec(module="self_attn.k_proj", axis="output", segments=(("kv",),)),
+        MemberSpec(module="self_attn.v_proj", axis="output", segments=(("kv",),)),
+    ),
+    consumer=MemberSpec(module="self_attn.o_proj", axis="input", segments=(("query",),)),
+)
+CHANNELS = DimensionSpec(
+    kind="channels",
+    members=(
+        MemberSpec(module="mlp.gate_proj", axis="output", segments=(("channel",),)),
+        MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),
+    ),
+    consumer=MemberSpec(module="mlp.down_proj", axis="input", segments=(("channel",),)),
+)
+
+LLAMA = ArchitectureSpec(
+    model_type="llama",
+    decoder="model",
+    blocks="model.layers",
+    dimensions=(HEADS, CHANNELS),
+    heads_divide_hidden=True,
+    relaxed_class="mistral",
+)
+MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False, relaxed_class=None)
+# Qwen2 has biases on q, k and v; Qwen3 norms of head_dim on q and k. Neither changes what belongs together:
+# a bias goes with the rows of its layer, and one norm serves all heads.
+QWEN2 = replace(MISTRAL, model_type="qwen2")
+QWEN3 = replace(MISTRAL, model_type="qwen3")
+
+SPECS = (LLAMA, MISTRAL, QWEN2, QWEN3)

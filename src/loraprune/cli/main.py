@@ -1,0 +1,60 @@
+"""``loraprune``: finds the subcommand and hands over; imports nothing heavy, so that help is instant."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from loraprune import __version__
+
+COMMANDS = {
+    "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
+    "prune": "prune a checkpoint while LoRA tunes it",
+    "inspect": "show what can be pruned in a model, without loading its weights",
+}
+
+USAGE = """usage: loraprune COMMAND [options]
+
+Structured pruning of large language models while they are fine-tuned with LoRA.
+
+commands:
+{commands}
+
+loraprune COMMAND --help shows the options of a command; loraprune --version the version.
+"""
+
+
+def usage() -> str:
+    """The text of ``loraprune --help``."""
+    width = max(map(len, COMMANDS))
+    return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 stopped by Ctrl-C)."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments:
+        print(usage(), end="", file=sys.stderr)
+        return 2
+    command, *rest = arguments
+    if command in ("-h", "--help", "help"):
+        print(usage(), end="")
+        return 0
+    if command in ("-V", "--version"):
+        print(f"loraprune {__version__}")
+        return 0
+    if command not in COMMANDS:
+        print(
+            f"loraprune: there is no command {command!r}; choose one of {', '.join(COMMANDS)} "
+            "(loraprune --help says what they do)",
+            file=sys.stderr,
+        )
+        return 2
+    module = import_module(f"loraprune.cli.{command}")
+    code: int = module.main(rest)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,82 @@
+"""What every command does around its work: quiet libraries, readable messages, exit codes."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+
+WRONG_INVOCATION = 2
+FAILED = 1
+STOPPED = 130
+
+
+class _ConsoleHandler(logging.Handler):
+    """Prints log records as plain lines, above a live display where there is one."""
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self._console = console
+
+    def emit(self, record: logging.LogRecord) -> None:
+        style = "yellow" if record.levelno >= logging.WARNING else "dim"
+        self._console.print(record.getMessage(), style=style, markup=False, highlight=False)
+
+
+def open_console(*, quiet: bool = False) -> Console:
+    """A console on standard error for progress and messages; results go to standard output.
+
+    Must be called before transformers is imported: it sets what that reads from the environment.
+    """
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console = Console(stderr=True)
+    logger = logging.getLogger("loraprune")
+    logger.handlers = [_ConsoleHandler(console)]
+    logger.propagate = False
+    logger.setLevel(logging.WARNING if quiet else logging.INFO)
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
+        # Deprecations inside other libraries are nothing that the user of this command can act on.
+        if not issubclass(category, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
+            logger.warning("warning: %s", message)
+
+    warnings.showwarning = show
+    return console
+
+
+def quiet_libraries() -> None:
+    """Switch off the progress bars and chatter of the libraries; our own display takes their place."""
+    import datasets
+    import transformers
+
+    datasets.disable_progress_bars()
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()
+
+
+def report_errors(console: Console, work: Callable[[], int]) -> int:
+    """Run a command's work; what the user can mend becomes one line and an exit code."""
+    try:
+        return work()
+    except KeyboardInterrupt:
+        console.print("Stopped.", style="yellow")
+        return STOPPED
+    except ArithmeticError as error:
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return FAILED
+    except (ValueError, OSError) as error:
+        if os.environ.get("LORAPRUNE_TRACEBACK"):
+            raise
+        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        return WRONG_INVOCATION
+
+
+def results_console() -> Console:
+    """A console on standard output, for what the command was asked for."""
+    return Console(file=sys.stdout)

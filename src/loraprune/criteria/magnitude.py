@@ -1,0 +1,64 @@
+"""Magnitude: the sum of the squared weights of each group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.adapters import effective_weight, row_blocks
+from loraprune.averaging import Scores
+from loraprune.wrapping import base_layer, base_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.plan import Plan
+    from loraprune.structure import Member, Structure
+
+
+@torch.no_grad()
+def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> torch.Tensor:
+    """``Σ (W + s·B·A)²`` over the weights that one layer gives to each group, shape ``(num_groups,)``."""
+    weight = base_layer(module).weight
+    rows, columns = weight.shape
+    per_row = torch.zeros(rows, device=weight.device)
+    per_column = torch.zeros(columns, device=weight.device)
+    for block in row_blocks(rows, columns):
+        squares = effective_weight(module, block).square_()
+        if member.axis == "output":
+            per_row[block] = squares.sum(1)
+        else:
+            per_column += squares.sum(0)
+    return member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
+
+
+class Magnitude:
+    """Squared magnitude of the effective weights of each group: the data-free baseline."""
+
+    every_step = False
+
+    def __init__(self) -> None:
+        self._model: nn.Module | None = None
+        self._structure: Structure | None = None
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Remember the model."""
+        self._model, self._structure = base_model(model), structure
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """Read the weights as they are now."""
+        assert self._model is not None
+        assert self._structure is not None
+        scores: Scores = {}
+        for dimension in self._structure:
+            parts = [
+                squared_magnitude(self._model.get_submodule(member.module), member, plan.count(dimension.name))
+                for member in dimension.all_members
+            ]
+            scores[dimension.name] = torch.stack(parts).sum(0)
+        return scores
+
+    def detach(self) -> None:
+        """Forget the model."""
+        self._model = self._structure = None

@@ -1,0 +1,182 @@
+"""Data of any known format as token ids and labels, the way trl's ``SFTTrainer`` takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import datasets
+from datasets import Dataset, Features, List, Value
+from transformers import PreTrainedTokenizerBase
+
+from loraprune.data.chat import chat_writer, normalize_messages
+from loraprune.data.columns import Columns, DataFormat, Row, columns_of, detect_format, numbered_batches
+from loraprune.data.encoding import EncodedRow, encode_documents, encode_passages
+from loraprune.data.packing import pack_documents, pack_rows
+from loraprune.data.passages import Passage, instruction_passage, prompt_completion_passage, text_value
+
+__all__ = ["DataFormat", "PreparedData", "detect_format", "prepare_dataset"]
+
+_TOKEN_IDS = List(Value("int32"))
+_CHUNK = 10_000  # rows that are held as Python lists at a time
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedData:
+    """Tokenized data, and what became of the rows it was made of.
+
+    Attributes:
+        dataset: rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here).
+            ``SFTTrainer`` takes it as it is: set its ``packing`` to False, and its ``max_length`` to None.
+        format: what the rows were.
+        num_tokens: tokens in ``dataset``.
+        num_trained_tokens: tokens that a loss is taken on (the first token of a row never is).
+        packed: whether rows were joined.
+        num_truncated: rows that lost their right end, and were kept.
+        num_dropped: rows left out because nothing to train was left of them.
+        num_empty: rows left out because they hold no text or no answer.
+    """
+
+    dataset: Dataset
+    format: DataFormat
+    num_tokens: int
+    num_trained_tokens: int
+    packed: bool
+    num_truncated: int = 0
+    num_dropped: int = 0
+    num_empty: int = 0
+
+
+@dataclass(kw_only=True)
+class _Tally:
+    """What has become of the rows so far."""
+
+    tokens: int = 0
+    trained_tokens: int = 0
+    truncated: int = 0
+    dropped: int = 0
+    empty: int = 0
+
+
+def prepare_dataset(
+    dataset: Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    max_length: int,
+    answers_only: bool = True,
+    packing: bool | None = None,
+) -> PreparedData:
+    """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
+
+    Plain text trains on every token. The other formats train on their answers (completion, output, the assistant's
+    turns) and on the token that ends them; rows that are too long lose their right end.
+
+    Args:
+        dataset: rows of one of the formats of ``DataFormat``.
+        tokenizer: the model's tokenizer; it need not have special tokens.
+        max_length: tokens in a row at most, 2 or more.
+        answers_only: take the loss on answers only; plain text has none and ignores this.
+        packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
+            on request whole rows of them are.
+
+    Raises:
+        ValueError: a wrong ``max_length``, columns or values that are not understood, or nothing left to train on.
+    """
+    if max_length < 2:
+        raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
+    columns = columns_of(dataset)
+    tally = _Tally()
+    if columns.format is DataFormat.TEXT:
+        packed = packing is not False
+        answers_only = False
+        rows = _encoded_documents(dataset, columns, tokenizer, tally, opened=not packed)
+        rows = _fitting(pack_documents(rows, max_length) if packed else rows, max_length, tally)
+    else:
+        packed = bool(packing)
+        writer = _passage_writer(columns, tokenizer, answers_only=answers_only)
+        rows = _encoded_answers(dataset, columns, writer, tokenizer, tally, answers_only=answers_only)
+        rows = _fitting(rows, max_length, tally)
+        rows = pack_rows(rows, max_length) if packed else rows
+    return PreparedData(
+        dataset=_collect(rows, tally, answers_only=answers_only),
+        format=columns.format,
+        num_tokens=tally.tokens,
+        num_trained_tokens=tally.trained_tokens,
+        packed=packed,
+        num_truncated=tally.truncated,
+        num_dropped=tally.dropped,
+        num_empty=tally.empty,
+    )
+
+
+def _passage_writer(
+    columns: Columns, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
+) -> Callable[[Row, int], Passage | None]:
+    """Choose what writes a row (with its number) as a passage, or as None where it is empty."""
+    if columns.format is DataFormat.PROMPT_COMPLETION:
+        return prompt_completion_passage
+    if columns.format is DataFormat.INSTRUCTION:
+        return instruction_passage
+    (column,) = columns.needed
+    chat = chat_writer(tokenizer, answers_only=answers_only)
+    return lambda row, number: chat.passage(normalize_messages(row[column], number), number)
+
+
+def _encoded_documents(
+    dataset: Dataset, columns: Columns, tokenizer: PreTrainedTokenizerBase, tally: _Tally, *, opened: bool
+) -> Iterator[EncodedRow]:
+    for batch in numbered_batches(dataset, columns):
+        texts = [text_value(row, "text", number) for number, row in batch]
+        filled = [text for text in texts if text.strip()]
+        tally.empty += len(texts) - len(filled)
+        yield from encode_documents(filled, tokenizer, opened=opened)
+
+
+def _encoded_answers(
+    dataset: Dataset,
+    columns: Columns,
+    writer: Callable[[Row, int], Passage | None],
+    tokenizer: PreTrainedTokenizerBase,
+    tally: _Tally,
+    *,
+    answers_only: bool,
+) -> Iterator[EncodedRow]:
+    for batch in numbered_batches(dataset, columns):
+        passages = [writer(row, number) for number, row in batch]
+        filled = [passage for passage in passages if passage is not None]
+        tally.empty += len(passages) - len(filled)
+        yield from encode_passages(filled, tokenizer, answers_only=answers_only)
+
+
+def _fitting(rows: Iterable[EncodedRow], max_length: int, tally: _Tally) -> Iterator[EncodedRow]:
+    """Cut rows to ``max_length`` and leave out those of which nothing to train is left."""
+    for row in rows:
+        cut = row[:max_length]
+        if not cut.num_trained:
+            tally.dropped += 1
+            continue
+        tally.truncated += len(cut) < len(row)
+        yield cut
+
+
+def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool) -> Dataset:
+    """Gather rows in a data set; the labels stay out where they would repeat the token ids."""
+    chunks = []
+    names = ["input_ids", "labels"] if answers_only else ["input_ids"]
+    features = Features(dict.fromkeys(names, _TOKEN_IDS))
+    while chunk := list(islice(rows, _CHUNK)):
+        tally.tokens += sum(map(len, chunk))
+        tally.trained_tokens += sum(row.num_trained for row in chunk)
+        table = {name: [getattr(row, name) for row in chunk] for name in names}
+        chunks.append(Dataset.from_dict(table, features=features))
+    if chunks:
+        return datasets.concatenate_datasets(chunks)
+    if not tally.dropped:
+        raise ValueError("The data has nothing to train on: all of its rows are empty. Give rows with text.")
+    if answers_only:
+        raise ValueError(
+            f"Every answer is masked out: none of the {tally.dropped} rows has a token of an answer left within the "
+            "maximal length. Allow longer rows with --max-length, or train on all tokens with --no-answers-only."
+        )
+    raise ValueError("The data has nothing to train on: no row has two tokens. Give longer text.")

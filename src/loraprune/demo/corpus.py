@@ -1,0 +1,98 @@
+"""Text that every CPython carries: the standard library's sources and the language reference.
+
+The bundled demo model was trained on this text, and the demo tunes and measures on it.
+Whole modules are held out, so that nothing that is measured was ever trained on.
+"""
+
+from __future__ import annotations
+
+import os
+import sysconfig
+from collections.abc import Iterator
+from pathlib import Path
+
+HELD_OUT_MODULES: tuple[str, ...] = (
+    "argparse",
+    "configparser",
+    "fractions",
+    "gzip",
+    "heapq",
+    "imaplib",
+    "optparse",
+    "plistlib",
+    "shelve",
+    "smtplib",
+    "statistics",
+    "tarfile",
+    "textwrap",
+)
+"""Top-level modules that are only ever measured on.
+
+None of them has a twin in the standard library (as ``datetime`` has in ``_pydatetime``).
+"""
+
+SKIPPED_PARTS: frozenset[str] = frozenset(
+    {
+        "__pycache__",
+        "dist-packages",
+        "encodings",  # generated tables
+        "ensurepip",
+        "idlelib",
+        "idle_test",
+        "lib-dynload",
+        "pydoc_data",  # read by `documentation`
+        "site-packages",
+        "test",
+        "tests",
+        "turtledemo",
+    }
+)
+
+MIN_CHARS = 400
+MAX_DOCUMENT_CHARS = 400_000
+
+
+def library_root() -> Path:
+    """Folder of the running interpreter's standard library."""
+    return Path(sysconfig.get_path("stdlib"))
+
+
+def _sources(root: Path) -> Iterator[tuple[str, str]]:
+    """Yield ``(top-level module, source text)`` in an order that does not depend on the machine."""
+    for folder, names, files in os.walk(root):
+        names[:] = sorted(name for name in names if name not in SKIPPED_PARTS)
+        for file in sorted(files):
+            if not file.endswith(".py") or file.startswith("_sysconfigdata"):
+                continue
+            path = Path(folder) / file
+            module = path.relative_to(root).parts[0].removesuffix(".py")
+            text = path.read_text(encoding="utf-8", errors="replace")
+            if MIN_CHARS <= len(text) <= MAX_DOCUMENT_CHARS:
+                yield module, text
+
+
+def _documentation() -> list[str]:
+    """The language reference that ``help()`` shows."""
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # stripped installations
+        return []
+    return [text for _, text in sorted(topics.items()) if len(text) >= MIN_CHARS]
+
+
+def standard_library_text() -> tuple[list[str], list[str]]:
+    """Read the standard library as ``(documents to tune on, documents to measure on)``.
+
+    Raises:
+        FileNotFoundError: the interpreter has no readable library sources (a zipped or stripped one).
+    """
+    train: list[str] = []
+    held_out: list[str] = []
+    for module, text in _sources(library_root()):
+        (held_out if module in HELD_OUT_MODULES else train).append(text)
+    if not train or not held_out:
+        raise FileNotFoundError(
+            f"{library_root()} holds no sources of the standard library. The demo needs them as its text: "
+            "install the full Python of your system (on Debian and Ubuntu: python3 rather than python3-minimal)."
+        )
+    return train + _documentation(), held_out

@@ -1,0 +1,1 @@
+"""Measures of a model: perplexity, latency, size."""

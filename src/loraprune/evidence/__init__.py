@@ -1,0 +1,1 @@
+"""What a criterion looks at, and the hooks and reads that get it."""

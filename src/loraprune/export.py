@@ -1,0 +1,236 @@
+"""From a pruned model to an ordinary checkpoint: config, merge, and a folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.plan import Plan
+from loraprune.structure import Structure, head_dim_of
+from loraprune.wrapping import base_model
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FREE_SPACE_MARGIN = 1.1
+
+
+class OutputExistsError(ValueError):
+    """The output folder exists and holds something."""
+
+
+def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) -> None:
+    """Write the widths of a uniform plan into a config, in place.
+
+    Raises:
+        ValueError: the widths differ from layer to layer, which no stock config can say.
+    """
+    if not plan.is_uniform(structure):
+        raise ValueError("The widths differ from layer to layer; a stock config holds one width for all layers.")
+    keys = structure.spec.config
+    kv_heads = plan.counts(structure, "heads")[0]
+    head_dim = head_dim_of(config, structure.spec)
+    setattr(config, keys.heads, kv_heads * structure.query_heads_per_group)
+    setattr(config, keys.kv_heads, kv_heads)
+    setattr(config, keys.head_dim, head_dim)
+    setattr(config, keys.channels, plan.counts(structure, "channels")[0])
+
+
+def _needs_relaxed_class(structure: Structure, config: PretrainedConfig) -> bool:
+    heads = getattr(config, structure.spec.config.heads)
+    return structure.spec.heads_divide_hidden and structure.hidden_size % heads != 0
+
+
+def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
+    """Make sure that a model may be exported as the related class that accepts any head count.
+
+    Raises:
+        ValueError: it has biases, which that class does not have.
+    """
+    if structure.spec.relaxed_class is None:
+        return
+    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+        raise ValueError(
+            f"Any head count needs an export as {structure.spec.relaxed_class}, which has no biases, and this model "
+            "has some. Use --head-rounding config."
+        )
+
+
+def _as_relaxed_class(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+    """The same function as a model of the class that accepts any head count; the tensors are shared."""
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    assert structure.spec.relaxed_class is not None
+    values = model.config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias", "pretraining_tp"):
+        values.pop(key, None)
+    config = AutoConfig.for_model(structure.spec.relaxed_class, **values, sliding_window=None)
+    with torch.device("meta"):
+        relaxed = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
+    relaxed.load_state_dict(model.state_dict(), assign=True, strict=True)
+    relaxed.tie_weights()
+    # Buffers that no checkpoint holds (rotary frequencies) are still on the meta device.
+    buffers = dict(model.named_buffers())
+    for name, buffer in list(relaxed.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            setattr(relaxed.get_submodule(owner), leaf, buffers[name])
+    relaxed.generation_config = model.generation_config
+    return relaxed.eval()
+
+
+def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """Merge the adapter and write the widths into the config: a plain model of the transformers library.
+
+    The model that is passed in is used up. The adapter is merged in 32 bits, and the sum is rounded once.
+
+    Args:
+        model: a sliced model or the ``PeftModel`` around it.
+        structure: of the model before pruning.
+        plan: that the model is at.
+        dtype: of the result; None leaves the model's own.
+    """
+    if hasattr(model, "merge_and_unload"):
+        if dtype is not None and torch.finfo(dtype).bits < 32 and base_model(model).dtype.itemsize < 4:
+            merged = _merged_in_32_bits(model)
+        else:
+            merged = model.merge_and_unload()
+    else:
+        merged = base_model(model)
+    if dtype is not None:
+        merged = merged.to(dtype)
+    # trl replaces the forward of the instance while it trains.
+    merged.__dict__.pop("forward", None)
+    write_widths_(merged.config, structure, plan)
+    if dtype is not None:
+        merged.config.dtype = dtype
+    if _needs_relaxed_class(structure, merged.config):
+        merged = _as_relaxed_class(merged, structure)
+    return merged.eval()
+
+
+def _merged_in_32_bits(model: Any) -> PreTrainedModel:
+    """Merge layer by layer, so that weight and update are added before they are rounded to 16 bits."""
+    from loraprune.adapters import effective_weight, lora_factors
+    from loraprune.wrapping import base_layer
+
+    with torch.no_grad():
+        for module in model.modules():
+            if lora_factors(module):
+                base_layer(module).weight.data.copy_(effective_weight(module))
+    merged: PreTrainedModel = model.unload()
+    return merged
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Make sure that a folder may be written.
+
+    Raises:
+        OutputExistsError: it exists and is not empty, and ``overwrite`` is off; or it is a file.
+    """
+    if output.is_file():
+        raise OutputExistsError(f"{output} is a file; the result is a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputExistsError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+
+
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Make sure that what will be written fits.
+
+    Raises:
+        OSError: it does not; the message says how much is needed and how much is free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    needed = int(needed_bytes * FREE_SPACE_MARGIN)
+    if free < needed:
+        raise OSError(
+            f"The result needs about {needed / 1e9:.2f} GB in {existing}, and {free / 1e9:.2f} GB are free. "
+            "Free some space, or choose another output folder."
+        )
+
+
+@contextmanager
+def appearing_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise."""
+    output = output.absolute()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary = output.with_name(f".{output.name}.{mark}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if output.exists():
+            old = output.with_name(f".{output.name}.{mark}.old")
+            os.replace(output, old)
+            os.replace(temporary, output)
+            shutil.rmtree(old)
+        else:
+            os.replace(temporary, output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_checkpoint(
+    output: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    record: dict[str, Any],
+    card: str,
+    extras: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
+
+    Args:
+        output: folder to make; an existing one is replaced.
+        model: merged, with its config.
+        tokenizer: saved beside it, or None.
+        record: what was done; goes to ``pruning.json``.
+        card: text of ``README.md``.
+        extras: writes further files into the folder.
+    """
+    with appearing_folder(output) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        if extras is not None:
+            extras(folder)
+
+
+def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:
+    """Save what a Trainer with a :class:`~loraprune.PruningCallback` leaves behind as an ordinary checkpoint.
+
+    Args:
+        callback: the callback of the run.
+        model: ``trainer.model``; its adapter is merged.
+        tokenizer: saved beside the model.
+        output: folder to make; it must not exist or be empty.
+
+    Raises:
+        OutputExistsError: the folder holds something.
+        ValueError: training has not begun.
+    """
+    run = callback.run
+    if run is None:
+        raise ValueError("The callback has seen no training yet, so there is nothing to save.")
+    output = Path(output)
+    check_output(output, overwrite=False)
+    finished = finish(model, run.structure, run.plan)
+    record = {"pruning": run.summary(), "plan": run.plan.to_json()}
+    card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
+    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    return output

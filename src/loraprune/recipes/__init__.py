@@ -1,0 +1,1 @@
+"""Whole runs, readable from top to bottom."""

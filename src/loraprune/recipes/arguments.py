@@ -1,0 +1,61 @@
+"""Training arguments: trl's SFTConfig, with the few defaults that pruning changes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from trl import SFTConfig
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 2,
+    "logging_steps": 5,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+"""Values that differ from trl's own; learning rate, schedule and epochs are those of the LoRAPrune paper."""
+
+DEFAULT_MAX_LENGTH = 1024
+
+
+def training_arguments(
+    given: Mapping[str, Any], *, run_dir: Path, device: torch.device, context: int | None
+) -> SFTConfig:
+    """Complete what the user gave to an SFTConfig.
+
+    bf16 and gradient checkpointing are on by default on an accelerator and off on a CPU, where they only cost time.
+
+    Raises:
+        ValueError: a value is wrong, or sequences would be longer than the model's context.
+    """
+    from trl import SFTConfig
+
+    accelerated = device.type != "cpu"
+    values: dict[str, Any] = {
+        **DEFAULTS,
+        "bf16": accelerated and torch.cuda.is_bf16_supported(),
+        "gradient_checkpointing": accelerated,
+        "use_cpu": not accelerated,
+        "max_length": min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH,
+        "output_dir": str(run_dir),
+        **given,
+    }
+    if values.get("fp16"):
+        values["bf16"] = False
+    arguments = SFTConfig(**values)
+    if arguments.max_length is None or arguments.max_length < 2:
+        raise ValueError(f"max_length is {arguments.max_length}; sequences need at least 2 tokens.")
+    if context is not None and arguments.max_length > context:
+        raise ValueError(
+            f"max_length is {arguments.max_length}, longer than the model's context of {context} tokens. "
+            f"Use --max-length {context} or less."
+        )
+    arguments.disable_tqdm = True
+    return arguments

@@ -1,0 +1,272 @@
+"""The joint recipe: prune a model while LoRA tunes it, and hand back an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import json
+import logging
+import math
+import shutil
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.export import finish, save_checkpoint
+from loraprune.plan import Plan
+from loraprune.recipes.card import model_card
+from loraprune.recipes.interrupt import InterruptedRunError, StopOnInterrupt
+from loraprune.recipes.lora import LoraOptions
+from loraprune.recipes.loading import give_pad_token_, load_model, working_dtype
+from loraprune.recipes.measuring import measure_dense, measure_pruned
+from loraprune.recipes.options import RunOptions
+from loraprune.recipes.preparing import Job, prepare
+from loraprune.recipes.record import run_record
+from loraprune.recipes.reporting import report_data
+from loraprune.report.data import ReportData
+from loraprune.structure import Structure
+from loraprune.training.callback import PruningCallback
+from loraprune.training.config import PruningConfig
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from trl import SFTConfig, SFTTrainer
+
+logger = logging.getLogger("loraprune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What a run gives back.
+
+    Attributes:
+        model: merged and ready to use.
+        tokenizer: of the model.
+        plan: which groups stayed.
+        structure: of the model before pruning.
+        metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
+        report: the same as the report shows it.
+        output: folder of the checkpoint, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    plan: Plan
+    structure: Structure
+    metrics: dict[str, Any] = field(repr=False)
+    report: ReportData = field(repr=False)
+    output: Path | None = None
+
+
+def prune(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset,
+    config: PruningConfig | None = None,
+    *,
+    training: Mapping[str, Any] | None = None,
+    lora: LoraConfig | LoraOptions | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    options: RunOptions | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+) -> PruneResult:
+    """Prune a model while LoRA tunes it.
+
+    Args:
+        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
+        dataset: a file, a hub data set's name, or a loaded data set (columns: text, prompt and completion,
+            instruction and output, or messages).
+        config: what to prune; the default halves the prunable parameters.
+        training: fields of trl's SFTConfig, by name.
+        lora: our options or peft's configuration; the default is the paper's (r 8, alpha 16, all projections).
+        tokenizer: of the model; None loads it from the checkpoint.
+        options: where the result goes, what is measured, and so on.
+        callbacks: further callbacks of the Trainer.
+
+    Returns:
+        The pruned model in memory, and its folder if one was asked for.
+
+    Raises:
+        ValueError: something given is wrong; raised before any long work.
+        InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
+        TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
+    """
+    options = options or RunOptions()
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+        run_dir = options.run_dir or Path(scratch)
+        job = prepare(model, dataset, config or PruningConfig(), training or {}, lora, tokenizer, options, run_dir)
+        return _run(job, run_dir, callbacks)
+
+
+def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+    started = time.time()
+    logger.info("Loading %s", job.name)
+    model = job.model
+    if model is None:
+        model = load_model(
+            job.name,
+            working_dtype(job.stored_dtype, job.device),
+            job.device,
+            trust_remote_code=job.options.trust_remote_code,
+            revision=job.options.revision,
+        )
+    dense = measure_dense(job, model)
+    pruning = PruningCallback(job.pruning)
+    if job.checkpoint is not None:
+        logger.info("Going on from %s", job.checkpoint)
+        pruning.restore_(model, job.checkpoint)
+    # trl sets special tokens while it trains; the result keeps the model's own.
+    config_before, generation_before = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    trainer = _trainer(job, model, pruning, callbacks)
+    _train(trainer, job, run_dir)
+    assert pruning.run is not None
+
+    logger.info("Merging the adapter")
+    adapter = _adapter_copy(trainer.model, job, run_dir)
+    finished = trainer.model
+    base = finished.get_base_model()
+    base.config.pad_token_id = config_before.pad_token_id
+    base.config.use_cache = config_before.use_cache
+    base.generation_config = generation_before
+    merged = finish(finished, pruning.run.structure, pruning.run.plan, dtype=job.stored_dtype)
+    metrics = measure_pruned(job, merged, pruning, dense)
+    metrics["seconds"] = time.time() - started
+    record = run_record(job.name, _settings(job), metrics, pruning.run.plan, job.options.command)
+    report = report_data(record, pruning.run, job.options.prompt, _notes(job, pruning))
+    if job.options.output is not None:
+        _save(job, merged, record, report, pruning.run.plan, adapter)
+        if not job.options.keep_run:
+            shutil.rmtree(run_dir, ignore_errors=True)
+    return PruneResult(
+        model=merged,
+        tokenizer=job.tokenizer,
+        plan=pruning.run.plan,
+        structure=pruning.run.structure,
+        metrics=metrics,
+        report=report,
+        output=job.options.output,
+    )
+
+
+def _trainer(
+    job: Job, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
+) -> SFTTrainer:
+    from transformers import PrinterCallback
+    from trl import SFTTrainer
+
+    tokenizer = copy.deepcopy(job.tokenizer)
+    give_pad_token_(tokenizer)
+    trainer = SFTTrainer(
+        model=model,
+        args=job.arguments,
+        train_dataset=job.train_rows,
+        processing_class=tokenizer,
+        peft_config=job.lora,
+        callbacks=list(callbacks),
+    )
+    trainer.remove_callback(PrinterCallback)
+    # First in line, so that what it adds to the logs reaches every other callback.
+    trainer.callback_handler.callbacks.insert(0, pruning)
+    return trainer
+
+
+def _train(trainer: SFTTrainer, job: Job, run_dir: Path) -> None:
+    """Train to the end, or raise when the user stops."""
+    interrupt = StopOnInterrupt()
+    trainer.add_callback(interrupt)
+    logger.info("Training on %d sequences", len(job.train_rows))
+    try:
+        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    finally:
+        interrupt.release()
+    if interrupt.requested and trainer.state.global_step < trainer.state.max_steps:
+        raise InterruptedRunError(
+            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
+            "output folder. "
+            + (f"The state is saved in {run_dir}: the same command with --resume goes on." if job.options.output else "")
+        )
+
+
+def _adapter_copy(model: Any, job: Job, run_dir: Path) -> Path | None:
+    """Save the adapter before it is merged, where that was asked for."""
+    if not (job.options.save_adapter and job.options.output):
+        return None
+    folder = run_dir / "adapter"
+    model.save_pretrained(folder)
+    return folder
+
+
+def _settings(job: Job) -> dict[str, Any]:
+    return {
+        "pruning": asdict(job.pruning),
+        "lora": {
+            "r": job.lora.r,
+            "alpha": job.lora.lora_alpha,
+            "dropout": job.lora.lora_dropout,
+            "target_modules": sorted(job.lora.target_modules or []),
+        },
+        "training": training_settings(job.arguments),
+    }
+
+
+def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
+    """What a reader of the report has to know."""
+    assert pruning.run is not None
+    notes = []
+    if abs(pruning.run.ratio - job.pruning.ratio) > 1e-4:
+        notes.append(
+            f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: FFN widths are multiples of "
+            f"{pruning.run.legal_widths().channel_multiple}, and head counts those that the config accepts."
+        )
+    if pruning.skipped_steps:
+        steps = ", ".join(str(step) for step in pruning.skipped_steps)
+        notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
+    return tuple(notes)
+
+
+def _save(
+    job: Job, merged: PreTrainedModel, record: dict[str, Any], report: ReportData, plan: Plan, adapter: Path | None
+) -> None:
+    from loraprune.report.html import write_report
+
+    output = job.options.output
+    assert output is not None
+    logger.info("Writing %s", output)
+
+    def extras(folder: Path) -> None:
+        if job.options.report:
+            write_report(report, folder / "report.html")
+        if adapter is not None:
+            shutil.copytree(adapter, folder / "adapter")
+            (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
+
+    save_checkpoint(output, merged, job.tokenizer, record=record, card=model_card(record), extras=extras)
+
+
+def training_settings(arguments: SFTConfig) -> dict[str, Any]:
+    """The training arguments that shape the result."""
+    names = (
+        "max_steps",
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "gradient_accumulation_steps",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "max_grad_norm",
+        "max_length",
+        "bf16",
+        "gradient_checkpointing",
+        "seed",
+    )
+    return {name: _plain(getattr(arguments, name)) for name in names}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, (int, float, str, bool, type(None))) else str(getattr(value, "value", value))

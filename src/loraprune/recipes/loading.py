@@ -1,0 +1,160 @@
+"""Checkpoints in: config, tokenizer and weights, with errors that say what to do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.architectures import spec_for
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be loaded; the message says why and what to do."""
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).exists() or name.startswith((".", "/", "~"))
+
+
+def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+    """Read the config of a checkpoint (a folder or a hub name) and make sure that its family is supported.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it needs code of its own.
+        UnsupportedArchitectureError: the family has no description.
+    """
+    from transformers import AutoConfig
+
+    if _is_local(name) and not (Path(name).expanduser() / "config.json").is_file():
+        raise CheckpointError(
+            f"{name} is no checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
+            "of the hub."
+        )
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise CheckpointError(
+                f"{name} needs code from its own repository. Read that code first; if you trust it, pass "
+                "--trust-remote-code."
+            ) from error
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{name} is neither a folder with a config.json nor a model that the hub gives out: "
+                f"{text.splitlines()[0]}"
+            ) from error
+        raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
+    spec_for(config)
+    return config
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:
+        raise CheckpointError(
+            f"No tokenizer can be loaded from {name}: {str(error).splitlines()[0]} "
+            "Name a checkpoint that has one with --tokenizer."
+        ) from error
+    if len(tokenizer) == 0:
+        raise CheckpointError(f"The tokenizer of {name} is empty. Name a checkpoint that has one with --tokenizer.")
+    return tokenizer
+
+
+def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer without a pad token pad with another token; padded positions are never attended to."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = (
+            tokenizer.eos_token
+            or tokenizer.unk_token
+            or tokenizer.bos_token
+            or tokenizer.convert_ids_to_tokens([0])[0]
+        )
+
+
+def meta_model(config: PretrainedConfig) -> PreTrainedModel:
+    """The model without its weights: names and shapes only, in no memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+    model.tie_weights()
+    return model
+
+
+def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
+    """The dtype in which a checkpoint's weights are stored, as its config says; float32 where it does not."""
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype.removeprefix("torch."))
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to train in: the checkpoint's own on an accelerator, 32 bits on a CPU, which is slow in 16."""
+    return stored if device.type != "cpu" else torch.float32
+
+
+def load_model(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> PreTrainedModel:
+    """Load a checkpoint's weights onto a device.
+
+    Raises:
+        CheckpointError: files are missing or broken, or tensors are missing from them.
+    """
+    from transformers import AutoModelForCausalLM
+
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            name,
+            dtype=dtype,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"The weights of {name} cannot be loaded: {str(error).splitlines()[0]} "
+            "(weights are read from safetensors files only)"
+        ) from error
+    missing = sorted(_missing(info))
+    if missing:
+        raise CheckpointError(
+            f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
+        )
+    loaded: PreTrainedModel = model.to(device)
+    return loaded
+
+
+def _missing(info: Any) -> set[str]:
+    keys = info["missing_keys"] if isinstance(info, dict) else info.missing_keys
+    return set(keys)
+
+
+def default_device() -> torch.device:
+    """The first accelerator, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

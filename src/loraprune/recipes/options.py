@@ -1,0 +1,62 @@
+"""Everything about a run that is neither pruning, LoRA nor training: where it comes from and where it goes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Options of a whole run.
+
+    Attributes:
+        output: folder of the finished checkpoint; None keeps the result in memory only.
+        overwrite: replace an output folder that holds something, and forget an interrupted run.
+        resume: go on with the interrupted run of this output folder.
+        keep_run: keep the run's folder (its checkpoints) after the end.
+        save_adapter: also save the unmerged adapter and the plan.
+        answers_only: of instructions and chats, train on the answers alone.
+        eval_data: data to measure perplexity on; None holds out some of the training data.
+        eval_sequences: sequences to measure on, at most; 0 measures nothing.
+        split: split of the training data (for hub data sets).
+        data_name: configuration of a hub data set.
+        target_params: wanted parameters of the whole model, instead of a ratio.
+        latency: measure the latency of a forward pass, dense and pruned.
+        unrecovered: also measure the original model with the same groups cut out and nothing else done.
+        report: write report.html and report.json beside the checkpoint.
+        prompt: text that dense and pruned model go on from, for the report.
+        trust_remote_code: run code that a checkpoint brings.
+        revision: of a hub checkpoint.
+        command: what the user typed, for the record.
+    """
+
+    output: Path | None = None
+    overwrite: bool = False
+    resume: bool = False
+    keep_run: bool = False
+    save_adapter: bool = False
+    answers_only: bool = True
+    eval_data: str | None = None
+    eval_sequences: int = 64
+    split: str = "train"
+    data_name: str | None = None
+    target_params: int | None = None
+    latency: bool = True
+    unrecovered: bool = False
+    report: bool = True
+    prompt: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+    command: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.eval_sequences < 0:
+            raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
+        if self.output is None and self.resume:
+            raise ValueError("A run without an output folder leaves nothing to resume from.")
+
+    @property
+    def run_dir(self) -> Path | None:
+        """Folder of the run's own checkpoints, beside the output."""
+        return None if self.output is None else self.output.with_name(f"{self.output.name}.run")

@@ -1,0 +1,202 @@
+"""Checks before any long work: everything a run needs but the weights, cheapest first."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.allocation import check_reachable, ratio_for_parameters
+from loraprune.data.formats import PreparedData, prepare_dataset
+from loraprune.data.sources import load_source
+from loraprune.evaluation.perplexity import HeldOut
+from loraprune.export import check_disk_space, check_output, check_relaxed_class
+from loraprune.recipes.arguments import training_arguments
+from loraprune.recipes.loading import checkpoint_dtype, default_device, load_config, load_tokenizer, meta_model
+from loraprune.recipes.lora import LoraOptions, lora_config
+from loraprune.recipes.options import RunOptions
+from loraprune.structure import Structure, describe
+from loraprune.training.config import PruningConfig
+from loraprune.training.state import last_checkpoint
+from loraprune.widths import legal_widths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+    from trl import SFTConfig
+
+logger = logging.getLogger("loraprune")
+
+HELD_OUT_SHARE = 20
+
+
+@dataclass(kw_only=True)
+class Job:
+    """A run that was checked and can begin.
+
+    Attributes:
+        name: of the checkpoint, for the record.
+        model: given by the user, or None: it is loaded from ``name``.
+        config: of the model before pruning.
+        train_rows: tokenized rows to train on; ``held_out``: sequences to measure on.
+        stored_dtype: dtype of the checkpoint, and of the result.
+        checkpoint: to resume from.
+    """
+
+    name: str
+    model: PreTrainedModel | None
+    config: PretrainedConfig
+    tokenizer: PreTrainedTokenizerBase
+    pruning: PruningConfig
+    arguments: SFTConfig
+    lora: LoraConfig
+    data: PreparedData
+    train_rows: Dataset
+    held_out: HeldOut | None
+    structure: Structure
+    stored_dtype: torch.dtype
+    device: torch.device
+    options: RunOptions
+    checkpoint: Path | None
+
+
+
+def prepare(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset,
+    pruning: PruningConfig,
+    training: Mapping[str, Any],
+    lora: LoraConfig | LoraOptions | None,
+    tokenizer: PreTrainedTokenizerBase | str | None,
+    options: RunOptions,
+    run_dir: Path,
+) -> Job:
+    """Check all that was given, cheapest first, and load everything but the weights."""
+    checkpoint = _check_folders(options)
+    loaded = None if isinstance(model, (str, Path)) else model
+    name = str(model) if loaded is None else str(getattr(loaded.config, "_name_or_path", "") or "model")
+    config = (
+        load_config(name, trust_remote_code=options.trust_remote_code, revision=options.revision)
+        if loaded is None
+        else loaded.config
+    )
+    device = default_device() if loaded is None else next(loaded.parameters()).device
+    arguments = training_arguments(
+        training, run_dir=run_dir, device=device, context=getattr(config, "max_position_embeddings", None)
+    )
+    if options.output is None:
+        arguments.save_strategy = "no"
+    config = copy.deepcopy(config)
+    lora = LoraOptions() if lora is None else lora
+    structure = describe(meta_model(config) if loaded is None else loaded)
+    pruning = _check_ratio(pruning, structure, config, options)
+    pruning = replace(pruning, seed=arguments.seed)
+    stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
+    if options.output is not None:
+        check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
+    if tokenizer is None or isinstance(tokenizer, str):
+        tokenizer = load_tokenizer(
+            tokenizer or name, trust_remote_code=options.trust_remote_code, revision=options.revision
+        )
+    prepared, train_rows, held_out = _prepare_data(dataset, tokenizer, arguments, options)
+    return Job(
+        name=name,
+        model=loaded,
+        config=config,
+        tokenizer=tokenizer,
+        pruning=pruning,
+        arguments=arguments,
+        lora=lora_config(lora, structure) if isinstance(lora, LoraOptions) else lora,
+        data=prepared,
+        train_rows=train_rows,
+        held_out=held_out,
+        structure=structure,
+        stored_dtype=stored_dtype,
+        device=device,
+        options=options,
+        checkpoint=checkpoint,
+    )
+
+
+def _check_folders(options: RunOptions) -> Path | None:
+    """Find out whether the run may write where it wants to, and where it goes on from."""
+    output, run_dir = options.output, options.run_dir
+    if output is None or run_dir is None:
+        return None
+    check_output(output, overwrite=options.overwrite or options.resume)
+    checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
+    if options.resume:
+        if checkpoint is None:
+            raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
+        return checkpoint
+    if checkpoint is not None:
+        if not options.overwrite:
+            raise ValueError(
+                f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite."
+            )
+        shutil.rmtree(run_dir)
+    return None
+
+
+def _check_ratio(
+    pruning: PruningConfig, structure: Structure, config: PretrainedConfig, options: RunOptions
+) -> PruningConfig:
+    """Turn a parameter target into a ratio, and make sure that the ratio can be met."""
+    if options.target_params is not None:
+        pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
+    if pruning.any_head_count:
+        check_relaxed_class(structure, config)
+    if pruning.ratio > 0.0:
+        legal = legal_widths(
+            structure, channel_multiple=pruning.channel_multiple, any_head_count=pruning.any_head_count
+        )
+        check_reachable(structure, pruning.ratio, legal)
+    return pruning
+
+
+def _prepare_data(
+    dataset: str | Path | Dataset,
+    tokenizer: PreTrainedTokenizerBase,
+    arguments: SFTConfig,
+    options: RunOptions,
+) -> tuple[PreparedData, Dataset, HeldOut | None]:
+    """Tokenize, and set sequences aside to measure on: of ``eval_data``, or a twentieth of the training data."""
+
+    def prepared(source: str | Path | Dataset) -> PreparedData:
+        rows = (
+            load_source(str(source), split=options.split, name=options.data_name)
+            if isinstance(source, (str, Path))
+            else source
+        )
+        return prepare_dataset(
+            rows, tokenizer, max_length=arguments.max_length, answers_only=options.answers_only
+        )
+
+    data = prepared(dataset)
+    rows = data.dataset
+    if options.eval_sequences == 0:
+        return data, rows, None
+    if options.eval_data is not None:
+        held = prepared(options.eval_data).dataset
+        return data, rows, _held_out(held.select(range(min(options.eval_sequences, len(held)))))
+    count = min(options.eval_sequences, len(rows) // HELD_OUT_SHARE)
+    if count == 0:
+        logger.info("The data is too short to hold some of it out: perplexity is not measured.")
+        return data, rows, None
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
+    return data, rows.select(sorted(order[count:])), _held_out(rows.select(sorted(order[:count])))
+
+
+def _held_out(rows: Dataset) -> HeldOut:
+    sequences = []
+    for row in rows:
+        ids = torch.tensor(row["input_ids"])
+        sequences.append((ids, torch.tensor(row["labels"]) if "labels" in row else ids))
+    return HeldOut(sequences=sequences)

@@ -1,0 +1,132 @@
+"""From the record of a run to what its report shows."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from loraprune.report.data import (
+    Completion,
+    Cut,
+    Headline,
+    HistoryPoint,
+    Importance,
+    LayerWidth,
+    ReportData,
+    Row,
+    Unit,
+)
+
+if TYPE_CHECKING:
+    from loraprune.training.run import PruningRun
+
+
+def _row(metrics: dict[str, Any], label: str, key: str, unit: Unit, detail: str = "") -> list[Row]:
+    dense, pruned = metrics["dense"].get(key), metrics["pruned"].get(key)
+    if dense is None or pruned is None:
+        return []
+    unrecovered = metrics.get("unrecovered", {}).get(key)
+    return [Row(label=label, unit=unit, detail=detail, dense=dense, unrecovered=unrecovered, pruned=pruned)]
+
+
+def _rows(metrics: dict[str, Any]) -> tuple[Row, ...]:
+    pruned = metrics["pruned"]
+    held_out = f"{pruned.get('segment_length')}-token segments, {pruned.get('num_tokens', 0):,} held-out tokens"
+    return tuple(
+        _row(metrics, "Parameters", "parameters", Unit.PARAMETERS)
+        + _row(metrics, "File size", "bytes", Unit.BYTES, "weights in safetensors")
+        + _row(metrics, "Held-out perplexity", "perplexity", Unit.PERPLEXITY, held_out)
+        + _row(metrics, "Bits per byte", "bits_per_byte", Unit.BITS_PER_BYTE, held_out)
+        + _row(
+            metrics,
+            "Forward pass",
+            "latency_ms",
+            Unit.MILLISECONDS,
+            f"1 × {pruned.get('latency_tokens')} tokens, median, taking turns",
+        )
+    )
+
+
+def _completions(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:
+    if prompt is None or "completion" not in metrics["dense"]:
+        return ()
+    return (
+        Completion(
+            prompt=prompt,
+            dense=metrics["dense"]["completion"],
+            unrecovered=metrics.get("unrecovered", {}).get("completion"),
+            pruned=metrics["pruned"]["completion"],
+        ),
+    )
+
+
+def _layers(run: PruningRun) -> tuple[LayerWidth, ...]:
+    return tuple(
+        LayerWidth(
+            layer=dimension.layer,
+            kind=dimension.kind,
+            total=dimension.num_groups,
+            kept=run.plan.count(dimension.name),
+        )
+        for dimension in run.structure
+    )
+
+
+def _importance(run: PruningRun) -> dict[str, Importance]:
+    found = {}
+    for dimension in run.structure:
+        scores = run.importance.get(dimension.name)
+        if scores is not None:
+            kept = set(run.plan.kept[dimension.name])
+            found[dimension.name] = Importance(
+                kind=dimension.kind,
+                layer=dimension.layer,
+                scores=tuple(scores.tolist()),
+                kept=tuple(group in kept for group in range(dimension.num_groups)),
+            )
+    return found
+
+
+def report_data(record: dict[str, Any], run: PruningRun, prompt: str | None, notes: tuple[str, ...]) -> ReportData:
+    """Gather what the report of a joint run shows.
+
+    Args:
+        record: see :func:`loraprune.recipes.record.run_record`.
+        run: structure, plan and scores.
+        prompt: that the completions go on from.
+        notes: what the reader has to know.
+    """
+    metrics = record["metrics"]
+    pruning = metrics["pruning"]
+    unique_cuts = {cut["step"]: cut for cut in pruning["cuts"]}
+    model = record["base_model"].rstrip("/").rpartition("/")[2]
+    return ReportData(
+        title=f"{model}, {pruning['ratio']:.0%} pruned",
+        model=record["base_model"],
+        created=record["created"],
+        headline=Headline(
+            ratio=pruning["ratio"],
+            target_ratio=pruning["target_ratio"],
+            total_before=pruning["parameters_before"],
+            total_after=pruning["parameters"],
+            prunable_before=pruning["prunable_parameters_before"],
+            prunable_after=pruning["prunable_parameters"],
+        ),
+        rows=_rows(metrics),
+        history=tuple(HistoryPoint(**point) for point in metrics["history"]),
+        cuts=tuple(
+            Cut(
+                step=cut["step"],
+                ratio=cut["ratio"],
+                widths={kind: tuple(counts) for kind, counts in cut["widths"].items()},
+            )
+            for cut in unique_cuts.values()
+        ),
+        layers=_layers(run),
+        importance=_importance(run),
+        completions=_completions(metrics, prompt),
+        settings=record["settings"],
+        versions=record["versions"],
+        command=record["command"] or "",
+        notes=notes,
+        machine=record["machine"],
+    )

@@ -1,0 +1,104 @@
+"""Numbers as people read them: ``5.48 M``, ``10.9 MB``, ``12.3 ms``, ``+3.1 %``.
+
+Every function takes None and non-finite values and shows them as a dash, so that no caller has to ask first.
+"""
+
+from __future__ import annotations
+
+import math
+
+MISSING = "\N{EN DASH}"
+MULTIPLICATION_SIGN = "\N{MULTIPLICATION SIGN}"
+_MINUS = "\N{MINUS SIGN}"
+
+
+def is_number(value: float | None) -> bool:
+    """Tell whether ``value`` can be shown as a number: neither None nor NaN nor infinite."""
+    return value is not None and math.isfinite(value)
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """Format with ``digits`` significant digits; integers of more digits stay whole: ``4.09``, ``12.0``, ``14,813``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    if value == 0:
+        return "0"
+    rounded = _round(value, digits)
+    exponent = math.floor(math.log10(abs(rounded)))
+    if not -4 <= exponent < 6:
+        mantissa = f"{rounded / 10.0**exponent:.{digits - 1}f}"
+        return _with_minus(f"{mantissa}e{exponent}")
+    decimals = digits - 1 - exponent
+    return _with_minus(f"{rounded:.{decimals}f}" if decimals >= 0 else f"{value:,.0f}")
+
+
+def count(value: float | None) -> str:
+    """Format a number of things: ``704``, ``1,408``, ``12.5 k``, ``5.48 M``, ``6.74 B``."""
+    if value is not None and math.isfinite(value) and abs(value) < 10_000:
+        return _with_minus(f"{value:,.0f}")
+    return _scaled(value, ("", " k", " M", " B", " T"))
+
+
+def file_size(num_bytes: float | None) -> str:
+    """Format a number of bytes in powers of 1000: ``512 B``, ``10.9 MB``."""
+    if num_bytes is not None and abs(num_bytes) < 1000:
+        return _with_minus(f"{num_bytes:.0f} B")
+    return _scaled(num_bytes, (" B", " kB", " MB", " GB", " TB"))
+
+
+def milliseconds(value: float | None) -> str:
+    """Format a short time given in milliseconds: ``12.3 ms``, from ten seconds on ``12.3 s``."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{significant(value)} ms" if abs(value) < 10_000 else f"{significant(value / 1000)} s"
+
+
+def duration(seconds: float | None) -> str:
+    """Format the length of a run given in seconds: ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
+    if seconds is None or not math.isfinite(seconds):
+        return MISSING
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole else f"{significant(seconds, 2)} s"
+    minutes, rest = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(fraction: float | None, signed: bool = False) -> str:
+    """Format a fraction as a percentage: ``50.0 %``; ``signed`` writes the plus too: ``+3.1 %``."""
+    if fraction is None or not math.isfinite(fraction):
+        return MISSING
+    value = 100 * fraction
+    decimals = 2 if abs(value) < 0.095 else 1 if abs(value) < 1000 else 0
+    digits = f"{abs(value):,.{decimals}f}"
+    if float(digits.replace(",", "")) == 0:
+        return "0.0 %"
+    sign = _MINUS if value < 0 else "+" if signed else ""
+    return f"{sign}{digits} %"
+
+
+def times(factor: float | None) -> str:
+    """Format a factor: 1.61 and a multiplication sign."""
+    return f"{significant(factor)}{MULTIPLICATION_SIGN}" if is_number(factor) else MISSING
+
+
+def _scaled(value: float | None, suffixes: tuple[str, ...]) -> str:
+    if value is None or not math.isfinite(value):
+        return MISSING
+    rounded = _round(value, 3)
+    power = 0
+    while abs(rounded) >= 1000 and power < len(suffixes) - 1:
+        rounded /= 1000
+        power += 1
+    return significant(rounded) + suffixes[power]
+
+
+def _round(value: float, digits: int) -> float:
+    """Round to significant digits first, so that 9.999 becomes ``10.0`` and not ``10.00``."""
+    return float(f"{value:.{digits - 1}e}")
+
+
+def _with_minus(digits: str) -> str:
+    return digits.replace("-", _MINUS)

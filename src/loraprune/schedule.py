@@ -1,0 +1,59 @@
+"""When to cut and how far: a sparsity schedule as a list of cuts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Cut:
+    """A cut: after optimizer step ``step`` (counted from 1) the sparsity ratio is raised to ``ratio``."""
+
+    step: int
+    ratio: float
+
+
+def cubic_ratio(progress: float, target: float) -> float:
+    """Sparsity ratio after a share ``progress`` in [0, 1] of the pruning phase: fast at first, slow at the end.
+
+    Source: Zhu and Gupta 2017 (arXiv 1710.01878, Eq. 1), as in the public LoRAPrune code.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    return target * (1.0 - (1.0 - progress) ** 3)
+
+
+def cut_schedule(*, total_steps: int, start: float, end: float, cuts: int, ratio: float) -> list[Cut]:
+    """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios.
+
+    The first cut stands at ``start`` of the run and the last one, which reaches ``ratio`` exactly, at ``end``.
+    In a run too short for all of them several fall on one step; the largest ratio is kept.
+
+    Args:
+        total_steps: optimizer steps of the whole run.
+        start: fraction of the run before the first cut, in [0, end].
+        end: fraction of the run at which pruning is over, in (0, 1].
+        cuts: number of cuts, at least 1. A single cut stands at ``end``.
+        ratio: final sparsity ratio, in [0, 1); 0 gives no cuts.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+    if total_steps < 1:
+        raise ValueError(f"A run needs at least one step, not {total_steps}.")
+    if not 0.0 <= start <= end <= 1.0 or end == 0.0:
+        raise ValueError(
+            f"The pruning phase goes from {start} to {end} of the run; it needs 0 <= start <= end <= 1 and end > 0."
+        )
+    if cuts < 1:
+        raise ValueError(f"The number of cuts is {cuts}; at least one is needed.")
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"The sparsity ratio is {ratio}; it must lie in [0, 1).")
+    if ratio == 0.0:
+        return []
+    last = max(1, round(end * total_steps))
+    first = min(max(1, round(start * total_steps)), last)
+    by_step: dict[int, float] = {}
+    for index in range(1, cuts + 1):
+        share = (index - 1) / (cuts - 1) if cuts > 1 else 1.0
+        by_step[first + round(share * (last - first))] = cubic_ratio(index / cuts, ratio)
+    return [Cut(step, by_step[step]) for step in sorted(by_step)]

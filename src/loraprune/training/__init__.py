@@ -1,0 +1,1 @@
+"""Pruning while a Trainer trains: the callback, its configuration and its saved state."""

@@ -1,0 +1,176 @@
+"""The callback that prunes a model while a Trainer tunes it with LoRA."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from loraprune.training.calibration import draw_calibration
+from loraprune.training.config import PruningConfig
+from loraprune.training.run import PruningRun
+from loraprune.training.state import restore_, save_state
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+
+class TrainingDivergedError(ArithmeticError):
+    """Loss or gradients stayed NaN or Inf; the last good state is saved."""
+
+
+def gradients_finite(model: nn.Module) -> bool:
+    """Whether every gradient of a model is finite; one transfer from the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+class PruningCallback(TrainerCallback):  # type: ignore[misc]
+    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA.
+
+    Example::
+
+        callback = PruningCallback(PruningConfig(ratio=0.5))
+        SFTTrainer(model, train_dataset=data, peft_config=LoraConfig(...), callbacks=[callback]).train()
+
+    After ``train()`` the model has fewer heads and channels; merge the adapter and save it with
+    :func:`loraprune.save_pruned`.
+
+    Args:
+        config: what to prune.
+        calibration: token ids (1-D tensors) for the refit; None draws them from the training data.
+
+    Attributes:
+        run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
+        history: one entry a log: step, loss, ratio, parameters, seconds since the start.
+    """
+
+    def __init__(
+        self, config: PruningConfig | None = None, calibration: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        self.config = config or PruningConfig()
+        self.run: PruningRun | None = None
+        self.history: list[dict[str, Any]] = []
+        self.skipped_steps: list[int] = []
+        self._calibration = calibration
+        self._skipped_in_a_row = 0
+        self._diverged = False
+        self._started = 0.0
+
+    def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
+        """Bring an unpruned model to the state of a checkpoint of an interrupted run, in place.
+
+        Call it before the Trainer is built, then ``trainer.train(resume_from_checkpoint=checkpoint)``.
+
+        Raises:
+            FileNotFoundError: the folder holds no state of a pruning run.
+            ValueError: the run was started with another configuration or model.
+        """
+        self.run, self.history = restore_(model, Path(checkpoint), self.config)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Describe the model, fix the schedule, start to gather evidence."""
+        if args.world_size > 1:
+            raise ValueError(
+                f"Pruning runs in one process, and this run has {args.world_size}. Start it with one process."
+            )
+        model = kwargs["model"]
+        if self.run is None:
+            if state.global_step > 0 and self.config.ratio > 0.0:
+                raise ValueError(
+                    "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
+                    "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
+                )
+            self.run = PruningRun.of(model, self.config)
+        if self._calibration is None and self.config.refit and self.config.ratio > 0.0:
+            dataset = kwargs["train_dataloader"].dataset
+            self._calibration = draw_calibration(dataset, self.config.calibration_sequences, self.config.seed)
+        self.run.begin(model, state.max_steps, self._calibration)
+        spent = self.history[-1]["seconds"] if self.history else 0.0
+        self._started = time.monotonic() - spent
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take in the evidence of the step; leave out a step whose gradients are not finite."""
+        assert self.run is not None
+        finite = gradients_finite(kwargs["model"])
+        self.run.observe(usable=finite)
+        if finite:
+            self._skipped_in_a_row = 0
+            return
+        step = state.global_step + 1
+        self.skipped_steps.append(step)
+        self._skipped_in_a_row += 1
+        # Without gradients the optimizer leaves every parameter as it is.
+        kwargs["optimizer"].zero_grad(set_to_none=True)
+        warnings.warn(f"Step {step}: NaN or Inf in the gradients; the step is skipped.", stacklevel=2)
+        if self._skipped_in_a_row > self.config.max_skipped_steps:
+            self._diverged = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Make the cut that is due."""
+        assert self.run is not None
+        if not self._diverged:
+            self.run.cut_if_due(state.global_step, kwargs.get("optimizer"))
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add ratio and size to what the Trainer logs, and keep it for the report."""
+        if logs is None or self.run is None or "loss" not in logs:
+            return
+        logs["sparsity_ratio"] = self.run.ratio
+        logs["base_parameters"] = self.run.num_parameters
+        self.history.append(
+            {
+                "step": state.global_step,
+                "loss": float(logs["loss"]),
+                "ratio": self.run.ratio,
+                "parameters": self.run.num_parameters,
+                "seconds": time.monotonic() - self._started,
+            }
+        )
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the state of pruning into the checkpoint that the Trainer just wrote."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self.run is not None and folder.is_dir():
+            save_state(self.run, kwargs["model"], folder, self.history)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take off all hooks; a run that diverged ends with an error here."""
+        assert self.run is not None
+        if self._diverged:
+            first = self.skipped_steps[-self._skipped_in_a_row]
+            raise TrainingDivergedError(
+                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. The "
+                f"last good state is saved in {args.output_dir}. Try a lower learning rate, and check the data."
+            )
+        interrupted = self.run.pending
+        self.run.end()
+        if interrupted:
+            warnings.warn(
+                f"Training ended at step {state.global_step}, before {len(interrupted)} of "
+                f"{len(self.run.schedule)} cuts: the ratio reached is {self.run.ratio:.4f}.",
+                stacklevel=2,
+            )

@@ -1,0 +1,227 @@
+"""The course of pruning through a run: which cut comes next, what the averages are, what was done so far."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.allocation import allocate, check_reachable
+from loraprune.averaging import MovingAverage, Scores, averaged, selected, updated
+from loraprune.criteria import make_criterion
+from loraprune.masking import Masks
+from loraprune.plan import Plan
+from loraprune.refit import cut_
+from loraprune.schedule import Cut, cut_schedule
+from loraprune.slicing import slice_
+from loraprune.structure import Structure, describe
+from loraprune.widths import LegalWidths, legal_widths
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.training.config import PruningConfig
+
+
+@dataclass(frozen=True)
+class CutRecord:
+    """A cut that was made: after which step, the ratio reached, and the groups kept in each layer by kind."""
+
+    step: int
+    ratio: float
+    widths: dict[str, list[int]]
+
+
+@dataclass
+class PruningRun:
+    """Everything that pruning knows during a run; what of it must survive an interruption is in ``training.state``.
+
+    Attributes:
+        config: what was asked for.
+        structure: of the model before any pruning.
+        plan: groups that are kept now.
+        average: moving average of the scores, over the groups that are kept now.
+        records: cuts that were made.
+        importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
+    """
+
+    config: PruningConfig
+    structure: Structure
+    plan: Plan
+    average: MovingAverage = field(default_factory=MovingAverage)
+    records: list[CutRecord] = field(default_factory=list)
+    importance: Scores = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self._model: nn.Module | None = None
+        self._masks: Masks | None = None
+        self._calibration: Sequence[torch.Tensor] | None = None
+        self._attached = False
+        self.schedule: list[Cut] = []
+        self.criterion = make_criterion(
+            self.config.criterion, lora_form=self.config.lora_form, seed=self.config.seed
+        )
+
+    @classmethod
+    def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
+        """A run that has not begun, for a model that is not pruned yet.
+
+        Raises:
+            ValueError: the model cannot be pruned, or not by that ratio.
+        """
+        structure = describe(model)
+        run = cls(config=config, structure=structure, plan=Plan.full(structure))
+        if config.ratio > 0.0:
+            check_reachable(structure, config.ratio, run.legal_widths())
+        return run
+
+    def legal_widths(self) -> LegalWidths:
+        """Widths that the plan may have."""
+        return legal_widths(
+            self.structure,
+            channel_multiple=self.config.channel_multiple,
+            any_head_count=self.config.any_head_count,
+        )
+
+    @property
+    def ratio(self) -> float:
+        """Sparsity ratio reached so far."""
+        return self.plan.ratio(self.structure)
+
+    @property
+    def num_parameters(self) -> int:
+        """Base parameters of the model as it is now."""
+        return self.structure.num_parameters - self.plan.removed_parameters(self.structure)
+
+    @property
+    def pending(self) -> list[Cut]:
+        """Cuts that are still to be made."""
+        return self.schedule[len(self.records) :]
+
+    def begin(
+        self, model: nn.Module, total_steps: int, calibration: Sequence[torch.Tensor] | None = None
+    ) -> None:
+        """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
+        self._model, self._calibration = model, calibration
+        config = self.config
+        self.schedule = cut_schedule(
+            total_steps=total_steps,
+            start=config.prune_start,
+            end=config.prune_end,
+            cuts=config.cuts,
+            ratio=config.ratio,
+        )
+        if config.apply == "mask":
+            self._masks = Masks(model, self.structure, self.plan)
+        if self.pending:
+            self.criterion.attach(model, self.structure)
+            self._attached = True
+
+    def _physical(self) -> Plan:
+        """The plan that the tensors have: with masks, everything is still there."""
+        return Plan.full(self.structure) if self._masks else self.plan
+
+    def _read_scores(self) -> Scores | None:
+        """Finite scores of the groups that are kept, from the evidence since the last call."""
+        physical = self._physical()
+        scores = self.criterion.scores(physical)
+        if scores is None or not all(bool(torch.isfinite(value).all()) for value in scores.values()):
+            return None
+        positions = self.plan.positions_in(physical)
+        return {
+            name: value[torch.as_tensor(positions[name], device=value.device)] if name in positions else value
+            for name, value in scores.items()
+        }
+
+    def observe(self, usable: bool = True) -> None:
+        """Take in the evidence of a step, after its backward passes; thrown away where the step is not usable."""
+        if not (self._attached and self.criterion.every_step):
+            return
+        scores = self._read_scores()
+        if usable and scores is not None:
+            self.average = updated(self.average, scores, self.config.average_decay)
+
+    def _current_scores(self) -> Scores | None:
+        if not self.criterion.every_step:
+            return self._read_scores()
+        average = averaged(self.average, self.config.average_decay, self.config.average_bias_correction)
+        return average or None
+
+    def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
+        """Make the cut that is due after an optimizer step; waits where there is no usable score yet."""
+        due = [cut for cut in self.pending if cut.step <= step]
+        if not due:
+            return None
+        scores = self._current_scores()
+        if scores is None:
+            return None
+        self._remember(scores)
+        after = allocate(
+            self.structure, self.plan, scores, due[-1].ratio, self.legal_widths(), self.config.allocation
+        )
+        self._apply(after, optimizer)
+        record = CutRecord(
+            step,
+            self.ratio,
+            {kind: list(after.counts(self.structure, kind)) for kind in self.structure.kinds},
+        )
+        self.records += [record] * len(due)
+        if not self.pending:
+            self._release()
+        return record
+
+    def _remember(self, scores: Scores) -> None:
+        """Note the scores under the groups' first numbers."""
+        for dimension in self.structure:
+            name = dimension.name
+            known = self.importance.setdefault(name, torch.full((dimension.num_groups,), float("nan")))
+            known[list(self.plan.kept[name])] = scores[name].float().cpu()
+
+    def _apply(self, after: Plan, optimizer: object | None) -> None:
+        assert self._model is not None
+        positions = after.positions_in(self.plan)
+        if self._masks:
+            self._masks.apply(after)
+        else:
+            cut_(
+                self._model,
+                self.structure,
+                self.plan,
+                after,
+                calibration=self._calibration if self.config.refit else None,
+                damping=self.config.refit_damping,
+                optimizer=optimizer,
+            )
+        self.average = selected(self.average, positions)
+        self.plan = after
+
+    def _release(self) -> None:
+        """Stop to gather evidence: after the last cut a step costs what plain LoRA tuning costs."""
+        if self._attached:
+            self.criterion.detach()
+            self._attached = False
+            self.average = MovingAverage()
+
+    def end(self) -> None:
+        """Leave the model without hooks; masks become cuts."""
+        self._release()
+        if self._masks:
+            self._masks.remove()
+            self._masks = None
+            assert self._model is not None
+            slice_(self._model, self.structure, Plan.full(self.structure), self.plan)
+
+    def summary(self) -> dict[str, Any]:
+        """Where pruning stands, as plain values."""
+        return {
+            "ratio": self.ratio,
+            "target_ratio": self.config.ratio,
+            "parameters_before": self.structure.num_parameters,
+            "parameters": self.num_parameters,
+            "prunable_parameters_before": self.structure.prunable_parameters,
+            "prunable_parameters": self.structure.prunable_parameters
+            - self.plan.removed_parameters(self.structure),
+            "cuts": [{"step": r.step, "ratio": r.ratio, "widths": r.widths} for r in self.records],
+        }

@@ -1,0 +1,57 @@
+"""The comparison says how the pruned model differs, in words and figures."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from loraprune.report import comparison
+from loraprune.report.data import Row, Unit
+
+if TYPE_CHECKING:
+    from loraprune.report.data import ReportData
+
+TIMES = "\N{MULTIPLICATION SIGN}"
+DASH = "\N{EN DASH}"
+
+
+@pytest.mark.parametrize(
+    ("unit", "before", "after", "text"),
+    [
+        (Unit.PARAMETERS, 100, 50, "\N{MINUS SIGN}50.0 %"),
+        (Unit.PERPLEXITY, 4.0, 5.0, "+25.0 %"),
+        (Unit.PERPLEXITY, 4.0, 12.0, f"3.00{TIMES}"),
+        (Unit.BITS_PER_BYTE, 0.5, 0.5, "unchanged"),
+        (Unit.MILLISECONDS, 12.0, 8.0, f"1.50{TIMES} faster"),
+        (Unit.MILLISECONDS, 8.0, 12.0, f"1.50{TIMES} slower"),
+        (Unit.MILLISECONDS, 8.0, 8.01, "unchanged"),
+        (Unit.TOKENS_PER_SECOND, 1000, 1500, f"1.50{TIMES} faster"),
+        (Unit.ACCURACY, 0.61, 0.58, "\N{MINUS SIGN}3.0 points"),
+        (Unit.PARAMETERS, 0, 0, DASH),
+        (Unit.MILLISECONDS, 8.0, 0.0, DASH),
+        (Unit.PERPLEXITY, math.inf, 4.0, DASH),
+        (Unit.PERPLEXITY, 4.0, None, DASH),
+    ],
+)
+def test_changes(unit: Unit, before: float | None, after: float | None, text: str) -> None:
+    assert comparison.change(before, after, unit) == text
+
+
+def test_every_unit_can_be_shown() -> None:
+    for unit in Unit:
+        assert comparison.format_row(Row(label="x", unit=unit, dense=0.5, pruned=None)).pruned == DASH
+
+
+def test_the_summary_tells_ratio_cuts_steps_and_time(sample: ReportData) -> None:
+    expected = (
+        "50.3 % of the prunable parameters removed (target 50.0 %), in 8 cuts, over 150 training steps (1 min 47 s)."
+    )
+    assert comparison.summary(sample) == expected
+
+
+def test_the_summary_of_a_training_free_run_says_so(sample: ReportData) -> None:
+    text = comparison.summary(replace(sample, history=(), cuts=sample.cuts[:1]))
+    assert text.endswith("in one cut, without training.")
