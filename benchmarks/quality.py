@@ -126,7 +126,9 @@ def main() -> None:
             done.append(row)
             with options.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
-            print(f"{model} {ratio} {name}: {row['perplexity']:.2f} {row['widths']} ({row['seconds']:.0f} s)", flush=True)
+            print(
+                f"{model} {ratio} {name}: {row['perplexity']:.2f} {row['widths']} ({row['seconds']:.0f} s)", flush=True
+            )
     print(table([row for row in done if row["model"] == model]))
 
 

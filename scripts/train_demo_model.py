@@ -14,6 +14,7 @@ import json
 import math
 import platform
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -36,7 +37,7 @@ VOCABULARY = 4096
 CONTEXT = 512
 END = "<|endoftext|>"
 PAD = "<|pad|>"
-CONFIG = {
+CONFIG: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": 256,
     "intermediate_size": 704,
@@ -133,7 +134,7 @@ def train(model: LlamaForCausalLM, text: HeldOut, work_dir: Path, options: argpa
         train_dataset=Dataset.from_dict({"input_ids": rows, "labels": rows}),
         callbacks=[StopAfter(options.stop_after)] if options.stop_after else [],
     )
-    state_dir = Path(arguments.output_dir)
+    state_dir = work_dir / "state"
     last = get_last_checkpoint(str(state_dir)) if state_dir.is_dir() else None
     trainer.train(resume_from_checkpoint=last)
     return trainer.state.global_step >= options.max_steps
@@ -171,9 +172,7 @@ def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("build/demo-model"))
-    parser.add_argument(
-        "--output", type=Path, default=Path(__file__).resolve().parents[1] / "src/loraprune/demo/model"
-    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "src/loraprune/demo/model")
     parser.add_argument("--max-steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)
@@ -194,7 +193,10 @@ def main() -> None:
     config = model_config(tokenizer)
     text = pack_text(train_texts, tokenizer, CONTEXT)
     held_out = pack_text(held_out_texts, tokenizer, CONTEXT)
-    print(f"{len(text.sequences)} segments of {CONTEXT} tokens to train on, {len(held_out.sequences)} held out", flush=True)
+    print(
+        f"{len(text.sequences)} segments of {CONTEXT} tokens to train on, {len(held_out.sequences)} held out",
+        flush=True,
+    )
 
     set_seed(options.seed)
     model = LlamaForCausalLM(config)
@@ -203,7 +205,7 @@ def main() -> None:
     if not train(model, text, options.work_dir, options):
         print("stopped with the state saved; start again to go on")
         return
-    model = model.cpu().to(torch.bfloat16)
+    model.cpu().bfloat16()
     trained = perplexity(model, held_out)
     model.save_pretrained(options.output)
     tokenizer.save_pretrained(options.output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,7 +26,7 @@ class LoraFactors:
     scaling: float
 
 
-def lora_factors(module: nn.Module) -> list[LoraFactors]:
+def lora_factors(module: Any) -> list[LoraFactors]:
     """Factors of the active adapters of a layer; empty where LoRA does not adapt it."""
     if not hasattr(module, "lora_A"):
         return []
@@ -36,7 +37,12 @@ def lora_factors(module: nn.Module) -> list[LoraFactors]:
     ]
 
 
-def lora_delta(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor | None:
+def has_variant(module: Any) -> bool:
+    """Whether a layer's adapter is a variant (DoRA, for one) whose weight is not simply ``W + s·B·A``."""
+    return bool(getattr(module, "lora_variant", None))
+
+
+def lora_delta(module: Any, rows: slice = slice(None)) -> torch.Tensor | None:
     """``Σ s·B·A`` over the active adapters in 32 bits, for some rows of the layer; None without adapter."""
     parts = [f.scaling * (f.b[rows].float() @ f.a.float()) for f in lora_factors(module)]
     return torch.stack(parts).sum(0) if len(parts) > 1 else (parts[0] if parts else None)

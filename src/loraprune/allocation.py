@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal, get_args
 
 import torch
@@ -19,36 +18,58 @@ Widths = dict[str, int]
 """Groups kept in every layer, for each kind of dimension."""
 
 
-def _channels_for(structure: Structure, heads: int, kept_parameters: float, legal: LegalWidths, limit: int) -> int:
-    """FFN width, rounded and legal, that together with ``heads`` comes nearest to ``kept_parameters``."""
-    attention = heads * sum(dimension.parameters_per_group for dimension in structure.of_kind("heads"))
-    per_channel = sum(dimension.parameters_per_group for dimension in structure.of_kind("channels"))
-    exact = (kept_parameters - attention) / per_channel
-    multiple = legal.channel_multiple
-    width = max(round(exact / multiple), 1) * multiple
-    return min(width, limit)
+def _layer_parameters(structure: Structure, kind: str) -> int:
+    """Parameters of one group of a kind in every layer."""
+    return sum(dimension.parameters_per_group for dimension in structure.of_kind(kind))
 
 
-def _candidates(structure: Structure, plan: Plan, ratio: float, legal: LegalWidths) -> list[Widths]:
-    """Legal pairs of head and channel counts, no larger than the plan's, that meet the parameter target best.
+def _kept_parameters(structure: Structure, widths: Widths) -> int:
+    return sum(count * _layer_parameters(structure, kind) for kind, count in widths.items())
 
-    Where the finest step (one channel multiple in every layer) can meet the target, only pairs that do are given.
-    Otherwise, the pair that comes nearest.
+
+def _channels_beside(structure: Structure, heads: int, kept_parameters: float, legal: LegalWidths) -> int:
+    """Legal FFN width that together with ``heads`` comes nearest to ``kept_parameters``."""
+    attention = heads * _layer_parameters(structure, "heads")
+    exact = (kept_parameters - attention) / _layer_parameters(structure, "channels")
+    return max(round(exact / legal.channel_multiple), 1) * legal.channel_multiple
+
+
+def _tolerance(structure: Structure, legal: LegalWidths) -> float:
+    """Half of the finest step, one channel multiple in every layer, in parameters."""
+    return 0.5 * legal.channel_multiple * _layer_parameters(structure, "channels") * (1 + 1e-9)
+
+
+def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
+    """Legal widths, no larger than those of ``now``, that meet a ratio.
+
+    All pairs that meet it to half a channel multiple; where there is none, the pair that comes nearest.
     """
-    max_heads = min(plan.counts(structure, "heads"))
-    max_channels = min(plan.counts(structure, "channels"))
-    kept_parameters = (1.0 - ratio) * structure.prunable_parameters
-    head_parameters = sum(dimension.parameters_per_group for dimension in structure.of_kind("heads"))
-    channel_parameters = sum(dimension.parameters_per_group for dimension in structure.of_kind("channels"))
+    wanted = (1.0 - ratio) * structure.prunable_parameters
     pairs: list[tuple[float, Widths]] = []
     for heads in legal.head_groups:
-        if heads <= max_heads:
-            channels = _channels_for(structure, heads, kept_parameters, legal, max_channels)
-            kept = heads * head_parameters + channels * channel_parameters
-            pairs.append((abs(kept - kept_parameters), {"heads": heads, "channels": channels}))
-    tolerance = 0.5 * legal.channel_multiple * channel_parameters * (1 + 1e-9)
-    close = [widths for error, widths in pairs if error <= tolerance]
+        if heads <= now["heads"]:
+            channels = min(_channels_beside(structure, heads, wanted, legal), now["channels"])
+            widths = {"heads": heads, "channels": channels}
+            pairs.append((abs(_kept_parameters(structure, widths) - wanted), widths))
+    close = [widths for error, widths in pairs if error <= _tolerance(structure, legal)]
     return close or [min(pairs, key=lambda pair: pair[0])[1]]
+
+
+def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
+    """Widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
+
+    Heads go in coarse steps, so that a pair on the way may have to remove more than the ratio: what the channels
+    have given up already does not come back.
+    """
+    wanted = (1.0 - ratio) * structure.prunable_parameters
+    pairs = []
+    for heads in legal.head_groups:
+        if final["heads"] <= heads <= now["heads"]:
+            channels = _channels_beside(structure, heads, wanted, legal)
+            channels = max(min(channels, now["channels"]), final["channels"])
+            pairs.append({"heads": heads, "channels": channels})
+    far_enough = wanted + _tolerance(structure, legal)
+    return [widths for widths in pairs if _kept_parameters(structure, widths) <= far_enough] or [final]
 
 
 def _kept_positions(scores: torch.Tensor, count: int) -> list[int]:
@@ -57,7 +78,7 @@ def _kept_positions(scores: torch.Tensor, count: int) -> list[int]:
     return sorted(order[:count].tolist())
 
 
-def _lost_importance(structure: Structure, scores: Scores, widths: Widths) -> float:
+def lost_importance(structure: Structure, scores: Scores, widths: Widths) -> float:
     """Importance of the groups that these widths remove."""
     lost = 0.0
     for dimension in structure:
@@ -66,44 +87,55 @@ def _lost_importance(structure: Structure, scores: Scores, widths: Widths) -> fl
     return lost
 
 
-def _uniform(structure: Structure, scores: Scores, ratio: float, candidates: list[Widths]) -> Widths:
-    """The paper's rule: the share of heads nearest to the ratio; channels make up the difference."""
-    exact = (1.0 - ratio) * structure.of_kind("heads")[0].num_groups
-    return min(candidates, key=lambda widths: (abs(widths["heads"] - exact), -widths["heads"]))
+def _choose(structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str) -> Widths:
+    """Pick widths by rule; of equally good ones, those with most heads."""
 
+    def cost(widths: Widths) -> float:
+        if allocation == "uniform":
+            return abs(widths["heads"] - (1.0 - ratio) * structure.of_kind("heads")[0].num_groups)
+        return lost_importance(structure, scores, widths)
 
-def _balanced(structure: Structure, scores: Scores, ratio: float, candidates: list[Widths]) -> Widths:
-    """Of all splits between attention and FFN with the same parameters, the one that loses least importance."""
-    return min(candidates, key=lambda widths: (_lost_importance(structure, scores, widths), -widths["heads"]))
-
-
-_RULES: dict[str, Callable[[Structure, Scores, float, list[Widths]], Widths]] = {
-    "uniform": _uniform,
-    "balanced": _balanced,
-}
+    return min(candidates, key=lambda widths: (cost(widths), -widths["heads"]))
 
 
 def allocate(
-    structure: Structure, plan: Plan, scores: Scores, ratio: float, legal: LegalWidths, allocation: str = "balanced"
+    structure: Structure,
+    plan: Plan,
+    scores: Scores,
+    ratio: float,
+    legal: LegalWidths,
+    allocation: str = "balanced",
+    *,
+    final_ratio: float | None = None,
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
 
+    Every cut looks ahead: first the widths of the finished model are chosen for ``final_ratio``, then widths on the
+    way to them. Otherwise many small cuts would take channels alone, heads being too coarse for any of them.
+
     Args:
         structure: the model before pruning.
-        plan: what is kept so far.
+        plan: what is kept so far, with the same widths in every layer.
         scores: importance of the groups kept so far.
         ratio: removed parameters as a share of all prunable ones, counted from the unpruned model.
         legal: widths that may be chosen.
         allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper) or ``balanced``
             (the split between attention and FFN that loses least importance for the same parameters).
+        final_ratio: where later cuts will end; None where this is the last one.
 
     Returns:
-        A plan with the same widths in every layer whose ratio is within half a channel multiple of the target,
-        unless the plan is already smaller.
+        A plan with the same widths in every layer. At the last cut its ratio is within half a channel multiple of
+        the target, unless the plan was smaller already.
     """
-    if plan.ratio(structure) >= ratio and plan.is_uniform(structure):
+    if plan.ratio(structure) >= ratio:
         return plan
-    widths = _RULES[allocation](structure, scores, ratio, _candidates(structure, plan, ratio, legal))
+    now = {kind: plan.counts(structure, kind)[0] for kind in structure.kinds}
+    target = ratio if final_ratio is None else max(ratio, final_ratio)
+    final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation)
+    widths = final
+    if target > ratio:
+        on_the_way = step_candidates(structure, now, final, ratio, legal)
+        widths = _choose(structure, scores, ratio, on_the_way, allocation)
     return plan.keep(
         {dimension.name: _kept_positions(scores[dimension.name], widths[dimension.kind]) for dimension in structure}
     )
@@ -113,33 +145,20 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths) -> N
     """Make sure that the ratio can be met without emptying a dimension.
 
     Raises:
-        ValueError: even one head group and one channel multiple in every layer keep too much; or the rounding of
-            the FFN leaves nothing to remove. The message says what can be reached.
+        ValueError: even the smallest widths keep too much, or the rounding of the FFN keeps too little from going.
+            The message says what can be reached.
     """
-    plan = Plan.full(structure)
-    channel_parameters = sum(dimension.parameters_per_group for dimension in structure.of_kind("channels"))
-    tolerance = 0.5 * legal.channel_multiple * channel_parameters * (1 + 1e-9)
-    best = _candidates(structure, plan, ratio, legal)
-    kept = [_kept_share(structure, widths) for widths in best]
-    error = min(abs(share - (1.0 - ratio)) for share in kept) * structure.prunable_parameters
-    if error > tolerance:
-        smallest = _kept_share(
-            structure, {"heads": legal.head_groups[0], "channels": min(legal.channel_multiple, _channels(structure))}
-        )
+    dense = {kind: structure.of_kind(kind)[0].num_groups for kind in structure.kinds}
+    nearest = final_candidates(structure, dense, ratio, legal)[0]
+    wanted = (1.0 - ratio) * structure.prunable_parameters
+    if abs(_kept_parameters(structure, nearest) - wanted) > _tolerance(structure, legal):
+        smallest = {"heads": legal.head_groups[0], "channels": min(legal.channel_multiple, dense["channels"])}
+        most = 1.0 - _kept_parameters(structure, smallest) / structure.prunable_parameters
         raise ValueError(
-            f"A ratio of {ratio} would empty a dimension: with at least {legal.head_groups[0]} KV head(s) and "
-            f"{legal.channel_multiple} channel(s) in every layer, at most {1.0 - smallest:.4f} of the prunable "
-            "parameters can go. Ask for less, or lower --channel-multiple."
+            f"A ratio of {ratio:g} would empty a dimension: with at least {smallest['heads']} KV head(s) and "
+            f"{smallest['channels']} channel(s) in every layer, at most {most:.4f} of the prunable parameters can "
+            "go. Ask for less, or lower --channel-multiple."
         )
-
-
-def _channels(structure: Structure) -> int:
-    return structure.of_kind("channels")[0].num_groups
-
-
-def _kept_share(structure: Structure, widths: Widths) -> float:
-    kept = sum(widths[dimension.kind] * dimension.parameters_per_group for dimension in structure)
-    return kept / structure.prunable_parameters
 
 
 def ratio_for_parameters(structure: Structure, target: int) -> float:

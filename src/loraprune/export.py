@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
@@ -14,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraprune.adapters import effective_weight, has_variant, lora_factors
 from loraprune.plan import Plan
 from loraprune.structure import Structure, head_dim_of
-from loraprune.wrapping import base_model
+from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -99,13 +99,7 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
         plan: that the model is at.
         dtype: of the result; None leaves the model's own.
     """
-    if hasattr(model, "merge_and_unload"):
-        if dtype is not None and torch.finfo(dtype).bits < 32 and base_model(model).dtype.itemsize < 4:
-            merged = _merged_in_32_bits(model)
-        else:
-            merged = model.merge_and_unload()
-    else:
-        merged = base_model(model)
+    merged: Any = _merged(model) if hasattr(model, "merge_and_unload") else base_model(model)
     if dtype is not None:
         merged = merged.to(dtype)
     # trl replaces the forward of the instance while it trains.
@@ -115,18 +109,19 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
         merged.config.dtype = dtype
     if _needs_relaxed_class(structure, merged.config):
         merged = _as_relaxed_class(merged, structure)
-    return merged.eval()
+    finished: PreTrainedModel = merged.eval()
+    return finished
 
 
-def _merged_in_32_bits(model: Any) -> PreTrainedModel:
-    """Merge layer by layer, so that weight and update are added before they are rounded to 16 bits."""
-    from loraprune.adapters import effective_weight, lora_factors
-    from loraprune.wrapping import base_layer
-
-    with torch.no_grad():
-        for module in model.modules():
-            if lora_factors(module):
-                base_layer(module).weight.data.copy_(effective_weight(module))
+@torch.no_grad()
+def _merged(model: Any) -> PreTrainedModel:
+    """Merge layer by layer in 32 bits, so that weight and update are added before they are rounded to 16."""
+    if any(has_variant(module) for module in model.modules()):
+        variant: PreTrainedModel = model.merge_and_unload()
+        return variant
+    for module in model.modules():
+        if lora_factors(module):
+            base_layer(module).weight.data.copy_(effective_weight(module))
     merged: PreTrainedModel = model.unload()
     return merged
 
@@ -173,11 +168,11 @@ def appearing_folder(output: Path) -> Iterator[Path]:
         yield temporary
         if output.exists():
             old = output.with_name(f".{output.name}.{mark}.old")
-            os.replace(output, old)
-            os.replace(temporary, output)
+            output.replace(old)
+            temporary.replace(output)
             shutil.rmtree(old)
         else:
-            os.replace(temporary, output)
+            temporary.replace(output)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 

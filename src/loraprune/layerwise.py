@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -76,10 +77,11 @@ def _record(model: nn.Module, structure: Structure, batch: torch.Tensor) -> Bloc
         decoder(input_ids=batch, use_cache=False)
     finally:
         setattr(parent, list_name, blocks)
-    return BlockCalls(hidden=recorders[0].hidden, arguments=arguments)
+    first: Any = recorders[0]
+    return BlockCalls(hidden=first.hidden, arguments=arguments)
 
 
-class _Stop(Exception):
+class _Stop(Exception):  # noqa: N818 (not an error)
     """Leaves a block once its consumer has been reached."""
 
 
@@ -102,9 +104,7 @@ class LayerwisePass:
         self._model = base_model(model)
         self._structure = structure
         device = next(self._model.parameters()).device
-        self._calls = [
-            _record(self._model, structure, batch.to(device)) for batch in equal_length_batches(sequences)
-        ]
+        self._calls = [_record(self._model, structure, batch.to(device)) for batch in equal_length_batches(sequences)]
         self.layer = 0
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
@@ -129,10 +129,8 @@ class LayerwisePass:
         handle = self._model.get_submodule(module_name).register_forward_pre_hook(gather)
         try:
             for calls in self._calls:
-                try:
+                with suppress(_Stop):
                     self._run(calls)
-                except _Stop:
-                    pass
         finally:
             handle.remove()
         if total is None:

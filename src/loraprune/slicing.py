@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -35,7 +35,12 @@ def _select_(
         return
     shape = parameter.shape
     index = index.to(parameter.device)
-    parameter.data = parameter.data.index_select(dim, index).contiguous()
+    kept = parameter.data.index_select(dim, index).contiguous()
+    if parameter.requires_grad:
+        # A graph that is still alive (a loss that somebody holds) keeps the parameter's gradient accumulator, which
+        # expects the old shape. A passing change of dtype makes torch let go of it.
+        parameter.data = kept.new_empty(0, dtype=torch.float64 if kept.dtype != torch.float64 else torch.float32)
+    parameter.data = kept
     parameter.grad = None
     if optimizer is not None and parameter in optimizer.state:
         state = optimizer.state[parameter]
@@ -44,7 +49,7 @@ def _select_(
                 state[key] = value.index_select(dim, index.to(value.device)).contiguous()
 
 
-def _adapter_tensors(module: nn.Module, axis: str) -> Iterator[tuple[torch.Tensor | None, int]]:
+def _adapter_tensors(module: Any, axis: str) -> Iterator[tuple[torch.Tensor | None, int]]:
     """Tensors of the adapters on a layer that shrink with one of its sides, with the dimension that does."""
     for name in getattr(module, "lora_A", {}):
         if axis == "input":
@@ -56,7 +61,7 @@ def _adapter_tensors(module: nn.Module, axis: str) -> Iterator[tuple[torch.Tenso
                 yield module.lora_magnitude_vector[name].weight, 0
 
 
-def _update_sizes(module: nn.Module, axis: str, length: int) -> None:
+def _update_sizes(module: Any, axis: str, length: int) -> None:
     """Set the sizes that layers remember; they are printed, and read when the model is described again."""
     attribute = "out_features" if axis == "output" else "in_features"
     layers = [module, base_layer(module)]
@@ -108,9 +113,7 @@ def slice_dimension_(
         slice_member_(model, member, groups, num_groups, raw_optimizer(optimizer))
 
 
-def slice_(
-    model: nn.Module, structure: Structure, before: Plan, after: Plan, optimizer: object | None = None
-) -> None:
+def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, optimizer: object | None = None) -> None:
     """Cut a model that is at plan ``before`` down to plan ``after``, in place; the memory of the rest is freed.
 
     Raises:

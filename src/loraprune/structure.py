@@ -140,11 +140,11 @@ class Structure:
         return sum(dimension.num_parameters for dimension in self.dimensions)
 
 
-def _axis_length(layer: nn.Module, axis: Axis) -> int:
-    return int(layer.out_features if axis == "output" else layer.in_features)
+def _axis_length(layer: nn.Linear, axis: Axis) -> int:
+    return layer.out_features if axis == "output" else layer.in_features
 
 
-def _side_parameters(layer: nn.Module, member: Member) -> int:
+def _side_parameters(layer: nn.Linear, member: Member) -> int:
     """Parameters of a layer that go with one group on one side."""
     other = _axis_length(layer, "input" if member.axis == "output" else "output")
     has_bias = member.axis == "output" and layer.bias is not None
@@ -224,7 +224,7 @@ def describe(model: nn.Module) -> Structure:
         raise ValueError(f"{heads} query heads cannot be shared evenly by {kv_heads} KV heads.")
     units: dict[Unit, int] = {"query": heads // kv_heads * head_dim, "kv": head_dim, "channel": 1}
     counts = {"heads": kv_heads, "channels": int(getattr(config, keys.channels))}
-    blocks = tuple(f"{spec.blocks}.{index}" for index in range(len(model.get_submodule(spec.blocks))))
+    blocks = tuple(f"{spec.blocks}.{index}" for index in range(len(list(model.get_submodule(spec.blocks).children()))))
     dimensions = tuple(
         _resolve_dimension(dimension, model, block, layer, counts[dimension.kind], units)
         for layer, block in enumerate(blocks)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
@@ -15,17 +15,18 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
     Its module names are those of the architecture; a layer that LoRA adapts is still peft's wrapper there.
     """
+    inner: Any = model
     while True:
-        if hasattr(model, "_orig_mod"):
-            model = model._orig_mod
-        elif isinstance(model, nn.parallel.DistributedDataParallel):
-            model = model.module
-        elif hasattr(model, "get_base_model"):
-            model = model.get_base_model()
+        if hasattr(inner, "_orig_mod"):
+            inner = inner._orig_mod
+        elif isinstance(inner, nn.parallel.DistributedDataParallel):
+            inner = inner.module
+        elif hasattr(inner, "get_base_model"):
+            inner = inner.get_base_model()
         else:
-            return cast("PreTrainedModel", model)
+            return cast("PreTrainedModel", inner)
 
 
-def base_layer(module: nn.Module) -> nn.Module:
-    """The layer that peft's adapter wraps, or the module itself where none does."""
-    return module.get_base_layer() if hasattr(module, "get_base_layer") else module
+def base_layer(module: Any) -> nn.Linear:
+    """The linear layer that peft's adapter wraps, or the module itself where none does."""
+    return cast("nn.Linear", module.get_base_layer() if hasattr(module, "get_base_layer") else module)

@@ -40,7 +40,7 @@ class _Remaining(ProgressColumn):
         return Text("" if left is None else f"{duration(left)} left", style="cyan")
 
 
-class TrainingProgress(TrainerCallback):  # type: ignore[misc]
+class TrainingProgress(TrainerCallback):
     """Shows step, loss, ratio, parameters, speed and time left; a live line in a terminal, else a few plain ones."""
 
     def __init__(self, console: Console, *, quiet: bool = False) -> None:
@@ -97,9 +97,7 @@ class TrainingProgress(TrainerCallback):  # type: ignore[misc]
         steps = state.global_step - step
         return (time.monotonic() - then) / steps * (state.max_steps - state.global_step) if steps else None
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Move the display."""
         left = self._seconds_left(state)
         if self._progress is not None:

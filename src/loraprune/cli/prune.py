@@ -39,7 +39,7 @@ def help_parser() -> argparse.ArgumentParser:
     return parser
 
 
-class _Arguments(Exception):
+class _ArgumentError(Exception):
     """Carries a parser's complaint."""
 
 
@@ -48,11 +48,12 @@ def full_parser() -> argparse.ArgumentParser:
     from transformers import HfArgumentParser
     from trl import SFTConfig
 
-    class Parser(HfArgumentParser):  # type: ignore[misc]
+    class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise _Arguments(message)
+            raise _ArgumentError(message)
 
-    parser = Parser(SFTConfig, prog="loraprune prune", allow_abbrev=False, conflict_handler="resolve")
+    description: Any = SFTConfig
+    parser = Parser(description, prog="loraprune prune", allow_abbrev=False, conflict_handler="resolve")
     add_options(parser)
     for action in parser._actions:
         action.default = argparse.SUPPRESS
@@ -157,13 +158,15 @@ def main(arguments: Sequence[str]) -> int:
     def work() -> int:
         try:
             given = vars(full_parser().parse_args(arguments))
-        except _Arguments as error:
+        except _ArgumentError as error:
             raise ValueError(f"{error}{_suggestion(str(error))} (loraprune prune --help lists the options)") from None
         recipe = read_recipe(given["config"]) if "config" in given else {}
         training = training_fields()
         values = merge(recipe, given, training)
         _require(values)
-        return _run(values, {name: values[name] for name in training - set(OPTIONS) if name in values}, console, arguments)
+        return _run(
+            values, {name: values[name] for name in training - set(OPTIONS) if name in values}, console, arguments
+        )
 
     return report_errors(console, work)
 

@@ -38,7 +38,7 @@ def _option(name: str, target: str, help: str, *, field: str | None = None, **ex
     return Option(name, target, help, extra, field)
 
 
-_SWITCH = {"action": argparse.BooleanOptionalAction}
+_SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (

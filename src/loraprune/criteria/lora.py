@@ -27,7 +27,8 @@ def estimated_gradient(
     """Estimate of a weight's gradient, ``s·(gB·A + B·gA − gB·gA)``: how much one step of LoRA would change it.
 
     Args:
-        a: ``(r, in)``. b: ``(out, r)``; some rows of it are enough, with the same rows of ``grad_b``.
+        a: ``lora_A``, shape ``(r, in)``.
+        b: ``lora_B``, shape ``(out, r)``; some rows of it are enough, with the same rows of ``grad_b``.
         grad_a: gradient of ``a``.
         grad_b: gradient of ``b``.
         scaling: ``s = alpha / r``, by which LoRA multiplies ``B·A``.

@@ -108,7 +108,7 @@ class ChatWriter:
             **special_tokens,
         )
         (text,), (spans,) = rendered
-        return text, tuple((start, end) for start, end in spans if start < end)
+        return text, tuple((start, end) for start, end in spans)
 
     def _write(self, messages: list[Message], *, open_answer: bool = False) -> str:
         text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=open_answer)

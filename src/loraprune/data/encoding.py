@@ -47,9 +47,7 @@ def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[l
 def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
     """The beginning-of-sequence token, where the tokenizer puts one in front of text by itself."""
     bos = tokenizer.bos_token_id
-    if bos is None or tokenizer("a")["input_ids"][:1] != [bos] or tokenize(tokenizer, ["a"])[0][:1] == [bos]:
-        return []
-    return [bos]
+    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
 
 
 def closed(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:

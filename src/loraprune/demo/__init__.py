@@ -7,7 +7,7 @@ from pathlib import Path
 
 from loraprune.demo.corpus import standard_library_text
 
-PROMPT = "def read_lines(path):\n    \"\"\"Return the lines of a text file.\"\"\"\n"
+PROMPT = 'def read_lines(path):\n    """Return the lines of a text file."""\n'
 
 
 def demo_model() -> Path:

@@ -97,25 +97,29 @@ class GateProbes:
         base = base_model(model)
         self._anchor = torch.zeros((), requires_grad=True)
         self._squares = {dimension.name: GateSquares(dimension.consumer.segments) for dimension in structure}
-        self._consumers = {
+        self._consumers: dict[str, Any] = {
             dimension.name: base.get_submodule(dimension.consumer.module) for dimension in structure
+        }
+        self._casts = {
+            name: bool(getattr(consumer, "cast_input_dtype_enabled", True))
+            for name, consumer in self._consumers.items()
         }
         self._handles = [
             consumer.register_forward_pre_hook(self._hook(name)) for name, consumer in self._consumers.items()
         ]
 
     def _hook(self, name: str) -> Any:
-        squares = self._squares[name]
+        squares, casts = self._squares[name], self._casts[name]
 
-        def gate(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        def gate(module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
             inputs = args[0]
             # Under autocast peft would cast the input up to the adapter's 32 bits, and autocast at once down again,
             # into a copy that LoRA's A then keeps. Without that detour A keeps the same tensor as the gate.
             if hasattr(module, "lora_A"):
-                module.cast_input_dtype_enabled = not torch.is_autocast_enabled(inputs.device.type)
+                module.cast_input_dtype_enabled = casts and not torch.is_autocast_enabled(inputs.device.type)
             if not torch.is_grad_enabled():
                 return None
-            return (_Gate.apply(inputs, self._anchor, squares), *args[1:])
+            return (_Gate.apply(inputs, self._anchor, squares), *args[1:])  # type: ignore[no-untyped-call]
 
         return gate
 
@@ -129,6 +133,6 @@ class GateProbes:
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
-        for consumer in self._consumers.values():
+        for name, consumer in self._consumers.items():
             if hasattr(consumer, "lora_A"):
-                consumer.cast_input_dtype_enabled = True
+                consumer.cast_input_dtype_enabled = self._casts[name]

@@ -16,7 +16,7 @@ class InterruptedRunError(Exception):
     """Training was stopped by the user; its state is saved."""
 
 
-class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
+class StopOnInterrupt(TrainerCallback):
     """Turns the first Ctrl-C into an orderly stop with the state saved; a second one stops at once."""
 
     def __init__(self) -> None:
@@ -34,9 +34,7 @@ class StopOnInterrupt(TrainerCallback):  # type: ignore[misc]
         if threading.current_thread() is threading.main_thread():
             self._previous = signal.signal(signal.SIGINT, self._handle)
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a save and a stop once Ctrl-C came."""
         if self.requested and state.global_step < state.max_steps:
             control.should_save = args.save_strategy != "no"

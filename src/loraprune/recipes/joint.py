@@ -18,8 +18,8 @@ from loraprune.export import finish, save_checkpoint
 from loraprune.plan import Plan
 from loraprune.recipes.card import model_card
 from loraprune.recipes.interrupt import InterruptedRunError, StopOnInterrupt
-from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.loading import give_pad_token_, load_model, working_dtype
+from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import Job, prepare
@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from trl import SFTConfig, SFTTrainer
 
 logger = logging.getLogger("loraprune")
+
+NOTED_DEVIATION = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,7 +128,7 @@ def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> Prune
 
     logger.info("Merging the adapter")
     adapter = _adapter_copy(trainer.model, job, run_dir)
-    finished = trainer.model
+    finished: Any = trainer.model
     base = finished.get_base_model()
     base.config.pad_token_id = config_before.pad_token_id
     base.config.use_cache = config_before.use_cache
@@ -186,7 +188,11 @@ def _train(trainer: SFTTrainer, job: Job, run_dir: Path) -> None:
         raise InterruptedRunError(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
             "output folder. "
-            + (f"The state is saved in {run_dir}: the same command with --resume goes on." if job.options.output else "")
+            + (
+                f"The state is saved in {run_dir}: the same command with --resume goes on."
+                if job.options.output
+                else ""
+            )
         )
 
 
@@ -216,7 +222,7 @@ def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     assert pruning.run is not None
     notes = []
-    if abs(pruning.run.ratio - job.pruning.ratio) > 1e-4:
+    if abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
         notes.append(
             f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: FFN widths are multiples of "
             f"{pruning.run.legal_widths().channel_multiple}, and head counts those that the config accepts."

@@ -82,10 +82,7 @@ def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
     """Let a tokenizer without a pad token pad with another token; padded positions are never attended to."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = (
-            tokenizer.eos_token
-            or tokenizer.unk_token
-            or tokenizer.bos_token
-            or tokenizer.convert_ids_to_tokens([0])[0]
+            tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens([0])[0]
         )
 
 
@@ -128,7 +125,7 @@ def load_model(
     from transformers import AutoModelForCausalLM
 
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             name,
             dtype=dtype,
             trust_remote_code=trust_remote_code,
@@ -141,13 +138,14 @@ def load_model(
             f"The weights of {name} cannot be loaded: {str(error).splitlines()[0]} "
             "(weights are read from safetensors files only)"
         ) from error
+    model, info = loaded
     missing = sorted(_missing(info))
     if missing:
         raise CheckpointError(
             f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
         )
-    loaded: PreTrainedModel = model.to(device)
-    return loaded
+    placed: PreTrainedModel = model.to(device)
+    return placed
 
 
 def _missing(info: Any) -> set[str]:

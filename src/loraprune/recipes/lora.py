@@ -44,15 +44,11 @@ def lora_config(options: LoraOptions, structure: Structure) -> LoraConfig:
     """
     from peft import LoraConfig
 
-    present = sorted(
-        {member.module.rpartition(".")[2] for dimension in structure for member in dimension.all_members}
-    )
+    present = sorted({member.module.rpartition(".")[2] for dimension in structure for member in dimension.all_members})
     targets = list(options.target_modules) if options.target_modules else present
     unknown = [name for name in targets if name not in present]
     if unknown:
-        raise ValueError(
-            f"LoRA cannot adapt {', '.join(unknown)}: the layers of the blocks are {', '.join(present)}."
-        )
+        raise ValueError(f"LoRA cannot adapt {', '.join(unknown)}: the layers of the blocks are {', '.join(present)}.")
     return LoraConfig(
         r=options.r,
         lora_alpha=options.alpha,

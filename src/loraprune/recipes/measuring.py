@@ -26,6 +26,7 @@ LATENCY_TOKENS = 512
 
 
 def measure_dense(job: Job, model: PreTrainedModel) -> dict[str, Any]:
+    """Perplexity and completion of the model before anything is done to it."""
     measures: dict[str, Any] = {}
     if job.held_out is not None:
         logger.info("Measuring the dense model on %d held-out sequences", len(job.held_out.sequences))
@@ -38,6 +39,7 @@ def measure_dense(job: Job, model: PreTrainedModel) -> dict[str, Any]:
 def measure_pruned(
     job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any]
 ) -> dict[str, Any]:
+    """All measures of a finished run; ``dense`` is what :func:`measure_dense` gave."""
     assert pruning.run is not None
     itemsize = job.stored_dtype.itemsize
     metrics: dict[str, Any] = {
@@ -55,7 +57,8 @@ def measure_pruned(
             "trained_tokens": job.data.num_trained_tokens,
         },
     }
-    measured = merged.to(working_dtype(job.stored_dtype, job.device))
+    measured: Any = merged
+    measured = measured.to(working_dtype(job.stored_dtype, job.device))
     if job.held_out is not None:
         logger.info("Measuring the pruned model")
         metrics["dense"] |= _perplexity_values(dense["perplexity"])
@@ -67,7 +70,7 @@ def measure_pruned(
         metrics["unrecovered"] = _measure_unrecovered(job, pruning.run.plan)
     if job.options.latency:
         metrics |= _latency(job, measured, metrics)
-    merged.to(job.stored_dtype)
+    measured.to(job.stored_dtype)
     return metrics
 
 
@@ -115,13 +118,12 @@ def _latency(job: Job, pruned: PreTrainedModel, metrics: dict[str, Any]) -> dict
 
 
 @torch.no_grad()
-def complete(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64
-) -> str:
+def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64) -> str:
     """Go on from a prompt greedily; the prompt is not repeated."""
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True).to(next(model.parameters()).device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    output = model.generate(
+    generator: Any = model
+    output = generator.generate(
         input_ids=inputs["input_ids"],
         attention_mask=inputs["attention_mask"],
         max_new_tokens=max_new_tokens,

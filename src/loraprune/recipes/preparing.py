@@ -67,7 +67,6 @@ class Job:
     checkpoint: Path | None
 
 
-
 def prepare(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset,
@@ -175,9 +174,8 @@ def _prepare_data(
             if isinstance(source, (str, Path))
             else source
         )
-        return prepare_dataset(
-            rows, tokenizer, max_length=arguments.max_length, answers_only=options.answers_only
-        )
+        assert arguments.max_length is not None
+        return prepare_dataset(rows, tokenizer, max_length=arguments.max_length, answers_only=options.answers_only)
 
     data = prepared(dataset)
     rows = data.dataset

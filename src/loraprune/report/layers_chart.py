@@ -44,7 +44,7 @@ def layers_chart(widths: Sequence[LayerWidth], width: float) -> str:
 
 def _bar(item: LayerWidth, left: float, pitch: float, y: Scale) -> str:
     """Draw one layer; bars stay slim where there are few, and lose their gaps where there are very many."""
-    width = min(48.0, max(0.72 * pitch, pitch - 1)) if pitch >= 3 else pitch
+    width = min(48.0, max(0.72 * pitch, min(pitch - 1, 7.0))) if pitch >= 3 else pitch
     x = left + (pitch - width) / 2
     share = numbers.percent(item.kept / item.total if item.total else None)
     floor, kept, total = y(0), y(item.kept), y(item.total)

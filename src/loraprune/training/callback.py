@@ -31,7 +31,7 @@ def gradients_finite(model: nn.Module) -> bool:
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 
-class PruningCallback(TrainerCallback):  # type: ignore[misc]
+class PruningCallback(TrainerCallback):
     """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA.
 
     Example::
@@ -51,9 +51,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
         history: one entry a log: step, loss, ratio, parameters, seconds since the start.
     """
 
-    def __init__(
-        self, config: PruningConfig | None = None, calibration: Sequence[torch.Tensor] | None = None
-    ) -> None:
+    def __init__(self, config: PruningConfig | None = None, calibration: Sequence[torch.Tensor] | None = None) -> None:
         self.config = config or PruningConfig()
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []
@@ -72,7 +70,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             FileNotFoundError: the folder holds no state of a pruning run.
             ValueError: the run was started with another configuration or model.
         """
-        self.run, self.history = restore_(model, Path(checkpoint), self.config)
+        self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -118,9 +116,7 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
             control.should_save = True
             control.should_training_stop = True
 
-    def on_step_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the cut that is due."""
         assert self.run is not None
         if not self._diverged:
@@ -151,23 +147,23 @@ class PruningCallback(TrainerCallback):  # type: ignore[misc]
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""
-        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.run is not None and folder.is_dir():
-            save_state(self.run, kwargs["model"], folder, self.history)
+            save_state(self.run, kwargs["model"], folder, self.history, self.skipped_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take off all hooks; a run that diverged ends with an error here."""
         assert self.run is not None
+        interrupted = self.run.pending
+        self.run.end()
         if self._diverged:
             first = self.skipped_steps[-self._skipped_in_a_row]
             raise TrainingDivergedError(
                 f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. The "
                 f"last good state is saved in {args.output_dir}. Try a lower learning rate, and check the data."
             )
-        interrupted = self.run.pending
-        self.run.end()
         if interrupted:
             warnings.warn(
                 f"Training ended at step {state.global_step}, before {len(interrupted)} of "

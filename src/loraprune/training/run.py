@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.adapters import has_variant
 from loraprune.allocation import allocate, check_reachable
 from loraprune.averaging import MovingAverage, Scores, averaged, selected, updated
 from loraprune.criteria import make_criterion
@@ -60,9 +61,7 @@ class PruningRun:
         self._calibration: Sequence[torch.Tensor] | None = None
         self._attached = False
         self.schedule: list[Cut] = []
-        self.criterion = make_criterion(
-            self.config.criterion, lora_form=self.config.lora_form, seed=self.config.seed
-        )
+        self.criterion = make_criterion(self.config.criterion, lora_form=self.config.lora_form, seed=self.config.seed)
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
@@ -100,12 +99,15 @@ class PruningRun:
         """Cuts that are still to be made."""
         return self.schedule[len(self.records) :]
 
-    def begin(
-        self, model: nn.Module, total_steps: int, calibration: Sequence[torch.Tensor] | None = None
-    ) -> None:
+    def begin(self, model: nn.Module, total_steps: int, calibration: Sequence[torch.Tensor] | None = None) -> None:
         """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
         self._model, self._calibration = model, calibration
         config = self.config
+        if (config.refit or config.criterion in ("lora", "magnitude")) and any(map(has_variant, model.modules())):
+            raise ValueError(
+                "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
+                "criterion 'fisher' or 'random' and switch the refit off."
+            )
         self.schedule = cut_schedule(
             total_steps=total_steps,
             start=config.prune_start,
@@ -159,7 +161,13 @@ class PruningRun:
             return None
         self._remember(scores)
         after = allocate(
-            self.structure, self.plan, scores, due[-1].ratio, self.legal_widths(), self.config.allocation
+            self.structure,
+            self.plan,
+            scores,
+            due[-1].ratio,
+            self.legal_widths(),
+            self.config.allocation,
+            final_ratio=self.config.ratio,
         )
         self._apply(after, optimizer)
         record = CutRecord(
@@ -221,7 +229,6 @@ class PruningRun:
             "parameters_before": self.structure.num_parameters,
             "parameters": self.num_parameters,
             "prunable_parameters_before": self.structure.prunable_parameters,
-            "prunable_parameters": self.structure.prunable_parameters
-            - self.plan.removed_parameters(self.structure),
+            "prunable_parameters": self.structure.prunable_parameters - self.plan.removed_parameters(self.structure),
             "cuts": [{"step": r.step, "ratio": r.ratio, "widths": r.widths} for r in self.records],
         }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,8 +40,10 @@ def _refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tens
     }
 
 
-def save_state(run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]]) -> None:
-    """Write plan, averages, cuts, refitted weights and history into a checkpoint folder.
+def save_state(
+    run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]
+) -> None:
+    """Write plan, averages, cuts, refitted weights, history and skipped steps into a checkpoint folder.
 
     The JSON file comes last and appears at once: a checkpoint without it is not complete.
     """
@@ -57,10 +58,11 @@ def save_state(run: PruningRun, model: nn.Module, folder: Path, history: list[di
         "updates": run.average.updates,
         "cuts": [asdict(record) for record in run.records],
         "history": history,
+        "skipped_steps": skipped_steps,
     }
     temporary = folder / f"{STATE_FILE}.tmp"
     temporary.write_text(json.dumps(state), encoding="utf-8")
-    os.replace(temporary, folder / STATE_FILE)
+    temporary.replace(folder / STATE_FILE)
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
@@ -75,14 +77,14 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 def restore_(
     model: nn.Module, folder: Path, config: PruningConfig
-) -> tuple[PruningRun, list[dict[str, Any]]]:
+) -> tuple[PruningRun, list[dict[str, Any]], list[int]]:
     """Bring an unpruned model to the structure and the refitted weights of a checkpoint, in place.
 
     Call it before the Trainer is built; the Trainer then loads adapter, optimizer and data position from the same
     folder.
 
     Returns:
-        The run to go on with, and the history so far.
+        The run to go on with, and the history and the skipped steps so far.
 
     Raises:
         FileNotFoundError: the folder holds no state of a pruning run.
@@ -119,10 +121,8 @@ def restore_(
         config=config,
         structure=structure,
         plan=plan,
-        average=MovingAverage(
-            {name: value.to(device) for name, value in named("average/").items()}, state["updates"]
-        ),
+        average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
         records=[CutRecord(**record) for record in state["cuts"]],
         importance=named("importance/"),
     )
-    return run, state["history"]
+    return run, state["history"], state["skipped_steps"]
