@@ -13,10 +13,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraprune.adapters import effective_weight, has_variant, lora_factors
 from loraprune.plan import Plan
 from loraprune.structure import Structure, head_dim_of
-from loraprune.wrapping import base_layer, base_model
+from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -99,9 +98,9 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
         plan: that the model is at.
         dtype: of the result; None leaves the model's own.
     """
-    merged: Any = _merged(model) if hasattr(model, "merge_and_unload") else base_model(model)
+    merged: Any = _merged(model, dtype) if hasattr(model, "merge_and_unload") else base_model(model)
     if dtype is not None:
-        merged = merged.to(dtype)
+        cast_(merged, dtype)
     # trl replaces the forward of the instance while it trains.
     merged.__dict__.pop("forward", None)
     write_widths_(merged.config, structure, plan)
@@ -113,15 +112,24 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
     return finished
 
 
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters of a model. Its buffers stay as they are: rotary frequencies need their 32 bits."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.to(dtype)
+
+
 @torch.no_grad()
-def _merged(model: Any) -> PreTrainedModel:
+def _merged(model: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     """Merge layer by layer in 32 bits, so that weight and update are added before they are rounded to 16."""
-    if any(has_variant(module) for module in model.modules()):
-        variant: PreTrainedModel = model.merge_and_unload()
-        return variant
-    for module in model.modules():
-        if lora_factors(module):
-            base_layer(module).weight.data.copy_(effective_weight(module))
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    adapted: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    for module in adapted:
+        layer = module.get_base_layer()
+        stored = layer.weight.dtype
+        cast_(module, torch.promote_types(stored, torch.float32))
+        module.merge()
+        cast_(layer, dtype or stored)
     merged: PreTrainedModel = model.unload()
     return merged
 
@@ -169,7 +177,11 @@ def appearing_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             old = output.with_name(f".{output.name}.{mark}.old")
             output.replace(old)
-            temporary.replace(output)
+            try:
+                temporary.replace(output)
+            except BaseException:
+                old.replace(output)
+                raise
             shutil.rmtree(old)
         else:
             temporary.replace(output)

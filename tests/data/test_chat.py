@@ -70,6 +70,15 @@ def test_answers_that_the_template_marks_are_taken_with_their_spaces(make_tokeni
     assert answers(passage) == [" first answer ", " second answer "]
 
 
+def test_only_the_answers_that_the_template_marks_are_taken(make_tokenizer: MakeTokenizer) -> None:
+    template = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if loop.last %}{% generation %}{{ m.content }}"
+        "{% endgeneration %}{% else %}{{ m.content }}{% endif %}<|im_end|>\n{% endfor %}"
+    )
+    passage = chat_writer(make_tokenizer(chat_template=template), answers_only=True).passage(CHAT, 1)
+    assert answers(passage) == ["second answer"]
+
+
 def test_an_opening_turn_of_the_assistant_answers_nothing(make_tokenizer: MakeTokenizer) -> None:
     passage = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True).passage(CHAT[1:], 1)
     assert answers(passage) == ["second answer<|im_end|>\n"]

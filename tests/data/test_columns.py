@@ -36,3 +36,12 @@ def test_rows_are_numbered_from_one_across_batches() -> None:
     assert [(number, row) for batch in batches for number, row in batch] == [
         (i, {"text": str(i)}) for i in range(1, 2402)
     ]
+
+
+def test_rows_are_plain_values_whatever_the_format_of_the_data_set() -> None:
+    messages = [{"role": "user", "content": "x"}]
+    dataset = Dataset.from_dict({"messages": [messages]}).with_format("pandas")
+    ((number, row),) = next(numbered_batches(dataset, columns_of(dataset)))
+    assert number == 1
+    assert type(row["messages"]) is list
+    assert row == {"messages": messages}

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 from tests.data.conftest import MakeTokenizer
-from transformers import PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase, tokenization_utils_base
 
 from loraprune.data.encoding import IGNORED_LABEL, EncodedRow, encode_documents, encode_passages, opening_ids, tokenize
 from loraprune.data.passages import Passage
@@ -100,6 +100,18 @@ def test_documents_are_opened_on_request(make_tokenizer: MakeTokenizer) -> None:
         for opened in (True, False)
     }
     assert texts == {True: ["<s>a</s>", "<s>b</s>"], False: ["a</s>", "b</s>"]}
+
+
+def test_text_beyond_the_context_of_the_model_is_no_reason_to_warn(
+    tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    warnings: list[str] = []
+    monkeypatch.setattr(tokenization_utils_base.logger, "warning", lambda text, *args: warnings.append(text))
+    tokenizer.model_max_length = 4
+    tokenize(tokenizer, ["far too long"])
+    assert warnings == []
+    tokenizer(["far too long"])
+    assert len(warnings) == 1
 
 
 def test_no_texts_give_no_tokens(tokenizer: PreTrainedTokenizerBase) -> None:

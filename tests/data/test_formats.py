@@ -200,7 +200,7 @@ def test_columns_that_are_not_understood_are_refused(tokenizer: PreTrainedTokeni
 
 
 def test_equal_data_is_prepared_equally_and_left_as_it_was(tokenizer: PreTrainedTokenizerBase) -> None:
-    dataset = Dataset.from_list(ANSWERS).with_format("torch")
+    dataset = Dataset.from_list(ANSWERS).with_format("pandas")
     first, second = (prepare_dataset(dataset, tokenizer, max_length=100) for _ in range(2))
     assert first.dataset.to_list() == second.dataset.to_list()
     assert dataset.with_format(None).to_list() == ANSWERS

@@ -80,6 +80,7 @@ def test_long_csv_fields_are_read_and_the_limit_is_restored(tmp_path: Path) -> N
         ("a.jsonl", '[{"text": "one"}]', r"line 1 holds a JSON list.* must end in \.json"),
         ("a.json", '[{"text": "one"},\n{"text" "two"}]', r"a\.json is not valid JSON: .* at line 2, column 9"),
         ("a.json", '{"text": "one"}\n{"text": \n', r"a\.json, line 2 is not valid JSON"),
+        ("a.json", '[{"text": "one"}] and more', r"a\.json is not valid JSON: Extra data at line 1, column 19"),
         ("a.json", '{"rows": []}', r"a\.json holds a JSON dict, not rows\. Write it as a list"),
         ("a.json", '[{"text": "one"}, 2]', r"entry 2 of the list is a int"),
         ("a.csv", "prompt,completion\na,b\na,b,c\n", r"a\.csv, line 3 has more fields .*\(prompt, completion\)"),

@@ -45,7 +45,10 @@ class _ArgumentError(Exception):
 
 def full_parser() -> argparse.ArgumentParser:
     """The parser that knows every field of SFTConfig too; nothing has a default."""
+    from dataclasses import fields
+
     from transformers import HfArgumentParser
+    from transformers.hf_argparser import string_to_bool
     from trl import SFTConfig
 
     class Parser(HfArgumentParser):
@@ -55,9 +58,13 @@ def full_parser() -> argparse.ArgumentParser:
     description: Any = SFTConfig
     parser = Parser(description, prog="loraprune prune", allow_abbrev=False, conflict_handler="resolve")
     add_options(parser)
+    switches = {field.name for field in fields(SFTConfig) if "bool" in str(field.type)}
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False
+        if action.dest in switches and action.nargs is None and isinstance(action, argparse._StoreAction):
+            # `bool | None`: without this, --bf16 would want a value
+            action.nargs, action.const, action.type = "?", True, string_to_bool
     built: argparse.ArgumentParser = parser
     return built
 

@@ -29,6 +29,7 @@ from loraprune.report.data import ReportData
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
+from loraprune.training.state import last_checkpoint
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -180,20 +181,27 @@ def _train(trainer: SFTTrainer, job: Job, run_dir: Path) -> None:
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     logger.info("Training on %d sequences", len(job.train_rows))
+    stopped = False
     try:
         trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    except KeyboardInterrupt:
+        stopped = True
     finally:
         interrupt.release()
-    if interrupt.requested and trainer.state.global_step < trainer.state.max_steps:
+        saved = last_checkpoint(run_dir) if job.options.output else None
+        if saved is None and run_dir.is_dir():
+            shutil.rmtree(run_dir)
+    if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
+        where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
+        how = "the same command with --resume goes on from there" if saved else "start again"
         raise InterruptedRunError(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
-            "output folder. "
-            + (
-                f"The state is saved in {run_dir}: the same command with --resume goes on."
-                if job.options.output
-                else ""
-            )
+            f"output folder. {where}: {how}."
         )
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def _adapter_copy(model: Any, job: Job, run_dir: Path) -> Path | None:

@@ -10,6 +10,7 @@ import torch
 
 from loraprune.evaluation.latency import forward_latency
 from loraprune.evaluation.perplexity import Perplexity, perplexity
+from loraprune.export import cast_
 from loraprune.plan import Plan
 from loraprune.recipes.loading import load_model, working_dtype
 from loraprune.slicing import slice_
@@ -52,25 +53,24 @@ def measure_pruned(
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
         "data": {
-            "format": str(job.data.format),
+            "format": job.data.format.value,
             "tokens": job.data.num_tokens,
             "trained_tokens": job.data.num_trained_tokens,
         },
     }
-    measured: Any = merged
-    measured = measured.to(working_dtype(job.stored_dtype, job.device))
+    cast_(merged, working_dtype(job.stored_dtype, job.device))
     if job.held_out is not None:
         logger.info("Measuring the pruned model")
         metrics["dense"] |= _perplexity_values(dense["perplexity"])
-        metrics["pruned"] |= _perplexity_values(perplexity(measured, job.held_out))
+        metrics["pruned"] |= _perplexity_values(perplexity(merged, job.held_out))
     if job.options.prompt:
         metrics["dense"]["completion"] = dense["completion"]
-        metrics["pruned"]["completion"] = complete(measured, job.tokenizer, job.options.prompt)
+        metrics["pruned"]["completion"] = complete(merged, job.tokenizer, job.options.prompt)
     if job.options.unrecovered and job.model is None:
         metrics["unrecovered"] = _measure_unrecovered(job, pruning.run.plan)
     if job.options.latency:
-        metrics |= _latency(job, measured, metrics)
-    measured.to(job.stored_dtype)
+        metrics |= _latency(job, merged, metrics)
+    cast_(merged, job.stored_dtype)
     return metrics
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import torch
 
+from loraprune import __version__
 from loraprune.plan import Plan
 
-PACKAGES = ("loraprune", "torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version()}
+    found = {"python": platform.python_version(), "loraprune": __version__}
     for package in PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)

@@ -1,0 +1,39 @@
+"""Settings that all tests share, and fixtures of small models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from tests.models import tiny_model
+from transformers import PreTrainedModel
+
+from loraprune.structure import Structure, describe
+
+# The same examples in every run; no limit on the time of one example, which a busy machine would break.
+settings.register_profile(
+    "loraprune", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("loraprune")
+
+
+@pytest.fixture(autouse=True)
+def _own_random_state() -> Iterator[None]:
+    """Every test starts from the same random state and leaves none behind."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+@pytest.fixture
+def model() -> PreTrainedModel:
+    """A small Llama: see :func:`tests.models.tiny_model`."""
+    return tiny_model("llama")
+
+
+@pytest.fixture
+def structure(model: PreTrainedModel) -> Structure:
+    """What can be pruned in ``model``."""
+    return describe(model)

@@ -1,0 +1,50 @@
+"""A tiny checkpoint, its data, and one finished run that many tests look at."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoints import tiny_checkpoint, write_texts
+
+from loraprune import PruneResult, PruningConfig, RunOptions, prune
+
+QUICK: dict[str, Any] = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 4,
+    "max_length": 32,
+    "logging_steps": 1,
+    "bf16": False,
+}
+"""Training arguments of a run of a fraction of a second."""
+
+CONFIG = PruningConfig(ratio=0.5, calibration_sequences=8)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)
+
+
+@pytest.fixture(scope="session")
+def finished(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> PruneResult:
+    """A run with everything that can be asked for; no test changes it."""
+    return prune(
+        checkpoint,
+        data,
+        CONFIG,
+        training={**QUICK, "seed": 11},
+        options=RunOptions(
+            output=tmp_path_factory.mktemp("finished") / "out",
+            save_adapter=True,
+            prompt="the old river",
+            unrecovered=True,
+            command="loraprune prune tiny-llama --data texts.jsonl",
+        ),
+    )

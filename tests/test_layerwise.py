@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from tests.models import FAMILIES, projections, tiny_model, token_ids, with_lora
+
+from loraprune.layerwise import TOKENS_PER_BATCH, LayerwisePass, equal_length_batches
+from loraprune.plan import Plan
+from loraprune.slicing import slice_
+from loraprune.structure import describe
+
+SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (9, 4, 13, 9, 1)]
+
+# Windows shorter than the sequences, in some of the layers or in all of them.
+VARIANTS = {
+    **{family: (family, {}) for family in FAMILIES},
+    "mistral, sliding window": ("mistral", {"sliding_window": 3}),
+    "qwen2, one sliding layer": (
+        "qwen2",
+        {
+            "use_sliding_window": True,
+            "sliding_window": 3,
+            "max_window_layers": 1,
+            "layer_types": ["full_attention", "sliding_attention"],
+        },
+    ),
+    "qwen3, one sliding layer": (
+        "qwen3",
+        {"use_sliding_window": True, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]},
+    ),
+}
+EVERY_VARIANT = pytest.mark.parametrize(("family", "changes"), VARIANTS.values(), ids=VARIANTS.keys())
+
+
+def states_of_the_model(model, layer):
+    """By running the whole model on one sequence at a time: what enters a decoder block, or the final norm."""
+    base = model.get_base_model() if hasattr(model, "get_base_model") else model
+    module = base.model.layers[layer] if layer < len(base.model.layers) else base.model.norm
+    seen = []
+    handle = module.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((args[0] if args else kwargs["hidden_states"]).detach()), with_kwargs=True
+    )
+    for sequence in SEQUENCES:
+        with torch.no_grad():
+            model(input_ids=sequence[None], use_cache=False)
+    handle.remove()
+    return {len(states[0]): states[0] for states in seen}
+
+
+def moment_of_the_model(model, module):
+    """By running the whole model: the mean over all tokens of the outer product of a layer's inputs."""
+    inputs = []
+    handle = module.register_forward_pre_hook(lambda _, args: inputs.append(args[0][0].detach().double().numpy()))
+    for sequence in SEQUENCES:
+        with torch.no_grad():
+            model(input_ids=sequence[None], use_cache=False)
+    handle.remove()
+    rows = np.concatenate(inputs)
+    return sum(np.outer(row, row) for row in rows) / len(rows)
+
+
+def consumer_names(structure, layer):
+    return [dimension.consumer.module for dimension in structure.of_layer(layer)]
+
+
+@EVERY_VARIANT
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_after_all_blocks_the_hidden_states_are_those_that_enter_the_final_norm(family, changes, attention):
+    model = with_lora(tiny_model(family, attention=attention, **changes))
+    layerwise = LayerwisePass(model, describe(model), SEQUENCES)
+    for layer in range(3):
+        expected = states_of_the_model(model, layer)
+        for calls in layerwise._calls:
+            for states in calls.hidden:
+                torch.testing.assert_close(states, expected[len(states)], rtol=0, atol=1e-5)
+        if layer < 2:
+            layerwise.advance()
+    assert layerwise.layer == 2
+
+
+def test_the_sliding_window_is_felt(model):
+    # Otherwise the tests with windows would say nothing.
+    family, changes = VARIANTS["qwen2, one sliding layer"]
+    wide = {**changes, "layer_types": ["full_attention"] * 2}
+    states = [states_of_the_model(tiny_model(family, **values), 2)[13] for values in (changes, wide)]
+    assert (states[0] - states[1]).abs().max() > 1e-2
+
+
+@EVERY_VARIANT
+def test_the_second_moment_is_that_of_the_inputs_in_the_whole_model(family, changes):
+    model = with_lora(tiny_model(family, **changes))
+    structure = describe(model)
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    for layer in range(2):
+        for name in consumer_names(structure, layer):
+            expected = moment_of_the_model(model, model.get_base_model().get_submodule(name))
+            actual = layerwise.second_moment(name)
+            assert actual.dtype == torch.float32
+            np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+        layerwise.advance()
+
+
+def test_the_second_moment_follows_a_cut_in_the_same_block(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    heads, channels = consumer_names(structure, 0)
+    before = layerwise.second_moment(channels)
+    full = Plan.full(structure)
+    slice_(model, structure, full, full.keep({"layers.0.heads": [2]}))
+    after = layerwise.second_moment(channels)
+    expected = moment_of_the_model(model, projections(model, 0)["down_proj"])
+    np.testing.assert_allclose(after.numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+    assert (after - before).abs().max() > 1e-2
+    assert layerwise.second_moment(heads).shape == (8, 8)
+
+
+def test_a_block_is_left_as_soon_as_the_consumer_is_reached(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    reached = []
+    model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: reached.append("ffn"))
+    layerwise.second_moment("model.layers.0.self_attn.o_proj")
+    assert reached == []
+    layerwise.second_moment("model.layers.0.mlp.down_proj")
+    assert reached
+
+
+def test_a_layer_that_the_current_block_does_not_run_is_an_error(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.down_proj was not reached in block 0"):
+        layerwise.second_moment("model.layers.1.mlp.down_proj")
+
+
+def test_the_model_is_left_without_hooks_and_with_its_own_blocks(model, structure):
+    blocks = list(model.model.layers)
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    layerwise.second_moment("model.layers.0.mlp.down_proj")
+    assert list(model.model.layers) == blocks
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_the_blocks_come_back_when_the_first_pass_fails(model, structure):
+    blocks = list(model.model.layers)
+    with pytest.raises(IndexError):
+        LayerwisePass(model, structure, [torch.tensor([10_000])])
+    assert list(model.model.layers) == blocks
+
+
+def test_no_graph_is_kept(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    assert not layerwise.second_moment("model.layers.0.mlp.down_proj").requires_grad
+    layerwise.advance()
+    assert not any(calls.hidden.requires_grad for calls in layerwise._calls)
+
+
+def test_a_calibration_set_needs_a_sequence(model, structure):
+    with pytest.raises(ValueError, match="at least one sequence"):
+        LayerwisePass(model, structure, [])
+
+
+def test_batches_hold_every_sequence_once_and_only_equal_lengths():
+    batches = equal_length_batches(SEQUENCES)
+    assert [tuple(batch.shape) for batch in batches] == [(1, 13), (2, 9), (1, 4), (1, 1)]
+    flat = sorted(row.tolist() for batch in batches for row in batch)
+    assert flat == sorted(sequence.tolist() for sequence in SEQUENCES)
+
+
+def test_batches_stay_within_the_number_of_tokens():
+    long = [torch.zeros(TOKENS_PER_BATCH // 2, dtype=torch.long)] * 3
+    too_long = [torch.zeros(TOKENS_PER_BATCH + 1, dtype=torch.long)] * 2
+    batches = equal_length_batches(long + too_long)
+    assert [len(batch) for batch in batches] == [1, 1, 2, 1]
