@@ -18,7 +18,7 @@ from loraprune.export import finish, save_checkpoint
 from loraprune.plan import Plan
 from loraprune.recipes.card import model_card
 from loraprune.recipes.interrupt import InterruptedRunError, StopOnInterrupt
-from loraprune.recipes.loading import give_pad_token_, load_model, working_dtype
+from loraprune.recipes.loading import give_pad_token_
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
@@ -107,15 +107,7 @@ def prune(
 def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
     started = time.time()
     logger.info("Loading %s", job.name)
-    model = job.model
-    if model is None:
-        model = load_model(
-            job.name,
-            working_dtype(job.stored_dtype, job.device),
-            job.device,
-            trust_remote_code=job.options.trust_remote_code,
-            revision=job.options.revision,
-        )
+    model = job.load_model() if job.model is None else job.model
     dense = measure_dense(job, model)
     pruning = PruningCallback(job.pruning)
     if job.checkpoint is not None:

@@ -12,7 +12,7 @@ from loraprune.evaluation.latency import forward_latency
 from loraprune.evaluation.perplexity import Perplexity, perplexity
 from loraprune.export import cast_
 from loraprune.plan import Plan
-from loraprune.recipes.loading import load_model, working_dtype
+from loraprune.recipes.loading import working_dtype
 from loraprune.slicing import slice_
 from loraprune.training.callback import PruningCallback
 
@@ -77,13 +77,7 @@ def measure_pruned(
 def _measure_unrecovered(job: Job, plan: Plan) -> dict[str, Any]:
     """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
     logger.info("Measuring the same cut without recovery")
-    model = load_model(
-        job.name,
-        working_dtype(job.stored_dtype, job.device),
-        job.device,
-        trust_remote_code=job.options.trust_remote_code,
-        revision=job.options.revision,
-    )
+    model = job.load_model()
     slice_(model, job.structure, Plan.full(job.structure), plan)
     measures: dict[str, Any] = {"parameters": model.num_parameters()}
     measures["bytes"] = measures["parameters"] * job.stored_dtype.itemsize

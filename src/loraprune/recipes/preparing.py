@@ -18,7 +18,15 @@ from loraprune.data.sources import load_source
 from loraprune.evaluation.perplexity import HeldOut
 from loraprune.export import check_disk_space, check_output, check_relaxed_class
 from loraprune.recipes.arguments import training_arguments
-from loraprune.recipes.loading import checkpoint_dtype, default_device, load_config, load_tokenizer, meta_model
+from loraprune.recipes.loading import (
+    checkpoint_dtype,
+    default_device,
+    load_config,
+    load_model,
+    load_tokenizer,
+    meta_model,
+    working_dtype,
+)
 from loraprune.recipes.lora import LoraOptions, lora_config
 from loraprune.recipes.options import RunOptions
 from loraprune.structure import Structure, describe
@@ -65,6 +73,16 @@ class Job:
     device: torch.device
     options: RunOptions
     checkpoint: Path | None
+
+    def load_model(self) -> PreTrainedModel:
+        """The checkpoint's model, on the job's device and in the dtype to train in."""
+        return load_model(
+            self.name,
+            working_dtype(self.stored_dtype, self.device),
+            self.device,
+            trust_remote_code=self.options.trust_remote_code,
+            revision=self.options.revision,
+        )
 
 
 def prepare(
