@@ -56,7 +56,7 @@ def run_one(options: argparse.Namespace, name: str, ratio: float, pruning: Pruni
     )
     cuts = result.metrics["pruning"]["cuts"]
     return {
-        "model": Path(model).name,
+        "model": options.name,
         "variant": name,
         "ratio": ratio,
         "reached": result.metrics["pruning"]["ratio"],
@@ -107,6 +107,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
+    options.name = Path(options.model).name
     if options.model == "demo":
         from loraprune.demo import demo_data, demo_model
 
@@ -116,7 +117,7 @@ def main() -> None:
 
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    model = Path(options.model).name
+    model = options.name
     for ratio in options.ratios:
         for name in options.variants:
             key = (model, name, ratio, options.seed)

@@ -5,10 +5,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from peft import LoraConfig
-from tests.models import projections, randomize_, with_lora
+from tests.models import projections, randomize_, tiny_model, with_lora
 from torch import nn
 
-from loraprune.adapters import effective_weight, lora_delta, lora_factors, row_blocks
+from loraprune.adapters import effective_weight, has_variant, lora_delta, lora_factors, row_blocks
 
 
 @pytest.fixture
@@ -48,7 +48,16 @@ def test_a_plain_layer_has_no_factors_and_its_own_weight(model):
     assert torch.equal(effective_weight(linear), linear.weight)
 
 
-def test_the_effective_weight_is_a_copy_in_32_bits(model):
+def test_dora_is_a_variant_and_lora_is_not():
+    found = {
+        use_dora: has_variant(projections(with_lora(tiny_model(), use_dora=use_dora), 0)["q_proj"])
+        for use_dora in (False, True)
+    }
+    assert found == {False: False, True: True}
+    assert not has_variant(nn.Linear(2, 2))
+
+
+def test_the_effective_weight_is_a_copy_in_32_bits():
     linear = nn.Linear(3, 2, bias=False)
     before = linear.weight.clone()
     effective_weight(linear).zero_()

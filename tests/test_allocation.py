@@ -238,6 +238,20 @@ def test_a_ratio_that_would_empty_a_dimension_is_refused_with_what_can_be_reache
     check_reachable(structure, most, legal_widths(structure))
 
 
+def test_a_ratio_between_what_two_head_counts_can_reach_is_refused_with_the_nearest():
+    # A KV head has 2608 parameters and the whole FFN of eight channels 768: two heads reach 0.00 to 0.11 at most, one
+    # head 0.44 to 0.55.
+    structure = structure_of("qwen2", 2, 4, 8, 8, 1)
+    legal = legal_widths(structure)
+    nearest = 1 - (2608 + 768) / (2 * 2608 + 768)
+    with pytest.raises(ValueError, match=rf"No legal widths meet a ratio of 0\.3: .* nearest ratio is {nearest:.4f}"):
+        check_reachable(structure, 0.3, legal)
+    for ratio in (0.1, nearest, 0.5):
+        check_reachable(structure, ratio, legal)
+    with pytest.raises(ValueError, match=r"0\.9 would empty a dimension"):
+        check_reachable(structure, 0.9, legal)
+
+
 def test_a_target_size_is_met_exactly():
     model = tiny_model()
     structure = describe(model)

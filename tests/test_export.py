@@ -183,6 +183,11 @@ class TestAnyHeadCount:
         assert merged.config.sliding_window is None
         torch.testing.assert_close(logits_of(merged, IDS), expected, rtol=0.0, atol=1e-5)
 
+    def test_tied_embeddings_are_one_parameter_in_memory_too(self) -> None:
+        adapted, structure = cut(byte_model(tie_word_embeddings=True), THREE_OF_FOUR)
+        merged = finish(adapted, structure, THREE_OF_FOUR)
+        assert merged.lm_head.weight is merged.model.embed_tokens.weight
+
     def test_a_llama_with_a_legal_head_count_stays_a_llama(self) -> None:
         adapted, structure = cut(byte_model())
         assert finish(adapted, structure, HALF).config.model_type == "llama"

@@ -14,6 +14,10 @@ from loraprune.widths import LegalWidths
 Allocation = Literal["balanced", "uniform"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
+HEAD_MARGIN = 1.1
+"""``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later
+cut can make smaller or take back, and scores are noisy."""
+
 Widths = dict[str, int]
 """Groups kept in every layer, for each kind of dimension."""
 
@@ -89,13 +93,15 @@ def lost_importance(structure: Structure, scores: Scores, widths: Widths) -> flo
 
 def _choose(structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str) -> Widths:
     """Pick widths by rule; of equally good ones, those with most heads."""
-
-    def cost(widths: Widths) -> float:
-        if allocation == "uniform":
-            return abs(widths["heads"] - (1.0 - ratio) * structure.of_kind("heads")[0].num_groups)
-        return lost_importance(structure, scores, widths)
-
-    return min(candidates, key=lambda widths: (cost(widths), -widths["heads"]))
+    if allocation == "uniform":
+        exact = (1.0 - ratio) * structure.of_kind("heads")[0].num_groups
+        return min(candidates, key=lambda widths: (abs(widths["heads"] - exact), -widths["heads"]))
+    lost = [lost_importance(structure, scores, widths) for widths in candidates]
+    bound = min(lost) * HEAD_MARGIN
+    return max(
+        (widths for widths, value in zip(candidates, lost, strict=True) if value <= bound),
+        key=lambda widths: widths["heads"],
+    )
 
 
 def allocate(
@@ -120,7 +126,8 @@ def allocate(
         ratio: removed parameters as a share of all prunable ones, counted from the unpruned model.
         legal: widths that may be chosen.
         allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper) or ``balanced``
-            (the split between attention and FFN that loses least importance for the same parameters).
+            (the split between attention and FFN that loses least importance for the same parameters; of splits
+            within a tenth of the best, the one with most heads).
         final_ratio: where later cuts will end; None where this is the last one.
 
     Returns:
@@ -145,8 +152,8 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths) -> N
     """Make sure that the ratio can be met without emptying a dimension.
 
     Raises:
-        ValueError: even the smallest widths keep too much, or the rounding of the FFN keeps too little from going.
-            The message says what can be reached.
+        ValueError: even the smallest widths keep too much, or the ratio falls between what two head counts can
+            reach. The message says what can be reached.
     """
     dense = {kind: structure.of_kind(kind)[0].num_groups for kind in structure.kinds}
     nearest = final_candidates(structure, dense, ratio, legal)[0]
@@ -154,6 +161,12 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths) -> N
     if abs(_kept_parameters(structure, nearest) - wanted) > _tolerance(structure, legal):
         smallest = {"heads": legal.head_groups[0], "channels": min(legal.channel_multiple, dense["channels"])}
         most = 1.0 - _kept_parameters(structure, smallest) / structure.prunable_parameters
+        if ratio < most:
+            reached = 1.0 - _kept_parameters(structure, nearest) / structure.prunable_parameters
+            raise ValueError(
+                f"No legal widths meet a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
+                f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
+            )
         raise ValueError(
             f"A ratio of {ratio:g} would empty a dimension: with at least {smallest['heads']} KV head(s) and "
             f"{smallest['channels']} channel(s) in every layer, at most {most:.4f} of the prunable parameters can "

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from loraprune.structure import PrunableDimension, Structure
 
 DAMPING_ATTEMPTS = 4
+LEAST_RAISED_DAMPING = 1e-4
 
 
 class NotPositiveDefiniteError(ArithmeticError):
@@ -55,7 +56,8 @@ def refit_columns(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor
     if torch.isfinite(mean_diagonal) and mean_diagonal > 0 and torch.isfinite(cross).all():
         for attempt in range(DAMPING_ATTEMPTS):
             shifted = moment_kept.clone()
-            shifted.diagonal().add_(damping * 10**attempt * mean_diagonal)
+            raised = max(damping, LEAST_RAISED_DAMPING) * 10**attempt if attempt else damping
+            shifted.diagonal().add_(raised * mean_diagonal)
             factor, info = torch.linalg.cholesky_ex(shifted)
             if info.item() == 0:
                 return weight[:, kept] + torch.cholesky_solve(cross, factor).T

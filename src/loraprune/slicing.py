@@ -61,6 +61,19 @@ def _adapter_tensors(module: Any, axis: str) -> Iterator[tuple[torch.Tensor | No
                 yield module.lora_magnitude_vector[name].weight, 0
 
 
+@torch.no_grad()
+def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
+    """Norms of the rows of ``W + s·B·A``, by which DoRA divides, for each of its adapters."""
+    return {
+        name: torch.linalg.vector_norm(
+            base_layer(module).weight.float()
+            + module.scaling[name] * (module.lora_B[name].weight.float() @ module.lora_A[name].weight.float()),
+            dim=1,
+        )
+        for name in getattr(module, "lora_magnitude_vector", {})
+    }
+
+
 def _update_sizes(module: Any, axis: str, length: int) -> None:
     """Set the sizes that layers remember; they are printed, and read when the model is described again."""
     attribute = "out_features" if axis == "output" else "in_features"
@@ -79,15 +92,19 @@ def slice_member_(
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
     """Cut one side of one layer down to ``groups`` (indices among its ``num_groups`` groups of now)."""
-    module = model.get_submodule(member.module)
+    module: Any = model.get_submodule(member.module)
     layer = base_layer(module)
     dim = 0 if member.axis == "output" else 1
     index = member.positions(groups, num_groups, layer.weight.shape[dim])
+    norms = _dora_norms(module) if member.axis == "input" else {}
     _select_(layer.weight, dim, index, optimizer)
     if member.axis == "output":
         _select_(layer.bias, 0, index, optimizer)
     for tensor, tensor_dim in _adapter_tensors(module, member.axis):
         _select_(tensor, tensor_dim, index, optimizer)
+    for name, norm in norms.items():
+        # The columns that went were part of the norms: without this, what stays would grow.
+        module.lora_magnitude_vector[name].weight.data.mul_(_dora_norms(module)[name] / norm)
     _update_sizes(module, member.axis, len(index))
 
 

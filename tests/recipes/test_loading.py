@@ -48,7 +48,7 @@ class TestConfig:
     def test_code_of_the_checkpoints_own_is_not_run(self, tmp_path: Path) -> None:
         name = write_config(tmp_path, model_type="own", auto_map={"AutoConfig": "configuration_own.OwnConfig"})
         (tmp_path / "configuration_own.py").write_text("raise SystemExit('this code was run')")
-        with pytest.raises(CheckpointError, match="needs code from its own repository.*--trust-remote-code"):
+        with pytest.raises(CheckpointError, match=r"needs code from its own repository.*--trust-remote-code"):
             load_config(name)
 
     @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "no-such-family"}'])

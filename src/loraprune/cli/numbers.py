@@ -20,5 +20,5 @@ def parameter_count(text: str | int | float) -> int:
         digits, suffix = digits[:-1], digits[-1].upper()
     try:
         return round(float(digits) * _FACTORS[suffix])
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of parameters; write 4.5B, 350M or 120000") from None

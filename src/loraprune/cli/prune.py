@@ -97,23 +97,36 @@ def read_recipe(path: Path) -> dict[str, Any]:
     return {str(key).replace("-", "_"): value for key, value in values.items()}
 
 
-def _typed(name: str, value: Any) -> Any:
-    """A recipe's value as the command line would have read it."""
-    option = OPTIONS.get(name)
-    kind = option.extra.get("type") if option else None
-    if kind is None or value is None:
+def _typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:
+    """A recipe's value as the command line would have read it: to YAML, 1e-4 is text.
+
+    Raises:
+        ValueError: the command line would have refused it.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    action = parser._option_string_actions.get(flag)
+    if value is None or isinstance(value, dict) or (isinstance(value, list) and action and action.nargs is None):
+        return value
+    if action is None or isinstance(action, argparse.BooleanOptionalAction):
+        wanted, what = (str, "text") if action is None else (bool, "true or false")
+        if not isinstance(value, wanted):
+            raise ValueError(f"The recipe's {name} is {value!r}; it must be {what}.")
         return value
     try:
-        return kind(value)
-    except (TypeError, ValueError, argparse.ArgumentTypeError):
-        raise ValueError(f"{name}: {value!r} is not a valid value.") from None
+        words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+        return vars(parser.parse_args(words))[name]
+    except _ArgumentError as error:
+        raise ValueError(f"The recipe's {name} is {value!r}: {error}") from None
 
 
-def merge(recipe: dict[str, Any], given: dict[str, Any], training: set[str]) -> dict[str, Any]:
+def merge(
+    recipe: dict[str, Any], given: dict[str, Any], training: set[str], parser: argparse.ArgumentParser
+) -> dict[str, Any]:
     """Recipe and command line together; the command line wins.
 
     Raises:
-        ValueError: a name is unknown (the nearest known one is suggested) or is set another way here.
+        ValueError: a name is unknown (the nearest known one is suggested) or is set another way here; a recipe's
+            value is not one that the option takes.
     """
     known = set(OPTIONS) | training | {"model", "config"}
     for name in recipe:
@@ -121,7 +134,7 @@ def merge(recipe: dict[str, Any], given: dict[str, Any], training: set[str]) -> 
             near = difflib.get_close_matches(name, sorted(known), n=1)
             hint = f" Did you mean {near[0]!r}?" if near else ""
             raise ValueError(f"The recipe has an unknown option {name!r}.{hint}")
-    values = {name: _typed(name, value) for name, value in recipe.items()} | given
+    values = {name: _typed(name, value, parser) for name, value in recipe.items()} | given
     if "target_params" in given and "ratio" not in given:
         values.pop("ratio", None)
     if "ratio" in given and "target_params" not in given:
@@ -163,13 +176,14 @@ def main(arguments: Sequence[str]) -> int:
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
 
     def work() -> int:
+        parser = full_parser()
         try:
-            given = vars(full_parser().parse_args(arguments))
+            given = vars(parser.parse_args(arguments))
         except _ArgumentError as error:
             raise ValueError(f"{error}{_suggestion(str(error))} (loraprune prune --help lists the options)") from None
         recipe = read_recipe(given["config"]) if "config" in given else {}
         training = training_fields()
-        values = merge(recipe, given, training)
+        values = merge(recipe, given, training, parser)
         _require(values)
         return _run(
             values, {name: values[name] for name in training - set(OPTIONS) if name in values}, console, arguments
@@ -216,7 +230,7 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
         )
     except InterruptedRunError as error:
         progress.close()
-        console.print(str(error), style="yellow", markup=False, highlight=False)
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
         return STOPPED
     finally:
         progress.close()

@@ -25,7 +25,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(record.getMessage(), style=style, markup=False, highlight=False)
+        self._console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def open_console(*, quiet: bool = False) -> Console:
@@ -68,12 +68,12 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
         console.print("Stopped.", style="yellow")
         return STOPPED
     except ArithmeticError as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return FAILED
     except (ValueError, OSError) as error:
         if os.environ.get("LORAPRUNE_TRACEBACK"):
             raise
-        console.print(f"error: {error}", style="red", markup=False, highlight=False)
+        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_INVOCATION
 
 

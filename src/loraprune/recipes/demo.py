@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 TRAINING: dict[str, Any] = {
-    "max_steps": 160,
+    "max_steps": 120,
     "per_device_train_batch_size": 8,
     "max_length": 256,
     "learning_rate": 2e-3,
@@ -42,7 +42,7 @@ def run_demo(
         return prune(
             demo_model(),
             train,
-            PruningConfig(ratio=ratio, allocation="uniform"),
+            PruningConfig(ratio=ratio, allocation="uniform", cuts=4, calibration_sequences=32),
             training={**TRAINING, **(training or {})},
             options=RunOptions(
                 output=output,

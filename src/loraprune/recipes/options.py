@@ -55,6 +55,8 @@ class RunOptions:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
         if self.output is None and self.resume:
             raise ValueError("A run without an output folder leaves nothing to resume from.")
+        if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):
+            raise ValueError(f"The output {self.output} is the folder that you are in, or above it. Name a new folder.")
 
     @property
     def run_dir(self) -> Path | None:

@@ -1,0 +1,79 @@
+"""Commands run in this process, and a checkpoint and data for them."""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import datasets
+import pytest
+import transformers
+from tests.checkpoints import tiny_checkpoint, write_texts
+
+from loraprune.cli.main import main
+
+QUICK = [
+    "--max-steps=4",
+    "--max-length=32",
+    "--per-device-train-batch-size=4",
+    "--calibration-sequences=8",
+    "--no-latency",
+]
+"""Options of a run of a fraction of a second."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """What a command left: its exit code and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Finished]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)
+
+
+@pytest.fixture
+def _quiet_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Undo what a command sets for its whole process."""
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    logger = logging.getLogger("loraprune")
+    handlers, propagate, level = logger.handlers, logger.propagate, logger.level
+    verbosity = transformers.utils.logging.get_verbosity()
+    yield
+    logger.handlers, logger.propagate = handlers, propagate
+    logger.setLevel(level)
+    transformers.utils.logging.set_verbosity(verbosity)
+    transformers.utils.logging.enable_progress_bar()
+    datasets.enable_progress_bars()
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str], _quiet_again: None) -> Command:
+    """Runs ``loraprune …`` in this process."""
+
+    def command(*arguments: str | Path) -> Finished:
+        capsys.readouterr()
+        try:
+            code = main([str(argument) for argument in arguments])
+        except SystemExit as exit:
+            code = int(exit.code or 0)
+        printed = capsys.readouterr()
+        return Finished(code, printed.out, printed.err)
+
+    return command
