@@ -4,7 +4,7 @@
 
 About an hour on two cores in bf16 with ``torch.compile``, minutes on a GPU. Started again with the same
 ``--work-dir``, it goes on from the last saved state. The finished model, its tokenizer and its card are written
-to ``src/loraprune/demo/model``.
+to ``src/loraprune/demo/demo-llama``.
 """
 
 from __future__ import annotations
@@ -172,7 +172,7 @@ def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("build/demo-model"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "src/loraprune/demo/model")
+    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "src/loraprune/demo/demo-llama")
     parser.add_argument("--max-steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

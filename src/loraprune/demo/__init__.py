@@ -16,7 +16,7 @@ def demo_model() -> Path:
     Raises:
         FileNotFoundError: the installation lacks it.
     """
-    folder = Path(__file__).parent / "model"
+    folder = Path(__file__).parent / "demo-llama"
     if not (folder / "model.safetensors").is_file():
         raise FileNotFoundError(
             "The bundled demo model is missing from this installation. Reinstall loraprune, or train it with "

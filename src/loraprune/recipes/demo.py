@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.demo import PROMPT, demo_data, demo_model
+from loraprune.export import check_output
 from loraprune.recipes.joint import PruneResult, prune
 from loraprune.recipes.options import RunOptions
 from loraprune.training.config import PruningConfig
@@ -36,7 +37,11 @@ def run_demo(
 
     Heads and channels lose the same share (allocation ``uniform``), so that a ratio of a half is half of both. The
     model is tuned on the standard library's text and measured on modules that neither it nor its training saw.
+
+    Raises:
+        OutputExistsError: the folder holds something that is no result of loraprune.
     """
+    check_output(output, overwrite=(output / "pruning.json").is_file())
     with tempfile.TemporaryDirectory(prefix="loraprune-demo-") as scratch:
         train, held_out = demo_data(Path(scratch))
         return prune(
