@@ -106,6 +106,9 @@ def prune(
 
 def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
     started = time.time()
+    if job.options.overwrite and job.checkpoint is None:
+        # Only now that everything was checked: an interrupted run is worth something.
+        shutil.rmtree(run_dir, ignore_errors=True)
     logger.info("Loading %s", job.name)
     model = job.load_model() if job.model is None else job.model
     dense = measure_dense(job, model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,6 +42,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 HELD_OUT_SHARE = 20
+RUN_ENTRIES = ("checkpoint-", "adapter", "runs", "README.md")
+"""What a Trainer and we write into a run's folder."""
 
 
 @dataclass(kw_only=True)
@@ -148,17 +149,19 @@ def _check_folders(options: RunOptions) -> Path | None:
     if output is None or run_dir is None:
         return None
     check_output(output, overwrite=options.overwrite or options.resume)
+    foreign = [path.name for path in run_dir.glob("*") if not path.name.startswith(RUN_ENTRIES)]
+    if foreign:
+        raise ValueError(
+            f"The state of the run goes to {run_dir}, but that folder holds something else ({foreign[0]}). Move it "
+            "away, or name another output folder."
+        )
     checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
     if options.resume:
         if checkpoint is None:
             raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
         return checkpoint
-    if checkpoint is not None:
-        if not options.overwrite:
-            raise ValueError(
-                f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite."
-            )
-        shutil.rmtree(run_dir)
+    if checkpoint is not None and not options.overwrite:
+        raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
     return None
 
 

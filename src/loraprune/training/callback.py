@@ -80,6 +80,11 @@ class PruningCallback(TrainerCallback):
             raise ValueError(
                 f"Pruning runs in one process, and this run has {args.world_size}. Start it with one process."
             )
+        if args.load_best_model_at_end and self.config.ratio > 0.0:
+            raise ValueError(
+                "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "
+                "Switch it off."
+            )
         model = kwargs["model"]
         if self.run is None:
             if state.global_step > 0 and self.config.ratio > 0.0:

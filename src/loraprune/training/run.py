@@ -19,6 +19,7 @@ from loraprune.schedule import Cut, cut_schedule
 from loraprune.slicing import slice_
 from loraprune.structure import Structure, describe
 from loraprune.widths import LegalWidths, legal_widths
+from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,6 +104,7 @@ class PruningRun:
         """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
         self._model, self._calibration = model, calibration
         config = self.config
+        self._check_widths(model)
         if (config.refit or config.criterion in ("lora", "magnitude")) and any(map(has_variant, model.modules())):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
@@ -120,6 +122,24 @@ class PruningRun:
         if self.pending:
             self.criterion.attach(model, self.structure)
             self._attached = True
+
+    def _check_widths(self, model: nn.Module) -> None:
+        """Make sure that the model is the one that the plan was made for, and at that plan.
+
+        Raises:
+            ValueError: it is not, as when a callback is used for a second model.
+        """
+        plan = Plan.full(self.structure) if self.config.apply == "mask" else self.plan
+        base = base_model(model)
+        for dimension in self.structure:
+            layer: Any = base_layer(base.get_submodule(dimension.consumer.module))
+            groups = plan.count(dimension.name)
+            if layer.in_features != groups * dimension.consumer.group_size:
+                raise ValueError(
+                    f"{dimension.consumer.module} reads {layer.in_features} features, and {groups} groups of "
+                    f"{dimension.consumer.group_size} were left of it: this is not the model that was pruned so far. "
+                    "Make a new PruningCallback for each run."
+                )
 
     def _physical(self) -> Plan:
         """The plan that the tensors have: with masks, everything is still there."""
