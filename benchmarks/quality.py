@@ -66,7 +66,13 @@ def run_one(options: argparse.Namespace, name: str, ratio: float, pruning: Pruni
         "widths": {kind: counts[0] for kind, counts in cuts[-1]["widths"].items()} if cuts else {},
         "seconds": time.time() - started,
         "seed": options.seed,
+        "budget": budget(options),
     }
+
+
+def budget(options: argparse.Namespace) -> str:
+    """What must agree for two rows to be comparable."""
+    return f"{options.max_steps} steps of {options.batch_size}x{options.max_length} tokens, lr {options.learning_rate}"
 
 
 def table(rows: list[dict[str, Any]]) -> str:
@@ -120,8 +126,8 @@ def main() -> None:
     model = options.name
     for ratio in options.ratios:
         for name in options.variants:
-            key = (model, name, ratio, options.seed)
-            if any((row["model"], row["variant"], row["ratio"], row["seed"]) == key for row in done):
+            key = (model, name, ratio, options.seed, budget(options))
+            if any((r["model"], r["variant"], r["ratio"], r["seed"], r.get("budget")) == key for r in done):
                 continue
             row = run_one(options, name, ratio, VARIANTS[name])
             done.append(row)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from loraprune._version import __version__
+
 if TYPE_CHECKING:
     from loraprune.export import save_pruned
     from loraprune.plan import Plan
@@ -13,8 +15,6 @@ if TYPE_CHECKING:
     from loraprune.structure import Structure, describe
     from loraprune.training.callback import PruningCallback
     from loraprune.training.config import PruningConfig
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Plan",

@@ -27,7 +27,7 @@ class MovingAverage:
 def updated(state: MovingAverage, scores: Scores, decay: float) -> MovingAverage:
     """Take in the scores of one step: ``G_t = λ·G_{t−1} + (1−λ)·Ĝ_t`` with λ = ``decay``."""
     values = {
-        name: (1.0 - decay) * new + (decay * state.values[name] if name in state.values else 0.0)
+        name: (1.0 - decay) * new + (decay * state.values[name].to(new.device) if name in state.values else 0.0)
         for name, new in scores.items()
     }
     return MovingAverage(values, state.updates + 1)

@@ -7,6 +7,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +16,7 @@ from torch import nn
 
 from loraprune.plan import Plan
 from loraprune.structure import Structure, head_dim_of
+from loraprune.versions import versions
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
 @contextmanager
 def appearing_folder(output: Path) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise."""
-    output = output.absolute()
+    output = output.resolve()
     output.parent.mkdir(parents=True, exist_ok=True)
     mark = uuid.uuid4().hex[:8]
     temporary = output.with_name(f".{output.name}.{mark}.partial")
@@ -237,7 +239,13 @@ def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerB
     output = Path(output)
     check_output(output, overwrite=False)
     finished = finish(model, run.structure, run.plan)
-    record = {"pruning": run.summary(), "plan": run.plan.to_json()}
+    finished.config.use_cache = True  # switched off by trainers
+    record = {
+        "settings": {"pruning": asdict(run.config)},
+        "pruning": run.summary(),
+        "plan": run.plan.to_json(),
+        "versions": versions(),
+    }
     card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
     save_checkpoint(output, finished, tokenizer, record=record, card=card)
     return output

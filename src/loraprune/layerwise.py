@@ -135,7 +135,7 @@ class LayerwisePass:
             handle.remove()
         if total is None:
             raise RuntimeError(f"{module_name} was not reached in block {self.layer}.")
-        return total / tokens
+        return total.div_(tokens)
 
     @torch.no_grad()
     def advance(self) -> None:

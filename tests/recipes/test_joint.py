@@ -29,7 +29,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 import loraprune
 from loraprune import Plan, PruneResult, PruningConfig, RunOptions, describe, prune
-from loraprune.recipes.interrupt import InterruptedRunError
+from loraprune.interruption import InterruptedRunError
 from loraprune.recipes.lora import LoraOptions
 from loraprune.slicing import slice_
 from loraprune.training.callback import TrainingDivergedError

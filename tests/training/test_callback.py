@@ -156,7 +156,7 @@ class TestInATrainer:
             eval_dataset=rows(8),
             callbacks=[PruningCallback(pruning_config())],
         )
-        with pytest.raises(ValueError, match="may bring back an adapter from before a cut.*Switch it off"):
+        with pytest.raises(ValueError, match=r"may bring back an adapter from before a cut.*Switch it off"):
             trainer.train()
 
     def test_calibration_sequences_that_are_given_replace_the_training_data(self, tmp_path: Path) -> None:

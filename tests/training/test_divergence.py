@@ -120,7 +120,8 @@ class TestDivergence:
         weights = Weights()
         self.model = adapted_model()
         with pytest.raises(TrainingDivergedError) as caught:
-            train(folder, [Poison(range(start, STEPS + 1)), callback, weights], model=self.model)
+            poison = Poison(range(start, STEPS + 1))
+            train(folder, [poison, callback, weights], model=self.model, save_strategy="steps", save_steps=100)
         return callback, weights, str(caught.value)
 
     @pytest.mark.parametrize(("limit", "steps"), [(0, [8]), (2, [8, 9, 10])])

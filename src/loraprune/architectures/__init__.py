@@ -19,6 +19,7 @@ __all__ = [
     "register",
     "spec_for",
     "supported",
+    "unsupported",
 ]
 
 _SPECS: dict[str, ArchitectureSpec] = {spec.model_type: spec for spec in llama.SPECS}
@@ -46,9 +47,13 @@ def spec_for(config: PretrainedConfig) -> ArchitectureSpec:
     """
     spec = _SPECS.get(config.model_type)
     if spec is None:
-        raise UnsupportedArchitectureError(
-            f"Models of type {config.model_type!r} are not supported; supported: {', '.join(supported())}. "
-            "A family can be described in a few lines: see loraprune.architectures.register and "
-            "docs/architectures.md."
-        )
+        raise UnsupportedArchitectureError(unsupported(config.model_type))
     return spec
+
+
+def unsupported(model_type: str) -> str:
+    """What to tell the owner of a model whose family has no description."""
+    return (
+        f"Models of type {model_type!r} are not supported; supported: {', '.join(supported())}. A family can be "
+        "described in a few lines: see loraprune.architectures.register and docs/architectures.md."
+    )

@@ -10,19 +10,31 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraprune.cli.prune_options import OPTIONS, TRAINING_HELP, add_options
-from loraprune.cli.session import STOPPED, open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.session import open_console, quiet_libraries, report_errors, results_console
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 DESCRIPTION = "Prune a model while LoRA tunes it, and write an ordinary checkpoint with fewer heads and channels."
-OURS_ALONE = ("output_dir", "resume_from_checkpoint", "packing", "assistant_only_loss", "completion_only_loss")
+_ANEW = "It does not go together with a model that changes while it is trained."
 REMEDIES = {
     "output_dir": "Say -o/--output.",
     "resume_from_checkpoint": "Say --resume.",
     "packing": "Plain text is packed and everything else is not.",
     "assistant_only_loss": "Say --answers-only or --no-answers-only.",
     "completion_only_loss": "Say --answers-only or --no-answers-only.",
+    "eval_strategy": "Perplexity is measured before and after training, on --eval-data.",
+    "dataset_text_field": "Text is read from the column 'text'.",
+    "model_init_kwargs": "The model is loaded in its own dtype.",
+    "chat_template_path": "The tokenizer's own chat template is used; name another tokenizer with --tokenizer.",
+    "eos_token": "The tokenizer's own is used; name another tokenizer with --tokenizer.",
+    "save_only_model": "A run could not be resumed.",
+    "padding_free": "Scores are taken sequence by sequence.",
+    "auto_find_batch_size": _ANEW,
+    "load_best_model_at_end": _ANEW,
+    "torch_compile": _ANEW,
+    "fsdp": _ANEW,
+    "deepspeed": _ANEW,
 }
 
 
@@ -141,7 +153,7 @@ def merge(
         values.pop("target_params", None)
     if values.get("target_params") is not None and "ratio" in values:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
-    for name in OURS_ALONE:
+    for name in REMEDIES:
         if name in values:
             raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {REMEDIES[name]}")
     return values
@@ -206,7 +218,6 @@ def _suggestion(message: str) -> str:
 def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arguments: list[str]) -> int:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.cli.results import show_result
-    from loraprune.recipes.interrupt import InterruptedRunError
     from loraprune.recipes.joint import prune
     from loraprune.recipes.lora import LoraOptions
     from loraprune.recipes.options import RunOptions
@@ -214,6 +225,8 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
 
     quiet_libraries()
     pruning = _fields(values, "pruning")
+    if pruning.get("ratio") == 0.0:
+        raise ValueError("ratio is 0, which removes nothing: it must lie between 0 and 1.")
     pruning["any_head_count"] = pruning.pop("head_rounding", "config") == "any"
     quiet = bool(values.get("quiet"))
     progress = TrainingProgress(console, quiet=quiet)
@@ -228,10 +241,6 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
             options=RunOptions(**_fields(values, "run"), command=shlex.join(["loraprune", "prune", *arguments])),
             callbacks=[progress],
         )
-    except InterruptedRunError as error:
-        progress.close()
-        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
-        return STOPPED
     finally:
         progress.close()
     show_result(results_console(), result)

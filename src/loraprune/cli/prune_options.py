@@ -46,6 +46,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _option("output", "run", "folder of the pruned checkpoint", type=Path),
         _option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
         _option("split", "run", "split of a hub data set (train)"),
+        _option("eval_split", "run", "split of a hub data set given as --eval-data (validation)"),
         _option("data_name", "run", "configuration of a hub data set"),
         _option("eval_data", "run", "data to measure perplexity on (default: a twentieth of the training data)"),
         _option("eval_sequences", "run", "sequences to measure on, 0 for none (64)", type=int),
@@ -99,7 +100,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
 
 OPTIONS: dict[str, Option] = {option.name: option for group in GROUPS.values() for option in group}
 
-TRAINING_HELP = """training options, as trl's SFTConfig names them (all of its fields can be given):
+TRAINING_HELP = """training options, as trl's SFTConfig names them (nearly all of its fields can be given):
   --max-steps, --num-train-epochs (2), --per-device-train-batch-size (8), --gradient-accumulation-steps (1),
   --learning-rate (1e-4), --lr-scheduler-type (cosine), --warmup-steps, --weight-decay, --max-grad-norm,
   --max-length (1024, or the model's context), --seed (42), --bf16, --gradient-checkpointing,

@@ -11,6 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
+from loraprune.interruption import InterruptedRunError
+
 WRONG_INVOCATION = 2
 FAILED = 1
 STOPPED = 130
@@ -64,6 +66,9 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     """Run a command's work; what the user can mend becomes one line and an exit code."""
     try:
         return work()
+    except InterruptedRunError as error:
+        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        return STOPPED
     except KeyboardInterrupt:
         console.print("Stopped.", style="yellow")
         return STOPPED

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 TOKENS_PER_BATCH = 4096
+LOGITS_PER_BATCH = 1 << 27
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,13 +86,13 @@ def pack_text(
     )
 
 
-def _batches(held_out: HeldOut) -> list[tuple[torch.Tensor, torch.Tensor]]:
+def _batches(held_out: HeldOut, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Sequences of equal length together, so that nothing is padded."""
     batches = []
     ordered = sorted(held_out.sequences, key=lambda pair: len(pair[0]), reverse=True)
     for length, group in groupby(ordered, key=lambda pair: len(pair[0])):
         ids, labels = (torch.stack(column) for column in zip(*group, strict=True))
-        size = max(1, TOKENS_PER_BATCH // length)
+        size = max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary) // length)
         batches += list(zip(ids.split(size), labels.split(size), strict=True))
     return batches
 
@@ -107,7 +108,7 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     total = 0.0
     num_tokens = 0
     with inference_mode(model):
-        for ids, labels in _batches(held_out):
+        for ids, labels in _batches(held_out, model.config.vocab_size):
             targets = labels[:, 1:].to(device)
             logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
             total += torch.nn.functional.cross_entropy(

@@ -28,11 +28,8 @@ def gate_gradients(inputs: torch.Tensor, gradients: torch.Tensor, segments: tupl
 
     Source: Michel et al. 2019 (arXiv 1905.10650, Eq. 3), for every sequence and without the absolute value.
     """
-    if inputs.device.type == "cpu":
-        # One sequence at a time stays in the cache: the product is read back before it leaves.
-        features = torch.stack([(x * g).sum(0, dtype=torch.float32) for x, g in zip(inputs, gradients, strict=True)])
-    else:
-        features = (inputs * gradients).sum(1, dtype=torch.float32)
+    # One sequence at a time: on a CPU the product is read back before it leaves the cache, elsewhere it stays small.
+    features = torch.stack([(x * g.float()).sum(0) for x, g in zip(inputs, gradients, strict=True)]).float()
     batch, length = features.shape
     groups = length // sum(segments)
     total = features.new_zeros(batch, groups)

@@ -40,7 +40,7 @@ def training_arguments(
     accelerated = device.type != "cpu"
     values: dict[str, Any] = {
         **DEFAULTS,
-        "bf16": accelerated and torch.cuda.is_bf16_supported(),
+        "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
         "gradient_checkpointing": accelerated,
         "use_cpu": not accelerated,
         "max_length": min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH,
@@ -48,7 +48,9 @@ def training_arguments(
         **given,
     }
     if values.get("fp16"):
-        values["bf16"] = False
+        raise ValueError(
+            "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
+        )
     arguments = SFTConfig(**values)
     if arguments.max_length is None or arguments.max_length < 2:
         raise ValueError(f"max_length is {arguments.max_length}; sequences need at least 2 tokens.")
@@ -58,4 +60,6 @@ def training_arguments(
             f"Use --max-length {context} or less."
         )
     arguments.disable_tqdm = True
+    # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 
@@ -32,7 +33,8 @@ def model_card(record: dict[str, Any]) -> str:
     )
     command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
     base = record["base_model"]
-    hub_name = "" if base.startswith((".", "/", "~")) else f"base_model: {base}\n"
+    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    hub_name = f"base_model: {base}\n" if is_hub_name else ""
     return f"""---
 library_name: transformers
 {hub_name}tags: [loraprune, pruned]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,6 +26,14 @@ TRAINING: dict[str, Any] = {
 }
 
 
+def _is_demo_result(folder: Path) -> bool:
+    try:
+        record = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
+        return Path(record["base_model"]).name == demo_model().name
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+
+
 def run_demo(
     output: Path,
     *,
@@ -41,7 +50,7 @@ def run_demo(
     Raises:
         OutputExistsError: the folder holds something that is no result of loraprune.
     """
-    check_output(output, overwrite=(output / "pruning.json").is_file())
+    check_output(output, overwrite=_is_demo_result(output))
     with tempfile.TemporaryDirectory(prefix="loraprune-demo-") as scratch:
         train, held_out = demo_data(Path(scratch))
         return prune(

@@ -12,10 +12,6 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
-class InterruptedRunError(Exception):
-    """Training was stopped by the user; its state is saved."""
-
-
 class StopOnInterrupt(TrainerCallback):
     """Turns the first Ctrl-C into an orderly stop with the state saved; a second one stops at once."""
 

@@ -14,10 +14,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
+
 from loraprune.export import finish, save_checkpoint
+from loraprune.interruption import InterruptedRunError
 from loraprune.plan import Plan
 from loraprune.recipes.card import model_card
-from loraprune.recipes.interrupt import InterruptedRunError, StopOnInterrupt
+from loraprune.recipes.interrupt import StopOnInterrupt
 from loraprune.recipes.loading import give_pad_token_
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
@@ -29,7 +32,7 @@ from loraprune.report.data import ReportData
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
-from loraprune.training.state import last_checkpoint
+from loraprune.training.state import last_checkpoint, refitted_weights
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -119,11 +122,29 @@ def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> Prune
     # trl sets special tokens while it trains; the result keeps the model's own.
     config_before, generation_before = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
     trainer = _trainer(job, model, pruning, callbacks)
-    _train(trainer, job, run_dir)
-    assert pruning.run is not None
+    _train(trainer, pruning, job, run_dir)
+    try:
+        return _finish(job, trainer, pruning, dense, run_dir, (config_before, generation_before), started)
+    except KeyboardInterrupt:
+        saved = last_checkpoint(run_dir) if job.options.output else None
+        how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
+        raise InterruptedRunError(f"Stopped before the result was written: {how}.") from None
 
+
+def _finish(
+    job: Job,
+    trainer: SFTTrainer,
+    pruning: PruningCallback,
+    dense: dict[str, Any],
+    run_dir: Path,
+    configs: tuple[Any, Any],
+    started: float,
+) -> PruneResult:
+    """Merge, measure and save."""
+    assert pruning.run is not None
+    config_before, generation_before = configs
     logger.info("Merging the adapter")
-    adapter = _adapter_copy(trainer.model, job, run_dir)
+    adapter = _adapter_copy(trainer.model, pruning, job, run_dir)
     finished: Any = trainer.model
     base = finished.get_base_model()
     base.config.pad_token_id = config_before.pad_token_id
@@ -171,14 +192,17 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: SFTTrainer, job: Job, run_dir: Path) -> None:
+def _train(trainer: SFTTrainer, pruning: PruningCallback, job: Job, run_dir: Path) -> None:
     """Train to the end, or raise when the user stops."""
     interrupt = StopOnInterrupt()
     trainer.add_callback(interrupt)
     logger.info("Training on %d sequences", len(job.train_rows))
     stopped = False
     try:
-        trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+        if job.checkpoint is not None and _training_is_over(job.checkpoint):
+            _take_finished_adapter(trainer, pruning, job.checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     except KeyboardInterrupt:
         stopped = True
     finally:
@@ -195,16 +219,33 @@ def _train(trainer: SFTTrainer, job: Job, run_dir: Path) -> None:
         )
 
 
+def _training_is_over(checkpoint: Path) -> bool:
+    """Whether the run was stopped after its last step: in measuring or saving."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _take_finished_adapter(trainer: SFTTrainer, pruning: PruningCallback, checkpoint: Path) -> None:
+    """Load the last adapter: the Trainer itself would do one step too many."""
+    assert pruning.run is not None
+    assert trainer.model is not None
+    pruning.run.begin(trainer.model, _step_of(checkpoint))
+    trainer._load_from_checkpoint(str(checkpoint))
+    pruning.run.end()
+
+
 def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _adapter_copy(model: Any, job: Job, run_dir: Path) -> Path | None:
+def _adapter_copy(model: Any, pruning: PruningCallback, job: Job, run_dir: Path) -> Path | None:
     """Save the adapter before it is merged, where that was asked for."""
     if not (job.options.save_adapter and job.options.output):
         return None
     folder = run_dir / "adapter"
     model.save_pretrained(folder)
+    assert pruning.run is not None
+    save_file(refitted_weights(model, pruning.run), folder / "refitted_base_weights.safetensors")
     return folder
 
 
@@ -215,10 +256,15 @@ def _settings(job: Job) -> dict[str, Any]:
             "r": job.lora.r,
             "alpha": job.lora.lora_alpha,
             "dropout": job.lora.lora_dropout,
-            "target_modules": sorted(job.lora.target_modules or []),
+            "target_modules": _targets(job.lora),
         },
         "training": training_settings(job.arguments),
     }
+
+
+def _targets(lora: LoraConfig) -> list[str] | str:
+    targets = lora.target_modules or []
+    return targets if isinstance(targets, str) else sorted(targets)
 
 
 def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:

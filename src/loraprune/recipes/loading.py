@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.architectures import spec_for
+from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -51,9 +52,25 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
                 f"{name} is neither a folder with a config.json nor a model that the hub gives out: "
                 f"{text.splitlines()[0]}"
             ) from error
+        model_type = _model_type(name)
+        if model_type is not None and "does not recognize" in text:
+            raise UnsupportedArchitectureError(unsupported(model_type)) from error
         raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
     spec_for(config)
+    if getattr(config, "quantization_config", None):
+        raise CheckpointError(
+            f"{name} is quantized. This version prunes weights in 16 or 32 bits only: name the original checkpoint."
+        )
     return config
+
+
+def _model_type(name: str) -> str | None:
+    """The type that a local config names, also one that transformers does not know."""
+    try:
+        value = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return value if isinstance(value, str) else None
 
 
 def load_tokenizer(
@@ -105,8 +122,15 @@ def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
 
 
 def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to train in: the checkpoint's own on an accelerator, 32 bits on a CPU, which is slow in 16."""
-    return stored if device.type != "cpu" else torch.float32
+    """The dtype to train in: the checkpoint's own on an accelerator, 32 bits on a CPU, which is slow in 16.
+
+    A float16 checkpoint is trained in 32 bits where the accelerator has no bfloat16.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    if stored.itemsize == 2 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return stored
 
 
 def load_model(

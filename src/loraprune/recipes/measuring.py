@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 LATENCY_TOKENS = 512
+SHARE_OF_FREE_MEMORY = 0.8
 
 
 def measure_dense(job: Job, model: PreTrainedModel) -> dict[str, Any]:
@@ -59,6 +61,20 @@ def measure_pruned(
         },
     }
     cast_(merged, working_dtype(job.stored_dtype, job.device))
+    for measure in (_final_quality, _unrecovered_quality, _latency):
+        try:
+            measure(job, merged, pruning, dense, metrics)
+        except (RuntimeError, MemoryError, ValueError) as error:
+            # The run is done: for want of memory, say, one measure is missing, and not the result.
+            logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
+    cast_(merged, job.stored_dtype)
+    return metrics
+
+
+def _final_quality(
+    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Perplexity and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
         logger.info("Measuring the pruned model")
         metrics["dense"] |= _perplexity_values(dense["perplexity"])
@@ -66,16 +82,16 @@ def measure_pruned(
     if job.options.prompt:
         metrics["dense"]["completion"] = dense["completion"]
         metrics["pruned"]["completion"] = complete(merged, job.tokenizer, job.options.prompt)
-    if job.options.unrecovered and job.model is None:
-        metrics["unrecovered"] = _measure_unrecovered(job, pruning.run.plan)
-    if job.options.latency:
-        metrics |= _latency(job, merged, metrics)
-    cast_(merged, job.stored_dtype)
-    return metrics
 
 
-def _measure_unrecovered(job: Job, plan: Plan) -> dict[str, Any]:
+def _unrecovered_quality(
+    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+) -> None:
     """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
+    if not job.options.unrecovered or job.model is not None:
+        return
+    assert pruning.run is not None
+    plan = pruning.run.plan
     logger.info("Measuring the same cut without recovery")
     model = job.load_model()
     slice_(model, job.structure, Plan.full(job.structure), plan)
@@ -85,30 +101,42 @@ def _measure_unrecovered(job: Job, plan: Plan) -> dict[str, Any]:
         measures |= _perplexity_values(perplexity(model, job.held_out))
     if job.options.prompt:
         measures["completion"] = complete(model, job.tokenizer, job.options.prompt)
-    return measures
+    metrics["unrecovered"] = measures
 
 
 def _perplexity_values(measured: Perplexity) -> dict[str, Any]:
     return {key: value for key, value in asdict(measured).items() if value is not None}
 
 
-def _latency(job: Job, pruned: PreTrainedModel, metrics: dict[str, Any]) -> dict[str, Any]:
+def _latency(
+    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+) -> None:
     """Time dense and pruned in turns; the dense one has the shapes of the original and random weights."""
     from transformers import AutoModelForCausalLM
 
+    if not job.options.latency:
+        return
+    needed = job.structure.num_parameters * merged.dtype.itemsize
+    if needed > SHARE_OF_FREE_MEMORY * free_memory(job.device):
+        logger.info("Latency is not measured: there is no room for a second, dense model.")
+        return
     context = getattr(job.config, "max_position_embeddings", None) or LATENCY_TOKENS
     tokens = min(LATENCY_TOKENS, context)
+    with torch.random.fork_rng(), torch.device(job.device):
+        original = AutoModelForCausalLM.from_config(job.config, dtype=merged.dtype)
+    seconds = forward_latency({"dense": original, "pruned": merged}, tokens=tokens)
+    for name, value in seconds.items():
+        metrics[name] |= {"latency_ms": value * 1000, "latency_tokens": tokens}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on an accelerator, or in the machine."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     try:
-        with torch.random.fork_rng(), torch.device(job.device):
-            dense = AutoModelForCausalLM.from_config(job.config, dtype=pruned.dtype)
-        seconds = forward_latency({"dense": dense, "pruned": pruned}, tokens=tokens)
-    except (torch.OutOfMemoryError, ValueError) as error:
-        logger.info("Latency is not measured: %s", str(error).splitlines()[0])
-        return {}
-    return {
-        "dense": {**metrics["dense"], "latency_ms": seconds["dense"] * 1000, "latency_tokens": tokens},
-        "pruned": {**metrics["pruned"], "latency_ms": seconds["pruned"] * 1000, "latency_tokens": tokens},
-    }
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62
 
 
 @torch.no_grad()

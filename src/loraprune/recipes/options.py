@@ -19,7 +19,8 @@ class RunOptions:
         answers_only: of instructions and chats, train on the answers alone.
         eval_data: data to measure perplexity on; None holds out some of the training data.
         eval_sequences: sequences to measure on, at most; 0 measures nothing.
-        split: split of the training data (for hub data sets).
+        split: split of the training data (of a hub data set or a folder).
+        eval_split: split of ``eval_data``, likewise.
         data_name: configuration of a hub data set.
         target_params: wanted parameters of the whole model, instead of a ratio.
         latency: measure the latency of a forward pass, dense and pruned.
@@ -40,6 +41,7 @@ class RunOptions:
     eval_data: str | None = None
     eval_sequences: int = 64
     split: str = "train"
+    eval_split: str = "validation"
     data_name: str | None = None
     target_params: int | None = None
     latency: bool = True
@@ -51,6 +53,8 @@ class RunOptions:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output).expanduser())
         if self.eval_sequences < 0:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
         if self.output is None and self.resume:
@@ -61,4 +65,7 @@ class RunOptions:
     @property
     def run_dir(self) -> Path | None:
         """Folder of the run's own checkpoints, beside the output."""
-        return None if self.output is None else self.output.with_name(f"{self.output.name}.run")
+        if self.output is None:
+            return None
+        output = self.output.resolve() if self.output.is_symlink() else self.output
+        return output.with_name(f"{output.name}.run")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -29,6 +30,7 @@ from loraprune.recipes.loading import (
 from loraprune.recipes.lora import LoraOptions, lora_config
 from loraprune.recipes.options import RunOptions
 from loraprune.structure import Structure, describe
+from loraprune.training.callback import SLICEABLE_OPTIMIZERS
 from loraprune.training.config import PruningConfig
 from loraprune.training.state import last_checkpoint
 from loraprune.widths import legal_widths
@@ -99,6 +101,9 @@ def prepare(
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = _check_folders(options)
     loaded = None if isinstance(model, (str, Path)) else model
+    if isinstance(model, (str, Path)):
+        model = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
+    _check_sources_outside_output(model, dataset, options)
     name = str(model) if loaded is None else str(getattr(loaded.config, "_name_or_path", "") or "model")
     config = (
         load_config(name, trust_remote_code=options.trust_remote_code, revision=options.revision)
@@ -111,6 +116,11 @@ def prepare(
     )
     if options.output is None:
         arguments.save_strategy = "no"
+    if pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
+        raise ValueError(
+            f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
+            f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+        )
     config = copy.deepcopy(config)
     lora = LoraOptions() if lora is None else lora
     structure = describe(meta_model(config) if loaded is None else loaded)
@@ -118,12 +128,25 @@ def prepare(
     pruning = replace(pruning, seed=arguments.seed)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
     if options.output is not None:
-        check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
-    if tokenizer is None or isinstance(tokenizer, str):
+        consumers = sum(
+            dimension.num_groups * dimension.consumer.group_size * structure.hidden_size for dimension in structure
+        )
+        states = (arguments.save_total_limit or 2) + 1 if pruning.refit and arguments.save_strategy != "no" else 0
+        training_itemsize = working_dtype(stored_dtype, device).itemsize
+        needed = structure.num_parameters * stored_dtype.itemsize + states * consumers * training_itemsize
+        check_disk_space(options.output, needed)
+    if tokenizer is None or isinstance(tokenizer, (str, Path)):
+        own = tokenizer is None
         tokenizer = load_tokenizer(
-            tokenizer or name, trust_remote_code=options.trust_remote_code, revision=options.revision
+            name if tokenizer is None else str(tokenizer),
+            trust_remote_code=options.trust_remote_code,
+            revision=options.revision if own else None,
         )
     prepared, train_rows, held_out = _prepare_data(dataset, tokenizer, arguments, options)
+    _check_token_ids(prepared, tokenizer, config)
+    lora = lora_config(lora, structure) if isinstance(lora, LoraOptions) else lora
+    if checkpoint is not None:
+        _check_same_adapter(checkpoint, lora, name)
     return Job(
         name=name,
         model=loaded,
@@ -131,7 +154,7 @@ def prepare(
         tokenizer=tokenizer,
         pruning=pruning,
         arguments=arguments,
-        lora=lora_config(lora, structure) if isinstance(lora, LoraOptions) else lora,
+        lora=lora,
         data=prepared,
         train_rows=train_rows,
         held_out=held_out,
@@ -148,7 +171,7 @@ def _check_folders(options: RunOptions) -> Path | None:
     output, run_dir = options.output, options.run_dir
     if output is None or run_dir is None:
         return None
-    check_output(output, overwrite=options.overwrite or options.resume)
+    check_output(output, overwrite=options.overwrite)
     foreign = [path.name for path in run_dir.glob("*") if not path.name.startswith(RUN_ENTRIES)]
     if foreign:
         raise ValueError(
@@ -163,6 +186,47 @@ def _check_folders(options: RunOptions) -> Path | None:
     if checkpoint is not None and not options.overwrite:
         raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
     return None
+
+
+def _check_sources_outside_output(model: object, dataset: object, options: RunOptions) -> None:
+    """Make sure that replacing the output folder deletes nothing that the run reads."""
+    if options.output is None:
+        return
+    output = options.output.resolve()
+    for source in (model, dataset, options.eval_data):
+        if isinstance(source, (str, Path)) and Path(source).exists() and Path(source).resolve().is_relative_to(output):
+            raise ValueError(f"{source} lies in the output folder {options.output}. Name another output folder.")
+
+
+def _check_token_ids(data: PreparedData, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> None:
+    """Make sure that the model has an embedding for every token of the data."""
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None or len(tokenizer) <= vocabulary:
+        return
+    largest = max(max(row["input_ids"]) for row in data.dataset)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"The tokenizer does not fit the model: the data has token {largest}, and the model knows {vocabulary}."
+        )
+
+
+def _check_same_adapter(checkpoint: Path, lora: LoraConfig, name: str) -> None:
+    """Make sure that a run goes on with the model and the adapter that it was started with."""
+    saved = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights != "gaussian":
+        raise ValueError(
+            f"A run with init_lora_weights={lora.init_lora_weights!r} changes the base and cannot be resumed."
+        )
+    before = {"model": saved.get("base_model_name_or_path"), "r": saved["r"], "alpha": saved["lora_alpha"]}
+    now = {"model": name, "r": lora.r, "alpha": lora.lora_alpha}
+    changed = [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] not in (None, "", now[key])]
+    if not isinstance(lora.target_modules, str) and set(saved["target_modules"]) != set(lora.target_modules or []):
+        changed.append("target modules")
+    if changed:
+        raise ValueError(
+            f"The interrupted run was started differently ({', '.join(changed)}). Resume it with the same options, or "
+            "start anew with --overwrite."
+        )
 
 
 def _check_ratio(
@@ -189,21 +253,22 @@ def _prepare_data(
 ) -> tuple[PreparedData, Dataset, HeldOut | None]:
     """Tokenize, and set sequences aside to measure on: of ``eval_data``, or a twentieth of the training data."""
 
-    def prepared(source: str | Path | Dataset) -> PreparedData:
-        rows = (
-            load_source(str(source), split=options.split, name=options.data_name)
-            if isinstance(source, (str, Path))
-            else source
-        )
+    def prepared(source: str | Path | Dataset, split: str) -> PreparedData:
+        if not isinstance(source, (str, Path)):
+            rows = source
+        elif Path(source).is_file():
+            rows = load_source(str(source))
+        else:
+            rows = load_source(str(source), split=split, name=options.data_name)
         assert arguments.max_length is not None
         return prepare_dataset(rows, tokenizer, max_length=arguments.max_length, answers_only=options.answers_only)
 
-    data = prepared(dataset)
+    data = prepared(dataset, options.split)
     rows = data.dataset
     if options.eval_sequences == 0:
         return data, rows, None
     if options.eval_data is not None:
-        held = prepared(options.eval_data).dataset
+        held = prepared(options.eval_data, options.eval_split).dataset
         return data, rows, _held_out(held.select(range(min(options.eval_sequences, len(held)))))
     count = min(options.eval_sequences, len(rows) // HELD_OUT_SHARE)
     if count == 0:

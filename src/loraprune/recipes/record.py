@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
+import math
 import os
 import platform
 from typing import Any
 
 import torch
 
-from loraprune import __version__
 from loraprune.plan import Plan
-
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version(), "loraprune": __version__}
-    for package in PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+from loraprune.versions import versions
 
 
 def machine_description() -> dict[str, Any]:
@@ -44,7 +31,7 @@ def run_record(
     base: str, settings: dict[str, Any], metrics: dict[str, Any], plan: Plan, command: str | None
 ) -> dict[str, Any]:
     """Everything about a run as plain values."""
-    return {
+    record: dict[str, Any] = {
         "base_model": base,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
@@ -54,3 +41,14 @@ def run_record(
         "versions": versions(),
         "machine": machine_description(),
     }
+    plain: dict[str, Any] = _finite(record)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and infinities as None, which JSON cannot write."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

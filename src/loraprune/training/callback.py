@@ -21,6 +21,10 @@ if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
+SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
+"""Values of ``optim`` whose state is one number or one tensor of the parameter's shape."""
+
+
 class TrainingDivergedError(ArithmeticError):
     """Loss or gradients stayed NaN or Inf; the last good state is saved."""
 
@@ -85,6 +89,18 @@ class PruningCallback(TrainerCallback):
                 "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "
                 "Switch it off."
             )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {args.n_gpu} GPUs and would run them under DataParallel. Make one visible with "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
+        if self.config.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
+            raise ValueError(
+                f"The optimizer {str(getattr(args.optim, 'value', args.optim))!r} keeps a state that cannot be cut "
+                f"with the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+            )
+        if args.fp16:
+            raise ValueError("fp16 training is not supported: its loss scaling would get into the scores. Use bf16.")
         model = kwargs["model"]
         if self.run is None:
             if state.global_step > 0 and self.config.ratio > 0.0:
@@ -165,9 +181,10 @@ class PruningCallback(TrainerCallback):
         self.run.end()
         if self._diverged:
             first = self.skipped_steps[-self._skipped_in_a_row]
+            saved = "" if args.save_strategy == "no" else f"The last good state is saved in {args.output_dir}. "
             raise TrainingDivergedError(
-                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. The "
-                f"last good state is saved in {args.output_dir}. Try a lower learning rate, and check the data."
+                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. {saved}"
+                "Try a lower learning rate, and check the data."
             )
         if interrupted:
             warnings.warn(

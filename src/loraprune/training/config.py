@@ -38,7 +38,8 @@ class PruningConfig:
         any_head_count: allow head counts that the model's own config refuses; the result is then exported as the
             related architecture that accepts them (a Llama as a Mistral).
         apply: ``slice`` cuts the tensors; ``mask`` multiplies with zeros during training and cuts at its end.
-        seed: of the draw of calibration sequences and of the criterion ``random``.
+        seed: of the draw of calibration sequences and of the criterion ``random``. ``loraprune.prune`` and the command
+            line set it to the training's seed.
         max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
     """
 

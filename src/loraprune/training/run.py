@@ -46,6 +46,7 @@ class PruningRun:
         plan: groups that are kept now.
         average: moving average of the scores, over the groups that are kept now.
         records: cuts that were made.
+        total_steps: optimizer steps of the whole run; 0 before it begins.
         importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
     """
 
@@ -55,6 +56,7 @@ class PruningRun:
     average: MovingAverage = field(default_factory=MovingAverage)
     records: list[CutRecord] = field(default_factory=list)
     importance: Scores = field(default_factory=dict)
+    total_steps: int = 0
 
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
@@ -105,6 +107,12 @@ class PruningRun:
         self._model, self._calibration = model, calibration
         config = self.config
         self._check_widths(model)
+        if self.total_steps not in (0, total_steps):
+            raise ValueError(
+                f"The run was started with {self.total_steps} steps and would now have {total_steps}, so that the "
+                "cuts would fall elsewhere. Resume with the same data, batch size and number of steps."
+            )
+        self.total_steps = total_steps
         if (config.refit or config.criterion in ("lora", "magnitude")) and any(map(has_variant, model.modules())):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "

@@ -26,13 +26,13 @@ TENSOR_FILE = "loraprune_state.safetensors"
 _FORMAT = 1
 
 
-def _refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tensor]:
+def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tensor]:
     """Base weights that a refit has changed: they follow from neither the original model nor the plan."""
     if not (run.config.refit and run.records):
         return {}
     base = base_model(model)
     return {
-        f"weight/{dimension.consumer.module}": base_layer(base.get_submodule(dimension.consumer.module))
+        f"{dimension.consumer.module}.weight": base_layer(base.get_submodule(dimension.consumer.module))
         .weight.detach()
         .cpu()
         .contiguous()
@@ -49,11 +49,12 @@ def save_state(
     """
     tensors = {f"average/{name}": value.cpu().contiguous() for name, value in run.average.values.items()}
     tensors |= {f"importance/{name}": value.cpu().contiguous() for name, value in run.importance.items()}
-    tensors |= _refitted_weights(model, run)
+    tensors |= {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
     save_file(tensors, folder / TENSOR_FILE)
     state = {
         "format": _FORMAT,
         "config": asdict(run.config),
+        "total_steps": run.total_steps,
         "plan": run.plan.to_json(),
         "updates": run.average.updates,
         "cuts": [asdict(record) for record in run.records],
@@ -115,7 +116,7 @@ def restore_(
     base = base_model(model)
     with torch.no_grad():
         for name, weight in named("weight/").items():
-            base_layer(base.get_submodule(name)).weight.data.copy_(weight)
+            base_layer(base.get_submodule(name.removesuffix(".weight"))).weight.data.copy_(weight)
     device = next(base.parameters()).device
     run = PruningRun(
         config=config,
@@ -124,5 +125,6 @@ def restore_(
         average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
         records=[CutRecord(**record) for record in state["cuts"]],
         importance=named("importance/"),
+        total_steps=state["total_steps"],
     )
     return run, state["history"], state["skipped_steps"]
