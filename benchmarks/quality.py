@@ -17,6 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import datasets
+
 import loraprune
 from loraprune import PruningConfig, RunOptions
 
@@ -113,6 +115,7 @@ def main() -> None:
     options = parser.parse_args()
     logging.getLogger("transformers").setLevel(logging.ERROR)
     warnings.simplefilter("ignore", FutureWarning)
+    datasets.disable_progress_bars()
     options.name = Path(options.model).name
     if options.model == "demo":
         from loraprune.demo import demo_data, demo_model

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from tests.checkpoints import tiny_checkpoint, write_texts
 
+from loraprune import architectures
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md"))]
 BLOCK = re.compile(r"^<!-- runnable -->\n+```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -32,6 +34,7 @@ EXAMPLES = list(examples())
 @pytest.mark.parametrize("block", EXAMPLES)
 def test_an_example_of_the_documentation_runs(block: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(architectures, "_SPECS", dict(architectures._SPECS))  # an example may register a family
     names = {
         "MODEL": str(tiny_checkpoint(tmp_path / "model")),
         "DATA": str(write_texts(tmp_path / "data.jsonl")),

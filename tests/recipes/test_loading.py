@@ -39,9 +39,10 @@ class TestConfig:
         with pytest.raises(CheckpointError, match=r"\./missing is no checkpoint"):
             load_config("./missing")
 
-    def test_an_unknown_family_is_named_with_those_that_are_supported(self, tmp_path: Path) -> None:
-        name = write_config(tmp_path, model_type="gpt2", n_layer=2)
-        with pytest.raises(UnsupportedArchitectureError, match="'gpt2' are not supported; supported: ") as caught:
+    @pytest.mark.parametrize("family", ["gpt2", "not-even-transformers-knows-it"])
+    def test_an_unknown_family_is_named_with_those_that_are_supported(self, tmp_path: Path, family: str) -> None:
+        name = write_config(tmp_path, model_type=family)
+        with pytest.raises(UnsupportedArchitectureError, match=f"'{family}' are not supported; supported: ") as caught:
             load_config(name)
         assert ", ".join(supported()) in str(caught.value)
 
@@ -51,7 +52,7 @@ class TestConfig:
         with pytest.raises(CheckpointError, match=r"needs code from its own repository.*--trust-remote-code"):
             load_config(name)
 
-    @pytest.mark.parametrize("text", ["{", "[]", '{"model_type": "no-such-family"}'])
+    @pytest.mark.parametrize("text", ["{", "[]", "{}"])
     def test_a_config_that_cannot_be_read_is_named(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "config.json").write_text(text)
         with pytest.raises(CheckpointError, match=str(tmp_path)) as caught:
@@ -72,9 +73,20 @@ class TestConfig:
         config.dtype = stored
         assert checkpoint_dtype(config) == dtype
 
-    def test_a_cpu_works_in_32_bits_and_an_accelerator_in_those_of_the_checkpoint(self) -> None:
-        assert working_dtype(torch.bfloat16, CPU) == torch.float32
-        assert working_dtype(torch.bfloat16, torch.device("cuda")) == torch.bfloat16
+    @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16, torch.float32])
+    def test_a_cpu_works_in_32_bits_and_an_accelerator_in_those_of_the_checkpoint(
+        self, stored: torch.dtype, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        assert working_dtype(stored, CPU) == torch.float32
+        for supported_there, dtype in ((True, stored), (False, torch.float32)):
+            monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *_, found=supported_there, **__: found)
+            assert working_dtype(stored, torch.device("cuda")) == dtype
+
+    def test_a_quantized_checkpoint_is_refused(self, tmp_path: Path) -> None:
+        config = byte_model().config.to_dict()
+        name = write_config(tmp_path, **config, quantization_config={"quant_method": "gptq", "bits": 4})
+        with pytest.raises(CheckpointError, match=rf"{tmp_path} is quantized.*name the original checkpoint"):
+            load_config(name)
 
     def test_a_meta_model_takes_no_memory(self) -> None:
         model = meta_model(byte_model().config)

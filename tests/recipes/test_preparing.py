@@ -127,6 +127,34 @@ class TestFolders:
         with pytest.raises(ValueError, match="exists and is not empty"):
             job(checkpoint, tmp_path / "no-such-data.jsonl", output=tmp_path)
 
+    def test_an_output_that_holds_what_the_run_reads_is_refused_even_with_overwrite(
+        self, checkpoint: Path, data: Path, tmp_path: Path
+    ) -> None:
+        inside = write_texts(tmp_path / "data.jsonl")
+        with pytest.raises(ValueError, match=f"{inside} lies in the output folder {tmp_path}"):
+            job(checkpoint, inside, output=tmp_path, overwrite=True)
+        with pytest.raises(ValueError, match=f"{checkpoint} lies in the output folder"):
+            job(checkpoint, data, output=checkpoint, overwrite=True)
+
+
+class TestTokenizer:
+    def test_one_that_knows_more_tokens_than_the_model_is_refused_where_the_data_has_them(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["zebra"])
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+        def prepared(text: str) -> Job:
+            data = write_jsonl(tmp_path / "data.jsonl", [{"text": text * 30}])
+            return prepare(
+                checkpoint, data, CONFIG, QUICK, None, str(tmp_path / "tokenizer"), RunOptions(), Path("unused")
+            )
+
+        with pytest.raises(ValueError, match="the data has token 261, and the model knows 261"):
+            prepared("a zebra ")
+        assert len(prepared("a horse ").train_rows) > 0
+
 
 def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):

@@ -28,7 +28,15 @@ from tests.training.runs import (
     train,
     train_with_trl,
 )
-from transformers import AutoModelForCausalLM, AutoTokenizer, Trainer, TrainerCallback, TrainingArguments
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from trl import SFTConfig, SFTTrainer
 
 from loraprune import PruningCallback, PruningConfig, save_pruned
@@ -128,6 +136,30 @@ class TestInATrainer:
     def test_more_than_one_process_is_refused(self) -> None:
         with pytest.raises(ValueError, match="one process, and this run has 2"):
             PruningCallback().on_train_begin(SimpleNamespace(world_size=2), None, None, model=adapted_model())
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"optim": "adafactor"}, r"The optimizer 'adafactor' keeps a state that cannot be cut.*adamw_torch"),
+            ({"fp16": True, "use_cpu": False}, r"fp16 training is not supported.*Use bf16"),
+        ],
+        ids=["optimizer", "fp16"],
+    )
+    def test_training_that_cuts_would_break_is_refused(
+        self, tmp_path: Path, changes: dict[str, Any], message: str
+    ) -> None:
+        arguments = TrainingArguments(**arguments_of(tmp_path, **changes))
+        callback = PruningCallback(pruning_config())
+        with pytest.raises(ValueError, match=message):
+            callback.on_train_begin(arguments, TrainerState(), TrainerControl(), model=adapted_model())
+
+    @pytest.mark.parametrize("optim", ["adamw_torch", "adagrad", "rmsprop", "sgd"])
+    def test_optimizers_whose_state_can_be_cut_go_on_after_the_cuts(self, tmp_path: Path, optim: str) -> None:
+        callback, outcome = pruned(tmp_path, optim=optim)
+        assert callback.run is not None
+        assert callback.run.ratio == pytest.approx(0.5, abs=0.02)
+        assert len(outcome.losses) == STEPS
+        assert torch.isfinite(torch.tensor(outcome.losses)).all()
 
     @pytest.mark.parametrize("apply", ["slice", "mask"])
     def test_a_callback_that_has_pruned_a_model_is_refused_for_another(self, tmp_path: Path, apply: str) -> None:

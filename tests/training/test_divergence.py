@@ -119,8 +119,8 @@ class TestDivergence:
         callback = PruningCallback(pruning_config(max_skipped_steps=limit, **changes))
         weights = Weights()
         self.model = adapted_model()
+        poison = Poison(range(start, STEPS + 1))
         with pytest.raises(TrainingDivergedError) as caught:
-            poison = Poison(range(start, STEPS + 1))
             train(folder, [poison, callback, weights], model=self.model, save_strategy="steps", save_steps=100)
         return callback, weights, str(caught.value)
 
@@ -134,6 +134,12 @@ class TestDivergence:
         assert f"of {len(steps)} steps in a row, from step 8 on" in message
         assert f"saved in {tmp_path}" in message
         assert "lower learning rate" in message
+
+    def test_a_run_that_saves_nothing_does_not_say_that_it_did(self, tmp_path: Path) -> None:
+        callback = PruningCallback(pruning_config(max_skipped_steps=0))
+        with pytest.raises(TrainingDivergedError) as caught:
+            train(tmp_path, [Poison([8]), callback])
+        assert "saved" not in str(caught.value)
 
     def test_the_state_is_saved_without_nan(self, tmp_path: Path) -> None:
         _, weights, _ = self.diverged(tmp_path, limit=2, start=8)

@@ -212,5 +212,7 @@ def test_only_weights_that_a_refit_changed_are_saved(tmp_path: Path) -> None:
     assert saved_weights(BEFORE) == []
     assert saved_weights(BETWEEN, refit=False) == []
     assert saved_weights(BETWEEN) == [
-        f"weight/model.layers.{layer}.{module}" for layer in (0, 1) for module in ("mlp.down_proj", "self_attn.o_proj")
+        f"weight/model.layers.{layer}.{module}.weight"
+        for layer in (0, 1)
+        for module in ("mlp.down_proj", "self_attn.o_proj")
     ]
