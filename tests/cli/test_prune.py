@@ -173,10 +173,11 @@ class TestRecipe:
             max_steps=3,
             **{"max-length": 32, "per_device_train_batch_size": 4},
         )
-        finished = run("prune", "--config", path, "--ratio", "0.5", "-o", out, "--max_steps", "2")
+        finished = run("prune", "--config", path, "--ratio", "0.5", "-o", out, "--max_steps", "2", "--prune_end=0.9")
         assert finished.code == 0, finished.err
         settings = record(out)["settings"]
         assert (settings["pruning"]["ratio"], settings["pruning"]["refit"]) == (0.5, False)
+        assert settings["pruning"]["prune_end"] == 0.9
         assert settings["lora"]["r"] == 2
         assert (settings["training"]["max_steps"], settings["training"]["max_length"]) == (2, 32)
         assert not (tmp_path / "other").exists()
@@ -245,7 +246,6 @@ class TestWrongInvocation:
         ("options", "message"),
         [
             (["--max-stepz", "3"], "unrecognized arguments: --max-stepz 3; did you mean --max-steps?"),
-            (["--prune_start", "0.2"], "did you mean --prune-start?"),
             (["--ratoi=0.3"], "did you mean --ratio?"),
             (["--ratio", "half"], "argument --ratio: invalid float value: 'half'"),
             (["--ratio", "0.5", "--target-params", "27k"], "--ratio and --target-params say the same thing"),

@@ -180,7 +180,7 @@ def _fields(values: dict[str, Any], target: str) -> dict[str, Any]:
 
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = list(arguments)
+    arguments = [_with_dashes(argument) for argument in arguments]
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser = help_parser()
         parser.print_help() if arguments else parser.print_usage()
@@ -202,6 +202,12 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     return report_errors(console, work)
+
+
+def _with_dashes(argument: str) -> str:
+    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def _suggestion(message: str) -> str:

@@ -52,6 +52,10 @@ def training_arguments(
             "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
         )
     arguments = SFTConfig(**values)
+    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
+        raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
     if arguments.max_length is None or arguments.max_length < 2:
         raise ValueError(f"max_length is {arguments.max_length}; sequences need at least 2 tokens.")
     if context is not None and arguments.max_length > context:

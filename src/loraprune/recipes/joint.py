@@ -272,9 +272,11 @@ def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
     assert pruning.run is not None
     notes = []
     if abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
+        multiple = pruning.run.legal_widths().channel_multiple
+        widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         notes.append(
-            f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: FFN widths are multiples of "
-            f"{pruning.run.legal_widths().channel_multiple}, and head counts those that the config accepts."
+            f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {widths} those that the "
+            "config accepts."
         )
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)

@@ -135,6 +135,8 @@ def prepare(
         training_itemsize = working_dtype(stored_dtype, device).itemsize
         needed = structure.num_parameters * stored_dtype.itemsize + states * consumers * training_itemsize
         check_disk_space(options.output, needed)
+    if tokenizer is None and loaded is not None and not getattr(loaded.config, "_name_or_path", ""):
+        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
     if tokenizer is None or isinstance(tokenizer, (str, Path)):
         own = tokenizer is None
         tokenizer = load_tokenizer(
