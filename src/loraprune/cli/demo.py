@@ -19,7 +19,7 @@ def parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("-o", "--output", type=Path, default=Path("loraprune-demo"), help="default: loraprune-demo")
     parser.add_argument("--ratio", type=float, default=0.5, help="share of heads and channels that goes (0.5)")
-    parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps (120)")
+    parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps (160)")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("-q", "--quiet", action="store_true", help="results only")
     return parser

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
 TRAINING: dict[str, Any] = {
-    "max_steps": 120,
+    "max_steps": 160,
     "per_device_train_batch_size": 8,
     "max_length": 256,
     "learning_rate": 2e-3,
