@@ -33,6 +33,7 @@ from transformers.trainer_utils import get_last_checkpoint
 from loraprune.demo.corpus import HELD_OUT_MODULES, standard_library_text
 from loraprune.evaluation.perplexity import HeldOut, pack_text, perplexity
 
+BUNDLED = Path(__file__).resolve().parents[1] / "src/loraprune/demo/demo-llama"
 VOCABULARY = 4096
 CONTEXT = 512
 END = "<|endoftext|>"
@@ -172,7 +173,7 @@ def main() -> None:
     """Run every stage that is not done yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work-dir", type=Path, default=Path("build/demo-model"))
-    parser.add_argument("--output", type=Path, default=Path(__file__).resolve().parents[1] / "src/loraprune/demo/demo-llama")
+    parser.add_argument("--output", type=Path, default=BUNDLED)
     parser.add_argument("--max-steps", type=int, default=3600)
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=2e-3)

@@ -14,6 +14,8 @@ from loraprune.cli.main import main
 from loraprune.demo import demo_data, demo_model
 from loraprune.demo.corpus import HELD_OUT_MODULES, library_root, standard_library_text
 from loraprune.evaluation.perplexity import pack_text, perplexity
+from loraprune.interruption import InterruptedRunError
+from loraprune.recipes.options import RunOptions
 
 
 @pytest.fixture(scope="module")
@@ -91,3 +93,19 @@ def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(
     assert main(["demo", "-o", str(tmp_path)]) == 2
     assert "not empty" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "mine"
+
+
+def test_a_demo_that_is_stopped_leaves_nothing_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stop(*_: object, options: RunOptions, **__: object) -> None:
+        assert options.run_dir is not None
+        (options.run_dir / "checkpoint-20").mkdir(parents=True)
+        raise InterruptedRunError("the same command with --resume goes on")
+
+    monkeypatch.setattr("loraprune.recipes.demo.prune", stop)
+    assert main(["demo", "-o", str(tmp_path / "out")]) == 130
+    shown = capsys.readouterr().err
+    assert "The demo starts from the beginning" in shown
+    assert "--resume" not in shown
+    assert list(tmp_path.iterdir()) == []

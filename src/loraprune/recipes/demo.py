@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.demo import PROMPT, demo_data, demo_model
 from loraprune.export import check_output
+from loraprune.interruption import InterruptedRunError
 from loraprune.recipes.joint import PruneResult, prune
 from loraprune.recipes.options import RunOptions
 from loraprune.training.config import PruningConfig
@@ -51,21 +54,26 @@ def run_demo(
         OutputExistsError: the folder holds something that is no result of loraprune.
     """
     check_output(output, overwrite=_is_demo_result(output))
+    options = RunOptions(
+        output=output,
+        overwrite=True,
+        eval_sequences=96,
+        prompt=PROMPT,
+        unrecovered=True,
+        command=command,
+    )
     with tempfile.TemporaryDirectory(prefix="loraprune-demo-") as scratch:
         train, held_out = demo_data(Path(scratch))
-        return prune(
-            demo_model(),
-            train,
-            PruningConfig(ratio=ratio, allocation="uniform", cuts=4, calibration_sequences=32),
-            training={**TRAINING, **(training or {})},
-            options=RunOptions(
-                output=output,
-                overwrite=True,
-                eval_data=str(held_out),
-                eval_sequences=96,
-                prompt=PROMPT,
-                unrecovered=True,
-                command=command,
-            ),
-            callbacks=callbacks,
-        )
+        try:
+            return prune(
+                demo_model(),
+                train,
+                PruningConfig(ratio=ratio, allocation="uniform", cuts=4, calibration_sequences=32),
+                training={**TRAINING, **(training or {})},
+                options=replace(options, eval_data=str(held_out)),
+                callbacks=callbacks,
+            )
+        except InterruptedRunError:
+            if options.run_dir is not None:
+                shutil.rmtree(options.run_dir, ignore_errors=True)
+            raise InterruptedRunError("Stopped; nothing was written. The demo starts from the beginning.") from None

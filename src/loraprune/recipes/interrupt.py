@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from loraprune.training.callback import PruningCallback
+
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
@@ -15,8 +17,9 @@ if TYPE_CHECKING:
 class StopOnInterrupt(TrainerCallback):
     """Turns the first Ctrl-C into an orderly stop with the state saved; a second one stops at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, pruning: PruningCallback) -> None:
         self.requested = False
+        self._pruning = pruning
         self._previous: Any = None
 
     def _handle(self, number: int, frame: Any) -> None:
@@ -35,6 +38,7 @@ class StopOnInterrupt(TrainerCallback):
         if self.requested and state.global_step < state.max_steps:
             control.should_save = args.save_strategy != "no"
             control.should_training_stop = True
+            self._pruning.interrupted = True
 
     def release(self) -> None:
         """Give Ctrl-C back."""

@@ -194,7 +194,7 @@ def _trainer(
 
 def _train(trainer: SFTTrainer, pruning: PruningCallback, job: Job, run_dir: Path) -> None:
     """Train to the end, or raise when the user stops."""
-    interrupt = StopOnInterrupt()
+    interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
     logger.info("Training on %d sequences", len(job.train_rows))
     stopped = False

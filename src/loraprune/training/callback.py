@@ -52,6 +52,7 @@ class PruningCallback(TrainerCallback):
 
     Attributes:
         run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
+        interrupted: set by whoever stops the run to go on with it later; then missing cuts are no reason to warn.
         history: one entry a log: step, loss, ratio, parameters, seconds since the start.
     """
 
@@ -62,6 +63,7 @@ class PruningCallback(TrainerCallback):
         self.skipped_steps: list[int] = []
         self._calibration = calibration
         self._skipped_in_a_row = 0
+        self.interrupted = False
         self._diverged = False
         self._started = 0.0
 
@@ -177,7 +179,7 @@ class PruningCallback(TrainerCallback):
     ) -> None:
         """Take off all hooks; a run that diverged ends with an error here."""
         assert self.run is not None
-        interrupted = self.run.pending
+        pending = [] if self.interrupted else self.run.pending
         self.run.end()
         if self._diverged:
             first = self.skipped_steps[-self._skipped_in_a_row]
@@ -186,9 +188,9 @@ class PruningCallback(TrainerCallback):
                 f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. {saved}"
                 "Try a lower learning rate, and check the data."
             )
-        if interrupted:
+        if pending:
             warnings.warn(
-                f"Training ended at step {state.global_step}, before {len(interrupted)} of "
+                f"Training ended at step {state.global_step}, before {len(pending)} of "
                 f"{len(self.run.schedule)} cuts: the ratio reached is {self.run.ratio:.4f}.",
                 stacklevel=2,
             )
