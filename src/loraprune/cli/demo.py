@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraprune.cli.session import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 
 
 def parser() -> argparse.ArgumentParser:

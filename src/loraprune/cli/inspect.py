@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.session import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.prune_options import OPTIONS, TRAINING_HELP, add_options
-from loraprune.cli.session import open_console, quiet_libraries, report_errors, results_console
 
 if TYPE_CHECKING:
     from rich.console import Console

@@ -94,7 +94,7 @@ def prepare(
     pruning: PruningConfig,
     training: Mapping[str, Any],
     lora: LoraConfig | LoraOptions | None,
-    tokenizer: PreTrainedTokenizerBase | str | None,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
     options: RunOptions,
     run_dir: Path,
 ) -> Job:
@@ -116,34 +116,15 @@ def prepare(
     )
     if options.output is None:
         arguments.save_strategy = "no"
-    if pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
-        raise ValueError(
-            f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
-            f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
-        )
     config = copy.deepcopy(config)
     lora = LoraOptions() if lora is None else lora
     structure = describe(meta_model(config) if loaded is None else loaded)
     pruning = _check_ratio(pruning, structure, config, options)
     pruning = replace(pruning, seed=arguments.seed)
+    _check_optimizer(pruning, arguments)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
-    if options.output is not None:
-        consumers = sum(
-            dimension.num_groups * dimension.consumer.group_size * structure.hidden_size for dimension in structure
-        )
-        states = (arguments.save_total_limit or 2) + 1 if pruning.refit and arguments.save_strategy != "no" else 0
-        training_itemsize = working_dtype(stored_dtype, device).itemsize
-        needed = structure.num_parameters * stored_dtype.itemsize + states * consumers * training_itemsize
-        check_disk_space(options.output, needed)
-    if tokenizer is None and loaded is not None and not getattr(loaded.config, "_name_or_path", ""):
-        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
-    if tokenizer is None or isinstance(tokenizer, (str, Path)):
-        own = tokenizer is None
-        tokenizer = load_tokenizer(
-            name if tokenizer is None else str(tokenizer),
-            trust_remote_code=options.trust_remote_code,
-            revision=options.revision if own else None,
-        )
+    _check_space(structure, stored_dtype, device, pruning, arguments, options)
+    tokenizer = _find_tokenizer(tokenizer, name, loaded, options)
     prepared, train_rows, held_out = _prepare_data(dataset, tokenizer, arguments, options)
     _check_token_ids(prepared, tokenizer, config)
     lora = lora_config(lora, structure) if isinstance(lora, LoraOptions) else lora
@@ -166,6 +147,50 @@ def prepare(
         options=options,
         checkpoint=checkpoint,
     )
+
+
+def _check_optimizer(pruning: PruningConfig, arguments: SFTConfig) -> None:
+    """Make sure that the optimizer's state can shrink with the weights."""
+    if pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
+        raise ValueError(
+            f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
+            f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+        )
+
+
+def _check_space(
+    structure: Structure,
+    stored: torch.dtype,
+    device: torch.device,
+    pruning: PruningConfig,
+    arguments: SFTConfig,
+    options: RunOptions,
+) -> None:
+    """Make sure that the result fits on the disk, with the refitted weights that each saved state holds."""
+    if options.output is None:
+        return
+    consumers = sum(
+        dimension.num_groups * dimension.consumer.group_size * structure.hidden_size for dimension in structure
+    )
+    states = (arguments.save_total_limit or 2) + 1 if pruning.refit and arguments.save_strategy != "no" else 0
+    in_states = states * consumers * working_dtype(stored, device).itemsize
+    check_disk_space(options.output, structure.num_parameters * stored.itemsize + in_states)
+
+
+def _find_tokenizer(
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
+    name: str,
+    loaded: PreTrainedModel | None,
+    options: RunOptions,
+) -> PreTrainedTokenizerBase:
+    """The tokenizer that was given, or the one of a checkpoint: the one named, or the model's own."""
+    if tokenizer is None and loaded is not None and not getattr(loaded.config, "_name_or_path", ""):
+        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
+    if tokenizer is None:
+        return load_tokenizer(name, trust_remote_code=options.trust_remote_code, revision=options.revision)
+    if isinstance(tokenizer, (str, Path)):
+        return load_tokenizer(str(tokenizer), trust_remote_code=options.trust_remote_code)
+    return tokenizer
 
 
 def _check_folders(options: RunOptions) -> Path | None:
