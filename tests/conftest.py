@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from tests.checkpoints import tiny_checkpoint, write_texts
 from tests.models import tiny_model
 from transformers import PreTrainedModel
 
@@ -37,3 +39,15 @@ def model() -> PreTrainedModel:
 def structure(model: PreTrainedModel) -> Structure:
     """What can be pruned in ``model``."""
     return describe(model)
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small Llama with its tokenizer; no test changes it."""
+    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of short texts."""
+    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)

@@ -11,7 +11,6 @@ from pathlib import Path
 import datasets
 import pytest
 import transformers
-from tests.checkpoints import tiny_checkpoint, write_texts
 
 from loraprune.cli.main import main
 
@@ -35,16 +34,6 @@ class Finished:
 
 
 Command = Callable[..., Finished]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tests.checkpoints import tiny_checkpoint, write_texts
 
 from loraprune import PruneResult, PruningConfig, RunOptions, prune
 
@@ -20,16 +19,6 @@ QUICK: dict[str, Any] = {
 """Training arguments of a run of a fraction of a second."""
 
 CONFIG = PruningConfig(ratio=0.5, calibration_sequences=8)
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_checkpoint(tmp_path_factory.mktemp("models") / "tiny-llama")
-
-
-@pytest.fixture(scope="session")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)
 
 
 @pytest.fixture(scope="session")

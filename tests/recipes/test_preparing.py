@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from tests.checkpoints import CONTEXT, sentences, tiny_tokenizer, write_jsonl, write_texts
 from tests.recipes.conftest import CONFIG, QUICK
 
-from loraprune import RunOptions, export
+from loraprune import PruningConfig, RunOptions, export, prune
 from loraprune.recipes.preparing import Job, prepare
 
 
@@ -169,3 +170,23 @@ def test_a_tokenizer_of_another_checkpoint_may_be_named(tmp_path: Path, checkpoi
     data = write_texts(tmp_path / "data.jsonl")
     prepared = prepare(tmp_path, data, CONFIG, QUICK, None, str(checkpoint), RunOptions(), Path("unused"))
     assert prepared.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_rows_that_are_cut_or_left_out_are_said(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = Dataset.from_list(
+        [{"prompt": "a", "completion": "b" * 200}]
+        + [{"prompt": "a" * 200, "completion": "b"}, {"prompt": "a", "completion": ""}]
+        + [{"prompt": "a", "completion": "b"}] * 2
+    )
+    with caplog.at_level("WARNING", logger="loraprune"):
+        prune(
+            checkpoint,
+            rows,
+            PruningConfig(ratio=0.5, calibration_sequences=2),
+            training={"max_steps": 1, "max_length": 32, "per_device_train_batch_size": 1},
+            options=RunOptions(eval_sequences=0, latency=False),
+        )
+    said = caplog.text
+    assert "training rows cut to 32 tokens (--max-length): 1 of 5" in said
+    assert "left out, since nothing to train is left of them within --max-length: 1 of 5" in said
+    assert "left out, since they hold no text or no answer: 1 of 5" in said

@@ -40,7 +40,7 @@ SKIPPED_PARTS: frozenset[str] = frozenset(
         "idlelib",
         "idle_test",
         "lib-dynload",
-        "pydoc_data",  # read by `documentation`
+        "pydoc_data",  # read by `_documentation`
         "site-packages",
         "test",
         "tests",

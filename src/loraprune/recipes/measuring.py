@@ -58,6 +58,9 @@ def measure_pruned(
             "format": job.data.format.value,
             "tokens": job.data.num_tokens,
             "trained_tokens": job.data.num_trained_tokens,
+            "truncated_rows": job.data.num_truncated,
+            "dropped_rows": job.data.num_dropped,
+            "empty_rows": job.data.num_empty,
         },
     }
     cast_(merged, working_dtype(job.stored_dtype, job.device))

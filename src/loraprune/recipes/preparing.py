@@ -291,6 +291,7 @@ def _prepare_data(
         return prepare_dataset(rows, tokenizer, max_length=arguments.max_length, answers_only=options.answers_only)
 
     data = prepared(dataset, options.split)
+    _tell_of_lost_rows(data, arguments)
     rows = data.dataset
     if options.eval_sequences == 0:
         return data, rows, None
@@ -303,6 +304,18 @@ def _prepare_data(
         return data, rows, None
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(arguments.seed)).tolist()
     return data, rows.select(sorted(order[count:])), _held_out(rows.select(sorted(order[:count])))
+
+
+def _tell_of_lost_rows(data: PreparedData, arguments: SFTConfig) -> None:
+    """Say which rows are not trained on as they stand: a user may have meant otherwise."""
+    total = len(data.dataset) + data.num_dropped + data.num_empty
+    for number, what in (
+        (data.num_truncated, f"cut to {arguments.max_length} tokens (--max-length)"),
+        (data.num_dropped, "left out, since nothing to train is left of them within --max-length"),
+        (data.num_empty, "left out, since they hold no text or no answer"),
+    ):
+        if number:
+            logger.warning("warning: training rows %s: %d of %d", what, number, total)
 
 
 def _held_out(rows: Dataset) -> HeldOut:
