@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import FAMILIES, tiny_config, tiny_model, with_lora
-from transformers import AutoModelForCausalLM, GPT2Config
+from transformers import AutoModelForCausalLM, CTRLConfig
 
 from loraprune.architectures import UnsupportedArchitectureError
 from loraprune.plan import Plan
@@ -136,8 +136,8 @@ def test_query_heads_that_kv_heads_cannot_share_are_refused(model):
 
 def test_an_unknown_family_is_refused_with_the_families_that_are_known():
     with torch.device("meta"):
-        other = AutoModelForCausalLM.from_config(GPT2Config(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(UnsupportedArchitectureError, match=r"'gpt2' are not supported; supported: llama, mistral"):
+        other = AutoModelForCausalLM.from_config(CTRLConfig(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
+    with pytest.raises(UnsupportedArchitectureError, match=r"'ctrl' are not supported; supported: bert, bloom"):
         describe(other)
 
 

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import copy
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from loraprune.structure import Member, PrunableDimension
-from loraprune.wrapping import base_layer, base_model
+from loraprune.axes import axis_length, tensor_axes, weight_oi
+from loraprune.dimensions import Member, PrunableDimension, Remembered
+from loraprune.wrapping import adapter_of, base_layer, base_model
 
 if TYPE_CHECKING:
+    from loraprune.dimensions import Structure
     from loraprune.plan import Plan
-    from loraprune.structure import Structure
+
+Pick = Callable[[torch.Tensor], torch.Tensor]
+"""Takes the part of a tensor that stays."""
 
 
 def raw_optimizer(optimizer: object | None) -> torch.optim.Optimizer | None:
@@ -24,18 +29,15 @@ def raw_optimizer(optimizer: object | None) -> torch.optim.Optimizer | None:
 
 
 @torch.no_grad()
-def _select_(
-    parameter: torch.Tensor | None, dim: int, index: torch.Tensor, optimizer: torch.optim.Optimizer | None
-) -> None:
-    """Keep ``index`` along ``dim`` of a parameter and of every optimizer tensor of its shape.
+def _shrink_(parameter: torch.Tensor | None, pick: Pick, optimizer: torch.optim.Optimizer | None) -> None:
+    """Keep a part of a parameter and of every optimizer tensor of its shape.
 
     The parameter object stays the same, so whoever holds it (the optimizer, peft) goes on with the smaller one.
     """
     if parameter is None:
         return
     shape = parameter.shape
-    index = index.to(parameter.device)
-    kept = parameter.data.index_select(dim, index).contiguous()
+    kept = pick(parameter.data).contiguous()
     if parameter.requires_grad:
         # A graph that is still alive (a loss that somebody holds) keeps the parameter's gradient accumulator, which
         # expects the old shape. A passing change of dtype makes torch let go of it.
@@ -46,7 +48,22 @@ def _select_(
         state = optimizer.state[parameter]
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.shape == shape:
-                state[key] = value.index_select(dim, index.to(value.device)).contiguous()
+                state[key] = pick(value).contiguous()
+
+
+def _along(dim: int, index: torch.Tensor) -> Pick:
+    return lambda tensor: tensor.index_select(dim, index.to(tensor.device))
+
+
+def _along_stacked(dim: int, index: torch.Tensor) -> Pick:
+    """Pick positions of one dimension of stacked matrices, for each expert its own: ``index`` is (experts, kept)."""
+
+    def pick(tensor: torch.Tensor) -> torch.Tensor:
+        shape = [1] * tensor.dim()
+        shape[0], shape[dim] = index.shape
+        return tensor.take_along_dim(index.to(tensor.device).view(shape), dim)
+
+    return pick
 
 
 def _adapter_tensors(module: Any, axis: str) -> Iterator[tuple[torch.Tensor | None, int]]:
@@ -66,7 +83,7 @@ def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
     """Norms of the rows of ``W + s·B·A``, by which DoRA divides, for each of its adapters."""
     return {
         name: torch.linalg.vector_norm(
-            base_layer(module).weight.float()
+            weight_oi(base_layer(module)).float()
             + module.scaling[name] * (module.lora_B[name].weight.float() @ module.lora_A[name].weight.float()),
             dim=1,
         )
@@ -74,14 +91,60 @@ def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
     }
 
 
-def _update_sizes(module: Any, axis: str, length: int) -> None:
-    """Set the sizes that layers remember; they are printed, and read when the model is described again."""
-    attribute = "out_features" if axis == "output" else "in_features"
-    layers = [module, base_layer(module)]
-    layers += (module.lora_B if axis == "output" else module.lora_A).values() if hasattr(module, "lora_A") else []
-    for layer in layers:
-        if hasattr(layer, attribute):
-            setattr(layer, attribute, length)
+def _update_sizes(module: Any, axis: str, parameter: str) -> None:
+    """Set the sizes that layers remember; they are printed, and some are read in the forward pass."""
+    layer: Any = base_layer(module)
+    length = axis_length(layer, "input" if axis == "input" else "output", parameter)
+    names = ("in_features", "nx") if axis == "input" else ("out_features", "nf", "embedding_dim")
+    adapters = (module.lora_A if axis == "input" else module.lora_B).values() if hasattr(module, "lora_A") else []
+    for owner in (module, layer, *adapters):
+        for name in names:
+            if isinstance(getattr(owner, name, None), int):
+                setattr(owner, name, length)
+    if isinstance(getattr(layer, "normalized_shape", None), tuple):
+        layer.normalized_shape = tuple(layer.weight.shape)
+
+
+def _slice_stacked_adapter_(
+    module: Any, member: Member, index: torch.Tensor, experts: int, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Cut peft's factors on stacked experts: A is (r·experts, in), B is (out, r·experts) with the experts last."""
+    for name in getattr(module, "lora_A", {}):
+        a, b = module.lora_A[name], module.lora_B[name]
+
+        def pick_a(tensor: torch.Tensor) -> torch.Tensor:
+            ranks = tensor.view(experts, -1, tensor.shape[1])
+            kept = ranks[index] if member.axis == "experts" else _along_stacked(2, index)(ranks)
+            return kept.reshape(-1, kept.shape[-1])
+
+        def pick_b(tensor: torch.Tensor) -> torch.Tensor:
+            ranks = tensor.view(tensor.shape[0], -1, experts).permute(2, 0, 1)
+            kept = ranks[index] if member.axis == "experts" else _along_stacked(1, index)(ranks)
+            return kept.permute(1, 2, 0).reshape(kept.shape[1], -1)
+
+        if member.axis in ("input", "experts"):
+            _shrink_(a.weight, pick_a, optimizer)
+        if member.axis in ("output", "experts"):
+            _shrink_(b.weight, pick_b, optimizer)
+        a.in_features, a.out_features = a.weight.shape[1], a.weight.shape[0]
+        b.in_features, b.out_features = b.weight.shape[1], b.weight.shape[0]
+        module.in_features, module.out_features = a.in_features, b.out_features
+        module.num_experts = len(index) if member.axis == "experts" else experts
+
+
+def _slice_experts_(
+    module: Any, member: Member, groups: torch.Tensor, num_groups: int, optimizer: torch.optim.Optimizer | None
+) -> None:
+    """Cut stacked experts: some positions of each, or whole experts."""
+    layer = base_layer(module)
+    experts = int(getattr(layer, member.parameter).shape[0])
+    index = member.stacked_positions(groups, num_groups, experts) if member.stacked else groups
+    for found in tensor_axes(layer, member.axis, member.parameter):
+        pick = _along_stacked(found.dim, index) if member.stacked else _along(found.dim, index)
+        _shrink_(getattr(layer, found.name), pick, optimizer)
+    adapter = adapter_of(module, member.parameter)
+    if adapter is not None:
+        _slice_stacked_adapter_(adapter, member, index, experts, optimizer)
 
 
 def slice_member_(
@@ -93,19 +156,39 @@ def slice_member_(
 ) -> None:
     """Cut one side of one layer down to ``groups`` (indices among its ``num_groups`` groups of now)."""
     module: Any = model.get_submodule(member.module)
-    layer = base_layer(module)
-    dim = 0 if member.axis == "output" else 1
-    index = member.positions(groups, num_groups, layer.weight.shape[dim])
+    layer: Any = base_layer(module)
+    if isinstance(layer, nn.ModuleList):
+        kept = member.positions(groups, num_groups, len(layer)).tolist()
+        modules = [layer[position] for position in kept]
+        del layer[:]
+        layer.extend(modules)
+        return
+    if member.stacked or (member.axis == "experts" and getattr(layer, member.parameter).dim() == 3):
+        _slice_experts_(module, member, groups, num_groups, optimizer)
+        return
+    index = member.positions(groups, num_groups, axis_length(module, member.axis, member.parameter))
     norms = _dora_norms(module) if member.axis == "input" else {}
-    _select_(layer.weight, dim, index, optimizer)
-    if member.axis == "output":
-        _select_(layer.bias, 0, index, optimizer)
-    for tensor, tensor_dim in _adapter_tensors(module, member.axis):
-        _select_(tensor, tensor_dim, index, optimizer)
+    for found in tensor_axes(module, member.axis, member.parameter):
+        _shrink_(getattr(layer, found.name), _along(found.dim, index), optimizer)
+    # An adapter belongs to one parameter: a router's may be on its rows, and then not on its bias.
+    for tensor, dim in _adapter_tensors(adapter_of(module, member.parameter), member.axis):
+        _shrink_(tensor, _along(dim, index), optimizer)
     for name, norm in norms.items():
         # The columns that went were part of the norms: without this, what stays would grow.
         module.lora_magnitude_vector[name].weight.data.mul_(_dora_norms(module)[name] / norm)
-    _update_sizes(module, member.axis, len(index))
+    _update_sizes(module, member.axis, member.parameter)
+
+
+def remember_(model: nn.Module, number: Remembered, value: int) -> None:
+    """Set a number that a module keeps of a width, and reads in its forward pass."""
+    module: Any = base_layer(model.get_submodule(number.module))
+    owner, _, name = number.name.rpartition(".")
+    if owner:  # a config, which all blocks share: from now on this module has one of its own
+        if not module.__dict__.get("_loraprune_own_config"):
+            setattr(module, owner, copy.copy(getattr(module, owner)))
+            module.__dict__["_loraprune_own_config"] = True
+        module = getattr(module, owner)
+    setattr(module, name, value)
 
 
 def slice_dimension_(
@@ -115,7 +198,7 @@ def slice_dimension_(
     num_groups: int,
     optimizer: object | None = None,
 ) -> None:
-    """Cut one prunable dimension: every producer and the consumer.
+    """Cut one prunable dimension: every producer, the consumer, and what modules remember of the width.
 
     Args:
         model: the model or the ``PeftModel`` around it.
@@ -128,6 +211,8 @@ def slice_dimension_(
     groups = torch.as_tensor(positions, dtype=torch.long)
     for member in dimension.all_members:
         slice_member_(model, member, groups, num_groups, raw_optimizer(optimizer))
+    for number in dimension.numbers:
+        remember_(model, number, number.value(len(positions)))
 
 
 def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, optimizer: object | None = None) -> None:

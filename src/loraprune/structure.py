@@ -1,201 +1,261 @@
-"""What can be pruned in a model: its prunable dimensions, their members and their sizes."""
+"""From a declared architecture to the structure of one model: every module found, every size checked."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
 from loraprune.architectures import spec_for
-from loraprune.architectures.spec import ArchitectureSpec, Axis, DimensionSpec, MemberSpec, Unit
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
+from loraprune.axes import axis_length, is_stacked, parameters_per_position
+from loraprune.dimensions import Member, PrunableDimension, Remembered, Structure
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
+__all__ = [
+    "Member",
+    "PrunableDimension",
+    "Remembered",
+    "Structure",
+    "check_ragged",
+    "describe",
+    "head_dim_of",
+    "pruned_blocks",
+]
 
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """One side of one linear layer that shrinks with a dimension, resolved against a model.
-
-    Attributes:
-        module: name of the layer in the model (not in the ``PeftModel`` around it).
-        axis: ``output`` (rows and bias) or ``input`` (columns).
-        segments: positions a group takes in each segment; segments stand one after the other along the axis, and
-            each holds every group once, in order. What lies behind the last segment belongs to no group and stays.
-    """
-
-    module: str
-    axis: Axis
-    segments: tuple[int, ...]
-
-    @property
-    def group_size(self) -> int:
-        """Positions that one group takes along the axis, over all segments."""
-        return sum(self.segments)
-
-    def positions(self, groups: torch.Tensor, num_groups: int, length: int) -> torch.Tensor:
-        """Positions along the axis that stay when only ``groups`` stay.
-
-        Args:
-            groups: indices of the groups that stay, shape ``(kept,)``, ascending.
-            num_groups: groups that there are now.
-            length: length of the axis now.
-        """
-        parts = []
-        offset = 0
-        for size in self.segments:
-            inside = torch.arange(size, device=groups.device)
-            parts.append((offset + groups[:, None] * size + inside).flatten())
-            offset += num_groups * size
-        parts.append(torch.arange(offset, length, device=groups.device))
-        return torch.cat(parts)
-
-    def group_sums(self, values: torch.Tensor, num_groups: int) -> torch.Tensor:
-        """Sum ``values`` of shape ``(length of the axis,)`` over the positions of each group: ``(num_groups,)``."""
-        total = values.new_zeros(num_groups)
-        offset = 0
-        for size in self.segments:
-            total += values[offset : offset + num_groups * size].view(num_groups, size).sum(1)
-            offset += num_groups * size
-        return total
+EXCLUSIVE = (frozenset({"heads", "query_heads"}), frozenset({"experts", "expert_channels"}))
+"""Kinds that overlap: a query head is part of a KV head's group, a channel part of its expert."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class PrunableDimension:
-    """A dimension shared by coupled weights that can be shortened: the heads, or the channels, of one layer.
-
-    Attributes:
-        name: for example ``layers.3.heads``.
-        kind: ``heads`` (KV heads, each with its query heads) or ``channels`` (of the FFN).
-        layer: index of the decoder block.
-        num_groups: groups in the model as described.
-        members: the layers that produce the dimension.
-        consumer: the layer that reads it.
-        parameters_per_group: base parameters that go with one group.
-    """
-
-    name: str
-    kind: str
-    layer: int
-    num_groups: int
-    members: tuple[Member, ...]
-    consumer: Member
-    parameters_per_group: int
-
-    @property
-    def all_members(self) -> tuple[Member, ...]:
-        """Producers and consumer."""
-        return (*self.members, self.consumer)
-
-    @property
-    def num_parameters(self) -> int:
-        """Base parameters of all groups."""
-        return self.num_groups * self.parameters_per_group
-
-
-@dataclass(frozen=True, kw_only=True)
-class Structure:
-    """All prunable dimensions of a model.
-
-    Attributes:
-        spec: the declared architecture.
-        blocks: names of the decoder blocks, in the order of the forward pass.
-        dimensions: in the order of the forward pass.
-        num_parameters: all base parameters of the model, tied ones counted once.
-        query_heads_per_group: query heads that go with one KV head.
-        hidden_size: width of the residual stream.
-    """
-
-    spec: ArchitectureSpec
-    blocks: tuple[str, ...]
-    dimensions: tuple[PrunableDimension, ...]
-    num_parameters: int
-    query_heads_per_group: int
-    hidden_size: int
-
-    def __iter__(self) -> Iterator[PrunableDimension]:
-        return iter(self.dimensions)
-
-    def of_layer(self, layer: int) -> tuple[PrunableDimension, ...]:
-        """Dimensions of one decoder block, in the order of the forward pass."""
-        return tuple(dimension for dimension in self.dimensions if dimension.layer == layer)
-
-    def of_kind(self, kind: str) -> tuple[PrunableDimension, ...]:
-        """Dimensions of one kind over all layers."""
-        return tuple(dimension for dimension in self.dimensions if dimension.kind == kind)
-
-    @property
-    def kinds(self) -> tuple[str, ...]:
-        """Kinds of dimension, in the order of the forward pass."""
-        return tuple(Counter(dimension.kind for dimension in self.dimensions))
-
-    @property
-    def prunable_parameters(self) -> int:
-        """Parameters of all prunable dimensions: what a sparsity ratio is a share of."""
-        return sum(dimension.num_parameters for dimension in self.dimensions)
-
-
-def _axis_length(layer: nn.Linear, axis: Axis) -> int:
-    return layer.out_features if axis == "output" else layer.in_features
-
-
-def _side_parameters(layer: nn.Linear, member: Member) -> int:
-    """Parameters of a layer that go with one group on one side."""
-    other = _axis_length(layer, "input" if member.axis == "output" else "output")
-    has_bias = member.axis == "output" and layer.bias is not None
-    return member.group_size * (other + has_bias)
-
-
-def _resolve_member(spec: MemberSpec, block: str, units: dict[Unit, int]) -> Member:
-    return Member(
-        module=f"{block}.{spec.module}",
-        axis=spec.axis,
-        segments=tuple(sum(units[unit] for unit in segment) for segment in spec.segments),
-    )
-
-
-def _resolve_dimension(
-    spec: DimensionSpec, model: nn.Module, block: str, layer: int, num_groups: int, units: dict[Unit, int]
-) -> PrunableDimension:
-    """Resolve a dimension of one block and check that its members agree on the number of groups."""
-    members = tuple(_resolve_member(member, block, units) for member in spec.members)
-    consumer = _resolve_member(spec.consumer, block, units)
-    parameters = 0
-    for member in (*members, consumer):
-        try:
-            module = base_layer(model.get_submodule(member.module))
-        except AttributeError:
-            raise ValueError(
-                f"The architecture's description names {member.module!r}, which the model does not have."
-            ) from None
-        length = _axis_length(module, member.axis)
-        if length != num_groups * member.group_size:
-            raise ValueError(
-                f"{member.module} has {length} {member.axis} features, but {num_groups} groups of "
-                f"{member.group_size} need {num_groups * member.group_size}: the model's config and its weights "
-                "do not agree."
-            )
-        parameters += _side_parameters(module, member)
-    return PrunableDimension(
-        name=f"layers.{layer}.{spec.kind}",
-        kind=spec.kind,
-        layer=layer,
-        num_groups=num_groups,
-        members=members,
-        consumer=consumer,
-        parameters_per_group=parameters,
-    )
+def pruned_blocks(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
+    """What a config of ours says about single blocks: the attributes in which they differ from the config itself."""
+    pruned = getattr(config, "pruned", None)
+    return dict(pruned["blocks"]) if isinstance(pruned, dict) else {}
 
 
 def head_dim_of(config: PretrainedConfig, spec: ArchitectureSpec) -> int:
     """Width of one head."""
     explicit = getattr(config, spec.config.head_dim, None)
     return int(explicit or getattr(config, spec.config.hidden) // getattr(config, spec.config.heads))
+
+
+class _BlockSizes:
+    """Sizes of attention and of experts in one block, from the config and what it says about that block."""
+
+    def __init__(self, config: PretrainedConfig, spec: ArchitectureSpec, block: str) -> None:
+        self._config = config
+        self._own = pruned_blocks(config).get(block, {})
+        keys = spec.config
+        heads = int(self.value(keys.heads) or 1)
+        self.kv_heads = int(self.value(keys.kv_heads) or heads)
+        if heads % self.kv_heads:
+            raise ValueError(f"{heads} query heads cannot be shared evenly by {self.kv_heads} KV heads.")
+        self.queries = heads // self.kv_heads
+        hidden = getattr(config, keys.hidden, None)
+        self.head_dim = head_dim_of(config, spec) if isinstance(hidden, int) and self.value(keys.heads) else 1
+        self.units: dict[Unit, int] = {
+            "query": self.queries * self.head_dim,
+            "kv": self.head_dim,
+            "head": self.head_dim,
+            "channel": 1,
+            "one": 1,
+            "queries": self.queries,
+        }
+        self.strata = {
+            "kv": self.kv_heads,
+            "experts": int(self.value(keys.experts) or 1),
+            "shared_experts": int(self.value(keys.shared_experts) or 1),
+        }
+
+    def value(self, key: str) -> Any:
+        """An attribute of the config as it holds for this block."""
+        return self._own.get(key, getattr(self._config, key, None))
+
+    def factor(self, number: Number, strata: int) -> tuple[int, int]:
+        """How a number follows from the groups that stay: factor and divisor."""
+        return {"queries": (self.queries, 1), "groups": (1, 1), "stratum": (1, strata)}[number.count]
+
+
+def _linear_layers(block: nn.Module) -> str:
+    """Names and shapes of a block's layers, for an error."""
+    found = [
+        f"{name} {tuple(base_layer(module).weight.shape)}"
+        for name, module in block.named_modules()
+        if isinstance(getattr(base_layer(module), "weight", None), nn.Parameter) and "lora_" not in name
+    ]
+    return ", ".join(found)
+
+
+def _find(model: nn.Module, block: str, path: str) -> nn.Module | None:
+    try:
+        return model.get_submodule(f"{block}.{path}" if path else block)
+    except AttributeError:
+        return None
+
+
+def _resolve_member(
+    spec: MemberSpec, model: nn.Module, block: str, sizes: _BlockSizes, in_block: DimensionSpec
+) -> Member | None:
+    """One member; None where it is optional and missing."""
+    module = _find(model, block, spec.module)
+    name = f"{block}.{spec.module}"
+    if module is None or getattr(base_layer(module), spec.parameter, None) is None:
+        is_list = module is not None and isinstance(base_layer(module), nn.ModuleList)
+        if not is_list:
+            if spec.optional:
+                return None
+            what = name if module is None else f"{name}.{spec.parameter}"
+            raise ValueError(
+                f"The architecture's description names {what!r}, which the model does not have. The layers of "
+                f"{block} are: {_linear_layers(model.get_submodule(block))}."
+            )
+    try:
+        axis_length(module, spec.axis, spec.parameter)
+    except ValueError as error:
+        raise ValueError(f"The architecture's description names the {spec.axis} side of {name!r}: {error}.") from None
+    stacked = in_block.strata == "experts" and spec.axis != "experts" and is_stacked(base_layer(module), spec.parameter)
+    return Member(
+        module=name,
+        axis=spec.axis,
+        segments=tuple(sum(sizes.units[unit] for unit in segment) for segment in spec.segments),
+        parameter=spec.parameter,
+        stacked=stacked,
+    )
+
+
+def _stated_groups(spec: DimensionSpec, sizes: _BlockSizes, strata: int) -> int | None:
+    """The number of groups that the config states for a block, or None."""
+    for number in spec.widths:
+        value = sizes.value(number.name)
+        if isinstance(value, int):
+            factor, divisor = sizes.factor(number, strata)
+            return value * divisor // factor
+    return None
+
+
+def _check_length(
+    model: nn.Module, member: Member, spec: MemberSpec, num_groups: int, strata: int, consumer: Member
+) -> None:
+    """Make sure that a side holds every group once."""
+    length = axis_length(model.get_submodule(member.module), member.axis, member.parameter)
+    groups = num_groups // strata if member.stacked else num_groups
+    needed = groups * member.group_size
+    if length != needed and not (spec.rest and length > needed):
+        side = {"output": "output features", "input": "input features"}.get(member.axis, member.axis)
+        raise ValueError(
+            f"{member.module} has {length} {side}, but {groups} groups of {member.group_size} need {needed}: "
+            "the model's config or its description and its weights do not agree. Its shape is "
+            f"{_shape(model, member)}, that of the consumer {consumer.module} {_shape(model, consumer)}."
+        )
+
+
+def _shape(model: nn.Module, member: Member) -> tuple[int, ...]:
+    layer = base_layer(model.get_submodule(member.module))
+    return (len(layer),) if isinstance(layer, nn.ModuleList) else tuple(getattr(layer, member.parameter).shape)
+
+
+def _resolve_dimension(
+    spec: DimensionSpec, stack: StackSpec, model: nn.Module, block: str, index: int, layer: int, sizes: _BlockSizes
+) -> PrunableDimension | None:
+    """Resolve a dimension of one block and check that its members agree on the number of groups."""
+    if spec.optional and _resolve_optional(spec, model, block) is None:
+        return None
+    consumer = _resolve_member(spec.consumer, model, block, sizes, spec)
+    if consumer is None:
+        return None
+    strata = sizes.strata[spec.strata] if spec.strata else 1
+    length = axis_length(model.get_submodule(consumer.module), consumer.axis, consumer.parameter)
+    stated = _stated_groups(spec, sizes, strata)
+    if stated is None:
+        if length % consumer.group_size:
+            raise ValueError(
+                f"{consumer.module} has {length} {consumer.axis} features, which groups of {consumer.group_size} do "
+                "not divide."
+            )
+        stated = length // consumer.group_size * (strata if consumer.stacked else 1)
+    if stated % strata:
+        raise ValueError(f"{consumer.module} has {stated} groups, which {strata} {spec.strata} cannot share evenly.")
+    members = []
+    parameters = 0
+    for member_spec in (*spec.members, spec.consumer):
+        member = _resolve_member(member_spec, model, block, sizes, spec)
+        if member is not None:
+            _check_length(model, member, member_spec, stated, strata, consumer)
+            module = model.get_submodule(member.module)
+            parameters += member.group_size * parameters_per_position(module, member.axis, member.parameter)
+            members.append(member)
+    name = spec.name or spec.kind
+    if len(members) == 1:
+        names = ", ".join(member.module for member in spec.members)
+        raise ValueError(f"Nothing makes the {name} that {consumer.module} reads: {block} has none of {names}.")
+    return PrunableDimension(
+        name=f"{stack.name}.{index}.{name}",
+        kind=spec.kind,
+        layer=layer,
+        num_groups=stated,
+        members=tuple(members[:-1]),
+        consumer=consumer,
+        parameters_per_group=parameters,
+        strata=strata,
+        floor=int(sizes.value(spec.floor) or 1) if spec.floor else 1,
+        fine=spec.fine,
+        # A width that was odd before may stay so: the model runs with it.
+        multiple=math.gcd(spec.multiple, stated // strata),
+        tied=f"{stack.name}.{name}" if spec.tied else None,
+        alibi=spec.alibi,
+        numbers=tuple(_remembered(number, model, block, sizes, strata) for number in spec.numbers),
+        config={number.name: sizes.factor(number, strata) for number in spec.widths} or None,
+        recorded={number.name: sizes.factor(number, strata) for number in spec.recorded},
+    )
+
+
+def _resolve_optional(spec: DimensionSpec, model: nn.Module, block: str) -> nn.Module | None:
+    return _find(model, block, spec.consumer.module)
+
+
+def _remembered(number: Number, model: nn.Module, block: str, sizes: _BlockSizes, strata: int) -> Remembered:
+    factor, divisor = sizes.factor(number, strata)
+    if number.module.startswith("/"):
+        name = number.module[1:]
+    else:
+        name = f"{block}.{number.module}" if number.module else block
+    if number.times is not None:
+        factor *= int(getattr(base_layer(model.get_submodule(name)), number.times))
+    return Remembered(module=name, name=number.name, factor=factor, divisor=divisor)
+
+
+def _expand(model: nn.Module, path: str) -> list[str]:
+    """Paths of all lists that a path with ``*`` stands for."""
+    head, star, tail = path.partition(".*.")
+    if not star:
+        return [path]
+    names = [name for name, _ in model.get_submodule(head).named_children()]
+    return [found for name in names for found in _expand(model, f"{head}.{name}.{tail}")]
+
+
+def _blocks(spec: ArchitectureSpec, model: PreTrainedModel) -> Iterator[tuple[StackSpec, int, str]]:
+    """Every block with its stack and its index in that stack."""
+    for stack in spec.stacks:
+        path = stack.blocks
+        prefix = f"{model.base_model_prefix}."
+        if model.base_model is model and path.startswith(prefix):
+            path = path.removeprefix(prefix)
+        try:
+            lists = _expand(model, path)
+            names = [f"{found}.{name}" for found in lists for name, _ in model.get_submodule(found).named_children()]
+        except AttributeError:
+            raise ValueError(
+                f"The architecture's description names the blocks {stack.blocks!r}, which the model does not have. "
+                f"`loraprune inspect` lists the model's layers."
+            ) from None
+        for index, name in enumerate(names):
+            yield stack, index, name
 
 
 def _count_base_parameters(model: PreTrainedModel) -> int:
@@ -206,35 +266,107 @@ def _count_base_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in adapters)
 
 
-def describe(model: nn.Module) -> Structure:
+def default_kinds(dimensions: Sequence[PrunableDimension], specs: Collection[DimensionSpec]) -> tuple[str, ...]:
+    """Kinds that are pruned unless the user says otherwise: what a stock config can say, and KV heads if any may go."""
+    wanted = [spec.kind for spec in specs if spec.default]
+    found = {dimension.kind for dimension in dimensions}
+    heads = [dimension for dimension in dimensions if dimension.kind == "heads"]
+    if "query_heads" in found and all(dimension.num_groups == 1 for dimension in heads):
+        wanted = ["query_heads" if kind == "heads" else kind for kind in wanted]
+    return tuple(kind for kind in dict.fromkeys(wanted) if kind in found)
+
+
+def _choose_kinds(
+    dimensions: Sequence[PrunableDimension], spec: ArchitectureSpec, kinds: Sequence[str] | None
+) -> tuple[str, ...]:
+    found = tuple(dict.fromkeys(dimension.kind for dimension in dimensions))
+    if kinds is None:
+        return default_kinds(dimensions, [d for stack in spec.stacks for d in stack.dimensions])
+    unknown = [kind for kind in kinds if kind not in found]
+    if unknown:
+        raise ValueError(
+            f"A {spec.model_type} model has no dimensions of kind {unknown[0]!r}; it has {', '.join(found)}."
+        )
+    for pair in EXCLUSIVE:
+        if pair <= set(kinds):
+            raise ValueError(f"The kinds {' and '.join(sorted(pair))} overlap; choose one of them.")
+    return tuple(kinds)
+
+
+def protected_layers(layers: Sequence[int], count: int) -> frozenset[int]:
+    """Indices of blocks, counted from the end where negative.
+
+    Raises:
+        ValueError: there is no such block, or all are protected.
+    """
+    wrong = [layer for layer in layers if not -count <= layer < count]
+    if wrong:
+        raise ValueError(f"There is no layer {wrong[0]} to keep: the model has layers 0 to {count - 1}.")
+    protected = frozenset(layer % count for layer in layers)
+    if len(protected) == count:
+        raise ValueError("Every layer is to be kept, so nothing could be pruned. Keep fewer layers.")
+    return protected
+
+
+def check_ragged(structure: Structure, what: str) -> None:
+    """Make sure that widths may differ from block to block.
+
+    Raises:
+        ValueError: the family cannot have that for the chosen dimensions; the message, after ``what``, says why.
+    """
+    bound = [dimension.kind for dimension in structure if dimension.tied or dimension.alibi]
+    if structure.spec.ragged_refusal and bound:
+        raise ValueError(
+            f"{what} in a {structure.spec.model_type} model whose {bound[0]} are pruned: "
+            f"{structure.spec.ragged_refusal}. Choose --allocation balanced or uniform and no --keep-layers, or leave "
+            f"the {bound[0]} out (--dimensions)."
+        )
+
+
+def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: Sequence[int] = ()) -> Structure:
     """Find what can be pruned in a model; works on the meta device, on a ``PeftModel`` and on a pruned model.
+
+    Args:
+        model: of a family that has a description.
+        kinds: kinds of dimensions to prune; None takes the family's default.
+        keep_layers: indices of blocks that keep all of their groups; negative ones count from the end.
 
     Raises:
         UnsupportedArchitectureError: the family has no description.
-        ValueError: the description and the model's layers do not agree; the message names the layer.
+        ValueError: the description and the model's layers do not agree (the message names the layer), or there are
+            no such kinds or layers.
     """
     model = base_model(model)
     config = model.config
     spec = spec_for(config)
-    keys = spec.config
-    heads = int(getattr(config, keys.heads))
-    kv_heads = int(getattr(config, keys.kv_heads, None) or heads)
-    head_dim = head_dim_of(config, spec)
-    if heads % kv_heads:
-        raise ValueError(f"{heads} query heads cannot be shared evenly by {kv_heads} KV heads.")
-    units: dict[Unit, int] = {"query": heads // kv_heads * head_dim, "kv": head_dim, "channel": 1}
-    counts = {"heads": kv_heads, "channels": int(getattr(config, keys.channels))}
-    blocks = tuple(f"{spec.blocks}.{index}" for index in range(len(list(model.get_submodule(spec.blocks).children()))))
-    dimensions = tuple(
-        _resolve_dimension(dimension, model, block, layer, counts[dimension.kind], units)
-        for layer, block in enumerate(blocks)
-        for dimension in spec.dimensions
-    )
-    return Structure(
+    found: list[PrunableDimension] = []
+    blocks = []
+    for layer, (stack, index, block) in enumerate(_blocks(spec, model)):
+        sizes = _BlockSizes(config, spec, block)
+        blocks.append(block)
+        resolved = (
+            _resolve_dimension(dimension, stack, model, block, index, layer, sizes) for dimension in stack.dimensions
+        )
+        found += [dimension for dimension in resolved if dimension is not None]
+    chosen = _choose_kinds(found, spec, kinds)
+    if not chosen:
+        raise ValueError(f"Nothing in this {spec.model_type} model can be pruned.")
+    first = _BlockSizes(config, spec, blocks[0])
+    structure = Structure(
         spec=spec,
-        blocks=blocks,
-        dimensions=dimensions,
+        blocks=tuple(blocks),
+        dimensions=tuple(dimension for dimension in found if dimension.kind in chosen),
         num_parameters=_count_base_parameters(model),
-        query_heads_per_group=heads // kv_heads,
-        hidden_size=int(getattr(config, keys.hidden)),
+        query_heads_per_group=first.queries,
+        hidden_size=int(getattr(config, spec.config.hidden, 0) or 0) if not _many_hidden(config, spec) else 0,
+        left_out=tuple(dict.fromkeys(d.kind for d in found if d.kind not in chosen and d.per_stratum > 1)),
     )
+    if keep_layers:
+        check_ragged(structure, "Layers cannot be kept")
+        structure = replace(structure, protected=protected_layers(keep_layers, len(blocks)))
+    return structure
+
+
+def _many_hidden(config: PretrainedConfig, spec: ArchitectureSpec) -> bool:
+    """Whether the residual stream has more than one width, as in ConvNeXt."""
+    return not isinstance(getattr(config, spec.config.hidden, None), int)

@@ -28,5 +28,14 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def base_layer(module: Any) -> nn.Linear:
-    """The linear layer that peft's adapter wraps, or the module itself where none does."""
+    """The layer that peft's adapter wraps (one or several of them), or the module itself where none does."""
     return cast("nn.Linear", module.get_base_layer() if hasattr(module, "get_base_layer") else module)
+
+
+def adapter_of(module: Any, parameter: str) -> Any | None:
+    """The wrapper that adapts one parameter of a layer; peft nests one in the other where a layer has several."""
+    while hasattr(module, "base_layer"):
+        if getattr(module, "parameter_name", "weight") == parameter:
+            return module
+        module = module.base_layer
+    return None

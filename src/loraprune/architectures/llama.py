@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
 
 HEADS = DimensionSpec(
     kind="heads",
@@ -14,6 +14,19 @@ HEADS = DimensionSpec(
         MemberSpec(module="self_attn.v_proj", axis="output", segments=(("kv",),)),
     ),
     consumer=MemberSpec(module="self_attn.o_proj", axis="input", segments=(("query",),)),
+    widths=(
+        Number(name="num_key_value_heads", count="groups"),
+        Number(name="num_attention_heads", count="queries"),
+    ),
+)
+QUERY_HEADS = DimensionSpec(
+    kind="query_heads",
+    members=(MemberSpec(module="self_attn.q_proj", axis="output", segments=(("head",),)),),
+    consumer=MemberSpec(module="self_attn.o_proj", axis="input", segments=(("head",),)),
+    widths=(Number(name="num_attention_heads", count="groups"),),
+    numbers=(Number(module="self_attn", name="num_key_value_groups", count="stratum"),),
+    strata="kv",
+    default=False,
 )
 CHANNELS = DimensionSpec(
     kind="channels",
@@ -22,13 +35,15 @@ CHANNELS = DimensionSpec(
         MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),
     ),
     consumer=MemberSpec(module="mlp.down_proj", axis="input", segments=(("channel",),)),
+    widths=(Number(name="intermediate_size", count="groups"),),
+    fine=True,
 )
+BLOCK = (HEADS, QUERY_HEADS, CHANNELS)
 
 LLAMA = ArchitectureSpec(
     model_type="llama",
     decoder="model",
-    blocks="model.layers",
-    dimensions=(HEADS, CHANNELS),
+    stacks=(StackSpec(blocks="model.layers", dimensions=BLOCK),),
     heads_divide_hidden=True,
     relaxed_class="mistral",
 )

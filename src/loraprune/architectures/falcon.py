@@ -1,0 +1,69 @@
+"""Falcon in its three layouts.
+
+The width of a head is the hidden size divided by the number of heads: the config cannot say fewer heads, and a model
+that has lost some needs our modeling file.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loraprune.architectures.spec import ArchitectureSpec, ConfigKeys, DimensionSpec, MemberSpec, Number, StackSpec
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+_CHANNELS = DimensionSpec(
+    kind="channels",
+    members=(MemberSpec(module="mlp.dense_h_to_4h", axis="output", segments=(("channel",),)),),
+    consumer=MemberSpec(module="mlp.dense_4h_to_h", axis="input", segments=(("channel",),)),
+    widths=(Number(name="ffn_hidden_size", count="groups"),),
+    fine=True,
+)
+_QUERIES = Number(module="self_attention", name="num_heads", count="queries")
+_KV = Number(module="self_attention", name="num_kv_heads", count="groups")
+
+# Each KV head stands behind its query heads, which makes a group one stretch of rows. Fewer query heads for each KV
+# head would be several stretches of different kinds, which segments cannot say.
+_GROUPED = DimensionSpec(
+    kind="heads",
+    members=(MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("query", "kv", "kv"),)),),
+    consumer=MemberSpec(module="self_attention.dense", axis="input", segments=(("query",),)),
+    numbers=(_QUERIES, _KV),
+    default=False,
+)
+# All query heads, then the one key and the one value, which stay.
+_MULTI_QUERY = DimensionSpec(
+    kind="query_heads",
+    members=(MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("head",),), rest=True),),
+    consumer=MemberSpec(module="self_attention.dense", axis="input", segments=(("head",),)),
+    numbers=(Number(module="self_attention", name="num_heads", count="groups"),),
+    default=False,
+)
+
+
+def _falcon(kv_heads: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
+    return ArchitectureSpec(
+        model_type="falcon",
+        decoder="transformer",
+        blocks_return_tuples=True,
+        stacks=(StackSpec(blocks="transformer.h", dimensions=dimensions),),
+        config=ConfigKeys(kv_heads=kv_heads),
+    )
+
+
+def falcon(config: PretrainedConfig) -> ArchitectureSpec:
+    """The layout that a config asks for.
+
+    With ALiBi the heads are left out: the decoder divides the slopes by a width of heads that it derives from their
+    number, so that fewer heads would get other slopes.
+    """
+    alibi = bool(getattr(config, "alibi", False))
+    if getattr(config, "new_decoder_architecture", False):
+        return _falcon("num_kv_heads", *(() if alibi else (_GROUPED,)), _CHANNELS)
+    # The older layouts have one KV head, or as many as query heads, whatever `num_kv_heads` says.
+    heads = _MULTI_QUERY if getattr(config, "multi_query", True) else _GROUPED
+    return _falcon("num_attention_heads", *(() if alibi else (heads,)), _CHANNELS)
+
+
+BY_CONFIG = {"falcon": falcon}

@@ -1,0 +1,113 @@
+"""Decoders with Llama's names and small differences: other norms, other biases, an FFN without a gate."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from loraprune.architectures.llama import BLOCK, CHANNELS, HEADS, MISTRAL, QUERY_HEADS
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
+
+
+def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
+    stack = StackSpec(blocks="model.layers", dimensions=dimensions or BLOCK)
+    return replace(MISTRAL, model_type=model_type, stacks=(stack,))
+
+
+def _with_norms(dimension: DimensionSpec, *norms: MemberSpec) -> DimensionSpec:
+    return replace(dimension, members=(*dimension.members, *norms))
+
+
+def _per_group(module: str, unit: Unit) -> MemberSpec:
+    return MemberSpec(module=module, axis="output", segments=((unit,),), optional=True)
+
+
+def _over_all(module: str, unit: Unit) -> MemberSpec:
+    return MemberSpec(module=module, axis="norm", segments=((unit,),))
+
+
+# Nothing but the names of the classes, biases that go with their layers, and what does not depend on a width: more
+# norms in a block (Gemma 2 and 3), norms of head_dim (Gemma 3), multipliers (Granite), layers without rotary embedding
+# (SmolLM3). Where the config has no field `head_dim`, the classes read it all the same once it is there.
+MINISTRAL = _family("ministral")
+MINISTRAL3 = _family("ministral3")
+GEMMA = _family("gemma")
+GEMMA2 = replace(_family("gemma2"), heads_divide_hidden=True)
+GEMMA3 = replace(_family("gemma3_text"), heads_divide_hidden=True)
+SMOLLM3 = _family("smollm3")
+GRANITE = _family("granite")
+
+# One norm over all query heads, one over all keys: its mean square runs over the heads that there are.
+OLMO2 = _family(
+    "olmo2",
+    _with_norms(HEADS, _over_all("self_attn.q_norm", "query"), _over_all("self_attn.k_norm", "kv")),
+    _with_norms(QUERY_HEADS, _over_all("self_attn.q_norm", "head")),
+    CHANNELS,
+)
+
+# A norm of its own for each head, as the rows of one weight; only some of the models have it.
+COHERE = _family(
+    "cohere",
+    _with_norms(HEADS, _per_group("self_attn.q_norm", "queries"), _per_group("self_attn.k_norm", "one")),
+    _with_norms(QUERY_HEADS, _per_group("self_attn.q_norm", "one")),
+    CHANNELS,
+)
+
+# The same as a list of norms. The width of a head is always the hidden size divided by the number of heads, so that
+# fewer heads need our modeling file.
+STABLELM = _family(
+    "stablelm",
+    replace(
+        _with_norms(
+            HEADS,
+            _per_group("self_attn.q_layernorm.norms", "queries"),
+            _per_group("self_attn.k_layernorm.norms", "one"),
+        ),
+        widths=(),
+        recorded=HEADS.widths,
+        numbers=(
+            Number(module="self_attn", name="num_heads", count="queries"),
+            Number(module="self_attn", name="num_key_value_heads", count="groups"),
+        ),
+        default=False,
+    ),
+    replace(
+        _with_norms(QUERY_HEADS, _per_group("self_attn.q_layernorm.norms", "one")),
+        widths=(),
+        recorded=QUERY_HEADS.widths,
+        numbers=(*QUERY_HEADS.numbers, Number(module="self_attn", name="num_heads", count="groups")),
+    ),
+    CHANNELS,
+)
+
+NEMOTRON = _family(
+    "nemotron",
+    HEADS,
+    QUERY_HEADS,
+    replace(CHANNELS, members=(MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),)),
+)
+
+STARCODER2 = _family(
+    "starcoder2",
+    HEADS,
+    QUERY_HEADS,
+    replace(
+        CHANNELS,
+        members=(MemberSpec(module="mlp.c_fc", axis="output", segments=(("channel",),)),),
+        consumer=MemberSpec(module="mlp.c_proj", axis="input", segments=(("channel",),)),
+    ),
+)
+
+SPECS = (
+    MINISTRAL,
+    MINISTRAL3,
+    GEMMA,
+    GEMMA2,
+    GEMMA3,
+    SMOLLM3,
+    GRANITE,
+    OLMO2,
+    COHERE,
+    STABLELM,
+    NEMOTRON,
+    STARCODER2,
+)

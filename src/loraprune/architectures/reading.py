@@ -1,0 +1,165 @@
+"""A description of an architecture, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraprune.architectures.spec import (
+    ArchitectureSpec,
+    Axis,
+    ConfigKeys,
+    Count,
+    DimensionSpec,
+    MemberSpec,
+    Number,
+    StackSpec,
+    Strata,
+    Unit,
+)
+from loraprune.architectures.values import DescriptionError, Read, build, each, mapping, one_of, sequence, text
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that is there twice, of which YAML would silently take the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def read_spec(path: str | Path) -> ArchitectureSpec:
+    """Read a description from a YAML file; docs/architectures.md shows the format.
+
+    Raises:
+        DescriptionError: there is no such file, or it says something that cannot be understood.
+    """
+    path = Path(path).expanduser()
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except (OSError, UnicodeDecodeError) as error:
+        raise DescriptionError(f"The architecture {path} cannot be read: {error}.") from error
+    except yaml.YAMLError as error:
+        raise DescriptionError(f"The architecture {path} is not YAML: {' '.join(str(error).split())}.") from error
+    try:
+        return spec_from(values)
+    except DescriptionError as error:
+        raise DescriptionError(f"{path}: {error}") from error
+
+
+def spec_from(values: object) -> ArchitectureSpec:
+    """Make a description of plain values, as YAML holds them.
+
+    Raises:
+        DescriptionError: they say something that cannot be understood.
+    """
+    found = dict(mapping("the description", values))
+    if "stacks" not in found and "blocks" in found:  # one stack, written without the list around it
+        found["stacks"] = [{key: found.pop(key) for key in ("blocks", "name", "dimensions") if key in found}]
+    return build(
+        ArchitectureSpec,
+        "",
+        found,
+        {"stacks": each(_stack), "config": _config, "fixed": _fixed},
+        also=("blocks", "name", "dimensions"),
+    )
+
+
+def _stack(place: str, value: object) -> StackSpec:
+    return build(StackSpec, place, value, {"dimensions": each(_dimension)})
+
+
+def _dimension(place: str, value: object) -> DimensionSpec:
+    readers: dict[str, Read] = {
+        "members": _members,
+        "consumer": _consumer,
+        "widths": _widths,
+        "recorded": _widths,
+        "numbers": _numbers,
+        "strata": one_of(Strata),
+    }
+    return build(DimensionSpec, place, value, readers)
+
+
+def _config(place: str, value: object) -> ConfigKeys:
+    return build(ConfigKeys, place, value, {})
+
+
+def _fixed(place: str, value: object) -> dict[str, object]:
+    return dict(mapping(place, value))
+
+
+def _members(place: str, value: object) -> tuple[MemberSpec, ...]:
+    if isinstance(value, Mapping):
+        named = mapping(place, value)
+        return tuple(_member("output", f"{place}.{module}", module, said) for module, said in named.items())
+    return tuple(_listed_member("output", f"{place}[{i}]", said) for i, said in enumerate(sequence(place, value)))
+
+
+def _consumer(place: str, value: object) -> MemberSpec:
+    return _listed_member("input", place, value)
+
+
+def _listed_member(axis: Axis, place: str, value: object) -> MemberSpec:
+    """One member: ``{module: q_proj, segments: query, ...}``, or in short ``{q_proj: query}``."""
+    found = dict(mapping(place, value))
+    if "module" in found:
+        return _member(axis, place, found.pop("module"), found)
+    if len(found) != 1:
+        raise DescriptionError(
+            f"{place} has to name one layer, as in `{{self_attn.o_proj: query}}` or `{{module: self_attn.o_proj, "
+            "segments: query}`."
+        )
+    module, said = found.popitem()
+    return _member(axis, f"{place}.{module}", module, said)
+
+
+def _member(axis: Axis, place: str, module: object, value: object) -> MemberSpec:
+    said = dict(value) if isinstance(value, Mapping) else {"segments": value}
+    readers: dict[str, Read] = {"segments": _segments, "axis": one_of(Axis)}
+    return build(MemberSpec, place, {"module": module, "axis": axis, **said}, readers)
+
+
+def _segments(place: str, value: object) -> tuple[tuple[Unit, ...], ...]:
+    """``query`` is one segment of one unit, ``[query, kv]`` two segments, ``[[query, kv]]`` one of two units."""
+    unit = one_of(Unit)
+    if isinstance(value, str):
+        return ((unit(place, value),),)
+    return tuple(
+        (unit(place, segment),)
+        if isinstance(segment, str)
+        else tuple(unit(place, said) for said in sequence(place, segment))
+        for segment in sequence(place, value)
+    )
+
+
+def _widths(place: str, value: object) -> tuple[Number, ...]:
+    count = one_of(Count)
+    return tuple(
+        Number(name=text(place, name), count=count(f"{place}.{name}", said))
+        for name, said in mapping(place, value).items()
+    )
+
+
+def _numbers(place: str, value: object) -> tuple[Number, ...]:
+    """``{self_attn: {num_heads: groups}}``: of each module the attributes, and how they follow from the groups."""
+    return tuple(
+        build(
+            Number,
+            f"{place}.{module}.{name}",
+            {"module": module, "name": name, **(said if isinstance(said, Mapping) else {"count": said})},
+            {"count": one_of(Count)},
+        )
+        for module, names in mapping(place, value).items()
+        for name, said in mapping(f"{place}.{module}", names).items()
+    )

@@ -1,0 +1,104 @@
+"""Plain values, as YAML holds them, turned into the objects of the vocabulary; whatever is wrong is named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import MISSING, fields
+from typing import Any, TypeVar, get_args
+
+TODO = "TODO"
+"""What a started description says where its author has to decide."""
+
+Read = Callable[[str, Any], Any]
+"""Reads a value; takes the place that the value has in the file, for errors, and the value."""
+
+T = TypeVar("T")
+
+
+class DescriptionError(ValueError):
+    """A description cannot be understood; the message names the file, the place in it, and what is allowed there."""
+
+
+def build(made: type[T], place: str, value: object, readers: Mapping[str, Read], also: Sequence[str] = ()) -> T:
+    """Make one object of the vocabulary; ``also`` are further keys to name among the allowed ones."""
+    known = {item.name: item for item in fields(made)}  # type: ignore[arg-type]
+    values = mapping(place or "the description", value)
+    for key in values:
+        if key not in known:
+            allowed = ", ".join([*known, *also])
+            raise DescriptionError(f"unknown key {key!r}{f' in {place}' if place else ''}; allowed: {allowed}.")
+    needed = [name for name, item in known.items() if item.default is MISSING and item.default_factory is MISSING]
+    for name in needed:
+        if name not in values:
+            raise DescriptionError(f"{place or 'the description'} does not say {name!r}.")
+    dot = f"{place}." if place else ""
+    return made(**{key: readers.get(key, plain(known[key].type))(f"{dot}{key}", said) for key, said in values.items()})
+
+
+def plain(annotation: object) -> Read:
+    """Reader of a switch, a number or a text, by the annotation of its field."""
+    if annotation in ("bool", "int"):
+        return switch if annotation == "bool" else number
+    return text_or_none if "None" in str(annotation) else text
+
+
+def text(place: str, value: object) -> str:
+    """A text that is decided."""
+    if not isinstance(value, str):
+        raise DescriptionError(f"{place} has to be a text, and is {value!r}.")
+    if value == TODO:
+        raise DescriptionError(f"{place} still says {TODO}.")
+    return value
+
+
+def text_or_none(place: str, value: object) -> str | None:
+    """A text, or nothing."""
+    return None if value is None else text(place, value)
+
+
+def switch(place: str, value: object) -> bool:
+    """True or false."""
+    if not isinstance(value, bool):
+        raise DescriptionError(f"{place} has to be true or false, and is {value!r}.")
+    return value
+
+
+def number(place: str, value: object) -> int:
+    """A whole number."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DescriptionError(f"{place} has to be a whole number, and is {value!r}.")
+    return value
+
+
+def mapping(place: str, value: object) -> Mapping[str, Any]:
+    """Names and values."""
+    if not isinstance(value, Mapping):
+        raise DescriptionError(f"{place} has to be a mapping of names to values, and is {value!r}.")
+    for key in value:
+        if not isinstance(key, str):
+            raise DescriptionError(f"{place} has the key {key!r}, which is no text.")
+    return value
+
+
+def sequence(place: str, value: object) -> Sequence[Any]:
+    """A list with something in it."""
+    if not isinstance(value, Sequence) or isinstance(value, str) or not value:
+        raise DescriptionError(f"{place} has to be a list that is not empty, and is {value!r}.")
+    return value
+
+
+def each(read: Read) -> Read:
+    """Reader of a list, each of whose values ``read`` reads."""
+    return lambda place, value: tuple(read(f"{place}[{i}]", said) for i, said in enumerate(sequence(place, value)))
+
+
+def one_of(literal: object) -> Read:
+    """Reader of one of the texts that a ``Literal`` allows."""
+    allowed: Collection[str] = get_args(literal)
+
+    def read(place: str, value: object) -> str:
+        if text(place, value) not in allowed:
+            raise DescriptionError(f"{place} is {value!r}; allowed: {', '.join(allowed)}.")
+        return str(value)
+
+    return read
