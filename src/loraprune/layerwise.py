@@ -1,22 +1,27 @@
-"""One pass over the decoder blocks with cached hidden states."""
+"""One pass over the blocks of a model on calibration data: with cached hidden states, or by running whole models."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from loraprune.routed_tokens import RoutedTokens
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
-    from loraprune.structure import Structure
+    from loraprune.dimensions import Structure
 
 TOKENS_PER_BATCH = 8192
+
+Calibration = Sequence["torch.Tensor | Mapping[str, torch.Tensor]"]
+"""Token ids, 1-D tensors of any lengths; or mappings of a model's inputs, each a batch."""
 
 
 @dataclass
@@ -25,18 +30,23 @@ class BlockCalls:
 
     Attributes:
         hidden: hidden states that enter the next block, shape ``(batch, tokens, hidden)``.
-        arguments: keyword arguments of each block (masks and position embeddings; shared tensors, not copies).
+        arguments: what each block is called with beside them, by position and by name (masks and position embeddings;
+            shared tensors, not copies).
     """
 
     hidden: torch.Tensor
-    arguments: list[dict[str, Any]] = field(default_factory=list)
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
 class _Recorder(nn.Module):
     """Stands in for a block: keeps what it is called with and passes the hidden states on."""
 
-    def __init__(self, block: nn.Module, calls: list[dict[str, Any]]) -> None:
+    def __init__(self, block: nn.Module, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], as_tuple: bool) -> None:
         super().__init__()
+        self._as_tuple = as_tuple
         self._calls = calls
         # A decoder may read attributes of its blocks (the type of attention, say).
         self.__dict__["_block"] = block
@@ -47,12 +57,11 @@ class _Recorder(nn.Module):
         except AttributeError:
             return getattr(self.__dict__["_block"], name)
 
-    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args:
-            raise RuntimeError("The decoder passes positional arguments to its blocks; only keywords are understood.")
-        self._calls.append({**kwargs, "past_key_values": None, "use_cache": False})
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._calls.append((args, {**kwargs, **{name: None for name in CACHES if name in kwargs}}))
         self.hidden = hidden_states
-        return hidden_states
+        # Some decoders take the first entry of what a block returns, some take it whole.
+        return (hidden_states, None) if self._as_tuple else hidden_states
 
 
 def equal_length_batches(sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -66,12 +75,14 @@ def equal_length_batches(sequences: Sequence[torch.Tensor]) -> list[torch.Tensor
 
 def _record(model: nn.Module, structure: Structure, batch: torch.Tensor) -> BlockCalls:
     """Run everything before the first block on a batch, and learn how each block is called."""
+    assert structure.spec.decoder is not None
     decoder = model.get_submodule(structure.spec.decoder)
-    parent_name, _, list_name = structure.spec.blocks.rpartition(".")
+    parent_name, _, list_name = structure.blocks[0].rpartition(".")[0].rpartition(".")
     parent = model.get_submodule(parent_name)
     blocks = getattr(parent, list_name)
-    arguments: list[dict[str, Any]] = []
-    recorders = nn.ModuleList([_Recorder(block, arguments) for block in blocks])
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    as_tuple = structure.spec.blocks_return_tuples
+    recorders = nn.ModuleList([_Recorder(block, arguments, as_tuple) for block in blocks])
     setattr(parent, list_name, recorders)
     try:
         decoder(input_ids=batch, use_cache=False)
@@ -109,38 +120,101 @@ class LayerwisePass:
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
         block = self._model.get_submodule(self._structure.blocks[self.layer])
-        output = block(calls.hidden, **calls.arguments[self.layer])
+        positional, named = calls.arguments[self.layer]
+        output = block(calls.hidden, *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     @torch.no_grad()
     def second_moment(self, module_name: str) -> torch.Tensor:
         """``XᵀX / tokens`` of the inputs of a layer in the current block, float32, shape ``(in, in)``."""
-        total: torch.Tensor | None = None
-        tokens = 0
+        return _mean_outer_product(self._inputs(module_name))
 
-        def gather(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-            nonlocal total, tokens
-            inputs = args[0].flatten(0, -2).float()
-            product = inputs.T @ inputs
-            total = product if total is None else total.add_(product)
-            tokens += inputs.shape[0]
-            raise _Stop
+    @torch.no_grad()
+    def routed_tokens(self, module_name: str) -> RoutedTokens:
+        """What the stacked experts of the current block are called with."""
+        return RoutedTokens(list(self._inputs(module_name)))
 
-        handle = self._model.get_submodule(module_name).register_forward_pre_hook(gather)
-        try:
-            for calls in self._calls:
-                with suppress(_Stop):
-                    self._run(calls)
-        finally:
-            handle.remove()
-        if total is None:
-            raise RuntimeError(f"{module_name} was not reached in block {self.layer}.")
-        return total.div_(tokens)
+    def _inputs(self, module_name: str) -> Iterator[tuple[Any, ...]]:
+        return _inputs_of(self._model, module_name, [partial(self._run, calls) for calls in self._calls])
 
     @torch.no_grad()
     def advance(self) -> None:
         """Run the current block as it is now and go to the next one."""
         for calls in self._calls:
             calls.hidden = self._run(calls)
-            calls.arguments[self.layer] = {}
+            calls.arguments[self.layer] = ((), {})
         self.layer += 1
+
+
+def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
+    """What a layer is called with, over runs that are left as soon as they reach it."""
+    reached: list[tuple[Any, ...]] = []
+    found = False
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        reached.append(args)
+        raise _Stop
+
+    # Before any mask on the layer: what comes of it is that of all inputs.
+    handle = model.get_submodule(module_name).register_forward_pre_hook(keep, prepend=True)
+    try:
+        for run in runs:
+            with suppress(_Stop):
+                run()
+            if reached:
+                found = True
+                yield reached.pop()
+    finally:
+        handle.remove()
+    if not found:
+        raise RuntimeError(f"{module_name} was not reached by the calibration data.")
+
+
+def _mean_outer_product(inputs: Iterable[tuple[Any, ...]]) -> torch.Tensor:
+    total: torch.Tensor | None = None
+    rows = 0
+    for args in inputs:
+        x = args[0].flatten(0, -2).float()
+        product = x.T @ x
+        total = product if total is None else total.add_(product)
+        rows += x.shape[0]
+    assert total is not None
+    return total.div_(rows)
+
+
+class WholeModelPass:
+    """The same for models whose blocks hand each other more than hidden states: every moment runs the model to there.
+
+    Slower than :class:`LayerwisePass` (half a forward pass a layer), and right for any model.
+
+    Args:
+        model: the model or the ``PeftModel`` around it, in evaluation mode.
+        calibration: token ids, or mappings of the model's inputs.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        if not calibration:
+            raise ValueError("A calibration set needs at least one sequence.")
+        self._model = base_model(model)
+        sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+        self._batches: list[Mapping[str, Any]] = [{"input_ids": batch} for batch in equal_length_batches(sequences)]
+        self._batches += [item for item in calibration if not isinstance(item, torch.Tensor)]
+
+    @torch.no_grad()
+    def second_moment(self, module_name: str) -> torch.Tensor:
+        """``XᵀX / rows`` of the inputs of a layer as the model is now, float32, shape ``(in, in)``."""
+        return _mean_outer_product(self._inputs(module_name))
+
+    @torch.no_grad()
+    def routed_tokens(self, module_name: str) -> RoutedTokens:
+        """What stacked experts are called with as the model is now."""
+        return RoutedTokens(list(self._inputs(module_name)))
+
+    def _inputs(self, module_name: str) -> Iterator[tuple[Any, ...]]:
+        model: Any = self._model
+        device = next(model.parameters()).device
+
+        def run(batch: Mapping[str, Any]) -> None:
+            model(**{name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()})
+
+        return _inputs_of(model, module_name, [partial(run, batch) for batch in self._batches])

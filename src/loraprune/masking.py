@@ -4,25 +4,95 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
 
+from loraprune.expert_masks import ExpertChannelMask, ExpertMask
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
+    from loraprune.dimensions import Member, PrunableDimension, Structure
     from loraprune.plan import Plan
-    from loraprune.structure import PrunableDimension, Structure
+
+
+def axis_mask(member: Member, num_groups: int, kept: tuple[int, ...]) -> torch.Tensor:
+    """Zeros and ones over one side of a layer."""
+    length = num_groups * member.group_size
+    mask = torch.zeros(length)
+    mask[member.positions(torch.tensor(kept), num_groups, length)] = 1.0
+    return mask
 
 
 def input_mask(dimension: PrunableDimension, kept: tuple[int, ...]) -> torch.Tensor:
     """Zeros and ones over the input features of a dimension's consumer."""
+    return axis_mask(dimension.consumer, dimension.num_groups, kept)
+
+
+class _Mask(Protocol):
+    """A mask that follows a plan."""
+
+    def follow(self, kept: tuple[int, ...]) -> None: ...
+
+    def remove(self) -> None: ...
+
+
+class _LayerMask:
+    """A mask on the inputs of one layer, which follows a plan."""
+
+    def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
+        self._member, self._num_groups = member, num_groups
+        self._mask: torch.Tensor | None = None
+        self._handles = [module.register_forward_pre_hook(self._multiply)]
+
+    def follow(self, kept: tuple[int, ...]) -> None:
+        self._mask = axis_mask(self._member, self._num_groups, kept)
+
+    def _for(self, tensor: torch.Tensor) -> torch.Tensor:
+        assert self._mask is not None
+        if self._mask.device != tensor.device or self._mask.dtype != tensor.dtype:
+            self._mask = self._mask.to(tensor)
+        return self._mask
+
+    def _multiply(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0] * self._for(args[0]), *args[1:])
+
+    def remove(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+
+
+class _NormMask(_LayerMask):
+    """A mask on a norm whose average runs over all groups: it has to become the average over those that stay.
+
+    With zeros in the input the mean square is that of the rest, times kept / all. Scaling the input up by the root of
+    all / kept, and the output down again, gives what the norm of the shorter vector gives, epsilon included.
+    """
+
+    def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
+        super().__init__(module, member, num_groups)
+        self._handles.append(module.register_forward_hook(self._scale_back))
+
+    def _factor(self, tensor: torch.Tensor) -> float:
+        mask = self._for(tensor)
+        return float((mask.numel() / mask.sum()) ** 0.5)
+
+    def _multiply(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return (args[0] * (self._for(args[0]) * self._factor(args[0])), *args[1:])
+
+    def _scale_back(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output / self._factor(output)
+
+
+def _consumer_mask(model: nn.Module, dimension: PrunableDimension) -> _Mask:
+    """The mask that keeps the groups of a dimension from its consumer."""
     consumer = dimension.consumer
-    length = dimension.num_groups * consumer.group_size
-    mask = torch.zeros(length)
-    mask[consumer.positions(torch.tensor(kept), dimension.num_groups, length)] = 1.0
-    return mask
+    if consumer.stacked:
+        return ExpertChannelMask(model.get_submodule(consumer.module), dimension)
+    if consumer.axis == "experts":
+        return ExpertMask(model, dimension)
+    return _LayerMask(model.get_submodule(consumer.module), consumer, dimension.num_groups)
 
 
 class Masks:
@@ -34,36 +104,31 @@ class Masks:
 
     def __init__(self, model: nn.Module, structure: Structure, plan: Plan) -> None:
         self._structure = structure
-        self._masks: dict[str, torch.Tensor] = {}
-        self._handles = []
-        self.apply(plan)
         base = base_model(model)
+        self._masks: dict[str, list[_Mask]] = {}
         for dimension in structure:
-            module = base.get_submodule(dimension.consumer.module)
-            self._handles.append(module.register_forward_pre_hook(self._hook(dimension.name)))
+            masks = [_consumer_mask(base, dimension)]
+            masks += [
+                _NormMask(base.get_submodule(member.module), member, dimension.num_groups)
+                for member in dimension.members
+                if member.axis == "norm"
+            ]
+            self._masks[dimension.name] = masks
+        self.apply(plan)
 
     def apply(self, plan: Plan) -> None:
         """Follow another plan."""
         plan.check(self._structure)
-        self._masks = {
-            dimension.name: input_mask(dimension, plan.kept[dimension.name]) for dimension in self._structure
-        }
-
-    def _hook(self, name: str) -> Any:
-        def multiply(module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            inputs = args[0]
-            mask = self._masks[name]
-            if mask.device != inputs.device or mask.dtype != inputs.dtype:
-                mask = self._masks[name] = mask.to(inputs)
-            return (inputs * mask, *args[1:])
-
-        return multiply
+        for name, masks in self._masks.items():
+            for mask in masks:
+                mask.follow(plan.kept[name])
 
     def remove(self) -> None:
         """Take the masks off; the model is as it was."""
-        for handle in self._handles:
-            handle.remove()
-        self._handles.clear()
+        for masks in self._masks.values():
+            for mask in masks:
+                mask.remove()
+        self._masks.clear()
 
 
 @contextmanager

@@ -19,8 +19,10 @@ class Criterion(Protocol):
     Attributes:
         every_step: scores change with the data, and are averaged over the steps; otherwise they are read once,
             at each cut.
+        comparable: scores of different kinds of groups have the same unit, an estimated change of the loss.
     """
 
+    comparable: bool
     every_step: bool
 
     def attach(self, model: nn.Module, structure: Structure) -> None:

@@ -20,6 +20,7 @@ class Fisher:
     It reads neither the base weights nor their gradients nor LoRA's, so a quantized base is the same to it.
     """
 
+    comparable = True
     every_step = True
 
     def __init__(self) -> None:

@@ -8,6 +8,9 @@ import torch
 
 from loraprune.adapters import effective_weight, lora_factors, row_blocks
 from loraprune.averaging import Scores
+from loraprune.axes import is_matrix, is_stacked, weight_oi
+from loraprune.criteria.stacked import over_experts
+from loraprune.expert_adapters import effective_expert_weight, expert_factors
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -53,17 +56,32 @@ def _block_importance(module: nn.Module, factors: list[LoraFactors], rows: slice
     return importance.square_() if form == "squared" else importance.abs_()
 
 
-@torch.no_grad()
-def layer_importance(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
-    """Importance that one layer gives to the groups of one of its sides, shape ``(num_groups,)``.
+def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str) -> torch.Tensor:
+    """Importance of the weights of one of several stacked experts, shape ``(out, in)``."""
+    weight = effective_expert_weight(module, parameter, expert)
+    gradient = torch.zeros_like(weight)
+    for f in expert_factors(module, parameter, expert):
+        if f.grad_a is not None and f.grad_b is not None:
+            gradient += estimated_gradient(f.a, f.b, f.grad_a, f.grad_b, f.scaling)
+    importance = weight.mul_(gradient)
+    return importance.square_() if form == "squared" else importance.abs_()
 
-    Rows are taken in blocks, so that no temporary is as large as the weight of a large layer. None where LoRA does
-    not adapt the layer or has no gradient yet.
-    """
+
+def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
+    """Sum of the importance of the weights that one layer gives to each group; None without gradients."""
+    if is_stacked(base_layer(module), member.parameter):
+        if not any(f.grad_a is not None for f in expert_factors(module, member.parameter, 0)):
+            return None
+        return over_experts(
+            module,
+            member,
+            num_groups,
+            lambda expert: _expert_importance(module, member.parameter, expert, form),
+        )
     factors = [f for f in lora_factors(module) if f.a.grad is not None and f.b.grad is not None]
     if not factors:
         return None
-    rows, columns = base_layer(module).weight.shape
+    rows, columns = weight_oi(base_layer(module)).shape
     per_row = torch.zeros(rows, device=factors[0].a.device)
     per_column = torch.zeros(columns, device=factors[0].a.device)
     for block in row_blocks(rows, columns):
@@ -72,8 +90,27 @@ def layer_importance(module: nn.Module, member: Member, num_groups: int, form: s
             per_row[block] = importance.sum(1)
         else:
             per_column += importance.sum(0)
-    scores = member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
-    return scores / (torch.linalg.vector_norm(scores) + 1e-8) if form == "absolute" else scores
+    return member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
+
+
+@torch.no_grad()
+def layer_importance(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
+    """Importance that one layer gives to the groups of one of its sides, shape ``(num_groups,)``.
+
+    Rows (or experts) are taken one block after the other, so that no temporary is as large as the weight of a large
+    layer. None where LoRA does not adapt the layer or has no gradient yet.
+    """
+    scores = _per_group(module, member, num_groups, form)
+    if scores is None or form != "absolute":
+        return scores
+    return scores / (torch.linalg.vector_norm(scores) + 1e-8)
+
+
+def _is_adapted(module: nn.Module, parameter: str) -> bool:
+    """Whether LoRA adapts a parameter of a layer that has a place in the scores."""
+    if is_stacked(base_layer(module), parameter):
+        return bool(expert_factors(module, parameter, 0))
+    return is_matrix(module, parameter) and bool(lora_factors(module))
 
 
 class LoraGuided:
@@ -86,6 +123,7 @@ class LoraGuided:
             divides each layer's scores by their L2 norm before it adds the layers of a group.
     """
 
+    comparable = True
     every_step = True
 
     def __init__(self, form: str = "squared") -> None:
@@ -103,12 +141,17 @@ class LoraGuided:
         """
         self._model, self._structure = base_model(model), structure
         for dimension in structure:
-            modules = [self._model.get_submodule(member.module) for member in dimension.all_members]
-            if not any(lora_factors(module) for module in modules):
+            layers = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
+            if not any(_is_adapted(module, member.parameter) for module, member in layers):
+                inside = dimension.consumer.stacked or dimension.consumer.axis == "experts"
+                which = (
+                    "the experts (target_parameters of peft's LoraConfig)"
+                    if inside
+                    else "q, k, v, o, gate, up and down projections (--lora-target-modules)"
+                )
                 raise ValueError(
                     f"The criterion 'lora' needs LoRA on at least one layer of every group, and {dimension.name} has "
-                    "none. Adapt q, k, v, o, gate, up and down projections (--lora-target-modules), or use the "
-                    "criterion 'fisher'."
+                    f"none. Adapt {which}, or use the criterion 'fisher'."
                 )
 
     def scores(self, plan: Plan) -> Scores | None:
@@ -120,6 +163,8 @@ class LoraGuided:
             num_groups = plan.count(dimension.name)
             for member in dimension.all_members:
                 module = self._model.get_submodule(member.module)
+                if not _is_adapted(module, member.parameter):
+                    continue
                 part = layer_importance(module, member, num_groups, self.form)
                 if part is not None:
                     scores[dimension.name] = scores[dimension.name] + part if dimension.name in scores else part

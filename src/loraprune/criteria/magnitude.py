@@ -8,6 +8,9 @@ import torch
 
 from loraprune.adapters import effective_weight, row_blocks
 from loraprune.averaging import Scores
+from loraprune.axes import is_matrix, is_stacked, weight_oi
+from loraprune.criteria.stacked import over_experts
+from loraprune.expert_adapters import effective_expert_weight
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -20,7 +23,14 @@ if TYPE_CHECKING:
 @torch.no_grad()
 def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> torch.Tensor:
     """``Σ (W + s·B·A)²`` over the weights that one layer gives to each group, shape ``(num_groups,)``."""
-    weight = base_layer(module).weight
+    if is_stacked(base_layer(module), member.parameter):
+        return over_experts(
+            module,
+            member,
+            num_groups,
+            lambda expert: effective_expert_weight(module, member.parameter, expert).square_(),
+        )
+    weight = weight_oi(base_layer(module))
     rows, columns = weight.shape
     per_row = torch.zeros(rows, device=weight.device)
     per_column = torch.zeros(columns, device=weight.device)
@@ -36,6 +46,7 @@ def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> tor
 class Magnitude:
     """Squared magnitude of the effective weights of each group: the data-free baseline."""
 
+    comparable = False
     every_step = False
 
     def __init__(self) -> None:
@@ -52,9 +63,11 @@ class Magnitude:
         assert self._structure is not None
         scores: Scores = {}
         for dimension in self._structure:
+            modules = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
             parts = [
-                squared_magnitude(self._model.get_submodule(member.module), member, plan.count(dimension.name))
-                for member in dimension.all_members
+                squared_magnitude(module, member, plan.count(dimension.name))
+                for module, member in modules
+                if is_matrix(module, member.parameter) or is_stacked(base_layer(module), member.parameter)
             ]
             scores[dimension.name] = torch.stack(parts).sum(0)
         return scores

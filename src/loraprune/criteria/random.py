@@ -23,6 +23,7 @@ class Random:
         seed: two criteria with the same seed give the same scores.
     """
 
+    comparable = False
     every_step = False
 
     def __init__(self, seed: int = 0) -> None:

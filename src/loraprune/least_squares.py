@@ -1,0 +1,49 @@
+"""The least squares behind the refit: columns of a layer that make up for those that go."""
+
+from __future__ import annotations
+
+import torch
+
+DAMPING_ATTEMPTS = 4
+LEAST_RAISED_DAMPING = 1e-4
+
+
+class NotPositiveDefiniteError(ArithmeticError):
+    """A second moment could not be factored even with raised damping."""
+
+
+def refit_columns(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
+    """Columns of a layer that, on their own, come nearest to what the layer computed with all of its columns.
+
+    Solves ``min_V E‖W x − V x_K‖² + δ‖V − W_K‖²``, whose solution is ``V = W_K + W_D H_DK (H_KK + δI)⁻¹`` with D the
+    columns that go. The ridge pulls towards the old columns, not towards zero, so that strong damping ends in the
+    plain cut.
+
+    Args:
+        weight: effective weight before the cut, shape ``(out, in)``, float32.
+        moment: second moment ``H`` of the inputs, shape ``(in, in)``, float32.
+        kept: positions of the columns that stay, ascending.
+        damping: ``δ`` as a share of the mean diagonal of ``H_KK``.
+
+    Returns:
+        Shape ``(out, kept)``, float32.
+
+    Raises:
+        NotPositiveDefiniteError: no Cholesky factor exists even with the damping raised a thousandfold.
+
+    Source: SlimGPT, OSSCAR; the unridged form is ``W H[:,K] (H_KK)⁻¹``.
+    """
+    dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    dropped[kept] = False
+    moment_kept = moment[kept][:, kept]
+    cross = moment[kept][:, dropped] @ weight[:, dropped].T  # (kept, out)
+    mean_diagonal = moment_kept.diagonal().mean()
+    if torch.isfinite(mean_diagonal) and mean_diagonal > 0 and torch.isfinite(cross).all():
+        for attempt in range(DAMPING_ATTEMPTS):
+            shifted = moment_kept.clone()
+            raised = max(damping, LEAST_RAISED_DAMPING) * 10**attempt if attempt else damping
+            shifted.diagonal().add_(raised * mean_diagonal)
+            factor, info = torch.linalg.cholesky_ex(shifted)
+            if info.item() == 0:
+                return weight[:, kept] + torch.cholesky_solve(cross, factor).T
+    raise NotPositiveDefiniteError("The second moment of the inputs is not positive definite.")
