@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.models import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
-from loraprune.allocation import ALLOCATIONS, allocate, check_reachable, ratio_for_parameters
+from loraprune.allocation import HEAD_MARGIN, allocate, check_reachable, ratio_for_parameters
 from loraprune.plan import Plan
 from loraprune.structure import describe
 from loraprune.widths import LegalWidths, legal_widths
@@ -31,7 +31,7 @@ def structure_of(family, kv_heads, queries, head_dim, channels, layers):
                 num_hidden_layers=layers,
             )
         )
-    return describe(model)
+    return describe(model, ("heads", "channels"))
 
 
 @st.composite
@@ -48,6 +48,7 @@ def cases(draw):
     return structure, legal_widths(structure, channel_multiple=draw(st.sampled_from([1, 4, 8, 16])))
 
 
+ALLOCATIONS = ("balanced", "uniform")  # those with the same widths in every layer
 RATIOS = st.floats(0.02, 0.98)
 
 
@@ -72,7 +73,7 @@ def widths_that_meet(structure, ratio, legal):
     wanted = (1 - Fraction(ratio)) * structure.prunable_parameters
     return [
         (heads, channels)
-        for heads in legal.head_groups
+        for heads in legal.counts["heads"]
         for channels in sorted(multiples)
         if abs(heads * per_group(structure, "heads") + channels * per_group(structure, "channels") - wanted)
         <= Fraction(step_size(structure, legal), 2) * (1 + Fraction(1, 10**9))
@@ -137,7 +138,7 @@ def least_lost(structure, scores, heads, channels):
 
 
 @given(case=cases(), ratio=RATIOS, seed=st.integers(0, 99))
-def test_balanced_loses_no_more_importance_than_uniform_or_any_other_head_count(case, ratio, seed):
+def test_balanced_loses_at_most_a_tenth_more_importance_than_uniform_or_any_other_head_count(case, ratio, seed):
     structure, legal = case
     pairs = widths_that_meet(structure, ratio, legal)
     assume(pairs)
@@ -147,13 +148,13 @@ def test_balanced_loses_no_more_importance_than_uniform_or_any_other_head_count(
         allocation: lost(structure, scores, full, allocate(structure, full, scores, ratio, legal, allocation))
         for allocation in ALLOCATIONS
     }
-    assert losses["balanced"] <= losses["uniform"] + 1e-5
+    assert losses["balanced"] <= HEAD_MARGIN * losses["uniform"] + 1e-5
     channels_beside: dict[int, list[int]] = {}
     for heads, channels in pairs:
         channels_beside.setdefault(heads, []).append(channels)
     for heads, (channels, *others) in channels_beside.items():
         if not others:  # two widths can be equally near to the target; either is right then
-            assert losses["balanced"] <= least_lost(structure, scores, heads, channels) + 1e-5
+            assert losses["balanced"] <= HEAD_MARGIN * least_lost(structure, scores, heads, channels) + 1e-5
 
 
 def test_balanced_spares_the_heads_where_they_matter_and_uniform_does_not(structure):
@@ -215,7 +216,7 @@ def test_of_equally_important_groups_the_first_stay(structure, allocation):
 
 def test_equally_good_head_counts_keep_more_heads(structure):
     # 3/8 of four heads go: 2.5 of them are as near to two as to three.
-    full, legal = Plan.full(structure), LegalWidths(head_groups=(1, 2, 3, 4), channel_multiple=1)
+    full, legal = Plan.full(structure), LegalWidths(counts={"heads": (1, 2, 3, 4)}, multiples={"channels": 1})
     scores = {d.name: torch.zeros(d.num_groups) for d in structure}
     for allocation, heads in (("uniform", 3), ("balanced", 4)):
         plan = allocate(structure, full, scores, 0.375, legal, allocation)

@@ -18,7 +18,7 @@ def config_with(family, kv_heads):
 
 
 def test_a_llama_may_have_the_head_counts_that_its_config_accepts():
-    legal = legal_widths(describe(tiny_model(**SHAPE))).head_groups
+    legal = legal_widths(describe(tiny_model(**SHAPE))).counts["heads"]
     assert legal == (1, 2, 3, 6)
     for count in range(1, 7):
         if count in legal:
@@ -30,7 +30,7 @@ def test_a_llama_may_have_the_head_counts_that_its_config_accepts():
 
 @pytest.mark.parametrize("family", [family for family in FAMILIES if family != "llama"])
 def test_other_families_may_have_any_head_count(family):
-    legal = legal_widths(describe(tiny_model(family, **SHAPE))).head_groups
+    legal = legal_widths(describe(tiny_model(family, **SHAPE))).counts["heads"]
     assert legal == (1, 2, 3, 4, 5, 6)
     for count in legal:
         assert config_with(family, count).num_key_value_heads == count
@@ -38,12 +38,12 @@ def test_other_families_may_have_any_head_count(family):
 
 def test_any_head_count_can_be_asked_for():
     structure = describe(tiny_model(**SHAPE))
-    assert legal_widths(structure, any_head_count=True).head_groups == (1, 2, 3, 4, 5, 6)
+    assert legal_widths(structure, any_head_count=True).counts["heads"] == (1, 2, 3, 4, 5, 6)
 
 
 def test_a_model_whose_own_head_count_is_refused_may_stay_as_it_is():
     structure = replace(describe(tiny_model(**SHAPE)), hidden_size=40)
-    assert legal_widths(structure).head_groups == (1, 2, 4, 5, 6)
+    assert legal_widths(structure).counts["heads"] == (1, 2, 4, 5, 6)
 
 
 @pytest.mark.parametrize(

@@ -1,107 +1,185 @@
-"""How a sparsity ratio is spread over the prunable dimensions of a model."""
+"""How a sparsity ratio is spread over the prunable dimensions of a model: the allocations with uniform widths."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import product
 from typing import Literal, get_args
 
-import torch
-
 from loraprune.averaging import Scores
+from loraprune.dimensions import Structure
+from loraprune.global_allocation import allocate_globally, smallest_share
 from loraprune.plan import Plan
-from loraprune.structure import Structure
-from loraprune.widths import LegalWidths
+from loraprune.selection import Choice, choices, positions_of
+from loraprune.widths import LegalWidths, Widths, kept_in, widest
 
-Allocation = Literal["balanced", "uniform"]
+Allocation = Literal["balanced", "uniform", "global"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
 HEAD_MARGIN = 1.1
 """``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later
 cut can make smaller or take back, and scores are noisy."""
 
-Widths = dict[str, int]
-"""Groups kept in every layer, for each kind of dimension."""
+NAMES = {
+    "heads": "KV head(s)",
+    "query_heads": "query head(s) of each KV head",
+    "channels": "channel(s)",
+    "experts": "expert(s)",
+    "expert_channels": "channel(s) of each expert",
+    "shared_channels": "channel(s) of the shared expert",
+}
 
 
-def _layer_parameters(structure: Structure, kind: str) -> int:
-    """Parameters of one group of a kind in every layer."""
-    return sum(dimension.parameters_per_group for dimension in structure.of_kind(kind))
+def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWidths) -> int:
+    """Parameters of a kind that stay when the widest of its dimensions keeps ``width`` groups a stratum."""
+    most, multiple = widest(structure, kind), legal.multiples.get(kind, 1)
+    return sum(
+        dimension.parameters_per_group
+        * (
+            dimension.num_groups
+            if dimension.layer in structure.protected
+            else kept_in(dimension, width, most, multiple)
+        )
+        for dimension in structure.of_kind(kind)
+    )
 
 
-def _kept_parameters(structure: Structure, widths: Widths) -> int:
-    return sum(count * _layer_parameters(structure, kind) for kind, count in widths.items())
+def _kept_parameters(structure: Structure, widths: Widths, legal: LegalWidths) -> int:
+    return sum(_kind_parameters(structure, kind, width, legal) for kind, width in widths.items())
 
 
-def _channels_beside(structure: Structure, heads: int, kept_parameters: float, legal: LegalWidths) -> int:
-    """Legal FFN width that together with ``heads`` comes nearest to ``kept_parameters``."""
-    attention = heads * _layer_parameters(structure, "heads")
-    exact = (kept_parameters - attention) / _layer_parameters(structure, "channels")
-    return max(round(exact / legal.channel_multiple), 1) * legal.channel_multiple
+def _step_parameters(structure: Structure, kind: str) -> float:
+    """Parameters by which one group more a stratum in the widest dimension, and its share elsewhere, counts."""
+    most = widest(structure, kind)
+    return sum(d.parameters_per_group * d.num_groups / most for d in structure.open if d.kind == kind)
+
+
+def _filler(structure: Structure, legal: LegalWidths) -> str | None:
+    """The fine kind that makes up what the others cannot: the one with most parameters."""
+    kinds = [kind for kind in legal.multiples if any(d.kind == kind for d in structure.open)]
+    return max(kinds, key=lambda kind: _step_parameters(structure, kind) * widest(structure, kind), default=None)
 
 
 def _tolerance(structure: Structure, legal: LegalWidths) -> float:
     """Half of the finest step, one channel multiple in every layer, in parameters."""
-    return 0.5 * legal.channel_multiple * _layer_parameters(structure, "channels") * (1 + 1e-9)
+    filler = _filler(structure, legal)
+    if filler is not None:
+        return 0.5 * legal.multiples[filler] * _step_parameters(structure, filler) * (1 + 1e-9)
+    return 0.5 * min(_step_parameters(structure, kind) for kind in legal.counts) * (1 + 1e-9)
+
+
+def _beside(
+    structure: Structure, coarse: Widths, wanted: float, now: Widths, legal: LegalWidths, least: Widths | None = None
+) -> Widths:
+    """Legal widths of the fine kinds that together with ``coarse`` come nearest to ``wanted`` parameters.
+
+    All fine kinds keep about the same share; the largest one fills up. ``least`` bounds them from below.
+    """
+    widths = dict(coarse)
+    left = wanted - _kept_parameters(structure, coarse, legal)
+    fine = [kind for kind in structure.kinds if kind in legal.multiples]
+    full = sum(_kind_parameters(structure, kind, widest(structure, kind), legal) for kind in fine)
+    filler = _filler(structure, legal)
+    for kind in sorted(fine, key=lambda kind: kind == filler):
+        multiple = legal.multiples[kind]
+        if kind == filler:
+            fixed = _kind_parameters(structure, kind, widest(structure, kind), legal)
+            fixed_part = fixed - _step_parameters(structure, kind) * widest(structure, kind)
+            exact = (left - fixed_part) / _step_parameters(structure, kind)
+        else:
+            exact = max(left, 0.0) / full * widest(structure, kind)
+        width = min(max(round(exact / multiple), 1) * multiple, now[kind])
+        widths[kind] = max(width, least[kind]) if least else width
+        if kind != filler:
+            left -= _kind_parameters(structure, kind, widths[kind], legal)
+            full -= _kind_parameters(structure, kind, widest(structure, kind), legal)
+    return widths
+
+
+def _coarse(legal: LegalWidths, now: Widths, least: Widths | None = None) -> list[Widths]:
+    """All combinations of legal head counts (and expert counts) between ``least`` and ``now``."""
+    kinds = list(legal.counts)
+    options = [
+        [count for count in legal.counts[kind] if (least[kind] if least else 0) <= count <= now[kind]] or [now[kind]]
+        for kind in kinds
+    ]
+    return [dict(zip(kinds, counts, strict=True)) for counts in product(*options)]
 
 
 def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
     """Legal widths, no larger than those of ``now``, that meet a ratio.
 
-    All pairs that meet it to half a channel multiple; where there is none, the pair that comes nearest.
+    All that meet it to half a channel multiple; where there are none, those that come nearest.
     """
     wanted = (1.0 - ratio) * structure.prunable_parameters
-    pairs: list[tuple[float, Widths]] = []
-    for heads in legal.head_groups:
-        if heads <= now["heads"]:
-            channels = min(_channels_beside(structure, heads, wanted, legal), now["channels"])
-            widths = {"heads": heads, "channels": channels}
-            pairs.append((abs(_kept_parameters(structure, widths) - wanted), widths))
-    close = [widths for error, widths in pairs if error <= _tolerance(structure, legal)]
-    return close or [min(pairs, key=lambda pair: pair[0])[1]]
+    found = [_beside(structure, coarse, wanted, now, legal) for coarse in _coarse(legal, now)]
+    errors = [abs(_kept_parameters(structure, widths, legal) - wanted) for widths in found]
+    close = [widths for widths, error in zip(found, errors, strict=True) if error <= _tolerance(structure, legal)]
+    return close or [found[errors.index(min(errors))]]
 
 
 def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
     """Widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
 
-    Heads go in coarse steps, so that a pair on the way may have to remove more than the ratio: what the channels
+    Heads go in coarse steps, so that widths on the way may have to remove more than the ratio: what the channels
     have given up already does not come back.
     """
     wanted = (1.0 - ratio) * structure.prunable_parameters
-    pairs = []
-    for heads in legal.head_groups:
-        if final["heads"] <= heads <= now["heads"]:
-            channels = _channels_beside(structure, heads, wanted, legal)
-            channels = max(min(channels, now["channels"]), final["channels"])
-            pairs.append({"heads": heads, "channels": channels})
+    found = [_beside(structure, coarse, wanted, now, legal, final) for coarse in _coarse(legal, now, final)]
     far_enough = wanted + _tolerance(structure, legal)
-    return [widths for widths in pairs if _kept_parameters(structure, widths) <= far_enough] or [final]
+    return [widths for widths in found if _kept_parameters(structure, widths, legal) <= far_enough] or [final]
 
 
-def _kept_positions(scores: torch.Tensor, count: int) -> list[int]:
-    """Positions of the ``count`` largest scores, ascending; of equal ones the first stay."""
-    order = torch.sort(scores, descending=True, stable=True).indices
-    return sorted(order[:count].tolist())
+def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWidths) -> int:
+    """Groups that each stratum of a choice keeps, never more than there are."""
+    dimension = choice.dimension
+    kind = dimension.kind
+    kept = kept_in(dimension, widths[kind], widest(structure, kind), legal.multiples.get(kind, 1))
+    return min(kept // dimension.strata, choice.scores.shape[1])
 
 
-def lost_importance(structure: Structure, scores: Scores, widths: Widths) -> float:
+def lost_importance(structure: Structure, scores: Scores, widths: Widths, legal: LegalWidths) -> float:
     """Importance of the groups that these widths remove."""
-    lost = 0.0
-    for dimension in structure:
-        values = torch.sort(scores[dimension.name].double()).values
-        lost += values[: len(values) - widths[dimension.kind]].sum().item()
-    return lost
+    return sum(choice.lost(_count(choice, structure, widths, legal)) for choice in choices(structure, scores))
 
 
-def _choose(structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str) -> Widths:
+def _share_kept(structure: Structure, legal: LegalWidths, widths: Widths) -> float:
+    return sum(widths[kind] / widest(structure, kind) for kind in legal.counts)
+
+
+def _choose(
+    structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str, legal: LegalWidths
+) -> Widths:
     """Pick widths by rule; of equally good ones, those with most heads."""
     if allocation == "uniform":
-        exact = (1.0 - ratio) * structure.of_kind("heads")[0].num_groups
-        return min(candidates, key=lambda widths: (abs(widths["heads"] - exact), -widths["heads"]))
-    lost = [lost_importance(structure, scores, widths) for widths in candidates]
+
+        def off(widths: Widths) -> float:
+            exact = {kind: (1.0 - ratio) * widest(structure, kind) for kind in legal.counts}
+            return sum(abs(widths[kind] - exact[kind]) / widest(structure, kind) for kind in legal.counts)
+
+        return min(candidates, key=lambda widths: (off(widths), -_share_kept(structure, legal, widths)))
+    tables = [(choice, choice.losses()) for choice in choices(structure, scores)]
+    lost = [sum(losses[_count(choice, structure, widths, legal)] for choice, losses in tables) for widths in candidates]
     bound = min(lost) * HEAD_MARGIN
     return max(
         (widths for widths, value in zip(candidates, lost, strict=True) if value <= bound),
-        key=lambda widths: widths["heads"],
+        key=lambda widths: _share_kept(structure, legal, widths),
     )
+
+
+def _widths_of(structure: Structure, plan: Plan) -> Widths:
+    """Widths of a plan with the same widths in every layer that may shrink."""
+    return {
+        kind: max(
+            (
+                plan.count(dimension.name) // dimension.strata
+                for dimension in structure.of_kind(kind)
+                if dimension.layer not in structure.protected and dimension.per_stratum == widest(structure, kind)
+            ),
+            default=widest(structure, kind),
+        )
+        for kind in structure.kinds
+    }
 
 
 def allocate(
@@ -113,6 +191,7 @@ def allocate(
     allocation: str = "balanced",
     *,
     final_ratio: float | None = None,
+    comparable: bool = True,
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
 
@@ -121,55 +200,72 @@ def allocate(
 
     Args:
         structure: the model before pruning.
-        plan: what is kept so far, with the same widths in every layer.
+        plan: what is kept so far.
         scores: importance of the groups kept so far.
         ratio: removed parameters as a share of all prunable ones, counted from the unpruned model.
         legal: widths that may be chosen.
-        allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper) or ``balanced``
+        allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper), ``balanced``
             (the split between attention and FFN that loses least importance for the same parameters; of splits
-            within a tenth of the best, the one with most heads).
+            within a tenth of the best, the one with most heads) or ``global`` (see
+            :mod:`loraprune.global_allocation`: widths differ from layer to layer).
         final_ratio: where later cuts will end; None where this is the last one.
+        comparable: scores of different kinds of groups have the same unit; matters to ``global`` only.
 
     Returns:
-        A plan with the same widths in every layer. At the last cut its ratio is within half a channel multiple of
-        the target, unless the plan was smaller already.
+        A plan with the same widths in every layer that may shrink (not so ``global``). At the last cut its ratio is
+        within half a channel multiple of the target, unless the plan was smaller already.
     """
     if plan.ratio(structure) >= ratio:
         return plan
-    now = {kind: plan.counts(structure, kind)[0] for kind in structure.kinds}
+    if allocation == "global":
+        return allocate_globally(structure, plan, scores, ratio, legal, comparable=comparable)
+    now = _widths_of(structure, plan)
     target = ratio if final_ratio is None else max(ratio, final_ratio)
-    final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation)
+    final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation, legal)
     widths = final
     if target > ratio:
         on_the_way = step_candidates(structure, now, final, ratio, legal)
-        widths = _choose(structure, scores, ratio, on_the_way, allocation)
-    return plan.keep(
-        {dimension.name: _kept_positions(scores[dimension.name], widths[dimension.kind]) for dimension in structure}
-    )
+        widths = _choose(structure, scores, ratio, on_the_way, allocation, legal)
+    kept: dict[str, Sequence[int]] = {}
+    for choice in choices(structure, scores):
+        kept |= positions_of(choice, choice.kept(_count(choice, structure, widths, legal)))
+    return plan.keep(kept)
 
 
-def check_reachable(structure: Structure, ratio: float, legal: LegalWidths) -> None:
+def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allocation: str = "balanced") -> None:
     """Make sure that the ratio can be met without emptying a dimension.
 
     Raises:
         ValueError: even the smallest widths keep too much, or the ratio falls between what two head counts can
             reach. The message says what can be reached.
     """
-    dense = {kind: structure.of_kind(kind)[0].num_groups for kind in structure.kinds}
+    if allocation == "global":
+        most = 1.0 - smallest_share(structure, legal)
+        if ratio > most:
+            raise ValueError(
+                f"A ratio of {ratio:g} would empty a dimension: every layer keeps some of its groups, so that at most "
+                f"{most:.4f} of the prunable parameters can go. Ask for less."
+            )
+        return
+    dense = {kind: widest(structure, kind) for kind in structure.kinds}
     nearest = final_candidates(structure, dense, ratio, legal)[0]
     wanted = (1.0 - ratio) * structure.prunable_parameters
-    if abs(_kept_parameters(structure, nearest) - wanted) > _tolerance(structure, legal):
-        smallest = {"heads": legal.head_groups[0], "channels": min(legal.channel_multiple, dense["channels"])}
-        most = 1.0 - _kept_parameters(structure, smallest) / structure.prunable_parameters
+    if abs(_kept_parameters(structure, nearest, legal) - wanted) > _tolerance(structure, legal):
+        smallest = {
+            kind: legal.counts[kind][0] if kind in legal.counts else min(legal.multiples[kind], dense[kind])
+            for kind in structure.kinds
+        }
+        most = 1.0 - _kept_parameters(structure, smallest, legal) / structure.prunable_parameters
         if ratio < most:
-            reached = 1.0 - _kept_parameters(structure, nearest) / structure.prunable_parameters
+            reached = 1.0 - _kept_parameters(structure, nearest, legal) / structure.prunable_parameters
             raise ValueError(
                 f"No legal widths meet a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
                 f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
             )
+        least = " and ".join(f"{width} {NAMES.get(kind, kind)}" for kind, width in smallest.items())
         raise ValueError(
-            f"A ratio of {ratio:g} would empty a dimension: with at least {smallest['heads']} KV head(s) and "
-            f"{smallest['channels']} channel(s) in every layer, at most {most:.4f} of the prunable parameters can "
+            f"A ratio of {ratio:g} would empty a dimension: with at least {least} in every layer"
+            f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "
             "go. Ask for less, or lower --channel-multiple."
         )
 

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraprune.structure import Structure
+from loraprune.dimensions import PrunableDimension, Structure
 
 CHANNEL_MULTIPLES = (128, 64, 32, 16, 8)
+
+Widths = dict[str, int]
+"""Groups kept of each kind of dimension: in one stratum of its widest dimension."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,17 +19,75 @@ class LegalWidths:
     """Limits on the widths of a plan with the same widths in every layer.
 
     Attributes:
-        head_groups: numbers of KV heads that the exported config accepts, ascending.
-        channel_multiple: FFN widths are multiples of this.
+        counts: numbers of groups that may be kept, ascending, for each coarse kind (heads, experts).
+        multiples: for each fine kind (channels), what its widths are multiples of.
     """
 
-    head_groups: tuple[int, ...]
-    channel_multiple: int
+    counts: Mapping[str, tuple[int, ...]]
+    multiples: Mapping[str, int]
+
+    @property
+    def channel_multiple(self) -> int:
+        """The largest of the multiples; 1 without fine kinds."""
+        return max(self.multiples.values(), default=1)
+
+
+def widest(structure: Structure, kind: str) -> int:
+    """Groups in one stratum of the widest dimension of a kind, of those that may shrink if there are any."""
+    dimensions = structure.of_kind(kind)
+    may_shrink = [dimension for dimension in dimensions if dimension.layer not in structure.protected]
+    return max(dimension.per_stratum for dimension in may_shrink or dimensions)
+
+
+def kept_in(dimension: PrunableDimension, width: int, most: int, multiple: int = 1) -> int:
+    """Groups that one dimension keeps when the widest of its kind, of ``most`` groups a stratum, keeps ``width``.
+
+    Layers of one width keep that number; where layers differ (the stages of a ConvNeXt), each keeps the same share.
+    """
+    share = width
+    if dimension.per_stratum != most:
+        share = round(width * dimension.per_stratum / most / multiple) * multiple
+        share = min(max(share, 1), dimension.per_stratum)
+    return share * dimension.strata
 
 
 def default_channel_multiple(channels: int) -> int:
     """Largest of 128 … 8 that is at most a 64th of the FFN's width, so that rounding moves it by under 1 %."""
     return next((multiple for multiple in CHANNEL_MULTIPLES if multiple * 64 <= channels), 1)
+
+
+def _channel_multiple(dimensions: Sequence[PrunableDimension], channels: int, wanted: int | None) -> int:
+    needed = math.lcm(*(dimension.multiple for dimension in dimensions))
+    if wanted is None:
+        return math.lcm(default_channel_multiple(channels), needed)
+    if not 1 <= wanted <= channels:
+        raise ValueError(
+            f"FFN widths cannot be multiples of {wanted}: the FFN is {channels} channels wide. "
+            f"Choose --channel-multiple between 1 and {channels}."
+        )
+    if math.lcm(wanted, needed) > channels:
+        raise ValueError(
+            f"FFN widths cannot be multiples of {wanted}: those of {dimensions[0].name} have to be multiples of "
+            f"{needed} as well, up to {channels}. Choose --channel-multiple {needed}."
+        )
+    return math.lcm(wanted, needed)
+
+
+def _head_counts(structure: Structure, kind: str, any_head_count: bool) -> tuple[int, ...]:
+    """Numbers of heads (or experts) of a stratum that may be kept."""
+    dimensions = structure.of_kind(kind)
+    most = widest(structure, kind)
+    if any(dimension.alibi for dimension in dimensions):
+        return tuple(sorted(most >> power for power in range(most.bit_length()) if most >> power << power == most))
+    floor = max(dimension.floor for dimension in dimensions)
+    counts = tuple(range(min(floor, most), most + 1))
+    config = dimensions[0].config or {}
+    if not structure.spec.heads_divide_hidden or any_head_count or kind not in ("heads", "query_heads") or not config:
+        return counts
+    queries = structure.query_heads_per_group if kind == "heads" else dimensions[0].strata
+    accepted = tuple(count for count in counts if structure.hidden_size % (count * queries) == 0)
+    # A model whose own head count breaks the rule (an explicit head_dim, an older config) may at least stay as it is.
+    return accepted if most in accepted else (*accepted, most)
 
 
 def legal_widths(
@@ -40,22 +103,10 @@ def legal_widths(
     Raises:
         ValueError: the multiple is larger than the FFN is wide, or below 1.
     """
-    num_heads = structure.of_kind("heads")[0].num_groups
-    channels = structure.of_kind("channels")[0].num_groups
-    if channel_multiple is None:
-        channel_multiple = default_channel_multiple(channels)
-    if not 1 <= channel_multiple <= channels:
-        raise ValueError(
-            f"FFN widths cannot be multiples of {channel_multiple}: the FFN is {channels} channels wide. "
-            f"Choose --channel-multiple between 1 and {channels}."
-        )
-    restricted = structure.spec.heads_divide_hidden and not any_head_count
-    head_groups = tuple(
-        count
-        for count in range(1, num_heads + 1)
-        if not restricted or structure.hidden_size % (count * structure.query_heads_per_group) == 0
-    )
-    # A model whose own head count breaks the rule (an explicit head_dim, an older config) may at least stay as it is.
-    if num_heads not in head_groups:
-        head_groups += (num_heads,)
-    return LegalWidths(head_groups=head_groups, channel_multiple=channel_multiple)
+    counts, multiples = {}, {}
+    for kind in structure.kinds:
+        if structure.of_kind(kind)[0].fine:
+            multiples[kind] = _channel_multiple(structure.of_kind(kind), widest(structure, kind), channel_multiple)
+        else:
+            counts[kind] = _head_counts(structure, kind, any_head_count)
+    return LegalWidths(counts=counts, multiples=multiples)

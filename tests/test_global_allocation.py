@@ -1,0 +1,126 @@
+"""The allocation ``global``: the cheapest groups of all layers go, down to a floor, until the ratio is met."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from tests.models import tiny_model
+from tests.test_allocation import RATIOS, cases, random_scores
+
+from loraprune.allocation import allocate, check_reachable
+from loraprune.global_allocation import FLOOR, allocate_globally, floor_of, smallest_share
+from loraprune.plan import Plan
+from loraprune.structure import describe
+from loraprune.widths import LegalWidths, legal_widths
+
+
+def finest_step(structure, legal):
+    """Parameters of one channel multiple in the layer where it has most."""
+    return max(legal.multiples["channels"] * d.parameters_per_group for d in structure.of_kind("channels"))
+
+
+@given(case=cases(), ratio=RATIOS, seed=st.integers(0, 99))
+def test_the_ratio_is_met_to_the_finest_step_and_every_dimension_keeps_its_floor(case, ratio, seed):
+    structure, legal = case
+    assume(ratio <= 1 - smallest_share(structure, legal))
+    full = Plan.full(structure)
+    plan = allocate(structure, full, random_scores(structure, full, seed), ratio, legal, "global")
+    for dimension in structure:
+        assert plan.count(dimension.name) >= floor_of(dimension, legal.multiples.get(dimension.kind, 1))
+        assert plan.count(dimension.name) >= FLOOR * dimension.num_groups
+    channels_open = any(
+        plan.count(d.name) - legal.multiples["channels"] >= floor_of(d, legal.multiples["channels"])
+        for d in structure.of_kind("channels")
+    )
+    error = plan.removed_parameters(structure) - ratio * structure.prunable_parameters
+    if channels_open:  # otherwise heads are the finest step that is left
+        assert abs(error) <= finest_step(structure, legal)
+
+
+@given(case=cases(), ratio=RATIOS, seed=st.integers(0, 99))
+def test_the_most_important_groups_of_every_dimension_stay(case, ratio, seed):
+    structure, legal = case
+    full = Plan.full(structure)
+    scores = random_scores(structure, full, seed)
+    plan = allocate(structure, full, scores, ratio, legal, "global")
+    for dimension in structure:
+        values = scores[dimension.name]
+        gone = set(range(dimension.num_groups)) - set(plan.kept[dimension.name])
+        kept = min(values[group].item() for group in plan.kept[dimension.name])
+        assert max((values[group].item() for group in gone), default=-1.0) <= kept
+
+
+def test_groups_go_in_the_order_of_their_importance_per_parameter():
+    structure = describe(tiny_model())
+    legal = LegalWidths(counts={"heads": (1, 2, 3, 4)}, multiples={"channels": 1})
+    # A head has 768 parameters and a channel 96: 8 channels cost what a head costs.
+    scores = {d.name: torch.ones(d.num_groups) for d in structure}
+    scores["layers.1.heads"] = torch.tensor([1.0, 5.0, 5.0, 5.0])
+    scores["layers.0.heads"] = torch.tensor([9.0, 9.0, 9.0, 9.0])
+    plan = allocate_globally(structure, Plan.full(structure), scores, 768 / 10752, legal, comparable=True)
+    assert plan.kept["layers.1.heads"] == (1, 2, 3)
+    assert plan.count("layers.0.channels") == plan.count("layers.1.channels") == 24
+    # One head more is worth 5 / 768 a parameter, less than 1 / 96 for a channel: the second head goes next.
+    plan = allocate_globally(structure, Plan.full(structure), scores, 2 * 768 / 10752, legal, comparable=True)
+    assert plan.count("layers.1.heads") == 2
+
+
+def test_scores_without_a_common_unit_are_compared_within_their_dimension():
+    structure = describe(tiny_model())
+    legal = LegalWidths(counts={"heads": (1, 2, 3, 4)}, multiples={"channels": 1})
+    generator = torch.Generator().manual_seed(0)
+    scores = {d.name: torch.rand(d.num_groups, generator=generator) for d in structure}
+    scaled = {name: value * (1e-3 if name.endswith("channels") else 1e3) for name, value in scores.items()}
+    full = Plan.full(structure)
+    plans = [
+        [allocate_globally(structure, full, values, 0.4, legal, comparable=flag) for values in (scores, scaled)]
+        for flag in (False, True)
+    ]
+    assert plans[0][0] == plans[0][1]
+    assert plans[1][0] != plans[1][1]
+
+
+def test_protected_layers_keep_everything_and_the_others_lose_more():
+    structure = describe(tiny_model(num_hidden_layers=3), keep_layers=[0, -1])
+    legal, full = legal_widths(structure), Plan.full(structure)
+    scores = random_scores(structure, full, 0)
+    for allocation in ("balanced", "uniform", "global"):
+        plan = allocate(structure, full, scores, 0.25, legal, allocation)
+        for layer in (0, 2):
+            assert plan.count(f"layers.{layer}.heads") == 4
+            assert plan.count(f"layers.{layer}.channels") == 24
+        assert plan.ratio(structure) == pytest.approx(0.25, abs=0.01)
+
+
+def test_a_ratio_that_the_floors_do_not_allow_is_refused_with_what_can_be_reached():
+    structure = describe(tiny_model())
+    legal = legal_widths(structure)
+    # One of four heads and three of 24 channels stay.
+    most = 1 - (768 + 3 * 96) / (4 * 768 + 24 * 96)
+    with pytest.raises(ValueError, match=rf"0\.95 would empty a dimension: .* at most {most:.4f}"):
+        check_reachable(structure, 0.95, legal, "global")
+    check_reachable(structure, most - 1e-6, legal, "global")
+
+
+def test_protected_layers_count_in_what_can_be_reached():
+    structure = describe(tiny_model(), keep_layers=[0])
+    for allocation in ("balanced", "global"):
+        with pytest.raises(ValueError, match=r"0\.6 would empty a dimension"):
+            check_reachable(structure, 0.6, legal_widths(structure), allocation)
+
+
+def test_layers_of_different_widths_lose_the_same_share_beside_a_wider_protected_one():
+    structure = describe(tiny_model(num_hidden_layers=3), keep_layers=[0])
+    sizes = {"layers.1.channels": 20, "layers.2.channels": 10}
+    structure = structure.shrunk(sizes)
+    legal = legal_widths(structure)
+    plan = Plan.full(structure)
+    for ratio in (0.1, 0.2, 0.3):
+        scores = random_scores(structure, plan, 0)
+        plan = allocate(structure, plan, scores, ratio, legal, "uniform", final_ratio=0.3)
+    assert plan.count("layers.0.channels") == 24
+    assert plan.ratio(structure) == pytest.approx(0.3, abs=0.01)
+    shares = [plan.count(name) / size for name, size in sizes.items()]
+    assert shares[0] == pytest.approx(shares[1], abs=0.06)
