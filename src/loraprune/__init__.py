@@ -6,6 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loraprune._version import __version__
+from loraprune.registration import register_with_transformers
 
 if TYPE_CHECKING:
     from loraprune.export import save_pruned
@@ -40,6 +41,9 @@ _HOMES = {
     "prune": "loraprune.recipes.joint",
     "save_pruned": "loraprune.export",
 }
+
+
+register_with_transformers()
 
 
 def __getattr__(name: str) -> Any:

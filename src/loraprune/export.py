@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from loraprune.plan import Plan
+from loraprune.pruned_models import as_pruned_class, is_pruned_class, rebuilt, stock_values, write_modeling_file
 from loraprune.structure import Structure, head_dim_of
 from loraprune.versions import versions
 from loraprune.wrapping import base_model
@@ -30,20 +31,23 @@ class OutputExistsError(ValueError):
 
 
 def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) -> None:
-    """Write the widths of a uniform plan into a config, in place.
+    """Write the widths of a plan into a stock config, in place.
 
     Raises:
-        ValueError: the widths differ from layer to layer, which no stock config can say.
+        ValueError: no stock config can say them, for one because they differ from layer to layer.
     """
-    if not plan.is_uniform(structure):
-        raise ValueError("The widths differ from layer to layer; a stock config holds one width for all layers.")
+    values = stock_values(structure, plan)
+    if values is None:
+        raise ValueError(
+            "The widths differ from layer to layer, or the config has no attribute for them; a stock config holds one "
+            "width for all layers."
+        )
     keys = structure.spec.config
-    kv_heads = plan.counts(structure, "heads")[0]
-    head_dim = head_dim_of(config, structure.spec)
-    setattr(config, keys.heads, kv_heads * structure.query_heads_per_group)
-    setattr(config, keys.kv_heads, kv_heads)
-    setattr(config, keys.head_dim, head_dim)
-    setattr(config, keys.channels, plan.counts(structure, "channels")[0])
+    head_dim = head_dim_of(config, structure.spec) if keys.heads in values else None
+    for key, value in {**values, **structure.spec.fixed}.items():
+        setattr(config, key, value)
+    if head_dim is not None:
+        setattr(config, keys.head_dim, head_dim)
 
 
 def _needs_relaxed_class(structure: Structure, config: PretrainedConfig) -> bool:
@@ -68,31 +72,26 @@ def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
 
 def _as_relaxed_class(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
     """The same function as a model of the class that accepts any head count; the tensors are shared."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     assert structure.spec.relaxed_class is not None
     values = model.config.to_dict()
     for key in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias", "pretraining_tp"):
         values.pop(key, None)
     config = AutoConfig.for_model(structure.spec.relaxed_class, **values, sliding_window=None)
-    with torch.device("meta"):
-        relaxed = AutoModelForCausalLM.from_config(config, dtype=model.dtype)
-    relaxed.load_state_dict(model.state_dict(), assign=True, strict=True)
-    relaxed.tie_weights()
-    # Buffers that no checkpoint holds (rotary frequencies) are still on the meta device.
-    buffers = dict(model.named_buffers())
-    for name, buffer in list(relaxed.named_buffers()):
-        if buffer.is_meta:
-            owner, _, leaf = name.rpartition(".")
-            setattr(relaxed.get_submodule(owner), leaf, buffers[name])
-    relaxed.generation_config = model.generation_config
-    return relaxed.eval()
+    config._attn_implementation = model.config._attn_implementation
+    relaxed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[structure.spec.relaxed_class]
+    return rebuilt(model, getattr(transformers, relaxed), config)
 
 
 def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtype | None = None) -> PreTrainedModel:
     """Merge the adapter and write the widths into the config: a plain model of the transformers library.
 
     The model that is passed in is used up. The adapter is merged in 32 bits, and the sum is rounded once.
+
+    Where a stock config cannot say the widths, it is a model of our class: see :mod:`loraprune.pruned_models`.
 
     Args:
         model: a sliced model or the ``PeftModel`` around it.
@@ -105,13 +104,24 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
         cast_(merged, dtype)
     # trl replaces the forward of the instance while it trains.
     merged.__dict__.pop("forward", None)
-    write_widths_(merged.config, structure, plan)
     if dtype is not None:
         merged.config.dtype = dtype
-    if _needs_relaxed_class(structure, merged.config):
-        merged = _as_relaxed_class(merged, structure)
+    if stock_values(structure, plan) is None or is_pruned_class(merged):
+        merged = as_pruned_class(merged, structure, plan)
+    else:
+        write_widths_(merged.config, structure, plan)
+        _share_config_(merged)
+        if _needs_relaxed_class(structure, merged.config):
+            merged = _as_relaxed_class(merged, structure)
     finished: PreTrainedModel = merged.eval()
     return finished
+
+
+def _share_config_(model: PreTrainedModel) -> None:
+    """Modules that got a config of their own, for the time in which widths differed, share the model's again."""
+    for module in model.modules():
+        if module.__dict__.pop("_loraprune_own_config", False):
+            module.config = model.config  # type: ignore[assignment]
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
@@ -128,7 +138,7 @@ def _merged(model: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     adapted: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
     for module in adapted:
         layer = module.get_base_layer()
-        stored = layer.weight.dtype
+        stored = next(layer.parameters()).dtype
         cast_(module, torch.promote_types(stored, torch.float32))
         module.merge()
         cast_(layer, dtype or stored)
@@ -211,13 +221,20 @@ def save_checkpoint(
         extras: writes further files into the folder.
     """
     with appearing_folder(output) as folder:
-        model.save_pretrained(folder)
+        save_model(folder, model)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         if extras is not None:
             extras(folder)
+
+
+def save_model(folder: Path, model: PreTrainedModel) -> None:
+    """Write config and weights, and our modeling file where no stock class can load them."""
+    model.save_pretrained(folder)
+    if is_pruned_class(model):
+        write_modeling_file(model, folder)
 
 
 def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:
