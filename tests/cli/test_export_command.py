@@ -1,0 +1,125 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Command
+from tests.runtimes.folders import ragged_folder, uniform_folder
+from tests.runtimes.tokenizers import byte_level
+from tokenizers import pre_tokenizers
+
+pytest.importorskip("gguf", reason="gguf is not installed")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    uniform_folder(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def one_line(text: str) -> str:
+    (line,) = text.splitlines()
+    return line
+
+
+def test_gguf_says_what_was_written_and_how_to_run_it(run: Command, folder: Path) -> None:
+    finished = run("export", folder, "--format", "gguf")
+    assert (finished.code, finished.err) == (0, "")
+    file = folder / "model-f16.gguf"
+    first, second = finished.out.splitlines()
+    assert (
+        first == f"{file}: {file.stat().st_size / 1e6:.1f} MB, GGUF of the architecture llama, tokenizer gpt2 (gpt-2)"
+    )
+    assert second == f"Run it: llama-cli -m {file}"
+
+
+def test_the_file_and_its_numbers_can_be_chosen(run: Command, tmp_path: Path) -> None:
+    ragged_folder(tmp_path / "model")
+    file = tmp_path / "new" / "m.gguf"
+    finished = run("export", tmp_path / "model", "--format", "gguf", "--outtype", "q8_0", "-o", file)
+    assert finished.code == 0
+    assert "architecture deci" in finished.out
+    assert "Note: 4 matrices are in f16: their rows are no multiple of 32, which q8_0 needs." in finished.out
+    assert [path.name for path in file.parent.iterdir()] == ["m.gguf"]
+
+
+def test_an_existing_file_is_replaced_on_request_only(run: Command, folder: Path) -> None:
+    file = folder / "model-f16.gguf"
+    file.write_text("mine")
+    refused = run("export", folder, "--format", "gguf")
+    assert (refused.code, refused.out) == (2, "")
+    assert one_line(refused.err) == f"error: {file} exists. Name another file with -o, or pass --overwrite."
+    assert file.read_text() == "mine"
+    assert run("export", folder, "--format", "gguf", "--overwrite").code == 0
+    assert file.read_bytes()[:4] == b"GGUF"
+
+
+def test_a_way_to_cut_text_can_be_chosen_where_none_is_equal(run: Command, tmp_path: Path) -> None:
+    uncut = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    uniform_folder(tmp_path / "model", tokenizer=byte_level(uncut))
+    refused = run("export", tmp_path / "model", "--format", "gguf")
+    assert refused.code == 2
+    assert "pass --pre-tokenizer" in one_line(refused.err)
+    finished = run("export", tmp_path / "model", "--format", "gguf", "--pre-tokenizer", "qwen2")
+    assert finished.code == 0
+    assert "tokenizer gpt2 (qwen2)" in finished.out
+    assert "Note: text is cut as qwen2 does it" in finished.out
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--format", "tflite"], "There is no format 'tflite'; choose gguf or onnx."),
+        (["--format", "gguf", "--outtype", "q4_0"], "There is no outtype 'q4_0'; choose one of f16, f32, q8_0."),
+        (["--format", "onnx", "--outtype", "f16"], "--outtype is for --format gguf; leave it out."),
+        (["--format", "onnx", "--pre-tokenizer", "qwen2"], "--pre-tokenizer is for --format gguf; leave it out."),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(run: Command, folder: Path, options: list[str], message: str) -> None:
+    finished = run("export", folder, *options)
+    assert (finished.code, finished.out) == (2, "")
+    assert one_line(finished.err) == f"error: {message}"
+
+
+def test_what_is_no_checkpoint_is_refused(run: Command, tmp_path: Path) -> None:
+    for name, message in (("missing", "is no folder"), (".", "is no checkpoint: it has no config.json")):
+        finished = run("export", tmp_path / name, "--format", "gguf")
+        assert (finished.code, finished.out) == (2, "")
+        assert message in one_line(finished.err)
+
+
+def test_a_ragged_model_that_llama_cpp_cannot_compute_is_refused(run: Command, tmp_path: Path) -> None:
+    ragged_folder(tmp_path / "model", "qwen3")
+    finished = run("export", tmp_path / "model", "--format", "gguf")
+    assert (finished.code, finished.out) == (2, "")
+    assert "does not normalize queries and keys as qwen3 does. transformers loads the folder" in one_line(finished.err)
+    assert not list((tmp_path / "model").glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_onnx_says_how_far_it_is_from_torch(run: Command, folder: Path) -> None:
+    pytest.importorskip("onnxscript", reason="onnxscript is not installed")
+    pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
+    finished = run("export", folder, "--format", "onnx")
+    assert (finished.code, finished.err) == (0, "")
+    first, second, third = finished.out.splitlines()
+    assert first.startswith(f"{folder / 'model.onnx'}: ")
+    assert first.endswith("MB, ONNX of LlamaForCausalLM")
+    assert second.startswith("Checked in onnxruntime: its logits differ from torch's by up to ")
+    assert "input_ids (batch, sequence), attention_mask (batch, sequence)" in third
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys\n"
+        "from loraprune.cli.main import main\n"
+        "try:\n"
+        "    main(['export', '--help'])\n"
+        "finally:\n"
+        "    print(sorted({'torch', 'transformers', 'gguf', 'onnx', 'numpy'} & set(sys.modules)))\n"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "--pre-tokenizer" in printed
+    assert printed.splitlines()[-1] == "[]"
