@@ -4,8 +4,8 @@
 
 Prunes the bundled model with each allocation at several ratios and seeds; prints perplexity, parameters and the time of
 a forward pass as a ratio to the dense model's, measured in turns in one process. Then it reads both questions off the
-curves: perplexity at the same parameters, and perplexity at the same latency (``balanced`` interpolated linearly in its
-latency). Finished rows are read back from ``--out``, so that an interrupted run goes on.
+curves: perplexity at the same parameters, and perplexity at the same latency (the other allocations interpolated linearly
+between their own points). Finished rows are read back from ``--out``, so that an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -96,10 +96,12 @@ def table(rows: list[dict[str, Any]]) -> str:
             f"{len(own)} seeds) | {latency:.3f} |"
         )
     lines.append("")
-    for latency, perplexity in sorted(curves.get("global", [])):
-        other = at_latency(curves.get("balanced", []), latency)
-        if other is not None:
-            lines.append(f"At {latency:.3f} of the dense latency: global {perplexity:.2f}, balanced {other:.2f}.")
+    for allocation, points in curves.items():
+        for latency, perplexity in sorted(points):
+            others = {other: at_latency(curve, latency) for other, curve in curves.items() if other != allocation}
+            found = ", ".join(f"{other} {value:.2f}" for other, value in others.items() if value is not None)
+            if found:
+                lines.append(f"At {latency:.3f} of the dense latency: {allocation} {perplexity:.2f}; {found}.")
     return "\n".join(lines)
 
 

@@ -123,6 +123,8 @@ def _register_models(config_class: Any, model_type: str) -> None:
     for auto_name in dict.fromkeys(AUTO_CLASSES.values()):
         auto = getattr(transformers, auto_name)
         model_name = auto._model_mapping._model_mapping.get(model_type)
+        if isinstance(model_name, (tuple, list)):  # several classes for one task (DeiT with and without its teacher)
+            model_name = model_name[0]
         if isinstance(model_name, str) and hasattr(transformers, model_name):
             model_class = pruned_model_class(config_class.__bases__[0].__name__, model_name, model_type)
             auto.register(config_class, model_class, exist_ok=True)

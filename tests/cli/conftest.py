@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import datasets
 import pytest
 import transformers
+from transformers import dynamic_module_utils
 
 from loraprune.cli.main import main
 
@@ -66,3 +68,13 @@ def run(capsys: pytest.CaptureFixture[str], _quiet_again: None) -> Command:
         return Finished(code, printed.out, printed.err)
 
     return command
+
+
+@pytest.fixture
+def _own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Code that a checkpoint brings is copied to a place of this test's own, and forgotten afterwards."""
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    yield
+    for name in [name for name in sys.modules if name.split(".")[0] == "transformers_modules"]:
+        del sys.modules[name]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from datasets import Dataset
 
-from loraprune.training.calibration import draw_calibration
+from loraprune.training.calibration import BATCH, draw_batches, draw_calibration
 
 
 def dataset(*lengths: int) -> Dataset:
@@ -63,3 +63,41 @@ def test_data_that_cannot_be_drawn_from_is_refused_with_both_ways_out(rows: Any)
 def test_data_without_a_sequence_of_two_tokens_is_refused() -> None:
     with pytest.raises(ValueError, match="No training sequence has two tokens or more"):
         draw_calibration(dataset(1, 1), 4, seed=0)
+
+
+def batch_of(rows: list[Any]) -> dict[str, Any]:
+    """One row of ``values`` (of any length) and ``number`` as a batch."""
+    return {
+        "values": torch.tensor([row["values"] for row in rows]),
+        "labels": torch.tensor([row["number"] for row in rows]),
+        "note": "no tensor",
+    }
+
+
+class TestBatches:
+    def rows(self, lengths: list[int]) -> Dataset:
+        return Dataset.from_dict({"values": [[0.5] * n for n in lengths], "number": list(range(len(lengths)))})
+
+    def test_rows_of_equal_shapes_share_a_batch_and_nothing_is_padded(self) -> None:
+        batches = draw_batches(self.rows([3, 2, 3, 2, 3]), batch_of, 5, 0, torch.float32)
+        assert sorted(tuple(batch["values"].shape) for batch in batches) == [(2, 2), (3, 3)]
+        assert sorted(number for batch in batches for number in batch["labels"].tolist()) == [0, 1, 2, 3, 4]
+        assert all(set(batch) == {"values", "labels"} for batch in batches)
+
+    def test_batches_stay_small(self) -> None:
+        batches = draw_batches(self.rows([1] * (2 * BATCH + 1)), batch_of, 100, 0, torch.float32)
+        assert [len(batch["labels"]) for batch in batches] == [BATCH, BATCH, 1]
+
+    def test_the_same_seed_draws_the_same_rows(self) -> None:
+        drawn = [draw_batches(self.rows([1] * 40), batch_of, 5, seed, torch.float32)[0]["labels"] for seed in (1, 1, 2)]
+        assert len(drawn[0]) == 5
+        assert torch.equal(drawn[0], drawn[1])
+        assert not torch.equal(drawn[0], drawn[2])
+
+    def test_fractions_take_the_dtype_of_the_model_and_whole_numbers_keep_theirs(self) -> None:
+        (batch,) = draw_batches(self.rows([1]), batch_of, 1, 0, torch.bfloat16)
+        assert (batch["values"].dtype, batch["labels"].dtype) == (torch.bfloat16, torch.int64)
+
+    def test_data_without_a_length_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="it needs a length"):
+            draw_batches(iter([1]), batch_of, 1, 0, torch.float32)

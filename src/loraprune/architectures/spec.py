@@ -8,8 +8,8 @@ from typing import Literal, get_args
 
 Axis = Literal["output", "input", "experts", "norm"]
 """Side of a layer: ``output`` is what it makes (rows of a linear layer with its bias, columns of an embedding, entries
-of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first axis of stacked experts and the rows of their
-router. ``norm`` is the one axis of a norm that averages over all groups, so that the average changes with a cut."""
+of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first axis of stacked experts and the rows of
+their router. ``norm`` is the one axis of a norm that averages over all groups, so that a cut changes the average."""
 
 Unit = Literal["query", "kv", "head", "channel", "one", "queries"]
 """What one group takes of an axis: ``query`` all query heads of one KV head, ``kv`` one KV head, ``head`` one query

@@ -12,6 +12,7 @@ COMMANDS = {
     "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
     "prune": "prune a checkpoint while LoRA tunes it",
     "inspect": "show what can be pruned in a model, without loading its weights",
+    "export": "write a checkpoint as a file for llama.cpp or onnxruntime",
 }
 
 USAGE = """usage: loraprune COMMAND [options]

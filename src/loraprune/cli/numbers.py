@@ -22,3 +22,20 @@ def parameter_count(text: str | int | float) -> int:
         return round(float(digits) * _FACTORS[suffix])
     except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(f"{text!r} is no number of parameters; write 4.5B, 350M or 120000") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``heads,channels`` as a tuple; spaces do not matter."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def indices(text: str) -> tuple[int, ...]:
+    """``0,1,-1`` as a tuple.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is no whole number.
+    """
+    try:
+        return tuple(int(part) for part in names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1") from None

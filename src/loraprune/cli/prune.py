@@ -222,6 +222,7 @@ def _suggestion(message: str) -> str:
 
 
 def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arguments: list[str]) -> int:
+    from loraprune.architectures import read_spec, register
     from loraprune.cli.progress import TrainingProgress
     from loraprune.cli.results import show_result
     from loraprune.recipes.joint import prune
@@ -230,6 +231,8 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
     from loraprune.training.config import PruningConfig
 
     quiet_libraries()
+    if values.get("architecture") is not None:
+        register(read_spec(values["architecture"]))
     pruning = _fields(values, "pruning")
     if pruning.get("ratio") == 0.0:
         raise ValueError("ratio is 0, which removes nothing: it must lie between 0 and 1.")
@@ -244,6 +247,7 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
             training=training,
             lora=LoraOptions(**_fields(values, "lora")),
             tokenizer=values.get("tokenizer"),
+            image_processor=values.get("image_processor"),
             options=RunOptions(**_fields(values, "run"), command=shlex.join(["loraprune", "prune", *arguments])),
             callbacks=[progress],
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraprune.cli.numbers import parameter_count
+from loraprune.cli.numbers import indices, names, parameter_count
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,16 @@ _SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (
-        _option("data", "call", "training data: a .jsonl, .json, .csv, .parquet or .txt file, or a hub data set"),
+        _option("data", "call", "training data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files or "
+                "of images by class, or a hub data set"),
         _option("output", "run", "folder of the pruned checkpoint", type=Path),
         _option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
+        _option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
         _option("split", "run", "split of a hub data set (train)"),
         _option("eval_split", "run", "split of a hub data set given as --eval-data (validation)"),
         _option("data_name", "run", "configuration of a hub data set"),
-        _option("eval_data", "run", "data to measure perplexity on (default: a twentieth of the training data)"),
-        _option("eval_sequences", "run", "sequences to measure on, 0 for none (64)", type=int),
+        _option("eval_data", "run", "data to measure on (default: a twentieth of the training data)"),
+        _option("eval_sequences", "run", "rows to measure on, 0 for none (64; 1000 for classifiers)", type=int),
         _option("answers_only", "run", "of instructions and chats, train on the answers alone (on)", **_SWITCH),
         _option("overwrite", "run", "replace what the output folder holds, and forget an interrupted run", **_SWITCH),
         _option("resume", "run", "go on with the interrupted run of this output folder", **_SWITCH),
@@ -63,7 +65,11 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _option("criterion", "pruning", "fisher, lora, magnitude or random (fisher)"),
         _option("lora_form", "pruning", "criterion lora as in the paper (squared) or its code (absolute)"),
         _option("allocation", "pruning", "balanced: attention and FFN share the cut as their importance says; "
-                "uniform: both lose the same share (balanced)"),
+                "uniform: both lose the same share; global: layers compete too, and their widths differ (balanced)"),
+        _option("dimensions", "pruning", "kinds of dimensions to prune, such as query_heads,channels (by family; "
+                "loraprune inspect lists them)", type=names),
+        _option("keep_layers", "pruning", "layers that keep everything, such as 0,1,-1 (none)", type=indices),
+        _option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path),
         _option("prune_start", "pruning", "fraction of the run before the first cut (0.1)", type=float),
         _option("prune_end", "pruning", "fraction of the run at which the last cut is made (0.3)", type=float),
         _option("cuts", "pruning", "number of cuts (5)", type=int),
@@ -85,6 +91,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         _option("lora_dropout", "lora", "dropout (0)", field="dropout", type=float),
         _option("lora_target_modules", "lora", "layers to adapt (all projections of the blocks)",
                 field="target_modules", nargs="+"),
+        _option("lora_experts", "lora", "adapt the stacked experts of a mixture too (off)", field="experts", **_SWITCH),
     ),
     "what is measured and kept": (
         _option("latency", "run", "measure the forward pass, dense and pruned (on)", **_SWITCH),

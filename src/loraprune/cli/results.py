@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 from loraprune.report.terminal import comparison_table
+from loraprune.runtimes.overview import runtimes_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -34,3 +35,6 @@ def show_result(console: Console, result: PruneResult) -> None:
         report = result.output / "report.html"
         if report.is_file():
             console.print(f"Report:     {report}", highlight=False, markup=False, soft_wrap=True)
+        for position, runtime in enumerate(runtimes_of(result.model)):
+            label = "" if position else "Loads in:"
+            console.print(f"{label:11} {runtime}", highlight=False, markup=False, soft_wrap=True)

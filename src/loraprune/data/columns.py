@@ -20,6 +20,7 @@ class DataFormat(Enum):
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt_completion"
     INSTRUCTION = "instruction"
+    SOURCE_TARGET = "source_target"
     TEXT = "text"
 
 
@@ -45,18 +46,18 @@ KNOWN_COLUMNS = (
 """In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""
 
 
-def columns_of(dataset: Dataset) -> Columns:
-    """Find the columns of ``dataset`` that are used.
+def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> Columns:
+    """Find the columns of ``dataset`` that are used, of the ``known`` ones.
 
     Raises:
         ValueError: the columns make up no known format.
     """
-    for columns in KNOWN_COLUMNS:
+    for columns in known:
         if set(columns.needed) <= set(dataset.column_names):
             return columns
     raise ValueError(
         f"The data has the columns {', '.join(dataset.column_names) or '(none)'}, which make up no known format. "
-        f"Understood are: {'; '.join(map(str, KNOWN_COLUMNS))}. Rename the columns."
+        f"Understood are: {'; '.join(map(str, known))}. Rename the columns."
     )
 
 

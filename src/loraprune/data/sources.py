@@ -9,6 +9,7 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
+from loraprune.data.image_folder import class_folders, read_image_folder
 from loraprune.data.readers import READERS, SUPPORTED, read_file
 
 _SPLIT_WORDS: dict[str, frozenset[str]] = {
@@ -25,10 +26,12 @@ def load_source(data: str, *, split: str = "train", name: str | None = None, all
     Nothing is ever written beside the data, and no code that comes with data is run.
 
     Args:
-        data: a .csv, .json, .jsonl, .parquet or .txt file, a folder with such files, or the name of a data set on
-            the hub. What exists on disk wins over a hub name.
-        split: split of a hub data set. In a folder it picks the files named after it (``train-0.parquet``,
-            ``stories_valid.jsonl``) or else those named after no split. A single file is taken whole.
+        data: a .csv, .json, .jsonl, .parquet or .txt file, a folder with such files, a folder with one sub-folder of
+            images for each class (or with one such folder for each split), or the name of a data set on the hub. What
+            exists on disk wins over a hub name.
+        split: split of a hub data set. In a folder it picks the files or the sub-folder named after it
+            (``train-0.parquet``, ``stories_valid.jsonl``, ``test/``) or else those named after no split. A single file
+            is taken whole.
         name: configuration of a hub data set that has several.
         allow_download: whether the hub may be asked.
 
@@ -77,9 +80,9 @@ def _load_folder(folder: Path, split: str) -> Dataset:
         for entry in folder.iterdir()
         if entry.is_file() and entry.suffix.lower() in READERS and not entry.name.startswith((".", "_"))
     )
-    if not files:
-        raise FileNotFoundError(f"The folder {folder} holds no data files (endings: {SUPPORTED}).")
     wanted = next((key for key, names in _SPLIT_WORDS.items() if split.lower() in names), split)
+    if not files:
+        return _load_images(folder, wanted)
     chosen = [file for file in files if _split_of(file) == wanted] or [
         file for file in files if _split_of(file) is None
     ]
@@ -101,6 +104,24 @@ def _load_folder(folder: Path, split: str) -> Dataset:
         raise ValueError(
             f"The files in {folder} hold values of different kinds in columns of the same name. Give one file."
         ) from error
+
+
+def _load_images(folder: Path, split: str) -> Dataset:
+    """A folder of classes, or the one of the wanted split in it."""
+    entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
+    splits = {_split_of(entry): entry for entry in entries if _split_of(entry) and class_folders(entry)}
+    if split in splits:
+        return read_image_folder(splits[split])
+    if splits:
+        raise FileNotFoundError(
+            f"The folder {folder} holds images of the splits {', '.join(sorted(map(str, splits)))}, and none of "
+            f"{split!r}. Name another split."
+        )
+    if class_folders(folder):
+        return read_image_folder(folder)
+    raise FileNotFoundError(
+        f"The folder {folder} holds no data files (endings: {SUPPORTED}) and no sub-folders of images."
+    )
 
 
 def _load_hub(data: str, split: str, name: str | None) -> Dataset:

@@ -1,1 +1,1 @@
-"""Measures of a model: perplexity, latency, size."""
+"""Measures of a model: perplexity, accuracy, exact matches, latency."""

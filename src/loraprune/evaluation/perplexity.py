@@ -53,6 +53,9 @@ class HeldOut:
     sequences: Sequence[tuple[torch.Tensor, torch.Tensor]]
     num_bytes: int | None = None
 
+    def __len__(self) -> int:
+        return len(self.sequences)
+
 
 def pack_text(
     texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment_length: int, max_segments: int | None = None

@@ -2,35 +2,65 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from loraprune.recipes.tasks.measures import CARD_FORMATS, Measure
+from loraprune.recipes.tasks.task import Task
+from loraprune.structure import Structure
 
-def _row(label: str, metrics: dict[str, Any], key: str, form: str) -> str:
-    before, after = metrics["dense"].get(key), metrics["pruned"].get(key)
-    if before is None or after is None:
+GROUPS = {
+    "heads": "attention heads",
+    "query_heads": "query heads",
+    "channels": "FFN channels",
+    "expert_channels": "channels of experts",
+    "experts": "experts",
+}
+"""Kinds of prunable dimensions in words; others are called as they are."""
+
+
+def _row(metrics: dict[str, Any], measure: Measure) -> str:
+    before, after = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
+    if before is None or after is None or measure.card is None:
         return ""
-    return f"| {label} | {before:{form}} | {after:{form}} |\n"
+    form = CARD_FORMATS[measure.unit]
+    return f"| {measure.card(metrics['pruned'])} | {before:{form}} | {after:{form}} |\n"
 
 
-def _loading(record: dict[str, Any]) -> str:
+def _widths(kind: str, counts: list[int], structure: Structure) -> str:
+    name = "KV heads" if kind == "heads" and structure.query_heads_per_group > 1 else kind.replace("_", " ")
+    low, high = min(counts), max(counts)
+    return f"{low} {name}" if low == high else f"{low} to {high} {name}"
+
+
+def _all_widths(record: dict[str, Any], structure: Structure) -> str:
     pruned = record["metrics"]["pruning"]
     widths = pruned["cuts"][-1]["widths"] if pruned["cuts"] else {}
-    kept = ", ".join(f"{counts[0]} {kind.replace('heads', 'KV heads')}" for kind, counts in widths.items())
+    kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
 
-def model_card(record: dict[str, Any]) -> str:
-    """Write the card from the record of a run (see :func:`loraprune.recipes.record.run_record`)."""
+def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
+    listed = "\n".join(f"- {runtime}" for runtime in runtimes)
+    return f"`{auto_class}.from_pretrained` loads it.\nWhere it runs:\n\n{listed}"
+
+
+def model_card(record: dict[str, Any], task: Task, structure: Structure, runtimes: Sequence[str]) -> str:
+    """Write the card of a run.
+
+    Args:
+        record: see :func:`loraprune.recipes.record.run_record`.
+        task: that the model was tuned for.
+        structure: of the model before pruning.
+        runtimes: what loads the result, and how.
+    """
     metrics = record["metrics"]
     pruning = metrics["pruning"]
     settings = record["settings"]["pruning"]
-    length = metrics["pruned"].get("segment_length")
-    rows = (
-        _row("parameters", metrics, "parameters", ",d")
-        + _row(f"held-out perplexity ({length}-token segments)", metrics, "perplexity", ".2f")
-        + _row(f"forward pass, {metrics['pruned'].get('latency_tokens')} tokens (ms)", metrics, "latency_ms", ".1f")
-    )
+    rows = "".join(_row(metrics, measure) for measure in task.measures)
+    removed = " and ".join(GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
+    loading = _loading(task.auto_class, runtimes)
     command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
     base = record["base_model"]
     is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
@@ -41,9 +71,8 @@ library_name: transformers
 ---
 # {base.rstrip("/").rpartition("/")[2]}, {pruning["ratio"]:.0%} pruned
 
-A structurally pruned copy of `{base.rstrip("/").rpartition("/")[2]}`: attention heads and FFN channels were removed
-while LoRA tuned the model, and the adapter is merged. {_loading(record)} It is an ordinary checkpoint:
-`AutoModelForCausalLM.from_pretrained` loads it without further code.
+A structurally pruned copy of `{base.rstrip("/").rpartition("/")[2]}`: {removed} were removed
+while LoRA tuned the model, and the adapter is merged. {_all_widths(record, structure)} {loading}
 
 | | dense | pruned |
 |---|---|---|

@@ -5,12 +5,11 @@ from __future__ import annotations
 import copy
 import json
 import logging
-import math
 import shutil
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,14 +20,15 @@ from loraprune.interruption import InterruptedRunError
 from loraprune.plan import Plan
 from loraprune.recipes.card import model_card
 from loraprune.recipes.interrupt import StopOnInterrupt
-from loraprune.recipes.loading import give_pad_token_
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import Job, prepare
 from loraprune.recipes.record import run_record
 from loraprune.recipes.reporting import report_data
+from loraprune.recipes.settings import run_settings
 from loraprune.report.data import ReportData
+from loraprune.runtimes.overview import runtimes_of
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
@@ -37,8 +37,9 @@ from loraprune.training.state import last_checkpoint, refitted_weights
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
-    from trl import SFTConfig, SFTTrainer
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from loraprune.evaluation.batches import Collator
 
 logger = logging.getLogger("loraprune")
 
@@ -51,7 +52,8 @@ class PruneResult:
 
     Attributes:
         model: merged and ready to use.
-        tokenizer: of the model.
+        tokenizer: of a model that reads text, else None.
+        image_processor: of a model that reads images, where it has one.
         plan: which groups stayed.
         structure: of the model before pruning.
         metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
@@ -60,12 +62,13 @@ class PruneResult:
     """
 
     model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     plan: Plan
     structure: Structure
     metrics: dict[str, Any] = field(repr=False)
     report: ReportData = field(repr=False)
     output: Path | None = None
+    image_processor: Any = None
 
 
 def prune(
@@ -78,19 +81,28 @@ def prune(
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
     callbacks: Sequence[TrainerCallback] = (),
+    image_processor: Any = None,
+    collator: Collator | None = None,
 ) -> PruneResult:
     """Prune a model while LoRA tunes it.
 
+    The model's class decides what it is tuned for: going on with text, writing a target for a source (encoder–decoder
+    models), classifying images, classifying texts.
+
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        dataset: a file, a hub data set's name, or a loaded data set (columns: text, prompt and completion,
-            instruction and output, or messages).
+        dataset: a file, a folder, a hub data set's name, or a loaded data set. Columns of causal language models: text,
+            prompt and completion, instruction and output, or messages; of encoder–decoder models: source and target,
+            or prompt and completion, or instruction and output; of classifiers: image or text, and label.
         config: what to prune; the default halves the prunable parameters.
-        training: fields of trl's SFTConfig, by name.
-        lora: our options or peft's configuration; the default is the paper's (r 8, alpha 16, all projections).
+        training: fields of trl's SFTConfig, by name; of transformers' TrainingArguments (and max_length, for text) for
+            all but causal language models.
+        lora: our options or peft's configuration; the default is the paper's (r 8, alpha 16, all layers in groups).
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
         callbacks: further callbacks of the Trainer.
+        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
+        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
 
     Returns:
         The pruned model in memory, and its folder if one was asked for.
@@ -103,7 +115,18 @@ def prune(
     options = options or RunOptions()
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
         run_dir = options.run_dir or Path(scratch)
-        job = prepare(model, dataset, config or PruningConfig(), training or {}, lora, tokenizer, options, run_dir)
+        job = prepare(
+            model,
+            dataset,
+            config or PruningConfig(),
+            training or {},
+            lora,
+            tokenizer,
+            options,
+            run_dir,
+            image_processor=image_processor,
+            collator=collator,
+        )
         return _run(job, run_dir, callbacks)
 
 
@@ -119,12 +142,12 @@ def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> Prune
     if job.checkpoint is not None:
         logger.info("Going on from %s", job.checkpoint)
         pruning.restore_(model, job.checkpoint)
-    # trl sets special tokens while it trains; the result keeps the model's own.
-    config_before, generation_before = copy.deepcopy(model.config), copy.deepcopy(model.generation_config)
+    # Trainers set special tokens and switch caches off; the result keeps the model's own.
+    before = copy.deepcopy(model.config), copy.deepcopy(getattr(model, "generation_config", None))
     trainer = _trainer(job, model, pruning, callbacks)
     _train(trainer, pruning, job, run_dir)
     try:
-        return _finish(job, trainer, pruning, dense, run_dir, (config_before, generation_before), started)
+        return _finish(job, trainer, pruning, dense, run_dir, before, started)
     except KeyboardInterrupt:
         saved = last_checkpoint(run_dir) if job.options.output else None
         how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
@@ -133,7 +156,7 @@ def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> Prune
 
 def _finish(
     job: Job,
-    trainer: SFTTrainer,
+    trainer: Trainer,
     pruning: PruningCallback,
     dense: dict[str, Any],
     run_dir: Path,
@@ -142,19 +165,15 @@ def _finish(
 ) -> PruneResult:
     """Merge, measure and save."""
     assert pruning.run is not None
-    config_before, generation_before = configs
     logger.info("Merging the adapter")
     adapter = _adapter_copy(trainer.model, pruning, job, run_dir)
     finished: Any = trainer.model
-    base = finished.get_base_model()
-    base.config.pad_token_id = config_before.pad_token_id
-    base.config.use_cache = config_before.use_cache
-    base.generation_config = generation_before
+    _restore_config_(finished.get_base_model(), *configs)
     merged = finish(finished, pruning.run.structure, pruning.run.plan, dtype=job.stored_dtype)
     metrics = measure_pruned(job, merged, pruning, dense)
     metrics["seconds"] = time.time() - started
-    record = run_record(job.name, _settings(job), metrics, pruning.run.plan, job.options.command)
-    report = report_data(record, pruning.run, job.options.prompt, _notes(job, pruning))
+    record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
+    report = report_data(record, pruning.run, job.task.measures, job.options.prompt, _notes(job, pruning))
     if job.options.output is not None:
         _save(job, merged, record, report, pruning.run.plan, adapter)
         if not job.options.keep_run:
@@ -167,36 +186,36 @@ def _finish(
         metrics=metrics,
         report=report,
         output=job.options.output,
+        image_processor=job.image_processor,
     )
+
+
+def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
+    """Take back what Trainers change in the configs."""
+    for name in ("pad_token_id", "use_cache"):
+        if hasattr(config, name):
+            setattr(base.config, name, getattr(config, name))
+    if generation_config is not None:
+        base.generation_config = generation_config
 
 
 def _trainer(
     job: Job, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
-) -> SFTTrainer:
+) -> Trainer:
     from transformers import PrinterCallback
-    from trl import SFTTrainer
 
-    tokenizer = copy.deepcopy(job.tokenizer)
-    give_pad_token_(tokenizer)
-    trainer = SFTTrainer(
-        model=model,
-        args=job.arguments,
-        train_dataset=job.train_rows,
-        processing_class=tokenizer,
-        peft_config=job.lora,
-        callbacks=list(callbacks),
-    )
+    trainer = job.task.trainer(job, model, callbacks)
     trainer.remove_callback(PrinterCallback)
     # First in line, so that what it adds to the logs reaches every other callback.
     trainer.callback_handler.callbacks.insert(0, pruning)
     return trainer
 
 
-def _train(trainer: SFTTrainer, pruning: PruningCallback, job: Job, run_dir: Path) -> None:
+def _train(trainer: Trainer, pruning: PruningCallback, job: Job, run_dir: Path) -> None:
     """Train to the end, or raise when the user stops."""
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
-    logger.info("Training on %d sequences", len(job.train_rows))
+    logger.info("Training on %d %s", len(job.train_rows), job.task.row_name)
     stopped = False
     try:
         if job.checkpoint is not None and _training_is_over(job.checkpoint):
@@ -225,7 +244,7 @@ def _training_is_over(checkpoint: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"])
 
 
-def _take_finished_adapter(trainer: SFTTrainer, pruning: PruningCallback, checkpoint: Path) -> None:
+def _take_finished_adapter(trainer: Trainer, pruning: PruningCallback, checkpoint: Path) -> None:
     """Load the last adapter: the Trainer itself would do one step too many."""
     assert pruning.run is not None
     assert trainer.model is not None
@@ -247,24 +266,6 @@ def _adapter_copy(model: Any, pruning: PruningCallback, job: Job, run_dir: Path)
     assert pruning.run is not None
     save_file(refitted_weights(model, pruning.run), folder / "refitted_base_weights.safetensors")
     return folder
-
-
-def _settings(job: Job) -> dict[str, Any]:
-    return {
-        "pruning": asdict(job.pruning),
-        "lora": {
-            "r": job.lora.r,
-            "alpha": job.lora.lora_alpha,
-            "dropout": job.lora.lora_dropout,
-            "target_modules": _targets(job.lora),
-        },
-        "training": training_settings(job.arguments),
-    }
-
-
-def _targets(lora: LoraConfig) -> list[str] | str:
-    targets = lora.target_modules or []
-    return targets if isinstance(targets, str) else sorted(targets)
 
 
 def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
@@ -300,30 +301,5 @@ def _save(
             shutil.copytree(adapter, folder / "adapter")
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    save_checkpoint(output, merged, job.tokenizer, record=record, card=model_card(record), extras=extras)
-
-
-def training_settings(arguments: SFTConfig) -> dict[str, Any]:
-    """The training arguments that shape the result."""
-    names = (
-        "max_steps",
-        "num_train_epochs",
-        "per_device_train_batch_size",
-        "gradient_accumulation_steps",
-        "learning_rate",
-        "lr_scheduler_type",
-        "warmup_steps",
-        "weight_decay",
-        "max_grad_norm",
-        "max_length",
-        "bf16",
-        "gradient_checkpointing",
-        "seed",
-    )
-    return {name: _plain(getattr(arguments, name)) for name in names}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(getattr(value, "value", value))
+    card = model_card(record, job.task, job.structure, runtimes_of(merged))
+    save_checkpoint(output, merged, job.processor, record=record, card=card, extras=extras)

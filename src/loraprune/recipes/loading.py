@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
 
@@ -14,6 +16,17 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+AUTO_CLASSES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+"""Classes of transformers that load a model, and the list of the model classes that each of them loads."""
+PRUNED = "Pruned"
+"""What the name of a class for widths that no stock config can say begins with."""
 
 
 class CheckpointError(ValueError):
@@ -24,8 +37,10 @@ def _is_local(name: str) -> bool:
     return Path(name).exists() or name.startswith((".", "/", "~"))
 
 
-def load_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
-    """Read the config of a checkpoint (a folder or a hub name) and make sure that its family is supported.
+def load_config(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None, described: bool = True
+) -> PretrainedConfig:
+    """Read the config of a checkpoint (a folder or a hub name) and make sure that its family has a description.
 
     Raises:
         CheckpointError: there is no such checkpoint, or it needs code of its own.
@@ -56,7 +71,8 @@ def load_config(name: str, *, trust_remote_code: bool = False, revision: str | N
         if model_type is not None and "does not recognize" in text:
             raise UnsupportedArchitectureError(unsupported(model_type)) from error
         raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
-    spec_for(config)
+    if described:
+        spec_for(config)
     if getattr(config, "quantization_config", None):
         raise CheckpointError(
             f"{name} is quantized. This version prunes weights in 16 or 32 bits only: name the original checkpoint."
@@ -103,14 +119,80 @@ def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
         )
 
 
-def meta_model(config: PretrainedConfig) -> PreTrainedModel:
-    """The model without its weights: names and shapes only, in no memory."""
-    from transformers import AutoModelForCausalLM
+def load_image_processor(
+    name: str, *, required: bool = False, trust_remote_code: bool = False, revision: str | None = None
+) -> Any:
+    """Load what resizes and normalizes the images of a checkpoint; None where it has none.
 
+    Raises:
+        CheckpointError: it is required and missing.
+    """
+    try:
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:
+        if not required:
+            return None
+        raise CheckpointError(f"No image processor can be loaded from {name}: {str(error).splitlines()[0]}") from error
+
+
+def loading_class(class_name: str) -> str | None:
+    """The class of transformers that loads a class of models (or ours over that one); None where none of those does."""
+    from transformers.models.auto import modeling_auto
+
+    wanted = {class_name, class_name.removeprefix(PRUNED)}
+    for auto_class, mapping in AUTO_CLASSES.items():
+        for known in getattr(modeling_auto, mapping).values():
+            if not wanted.isdisjoint((known,) if isinstance(known, str) else known):
+                return auto_class
+    return None
+
+
+def auto_class_of(config: PretrainedConfig) -> str:
+    """The class of transformers that loads a checkpoint: by the class that its config names, or by its family."""
+    names = getattr(config, "architectures", None) or ()
+    return (loading_class(names[0]) if names else None) or spec_for(config).auto_class
+
+
+def is_remote(config: PretrainedConfig) -> bool:
+    """Whether a config was made by code from its checkpoint, which happens only where the user trusts that code."""
+    return type(config).__module__.startswith("transformers_modules")
+
+
+def meta_model(config: PretrainedConfig, auto_class: str | None = None) -> PreTrainedModel:
+    """The model without its weights: names and shapes only, in no memory."""
     with torch.device("meta"):
-        model: PreTrainedModel = AutoModelForCausalLM.from_config(config)
+        model = random_model(config, auto_class or auto_class_of(config))
     model.tie_weights()
     return model
+
+
+def random_model(config: PretrainedConfig, auto_class: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model of a config's shapes with random weights, by a class of transformers."""
+    import transformers
+
+    auto: Any = getattr(transformers, auto_class)
+    classes = auto._model_mapping.get(type(config), None)
+    if isinstance(classes, (tuple, list)) and not getattr(config, "architectures", None):
+        # With several classes to choose from, transformers wants to be told by the config.
+        config = copy.deepcopy(config)
+        config.architectures = [classes[0].__name__]
+    further = {} if dtype is None else {"dtype": dtype}
+    model: PreTrainedModel = auto.from_config(config, trust_remote_code=is_remote(config), **further)
+    return model
+
+
+def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
+    """Tokens that a model can read at most; None where its positions have no end.
+
+    Families like RoBERTa count positions from behind the padding's, so that their table holds more than can be used.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return context if isinstance(context, int) else None
 
 
 def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
@@ -138,18 +220,19 @@ def load_model(
     dtype: torch.dtype,
     device: torch.device,
     *,
+    auto_class: str = "AutoModelForCausalLM",
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """Load a checkpoint's weights onto a device.
+    """Load a checkpoint's weights onto a device, by a class of transformers.
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
     """
-    from transformers import AutoModelForCausalLM
+    import transformers
 
     try:
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = getattr(transformers, auto_class).from_pretrained(
             name,
             dtype=dtype,
             trust_remote_code=trust_remote_code,

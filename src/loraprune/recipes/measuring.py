@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.evaluation.latency import forward_latency
-from loraprune.evaluation.perplexity import Perplexity, perplexity
+from loraprune.evaluation.latency import call_latency
 from loraprune.export import cast_
 from loraprune.plan import Plan
-from loraprune.recipes.loading import working_dtype
+from loraprune.recipes.loading import random_model, working_dtype
 from loraprune.slicing import slice_
 from loraprune.training.callback import PruningCallback
 
@@ -24,16 +22,19 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
-LATENCY_TOKENS = 512
 SHARE_OF_FREE_MEMORY = 0.8
 
 
 def measure_dense(job: Job, model: PreTrainedModel) -> dict[str, Any]:
-    """Perplexity and completion of the model before anything is done to it."""
-    measures: dict[str, Any] = {}
+    """Quality and completion of the model before anything is done to it."""
     if job.held_out is not None:
-        logger.info("Measuring the dense model on %d held-out sequences", len(job.held_out.sequences))
-        measures["perplexity"] = perplexity(model, job.held_out)
+        logger.info("Measuring the dense model on %d held-out %s", len(job.held_out), job.task.row_name)
+    return _quality(job, model)
+
+
+def _quality(job: Job, model: PreTrainedModel) -> dict[str, Any]:
+    """What can be measured on held-out rows and seen in a completion, where that is asked for."""
+    measures = {} if job.held_out is None else job.task.quality(model, job)
     if job.options.prompt:
         measures["completion"] = complete(model, job.tokenizer, job.options.prompt)
     return measures
@@ -54,14 +55,7 @@ def measure_pruned(
         "pruning": pruning.run.summary(),
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
-        "data": {
-            "format": job.data.format.value,
-            "tokens": job.data.num_tokens,
-            "trained_tokens": job.data.num_trained_tokens,
-            "truncated_rows": job.data.num_truncated,
-            "dropped_rows": job.data.num_dropped,
-            "empty_rows": job.data.num_empty,
-        },
+        "data": dict(job.rows.prepared.facts),
     }
     cast_(merged, working_dtype(job.stored_dtype, job.device))
     for measure in (_final_quality, _unrecovered_quality, _latency):
@@ -77,14 +71,11 @@ def measure_pruned(
 def _final_quality(
     job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
-    """Perplexity and completion of the result, beside those of the dense model."""
+    """Quality and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
         logger.info("Measuring the pruned model")
-        metrics["dense"] |= _perplexity_values(dense["perplexity"])
-        metrics["pruned"] |= _perplexity_values(perplexity(merged, job.held_out))
-    if job.options.prompt:
-        metrics["dense"]["completion"] = dense["completion"]
-        metrics["pruned"]["completion"] = complete(merged, job.tokenizer, job.options.prompt)
+    metrics["dense"] |= dense
+    metrics["pruned"] |= _quality(job, merged)
 
 
 def _unrecovered_quality(
@@ -100,36 +91,25 @@ def _unrecovered_quality(
     slice_(model, job.structure, Plan.full(job.structure), plan)
     measures: dict[str, Any] = {"parameters": model.num_parameters()}
     measures["bytes"] = measures["parameters"] * job.stored_dtype.itemsize
-    if job.held_out is not None:
-        measures |= _perplexity_values(perplexity(model, job.held_out))
-    if job.options.prompt:
-        measures["completion"] = complete(model, job.tokenizer, job.options.prompt)
-    metrics["unrecovered"] = measures
-
-
-def _perplexity_values(measured: Perplexity) -> dict[str, Any]:
-    return {key: value for key, value in asdict(measured).items() if value is not None}
+    metrics["unrecovered"] = measures | _quality(job, model)
 
 
 def _latency(
     job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """Time dense and pruned in turns; the dense one has the shapes of the original and random weights."""
-    from transformers import AutoModelForCausalLM
-
     if not job.options.latency:
         return
     needed = job.structure.num_parameters * merged.dtype.itemsize
     if needed > SHARE_OF_FREE_MEMORY * free_memory(job.device):
         logger.info("Latency is not measured: there is no room for a second, dense model.")
         return
-    context = getattr(job.config, "max_position_embeddings", None) or LATENCY_TOKENS
-    tokens = min(LATENCY_TOKENS, context)
+    workload = job.task.workload(job)
     with torch.random.fork_rng(), torch.device(job.device):
-        original = AutoModelForCausalLM.from_config(job.config, dtype=merged.dtype)
-    seconds = forward_latency({"dense": original, "pruned": merged}, tokens=tokens)
+        original = random_model(job.config, job.task.auto_class, merged.dtype)
+    seconds = call_latency({"dense": original, "pruned": merged}, workload.inputs)
     for name, value in seconds.items():
-        metrics[name] |= {"latency_ms": value * 1000, "latency_tokens": tokens}
+        metrics[name] |= {"latency_ms": value * 1000, **workload.facts}
 
 
 def free_memory(device: torch.device) -> int:
@@ -143,8 +123,11 @@ def free_memory(device: torch.device) -> int:
 
 
 @torch.no_grad()
-def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, max_new_tokens: int = 64) -> str:
-    """Go on from a prompt greedily; the prompt is not repeated."""
+def complete(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str, max_new_tokens: int = 64
+) -> str:
+    """Go on from a prompt greedily, without repeating it; an encoder–decoder model writes its target for it."""
+    assert tokenizer is not None
     inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True).to(next(model.parameters()).device)
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     generator: Any = model
@@ -156,5 +139,6 @@ def complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt:
         pad_token_id=pad,
         repetition_penalty=1.2,
     )
-    text = tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
+    text = tokenizer.decode(output[0, start:], skip_special_tokens=True)
     return str(text)

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from datasets import Dataset
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,8 +21,10 @@ class RunOptions:
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
-        eval_data: data to measure perplexity on; None holds out some of the training data.
-        eval_sequences: sequences to measure on, at most; 0 measures nothing.
+        eval_data: data to measure on: a file, a folder, a hub data set's name, or a loaded data set; None holds out
+            some of the training data.
+        eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and
+            1000 for classifiers.
         split: split of the training data (of a hub data set or a folder).
         eval_split: split of ``eval_data``, likewise.
         data_name: configuration of a hub data set.
@@ -38,8 +44,8 @@ class RunOptions:
     keep_run: bool = False
     save_adapter: bool = False
     answers_only: bool = True
-    eval_data: str | None = None
-    eval_sequences: int = 64
+    eval_data: str | Path | Dataset | None = None
+    eval_sequences: int | None = None
     split: str = "train"
     eval_split: str = "validation"
     data_name: str | None = None
@@ -55,7 +61,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
-        if self.eval_sequences < 0:
+        if self.eval_sequences is not None and self.eval_sequences < 0:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
         if self.output is None and self.resume:
             raise ValueError("A run without an output folder leaves nothing to resume from.")

@@ -28,11 +28,12 @@ def machine_description() -> dict[str, Any]:
 
 
 def run_record(
-    base: str, settings: dict[str, Any], metrics: dict[str, Any], plan: Plan, command: str | None
+    base: str, task: str, settings: dict[str, Any], metrics: dict[str, Any], plan: Plan, command: str | None
 ) -> dict[str, Any]:
     """Everything about a run as plain values."""
     record: dict[str, Any] = {
         "base_model": base,
+        "task": task,
         "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         "command": command,
         "settings": settings,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraprune.recipes.tasks.measures import Measure
 from loraprune.report.data import (
     Completion,
     Cut,
@@ -13,37 +15,30 @@ from loraprune.report.data import (
     LayerWidth,
     ReportData,
     Row,
-    Unit,
 )
 
 if TYPE_CHECKING:
     from loraprune.training.run import PruningRun
 
 
-def _row(metrics: dict[str, Any], label: str, key: str, unit: Unit, detail: str = "") -> list[Row]:
-    dense, pruned = metrics["dense"].get(key), metrics["pruned"].get(key)
+def _row(metrics: dict[str, Any], measure: Measure) -> Row | None:
+    dense, pruned = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
     if dense is None or pruned is None:
-        return []
-    unrecovered = metrics.get("unrecovered", {}).get(key)
-    return [Row(label=label, unit=unit, detail=detail, dense=dense, unrecovered=unrecovered, pruned=pruned)]
-
-
-def _rows(metrics: dict[str, Any]) -> tuple[Row, ...]:
-    pruned = metrics["pruned"]
-    held_out = f"{pruned.get('segment_length')}-token segments, {pruned.get('num_tokens', 0):,} held-out tokens"
-    return tuple(
-        _row(metrics, "Parameters", "parameters", Unit.PARAMETERS)
-        + _row(metrics, "File size", "bytes", Unit.BYTES, "weights in safetensors")
-        + _row(metrics, "Held-out perplexity", "perplexity", Unit.PERPLEXITY, held_out)
-        + _row(metrics, "Bits per byte", "bits_per_byte", Unit.BITS_PER_BYTE, held_out)
-        + _row(
-            metrics,
-            "Forward pass",
-            "latency_ms",
-            Unit.MILLISECONDS,
-            f"1 × {pruned.get('latency_tokens')} tokens, median, taking turns",
-        )
+        return None
+    unrecovered = metrics.get("unrecovered", {}).get(measure.key)
+    return Row(
+        label=measure.label,
+        unit=measure.unit,
+        detail=measure.detail(metrics["pruned"]),
+        dense=dense,
+        unrecovered=unrecovered,
+        pruned=pruned,
     )
+
+
+def _rows(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
+    rows = (_row(metrics, measure) for measure in measures)
+    return tuple(row for row in rows if row is not None)
 
 
 def _completions(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:
@@ -86,12 +81,15 @@ def _importance(run: PruningRun) -> dict[str, Importance]:
     return found
 
 
-def report_data(record: dict[str, Any], run: PruningRun, prompt: str | None, notes: tuple[str, ...]) -> ReportData:
+def report_data(
+    record: dict[str, Any], run: PruningRun, measures: Sequence[Measure], prompt: str | None, notes: tuple[str, ...]
+) -> ReportData:
     """Gather what the report of a joint run shows.
 
     Args:
         record: see :func:`loraprune.recipes.record.run_record`.
         run: structure, plan and scores.
+        measures: that are shown, in their order.
         prompt: that the completions go on from.
         notes: what the reader has to know.
     """
@@ -111,7 +109,7 @@ def report_data(record: dict[str, Any], run: PruningRun, prompt: str | None, not
             prunable_before=pruning["prunable_parameters_before"],
             prunable_after=pruning["prunable_parameters"],
         ),
-        rows=_rows(metrics),
+        rows=_rows(metrics, measures),
         history=tuple(HistoryPoint(**point) for point in metrics["history"]),
         cuts=tuple(
             Cut(

@@ -15,6 +15,7 @@ _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.PARAMETERS: numbers.count,
     Unit.BYTES: numbers.file_size,
     Unit.PERPLEXITY: numbers.significant,
+    Unit.LOSS: numbers.significant,
     Unit.BITS_PER_BYTE: numbers.significant,
     Unit.MILLISECONDS: numbers.milliseconds,
     Unit.TOKENS_PER_SECOND: numbers.count,

@@ -15,6 +15,7 @@ class Unit(Enum):
     PARAMETERS = "parameters"
     BYTES = "bytes"
     PERPLEXITY = "perplexity"
+    LOSS = "loss"
     BITS_PER_BYTE = "bits_per_byte"
     MILLISECONDS = "ms"
     TOKENS_PER_SECOND = "tokens_per_second"

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from loraprune.report.data import Cut, LayerWidth, ReportData
 
-_TILE_UNITS = (Unit.PARAMETERS, Unit.BYTES, Unit.MILLISECONDS, Unit.PERPLEXITY)
+_TILE_UNITS = (Unit.PARAMETERS, Unit.BYTES, Unit.MILLISECONDS, Unit.PERPLEXITY, Unit.ACCURACY)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,14 +1,20 @@
-"""Calibration sequences drawn from a tokenized data set."""
+"""Calibration data drawn from a Trainer's data set."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from itertools import groupby
 from typing import Any
 
 import torch
 
+BATCH = 16
+
+Batch = dict[str, torch.Tensor]
+
 
 def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
-    """Draw rows without replacement; fewer where the data set has fewer.
+    """Draw rows of token ids without replacement; fewer where the data set has fewer.
 
     Args:
         dataset: rows with ``input_ids``, as a Trainer's data set has after tokenization.
@@ -26,9 +32,8 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
             "Calibration sequences for the refit cannot be drawn from this training data: it needs a length and a "
             "column 'input_ids'. Pass PruningCallback(calibration=[...]), or switch the refit off."
         )
-    order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
     drawn: list[torch.Tensor] = []
-    for index in order:
+    for index in _order(dataset, seed):
         row = torch.as_tensor(dataset[index]["input_ids"], dtype=torch.long)
         if len(row) >= 2:
             drawn.append(row)
@@ -37,3 +42,50 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
     if not drawn:
         raise ValueError("No training sequence has two tokens or more, so the refit has nothing to look at.")
     return drawn
+
+
+def draw_batches(
+    dataset: Any, collator: Callable[[list[Any]], Mapping[str, Any]], count: int, seed: int, dtype: torch.dtype
+) -> list[Batch]:
+    """Draw rows as batches of a model's inputs; rows of equal shapes share a batch, so that nothing is padded.
+
+    Args:
+        dataset: any rows.
+        collator: makes the model's inputs of rows.
+        count: how many rows to draw.
+        seed: the same seed draws the same rows.
+        dtype: of the model, for inputs that are no whole numbers.
+
+    Raises:
+        ValueError: the data set has no length.
+    """
+    if not hasattr(dataset, "__len__") or len(dataset) == 0:
+        raise ValueError(
+            "Calibration data for the refit cannot be drawn from this training data: it needs a length. Pass "
+            "PruningCallback(calibration=[...]), or switch the refit off."
+        )
+    rows = [dict(collator([dataset[index]])) for index in _order(dataset, seed)[:count]]
+    return [_joined(part, dtype) for part in _of_equal_shapes(rows)]
+
+
+def _order(dataset: Any, seed: int) -> list[int]:
+    order: list[int] = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed)).tolist()
+    return order
+
+
+def _shapes(row: Mapping[str, Any]) -> list[tuple[str, list[int]]]:
+    return sorted((name, list(value.shape)) for name, value in row.items() if isinstance(value, torch.Tensor))
+
+
+def _of_equal_shapes(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    for _, group in groupby(sorted(rows, key=_shapes), key=_shapes):
+        alike = list(group)
+        for start in range(0, len(alike), BATCH):
+            yield alike[start : start + BATCH]
+
+
+def _joined(rows: list[dict[str, Any]], dtype: torch.dtype) -> Batch:
+    """Rows of one example each as one batch."""
+    names = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor) and value.dim() > 0]
+    batch = {name: torch.cat([row[name] for row in rows]) for name in names}
+    return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}

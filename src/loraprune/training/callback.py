@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import TrainerCallback
 
-from loraprune.training.calibration import draw_calibration
+from loraprune.layerwise import Calibration
+from loraprune.training.calibration import draw_batches, draw_calibration
 from loraprune.training.config import PruningConfig
 from loraprune.training.run import PruningRun
 from loraprune.training.state import restore_, save_state
+from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -48,7 +49,8 @@ class PruningCallback(TrainerCallback):
 
     Args:
         config: what to prune.
-        calibration: token ids (1-D tensors) for the refit; None draws them from the training data.
+        calibration: data for the refit: token ids (1-D tensors) or batches of the model's inputs (mappings); None
+            draws it from the training data.
 
     Attributes:
         run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
@@ -56,7 +58,7 @@ class PruningCallback(TrainerCallback):
         history: one entry a log: step, loss, ratio, parameters, seconds since the start.
     """
 
-    def __init__(self, config: PruningConfig | None = None, calibration: Sequence[torch.Tensor] | None = None) -> None:
+    def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
         self.config = config or PruningConfig()
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []
@@ -112,11 +114,18 @@ class PruningCallback(TrainerCallback):
                 )
             self.run = PruningRun.of(model, self.config)
         if self._calibration is None and self.config.refit and self.config.ratio > 0.0:
-            dataset = kwargs["train_dataloader"].dataset
-            self._calibration = draw_calibration(dataset, self.config.calibration_sequences, self.config.seed)
+            self._calibration = self._draw(model, kwargs["train_dataloader"])
         self.run.begin(model, state.max_steps, self._calibration)
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
+
+    def _draw(self, model: nn.Module, loader: Any) -> Calibration:
+        """Calibration data from the training data: token ids for causal language models, their inputs for others."""
+        assert self.run is not None
+        count, seed = self.config.calibration_sequences, self.config.seed
+        if self.run.structure.spec.auto_class == "AutoModelForCausalLM":
+            return draw_calibration(loader.dataset, count, seed)
+        return draw_batches(loader.dataset, loader.collate_fn, count, seed, base_model(model).dtype)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

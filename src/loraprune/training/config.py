@@ -28,7 +28,12 @@ class PruningConfig:
         prune_end: fraction of the run at which the last cut is made; the rest is recovery.
         cuts: number of cuts between the two, with ratios on a cubic curve.
         allocation: ``balanced`` (one head count and one channel count for all layers, split so that least importance
-            is lost) or ``uniform`` (heads and channels lose the same share, as in the paper).
+            is lost), ``uniform`` (heads and channels lose the same share, as in the paper) or ``global`` (groups of all
+            layers compete; widths differ from layer to layer, and the result needs our modeling file).
+        dimensions: kinds of dimensions to prune (``heads``, ``query_heads``, ``channels``, ``expert_channels``,
+            ``experts``, ...); None takes the family's default.
+        keep_layers: layers that keep all of their groups; negative ones count from the end. The ratio stays one of
+            all prunable parameters, so that the other layers lose more.
         average_decay: λ of the moving average of scores, in [0, 1).
         average_bias_correction: divide out that the average starts at zero; off as in the paper.
         refit: repair each consumer by least squares after a cut.
@@ -50,6 +55,8 @@ class PruningConfig:
     prune_end: float = 0.3
     cuts: int = 5
     allocation: str = "balanced"
+    dimensions: tuple[str, ...] | None = None
+    keep_layers: tuple[int, ...] = ()
     average_decay: float = 0.9
     average_bias_correction: bool = True
     refit: bool = True
@@ -62,6 +69,12 @@ class PruningConfig:
     max_skipped_steps: int = 5
 
     def __post_init__(self) -> None:
+        # Lists, as JSON and YAML have them, compare unequal to tuples.
+        if self.dimensions is not None:
+            object.__setattr__(self, "dimensions", tuple(self.dimensions))
+            if not self.dimensions:
+                raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
+        object.__setattr__(self, "keep_layers", tuple(self.keep_layers))
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
         _one_of("criterion", self.criterion, CRITERIA)
@@ -87,3 +100,13 @@ class PruningConfig:
             raise ValueError(f"channel_multiple is {self.channel_multiple}; it must be at least 1.")
         if self.max_skipped_steps < 0:
             raise ValueError(f"max_skipped_steps is {self.max_skipped_steps}; it cannot be negative.")
+
+    @property
+    def ragged(self) -> bool:
+        """Whether widths will differ from layer to layer."""
+        return self.allocation == "global" or bool(self.keep_layers)
+
+    @property
+    def free_head_counts(self) -> bool:
+        """Whether any head count may be chosen: our modeling file takes them all."""
+        return self.any_head_count or self.ragged

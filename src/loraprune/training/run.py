@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -11,15 +10,17 @@ import torch
 from loraprune.adapters import has_variant
 from loraprune.allocation import allocate, check_reachable
 from loraprune.averaging import MovingAverage, Scores, averaged, selected, updated
+from loraprune.axes import axis_length
 from loraprune.criteria import make_criterion
+from loraprune.layerwise import Calibration
 from loraprune.masking import Masks
 from loraprune.plan import Plan
 from loraprune.refit import cut_
 from loraprune.schedule import Cut, cut_schedule
 from loraprune.slicing import slice_
-from loraprune.structure import Structure, describe
+from loraprune.structure import Structure, check_ragged, describe
 from loraprune.widths import LegalWidths, legal_widths
-from loraprune.wrapping import base_layer, base_model
+from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -61,7 +62,7 @@ class PruningRun:
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
         self._masks: Masks | None = None
-        self._calibration: Sequence[torch.Tensor] | None = None
+        self._calibration: Calibration | None = None
         self._attached = False
         self.schedule: list[Cut] = []
         self.criterion = make_criterion(self.config.criterion, lora_form=self.config.lora_form, seed=self.config.seed)
@@ -73,10 +74,12 @@ class PruningRun:
         Raises:
             ValueError: the model cannot be pruned, or not by that ratio.
         """
-        structure = describe(model)
+        structure = describe(model, config.dimensions, config.keep_layers)
+        if config.allocation == "global":
+            check_ragged(structure, "Widths cannot differ from layer to layer")
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
-            check_reachable(structure, config.ratio, run.legal_widths())
+            check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)
         return run
 
     def legal_widths(self) -> LegalWidths:
@@ -84,7 +87,7 @@ class PruningRun:
         return legal_widths(
             self.structure,
             channel_multiple=self.config.channel_multiple,
-            any_head_count=self.config.any_head_count,
+            any_head_count=self.config.free_head_counts,
         )
 
     @property
@@ -102,7 +105,7 @@ class PruningRun:
         """Cuts that are still to be made."""
         return self.schedule[len(self.records) :]
 
-    def begin(self, model: nn.Module, total_steps: int, calibration: Sequence[torch.Tensor] | None = None) -> None:
+    def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
         """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
         self._model, self._calibration = model, calibration
         config = self.config
@@ -140,11 +143,12 @@ class PruningRun:
         plan = Plan.full(self.structure) if self.config.apply == "mask" else self.plan
         base = base_model(model)
         for dimension in self.structure:
-            layer: Any = base_layer(base.get_submodule(dimension.consumer.module))
-            groups = plan.count(dimension.name)
-            if layer.in_features != groups * dimension.consumer.group_size:
+            consumer = dimension.consumer
+            length = axis_length(base.get_submodule(consumer.module), consumer.axis, consumer.parameter)
+            groups = plan.count(dimension.name) // (dimension.strata if consumer.stacked else 1)
+            if length != groups * consumer.group_size:
                 raise ValueError(
-                    f"{dimension.consumer.module} reads {layer.in_features} features, and {groups} groups of "
+                    f"{dimension.consumer.module} reads {length} features, and {groups} groups of "
                     f"{dimension.consumer.group_size} were left of it: this is not the model that was pruned so far. "
                     "Make a new PruningCallback for each run."
                 )
@@ -196,6 +200,7 @@ class PruningRun:
             self.legal_widths(),
             self.config.allocation,
             final_ratio=self.config.ratio,
+            comparable=self.criterion.comparable,
         )
         self._apply(after, optimizer)
         record = CutRecord(

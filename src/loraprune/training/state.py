@@ -32,11 +32,13 @@ def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tenso
         return {}
     base = base_model(model)
     return {
-        f"{dimension.consumer.module}.weight": base_layer(base.get_submodule(dimension.consumer.module))
-        .weight.detach()
+        f"{consumer.module}.{consumer.parameter}": getattr(
+            base_layer(base.get_submodule(consumer.module)), consumer.parameter
+        )
+        .detach()
         .cpu()
         .contiguous()
-        for dimension in run.structure
+        for consumer in (dimension.consumer for dimension in run.structure)
     }
 
 
@@ -103,7 +105,7 @@ def restore_(
             f"The run in {folder.parent} was started with other pruning options ({changed}). Resume it with the same "
             "options, or start anew with --overwrite."
         )
-    structure = describe(model)
+    structure = describe(model, config.dimensions, config.keep_layers)
     plan = Plan.from_json(state["plan"])
     plan.check(structure)
     tensors = load_file(folder / TENSOR_FILE)
@@ -116,7 +118,8 @@ def restore_(
     base = base_model(model)
     with torch.no_grad():
         for name, weight in named("weight/").items():
-            base_layer(base.get_submodule(name.removesuffix(".weight"))).weight.data.copy_(weight)
+            module, _, parameter = name.rpartition(".")
+            getattr(base_layer(base.get_submodule(module)), parameter).data.copy_(weight)
     device = next(base.parameters()).device
     run = PruningRun(
         config=config,

@@ -1,0 +1,106 @@
+"""Images and their labels: from rows of a data set to what an image classifier is called with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from datasets import Dataset
+
+from loraprune.data.labels import LABEL_COLUMNS, find_column
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PIXEL_COLUMN = "pixel_values"
+IMAGE_COLUMNS = ("image", "img", "images")
+NEEDED = "the columns 'image' (or 'pixel_values') and 'label'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageColumns:
+    """Which columns hold the images and the labels; ``ready``: pixels are as the model takes them."""
+
+    image: str
+    label: str
+    ready: bool
+
+
+def image_columns(dataset: Dataset) -> ImageColumns:
+    """Find the columns that are used.
+
+    Raises:
+        ValueError: images or labels are missing; the message lists the columns that there are.
+    """
+    label = find_column(dataset, LABEL_COLUMNS)
+    image = find_column(dataset, (PIXEL_COLUMN, *IMAGE_COLUMNS))
+    if label is None or image is None:
+        found = ", ".join(dataset.column_names) or "(none)"
+        raise ValueError(
+            f"An image classifier is trained on {NEEDED}, and the data has the columns {found}. Rename the columns, or "
+            "pass a collator of your own."
+        )
+    return ImageColumns(image=image, label=label, ready=image == PIXEL_COLUMN)
+
+
+def as_picture(value: Any, channels: int) -> Image:
+    """A value of a column of images as a picture with as many channels as the model takes.
+
+    Raises:
+        ValueError: the value is no image.
+    """
+    from PIL import Image  # late: pillow is needed for images alone
+
+    if not isinstance(value, Image.Image):
+        if isinstance(value, (str, bytes, dict)) or value is None:
+            raise ValueError(
+                f"The column of images holds a {type(value).__name__}. Make images of it: "
+                "dataset.cast_column('image', datasets.Image())."
+            )
+        pixels = np.asarray(value)
+        if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3) or pixels.min() < 0 or pixels.max() > 255:
+            raise ValueError(
+                f"The column of images holds arrays of {pixels.dtype} with {pixels.ndim} axes. Give whole numbers from "
+                "0 to 255 as (height, width) or (height, width, channels), or finished input in a column "
+                "'pixel_values'."
+            )
+        value = Image.fromarray(np.squeeze(pixels.astype(np.uint8)))
+    return value.convert("L" if channels == 1 else "RGB")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageCollator:
+    """Makes a batch of rows: ``pixel_values`` and ``labels``.
+
+    Attributes:
+        columns: that hold image and label.
+        numbers: number of each label.
+        processor: resizes and normalizes; None where pixels are ready.
+        channels: of the model's input.
+        dtype: of the model's weights, for its first layer takes pixels of no other.
+    """
+
+    columns: ImageColumns
+    numbers: Mapping[Any, int]
+    processor: Any
+    channels: int
+    dtype: torch.dtype = torch.float32
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """Make a batch of ``rows``."""
+        values = [row[self.columns.image] for row in rows]
+        if self.columns.ready:
+            pixels = torch.stack([torch.as_tensor(value, dtype=torch.float32) for value in values])
+        else:
+            pictures = [as_picture(value, self.channels) for value in values]
+            pixels = self.processor(pictures, return_tensors="pt")[PIXEL_COLUMN]
+        labels = [self.numbers[_plain(row[self.columns.label])] for row in rows]
+        return {PIXEL_COLUMN: pixels.to(self.dtype), "labels": torch.tensor(labels)}
+
+
+def _plain(value: Any) -> Any:
+    """A label as it stands in the column, also where rows come as tensors."""
+    return value.item() if hasattr(value, "item") else value

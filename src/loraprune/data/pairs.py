@@ -1,0 +1,72 @@
+"""Texts and the texts to make of them, as token ids for an encoder–decoder model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from datasets import Dataset
+
+from loraprune.data.columns import Columns, DataFormat, Row, columns_of, numbered_batches
+from loraprune.data.encoding import closed
+from loraprune.data.passages import text_value
+from loraprune.data.prepared import PreparedRows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+PAIR_COLUMNS = (
+    Columns(format=DataFormat.SOURCE_TARGET, needed=("source", "target")),
+    Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
+)
+NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for columns in PAIR_COLUMNS)
+
+
+def _texts(row: Row, columns: Columns, number: int) -> tuple[str, str]:
+    """Source and target of a row: of an instruction, the input it is about follows on a line of its own."""
+    source, target = (text_value(row, name, number) for name in columns.needed)
+    extra = text_value(row, "input", number) if columns.optional else ""
+    return (f"{source}\n{extra}" if extra.strip() else source), target
+
+
+def _filled(dataset: Dataset, columns: Columns, lost: dict[str, int]) -> Iterator[tuple[str, str]]:
+    for batch in numbered_batches(dataset, columns):
+        for number, row in batch:
+            source, target = _texts(row, columns, number)
+            if source.strip() and target.strip():
+                yield source, target
+            else:
+                lost["left out, since they hold no source or no target"] += 1
+
+
+def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PreparedRows:
+    """Tokenize sources and targets, each cut to ``max_length`` tokens; a target ends with the end-of-sequence token.
+
+    Raises:
+        ValueError: columns are missing, a value is no text, or no row has both.
+    """
+    columns = columns_of(dataset, PAIR_COLUMNS)
+    lost = {"cut to --max-length": 0, "left out, since they hold no source or no target": 0}
+    input_ids, labels = [], []
+    for source, target in _filled(dataset, columns, lost):
+        source_ids = tokenizer(source, verbose=False)["input_ids"]
+        target_ids = closed(tokenizer, tokenizer(text_target=target, verbose=False)["input_ids"])
+        lost["cut to --max-length"] += max(len(source_ids), len(target_ids)) > max_length
+        if len(source_ids) > max_length:
+            source_ids = tokenizer(source, truncation=True, max_length=max_length, verbose=False)["input_ids"]
+        input_ids.append(source_ids)
+        labels.append(target_ids[:max_length])
+    if not input_ids:
+        raise ValueError("The data has nothing to train on: no row has both a source and a target. Fill them in.")
+    return PreparedRows(
+        dataset=Dataset.from_dict({"input_ids": input_ids, "labels": labels}),
+        facts={
+            "format": columns.format.value,
+            "rows": len(input_ids),
+            "tokens": sum(map(len, input_ids)),
+            "trained_tokens": sum(map(len, labels)),
+        },
+        lost=lost,
+        total=len(dataset),
+    )

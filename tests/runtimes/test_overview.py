@@ -1,0 +1,51 @@
+"""What a user is told about where a result runs agrees with what the exporters take."""
+
+from __future__ import annotations
+
+import pytest
+from tests.models import tiny_model
+
+from loraprune.export import finish
+from loraprune.plan import Plan
+from loraprune.runtimes.overview import runtimes_of
+from loraprune.slicing import slice_
+from loraprune.structure import describe
+
+
+def result(family, kept, **changes):
+    model = tiny_model(family, **changes)
+    structure = describe(model)
+    full = Plan.full(structure)
+    plan = full.keep({d.name: range(kept(d)) for d in structure})
+    slice_(model, structure, full, plan)
+    return finish(model, structure, plan)
+
+
+def half(dimension):
+    return dimension.num_groups // 2
+
+
+def only_channels(dimension):
+    return dimension.num_groups // 2 if dimension.kind == "channels" else dimension.num_groups
+
+
+def ragged(dimension):
+    return dimension.num_groups if dimension.layer else 1
+
+
+@pytest.mark.parametrize(
+    ("family", "kept", "expected"),
+    [
+        ("llama", half, ["transformers (as it is)", "vLLM", "llama.cpp .* architecture llama", "onnxruntime"]),
+        ("qwen3", half, ["transformers (as it is)", "vLLM", "llama.cpp .* architecture qwen3", "onnxruntime"]),
+        ("qwen2", half, ["transformers (as it is)", "llama.cpp .* architecture llama", "onnxruntime"]),
+        ("qwen2", only_channels, ["transformers (as it is)", "vLLM", "llama.cpp .* qwen2", "onnxruntime"]),
+        ("mistral", ragged, ["transformers (after `import loraprune`", "llama.cpp .* deci", "onnxruntime"]),
+        ("qwen3", ragged, ["transformers (after `import loraprune`", "onnxruntime"]),
+    ],
+)
+def test_the_runtimes_of_a_result_are_named(family, kept, expected):
+    found = runtimes_of(result(family, kept))
+    assert len(found) == len(expected)
+    for text, pattern in zip(found, expected, strict=True):
+        assert all(part in text for part in pattern.split(" .* ")), (text, pattern)
