@@ -4,7 +4,7 @@
 
 Prunes the bundled model with each allocation at several ratios and seeds; prints perplexity, parameters and the time of
 a forward pass as a ratio to the dense model's, measured in turns in one process. Then it reads both questions off the
-curves: perplexity at the same parameters, and perplexity at the same latency (the other allocations interpolated linearly
+curves: perplexity at the same parameters, and at the same latency (the other allocations interpolated linearly
 between their own points). Finished rows are read back from ``--out``, so that an interrupted run goes on.
 """
 
