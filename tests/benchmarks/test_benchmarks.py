@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -25,3 +27,14 @@ def test_the_step_benchmark_prints_every_ratio() -> None:
     for label in ("step with fisher", "step with lora", "cut to 50 % / dense", "forward pass"):
         assert re.search(rf"{label}.* \d+\.\d+x", shown), label
     assert shown.count("peak memory") == 2
+
+
+@pytest.mark.slow
+def test_the_allocation_benchmark_prints_every_allocation_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
+    small = ("--max-steps", "3", "--eval-sequences", "2", "--repeats", "1", "--tokens", "16", "--ratios", "0.5")
+    out = tmp_path / "rows.jsonl"
+    for allocations in (["global"], ["global", "uniform"]):
+        shown = run("benchmarks/allocation.py", "--out", str(out), *small, "--allocations", *allocations)
+        for allocation in allocations:
+            assert re.search(rf"\| {allocation} \| 50% \| \d+\.\d+ .*1 seeds.* \| \d\.\d+ \|", shown), allocation
+    assert len(out.read_text().splitlines()) == 2

@@ -42,8 +42,8 @@ _SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (
-        _option("data", "call", "training data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files or "
-                "of images by class, or a hub data set"),
+        _option("data", "call", "training data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files "
+                "or of images by class, or a hub data set"),
         _option("output", "run", "folder of the pruned checkpoint", type=Path),
         _option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
         _option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
