@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import tiny_tokenizer
 from tests.models import logits_of, tiny_model, token_ids, with_lora
-from transformers import AutoConfig, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
 
 from loraprune.export import finish, save_checkpoint
 from loraprune.masking import masked
@@ -197,6 +197,31 @@ def test_a_stock_config_says_uniform_widths_and_nothing_else():
     unsayable = replace(structure, dimensions=tuple(replace(d, config=None) for d in structure))
     assert stock_values(unsayable, uniform) is None
     assert stock_values(unsayable, full) == {}
+
+
+def test_the_model_without_its_head_loads_and_is_described_alike(saved, tmp_path):
+    folder, _ = saved
+    bare, whole = AutoModel.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+    with torch.no_grad():
+        found, expected = bare.eval()(IDS).last_hidden_state, whole.eval().model(IDS).last_hidden_state
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert [d.num_groups for d in describe(bare)] == [d.num_groups for d in describe(whole)]
+    bare.save_pretrained(tmp_path)
+    again = AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert [d.num_groups for d in describe(again)] == [d.num_groups for d in describe(whole)]
+
+
+def test_what_is_saved_again_carries_the_modeling_file(saved, tmp_path):
+    folder, _ = saved
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
+    assert (tmp_path / FILE).read_text() == (folder / FILE).read_text()
+
+
+def test_a_cut_of_a_module_that_the_model_does_not_have_is_refused(saved):
+    config = AutoConfig.from_pretrained(saved[0])
+    config.pruned["shapes"]["model.layers.7.mlp.up_proj.weight"] = [1, 32]
+    with pytest.raises(ValueError, match=r"cut of 'model\.layers\.7\.mlp\.up_proj'"):
+        AutoModelForCausalLM.from_config(config)
 
 
 def test_the_text_is_that_of_any_stock_class():

@@ -44,13 +44,24 @@ from torch import nn
 from transformers import {model}
 
 
+def find(model, name):
+    """A module by its name in the model that was saved; this one may be that model without its head, or with one."""
+    prefix = model.base_model_prefix + "."
+    for path in (name, name.removeprefix(prefix), prefix + name):
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            continue
+    raise ValueError(f"The config lists a cut of {{name!r}}, which {{type(model).__name__}} does not have.")
+
+
 def cut(model, pruned):
     """Bring a freshly built model to the listed widths."""
     for name, length in pruned["lists"].items():
-        del model.get_submodule(name)[length:]
+        del find(model, name)[length:]
     for name, shape in pruned["shapes"].items():
         owner, _, leaf = name.rpartition(".")
-        module = model.get_submodule(owner)
+        module = find(model, owner)
         old = getattr(module, leaf)
         new = old.data[tuple(slice(length) for length in shape)].clone()
         setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
@@ -65,7 +76,7 @@ def cut(model, pruned):
         if hasattr(module, "normalized_shape"):
             module.normalized_shape = tuple(module.weight.shape)
     for name, numbers in pruned["numbers"].items():
-        module = model.get_submodule(name)
+        module = find(model, name) if name else model
         for attribute, value in numbers.items():
             owner, _, leaf = attribute.rpartition(".")
             if owner:  # a config, which all layers share: this one gets its own
@@ -153,8 +164,18 @@ def pruned_model_class(config_name: str, model_name: str, model_type: str) -> ty
     """Our model class over a stock one, made from its text once in a process."""
     module = sys.modules[pruned_config_class(config_name, model_type).__module__]
     _run(MODEL_SOURCE.format(config=config_name, model=model_name), module)
-    made: type[PreTrainedModel] = getattr(module, f"Pruned{model_name}")
-    return made
+    made: Any = getattr(module, f"Pruned{model_name}")
+    text = source(config_name, model_name, model_type)
+
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as every model does, with the modeling file beside the weights."""
+        self.config.auto_map = _auto_map(config_name, model_name, "AutoModel")
+        super(made, self).save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / FILE).write_text(text, encoding="utf-8")
+
+    made.save_pretrained = save_pretrained
+    found: type[PreTrainedModel] = made
+    return found
 
 
 def _run(text: str, module: types.ModuleType) -> None:
@@ -227,17 +248,16 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
         "lists": lists,
         "numbers": numbers,
     }
-    config.auto_map = {
-        "AutoConfig": f"{Path(FILE).stem}.Pruned{config_class.__name__}",
-        _auto_class(model_class, structure): f"{Path(FILE).stem}.Pruned{model_class.__name__}",
-    }
+    config.auto_map = _auto_map(names[0], names[1], structure.spec.auto_class)
     config._attn_implementation = model.config._attn_implementation
     return rebuilt(model, pruned_model_class(*names), config)
 
 
-def _auto_class(model_class: type, structure: Structure) -> str:
-    endings = (auto for ending, auto in AUTO_CLASSES.items() if model_class.__name__.endswith(ending))
-    return next(endings, structure.spec.auto_class)
+def _auto_map(config_name: str, model_name: str, otherwise: str) -> dict[str, str]:
+    """What a config says of the classes in the modeling file; ``otherwise`` is the auto class of an unusual ending."""
+    auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if model_name.endswith(ending)), otherwise)
+    stem = Path(FILE).stem
+    return {"AutoConfig": f"{stem}.Pruned{config_name}", auto_class: f"{stem}.Pruned{model_name}"}
 
 
 def rebuilt(model: PreTrainedModel, model_class: Any, config: PretrainedConfig) -> PreTrainedModel:

@@ -45,12 +45,18 @@ def head_dim_of(config: PretrainedConfig, spec: ArchitectureSpec) -> int:
     return int(explicit or getattr(config, spec.config.hidden) // getattr(config, spec.config.heads))
 
 
+def _of_block(blocks: dict[str, dict[str, Any]], block: str) -> dict[str, Any]:
+    """What is said of a block; a model without its head, or with one, names it with another beginning."""
+    names = (name for name in blocks if name == block or name.endswith(f".{block}") or block.endswith(f".{name}"))
+    return blocks.get(next(names, ""), {})
+
+
 class _BlockSizes:
     """Sizes of attention and of experts in one block, from the config and what it says about that block."""
 
     def __init__(self, config: PretrainedConfig, spec: ArchitectureSpec, block: str) -> None:
         self._config = config
-        self._own = pruned_blocks(config).get(block, {})
+        self._own = _of_block(pruned_blocks(config), block)
         keys = spec.config
         heads = int(self.value(keys.heads) or 1)
         self.kv_heads = int(self.value(keys.kv_heads) or heads)
