@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import tiny_tokenizer
 from tests.models import logits_of, tiny_model, token_ids, with_lora
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
 from loraprune.export import finish, save_checkpoint
 from loraprune.masking import masked
@@ -233,3 +233,34 @@ def test_the_text_is_that_of_any_stock_class():
     with torch.device("meta"):
         untouched = namespace["PrunedLlamaForCausalLM"](namespace["PrunedLlamaConfig"](num_hidden_layers=1))
     assert untouched.config.pruned is None
+
+
+@pytest.mark.parametrize("case", ["gemma2", "llama with biases"])
+def test_a_head_count_that_no_stock_class_takes_is_exported_as_ours(case, tmp_path):
+    # Three of four KV heads, six query heads: 32 is no multiple of six.
+    if case == "gemma2":
+        config = Gemma2Config(
+            vocab_size=40, hidden_size=32, intermediate_size=24, num_hidden_layers=2, num_attention_heads=8,
+            num_key_value_heads=4, head_dim=4, query_pre_attn_scalar=5, pad_token_id=None,
+        )  # fmt: skip
+        model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").eval()
+    else:
+        model = tiny_model("llama", attention_bias=True, mlp_bias=True)
+    structure = describe(model)
+    full = Plan.full(structure)
+    plan = full.keep({d.name: [0, 1, 2] for d in structure if d.kind == "heads"})
+    with masked(model, structure, plan):
+        expected = logits_of(model, IDS)
+    slice_(model, structure, full, plan)
+    finished = finish(model, structure, plan)
+    assert is_pruned_class(finished)
+    save_checkpoint(tmp_path / "out", finished, None, record={}, card="")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    torch.testing.assert_close(logits_of(loaded, IDS), expected, rtol=0, atol=1e-5)
+
+
+def test_a_description_of_another_version_is_refused(saved):
+    config = AutoConfig.from_pretrained(saved[0])
+    config.pruned["format"] = 99
+    with pytest.raises(ValueError, match="of another version of loraprune"):
+        AutoModelForCausalLM.from_config(config)

@@ -7,7 +7,7 @@ from huggingface_hub.errors import StrictDataclassError
 from tests.models import FAMILIES, tiny_config, tiny_model
 
 from loraprune.structure import describe
-from loraprune.widths import default_channel_multiple, legal_widths
+from loraprune.widths import default_channel_multiple, kept_in, legal_widths
 
 # Twelve query heads on six KV heads: eight or ten query heads would not divide the hidden size.
 SHAPE = {"hidden_size": 36, "num_attention_heads": 12, "num_key_value_heads": 6}
@@ -68,3 +68,19 @@ def test_a_multiple_that_no_width_has_is_refused(structure, multiple):
 
 def test_the_multiple_may_be_the_whole_ffn(structure):
     assert legal_widths(structure, channel_multiple=24).channel_multiple == 24
+
+
+def test_layers_of_fewer_experts_keep_as_many_as_a_token_uses():
+    structure = describe(tiny_model())
+    few = [
+        replace(d, kind="experts", num_groups=n, floor=4)
+        for d, n in zip(structure.of_kind("heads"), (16, 6), strict=True)
+    ]
+    assert [kept_in(dimension, 8, 16) for dimension in few] == [8, 4]
+
+
+def test_head_counts_are_free_where_the_result_has_our_class():
+    model = tiny_model(**SHAPE)
+    assert legal_widths(describe(model)).counts["heads"] != (1, 2, 3, 4, 5, 6)
+    assert legal_widths(describe(model, keep_layers=[0])).counts["heads"] == (1, 2, 3, 4, 5, 6)
+    assert legal_widths(replace(describe(model), any_widths=True)).counts["heads"] == (1, 2, 3, 4, 5, 6)

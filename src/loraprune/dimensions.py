@@ -166,6 +166,7 @@ class Structure:
         hidden_size: width of the residual stream.
         protected: indices of blocks that keep all of their groups.
         left_out: kinds that the model has and that were not asked for.
+        any_widths: the model has our class already, which takes every number of heads.
     """
 
     spec: ArchitectureSpec
@@ -176,6 +177,7 @@ class Structure:
     hidden_size: int
     protected: frozenset[int] = frozenset()
     left_out: tuple[str, ...] = ()
+    any_widths: bool = False
 
     def __iter__(self) -> Iterator[PrunableDimension]:
         return iter(self.dimensions)

@@ -55,6 +55,15 @@ def _needs_relaxed_class(structure: Structure, config: PretrainedConfig) -> bool
     return structure.spec.heads_divide_hidden and structure.hidden_size % heads != 0
 
 
+def _refused(config: PretrainedConfig, structure: Structure, plan: Plan) -> bool:
+    """Whether neither the stock config nor the related class takes the number of heads of a plan."""
+    heads = (stock_values(structure, plan) or {}).get(structure.spec.config.heads)
+    if heads is None or not structure.spec.heads_divide_hidden or structure.hidden_size % heads == 0:
+        return False
+    biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
+    return structure.spec.relaxed_class is None or bool(biases)
+
+
 def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
     """Make sure that a model may be exported as the related class that accepts any head count.
 
@@ -106,7 +115,7 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
     merged.__dict__.pop("forward", None)
     if dtype is not None:
         merged.config.dtype = dtype
-    if stock_values(structure, plan) is None or is_pruned_class(merged):
+    if stock_values(structure, plan) is None or is_pruned_class(merged) or _refused(merged.config, structure, plan):
         merged = as_pruned_class(merged, structure, plan)
     else:
         write_widths_(merged.config, structure, plan)

@@ -57,6 +57,8 @@ def find(model, name):
 
 def cut(model, pruned):
     """Bring a freshly built model to the listed widths."""
+    if not isinstance(pruned, dict) or pruned.get("format") != {format}:
+        raise ValueError("The config's description of pruned widths is broken, or of another version of loraprune.")
     for name, length in pruned["lists"].items():
         del find(model, name)[length:]
     for name, shape in pruned["shapes"].items():
@@ -163,7 +165,7 @@ def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedCon
 def pruned_model_class(config_name: str, model_name: str, model_type: str) -> type[PreTrainedModel]:
     """Our model class over a stock one, made from its text once in a process."""
     module = sys.modules[pruned_config_class(config_name, model_type).__module__]
-    _run(MODEL_SOURCE.format(config=config_name, model=model_name), module)
+    _run(MODEL_SOURCE.format(config=config_name, model=model_name, format=FORMAT), module)
     made: Any = getattr(module, f"Pruned{model_name}")
     text = source(config_name, model_name, model_type)
 
@@ -187,11 +189,16 @@ def source(config_name: str, model_name: str, model_type: str) -> str:
     parts = HEAD + CONFIG_SOURCE + "\n\n" + MODEL_SOURCE
     imports: list[str] = []
     lines: list[str] = []
-    for line in parts.format(config=config_name, model=model_name, model_type=model_type, prefix=PREFIX).splitlines():
+    for line in parts.format(
+        config=config_name, model=model_name, model_type=model_type, prefix=PREFIX, format=FORMAT
+    ).splitlines():
         (imports if line.startswith(("import ", "from ")) else lines).append(line)
     head = lines.index('"""', 1) + 1
     rest = re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines[head:]).strip())
-    return "\n".join([*lines[:head], "", *sorted(imports), "", "", rest, ""])
+    plain = sorted({line for line in imports if line.startswith("import ")})
+    named = sorted(line for line in imports if line.startswith("from ") and "transformers" not in line)
+    both = f"from transformers import {config_name}, {model_name}"
+    return "\n".join([*lines[:head], "", *plain, "", *named, both, "", "", rest, ""])
 
 
 def _differing_shapes(model: nn.Module, stock: nn.Module) -> tuple[dict[str, list[int]], dict[str, int]]:
@@ -249,6 +256,8 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
         "numbers": numbers,
     }
     config.auto_map = _auto_map(names[0], names[1], structure.spec.auto_class)
+    if len({plan.count(dimension.name) for dimension in structure.of_kind("experts")}) > 1:
+        config.output_router_logits = False  # the loss that reads them counts equally many experts in all layers
     config._attn_implementation = model.config._attn_implementation
     return rebuilt(model, pruned_model_class(*names), config)
 

@@ -36,7 +36,7 @@ EXCLUSIVE = (frozenset({"heads", "query_heads"}), frozenset({"experts", "expert_
 def pruned_blocks(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
     """What a config of ours says about single blocks: the attributes in which they differ from the config itself."""
     pruned = getattr(config, "pruned", None)
-    return dict(pruned["blocks"]) if isinstance(pruned, dict) else {}
+    return dict(pruned.get("blocks", {})) if isinstance(pruned, dict) else {}
 
 
 def head_dim_of(config: PretrainedConfig, spec: ArchitectureSpec) -> int:
@@ -365,6 +365,7 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
         num_parameters=_count_base_parameters(model),
         query_heads_per_group=first.queries,
         hidden_size=int(getattr(config, spec.config.hidden, 0) or 0) if not _many_hidden(config, spec) else 0,
+        any_widths=isinstance(getattr(config, "pruned", None), dict),
         left_out=tuple(dict.fromkeys(d.kind for d in found if d.kind not in chosen and d.per_stratum > 1)),
     )
     if keep_layers:

@@ -47,7 +47,7 @@ def kept_in(dimension: PrunableDimension, width: int, most: int, multiple: int =
     share = width
     if dimension.per_stratum != most:
         share = round(width * dimension.per_stratum / most / multiple) * multiple
-        share = min(max(share, 1), dimension.per_stratum)
+        share = min(max(share, dimension.floor, 1), dimension.per_stratum)
     return share * dimension.strata
 
 
@@ -108,5 +108,7 @@ def legal_widths(
         if structure.of_kind(kind)[0].fine:
             multiples[kind] = _channel_multiple(structure.of_kind(kind), widest(structure, kind), channel_multiple)
         else:
-            counts[kind] = _head_counts(structure, kind, any_head_count)
+            # A result with our class takes every number of heads.
+            free = any_head_count or bool(structure.protected) or structure.any_widths
+            counts[kind] = _head_counts(structure, kind, free)
     return LegalWidths(counts=counts, multiples=multiples)

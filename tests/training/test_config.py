@@ -25,6 +25,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"refit_damping": -1e-3}, r"refit_damping is -0\.001; it cannot be negative"),
     ({"calibration_sequences": 0}, "calibration_sequences is below 1"),
     ({"apply": "mask"}, "The refit needs sliced tensors: switch it off, or use apply='slice'"),
+    ({"keep_layers": [0.5]}, "keep_layers is .*must be a list of whole numbers"),
+    ({"keep_layers": [True]}, "keep_layers is .*must be a list of whole numbers"),
+    ({"keep_layers": "0"}, "keep_layers is .*must be a list of whole numbers"),
+    ({"dimensions": {"a": "b"}}, "dimensions is .*must be a list of kinds"),
+    ({"dimensions": [1]}, "dimensions is .*must be a list of kinds"),
     ({"channel_multiple": 0}, "channel_multiple is 0; it must be at least 1"),
     ({"max_skipped_steps": -1}, "max_skipped_steps is -1; it cannot be negative"),
 ]

@@ -26,7 +26,10 @@ def parameter_count(text: str | int | float) -> int:
 
 def names(text: str) -> tuple[str, ...]:
     """``heads,channels`` as a tuple; spaces do not matter."""
-    return tuple(part.strip() for part in text.split(",") if part.strip())
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is an empty list; name at least one, or leave the option out")
+    return found
 
 
 def indices(text: str) -> tuple[int, ...]:

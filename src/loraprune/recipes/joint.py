@@ -192,7 +192,7 @@ def _finish(
 
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
     """Take back what Trainers change in the configs."""
-    for name in ("pad_token_id", "use_cache"):
+    for name in ("pad_token_id", "use_cache", "output_router_logits", "router_aux_loss_coef"):
         if hasattr(config, name):
             setattr(base.config, name, getattr(config, name))
     if generation_config is not None:

@@ -147,6 +147,7 @@ def prepare(
         arguments.save_strategy = "no"
     lora = LoraOptions() if lora is None else lora
     structure = describe(shapes, pruning.dimensions, pruning.keep_layers)
+    _settle_router_loss_(arguments, structure)
     pruning = _check_ratio(pruning, structure, config, options)
     pruning = replace(pruning, seed=arguments.seed)
     _check_optimizer(pruning, arguments)
@@ -203,6 +204,22 @@ def _find_task(loaded: PreTrainedModel | None, config: PretrainedConfig, options
     if options.prompt and not task.writes_text:
         raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
     return task
+
+
+def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
+    """Switch a router's load-balancing loss off where whole experts go: it counts on the experts of the config.
+
+    Raises:
+        ValueError: the user asked for that loss.
+    """
+    if "experts" not in structure.kinds or not hasattr(arguments, "router_aux_loss_coef"):
+        return
+    if arguments.router_aux_loss_coef:
+        raise ValueError(
+            f"--router-aux-loss-coef is {arguments.router_aux_loss_coef:g}, and whole experts are pruned: the loss "
+            "that balances the load of experts cannot follow that. Leave it out, or prune expert_channels instead."
+        )
+    arguments.router_aux_loss_coef = 0.0
 
 
 def _check_optimizer(pruning: PruningConfig, arguments: TrainingArguments) -> None:

@@ -51,6 +51,8 @@ def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
     architecture = _gguf_architecture(config)
     if architecture is not None:
         found.append(f"llama.cpp (loraprune export --format gguf, architecture {architecture})")
-    if type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification")):
+    # torch's exporter cannot write the grouped products of stacked experts.
+    stacked = any(parameter.dim() == 3 and "experts" in name for name, parameter in model.named_parameters())
+    if not stacked and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification")):
         found.append("onnxruntime (loraprune export --format onnx)")
     return tuple(found)

@@ -36,6 +36,20 @@ def gradients_finite(model: nn.Module) -> bool:
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 
+def _check_router_loss(model: Any, run: PruningRun) -> None:
+    """Make sure that no load-balancing loss counts the experts of the config while whole experts go.
+
+    Raises:
+        ValueError: it does.
+    """
+    config = base_model(model).config
+    if "experts" in run.structure.kinds and getattr(config, "output_router_logits", False):
+        raise ValueError(
+            "Whole experts are pruned, and the loss that balances the load of experts cannot follow that. Switch it "
+            "off: SFTConfig(router_aux_loss_coef=0.0), or config.output_router_logits = False."
+        )
+
+
 class PruningCallback(TrainerCallback):
     """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA.
 
@@ -115,6 +129,7 @@ class PruningCallback(TrainerCallback):
             self.run = PruningRun.of(model, self.config)
         if self._calibration is None and self.config.refit and self.config.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
+        _check_router_loss(model, self.run)
         self.run.begin(model, state.max_steps, self._calibration)
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent

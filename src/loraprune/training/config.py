@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from loraprune.allocation import ALLOCATIONS
 from loraprune.criteria import CRITERIA, LORA_FORMS
@@ -12,6 +12,13 @@ from loraprune.criteria import CRITERIA, LORA_FORMS
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _listed(name: str, value: Any, kind: type, what: str) -> tuple[Any, ...]:
+    """A list of values of one type as a tuple."""
+    if not isinstance(value, (list, tuple)) or not all(type(item) is kind for item in value):
+        raise ValueError(f"{name} is {value!r}; it must be a list of {what}.")
+    return tuple(value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,10 +78,12 @@ class PruningConfig:
     def __post_init__(self) -> None:
         # Lists, as JSON and YAML have them, compare unequal to tuples.
         if self.dimensions is not None:
-            object.__setattr__(self, "dimensions", tuple(self.dimensions))
-            if not self.dimensions:
+            kinds = _listed("dimensions", self.dimensions, str, "kinds, such as [heads, channels]")
+            object.__setattr__(self, "dimensions", kinds)
+            if not kinds:
                 raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
-        object.__setattr__(self, "keep_layers", tuple(self.keep_layers))
+        layers = _listed("keep_layers", self.keep_layers, int, "whole numbers, such as [0, -1]")
+        object.__setattr__(self, "keep_layers", layers)
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
         _one_of("criterion", self.criterion, CRITERIA)
