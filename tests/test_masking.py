@@ -4,7 +4,7 @@ import pytest
 import torch
 from tests.models import FAMILIES, features, logits_of, projections, tiny_model, token_ids, with_lora
 
-from loraprune.masking import Masks, input_mask, masked
+from loraprune.masking import Masks, axis_mask, masked
 from loraprune.plan import Plan
 from loraprune.structure import describe
 
@@ -36,7 +36,7 @@ def test_a_mask_does_what_zeroed_consumer_columns_do(family):
 
 def test_the_input_mask_of_heads_covers_all_query_heads_of_a_kept_kv_head(structure):
     (heads,) = (dimension for dimension in structure if dimension.name == "layers.0.heads")
-    assert input_mask(heads, (1, 2)).tolist() == [0.0] * 8 + [1.0] * 16 + [0.0] * 8
+    assert axis_mask(heads.consumer, heads.num_groups, (1, 2)).tolist() == [0.0] * 8 + [1.0] * 16 + [0.0] * 8
 
 
 def test_removing_the_masks_restores_the_logits_and_leaves_no_hook(model, structure):

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from loraprune.averaging import Scores
 from loraprune.dimensions import Structure
 from loraprune.global_allocation import allocate_globally, smallest_share
+from loraprune.kinds import check_ragged
 from loraprune.plan import Plan
 from loraprune.selection import Choice, choices, positions_of
 from loraprune.widths import LegalWidths, Widths, kept_in, widest
@@ -138,11 +139,6 @@ def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWid
     return min(kept // dimension.strata, choice.scores.shape[1])
 
 
-def lost_importance(structure: Structure, scores: Scores, widths: Widths, legal: LegalWidths) -> float:
-    """Importance of the groups that these widths remove."""
-    return sum(choice.lost(_count(choice, structure, widths, legal)) for choice in choices(structure, scores))
-
-
 def _share_kept(structure: Structure, legal: LegalWidths, widths: Widths) -> float:
     return sum(widths[kind] / widest(structure, kind) for kind in legal.counts)
 
@@ -236,10 +232,11 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allo
     """Make sure that the ratio can be met without emptying a dimension.
 
     Raises:
-        ValueError: even the smallest widths keep too much, or the ratio falls between what two head counts can
-            reach. The message says what can be reached.
+        ValueError: widths would differ and cannot; even the smallest widths keep too much; or the ratio falls
+            between what two head counts can reach. The message says what can be reached.
     """
     if allocation == "global":
+        check_ragged(structure, "Widths cannot differ from layer to layer")
         most = 1.0 - smallest_share(structure, legal)
         if ratio > most:
             raise ValueError(

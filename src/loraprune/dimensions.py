@@ -148,6 +148,11 @@ class PrunableDimension:
         return self.num_groups * self.parameters_per_group
 
     @property
+    def of_experts(self) -> bool:
+        """Whether the groups are experts of a mixture, or lie inside them."""
+        return self.consumer.stacked or self.consumer.axis == "experts"
+
+    @property
     def per_stratum(self) -> int:
         """Groups in each stratum."""
         return self.num_groups // self.strata

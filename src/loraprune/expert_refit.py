@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,19 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.dimensions import PrunableDimension
-    from loraprune.routed_tokens import RoutedTokens
-
-
-class CalibrationPass(Protocol):
-    """A pass over calibration data that can say what experts are called with."""
-
-    def routed_tokens(self, module_name: str) -> RoutedTokens:
-        """What the stacked experts of that name are called with."""
-
-
-def is_of_experts(dimension: PrunableDimension) -> bool:
-    """Whether the groups of a dimension are experts or lie inside them."""
-    return dimension.consumer.stacked or dimension.consumer.axis == "experts"
+    from loraprune.layerwise import CalibrationPass
 
 
 @torch.no_grad()

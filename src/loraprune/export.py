@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from loraprune.plan import Plan
-from loraprune.pruned_models import as_pruned_class, is_pruned_class, rebuilt, stock_values, write_modeling_file
+from loraprune.pruned_models import as_pruned_class, is_pruned_class, rebuilt, stock_values
 from loraprune.structure import Structure, head_dim_of
 from loraprune.versions import versions
 from loraprune.wrapping import base_model
@@ -50,18 +50,14 @@ def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) ->
         setattr(config, keys.head_dim, head_dim)
 
 
-def _needs_relaxed_class(structure: Structure, config: PretrainedConfig) -> bool:
-    heads = getattr(config, structure.spec.config.heads)
-    return structure.spec.heads_divide_hidden and structure.hidden_size % heads != 0
+def _config_refuses(structure: Structure, values: Mapping[str, int]) -> bool:
+    """Whether the stock config refuses a number of heads."""
+    heads = values.get(structure.spec.config.heads)
+    return structure.spec.heads_divide_hidden and heads is not None and structure.hidden_size % heads != 0
 
 
-def _refused(config: PretrainedConfig, structure: Structure, plan: Plan) -> bool:
-    """Whether neither the stock config nor the related class takes the number of heads of a plan."""
-    heads = (stock_values(structure, plan) or {}).get(structure.spec.config.heads)
-    if heads is None or not structure.spec.heads_divide_hidden or structure.hidden_size % heads == 0:
-        return False
-    biases = getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False)
-    return structure.spec.relaxed_class is None or bool(biases)
+def _has_biases(config: PretrainedConfig) -> bool:
+    return bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False))
 
 
 def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
@@ -70,9 +66,7 @@ def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
     Raises:
         ValueError: it has biases, which that class does not have.
     """
-    if structure.spec.relaxed_class is None:
-        return
-    if getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False):
+    if structure.spec.relaxed_class is not None and _has_biases(config):
         raise ValueError(
             f"Any head count needs an export as {structure.spec.relaxed_class}, which has no biases, and this model "
             "has some. Use --head-rounding config."
@@ -115,12 +109,15 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
     merged.__dict__.pop("forward", None)
     if dtype is not None:
         merged.config.dtype = dtype
-    if stock_values(structure, plan) is None or is_pruned_class(merged) or _refused(merged.config, structure, plan):
+    values = stock_values(structure, plan)
+    refused = values is not None and _config_refuses(structure, values)
+    relaxable = structure.spec.relaxed_class is not None and not _has_biases(merged.config)
+    if values is None or is_pruned_class(merged) or (refused and not relaxable):
         merged = as_pruned_class(merged, structure, plan)
     else:
         write_widths_(merged.config, structure, plan)
         _share_config_(merged)
-        if _needs_relaxed_class(structure, merged.config):
+        if refused:
             merged = _as_relaxed_class(merged, structure)
     finished: PreTrainedModel = merged.eval()
     return finished
@@ -230,20 +227,13 @@ def save_checkpoint(
         extras: writes further files into the folder.
     """
     with appearing_folder(output) as folder:
-        save_model(folder, model)
+        model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
         (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
         if extras is not None:
             extras(folder)
-
-
-def save_model(folder: Path, model: PreTrainedModel) -> None:
-    """Write config and weights, and our modeling file where no stock class can load them."""
-    model.save_pretrained(folder)
-    if is_pruned_class(model):
-        write_modeling_file(model, folder)
 
 
 def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:

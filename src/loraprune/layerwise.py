@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -16,6 +17,8 @@ from loraprune.routed_tokens import RoutedTokens
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from loraprune.dimensions import Structure
 
 TOKENS_PER_BATCH = 8192
@@ -96,56 +99,6 @@ class _Stop(Exception):  # noqa: N818 (not an error)
     """Leaves a block once its consumer has been reached."""
 
 
-class LayerwisePass:
-    """Hidden states of a calibration set, moved forward one decoder block at a time.
-
-    Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
-    block. The model must be in evaluation mode; no gradient is kept.
-
-    Args:
-        model: the model or the ``PeftModel`` around it.
-        structure: its description.
-        sequences: token ids, 1-D tensors of any lengths.
-    """
-
-    @torch.no_grad()
-    def __init__(self, model: nn.Module, structure: Structure, sequences: Sequence[torch.Tensor]) -> None:
-        if not sequences:
-            raise ValueError("A calibration set needs at least one sequence.")
-        self._model = base_model(model)
-        self._structure = structure
-        device = next(self._model.parameters()).device
-        self._calls = [_record(self._model, structure, batch.to(device)) for batch in equal_length_batches(sequences)]
-        self.layer = 0
-
-    def _run(self, calls: BlockCalls) -> torch.Tensor:
-        block = self._model.get_submodule(self._structure.blocks[self.layer])
-        positional, named = calls.arguments[self.layer]
-        output = block(calls.hidden, *positional, **named)
-        return output[0] if isinstance(output, tuple) else output
-
-    @torch.no_grad()
-    def second_moment(self, module_name: str) -> torch.Tensor:
-        """``XᵀX / tokens`` of the inputs of a layer in the current block, float32, shape ``(in, in)``."""
-        return _mean_outer_product(self._inputs(module_name))
-
-    @torch.no_grad()
-    def routed_tokens(self, module_name: str) -> RoutedTokens:
-        """What the stacked experts of the current block are called with."""
-        return RoutedTokens(list(self._inputs(module_name)))
-
-    def _inputs(self, module_name: str) -> Iterator[tuple[Any, ...]]:
-        return _inputs_of(self._model, module_name, [partial(self._run, calls) for calls in self._calls])
-
-    @torch.no_grad()
-    def advance(self) -> None:
-        """Run the current block as it is now and go to the next one."""
-        for calls in self._calls:
-            calls.hidden = self._run(calls)
-            calls.arguments[self.layer] = ((), {})
-        self.layer += 1
-
-
 def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
     """What a layer is called with, over runs that are left as soon as they reach it."""
     reached: list[tuple[Any, ...]] = []
@@ -182,7 +135,68 @@ def _mean_outer_product(inputs: Iterable[tuple[Any, ...]]) -> torch.Tensor:
     return total.div_(rows)
 
 
-class WholeModelPass:
+class CalibrationPass(ABC):
+    """A way to run a model on calibration data and to see what enters one of its layers."""
+
+    _model: PreTrainedModel
+
+    @abstractmethod
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """Calls that each run the model on a part of the data, at least up to the layer that is looked at."""
+
+    @torch.no_grad()
+    def second_moment(self, module_name: str) -> torch.Tensor:
+        """``XᵀX / rows`` of the inputs of a layer as the model is now, float32, shape ``(in, in)``."""
+        return _mean_outer_product(_inputs_of(self._model, module_name, self._runs()))
+
+    @torch.no_grad()
+    def routed_tokens(self, module_name: str) -> RoutedTokens:
+        """What stacked experts are called with as the model is now."""
+        return RoutedTokens(list(_inputs_of(self._model, module_name, self._runs())))
+
+
+class LayerwisePass(CalibrationPass):
+    """Hidden states of a calibration set, moved forward one decoder block at a time.
+
+    Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
+    block. The model must be in evaluation mode; no gradient is kept.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        structure: its description.
+        sequences: token ids, 1-D tensors of any lengths.
+    """
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, structure: Structure, sequences: Sequence[torch.Tensor]) -> None:
+        if not sequences:
+            raise ValueError("A calibration set needs at least one sequence.")
+        self._model = base_model(model)
+        self._structure = structure
+        device = next(self._model.parameters()).device
+        self._calls = [_record(self._model, structure, batch.to(device)) for batch in equal_length_batches(sequences)]
+        self.layer = 0
+
+    def _run(self, calls: BlockCalls) -> torch.Tensor:
+        block = self._model.get_submodule(self._structure.blocks[self.layer])
+        positional, named = calls.arguments[self.layer]
+        output = block(calls.hidden, *positional, **named)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """The current block, once for each batch."""
+        return [partial(self._run, calls) for calls in self._calls]
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Run the current block as it is now and go to the next one."""
+        for calls in self._calls:
+            calls.hidden = self._run(calls)
+            calls.arguments[self.layer] = ((), {})
+        self.layer += 1
+
+
+class WholeModelPass(CalibrationPass):
     """The same for models whose blocks hand each other more than hidden states: every moment runs the model to there.
 
     Slower than :class:`LayerwisePass` (half a forward pass a layer), and right for any model.
@@ -200,21 +214,11 @@ class WholeModelPass:
         self._batches: list[Mapping[str, Any]] = [{"input_ids": batch} for batch in equal_length_batches(sequences)]
         self._batches += [item for item in calibration if not isinstance(item, torch.Tensor)]
 
-    @torch.no_grad()
-    def second_moment(self, module_name: str) -> torch.Tensor:
-        """``XᵀX / rows`` of the inputs of a layer as the model is now, float32, shape ``(in, in)``."""
-        return _mean_outer_product(self._inputs(module_name))
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """The whole model, once for each batch."""
+        return [partial(self._run, batch) for batch in self._batches]
 
-    @torch.no_grad()
-    def routed_tokens(self, module_name: str) -> RoutedTokens:
-        """What stacked experts are called with as the model is now."""
-        return RoutedTokens(list(self._inputs(module_name)))
-
-    def _inputs(self, module_name: str) -> Iterator[tuple[Any, ...]]:
+    def _run(self, batch: Mapping[str, Any]) -> None:
         model: Any = self._model
         device = next(model.parameters()).device
-
-        def run(batch: Mapping[str, Any]) -> None:
-            model(**{name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()})
-
-        return _inputs_of(model, module_name, [partial(run, batch) for batch in self._batches])
+        model(**{name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()})

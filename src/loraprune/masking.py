@@ -25,11 +25,6 @@ def axis_mask(member: Member, num_groups: int, kept: tuple[int, ...]) -> torch.T
     return mask
 
 
-def input_mask(dimension: PrunableDimension, kept: tuple[int, ...]) -> torch.Tensor:
-    """Zeros and ones over the input features of a dimension's consumer."""
-    return axis_mask(dimension.consumer, dimension.num_groups, kept)
-
-
 class _Mask(Protocol):
     """A mask that follows a plan."""
 
@@ -72,17 +67,18 @@ class _NormMask(_LayerMask):
 
     def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
         super().__init__(module, member, num_groups)
+        self._factor = 1.0
         self._handles.append(module.register_forward_hook(self._scale_back))
 
-    def _factor(self, tensor: torch.Tensor) -> float:
-        mask = self._for(tensor)
-        return float((mask.numel() / mask.sum()) ** 0.5)
+    def follow(self, kept: tuple[int, ...]) -> None:
+        super().follow(kept)
+        self._factor = (self._num_groups / len(kept)) ** 0.5
 
     def _multiply(self, module: nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        return (args[0] * (self._for(args[0]) * self._factor(args[0])), *args[1:])
+        return (args[0] * (self._for(args[0]) * self._factor), *args[1:])
 
     def _scale_back(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output / self._factor(output)
+        return output / self._factor
 
 
 def _consumer_mask(model: nn.Module, dimension: PrunableDimension) -> _Mask:

@@ -291,10 +291,3 @@ def rebuilt(model: PreTrainedModel, model_class: Any, config: PretrainedConfig) 
 def is_pruned_class(model: PreTrainedModel) -> bool:
     """Whether a model needs our modeling file."""
     return bool(model.config.model_type.startswith(PREFIX))
-
-
-def write_modeling_file(model: PreTrainedModel, folder: Path) -> None:
-    """Put the text of a model's class beside its weights."""
-    config_class, model_class = stock_classes(model)
-    text = source(config_class.__name__, model_class.__name__, config_class.model_type)
-    (folder / FILE).write_text(text, encoding="utf-8")

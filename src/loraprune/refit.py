@@ -11,7 +11,7 @@ from torch import nn
 
 from loraprune.adapters import effective_weight, lora_delta
 from loraprune.axes import weight_oi
-from loraprune.expert_refit import is_of_experts, refit_experts_
+from loraprune.expert_refit import refit_experts_
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, LayerwisePass, WholeModelPass
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
@@ -115,7 +115,7 @@ def _cut_block_by_block_(
             if name in changed:
                 count = before.count(name)
                 weight = None
-                if is_of_experts(dimension):
+                if dimension.of_experts:
                     refit_experts_(model, dimension, changed[name], count, layerwise, damping)
                 else:
                     moment = layerwise.second_moment(dimension.consumer.module)
@@ -149,7 +149,7 @@ def _cut_at_once_(
         for dimension in now:
             if dimension.name in changed:
                 positions = changed[dimension.name]
-                if is_of_experts(dimension):
+                if dimension.of_experts:
                     refit_experts_(model, dimension, positions, dimension.num_groups, whole, damping)
                     continue
                 moment = whole.second_moment(dimension.consumer.module)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from loraprune.architectures import spec_for
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
 from loraprune.axes import axis_length, is_stacked, parameters_per_position
 from loraprune.dimensions import Member, PrunableDimension, Remembered, Structure
+from loraprune.kinds import check_ragged, choose_kinds, protected_layers
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -23,14 +24,10 @@ __all__ = [
     "PrunableDimension",
     "Remembered",
     "Structure",
-    "check_ragged",
     "describe",
     "head_dim_of",
     "pruned_blocks",
 ]
-
-EXCLUSIVE = (frozenset({"heads", "query_heads"}), frozenset({"experts", "expert_channels"}))
-"""Kinds that overlap: a query head is part of a KV head's group, a channel part of its expert."""
 
 
 def pruned_blocks(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
@@ -170,7 +167,7 @@ def _resolve_dimension(
     spec: DimensionSpec, stack: StackSpec, model: nn.Module, block: str, index: int, layer: int, sizes: _BlockSizes
 ) -> PrunableDimension | None:
     """Resolve a dimension of one block and check that its members agree on the number of groups."""
-    if spec.optional and _resolve_optional(spec, model, block) is None:
+    if spec.optional and _find(model, block, spec.consumer.module) is None:
         return None
     consumer = _resolve_member(spec.consumer, model, block, sizes, spec)
     if consumer is None:
@@ -221,10 +218,6 @@ def _resolve_dimension(
     )
 
 
-def _resolve_optional(spec: DimensionSpec, model: nn.Module, block: str) -> nn.Module | None:
-    return _find(model, block, spec.consumer.module)
-
-
 def _remembered(number: Number, model: nn.Module, block: str, sizes: _BlockSizes, strata: int) -> Remembered:
     factor, divisor = sizes.factor(number, strata)
     if number.module.startswith("/"):
@@ -272,63 +265,6 @@ def _count_base_parameters(model: PreTrainedModel) -> int:
     return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in adapters)
 
 
-def default_kinds(dimensions: Sequence[PrunableDimension], specs: Collection[DimensionSpec]) -> tuple[str, ...]:
-    """Kinds that are pruned unless the user says otherwise: what a stock config can say, and KV heads if any may go."""
-    wanted = [spec.kind for spec in specs if spec.default]
-    found = {dimension.kind for dimension in dimensions}
-    heads = [dimension for dimension in dimensions if dimension.kind == "heads"]
-    if "query_heads" in found and all(dimension.num_groups == 1 for dimension in heads):
-        wanted = ["query_heads" if kind == "heads" else kind for kind in wanted]
-    return tuple(kind for kind in dict.fromkeys(wanted) if kind in found)
-
-
-def _choose_kinds(
-    dimensions: Sequence[PrunableDimension], spec: ArchitectureSpec, kinds: Sequence[str] | None
-) -> tuple[str, ...]:
-    found = tuple(dict.fromkeys(dimension.kind for dimension in dimensions))
-    if kinds is None:
-        return default_kinds(dimensions, [d for stack in spec.stacks for d in stack.dimensions])
-    unknown = [kind for kind in kinds if kind not in found]
-    if unknown:
-        raise ValueError(
-            f"A {spec.model_type} model has no dimensions of kind {unknown[0]!r}; it has {', '.join(found)}."
-        )
-    for pair in EXCLUSIVE:
-        if pair <= set(kinds):
-            raise ValueError(f"The kinds {' and '.join(sorted(pair))} overlap; choose one of them.")
-    return tuple(kinds)
-
-
-def protected_layers(layers: Sequence[int], count: int) -> frozenset[int]:
-    """Indices of blocks, counted from the end where negative.
-
-    Raises:
-        ValueError: there is no such block, or all are protected.
-    """
-    wrong = [layer for layer in layers if not -count <= layer < count]
-    if wrong:
-        raise ValueError(f"There is no layer {wrong[0]} to keep: the model has layers 0 to {count - 1}.")
-    protected = frozenset(layer % count for layer in layers)
-    if len(protected) == count:
-        raise ValueError("Every layer is to be kept, so nothing could be pruned. Keep fewer layers.")
-    return protected
-
-
-def check_ragged(structure: Structure, what: str) -> None:
-    """Make sure that widths may differ from block to block.
-
-    Raises:
-        ValueError: the family cannot have that for the chosen dimensions; the message, after ``what``, says why.
-    """
-    bound = [dimension.kind for dimension in structure if dimension.tied or dimension.alibi]
-    if structure.spec.ragged_refusal and bound:
-        raise ValueError(
-            f"{what} in a {structure.spec.model_type} model whose {bound[0]} are pruned: "
-            f"{structure.spec.ragged_refusal}. Choose --allocation balanced or uniform and no --keep-layers, or leave "
-            f"the {bound[0]} out (--dimensions)."
-        )
-
-
 def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: Sequence[int] = ()) -> Structure:
     """Find what can be pruned in a model; works on the meta device, on a ``PeftModel`` and on a pruned model.
 
@@ -354,17 +290,18 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
             _resolve_dimension(dimension, stack, model, block, index, layer, sizes) for dimension in stack.dimensions
         )
         found += [dimension for dimension in resolved if dimension is not None]
-    chosen = _choose_kinds(found, spec, kinds)
+    chosen = choose_kinds(found, spec, kinds)
     if not chosen:
         raise ValueError(f"Nothing in this {spec.model_type} model can be pruned.")
     first = _BlockSizes(config, spec, blocks[0])
+    hidden = getattr(config, spec.config.hidden, None)
     structure = Structure(
         spec=spec,
         blocks=tuple(blocks),
         dimensions=tuple(dimension for dimension in found if dimension.kind in chosen),
         num_parameters=_count_base_parameters(model),
         query_heads_per_group=first.queries,
-        hidden_size=int(getattr(config, spec.config.hidden, 0) or 0) if not _many_hidden(config, spec) else 0,
+        hidden_size=hidden if isinstance(hidden, int) else 0,
         any_widths=isinstance(getattr(config, "pruned", None), dict),
         left_out=tuple(dict.fromkeys(d.kind for d in found if d.kind not in chosen and d.per_stratum > 1)),
     )
@@ -372,8 +309,3 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
         check_ragged(structure, "Layers cannot be kept")
         structure = replace(structure, protected=protected_layers(keep_layers, len(blocks)))
     return structure
-
-
-def _many_hidden(config: PretrainedConfig, spec: ArchitectureSpec) -> bool:
-    """Whether the residual stream has more than one width, as in ConvNeXt."""
-    return not isinstance(getattr(config, spec.config.hidden, None), int)

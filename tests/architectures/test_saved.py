@@ -12,7 +12,7 @@ from tests.zoo.cases import CASES
 from tests.zoo.process import Checkpoint, load_elsewhere
 from tests.zoo.row import logits
 
-from loraprune.export import finish, save_model
+from loraprune.export import finish
 
 
 @pytest.mark.slow
@@ -28,7 +28,7 @@ def test_every_checkpoint_gives_elsewhere_the_logits_that_its_model_gives_in_mem
             sliced = case.sliced(name, lora=True, attention=case.row.attentions[-1])
             model = finish(copy.deepcopy(sliced), case.structure, plan)
             key, folder = f"{case}, {name}", tmp_path / str(len(checkpoints))
-            save_model(folder, model)
+            model.save_pretrained(folder)
             expected[key] = logits(model, inputs)
             checkpoints[key] = Checkpoint(folder, case.row.auto.__name__, case.is_stock(plan), inputs)
             config = json.loads((folder / "config.json").read_text())

@@ -7,8 +7,8 @@ from tests.models import FAMILIES, factors, projections, sequence_losses, tiny_m
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import loraprune.criteria.lora as lora
 from loraprune.adapters import row_blocks
+from loraprune.criteria import sums
 from loraprune.criteria.lora import LoraGuided, estimated_gradient, layer_importance
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
@@ -134,7 +134,7 @@ def test_the_size_of_the_blocks_does_not_matter(monkeypatch, form, rows_in_a_blo
         blocks.extend(found)
         return found
 
-    monkeypatch.setattr(lora, "row_blocks", small_blocks)
+    monkeypatch.setattr(sums, "row_blocks", small_blocks)
     actual = lora_scores(model, form)
     assert max(block.stop - block.start for block in blocks) == min(rows_in_a_block, 48)
     for name, values in expected.items():
@@ -162,7 +162,7 @@ def test_no_temporary_is_larger_than_a_block_of_rows(monkeypatch):
     rows, columns = module.base_layer.weight.shape
     member = Member(module="q_proj", axis="output", segments=(rows // 4,))
     block = 8  # more than twice the rank: the factors are no larger
-    monkeypatch.setattr(lora, "row_blocks", lambda rows, columns: row_blocks(rows, columns, block * columns))
+    monkeypatch.setattr(sums, "row_blocks", lambda rows, columns: row_blocks(rows, columns, block * columns))
     with LargestOutput() as largest:
         layer_importance(module, member, 4, "squared")
     assert largest.numel == block * columns

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.progress import count
-from loraprune.structure import EXCLUSIVE
+from loraprune.kinds import EXCLUSIVE
 from loraprune.widths import legal_widths
 
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from loraprune.adapters import effective_weight, lora_factors, row_blocks
+from loraprune.adapters import effective_weight, lora_factors
 from loraprune.averaging import Scores
-from loraprune.axes import is_matrix, is_stacked, weight_oi
-from loraprune.criteria.stacked import over_experts
+from loraprune.axes import is_matrix, is_stacked
+from loraprune.criteria.sums import over_experts, over_rows
 from loraprune.expert_adapters import effective_expert_weight, expert_factors
 from loraprune.wrapping import base_layer, base_model
 
@@ -44,6 +44,12 @@ def estimated_gradient(
     return scaling * (left @ right)
 
 
+def _importance(weight: torch.Tensor, gradient: torch.Tensor, form: str) -> torch.Tensor:
+    """Importance of weights; both arguments have one shape, and the first is used up."""
+    importance = weight.mul_(gradient)
+    return importance.square_() if form == "squared" else importance.abs_()
+
+
 def _block_importance(module: nn.Module, factors: list[LoraFactors], rows: slice, form: str) -> torch.Tensor:
     """Importance of the weights in some rows of a layer, shape ``(rows, in)``."""
     weight = effective_weight(module, rows)
@@ -52,8 +58,7 @@ def _block_importance(module: nn.Module, factors: list[LoraFactors], rows: slice
         assert f.a.grad is not None
         assert f.b.grad is not None
         gradient += estimated_gradient(f.a, f.b[rows], f.a.grad, f.b.grad[rows], f.scaling)
-    importance = weight.mul_(gradient)
-    return importance.square_() if form == "squared" else importance.abs_()
+    return _importance(weight, gradient, form)
 
 
 def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str) -> torch.Tensor:
@@ -63,8 +68,7 @@ def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str
     for f in expert_factors(module, parameter, expert):
         if f.grad_a is not None and f.grad_b is not None:
             gradient += estimated_gradient(f.a, f.b, f.grad_a, f.grad_b, f.scaling)
-    importance = weight.mul_(gradient)
-    return importance.square_() if form == "squared" else importance.abs_()
+    return _importance(weight, gradient, form)
 
 
 def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
@@ -81,16 +85,7 @@ def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) ->
     factors = [f for f in lora_factors(module) if f.a.grad is not None and f.b.grad is not None]
     if not factors:
         return None
-    rows, columns = weight_oi(base_layer(module)).shape
-    per_row = torch.zeros(rows, device=factors[0].a.device)
-    per_column = torch.zeros(columns, device=factors[0].a.device)
-    for block in row_blocks(rows, columns):
-        importance = _block_importance(module, factors, block, form)
-        if member.axis == "output":
-            per_row[block] = importance.sum(1)
-        else:
-            per_column += importance.sum(0)
-    return member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
+    return over_rows(module, member, num_groups, lambda rows: _block_importance(module, factors, rows, form))
 
 
 @torch.no_grad()
@@ -143,10 +138,9 @@ class LoraGuided:
         for dimension in structure:
             layers = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
             if not any(_is_adapted(module, member.parameter) for module, member in layers):
-                inside = dimension.consumer.stacked or dimension.consumer.axis == "experts"
                 which = (
                     "the experts (target_parameters of peft's LoraConfig)"
-                    if inside
+                    if dimension.of_experts
                     else "q, k, v, o, gate, up and down projections (--lora-target-modules)"
                 )
                 raise ValueError(

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.adapters import effective_weight, row_blocks
+from loraprune.adapters import effective_weight
 from loraprune.averaging import Scores
-from loraprune.axes import is_matrix, is_stacked, weight_oi
-from loraprune.criteria.stacked import over_experts
+from loraprune.axes import is_matrix, is_stacked
+from loraprune.criteria.sums import over_experts, over_rows
 from loraprune.expert_adapters import effective_expert_weight
 from loraprune.wrapping import base_layer, base_model
 
@@ -30,17 +30,7 @@ def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> tor
             num_groups,
             lambda expert: effective_expert_weight(module, member.parameter, expert).square_(),
         )
-    weight = weight_oi(base_layer(module))
-    rows, columns = weight.shape
-    per_row = torch.zeros(rows, device=weight.device)
-    per_column = torch.zeros(columns, device=weight.device)
-    for block in row_blocks(rows, columns):
-        squares = effective_weight(module, block).square_()
-        if member.axis == "output":
-            per_row[block] = squares.sum(1)
-        else:
-            per_column += squares.sum(0)
-    return member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
+    return over_rows(module, member, num_groups, lambda rows: effective_weight(module, rows).square_())
 
 
 class Magnitude:

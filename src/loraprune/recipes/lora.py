@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from loraprune.axes import is_transposed
+from loraprune.axes import is_stacked, is_transposed
 from loraprune.recipes.renamed_layers import renamed_layers
 from loraprune.structure import Structure, describe
 from loraprune.wrapping import base_layer
@@ -111,13 +111,12 @@ def lora_config(
 
 def _check_every_group(structure: Structure, chosen: Collection[str], experts: bool) -> None:
     for dimension in structure:
-        of_experts = dimension.consumer.stacked or dimension.consumer.axis == "experts"
-        if of_experts and not experts:
+        if dimension.of_experts and not experts:
             raise ValueError(
                 f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt the "
                 "experts too (LoraOptions(experts=True)), or use the criterion 'fisher'."
             )
-        if not of_experts and not any(member.module in chosen for member in dimension.all_members):
+        if not dimension.of_experts and not any(member.module in chosen for member in dimension.all_members):
             raise ValueError(
                 f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt more "
                 "layers (--lora-target-modules), or use the criterion 'fisher'."
@@ -147,7 +146,7 @@ def _expert_parameters(structure: Structure, model: nn.Module) -> list[str]:
         f"{member.module}.{member.parameter}"
         for dimension in structure
         for member in dimension.all_members
-        if member.parameter != "weight" and getattr(model.get_submodule(member.module), member.parameter).dim() == 3
+        if is_stacked(base_layer(model.get_submodule(member.module)), member.parameter)
     }
     return sorted({_without_block(name) for name in found})
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation import check_reachable, ratio_for_parameters
+from loraprune.architectures import spec_for
 from loraprune.evaluation.batches import Collator, HeldOutRows
 from loraprune.evaluation.perplexity import HeldOut
 from loraprune.export import check_relaxed_class
@@ -31,7 +32,7 @@ from loraprune.recipes.options import RunOptions
 from loraprune.recipes.rows import SplitRows, check_token_ids, split_rows
 from loraprune.recipes.tasks import Task, task_of_config, task_of_model
 from loraprune.recipes.tasks.task import Setup
-from loraprune.structure import Structure, check_ragged, describe
+from loraprune.structure import Structure, describe
 from loraprune.training.callback import SLICEABLE_OPTIMIZERS
 from loraprune.training.config import PruningConfig
 from loraprune.widths import legal_widths
@@ -196,8 +197,6 @@ def prepare(
 
 def _find_task(loaded: PreTrainedModel | None, config: PretrainedConfig, options: RunOptions) -> Task:
     """The task of the model, once it is sure that what was asked for goes with it."""
-    from loraprune.architectures import spec_for
-
     auto_class = spec_for(config).auto_class
     task = task_of_config(config, auto_class) if loaded is None else task_of_model(loaded, auto_class)
     task.check_model(config)
@@ -264,8 +263,6 @@ def _check_ratio(
     pruning: PruningConfig, structure: Structure, config: PretrainedConfig, options: RunOptions
 ) -> PruningConfig:
     """Turn a parameter target into a ratio, and make sure that the ratio can be met."""
-    if pruning.allocation == "global":
-        check_ragged(structure, "Widths cannot differ from layer to layer")
     if options.target_params is not None:
         pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
     if pruning.any_head_count:

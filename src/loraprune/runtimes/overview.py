@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from loraprune.runtimes.block_widths import block_widths
 from loraprune.runtimes.errors import RuntimeFormatError
 from loraprune.runtimes.gguf.architecture import architecture_for, check_family, head_dim_of
+from loraprune.structure import describe
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -52,7 +53,7 @@ def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
     if architecture is not None:
         found.append(f"llama.cpp (loraprune export --format gguf, architecture {architecture})")
     # torch's exporter cannot write the grouped products of stacked experts.
-    stacked = any(parameter.dim() == 3 and "experts" in name for name, parameter in model.named_parameters())
+    stacked = any(dimension.of_experts for dimension in describe(model))
     if not stacked and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification")):
         found.append("onnxruntime (loraprune export --format onnx)")
     return tuple(found)

@@ -111,11 +111,6 @@ class PruningConfig:
             raise ValueError(f"max_skipped_steps is {self.max_skipped_steps}; it cannot be negative.")
 
     @property
-    def ragged(self) -> bool:
-        """Whether widths will differ from layer to layer."""
-        return self.allocation == "global" or bool(self.keep_layers)
-
-    @property
     def free_head_counts(self) -> bool:
-        """Whether any head count may be chosen: our modeling file takes them all."""
-        return self.any_head_count or self.ragged
+        """Whether any head count may be chosen: asked for, or since our modeling file takes them all."""
+        return self.any_head_count or self.allocation == "global"

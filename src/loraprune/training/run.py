@@ -18,7 +18,7 @@ from loraprune.plan import Plan
 from loraprune.refit import cut_
 from loraprune.schedule import Cut, cut_schedule
 from loraprune.slicing import slice_
-from loraprune.structure import Structure, check_ragged, describe
+from loraprune.structure import Structure, describe
 from loraprune.widths import LegalWidths, legal_widths
 from loraprune.wrapping import base_model
 
@@ -75,8 +75,6 @@ class PruningRun:
             ValueError: the model cannot be pruned, or not by that ratio.
         """
         structure = describe(model, config.dimensions, config.keep_layers)
-        if config.allocation == "global":
-            check_ragged(structure, "Widths cannot differ from layer to layer")
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
             check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)
