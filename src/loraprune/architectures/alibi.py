@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from loraprune.architectures.parts import channels
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
 
 if TYPE_CHECKING:
@@ -17,21 +18,12 @@ if TYPE_CHECKING:
 REFUSAL = "the ALiBi slopes of all heads are made once for all blocks"
 
 
-def _channels(producer: str, consumer: str) -> DimensionSpec:
-    return DimensionSpec(
-        kind="channels",
-        members=(MemberSpec(module=producer, axis="output", segments=(("channel",),)),),
-        consumer=MemberSpec(module=consumer, axis="input", segments=(("channel",),)),
-        fine=True,
-    )
-
-
-def _family(model_type: str, blocks: str, heads: DimensionSpec, channels: DimensionSpec) -> ArchitectureSpec:
+def _family(model_type: str, blocks: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
     # No `decoder`: one tensor of slopes goes through all blocks, so that they cannot be cut one after the other.
     return ArchitectureSpec(
         model_type=model_type,
         blocks_return_tuples=True,
-        stacks=(StackSpec(blocks=blocks, dimensions=(heads, channels)),),
+        stacks=(StackSpec(blocks=blocks, dimensions=dimensions),),
         ragged_refusal=REFUSAL,
     )
 
@@ -46,46 +38,48 @@ def _by_head_count(spec: ArchitectureSpec, config: PretrainedConfig) -> Architec
     if heads & (heads - 1) == 0:
         return spec
     (stack,) = spec.stacks
-    channels = tuple(dimension for dimension in stack.dimensions if not dimension.alibi)
-    return replace(spec, stacks=(replace(stack, dimensions=channels),), decoder="transformer", ragged_refusal=None)
+    others = tuple(dimension for dimension in stack.dimensions if not dimension.alibi)
+    return replace(spec, stacks=(replace(stack, dimensions=others),), decoder="transformer", ragged_refusal=None)
+
+
+def _heads(attention: str, fused: MemberSpec, output: str, remembered: str) -> DimensionSpec:
+    """Heads behind a fused q, k, v; the model itself remembers their number too, and makes the slopes of all blocks."""
+    return DimensionSpec(
+        kind="heads",
+        members=(fused,),
+        consumer=MemberSpec(module=output, axis="input", segments=(("head",),)),
+        numbers=(
+            Number(module=attention, name=remembered, count="groups"),
+            Number(module="/transformer", name="num_heads", count="groups"),
+        ),
+        default=False,
+        tied=True,
+        alibi=True,
+    )
 
 
 BLOOM = _family(
     "bloom",
     "transformer.h",
-    DimensionSpec(
-        kind="heads",
-        members=(
-            MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("head", "head", "head"),)),
-        ),
-        consumer=MemberSpec(module="self_attention.dense", axis="input", segments=(("head",),)),
-        numbers=(
-            Number(module="self_attention", name="num_heads", count="groups"),
-            Number(module="/transformer", name="num_heads", count="groups"),
-        ),
-        default=False,
-        tied=True,
-        alibi=True,
+    _heads(
+        "self_attention",
+        MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("head", "head", "head"),)),
+        "self_attention.dense",
+        "num_heads",
     ),
-    _channels("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    channels("mlp.dense_h_to_4h", consumer="mlp.dense_4h_to_h"),
 )
 
 MPT = _family(
     "mpt",
     "transformer.blocks",
-    DimensionSpec(
-        kind="heads",
-        members=(MemberSpec(module="attn.Wqkv", axis="output", segments=(("head",), ("head",), ("head",))),),
-        consumer=MemberSpec(module="attn.out_proj", axis="input", segments=(("head",),)),
-        numbers=(
-            Number(module="attn", name="n_heads", count="groups"),
-            Number(module="/transformer", name="num_heads", count="groups"),
-        ),
-        default=False,
-        tied=True,
-        alibi=True,
+    _heads(
+        "attn",
+        MemberSpec(module="attn.Wqkv", axis="output", segments=(("head",), ("head",), ("head",))),
+        "attn.out_proj",
+        "n_heads",
     ),
-    _channels("ffn.up_proj", "ffn.down_proj"),
+    channels("ffn.up_proj", consumer="ffn.down_proj"),
 )
 
 

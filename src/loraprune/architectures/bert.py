@@ -2,28 +2,13 @@
 
 from __future__ import annotations
 
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
+from loraprune.architectures.parts import channels, heads
+from loraprune.architectures.spec import ArchitectureSpec, StackSpec
 
-HEADS = DimensionSpec(
-    kind="heads",
-    members=(
-        MemberSpec(module="attention.self.query", axis="output", segments=(("head",),)),
-        MemberSpec(module="attention.self.key", axis="output", segments=(("head",),)),
-        MemberSpec(module="attention.self.value", axis="output", segments=(("head",),)),
-    ),
-    consumer=MemberSpec(module="attention.output.dense", axis="input", segments=(("head",),)),
-    # The config has no width of a head: it is the hidden size divided by the number of heads, so that a smaller number
-    # would make wider heads. The modules remember the number, too, but only their own width of a head is read.
-    widths=(),
-    default=False,
-)
-CHANNELS = DimensionSpec(
-    kind="channels",
-    members=(MemberSpec(module="intermediate.dense", axis="output", segments=(("channel",),)),),
-    consumer=MemberSpec(module="output.dense", axis="input", segments=(("channel",),)),
-    widths=(Number(name="intermediate_size", count="groups"),),
-    fine=True,
-)
+# The config has no width of a head: it is the hidden size divided by the number of heads, so that a smaller number
+# would make wider heads. The modules remember the number, too, but only their own width of a head is read.
+HEADS = heads("attention.self.query", "attention.self.key", "attention.self.value", consumer="attention.output.dense")
+CHANNELS = channels("intermediate.dense", consumer="output.dense", width="intermediate_size")
 
 
 def _encoder(model_type: str, prefix: str) -> ArchitectureSpec:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, StackSpec
+from loraprune.architectures.parts import channels
+from loraprune.architectures.spec import ArchitectureSpec, StackSpec
 
 # Pointwise convolutions that are written as linear layers, with the channels last. The width is always four times the
 # stage's own, so that no config can say another one.
-CHANNELS = DimensionSpec(
-    kind="channels",
-    members=(MemberSpec(module="pwconv1", axis="output", segments=(("channel",),)),),
-    consumer=MemberSpec(module="pwconv2", axis="input", segments=(("channel",),)),
-    fine=True,
-)
+CHANNELS = channels("pwconv1", consumer="pwconv2")
 
 CONVNEXT = ArchitectureSpec(
     model_type="convnext",

@@ -6,20 +6,16 @@ that has lost some needs our modeling file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraprune.architectures.spec import ArchitectureSpec, ConfigKeys, DimensionSpec, MemberSpec, Number, StackSpec
+from loraprune.architectures.parts import channels, decoder
+from loraprune.architectures.spec import ArchitectureSpec, ConfigKeys, DimensionSpec, MemberSpec, Number
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-_CHANNELS = DimensionSpec(
-    kind="channels",
-    members=(MemberSpec(module="mlp.dense_h_to_4h", axis="output", segments=(("channel",),)),),
-    consumer=MemberSpec(module="mlp.dense_4h_to_h", axis="input", segments=(("channel",),)),
-    widths=(Number(name="ffn_hidden_size", count="groups"),),
-    fine=True,
-)
+_CHANNELS = channels("mlp.dense_h_to_4h", consumer="mlp.dense_4h_to_h", width="ffn_hidden_size")
 _QUERIES = Number(module="self_attention", name="num_heads", count="queries")
 _KV = Number(module="self_attention", name="num_kv_heads", count="groups")
 
@@ -43,13 +39,8 @@ _MULTI_QUERY = DimensionSpec(
 
 
 def _falcon(kv_heads: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
-    return ArchitectureSpec(
-        model_type="falcon",
-        decoder="transformer",
-        blocks_return_tuples=True,
-        stacks=(StackSpec(blocks="transformer.h", dimensions=dimensions),),
-        config=ConfigKeys(kv_heads=kv_heads),
-    )
+    spec = decoder("falcon", "transformer", "h", *dimensions, blocks_return_tuples=True)
+    return replace(spec, config=ConfigKeys(kv_heads=kv_heads))
 
 
 def falcon(config: PretrainedConfig) -> ArchitectureSpec:

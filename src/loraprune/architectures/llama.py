@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from loraprune.architectures.parts import channels
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
 
 HEADS = DimensionSpec(
@@ -28,16 +29,7 @@ QUERY_HEADS = DimensionSpec(
     strata="kv",
     default=False,
 )
-CHANNELS = DimensionSpec(
-    kind="channels",
-    members=(
-        MemberSpec(module="mlp.gate_proj", axis="output", segments=(("channel",),)),
-        MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),
-    ),
-    consumer=MemberSpec(module="mlp.down_proj", axis="input", segments=(("channel",),)),
-    widths=(Number(name="intermediate_size", count="groups"),),
-    fine=True,
-)
+CHANNELS = channels("mlp.gate_proj", "mlp.up_proj", consumer="mlp.down_proj", width="intermediate_size")
 BLOCK = (HEADS, QUERY_HEADS, CHANNELS)
 
 LLAMA = ArchitectureSpec(

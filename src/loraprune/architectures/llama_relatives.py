@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraprune.architectures.llama import BLOCK, CHANNELS, HEADS, MISTRAL, QUERY_HEADS
+from loraprune.architectures.parts import channels, without_widths
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
 
 
@@ -57,44 +58,30 @@ COHERE = _family(
 STABLELM = _family(
     "stablelm",
     replace(
-        _with_norms(
-            HEADS,
-            _per_group("self_attn.q_layernorm.norms", "queries"),
-            _per_group("self_attn.k_layernorm.norms", "one"),
+        without_widths(
+            _with_norms(
+                HEADS,
+                _per_group("self_attn.q_layernorm.norms", "queries"),
+                _per_group("self_attn.k_layernorm.norms", "one"),
+            )
         ),
-        widths=(),
-        recorded=HEADS.widths,
         numbers=(
             Number(module="self_attn", name="num_heads", count="queries"),
             Number(module="self_attn", name="num_key_value_heads", count="groups"),
         ),
-        default=False,
     ),
     replace(
-        _with_norms(QUERY_HEADS, _per_group("self_attn.q_layernorm.norms", "one")),
-        widths=(),
-        recorded=QUERY_HEADS.widths,
+        without_widths(_with_norms(QUERY_HEADS, _per_group("self_attn.q_layernorm.norms", "one"))),
         numbers=(*QUERY_HEADS.numbers, Number(module="self_attn", name="num_heads", count="groups")),
     ),
     CHANNELS,
 )
 
 NEMOTRON = _family(
-    "nemotron",
-    HEADS,
-    QUERY_HEADS,
-    replace(CHANNELS, members=(MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),)),
+    "nemotron", HEADS, QUERY_HEADS, channels("mlp.up_proj", consumer="mlp.down_proj", width="intermediate_size")
 )
-
 STARCODER2 = _family(
-    "starcoder2",
-    HEADS,
-    QUERY_HEADS,
-    replace(
-        CHANNELS,
-        members=(MemberSpec(module="mlp.c_fc", axis="output", segments=(("channel",),)),),
-        consumer=MemberSpec(module="mlp.c_proj", axis="input", segments=(("channel",),)),
-    ),
+    "starcoder2", HEADS, QUERY_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="intermediate_size")
 )
 
 SPECS = (

@@ -5,15 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraprune.architectures.llama import CHANNELS, HEADS, QUERY_HEADS
-from loraprune.architectures.spec import (
-    ArchitectureSpec,
-    ConfigKeys,
-    DimensionSpec,
-    MemberSpec,
-    Number,
-    StackSpec,
-    Unit,
-)
+from loraprune.architectures.parts import channels, decoder, without_widths
+from loraprune.architectures.spec import ConfigKeys, DimensionSpec, MemberSpec, Number, Unit
 
 
 def expert_channels(width: str) -> DimensionSpec:
@@ -82,15 +75,8 @@ def ffn(kind: str, path: str, width: Number, **changes: object) -> DimensionSpec
         width: what the config keeps of its width.
         changes: to other fields of the dimension.
     """
-    return replace(
-        CHANNELS,
-        kind=kind,
-        members=tuple(replace(m, module=m.module.replace("mlp", path, 1)) for m in CHANNELS.members),
-        consumer=replace(CHANNELS.consumer, module=CHANNELS.consumer.module.replace("mlp", path, 1)),
-        widths=(width,),
-        optional=True,
-        **changes,  # type: ignore[arg-type]
-    )
+    gated = channels(f"{path}.gate_proj", f"{path}.up_proj", consumer=f"{path}.down_proj")
+    return replace(gated, kind=kind, widths=(width,), optional=True, **changes)  # type: ignore[arg-type]
 
 
 # Blocks of these families have either experts or one dense FFN (mlp_only_layers, decoder_sparse_step).
@@ -99,83 +85,47 @@ SHARED_CHANNELS = ffn(
     "shared_channels", "mlp.shared_expert", Number(name="shared_expert_intermediate_size", count="groups")
 )
 # A norm over all heads together has the width of all heads, which the stock class takes from the hidden size.
-NORMED_HEADS = replace(
-    HEADS,
-    members=(
-        *HEADS.members,
-        MemberSpec(module="self_attn.q_norm", axis="norm", segments=(("query",),)),
-        MemberSpec(module="self_attn.k_norm", axis="norm", segments=(("kv",),)),
-    ),
-    widths=(),
-    recorded=HEADS.widths,
-    default=False,
+NORMED_HEADS = without_widths(
+    replace(
+        HEADS,
+        members=(
+            *HEADS.members,
+            MemberSpec(module="self_attn.q_norm", axis="norm", segments=(("query",),)),
+            MemberSpec(module="self_attn.k_norm", axis="norm", segments=(("kv",),)),
+        ),
+    )
 )
-NORMED_QUERY_HEADS = replace(
-    QUERY_HEADS,
-    members=(*QUERY_HEADS.members, MemberSpec(module="self_attn.q_norm", axis="norm", segments=(("head",),))),
-    widths=(),
-    recorded=QUERY_HEADS.widths,
+NORMED_QUERY_HEADS = without_widths(
+    replace(
+        QUERY_HEADS,
+        members=(*QUERY_HEADS.members, MemberSpec(module="self_attn.q_norm", axis="norm", segments=(("head",),))),
+    )
 )
 
-MIXTRAL = ArchitectureSpec(
-    model_type="mixtral",
-    decoder="model",
-    stacks=(
-        StackSpec(
-            blocks="model.layers",
-            dimensions=(HEADS, QUERY_HEADS, expert_channels("intermediate_size"), experts("num_local_experts")),
-        ),
+MIXTRAL = replace(
+    decoder(
+        "mixtral",
+        "model",
+        "layers",
+        HEADS,
+        QUERY_HEADS,
+        expert_channels("intermediate_size"),
+        experts("num_local_experts"),
     ),
     config=ConfigKeys(experts="num_local_experts"),
 )
 # The config of these families has no head_dim of its own, but the stock class reads one that is written there.
-QWEN2_MOE = ArchitectureSpec(
-    model_type="qwen2_moe",
-    decoder="model",
-    stacks=(
-        StackSpec(
-            blocks="model.layers",
-            dimensions=(
-                HEADS,
-                QUERY_HEADS,
-                DENSE_CHANNELS,
-                expert_channels("moe_intermediate_size"),
-                SHARED_CHANNELS,
-                experts("num_experts"),
-            ),
-        ),
-    ),
-)
-QWEN3_MOE = ArchitectureSpec(
-    model_type="qwen3_moe",
-    decoder="model",
-    stacks=(
-        StackSpec(
-            blocks="model.layers",
-            dimensions=(
-                HEADS,
-                QUERY_HEADS,
-                DENSE_CHANNELS,
-                expert_channels("moe_intermediate_size"),
-                experts("num_experts"),
-            ),
-        ),
-    ),
-)
-OLMOE = ArchitectureSpec(
-    model_type="olmoe",
-    decoder="model",
-    stacks=(
-        StackSpec(
-            blocks="model.layers",
-            dimensions=(
-                NORMED_HEADS,
-                NORMED_QUERY_HEADS,
-                expert_channels("intermediate_size"),
-                experts("num_experts"),
-            ),
-        ),
-    ),
+_QWEN = (HEADS, QUERY_HEADS, DENSE_CHANNELS, expert_channels("moe_intermediate_size"))
+QWEN2_MOE = decoder("qwen2_moe", "model", "layers", *_QWEN, SHARED_CHANNELS, experts("num_experts"))
+QWEN3_MOE = decoder("qwen3_moe", "model", "layers", *_QWEN, experts("num_experts"))
+OLMOE = decoder(
+    "olmoe",
+    "model",
+    "layers",
+    NORMED_HEADS,
+    NORMED_QUERY_HEADS,
+    expert_channels("intermediate_size"),
+    experts("num_experts"),
 )
 
 SPECS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE)

@@ -6,15 +6,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraprune.architectures.llama import CHANNELS, HEADS, MISTRAL, QUERY_HEADS
+from loraprune.architectures.parts import channels, without_widths
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-
-def _without_widths(dimension: DimensionSpec) -> DimensionSpec:
-    """The dimension for a config that cannot say its width."""
-    return replace(dimension, widths=(), recorded=dimension.widths, default=False)
 
 
 def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
@@ -24,11 +20,7 @@ def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
 _PHI_OUTPUT = MemberSpec(module="self_attn.dense", axis="input", segments=(("query",),))
 _PHI_HEADS = replace(HEADS, consumer=_PHI_OUTPUT)
 _PHI_QUERY_HEADS = replace(QUERY_HEADS, consumer=replace(_PHI_OUTPUT, segments=(("head",),)))
-_PHI_CHANNELS = replace(
-    CHANNELS,
-    members=(MemberSpec(module="mlp.fc1", axis="output", segments=(("channel",),)),),
-    consumer=MemberSpec(module="mlp.fc2", axis="input", segments=(("channel",),)),
-)
+_PHI_CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size")
 
 
 def phi(config: PretrainedConfig) -> ArchitectureSpec:
@@ -39,7 +31,7 @@ def phi(config: PretrainedConfig) -> ArchitectureSpec:
     """
     attention = (_PHI_HEADS, _PHI_QUERY_HEADS)
     if getattr(config, "qk_layernorm", False):
-        attention = (_without_widths(_PHI_HEADS), _without_widths(_PHI_QUERY_HEADS))
+        attention = (without_widths(_PHI_HEADS), without_widths(_PHI_QUERY_HEADS))
     return _family("phi", *attention, _PHI_CHANNELS)
 
 
@@ -72,7 +64,7 @@ def phi3(config: PretrainedConfig) -> ArchitectureSpec:
     attention = (_PHI3_HEADS, _PHI3_QUERY_HEADS)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("short_factor") is not None or rope.get("long_factor") is not None:
-        attention = (_without_widths(_PHI3_HEADS), _without_widths(_PHI3_QUERY_HEADS))
+        attention = (without_widths(_PHI3_HEADS), without_widths(_PHI3_QUERY_HEADS))
     return _family("phi3", *attention, _PHI3_CHANNELS)
 
 

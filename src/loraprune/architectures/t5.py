@@ -4,21 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from loraprune.architectures.parts import channels, heads
 from loraprune.architectures.spec import ArchitectureSpec, ConfigKeys, DimensionSpec, MemberSpec, Number, StackSpec
 
 
 def _attention(path: str, name: str) -> DimensionSpec:
-    return DimensionSpec(
-        kind="heads",
-        name=name,
-        members=(
-            MemberSpec(module=f"{path}.q", axis="output", segments=(("head",),)),
-            MemberSpec(module=f"{path}.k", axis="output", segments=(("head",),)),
-            MemberSpec(module=f"{path}.v", axis="output", segments=(("head",),)),
-        ),
-        consumer=MemberSpec(module=f"{path}.o", axis="input", segments=(("head",),)),
-        widths=(Number(name="num_heads", count="groups"),),
-    )
+    producers = (f"{path}.{letter}" for letter in "qkv")
+    return replace(heads(*producers, consumer=f"{path}.o", width="num_heads"), name=name)
 
 
 _SELF = _attention("layer.0.SelfAttention", "heads")
@@ -46,18 +38,9 @@ _CROSS = replace(
 
 
 def _channels(path: str) -> DimensionSpec:
-    return DimensionSpec(
-        kind="channels",
-        members=(
-            # One layer in the original, two in the gated version (T5 1.1, FLAN-T5).
-            MemberSpec(module=f"{path}.wi", axis="output", segments=(("channel",),), optional=True),
-            MemberSpec(module=f"{path}.wi_0", axis="output", segments=(("channel",),), optional=True),
-            MemberSpec(module=f"{path}.wi_1", axis="output", segments=(("channel",),), optional=True),
-        ),
-        consumer=MemberSpec(module=f"{path}.wo", axis="input", segments=(("channel",),)),
-        widths=(Number(name="d_ff", count="groups"),),
-        fine=True,
-    )
+    """One producer in the original, two in the gated version (T5 1.1, FLAN-T5)."""
+    one = channels(f"{path}.wi", f"{path}.wi_0", f"{path}.wi_1", consumer=f"{path}.wo", width="d_ff")
+    return replace(one, members=tuple(replace(member, optional=True) for member in one.members))
 
 
 T5 = ArchitectureSpec(

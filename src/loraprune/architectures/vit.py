@@ -2,48 +2,29 @@
 
 from __future__ import annotations
 
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
+from dataclasses import replace
+
+from loraprune.architectures.parts import channels, heads
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, StackSpec
 
 # These configs have no field for the width of a head, but attention reads `head_dim` where a config has one. It is
 # written at export, and then a smaller number of heads leaves each as wide as it was.
-HEADS = DimensionSpec(
-    kind="heads",
-    members=(
-        MemberSpec(module="attention.q_proj", axis="output", segments=(("head",),)),
-        MemberSpec(module="attention.k_proj", axis="output", segments=(("head",),)),
-        MemberSpec(module="attention.v_proj", axis="output", segments=(("head",),)),
-    ),
-    consumer=MemberSpec(module="attention.o_proj", axis="input", segments=(("head",),)),
-    widths=(Number(name="num_attention_heads", count="groups"),),
+HEADS = heads(
+    "attention.q_proj",
+    "attention.k_proj",
+    "attention.v_proj",
+    consumer="attention.o_proj",
+    width="num_attention_heads",
 )
-CHANNELS = DimensionSpec(
-    kind="channels",
-    members=(MemberSpec(module="mlp.fc1", axis="output", segments=(("channel",),)),),
-    consumer=MemberSpec(module="mlp.fc2", axis="input", segments=(("channel",),)),
-    widths=(Number(name="intermediate_size", count="groups"),),
-    fine=True,
-)
-# DINOv2 knows a whole multiple of the hidden size only, so that its config cannot say the width of a pruned FFN.
-# A model has either the plain FFN or the gated one.
-_DINOV2_PLAIN = DimensionSpec(
-    kind="channels",
-    members=CHANNELS.members,
-    consumer=CHANNELS.consumer,
-    fine=True,
-    default=False,
-    optional=True,
-)
-_DINOV2_GATED = DimensionSpec(
-    kind="channels",
-    members=(
-        MemberSpec(module="mlp.gate_proj", axis="output", segments=(("channel",),)),
-        MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),)),
-    ),
-    consumer=MemberSpec(module="mlp.down_proj", axis="input", segments=(("channel",),)),
-    fine=True,
-    default=False,
-    optional=True,
-)
+CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size")
+
+
+def _dinov2(dimension: DimensionSpec) -> DimensionSpec:
+    """Channels of DINOv2, which knows a whole multiple of the hidden size only: no config can say another width.
+
+    A model has either the plain FFN or the gated one.
+    """
+    return replace(dimension, default=False, optional=True)
 
 
 def _vision(model_type: str, blocks: str, *channels: DimensionSpec) -> ArchitectureSpec:
@@ -56,6 +37,11 @@ def _vision(model_type: str, blocks: str, *channels: DimensionSpec) -> Architect
 
 VIT = _vision("vit", "vit.layers", CHANNELS)
 DEIT = _vision("deit", "deit.layers", CHANNELS)
-DINOV2 = _vision("dinov2", "dinov2.encoder.layer", _DINOV2_PLAIN, _DINOV2_GATED)
+DINOV2 = _vision(
+    "dinov2",
+    "dinov2.encoder.layer",
+    _dinov2(channels("mlp.fc1", consumer="mlp.fc2")),
+    _dinov2(channels("mlp.gate_proj", "mlp.up_proj", consumer="mlp.down_proj")),
+)
 
 SPECS = (VIT, DEIT, DINOV2)
