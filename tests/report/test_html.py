@@ -156,6 +156,16 @@ def test_the_table_of_widths_has_a_column_a_kind() -> None:
     assert grid.rows == (("0", "4 of 4", "704 of 1,408"), ("1", "3 of 4", "\N{EN DASH}"))
 
 
+def test_two_dimensions_of_a_kind_in_one_layer_share_a_cell_and_kinds_are_words() -> None:
+    layers = (
+        LayerWidth(layer=0, kind="expert_channels", total=64, kept=32),
+        LayerWidth(layer=0, kind="expert_channels", total=16, kept=8),
+    )
+    grid = html.width_grid(layers)
+    assert grid.heads == ("layer", "expert channels")
+    assert grid.rows == (("0", "32 of 64, 8 of 16"),)
+
+
 def test_settings_are_flattened_with_dotted_names() -> None:
     settings = {"a": {"b": {"c": 1}, "d": [1, None, True]}, "e": {}, "f": False}
     assert html.flatten(settings) == [("a.b.c", "1"), ("a.d", "1, \N{EN DASH}, yes"), ("e", "{}"), ("f", "no")]

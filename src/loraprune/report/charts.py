@@ -62,7 +62,7 @@ def _training_figure(data: ReportData) -> Figure:
 
 def _layers_figure(data: ReportData, kind: str) -> Figure:
     widths = [item for item in data.layers if item.kind == kind]
-    return _half(f"{_capitalized(kind)} in each layer", "", lambda width: layers_chart(widths, width))
+    return _half(f"{_capitalized(in_words(kind))} in each layer", "", lambda width: layers_chart(widths, width))
 
 
 def _importance_figure(data: ReportData, kind: str) -> Figure:
@@ -71,13 +71,18 @@ def _importance_figure(data: ReportData, kind: str) -> Figure:
     unknown = histogram(dimensions).unknown
     if unknown:
         caption += f" {unknown:,} without a finite score are not shown."
-    return _half(f"Importance of {kind}", caption, lambda width: importance_chart(dimensions, width))
+    return _half(f"Importance of {in_words(kind)}", caption, lambda width: importance_chart(dimensions, width))
 
 
 def _half(title: str, caption: str, draw: Callable[[float], str]) -> Figure:
     return Figure(
         title=title, caption=caption, legend=_KEPT_AND_REMOVED, wide=draw(HALF_WIDTH), narrow=draw(NARROW_WIDTH)
     )
+
+
+def in_words(kind: str) -> str:
+    """A kind of dimension as a reader expects it: ``expert channels``."""
+    return kind.replace("_", " ")
 
 
 def _capitalized(text: str) -> str:

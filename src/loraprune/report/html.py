@@ -13,7 +13,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from loraprune.report import atomic, comparison, numbers
-from loraprune.report.charts import figures
+from loraprune.report.charts import figures, in_words
 from loraprune.report.data import Row, Unit
 
 if TYPE_CHECKING:
@@ -106,10 +106,16 @@ def _tile(row: Row) -> Tile:
 def width_grid(layers: Sequence[LayerWidth]) -> Grid:
     """Tabulate the widths of all layers, a column a kind: the pictures in numbers."""
     kinds = list(dict.fromkeys(item.kind for item in layers))
-    cells = {(item.layer, item.kind): f"{item.kept:,} of {item.total:,}" for item in layers}
+    cells: dict[tuple[int, str], list[str]] = {}
+    for item in layers:
+        cells.setdefault((item.layer, item.kind), []).append(f"{item.kept:,} of {item.total:,}")
     numbers_of_layers = sorted({item.layer for item in layers})
-    rows = ((str(layer), *(cells.get((layer, kind), numbers.MISSING) for kind in kinds)) for layer in numbers_of_layers)
-    return Grid(heads=("layer", *kinds), rows=tuple(rows))
+    # A layer may have several dimensions of a kind: a decoder's heads that look at itself and at the encoder.
+    rows = (
+        (str(layer), *(", ".join(cells.get((layer, kind), [numbers.MISSING])) for kind in kinds))
+        for layer in numbers_of_layers
+    )
+    return Grid(heads=("layer", *map(in_words, kinds)), rows=tuple(rows))
 
 
 def cut_grid(cuts: Sequence[Cut]) -> Grid:
@@ -119,7 +125,7 @@ def cut_grid(cuts: Sequence[Cut]) -> Grid:
         (f"{cut.step:,}", numbers.percent(cut.ratio), *(_span(cut.widths.get(kind, ())) for kind in kinds))
         for cut in cuts
     )
-    return Grid(heads=("step", "removed", *kinds), rows=tuple(rows))
+    return Grid(heads=("step", "removed", *map(in_words, kinds)), rows=tuple(rows))
 
 
 def _span(widths: Sequence[int]) -> str:
