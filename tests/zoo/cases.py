@@ -13,9 +13,10 @@ from tests.zoo.row import adapted
 from torch import nn
 
 from loraprune.architectures import spec_for
+from loraprune.kinds import EXCLUSIVE
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
-from loraprune.structure import EXCLUSIVE, Structure, describe
+from loraprune.structure import Structure, describe
 
 PLANS = {"uniform": uniform_plan, "ragged": ragged_plan}
 

@@ -110,6 +110,58 @@ class Job:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Subject:
+    """The model of a run before its weights are loaded.
+
+    Attributes:
+        loaded: the model where the user gave one, else None.
+        origin: checkpoint that it comes from; None where a model that was given names none.
+        config: a copy of the model's.
+        task: that the model is tuned for.
+        device: to train on.
+        shapes: the model that was given, or one without weights.
+    """
+
+    loaded: PreTrainedModel | None
+    origin: str | None
+    config: PretrainedConfig
+    task: Task
+    device: torch.device
+    shapes: PreTrainedModel
+
+    @property
+    def name(self) -> str:
+        """For the record."""
+        return self.origin or "model"
+
+
+def _subject(model: str | PreTrainedModel, options: RunOptions) -> Subject:
+    """Read a checkpoint's config, or that of a model, and find out what it is tuned for."""
+    if isinstance(model, str):
+        config = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+        task = _find_task(None, config, options)
+        return Subject(
+            loaded=None,
+            origin=model,
+            config=copy.deepcopy(config),
+            task=task,
+            device=default_device(),
+            shapes=meta_model(config, task.auto_class),
+        )
+    config = copy.deepcopy(model.config)
+    if not getattr(config, "architectures", None):
+        config.architectures = [type(model).__name__]
+    return Subject(
+        loaded=model,
+        origin=str(getattr(model.config, "_name_or_path", "") or "") or None,
+        config=config,
+        task=_find_task(model, model.config, options),
+        device=next(model.parameters()).device,
+        shapes=model,
+    )
+
+
 def prepare(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset,
@@ -125,24 +177,13 @@ def prepare(
 ) -> Job:
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = check_folders(options)
-    loaded = None if isinstance(model, (str, Path)) else model
     if isinstance(model, (str, Path)):
         model = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
     check_sources_outside_output(model, dataset, options)
-    name = str(model) if loaded is None else str(getattr(loaded.config, "_name_or_path", "") or "model")
-    config = (
-        load_config(name, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        if loaded is None
-        else loaded.config
-    )
-    task = _find_task(loaded, config, options)
-    device = default_device() if loaded is None else next(loaded.parameters()).device
-    config = copy.deepcopy(config)
-    if loaded is not None and not getattr(config, "architectures", None):
-        config.architectures = [type(loaded).__name__]
-    shapes = meta_model(config, task.auto_class) if loaded is None else loaded
+    subject = _subject(model, options)
+    task, config, loaded, shapes = subject.task, subject.config, subject.loaded, subject.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None
-    facts = ModelFacts(device=device, context=context, recomputes=shapes.supports_gradient_checkpointing)
+    facts = ModelFacts(device=subject.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
     arguments, max_length = training_arguments(task, training, facts, run_dir=run_dir, collator=collator)
     if options.output is None:
         arguments.save_strategy = "no"
@@ -154,14 +195,13 @@ def prepare(
     _check_optimizer(pruning, arguments)
     _check_criterion(pruning)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
-    check_space(structure, stored_dtype, device, pruning, arguments, options)
-    tokenizer = _find_tokenizer(tokenizer, name, loaded, task, options)
-    origin = name if loaded is None else getattr(loaded.config, "_name_or_path", "") or None
-    image_processor = task.find_image_processor(image_processor, origin, options)
+    check_space(structure, stored_dtype, subject.device, pruning, arguments, options)
+    tokenizer = _find_tokenizer(tokenizer, subject, options)
+    image_processor = task.find_image_processor(image_processor, subject.origin, options)
     setup = Setup(
         config=config,
         model=shapes,
-        dtype=working_dtype(stored_dtype, device) if loaded is None else loaded.dtype,
+        dtype=working_dtype(stored_dtype, subject.device) if loaded is None else loaded.dtype,
         processor=image_processor if tokenizer is None else tokenizer,
         max_length=max_length,
         collator=collator,
@@ -173,9 +213,9 @@ def prepare(
     if isinstance(lora, LoraOptions):
         lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
     if checkpoint is not None:
-        check_same_adapter(checkpoint, lora, name)
+        check_same_adapter(checkpoint, lora, subject.name)
     return Job(
-        name=name,
+        name=subject.name,
         task=task,
         model=loaded,
         config=config,
@@ -189,7 +229,7 @@ def prepare(
         rows=rows,
         structure=structure,
         stored_dtype=stored_dtype,
-        device=device,
+        device=subject.device,
         options=options,
         checkpoint=checkpoint,
     )
@@ -239,24 +279,20 @@ def _check_criterion(pruning: PruningConfig) -> None:
 
 
 def _find_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | Path | None,
-    name: str,
-    loaded: PreTrainedModel | None,
-    task: Task,
-    options: RunOptions,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None, subject: Subject, options: RunOptions
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given, or the one of a checkpoint: the one named, or the model's own."""
-    if not task.has_tokenizer:
+    if not subject.task.has_tokenizer:
         if tokenizer is not None:
-            raise ValueError(f"A tokenizer was given, but a model for {task.name} reads no text. Leave it out.")
+            raise ValueError(f"A tokenizer was given, but a model for {subject.task.name} reads no text. Leave it out.")
         return None
-    if tokenizer is None and loaded is not None and not getattr(loaded.config, "_name_or_path", ""):
-        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
-    if tokenizer is None:
-        return load_tokenizer(name, trust_remote_code=options.trust_remote_code, revision=options.revision)
     if isinstance(tokenizer, (str, Path)):
         return load_tokenizer(str(tokenizer), trust_remote_code=options.trust_remote_code)
-    return tokenizer
+    if tokenizer is not None:
+        return tokenizer
+    if subject.origin is None:
+        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
+    return load_tokenizer(subject.origin, trust_remote_code=options.trust_remote_code, revision=options.revision)
 
 
 def _check_ratio(
