@@ -154,5 +154,5 @@ def test_a_pass_that_runs_whole_models_refits_the_same(row):
 def test_the_moment_of_an_expert_that_gets_no_token_is_none():
     experts = ROWS[0].model().model.layers[0].mlp.experts
     tokens = RoutedTokens([(torch.randn(3, 32), torch.zeros(3, 1, dtype=torch.long), torch.ones(3, 1))])
-    assert tokens.second_moment(experts, 1) is None
-    assert tokens.second_moment(experts, 0).shape == (32, 32)
+    assert tokens.weighted_features(experts, 1, moment=True) is None
+    assert tokens.weighted_features(experts, 0, moment=True).moment.shape == (32, 32)

@@ -49,14 +49,14 @@ def refit_experts_(
     kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
     left_alone = 0
     for expert, kept in enumerate(kept_EK):
-        moment = tokens.second_moment(module, expert)
+        inputs = tokens.weighted_features(module, expert, moment=True)
         base = expert_weight_oi(module, consumer.parameter, expert).data
         columns = kept.to(base.device)
         before = effective_expert_weight(module, consumer.parameter, expert)
         try:
-            if moment is None:
+            if inputs is None:
                 raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
-            after = refit_columns(before, moment, columns, damping)
+            after = refit_columns(before, inputs.moment, columns, damping)
         except NotPositiveDefiniteError:
             left_alone += 1
             continue

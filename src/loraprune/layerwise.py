@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraprune.evidence.features import FeatureStatistics, watched_features
+from loraprune.placing import placed
 from loraprune.routed_tokens import RoutedTokens
 from loraprune.wrapping import base_model
 
@@ -123,18 +125,6 @@ def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], A
         raise RuntimeError(f"{module_name} was not reached by the calibration data.")
 
 
-def _mean_outer_product(inputs: Iterable[tuple[Any, ...]]) -> torch.Tensor:
-    total: torch.Tensor | None = None
-    rows = 0
-    for args in inputs:
-        x = args[0].flatten(0, -2).float()
-        product = x.T @ x
-        total = product if total is None else total.add_(product)
-        rows += x.shape[0]
-    assert total is not None
-    return total.div_(rows)
-
-
 class CalibrationPass(ABC):
     """A way to run a model on calibration data and to see what enters one of its layers."""
 
@@ -144,10 +134,34 @@ class CalibrationPass(ABC):
     def _runs(self) -> Sequence[Callable[[], Any]]:
         """Calls that each run the model on a part of the data, at least up to the layer that is looked at."""
 
+    def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has nothing to move on)
+        """Go on to the next block, as the present one is now."""
+
     @torch.no_grad()
     def second_moment(self, module_name: str) -> torch.Tensor:
         """``XᵀX / rows`` of the inputs of a layer as the model is now, float32, shape ``(in, in)``."""
-        return _mean_outer_product(_inputs_of(self._model, module_name, self._runs()))
+        return self.features(module_name, moment=True).moment
+
+    @torch.no_grad()
+    def features(self, module_name: str, *, moment: bool) -> FeatureStatistics:
+        """Statistics of the inputs of a layer as the model is now; the runs end as soon as they reach it.
+
+        Args:
+            module_name: of the layer, in the block that the pass has come to.
+            moment: also the second moment.
+        """
+        statistics = FeatureStatistics(moment=moment)
+        for args in _inputs_of(self._model, module_name, self._runs()):
+            statistics.add(args[0])
+        return statistics
+
+    @torch.no_grad()
+    def features_of(self, module_names: Sequence[str], *, moment: bool) -> dict[str, FeatureStatistics]:
+        """The same for several layers in one run of the block; layers that read the same tensor share one object.
+
+        A layer that no calibration data reached has no entry.
+        """
+        return watched_features(self._model, module_names, self._runs(), moment=moment)
 
     @torch.no_grad()
     def routed_tokens(self, module_name: str) -> RoutedTokens:
@@ -165,22 +179,36 @@ class LayerwisePass(CalibrationPass):
         model: the model or the ``PeftModel`` around it.
         structure: its description.
         sequences: token ids, 1-D tensors of any lengths.
+        device: to compute on, where that is not the model's. Weights and hidden states then stay where the model is,
+            and only one block and one batch at a time are on the device.
     """
 
     @torch.no_grad()
-    def __init__(self, model: nn.Module, structure: Structure, sequences: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        sequences: Sequence[torch.Tensor],
+        device: torch.device | None = None,
+    ) -> None:
         if not sequences:
             raise ValueError("A calibration set needs at least one sequence.")
         self._model = base_model(model)
         self._structure = structure
-        device = next(self._model.parameters()).device
-        self._calls = [_record(self._model, structure, batch.to(device)) for batch in equal_length_batches(sequences)]
+        self._home = next(self._model.parameters()).device
+        self._device = self._home if device is None else device
+        self._calls = [
+            _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
+        ]
         self.layer = 0
+        self._block().to(self._device)
+
+    def _block(self) -> nn.Module:
+        return self._model.get_submodule(self._structure.blocks[self.layer])
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
-        block = self._model.get_submodule(self._structure.blocks[self.layer])
-        positional, named = calls.arguments[self.layer]
-        output = block(calls.hidden, *positional, **named)
+        positional, named = placed(calls.arguments[self.layer], self._device)
+        output = self._block()(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
@@ -191,15 +219,18 @@ class LayerwisePass(CalibrationPass):
     def advance(self) -> None:
         """Run the current block as it is now and go to the next one."""
         for calls in self._calls:
-            calls.hidden = self._run(calls)
+            calls.hidden = self._run(calls).to(self._home)
             calls.arguments[self.layer] = ((), {})
+        self._block().to(self._home)
         self.layer += 1
+        if self.layer < len(self._structure.blocks):
+            self._block().to(self._device)
 
 
 class WholeModelPass(CalibrationPass):
-    """The same for models whose blocks hand each other more than hidden states: every moment runs the model to there.
+    """The same for models whose blocks hand each other more than hidden states: every look runs the model to there.
 
-    Slower than :class:`LayerwisePass` (half a forward pass a layer), and right for any model.
+    Slower than :class:`LayerwisePass` (half a forward pass a layer and more), and right for any model.
 
     Args:
         model: the model or the ``PeftModel`` around it, in evaluation mode.
@@ -220,5 +251,4 @@ class WholeModelPass(CalibrationPass):
 
     def _run(self, batch: Mapping[str, Any]) -> None:
         model: Any = self._model
-        device = next(model.parameters()).device
-        model(**{name: value.to(device) if hasattr(value, "to") else value for name, value in batch.items()})
+        model(**placed(dict(batch), next(model.parameters()).device))

@@ -10,7 +10,7 @@ from tests.checkpoints import CONTEXT, sentences, tiny_tokenizer, write_jsonl, w
 from tests.recipes.conftest import CONFIG, QUICK
 
 from loraprune import PruningConfig, RunOptions, export, prune
-from loraprune.recipes.preparing import Job, prepare
+from loraprune.recipes.preparing import TrainingJob, prepare
 
 
 @pytest.fixture(scope="module")
@@ -20,17 +20,17 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(path, ({"prompt": text[:8], "completion": text[8:]} for text in sentences(60)))
 
 
-def job(model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any) -> Job:
+def job(model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any) -> TrainingJob:
     training = {**QUICK, "max_length": CONTEXT, **changes.pop("training", {})}
     return prepare(model, data, config, training, None, None, RunOptions(**changes), run_dir)
 
 
-def held_out_texts(job: Job) -> list[str]:
+def held_out_texts(job: TrainingJob) -> list[str]:
     assert job.held_out is not None
     return [job.tokenizer.decode(ids) for ids, _ in job.held_out.sequences]
 
 
-def trained_texts(job: Job) -> list[str]:
+def trained_texts(job: TrainingJob) -> list[str]:
     return [job.tokenizer.decode(row) for row in job.train_rows["input_ids"]]
 
 
@@ -146,7 +146,7 @@ class TestTokenizer:
         tokenizer.add_tokens(["zebra"])
         tokenizer.save_pretrained(tmp_path / "tokenizer")
 
-        def prepared(text: str) -> Job:
+        def prepared(text: str) -> TrainingJob:
             data = write_jsonl(tmp_path / "data.jsonl", [{"text": text * 30}])
             return prepare(
                 checkpoint, data, CONFIG, QUICK, None, str(tmp_path / "tokenizer"), RunOptions(), Path("unused")

@@ -23,7 +23,7 @@ from loraprune.recipes.interrupt import StopOnInterrupt
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
-from loraprune.recipes.preparing import Job, prepare
+from loraprune.recipes.preparing import TrainingJob, prepare
 from loraprune.recipes.record import run_record
 from loraprune.recipes.reporting import report_data
 from loraprune.recipes.settings import run_settings
@@ -130,7 +130,7 @@ def prune(
         return _run(job, run_dir, callbacks)
 
 
-def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+def _run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
     started = time.time()
     if job.options.overwrite and job.checkpoint is None:
         # Only now that everything was checked: an interrupted run is worth something.
@@ -155,7 +155,7 @@ def _run(job: Job, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> Prune
 
 
 def _finish(
-    job: Job,
+    job: TrainingJob,
     trainer: Trainer,
     pruning: PruningCallback,
     dense: dict[str, Any],
@@ -170,7 +170,13 @@ def _finish(
     finished: Any = trainer.model
     _restore_config_(finished.get_base_model(), *configs)
     merged = finish(finished, pruning.run.structure, pruning.run.plan, dtype=job.stored_dtype)
-    metrics = measure_pruned(job, merged, pruning, dense)
+    course = {
+        "pruning": pruning.run.summary(),
+        "history": pruning.history,
+        "skipped_steps": pruning.skipped_steps,
+        "data": dict(job.rows.prepared.facts),
+    }
+    metrics = measure_pruned(job, merged, dense, course, pruning.run.plan)
     metrics["seconds"] = time.time() - started
     record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
     report = report_data(record, pruning.run, job.task.measures, job.options.prompt, _notes(job, pruning))
@@ -200,7 +206,7 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
 
 
 def _trainer(
-    job: Job, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
+    job: TrainingJob, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     from transformers import PrinterCallback
 
@@ -211,7 +217,7 @@ def _trainer(
     return trainer
 
 
-def _train(trainer: Trainer, pruning: PruningCallback, job: Job, run_dir: Path) -> None:
+def _train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> None:
     """Train to the end, or raise when the user stops."""
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
@@ -257,7 +263,7 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-def _adapter_copy(model: Any, pruning: PruningCallback, job: Job, run_dir: Path) -> Path | None:
+def _adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> Path | None:
     """Save the adapter before it is merged, where that was asked for."""
     if not (job.options.save_adapter and job.options.output):
         return None
@@ -268,7 +274,7 @@ def _adapter_copy(model: Any, pruning: PruningCallback, job: Job, run_dir: Path)
     return folder
 
 
-def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
+def _notes(job: TrainingJob, pruning: PruningCallback) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     assert pruning.run is not None
     notes = []
@@ -286,7 +292,12 @@ def _notes(job: Job, pruning: PruningCallback) -> tuple[str, ...]:
 
 
 def _save(
-    job: Job, merged: PreTrainedModel, record: dict[str, Any], report: ReportData, plan: Plan, adapter: Path | None
+    job: TrainingJob,
+    merged: PreTrainedModel,
+    record: dict[str, Any],
+    report: ReportData,
+    plan: Plan,
+    adapter: Path | None,
 ) -> None:
     from loraprune.report.html import write_report
 

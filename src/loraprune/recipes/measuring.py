@@ -13,12 +13,11 @@ from loraprune.export import cast_
 from loraprune.plan import Plan
 from loraprune.recipes.loading import random_model, working_dtype
 from loraprune.slicing import slice_
-from loraprune.training.callback import PruningCallback
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
 
 logger = logging.getLogger("loraprune")
 
@@ -41,10 +40,17 @@ def _quality(job: Job, model: PreTrainedModel) -> dict[str, Any]:
 
 
 def measure_pruned(
-    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any]
+    job: Job, merged: PreTrainedModel, dense: dict[str, Any], course: dict[str, Any], plan: Plan | None = None
 ) -> dict[str, Any]:
-    """All measures of a finished run; ``dense`` is what :func:`measure_dense` gave."""
-    assert pruning.run is not None
+    """All measures of a finished run.
+
+    Args:
+        job: that was done.
+        merged: the result.
+        dense: what :func:`measure_dense` gave.
+        course: what else there is to tell of the run; goes into the measures as it is.
+        plan: groups that stayed; None where none went.
+    """
     itemsize = job.stored_dtype.itemsize
     metrics: dict[str, Any] = {
         "dense": {
@@ -52,15 +58,12 @@ def measure_pruned(
             "bytes": job.structure.num_parameters * itemsize,
         },
         "pruned": {"parameters": merged.num_parameters(), "bytes": merged.num_parameters() * itemsize},
-        "pruning": pruning.run.summary(),
-        "history": pruning.history,
-        "skipped_steps": pruning.skipped_steps,
-        "data": dict(job.rows.prepared.facts),
+        **course,
     }
     cast_(merged, working_dtype(job.stored_dtype, job.device))
     for measure in (_final_quality, _unrecovered_quality, _latency):
         try:
-            measure(job, merged, pruning, dense, metrics)
+            measure(job, merged, plan, dense, metrics)
         except (RuntimeError, MemoryError, ValueError) as error:
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
@@ -69,7 +72,7 @@ def measure_pruned(
 
 
 def _final_quality(
-    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """Quality and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
@@ -79,13 +82,11 @@ def _final_quality(
 
 
 def _unrecovered_quality(
-    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
-    if not job.options.unrecovered or job.model is not None:
+    if plan is None or not job.options.unrecovered or job.model is not None:
         return
-    assert pruning.run is not None
-    plan = pruning.run.plan
     logger.info("Measuring the same cut without recovery")
     model = job.load_model()
     slice_(model, job.structure, Plan.full(job.structure), plan)
@@ -95,7 +96,7 @@ def _unrecovered_quality(
 
 
 def _latency(
-    job: Job, merged: PreTrainedModel, pruning: PruningCallback, dense: dict[str, Any], metrics: dict[str, Any]
+    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """Time dense and pruned in turns; the dense one has the shapes of the original and random weights."""
     if not job.options.latency:

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from loraprune.allocation import check_reachable, ratio_for_parameters
-from loraprune.architectures import spec_for
-from loraprune.evaluation.batches import Collator, HeldOutRows
-from loraprune.evaluation.perplexity import HeldOut
+from loraprune.evaluation.batches import Collator
 from loraprune.export import check_relaxed_class
 from loraprune.recipes.arguments import ModelFacts, training_arguments
 from loraprune.recipes.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
+from loraprune.recipes.job import Job
 from loraprune.recipes.loading import (
     checkpoint_dtype,
     context_of,
-    default_device,
-    load_config,
-    load_model,
-    load_tokenizer,
-    meta_model,
     working_dtype,
 )
 from loraprune.recipes.lora import LoraOptions, lora_config
 from loraprune.recipes.options import RunOptions
-from loraprune.recipes.rows import SplitRows, check_token_ids, split_rows
-from loraprune.recipes.tasks import Task, task_of_config, task_of_model
+from loraprune.recipes.rows import check_token_ids, split_rows
+from loraprune.recipes.subject import find_subject, find_tokenizer
 from loraprune.recipes.tasks.task import Setup
 from loraprune.structure import Structure, describe
 from loraprune.training.callback import SLICEABLE_OPTIMIZERS
@@ -44,122 +35,20 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
-class Job:
-    """A run that was checked and can begin.
+class TrainingJob(Job):
+    """A run of the joint recipe.
 
     Attributes:
-        name: of the checkpoint, for the record.
-        task: that the model is tuned for.
-        model: given by the user, or None: it is loaded from ``name``.
-        config: of the model before pruning.
-        tokenizer: of a model that reads text, else None; ``image_processor``: likewise.
-        context: tokens that the model can read at most, or None.
-        max_length: tokens in a row at most; None where rows are no text.
-        rows: what to train on and what to measure on.
-        stored_dtype: dtype of the checkpoint, and of the result.
+        pruning: what to prune, and when.
+        arguments: of the Trainer.
+        lora: of the adapter.
         checkpoint: to resume from.
     """
 
-    name: str
-    task: Task
-    model: PreTrainedModel | None
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase | None
-    image_processor: Any
     pruning: PruningConfig
     arguments: TrainingArguments
-    context: int | None
-    max_length: int | None
     lora: LoraConfig
-    rows: SplitRows
-    structure: Structure
-    stored_dtype: torch.dtype
-    device: torch.device
-    options: RunOptions
     checkpoint: Path | None
-
-    @property
-    def processor(self) -> Any:
-        """What turns raw rows into the model's input: tokenizer or image processor."""
-        return self.image_processor if self.tokenizer is None else self.tokenizer
-
-    @property
-    def train_rows(self) -> Dataset:
-        """Rows to train on."""
-        return self.rows.train
-
-    @property
-    def held_out(self) -> HeldOut | HeldOutRows | None:
-        """Rows to measure on, or None."""
-        return self.rows.held_out
-
-    @property
-    def collator(self) -> Collator | None:
-        """Makes batches; None leaves that to the Trainer."""
-        return self.rows.collator
-
-    def load_model(self) -> PreTrainedModel:
-        """The checkpoint's model, on the job's device and in the dtype to train in."""
-        return load_model(
-            self.name,
-            working_dtype(self.stored_dtype, self.device),
-            self.device,
-            auto_class=self.task.auto_class,
-            trust_remote_code=self.options.trust_remote_code,
-            revision=self.options.revision,
-        )
-
-
-@dataclass(frozen=True, kw_only=True)
-class Subject:
-    """The model of a run before its weights are loaded.
-
-    Attributes:
-        loaded: the model where the user gave one, else None.
-        origin: checkpoint that it comes from; None where a model that was given names none.
-        config: a copy of the model's.
-        task: that the model is tuned for.
-        device: to train on.
-        shapes: the model that was given, or one without weights.
-    """
-
-    loaded: PreTrainedModel | None
-    origin: str | None
-    config: PretrainedConfig
-    task: Task
-    device: torch.device
-    shapes: PreTrainedModel
-
-    @property
-    def name(self) -> str:
-        """For the record."""
-        return self.origin or "model"
-
-
-def _subject(model: str | PreTrainedModel, options: RunOptions) -> Subject:
-    """Read a checkpoint's config, or that of a model, and find out what it is tuned for."""
-    if isinstance(model, str):
-        config = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        task = _find_task(None, config, options)
-        return Subject(
-            loaded=None,
-            origin=model,
-            config=copy.deepcopy(config),
-            task=task,
-            device=default_device(),
-            shapes=meta_model(config, task.auto_class),
-        )
-    config = copy.deepcopy(model.config)
-    if not getattr(config, "architectures", None):
-        config.architectures = [type(model).__name__]
-    return Subject(
-        loaded=model,
-        origin=str(getattr(model.config, "_name_or_path", "") or "") or None,
-        config=config,
-        task=_find_task(model, model.config, options),
-        device=next(model.parameters()).device,
-        shapes=model,
-    )
 
 
 def prepare(
@@ -174,13 +63,11 @@ def prepare(
     *,
     image_processor: Any = None,
     collator: Collator | None = None,
-) -> Job:
+) -> TrainingJob:
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = check_folders(options)
-    if isinstance(model, (str, Path)):
-        model = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
     check_sources_outside_output(model, dataset, options)
-    subject = _subject(model, options)
+    subject = find_subject(model, options)
     task, config, loaded, shapes = subject.task, subject.config, subject.loaded, subject.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None
     facts = ModelFacts(device=subject.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
@@ -196,7 +83,7 @@ def prepare(
     _check_criterion(pruning)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
     check_space(structure, stored_dtype, subject.device, pruning, arguments, options)
-    tokenizer = _find_tokenizer(tokenizer, subject, options)
+    tokenizer = find_tokenizer(tokenizer, subject, options)
     image_processor = task.find_image_processor(image_processor, subject.origin, options)
     setup = Setup(
         config=config,
@@ -214,7 +101,7 @@ def prepare(
         lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
     if checkpoint is not None:
         check_same_adapter(checkpoint, lora, subject.name)
-    return Job(
+    return TrainingJob(
         name=subject.name,
         task=task,
         model=loaded,
@@ -233,16 +120,6 @@ def prepare(
         options=options,
         checkpoint=checkpoint,
     )
-
-
-def _find_task(loaded: PreTrainedModel | None, config: PretrainedConfig, options: RunOptions) -> Task:
-    """The task of the model, once it is sure that what was asked for goes with it."""
-    auto_class = spec_for(config).auto_class
-    task = task_of_config(config, auto_class) if loaded is None else task_of_model(loaded, auto_class)
-    task.check_model(config)
-    if options.prompt and not task.writes_text:
-        raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
-    return task
 
 
 def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
@@ -276,23 +153,6 @@ def _check_criterion(pruning: PruningConfig) -> None:
         raise ValueError(
             f"lora_form is an option of the criterion 'lora', and the criterion is {pruning.criterion!r}. Leave it out."
         )
-
-
-def _find_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | Path | None, subject: Subject, options: RunOptions
-) -> PreTrainedTokenizerBase | None:
-    """The tokenizer that was given, or the one of a checkpoint: the one named, or the model's own."""
-    if not subject.task.has_tokenizer:
-        if tokenizer is not None:
-            raise ValueError(f"A tokenizer was given, but a model for {subject.task.name} reads no text. Leave it out.")
-        return None
-    if isinstance(tokenizer, (str, Path)):
-        return load_tokenizer(str(tokenizer), trust_remote_code=options.trust_remote_code)
-    if tokenizer is not None:
-        return tokenizer
-    if subject.origin is None:
-        raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
-    return load_tokenizer(subject.origin, trust_remote_code=options.trust_remote_code, revision=options.revision)
 
 
 def _check_ratio(

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.preparing import TrainingJob
 
 SHAPING = (
     "max_steps",
@@ -30,7 +30,7 @@ SHAPING = (
 """The training arguments that shape the result."""
 
 
-def run_settings(job: Job) -> dict[str, Any]:
+def run_settings(job: TrainingJob) -> dict[str, Any]:
     """Pruning, adapter and training."""
     return {
         "pruning": asdict(job.pruning),

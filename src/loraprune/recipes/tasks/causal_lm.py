@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
+    from loraprune.recipes.preparing import TrainingJob
 
 
 def _held_out(metrics: Metrics) -> str:
@@ -104,7 +105,7 @@ class CausalLM(Task):
             sequences.append((ids, torch.tensor(row["labels"]) if "labels" in row else ids))
         return HeldOut(sequences=sequences)
 
-    def trainer(self, job: Job, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
         """Trl's SFTTrainer, on rows that are tokenized already."""
         from trl import SFTTrainer
 

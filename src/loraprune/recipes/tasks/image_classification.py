@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
 
 logger = logging.getLogger("loraprune")
 

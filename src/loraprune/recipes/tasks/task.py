@@ -25,7 +25,8 @@ if TYPE_CHECKING:
         TrainingArguments,
     )
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
+    from loraprune.recipes.preparing import TrainingJob
 
 LATENCY_TOKENS = 512
 
@@ -141,7 +142,7 @@ class Task(ABC):
         assert collator is not None
         return HeldOutRows(rows=rows, collator=collator)
 
-    def trainer(self, job: Job, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
         """The Trainer of the run, with the adapter on the model."""
         from transformers import Trainer
 
@@ -156,7 +157,7 @@ class Task(ABC):
         """What latency is measured with."""
 
 
-def adapted(job: Job, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+def adapted(job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
     """Arguments of a Trainer of transformers, with the adapter on the model."""
     from peft import get_peft_model
     from transformers import set_seed

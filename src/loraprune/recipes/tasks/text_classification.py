@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
 
 
 class TextClassification(Task):

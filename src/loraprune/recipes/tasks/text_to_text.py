@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
-    from loraprune.recipes.preparing import Job
+    from loraprune.recipes.job import Job
+    from loraprune.recipes.preparing import TrainingJob
 
 LATENCY_TARGET_TOKENS = 64
 
@@ -85,7 +86,7 @@ class TextToText(Task):
         give_pad_token_(tokenizer)
         return DataCollatorForSeq2Seq(tokenizer)
 
-    def trainer(self, job: Job, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
         """Transformers' Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainer
 

@@ -1,0 +1,149 @@
+"""Statistics of the features that enter a layer, gathered batch by batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class FeatureStatistics:
+    """Sums over the rows that entered a layer: sequences do not matter, and nothing of a single row is kept.
+
+    Args:
+        moment: also gather the products of all pairs of features.
+
+    Attributes:
+        rows: how many there were.
+    """
+
+    def __init__(self, *, moment: bool) -> None:
+        self.rows = 0
+        self._with_moment = moment
+        self._sum: torch.Tensor | None = None
+        self._squares: torch.Tensor | None = None
+        self._products: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, inputs: torch.Tensor) -> None:
+        """Take in rows, shape ``(..., features)``."""
+        x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        self.rows += x.shape[0]
+        total, squares = x.sum(0, dtype=torch.float64), x.square().sum(0, dtype=torch.float64)
+        self._sum = total if self._sum is None else self._sum + total
+        self._squares = squares if self._squares is None else self._squares + squares
+        if self._with_moment:
+            products = x.T @ x
+            self._products = products if self._products is None else self._products.add_(products)
+
+    def _known(self, value: torch.Tensor | None) -> torch.Tensor:
+        if value is None:
+            raise RuntimeError("No calibration data has entered the layer, or its second moment was not asked for.")
+        return value
+
+    @property
+    def norms(self) -> torch.Tensor:
+        """``‖X_j‖₂`` over all rows, float32, shape ``(features,)``."""
+        return self._known(self._squares).sqrt().float()
+
+    @property
+    def mean(self) -> torch.Tensor:
+        """``E[x_j]``, float32, shape ``(features,)``."""
+        return (self._known(self._sum) / self.rows).float()
+
+    @property
+    def mean_square(self) -> torch.Tensor:
+        """``E[x_j²]``, float32, shape ``(features,)``."""
+        return (self._known(self._squares) / self.rows).float()
+
+    @property
+    def variance(self) -> torch.Tensor:
+        """``E[x_j²] − E[x_j]²``, float32, shape ``(features,)``."""
+        mean = self._known(self._sum) / self.rows
+        return (self._known(self._squares) / self.rows - mean.square()).clamp_min_(0.0).float()
+
+    @property
+    def moment(self) -> torch.Tensor:
+        """``E[x xᵀ]``, float32, shape ``(features, features)``."""
+        return self._known(self._products) / self.rows
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether no NaN and no Inf came in."""
+        return self._squares is None or bool(torch.isfinite(self._squares).all())
+
+
+class _SharingChanged(Exception):  # noqa: N818 (not an error)
+    """Layers that were called with one tensor in the first run are not in a later one."""
+
+
+class _Watch:
+    """Gathers statistics of what enters several layers; those that are called with one tensor share an object."""
+
+    def __init__(self, *, moment: bool, share: bool) -> None:
+        self.statistics: dict[str, FeatureStatistics] = {}
+        self._moment = moment
+        self._share = share
+        self._leaders: dict[str, str] = {}
+        # The tensors themselves are kept for the length of a run: an address that is free is used again.
+        self._seen: dict[tuple[int, torch.Size, int], tuple[str, torch.Tensor]] = {}
+
+    def begin_run(self) -> None:
+        """Forget the tensors of the last run."""
+        self._seen.clear()
+
+    def take(self, name: str, inputs: torch.Tensor) -> None:
+        """A layer is called."""
+        key = (inputs.data_ptr(), inputs.shape, inputs._version)
+        leader = self._seen[key][0] if self._share and key in self._seen else name
+        if self._leaders.setdefault(name, leader) != leader:
+            raise _SharingChanged
+        self._seen.setdefault(key, (name, inputs))
+        if leader != name:
+            self.statistics[name] = self.statistics[leader]
+            return
+        if name not in self.statistics:
+            self.statistics[name] = FeatureStatistics(moment=self._moment)
+        self.statistics[name].add(inputs)
+
+
+def watched_features(
+    model: nn.Module, names: Sequence[str], runs: Sequence[Callable[[], Any]], *, moment: bool
+) -> dict[str, FeatureStatistics]:
+    """Statistics of the inputs of several layers over several runs.
+
+    q, k and v read one tensor: one second moment serves the three, and is inverted once.
+
+    Args:
+        model: that the layers are in.
+        names: of the layers.
+        runs: calls that each run the model on a part of the data.
+        moment: also gather second moments.
+
+    Returns:
+        By name of the layer; a layer that no data reached has no entry.
+    """
+    try:
+        return _watched(model, names, runs, _Watch(moment=moment, share=True))
+    except _SharingChanged:
+        return _watched(model, names, runs, _Watch(moment=moment, share=False))
+
+
+def _watched(
+    model: nn.Module, names: Sequence[str], runs: Sequence[Callable[[], Any]], watch: _Watch
+) -> dict[str, FeatureStatistics]:
+    def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        return lambda module, args: watch.take(name, args[0])
+
+    # Before any mask on a layer: what comes of it is that of all inputs.
+    handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), prepend=True) for name in names]
+    try:
+        for run in runs:
+            watch.begin_run()
+            run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return watch.statistics

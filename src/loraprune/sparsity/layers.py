@@ -1,0 +1,198 @@
+"""A whole model made sparse, block by block: each block on what the sparse blocks before it make of the data."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loraprune.evidence.features import FeatureStatistics
+from loraprune.inference import inference_mode
+from loraprune.least_squares import NotPositiveDefiniteError
+from loraprune.sparsity.matrices import Matrix, matrices_of
+from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, evidence_of, sparsify
+from loraprune.wrapping import base_model
+
+if TYPE_CHECKING:
+    from loraprune.dimensions import Structure
+    from loraprune.layerwise import CalibrationPass
+    from loraprune.routed_tokens import RoutedTokens
+
+RAISED_DAMPING = 0.1
+"""Damping of updates whose second moment has fewer tokens than features: most of its directions are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRecord:
+    """What became of a matrix.
+
+    Attributes:
+        name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
+        weights: how many it has; ``zeros``: how many of them are zero now.
+        seconds: that it took, without the calibration data's way through the block.
+        error: squared error of its outputs as a share of the squared outputs, where the method knows it.
+        damping: that its updates needed, where the method has any.
+    """
+
+    name: str
+    layer: int
+    kind: str
+    weights: int
+    zeros: int
+    seconds: float
+    error: float | None = None
+    damping: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return self.zeros / self.weights
+
+
+Told = Callable[[int, int], None]
+"""Told after each block: how many are done, and how many there are."""
+
+
+def check_widths(model: nn.Module, structure: Structure, options: SparsityOptions) -> None:
+    """Make sure that every matrix can have the pattern; the model may be one without weights.
+
+    Raises:
+        ValueError: a row is not a multiple of M long, or nothing of a matrix would go.
+    """
+    pattern = options.pattern
+    for layer, block in enumerate(structure.blocks):
+        if layer in structure.protected:
+            continue
+        for matrix in matrices_of(base_model(model), block):
+            rows, width = matrix.weight_oi().shape
+            pattern.check_width(width, matrix.name)
+            compared = rows * width if options.method.startswith("magnitude") else width
+            if pattern.count(compared) == 0:
+                raise ValueError(
+                    f"A sparsity of {pattern.ratio:g} removes nothing from {matrix.name}: {compared} weights are "
+                    "compared with each other. Ask for more."
+                )
+
+
+def sparsify_(
+    model: nn.Module,
+    structure: Structure,
+    calibration: CalibrationPass | None,
+    options: SparsityOptions,
+    told: Told = lambda done, total: None,
+) -> list[MatrixRecord]:
+    """Make the linear layers of all blocks sparse, in place.
+
+    Args:
+        model: without an adapter.
+        structure: its description; blocks that it protects are left alone.
+        calibration: a pass that has not begun; None for methods that look at nothing but weights.
+        options: what is done to each matrix.
+        told: hears of every block that is done.
+
+    Returns:
+        What became of each matrix, in their order.
+
+    Raises:
+        ArithmeticError: calibration data make NaN or Inf.
+    """
+    records: list[MatrixRecord] = []
+    with inference_mode(model), torch.no_grad():
+        for layer, block in enumerate(structure.blocks):
+            if layer not in structure.protected:
+                matrices = list(matrices_of(base_model(model), block))
+                for matrix, inputs in _with_inputs(matrices, calibration, evidence_of(options.method)):
+                    records.append(_sparsify_matrix_(matrix, layer, inputs, options))
+            if calibration is not None:
+                calibration.advance()
+            told(layer + 1, len(structure.blocks))
+    return records
+
+
+def _with_inputs(
+    matrices: Sequence[Matrix], calibration: CalibrationPass | None, evidence: Evidence
+) -> Iterator[tuple[Matrix, FeatureStatistics | None]]:
+    """Each matrix with the statistics of what enters it before any matrix of the block is changed."""
+    if calibration is None or evidence is Evidence.NOTHING:
+        yield from ((matrix, None) for matrix in matrices)
+        return
+    moment = evidence is Evidence.MOMENT
+    names = [matrix.module_name for matrix in matrices if matrix.expert is None]
+    routed: dict[str, RoutedTokens] = {}
+    for matrix in matrices:
+        if matrix.expert is not None and matrix.module_name not in routed:
+            routed[matrix.module_name] = calibration.routed_tokens(matrix.module_name)
+    features = calibration.features_of(names, moment=moment)
+    # An expert's down projection reads what its up projection makes: it has to be looked at first.
+    for matrix in sorted(matrices, key=lambda matrix: matrix.parameter != "down_proj"):
+        if matrix.expert is None:
+            yield matrix, features.get(matrix.module_name)
+        else:
+            tokens = routed[matrix.module_name]
+            yield matrix, tokens.features(matrix.module, matrix.parameter, matrix.expert, moment=moment)
+
+
+def _sparsify_matrix_(
+    matrix: Matrix, layer: int, inputs: FeatureStatistics | None, options: SparsityOptions
+) -> MatrixRecord:
+    """Make one matrix sparse; where nothing can be said of its inputs, by magnitude."""
+    started = time.perf_counter()
+    weight = matrix.weight_oi().float()
+    result = _result(matrix.name, weight, inputs, options)
+    matrix.write_(result.weight_OI)
+    zeros = int((matrix.weight_oi() == 0).sum())
+    return MatrixRecord(
+        name=matrix.name,
+        layer=layer,
+        kind=matrix.kind,
+        weights=weight.numel(),
+        zeros=zeros,
+        seconds=time.perf_counter() - started,
+        error=result.error,
+        damping=result.damping,
+    )
+
+
+def _result(
+    name: str, weight: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions
+) -> SparseMatrix:
+    if evidence_of(options.method) is Evidence.NOTHING:
+        return sparsify(weight, None, options)
+    if inputs is None:
+        warnings.warn(f"{name}: no calibration token reaches it, so that its weights go by magnitude.", stacklevel=2)
+        return sparsify(weight, None, replace(options, method="magnitude", variant=False))
+    if not inputs.is_finite:
+        raise ArithmeticError(
+            f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
+            "this dtype?"
+        )
+    asked = options
+    if evidence_of(options.method) is Evidence.MOMENT and inputs.rows < weight.shape[1]:
+        options = replace(options, damping=max(options.damping, RAISED_DAMPING))
+        warnings.warn(
+            f"{name}: {inputs.rows} calibration tokens are fewer than its {weight.shape[1]} input features, so that the "
+            f"damping of the updates is {options.damping:g} instead of {asked.damping:g}. More calibration "
+            "sequences help.",
+            stacklevel=2,
+        )
+    try:
+        result = sparsify(weight, inputs, options)
+    except NotPositiveDefiniteError:
+        warnings.warn(
+            f"{name}: the second moment of its inputs cannot be inverted, even with a thousandfold damping, so that "
+            "its weights go by magnitude, without updates.",
+            stacklevel=2,
+        )
+        return sparsify(weight, None, replace(options, method="magnitude", variant=False))
+    if result.damping is not None and result.damping > options.damping:
+        warnings.warn(
+            f"{name}: the second moment of its inputs is not positive definite with a damping of {options.damping:g}; "
+            f"it was raised to {result.damping:g}.",
+            stacklevel=2,
+        )
+    return result

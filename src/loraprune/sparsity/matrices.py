@@ -1,0 +1,74 @@
+"""The matrices of a block that can be made sparse: linear layers, and those of every expert."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraprune.axes import is_matrix, is_stacked, weight_oi
+from loraprune.expert_adapters import expert_weight_oi
+from loraprune.experts import up_parameter
+
+
+@dataclass(frozen=True)
+class Matrix:
+    """A matrix that multiplies what enters it.
+
+    Attributes:
+        module: the layer; name ``module_name`` in the model.
+        module_name: see ``module``.
+        parameter: name of the parameter.
+        expert: which one, of stacked experts; None of a layer of its own.
+    """
+
+    module: nn.Module
+    module_name: str
+    parameter: str = "weight"
+    expert: int | None = None
+
+    @property
+    def name(self) -> str:
+        """In the words of the model: ``model.layers.0.mlp.down_proj``, ``model.layers.0.mlp.experts.down_proj[3]``."""
+        if self.expert is None:
+            return self.module_name
+        return f"{self.module_name}.{self.parameter}[{self.expert}]"
+
+    @property
+    def kind(self) -> str:
+        """What matrices in the same place of every block have in common: ``down_proj``."""
+        return self.parameter if self.expert is not None else self.module_name.rpartition(".")[2]
+
+    def weight_oi(self) -> torch.Tensor:
+        """As (out, in): a view into the model."""
+        if self.expert is None:
+            return weight_oi(self.module)
+        return expert_weight_oi(self.module, self.parameter, self.expert)
+
+    @torch.no_grad()
+    def write_(self, weight_OI: torch.Tensor) -> None:
+        """Put other values into the model. What is zero stays zero in the model's dtype."""
+        self.weight_oi().copy_(weight_OI)
+
+
+def stacked_parameters(module: Any) -> tuple[str, ...]:
+    """Names of the parameters of stacked experts, in the order in which tokens meet them; empty for other modules."""
+    if not (hasattr(module, "has_gate") and is_stacked(module, "down_proj")):
+        return ()
+    return (up_parameter(module), "down_proj")
+
+
+def matrices_of(model: nn.Module, block: str) -> Iterator[Matrix]:
+    """The matrices of a block, in the order of its modules.
+
+    Embeddings and norms are none, and neither is a layer with a single output, which is a gate.
+    """
+    for name, module in model.get_submodule(block).named_modules(prefix=block):
+        if is_matrix(module) and weight_oi(module).shape[0] > 1:
+            yield Matrix(module, name)
+        for parameter in stacked_parameters(module):
+            for expert in range(len(getattr(module, parameter))):
+                yield Matrix(module, name, parameter, expert)
