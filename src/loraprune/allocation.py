@@ -188,6 +188,7 @@ def allocate(
     *,
     final_ratio: float | None = None,
     comparable: bool = True,
+    ranked: bool = False,
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
 
@@ -206,6 +207,7 @@ def allocate(
             :mod:`loraprune.global_allocation`: widths differ from layer to layer).
         final_ratio: where later cuts will end; None where this is the last one.
         comparable: scores of different kinds of groups have the same unit; matters to ``global`` only.
+        ranked: scores were put on one scale before, and groups go in the order of their scores; likewise.
 
     Returns:
         A plan with the same widths in every layer that may shrink (not so ``global``). At the last cut its ratio is
@@ -214,7 +216,7 @@ def allocate(
     if plan.ratio(structure) >= ratio:
         return plan
     if allocation == "global":
-        return allocate_globally(structure, plan, scores, ratio, legal, comparable=comparable)
+        return allocate_globally(structure, plan, scores, ratio, legal, comparable=comparable, ranked=ranked)
     now = _widths_of(structure, plan)
     target = ratio if final_ratio is None else max(ratio, final_ratio)
     final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation, legal)

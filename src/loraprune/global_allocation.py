@@ -37,15 +37,19 @@ def smallest_share(structure: Structure, legal: LegalWidths) -> float:
 class _Ladder:
     """Steps down of one choice, from the least important groups up: what each costs and what it frees."""
 
-    def __init__(self, choice: Choice, multiple: int, comparable: bool) -> None:
+    def __init__(self, choice: Choice, multiple: int, comparable: bool, ranked: bool) -> None:
         self.choice = choice
         self.count = choice.scores.shape[1]
         self._floor = floor_of(choice.dimension, multiple)
         self._multiple = multiple
         self._losses = choice.losses()
         per_group = choice.parameters_per_step
-        mean = max(float(choice.scores.double().sum()) / self.count, 1e-300)
-        self._unit = float(per_group) if comparable else mean
+        if ranked:
+            self._unit = 1.0
+        elif comparable:
+            self._unit = float(per_group)
+        else:
+            self._unit = max(float(choice.scores.double().sum()) / self.count, 1e-300)
         self._per_group = per_group
 
     def next_count(self) -> int | None:
@@ -74,21 +78,29 @@ class _Ladder:
 
 
 def allocate_globally(
-    structure: Structure, plan: Plan, scores: Scores, ratio: float, legal: LegalWidths, *, comparable: bool
+    structure: Structure,
+    plan: Plan,
+    scores: Scores,
+    ratio: float,
+    legal: LegalWidths,
+    *,
+    comparable: bool,
+    ranked: bool = False,
 ) -> Plan:
     """Remove the groups that lose least importance for each parameter, wherever they are.
 
     Heads and channels compete by **importance per parameter**. With the criteria ``fisher`` and ``lora`` the scores of
     both estimate the same thing, a change of the loss, and are compared as they are. Scores without such a unit
     (``magnitude``, ``random``) are divided by the mean of their dimension first, so that only the order within a
-    dimension counts.
+    dimension counts. Scores that are ``ranked`` (FLAP's, standardized within each dimension) say themselves which group
+    goes next.
 
     Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
     step that would go past the ratio is left out while finer ones are left that meet it.
     """
     wanted = ratio * structure.prunable_parameters - plan.removed_parameters(structure)
     ladders = [
-        _Ladder(choice, legal.multiples.get(choice.dimension.kind, 1), comparable)
+        _Ladder(choice, legal.multiples.get(choice.dimension.kind, 1), comparable, ranked)
         for choice in choices(structure, scores)
     ]
     queue = [(price, index) for index, ladder in enumerate(ladders) if (price := ladder.price()) is not None]

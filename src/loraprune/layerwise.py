@@ -69,12 +69,12 @@ class _Recorder(nn.Module):
         return (hidden_states, None) if self._as_tuple else hidden_states
 
 
-def equal_length_batches(sequences: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """Batches of sequences of equal length, so that nothing is padded; longest first, about 8192 tokens each."""
+def equal_length_batches(sequences: Sequence[torch.Tensor], tokens: int = TOKENS_PER_BATCH) -> list[torch.Tensor]:
+    """Batches of sequences of equal length, so that nothing is padded; longest first, about ``tokens`` tokens each."""
     batches: list[torch.Tensor] = []
     by_length = sorted(sequences, key=len, reverse=True)
     for length, group in groupby(by_length, key=len):
-        batches += torch.stack(list(group)).split(max(1, TOKENS_PER_BATCH // length))
+        batches += torch.stack(list(group)).split(max(1, tokens // length))
     return batches
 
 

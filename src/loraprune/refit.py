@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 from torch import nn
 
 from loraprune.adapters import effective_weight, lora_delta
-from loraprune.axes import weight_oi
+from loraprune.axes import axis_length, weight_oi
+from loraprune.biases import compensate_
 from loraprune.expert_refit import refit_experts_
 from loraprune.inference import inference_mode
-from loraprune.layerwise import Calibration, LayerwisePass, WholeModelPass
+from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
 from loraprune.plan import Plan
@@ -22,6 +24,13 @@ from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from loraprune.dimensions import PrunableDimension, Structure
+
+Repair = Literal["refit", "bias", "none"]
+REPAIRS: tuple[str, ...] = get_args(Repair)
+
+Chooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
+"""Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
+over the calibration data, arrived at the dimension's block. Gives their positions, ascending."""
 
 
 @torch.no_grad()
@@ -71,10 +80,13 @@ def cut_(
     calibration: Calibration | None = None,
     damping: float = 0.01,
     optimizer: object | None = None,
-) -> None:
-    """Cut a model from one plan to a smaller one, in place, and refit what consumed the cut.
+    repair: str = "refit",
+    choose: Chooser | None = None,
+    device: torch.device | None = None,
+) -> Plan:
+    """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
 
-    With calibration sequences the cut goes block by block: each consumer is refitted on the outputs of the blocks
+    With calibration data the cut goes block by block: each consumer is repaired on the outputs of the blocks
     before it as they are after their own cut, and only one second moment is in memory at a time.
 
     Args:
@@ -82,78 +94,98 @@ def cut_(
         structure: of the model before any pruning.
         before: plan that the model is at.
         after: plan to cut down to.
-        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without refit.
+        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair.
         damping: ridge of the refit as a share of the mean diagonal of the second moment.
         optimizer: its state shrinks with the parameters.
+        repair: ``refit`` (least squares), ``bias`` (the mean of what goes is added to the consumer's bias, which must
+            be there) or ``none``.
+        choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
+            blocks before it have become. Not asked where blocks cannot be cut one by one.
+        device: to compute on, one block at a time, where that is not the model's.
+
+    Returns:
+        The plan that the model is at now: ``after``, unless ``choose`` chose others.
     """
-    if not calibration:
+    if not calibration or (repair == "none" and choose is None):
         slice_(model, structure, before, after, optimizer)
-        return
+        return after
     tokens_only = all(isinstance(item, torch.Tensor) for item in calibration)
+    cut = _Cut(structure, before, after, damping, optimizer, repair, choose)
     with inference_mode(model):
         if structure.spec.decoder is not None and tokens_only:
-            _cut_block_by_block_(model, structure, before, after, calibration, damping, optimizer)
-        else:
-            _cut_at_once_(model, structure, before, after, calibration, damping, optimizer)
+            return cut.block_by_block_(model, LayerwisePass(model, structure, calibration, device))  # type: ignore[arg-type]
+        return cut.at_once_(model, WholeModelPass(model, calibration))
 
 
-def _cut_block_by_block_(
-    model: nn.Module,
-    structure: Structure,
-    before: Plan,
-    after: Plan,
-    calibration: Any,
-    damping: float,
-    optimizer: object | None,
-) -> None:
-    """Each block is cut and refitted before the calibration data moves on to the next."""
-    changed = after.positions_in(before)
-    layerwise = LayerwisePass(model, structure, calibration)
-    for layer in range(len(structure.blocks)):
-        for dimension in structure.of_layer(layer):
-            name = dimension.name
-            if name in changed:
-                count = before.count(name)
-                weight = None
-                if dimension.of_experts:
-                    refit_experts_(model, dimension, changed[name], count, layerwise, damping)
-                else:
-                    moment = layerwise.second_moment(dimension.consumer.module)
-                    _, weight = _refitted(model, dimension, changed[name], count, moment, damping)
-                slice_dimension_(model, dimension, changed[name], count, optimizer)
-                if weight is not None:
-                    _set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight)
-        layerwise.advance()
+@dataclass(frozen=True)
+class _Cut:
+    """A cut with repair; see :func:`cut_`."""
 
+    structure: Structure
+    before: Plan
+    after: Plan
+    damping: float
+    optimizer: object | None
+    repair: str
+    choose: Chooser | None
 
-def _cut_at_once_(
-    model: nn.Module,
-    structure: Structure,
-    before: Plan,
-    after: Plan,
-    calibration: Calibration,
-    damping: float,
-    optimizer: object | None,
-) -> None:
-    """All blocks wear masks while their consumers are refitted in the order of the forward pass; then all are cut.
-
-    For models whose blocks depend on each other's widths (a position bias that all share, say), so that a model cut
-    in part cannot run.
-    """
-    changed = after.positions_in(before)
-    counts = {dimension.name: before.count(dimension.name) for dimension in structure}
-    now = structure.shrunk(counts)
-    target = Plan.full(now).keep(changed)
-    whole = WholeModelPass(model, calibration)
-    with masked(model, now, target):
-        for dimension in now:
-            if dimension.name in changed:
-                positions = changed[dimension.name]
-                if dimension.of_experts:
-                    refit_experts_(model, dimension, positions, dimension.num_groups, whole, damping)
+    def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
+        """Each block is cut and repaired before the calibration data moves on to the next."""
+        changed = self.after.positions_in(self.before)
+        made: dict[str, Sequence[int]] = {}
+        for layer in range(len(self.structure.blocks)):
+            for dimension in self.structure.of_layer(layer):
+                if dimension.name not in changed:
                     continue
-                moment = whole.second_moment(dimension.consumer.module)
-                columns, weight = _refitted(model, dimension, positions, dimension.num_groups, moment, damping)
+                count = self.before.count(dimension.name)
+                positions: Sequence[int] = changed[dimension.name]
+                if self.choose is not None and dimension.tied is None:
+                    positions = self.choose(dimension, count, len(positions), layerwise)
+                made[dimension.name] = positions
+                weight = self._repair_(model, dimension, positions, count, layerwise)
+                slice_dimension_(model, dimension, positions, count, self.optimizer)
                 if weight is not None:
-                    _set_columns_(base_model(model).get_submodule(dimension.consumer.module), columns, weight)
-    slice_(model, structure, before, after, optimizer)
+                    _set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+            layerwise.advance()
+        return self.before.keep(made)
+
+    def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:
+        """All blocks wear masks while their consumers are repaired in the order of the forward pass; then all are cut.
+
+        For models whose blocks depend on each other's widths (a position bias that all share, say), so that a model
+        cut in part cannot run.
+        """
+        changed = self.after.positions_in(self.before)
+        counts = {dimension.name: self.before.count(dimension.name) for dimension in self.structure}
+        now = self.structure.shrunk(counts)
+        with masked(model, now, Plan.full(now).keep(changed)):
+            for dimension in now:
+                if dimension.name in changed:
+                    repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
+                    if repaired is not None:
+                        _set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
+        slice_(model, self.structure, self.before, self.after, self.optimizer)
+        return self.after
+
+    def _repair_(
+        self,
+        model: nn.Module,
+        dimension: PrunableDimension,
+        positions: Sequence[int],
+        num_groups: int,
+        calibration: CalibrationPass,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Repair a consumer that is about to be cut; positions and new values of the columns that stay, if any."""
+        if self.repair == "none":
+            return None
+        if dimension.of_experts:
+            refit_experts_(model, dimension, positions, num_groups, calibration, self.damping)
+            return None
+        inputs = calibration.features(dimension.consumer.module, moment=self.repair == "refit")
+        if self.repair == "bias":
+            length = axis_length(base_model(model).get_submodule(dimension.consumer.module), "input")
+            kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
+            compensate_(model, dimension, kept, inputs)
+            return None
+        columns, weight = _refitted(model, dimension, positions, num_groups, inputs.moment, self.damping)
+        return None if weight is None else (columns, weight)

@@ -175,8 +175,8 @@ def _result(
     if evidence_of(options.method) is Evidence.MOMENT and inputs.rows < weight.shape[1]:
         options = replace(options, damping=max(options.damping, RAISED_DAMPING))
         warnings.warn(
-            f"{name}: {inputs.rows} calibration tokens are fewer than its {weight.shape[1]} input features, so that the "
-            f"damping of the updates is {options.damping:g} instead of {asked.damping:g}. More calibration "
+            f"{name}: {inputs.rows} calibration tokens are fewer than its {weight.shape[1]} input features, so that "
+            f"the damping of the updates is {options.damping:g} instead of {asked.damping:g}. More calibration "
             "sequences help.",
             stacklevel=2,
         )

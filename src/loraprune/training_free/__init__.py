@@ -1,0 +1,1 @@
+"""Structured pruning without training: scores from one pass over calibration data, cut and repair in a second."""

@@ -1,0 +1,129 @@
+"""Scores of groups from gradients of the loss on calibration data, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.averaging import Scores
+from loraprune.criteria.taylor import base_gradients, taylor_scores
+from loraprune.evidence.gates import GateProbes
+from loraprune.inference import inference_mode
+from loraprune.layerwise import Calibration, equal_length_batches
+from loraprune.placing import placed
+from loraprune.wrapping import base_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.plan import Plan
+    from loraprune.structure import Structure
+
+TOKENS_PER_GRADIENT = 2048
+"""Tokens in a batch with a backward pass: its activations are all in memory at once."""
+
+
+def _batches(calibration: Calibration) -> Iterator[dict[str, Any]]:
+    """Batches of a model's inputs with labels."""
+    sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+    for batch in equal_length_batches(sequences, TOKENS_PER_GRADIENT):
+        yield {"input_ids": batch, "labels": batch, "use_cache": False}
+    yield from (dict(item) for item in calibration if not isinstance(item, torch.Tensor))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of a model asks for a gradient; afterwards those do that did."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+@contextmanager
+def _recomputing(model: Any, structure: Structure) -> Iterator[None]:
+    """Let an accelerator drop the activations of a block and compute them again, as gradient checkpointing does.
+
+    Blocks recompute in training mode only. They alone are put into it, not what is in them, so that no dropout wakes.
+    """
+    if next(model.parameters()).device.type == "cpu" or not model.supports_gradient_checkpointing:
+        yield
+        return
+    before = model.is_gradient_checkpointing
+    blocks = [model.get_submodule(name) for name in structure.blocks]
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for block in blocks:
+        block.training = True
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.training = False
+        if not before:
+            model.gradient_checkpointing_disable()
+
+
+def gradient_scores(
+    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, method: str
+) -> Scores:
+    """Score the groups that a model has now by the loss on calibration data.
+
+    Every sequence (or image) counts the same: the loss is its own mean.
+
+    Args:
+        model: at ``plan``.
+        structure: of the model before any pruning.
+        plan: groups that it has.
+        calibration: token ids, or mappings of the model's inputs with labels.
+        method: ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
+            (sum over the group's weights of (∂L/∂w · w)², with L the mean loss).
+
+    Raises:
+        ValueError: the calibration data give no loss, for want of labels.
+        ArithmeticError: they give NaN or Inf.
+    """
+    base: Any = base_model(model)
+    probes = GateProbes(base, structure) if method == "fisher" else None
+    try:
+        with ExitStack() as stack:
+            stack.enter_context(inference_mode(base))
+            stack.enter_context(torch.enable_grad())
+            stack.enter_context(_frozen(base))
+            if probes is None:
+                stack.enter_context(base_gradients(base, structure))
+            stack.enter_context(_recomputing(base, structure))
+            _run_backward(base, list(_batches(calibration)), each_alone=probes is not None)
+            scores: Scores = taylor_scores(base, structure, plan) if probes is None else probes.take()
+    finally:
+        if probes is not None:
+            probes.remove()
+    if not all(bool(torch.isfinite(values).all()) for values in scores.values()):
+        raise ArithmeticError(
+            "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
+        )
+    return scores
+
+
+def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool) -> None:
+    """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
+    device = next(model.parameters()).device
+    total = sum(_rows(batch) for batch in batches)
+    for batch in batches:
+        loss = model(**placed(batch, device)).loss
+        if loss is None:
+            raise ValueError(
+                "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or choose "
+                "a method without gradients, such as flap."
+            )
+        # The loss of a batch is its mean.
+        (loss * _rows(batch) / (1 if each_alone else total)).backward()
+
+
+def _rows(batch: dict[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,170 @@
+"""Structured pruning without training: score, choose widths, cut and repair, in one cut or several."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.allocation import allocate
+from loraprune.averaging import Scores
+from loraprune.criteria.flap import standardized
+from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
+from loraprune.plan import Plan
+from loraprune.refit import Chooser, cut_
+from loraprune.selection import Choice
+from loraprune.training_free.consumers import consumer_scores
+from loraprune.training_free.scores import COMPARABLE, CONSUMER_METHODS, ScoreOptions, score_groups
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.dimensions import PrunableDimension
+    from loraprune.structure import Structure
+    from loraprune.widths import LegalWidths
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOptions:
+    """What is cut, and how it is repaired.
+
+    Attributes:
+        ratio: share of the prunable parameters that goes.
+        scores: how groups are scored.
+        allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.allocate`.
+        repair: ``refit``, ``bias`` or ``none``: see :func:`loraprune.refit.cut_`.
+        damping: of the refit.
+        cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
+        device: to compute on, one block at a time, where that is not the model's.
+    """
+
+    ratio: float
+    scores: ScoreOptions
+    allocation: str = "balanced"
+    repair: str = "refit"
+    damping: float = 0.01
+    cuts: int = 1
+    device: torch.device | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredResult:
+    """What was cut.
+
+    Attributes:
+        plan: groups that stayed.
+        importance: last score of every group; shape ``(num_groups,)`` each.
+    """
+
+    plan: Plan
+    importance: Scores = field(default_factory=dict)
+
+
+Told = Callable[[int, int, str], None]
+"""Told how far the work is: steps done, of how many, and what is being done."""
+
+
+def prune_(
+    model: nn.Module,
+    structure: Structure,
+    legal: LegalWidths,
+    calibration: Calibration,
+    options: StructuredOptions,
+    told: Told = lambda done, total, what: None,
+) -> StructuredResult:
+    """Cut a model, in place.
+
+    Scores that look at activations are taken twice: once on the whole model, to choose the widths (not for
+    ``uniform``, where they follow from the ratio), and again block by block on what the cut blocks before have become,
+    to choose the groups.
+
+    Args:
+        model: without an adapter.
+        structure: its description.
+        legal: widths that may be chosen.
+        calibration: token ids or mappings of the model's inputs; may be empty where neither scores nor repair look
+            at data.
+        options: how.
+        told: hears how far the work is.
+    """
+    plan = Plan.full(structure)
+    importance: Scores = {}
+    steps = 2 * options.cuts
+    for cut in range(options.cuts):
+        told(2 * cut, steps, "scoring")
+        scores = _scores(model, structure, plan, calibration, options)
+        _remember(importance, structure, plan, scores)
+        after = allocate(
+            structure,
+            plan,
+            scores,
+            options.ratio * (cut + 1) / options.cuts,
+            legal,
+            options.allocation,
+            final_ratio=options.ratio,
+            comparable=options.scores.method in COMPARABLE,
+            ranked=options.scores.method == "flap",
+        )
+        told(2 * cut + 1, steps, "cutting")
+        before, seen = plan, Scores()
+        plan = cut_(
+            model,
+            structure,
+            plan,
+            after,
+            calibration=calibration or None,
+            damping=options.damping,
+            repair=options.repair,
+            choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
+            device=options.device,
+        )
+        _remember(importance, structure, before, seen)
+    told(steps, steps, "")
+    return StructuredResult(plan=plan, importance=importance)
+
+
+def _scores(
+    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions
+) -> Scores:
+    """Scores to allocate by."""
+    if options.allocation == "uniform" and options.scores.method in CONSUMER_METHODS and _cut_by_blocks(structure):
+        # Widths follow from the ratio, and the groups are chosen when their block is reached.
+        return {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
+
+    def make_pass() -> CalibrationPass:
+        tokens = [item for item in calibration if isinstance(item, torch.Tensor)]
+        if structure.spec.decoder is not None and len(tokens) == len(calibration):
+            return LayerwisePass(model, structure, tokens, options.device)
+        return WholeModelPass(model, calibration)
+
+    scores = score_groups(model, structure, plan, options.scores, calibration, make_pass)
+    if options.scores.method == "flap" and options.allocation == "global":
+        scores = {name: standardized(values) for name, values in scores.items()}
+    return scores
+
+
+def _cut_by_blocks(structure: Structure) -> bool:
+    return structure.spec.decoder is not None and not any(dimension.tied for dimension in structure)
+
+
+def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> Chooser:
+    """Chooses groups by their scores at the time; notes these in ``seen``."""
+
+    def choose(dimension: PrunableDimension, count: int, kept: int, calibration: CalibrationPass) -> Sequence[int]:
+        scores = consumer_scores(options.scores.method, model, dimension, count, calibration, options.scores.damping)
+        seen[dimension.name] = scores
+        return Choice((dimension,), scores.view(dimension.strata, -1)).kept(kept // dimension.strata)
+
+    return choose
+
+
+def _remember(importance: Scores, structure: Structure, plan: Plan, scores: Scores) -> None:
+    """Note scores of groups that a plan keeps under the groups' first numbers."""
+    for dimension in structure:
+        name = dimension.name
+        if name not in scores:
+            continue
+        known = importance.setdefault(name, torch.full((dimension.num_groups,), float("nan")))
+        known[list(plan.kept[name])] = scores[name].float().cpu()

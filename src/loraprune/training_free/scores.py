@@ -1,0 +1,87 @@
+"""The methods by name, and one score for every group of a model by any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from loraprune.averaging import Scores
+from loraprune.criteria.magnitude import Magnitude
+from loraprune.criteria.random import Random
+from loraprune.inference import inference_mode
+from loraprune.layerwise import Calibration, CalibrationPass
+from loraprune.training_free.consumers import consumer_scores
+from loraprune.training_free.gradients import gradient_scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.plan import Plan
+    from loraprune.structure import Structure
+
+StructuredMethod = Literal["fisher", "taylor", "osscar", "flap", "wanda", "magnitude", "random"]
+STRUCTURED_METHODS: tuple[str, ...] = get_args(StructuredMethod)
+GRADIENT_METHODS = ("fisher", "taylor")
+CONSUMER_METHODS = ("osscar", "flap", "wanda")
+WEIGHT_METHODS = ("magnitude", "random")
+
+COMPARABLE = ("fisher", "taylor")
+"""Methods whose scores have one unit over all layers and kinds: a change of the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How groups are scored.
+
+    Attributes:
+        method: one of :data:`STRUCTURED_METHODS`.
+        damping: of ``osscar``.
+        seed: of ``random``.
+    """
+
+    method: str
+    damping: float = 0.01
+    seed: int = 42
+
+
+def score_groups(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    options: ScoreOptions,
+    calibration: Calibration,
+    make_pass: Callable[[], CalibrationPass],
+) -> Scores:
+    """Score all groups that a model has now, as it is now.
+
+    Args:
+        model: at ``plan``.
+        structure: of the model before any pruning.
+        plan: groups that it has.
+        options: how.
+        calibration: token ids or mappings of inputs; may be empty for methods that read weights alone.
+        make_pass: begins a pass over the same data.
+    """
+    method = options.method
+    if method in WEIGHT_METHODS:
+        criterion = Magnitude() if method == "magnitude" else Random(options.seed)
+        criterion.attach(model, structure)
+        scores = criterion.scores(plan)
+        assert scores is not None
+        return scores
+    if method in GRADIENT_METHODS:
+        return gradient_scores(model, structure, plan, calibration, method)
+    found: Scores = {}
+    with inference_mode(model), torch.no_grad():
+        calibration_pass = make_pass()
+        for layer in range(len(structure.blocks)):
+            for dimension in structure.of_layer(layer):
+                count = plan.count(dimension.name)
+                found[dimension.name] = consumer_scores(
+                    method, model, dimension, count, calibration_pass, options.damping
+                )
+            calibration_pass.advance()
+    return found
