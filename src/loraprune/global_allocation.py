@@ -45,7 +45,7 @@ class _Ladder:
         self._losses = choice.losses()
         per_group = choice.parameters_per_step
         if ranked:
-            self._unit = 1.0
+            self._unit = float(len(choice.dimensions) * choice.scores.shape[0])
         elif comparable:
             self._unit = float(per_group)
         else:
@@ -93,7 +93,7 @@ def allocate_globally(
     both estimate the same thing, a change of the loss, and are compared as they are. Scores without such a unit
     (``magnitude``, ``random``) are divided by the mean of their dimension first, so that only the order within a
     dimension counts. Scores that are ``ranked`` (FLAP's, standardized within each dimension) say themselves which group
-    goes next.
+    goes next; a step of several groups has their mean.
 
     Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
     step that would go past the ratio is left out while finer ones are left that meet it.

@@ -20,6 +20,7 @@ from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
 from loraprune.plan import Plan
 from loraprune.slicing import slice_, slice_dimension_
+from loraprune.telling import Told
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -83,6 +84,7 @@ def cut_(
     repair: str = "refit",
     choose: Chooser | None = None,
     device: torch.device | None = None,
+    told: Told = lambda done, total: None,
 ) -> Plan:
     """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
 
@@ -102,6 +104,7 @@ def cut_(
         choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
             blocks before it have become. Not asked where blocks cannot be cut one by one.
         device: to compute on, one block at a time, where that is not the model's.
+        told: hears how far a cut with repair is.
 
     Returns:
         The plan that the model is at now: ``after``, unless ``choose`` chose others.
@@ -110,7 +113,7 @@ def cut_(
         slice_(model, structure, before, after, optimizer)
         return after
     tokens_only = all(isinstance(item, torch.Tensor) for item in calibration)
-    cut = _Cut(structure, before, after, damping, optimizer, repair, choose)
+    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told)
     with inference_mode(model):
         if structure.spec.decoder is not None and tokens_only:
             return cut.block_by_block_(model, LayerwisePass(model, structure, calibration, device))  # type: ignore[arg-type]
@@ -128,6 +131,7 @@ class _Cut:
     optimizer: object | None
     repair: str
     choose: Chooser | None
+    told: Told
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""
@@ -147,6 +151,7 @@ class _Cut:
                 if weight is not None:
                     _set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
             layerwise.advance()
+            self.told(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
 
     def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:
@@ -159,11 +164,12 @@ class _Cut:
         counts = {dimension.name: self.before.count(dimension.name) for dimension in self.structure}
         now = self.structure.shrunk(counts)
         with masked(model, now, Plan.full(now).keep(changed)):
-            for dimension in now:
+            for done, dimension in enumerate(now, 1):
                 if dimension.name in changed:
                     repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
                     if repaired is not None:
                         _set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
+                self.told(done, len(now.dimensions))
         slice_(model, self.structure, self.before, self.after, self.optimizer)
         return self.after
 

@@ -1,4 +1,4 @@
-"""``loraprune export``: a finished checkpoint as a file that another runtime loads."""
+"""``loraprune export``: a finished checkpoint in a format that another runtime loads."""
 
 from __future__ import annotations
 
@@ -12,26 +12,29 @@ from loraprune.cli.console import open_console, quiet_libraries, report_errors, 
 if TYPE_CHECKING:
     from loraprune.runtimes.gguf.file import GgufResult
     from loraprune.runtimes.onnx import OnnxResult
+    from loraprune.runtimes.sparse_checkpoint import SparseFolderResult
 
-FORMATS = ("gguf", "onnx")
+FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
 
 def parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="loraprune export",
-        description="Write a checkpoint as a file that another runtime loads: GGUF for llama.cpp and the programs "
-        "built on it, ONNX for onnxruntime.",
+        description="Write a checkpoint in a format that another runtime loads: a GGUF file for llama.cpp and the "
+        "programs built on it, an ONNX file for onnxruntime; and of a checkpoint with 2:4 zeros, a folder of packed "
+        "weights for torch's semi-structured tensors, or one in the compressed-tensors layout for vLLM.",
     )
     parser.add_argument("checkpoint", type=Path, help="folder that `loraprune prune` or save_pretrained wrote")
-    parser.add_argument("--format", required=True, metavar="{gguf,onnx}", help="of the file")
+    parser.add_argument("--format", required=True, metavar=f"{{{','.join(FORMATS)}}}", help="of the result")
     parser.add_argument(
         "-o",
         "--output",
         type=Path,
         default=None,
-        metavar="FILE",
-        help="file to write (default: model-OUTTYPE.gguf or model.onnx in the checkpoint's folder)",
+        metavar="PATH",
+        help="file or folder to write (default: model-OUTTYPE.gguf or model.onnx in the checkpoint's folder; for the "
+        "2:4 formats a folder beside it, CHECKPOINT-FORMAT)",
     )
     parser.add_argument(
         "--outtype", default=None, metavar="{f16,f32,q8_0}", help="GGUF: numbers of the matrices (default: f16)"
@@ -42,7 +45,7 @@ def parser() -> argparse.ArgumentParser:
         metavar="NAME",
         help="GGUF: llama.cpp's way to cut text, for a byte-level tokenizer that equals none of them",
     )
-    parser.add_argument("--overwrite", action="store_true", help="replace the file if there is one")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     return parser
 
 
@@ -55,30 +58,56 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    from loraprune.runtimes.gguf.file import write_gguf
-    from loraprune.runtimes.onnx import write_onnx
-
     quiet_libraries()
     folder: Path = options.checkpoint
     if options.format == "gguf":
-        outtype = options.outtype or "f16"
-        gguf_result = write_gguf(
-            folder,
-            options.output or folder / f"model-{outtype}.gguf",
-            outtype=outtype,
-            pre_tokenizer=options.pre_tokenizer,
-            overwrite=options.overwrite,
-        )
-        _show(_gguf_lines(gguf_result), gguf_result.notes)
-    else:
+        _gguf(options, folder)
+    elif options.format == "onnx":
+        from loraprune.runtimes.onnx import write_onnx
+
         onnx_result = write_onnx(folder, options.output or folder / "model.onnx", overwrite=options.overwrite)
         _show(_onnx_lines(onnx_result), ())
+    else:
+        _sparse(options, folder)
     return 0
+
+
+def _gguf(options: argparse.Namespace, folder: Path) -> None:
+    from loraprune.runtimes.gguf.file import write_gguf
+
+    outtype = options.outtype or "f16"
+    result = write_gguf(
+        folder,
+        options.output or folder / f"model-{outtype}.gguf",
+        outtype=outtype,
+        pre_tokenizer=options.pre_tokenizer,
+        overwrite=options.overwrite,
+    )
+    _show(_gguf_lines(result), result.notes)
+
+
+def _sparse(options: argparse.Namespace, folder: Path) -> None:
+    beside = folder.resolve()
+    output = options.output or beside.with_name(f"{beside.name}-{options.format}")
+    if options.format == "semi-structured":
+        from loraprune.runtimes.semi_structured_folder import write_semi_structured
+
+        result = write_semi_structured(folder, output, overwrite=options.overwrite)
+        how = (
+            "Load it: loraprune.runtimes.semi_structured_folder.load_semi_structured"
+            f"({str(output)!r}), on a GPU of compute capability 8.0 or more"
+        )
+    else:
+        from loraprune.runtimes.compressed_tensors import export_compressed_tensors
+
+        result = export_compressed_tensors(folder, output, overwrite=options.overwrite)
+        how = f"Run it: vllm serve {output}, with vLLM up to 0.18 on compute capability 9.0; later versions refuse it"
+    _show([_sparse_line(result), how], _sparse_notes(result))
 
 
 def _check(options: argparse.Namespace) -> None:
     if options.format not in FORMATS:
-        raise ValueError(f"There is no format {options.format!r}; choose {' or '.join(FORMATS)}.")
+        raise ValueError(f"There is no format {options.format!r}; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
     if not options.checkpoint.is_dir():
         raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
     if options.format != "gguf":
@@ -116,3 +145,18 @@ def _onnx_lines(result: OnnxResult) -> list[str]:
         checked,
         f"Run it: onnxruntime.InferenceSession({str(result.file)!r}).run(['logits'], {{…}}) with {shapes}",
     ]
+
+
+def _sparse_line(result: SparseFolderResult) -> str:
+    return (
+        f"{result.folder}: {result.size / 1e6:.1f} MB of weights ({result.size_before / 1e6:.1f} MB before), "
+        f"{result.sparse} layers stored as 2:4"
+    )
+
+
+def _sparse_notes(result: SparseFolderResult) -> list[str]:
+    if not result.dense:
+        return []
+    named = ", ".join(result.dense[:3]) + (", …" if len(result.dense) > 3 else "")
+    verbs = "is not 2:4 and stays as it is" if len(result.dense) == 1 else "are not 2:4 and stay as they are"
+    return [f"{len(result.dense)} of the linear layers {verbs}: {named}"]

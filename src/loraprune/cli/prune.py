@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.prune_options import OPTIONS, TRAINING_HELP, add_options
+from loraprune.cli.options import add_options, fields_of
+from loraprune.cli.prune_options import GROUPS, OPTIONS, TRAINING_HELP
+from loraprune.cli.recipes import ArgumentError, check_known, read_recipe, suggestion, typed, with_dashes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -47,12 +47,8 @@ def help_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="loraprune prune MODEL --data DATA [--ratio 0.5] -o OUT [options]",
     )
-    add_options(parser)
+    add_options(parser, GROUPS)
     return parser
-
-
-class _ArgumentError(Exception):
-    """Carries a parser's complaint."""
 
 
 def full_parser() -> argparse.ArgumentParser:
@@ -65,11 +61,11 @@ def full_parser() -> argparse.ArgumentParser:
 
     class Parser(HfArgumentParser):
         def error(self, message: str) -> NoReturn:
-            raise _ArgumentError(message)
+            raise ArgumentError(message)
 
     description: Any = SFTConfig
     parser = Parser(description, prog="loraprune prune", allow_abbrev=False, conflict_handler="resolve")
-    add_options(parser)
+    add_options(parser, GROUPS)
     switches = {field.name for field in fields(SFTConfig) if "bool" in str(field.type)}
     for action in parser._actions:
         action.default = argparse.SUPPRESS
@@ -90,47 +86,6 @@ def training_fields() -> set[str]:
     return {field.name for field in fields(SFTConfig) if field.init}
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a YAML recipe.
-
-    Raises:
-        ValueError: it cannot be read or is no mapping.
-    """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ValueError(f"The recipe {path} does not exist.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is no mapping of option names to values.")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
-
-
-def _typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:
-    """A recipe's value as the command line would have read it: to YAML, 1e-4 is text.
-
-    Raises:
-        ValueError: the command line would have refused it.
-    """
-    flag = f"--{name.replace('_', '-')}"
-    action = parser._option_string_actions.get(flag)
-    if value is None or isinstance(value, dict) or (isinstance(value, list) and action and action.nargs is None):
-        return value
-    if action is None or isinstance(action, argparse.BooleanOptionalAction):
-        wanted, what = (str, "text") if action is None else (bool, "true or false")
-        if not isinstance(value, wanted):
-            raise ValueError(f"The recipe's {name} is {value!r}; it must be {what}.")
-        return value
-    try:
-        words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
-        return vars(parser.parse_args(words))[name]
-    except _ArgumentError as error:
-        raise ValueError(f"The recipe's {name} is {value!r}: {error}") from None
-
-
 def merge(
     recipe: dict[str, Any], given: dict[str, Any], training: set[str], parser: argparse.ArgumentParser
 ) -> dict[str, Any]:
@@ -141,12 +96,8 @@ def merge(
             value is not one that the option takes.
     """
     known = set(OPTIONS) | training | {"model", "config"}
-    for name in recipe:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"The recipe has an unknown option {name!r}.{hint}")
-    values = {name: _typed(name, value, parser) for name, value in recipe.items()} | given
+    check_known(recipe, known)
+    values = {name: typed(name, value, parser) for name, value in recipe.items()} | given
     if "target_params" in given and "ratio" not in given:
         values.pop("ratio", None)
     if "ratio" in given and "target_params" not in given:
@@ -169,18 +120,9 @@ def _require(values: dict[str, Any]) -> None:
             raise ValueError(f"No {name} was given. {remedy}")
 
 
-def _fields(values: dict[str, Any], target: str) -> dict[str, Any]:
-    """The given values of one target, by field name."""
-    return {
-        option.field or name: values[name]
-        for name, option in OPTIONS.items()
-        if option.target == target and values.get(name) is not None
-    }
-
-
 def main(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = [_with_dashes(argument) for argument in arguments]
+    arguments = [with_dashes(argument) for argument in arguments]
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser = help_parser()
         parser.print_help() if arguments else parser.print_usage()
@@ -191,8 +133,9 @@ def main(arguments: Sequence[str]) -> int:
         parser = full_parser()
         try:
             given = vars(parser.parse_args(arguments))
-        except _ArgumentError as error:
-            raise ValueError(f"{error}{_suggestion(str(error))} (loraprune prune --help lists the options)") from None
+        except ArgumentError as error:
+            near = suggestion(str(error), (*OPTIONS, *training_fields()))
+            raise ValueError(f"{error}{near} (loraprune prune --help lists the options)") from None
         recipe = read_recipe(given["config"]) if "config" in given else {}
         training = training_fields()
         values = merge(recipe, given, training, parser)
@@ -202,23 +145,6 @@ def main(arguments: Sequence[str]) -> int:
         )
 
     return report_errors(console, work)
-
-
-def _with_dashes(argument: str) -> str:
-    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def _suggestion(message: str) -> str:
-    """The known option nearest to an unknown one."""
-    marker = "unrecognized arguments: "
-    if marker not in message:
-        return ""
-    unknown = message.partition(marker)[2].split()[0].partition("=")[0]
-    names = ["--" + name.replace("_", "-") for name in (*OPTIONS, *training_fields())]
-    near = difflib.get_close_matches(unknown.replace("_", "-"), names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
 
 
 def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arguments: list[str]) -> int:
@@ -233,22 +159,25 @@ def _run(values: dict[str, Any], training: dict[str, Any], console: Console, arg
     quiet_libraries()
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
-    pruning = _fields(values, "pruning")
+    pruning = fields_of(OPTIONS, values, "pruning")
     if pruning.get("ratio") == 0.0:
         raise ValueError("ratio is 0, which removes nothing: it must lie between 0 and 1.")
     pruning["any_head_count"] = pruning.pop("head_rounding", "config") == "any"
     quiet = bool(values.get("quiet"))
     progress = TrainingProgress(console, quiet=quiet)
+    command = shlex.join(["loraprune", "prune", *arguments])
     try:
         result = prune(
             values["model"],
             values["data"],
             PruningConfig(**pruning),
             training=training,
-            lora=LoraOptions(**_fields(values, "lora")),
+            lora=LoraOptions(**fields_of(OPTIONS, values, "lora")),
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**_fields(values, "run"), command=shlex.join(["loraprune", "prune", *arguments])),
+            options=RunOptions(
+                **fields_of(OPTIONS, values, "run"), command=shlex.join(["loraprune", "prune", *arguments])
+            ),
             callbacks=[progress],
         )
     finally:

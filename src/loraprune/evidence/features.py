@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,15 +89,22 @@ class _Watch:
         self._share = share
         self._leaders: dict[str, str] = {}
         # The tensors themselves are kept for the length of a run: an address that is free is used again.
-        self._seen: dict[tuple[int, torch.Size, int], tuple[str, torch.Tensor]] = {}
+        self._seen: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
+        self._calls: Counter[str] = Counter()
 
-    def begin_run(self) -> None:
-        """Forget the tensors of the last run."""
+    def end_run(self) -> None:
+        """Forget the tensors of the run."""
         self._seen.clear()
+        # One that was called without its leader has noticed. A leader that was called without it took rows for both.
+        if any(self._calls[name] != self._calls[leader] for name, leader in self._leaders.items()):
+            raise _SharingChanged
 
     def take(self, name: str, inputs: torch.Tensor) -> None:
         """A layer is called."""
-        key = (inputs.data_ptr(), inputs.shape, inputs._version)
+        if not inputs.numel():  # an expert that no token is routed to
+            return
+        self._calls[name] += 1
+        key = (inputs.data_ptr(), inputs.dtype, inputs.shape, inputs.stride(), inputs._version)
         leader = self._seen[key][0] if self._share and key in self._seen else name
         if self._leaders.setdefault(name, leader) != leader:
             raise _SharingChanged
@@ -141,8 +149,8 @@ def _watched(
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), prepend=True) for name in names]
     try:
         for run in runs:
-            watch.begin_run()
             run()
+            watch.end_run()
     finally:
         for handle in handles:
             handle.remove()

@@ -88,7 +88,7 @@ def training_arguments(
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
         raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
     if task.has_tokenizer:
-        _check_length(max_length, facts.context)
+        check_length(max_length, facts.context)
     arguments.disable_tqdm = True
     # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -121,7 +121,12 @@ def _check_names(task: Task, given: Mapping[str, Any], known: set[str]) -> None:
         raise ValueError(f"There is no training option {name!r}.{hint}")
 
 
-def _check_length(max_length: int | None, context: int | None) -> None:
+def check_length(max_length: int | None, context: int | None) -> None:
+    """Make sure that a model can read rows of a length.
+
+    Raises:
+        ValueError: they would be too short to learn from, or longer than the model's context.
+    """
     if max_length is None or max_length < 2:
         raise ValueError(f"max_length is {max_length}; sequences need at least 2 tokens.")
     if context is not None and max_length > context:

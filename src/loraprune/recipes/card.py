@@ -34,11 +34,60 @@ def _widths(kind: str, counts: list[int], structure: Structure) -> str:
     return f"{low} {name}" if low == high else f"{low} to {high} {name}"
 
 
-def _all_widths(record: dict[str, Any], structure: Structure) -> str:
-    pruned = record["metrics"]["pruning"]
-    widths = pruned["cuts"][-1]["widths"] if pruned["cuts"] else {}
+def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
+    """A sentence that says what every layer has."""
     kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
+
+
+def _front(base: str) -> str:
+    """What the hub reads: tags, and the base model where it is one of the hub's."""
+    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    hub_name = f"base_model: {base}\n" if is_hub_name else ""
+    return f"---\nlibrary_name: transformers\n{hub_name}tags: [loraprune, pruned]\n---\n"
+
+
+def card(record: dict[str, Any], task: Task, runtimes: Sequence[str], *, title: str, what: str, facts: str) -> str:
+    """Write the card of a run.
+
+    Args:
+        record: see :func:`loraprune.recipes.record.run_record`.
+        task: that the model is made for.
+        runtimes: what loads the result, and how.
+        title: what follows the model's name in the heading.
+        what: sentences on what was done.
+        facts: sentences on how much.
+    """
+    rows = "".join(_row(record["metrics"], measure) for measure in task.measures)
+    command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
+    base = record["base_model"]
+    return f"""{_front(base)}# {base.rstrip("/").rpartition("/")[2]}, {title}
+
+{what} {_loading(task.auto_class, runtimes)}
+
+| | dense | pruned |
+|---|---|---|
+{rows}
+{facts}
+
+## How it was made
+{command}With loraprune {record["versions"].get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
+measure, and the groups that stayed. The license is that of the base model.
+"""
+
+
+def removed_shares(pruning: dict[str, Any]) -> str:
+    """How much went, in both ways of counting."""
+    return (
+        f"Removed: {pruning['ratio']:.2%} of the parameters of the prunable dimensions (target "
+        f"{pruning['target_ratio']:.2%}),\n{1 - pruning['parameters'] / pruning['parameters_before']:.2%} of all "
+        "parameters."
+    )
+
+
+def removed_kinds(structure: Structure) -> str:
+    """What was removed, in words."""
+    return " and ".join(GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
 
 
 def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
@@ -47,41 +96,22 @@ def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
 
 
 def model_card(record: dict[str, Any], task: Task, structure: Structure, runtimes: Sequence[str]) -> str:
-    """Write the card of a run.
-
-    Args:
-        record: see :func:`loraprune.recipes.record.run_record`.
-        task: that the model was tuned for.
-        structure: of the model before pruning.
-        runtimes: what loads the result, and how.
-    """
-    metrics = record["metrics"]
-    pruning = metrics["pruning"]
+    """Write the card of a run of the joint recipe."""
+    pruning = record["metrics"]["pruning"]
     settings = record["settings"]["pruning"]
-    rows = "".join(_row(metrics, measure) for measure in task.measures)
-    removed = " and ".join(GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
-    loading = _loading(task.auto_class, runtimes)
-    command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
-    base = record["base_model"]
-    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
-    hub_name = f"base_model: {base}\n" if is_hub_name else ""
-    return f"""---
-library_name: transformers
-{hub_name}tags: [loraprune, pruned]
----
-# {base.rstrip("/").rpartition("/")[2]}, {pruning["ratio"]:.0%} pruned
-
-A structurally pruned copy of `{base.rstrip("/").rpartition("/")[2]}`: {removed} were removed
-while LoRA tuned the model, and the adapter is merged. {_all_widths(record, structure)} {loading}
-
-| | dense | pruned |
-|---|---|---|
-{rows}
-Removed: {pruning["ratio"]:.2%} of the parameters of the prunable dimensions (target {pruning["target_ratio"]:.2%}),
-{1 - pruning["parameters"] / pruning["parameters_before"]:.2%} of all parameters. Criterion `{settings["criterion"]}`,
-allocation `{settings["allocation"]}`, refit {"on" if settings["refit"] else "off"}.
-
-## How it was made
-{command}With loraprune {record["versions"].get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
-measure, and the groups that stayed. The license is that of the base model.
-"""
+    widths = pruning["cuts"][-1]["widths"] if pruning["cuts"] else {}
+    name = record["base_model"].rstrip("/").rpartition("/")[2]
+    return card(
+        record,
+        task,
+        runtimes,
+        title=f"{pruning['ratio']:.0%} pruned",
+        what=(
+            f"A structurally pruned copy of `{name}`: {removed_kinds(structure)} were removed\nwhile LoRA tuned the "
+            f"model, and the adapter is merged. {all_widths(widths, structure)}"
+        ),
+        facts=(
+            f"{removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
+            f"refit {'on' if settings['refit'] else 'off'}."
+        ),
+    )

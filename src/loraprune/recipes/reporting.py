@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from loraprune.averaging import Scores
+from loraprune.plan import Plan
 from loraprune.recipes.tasks.measures import Measure
 from loraprune.report.data import (
     Completion,
@@ -16,6 +18,7 @@ from loraprune.report.data import (
     ReportData,
     Row,
 )
+from loraprune.structure import Structure
 
 if TYPE_CHECKING:
     from loraprune.training.run import PruningRun
@@ -36,12 +39,14 @@ def _row(metrics: dict[str, Any], measure: Measure) -> Row | None:
     )
 
 
-def _rows(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
+def rows_of(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
+    """Measures of both models, of which there are figures."""
     rows = (_row(metrics, measure) for measure in measures)
     return tuple(row for row in rows if row is not None)
 
 
-def _completions(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:
+def completions_of(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:
+    """How the models went on from a prompt."""
     if prompt is None or "completion" not in metrics["dense"]:
         return ()
     return (
@@ -54,24 +59,26 @@ def _completions(metrics: dict[str, Any], prompt: str | None) -> tuple[Completio
     )
 
 
-def _layers(run: PruningRun) -> tuple[LayerWidth, ...]:
+def layer_widths(structure: Structure, plan: Plan) -> tuple[LayerWidth, ...]:
+    """Groups that stayed in each layer."""
     return tuple(
         LayerWidth(
             layer=dimension.layer,
             kind=dimension.kind,
             total=dimension.num_groups,
-            kept=run.plan.count(dimension.name),
+            kept=plan.count(dimension.name),
         )
-        for dimension in run.structure
+        for dimension in structure
     )
 
 
-def _importance(run: PruningRun) -> dict[str, Importance]:
+def importance_of(structure: Structure, plan: Plan, scores_by_name: Scores) -> dict[str, Importance]:
+    """Scores of the groups with what became of them."""
     found = {}
-    for dimension in run.structure:
-        scores = run.importance.get(dimension.name)
+    for dimension in structure:
+        scores = scores_by_name.get(dimension.name)
         if scores is not None:
-            kept = set(run.plan.kept[dimension.name])
+            kept = set(plan.kept[dimension.name])
             found[dimension.name] = Importance(
                 kind=dimension.kind,
                 layer=dimension.layer,
@@ -79,6 +86,18 @@ def _importance(run: PruningRun) -> dict[str, Importance]:
                 kept=tuple(group in kept for group in range(dimension.num_groups)),
             )
     return found
+
+
+def headline_of(pruning: dict[str, Any]) -> Headline:
+    """How much of the model is gone, from the metrics of a run that made it smaller."""
+    return Headline(
+        ratio=pruning["ratio"],
+        target_ratio=pruning["target_ratio"],
+        total_before=pruning["parameters_before"],
+        total_after=pruning["parameters"],
+        prunable_before=pruning["prunable_parameters_before"],
+        prunable_after=pruning["prunable_parameters"],
+    )
 
 
 def report_data(
@@ -101,15 +120,8 @@ def report_data(
         title=f"{model}, {pruning['ratio']:.0%} pruned",
         model=record["base_model"],
         created=record["created"],
-        headline=Headline(
-            ratio=pruning["ratio"],
-            target_ratio=pruning["target_ratio"],
-            total_before=pruning["parameters_before"],
-            total_after=pruning["parameters"],
-            prunable_before=pruning["prunable_parameters_before"],
-            prunable_after=pruning["prunable_parameters"],
-        ),
-        rows=_rows(metrics, measures),
+        headline=headline_of(pruning),
+        rows=rows_of(metrics, measures),
         history=tuple(HistoryPoint(**point) for point in metrics["history"]),
         cuts=tuple(
             Cut(
@@ -119,9 +131,9 @@ def report_data(
             )
             for cut in unique_cuts.values()
         ),
-        layers=_layers(run),
-        importance=_importance(run),
-        completions=_completions(metrics, prompt),
+        layers=layer_widths(run.structure, run.plan),
+        importance=importance_of(run.structure, run.plan, run.importance),
+        completions=completions_of(metrics, prompt),
         settings=record["settings"],
         versions=record["versions"],
         command=record["command"] or "",

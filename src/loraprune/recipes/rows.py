@@ -71,6 +71,21 @@ def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: in
     return SplitRows(prepared=prepared, train=rows.select(sorted(order[count:])), held_out=held_out, collator=collator)
 
 
+def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
+    """Rows for a run that looks at no data: those of ``eval_data`` alone, or none."""
+    options = setup.options
+    wanted = task.eval_rows if options.eval_sequences is None else options.eval_sequences
+    if options.eval_data is None or wanted == 0:
+        from datasets import Dataset
+
+        nothing = PreparedRows(dataset=Dataset.from_dict({}), facts={}, total=0)
+        return SplitRows(prepared=nothing, train=nothing.dataset, held_out=None, collator=setup.collator)
+    prepared = _prepared(task, options.eval_data, options.eval_split, setup)
+    collator = task.collator(prepared, setup)
+    held_out = task.held_out(prepared.dataset.select(range(min(wanted, len(prepared.dataset)))), collator)
+    return SplitRows(prepared=prepared, train=prepared.dataset.select(()), held_out=held_out, collator=collator)
+
+
 def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup) -> PreparedRows:
     options = setup.options
     if not isinstance(source, (str, Path)):

@@ -88,6 +88,10 @@ def _speed(factor: float) -> str:
 def summary(data: ReportData) -> str:
     """Say in one sentence what was done: how much was removed, in how many cuts and steps, how long it took."""
     headline = data.headline
+    if headline.sparsity is not None:
+        share = numbers.percent(headline.ratio)
+        sentence = f"{share} of the weights of the blocks' linear layers set to zero ({headline.sparsity})"
+        return f"{sentence}, without training."
     sentence = f"{numbers.percent(headline.ratio)} of the prunable parameters removed"
     if numbers.is_number(headline.target_ratio):
         sentence += f" (target {numbers.percent(headline.target_ratio)})"

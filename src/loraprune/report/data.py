@@ -31,6 +31,8 @@ class Headline:
         target_ratio: the share that was asked for.
         total_before: all parameters of the dense model; ``total_after``: of the pruned one.
         prunable_before: parameters of the prunable dimensions before; ``prunable_after``: after.
+        sparsity: where weights became zero and nothing was removed, what: ``"50% of the weights"``; then the ratio is
+            the share of zeros in the linear layers.
     """
 
     ratio: float
@@ -39,6 +41,7 @@ class Headline:
     total_after: int
     prunable_before: int
     prunable_after: int
+    sparsity: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

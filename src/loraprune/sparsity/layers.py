@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,8 @@ from loraprune.evidence.features import FeatureStatistics
 from loraprune.inference import inference_mode
 from loraprune.least_squares import NotPositiveDefiniteError
 from loraprune.sparsity.matrices import Matrix, matrices_of
-from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, evidence_of, sparsify
+from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
+from loraprune.telling import Told
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
@@ -54,10 +55,6 @@ class MatrixRecord:
         return self.zeros / self.weights
 
 
-Told = Callable[[int, int], None]
-"""Told after each block: how many are done, and how many there are."""
-
-
 def check_widths(model: nn.Module, structure: Structure, options: SparsityOptions) -> None:
     """Make sure that every matrix can have the pattern; the model may be one without weights.
 
@@ -71,7 +68,7 @@ def check_widths(model: nn.Module, structure: Structure, options: SparsityOption
         for matrix in matrices_of(base_model(model), block):
             rows, width = matrix.weight_oi().shape
             pattern.check_width(width, matrix.name)
-            compared = rows * width if options.method.startswith("magnitude") else width
+            compared = compared_weights(rows, width, options)
             if pattern.count(compared) == 0:
                 raise ValueError(
                     f"A sparsity of {pattern.ratio:g} removes nothing from {matrix.name}: {compared} weights are "
@@ -93,7 +90,7 @@ def sparsify_(
         structure: its description; blocks that it protects are left alone.
         calibration: a pass that has not begun; None for methods that look at nothing but weights.
         options: what is done to each matrix.
-        told: hears of every block that is done.
+        told: hears how many blocks are done, and how many there are.
 
     Returns:
         What became of each matrix, in their order.

@@ -97,6 +97,14 @@ def sparsify(weight_OI: torch.Tensor, inputs: FeatureStatistics | None, options:
     return _with_updates(weight_OI, inputs, options)
 
 
+def compared_weights(rows: int, width: int, options: SparsityOptions) -> int:
+    """How many weights of a matrix ``(rows, width)`` are compared with each other, where the pattern is free."""
+    if options.method == "sparsegpt" or (options.method.endswith("+obs") and options.order == "iterative"):
+        return rows * min(width, options.block_size)
+    by_row = options.method.startswith("wanda") and not options.variant
+    return width if by_row else rows * width
+
+
 def _whole_mask(weight_OI: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions) -> torch.Tensor:
     """The mask of ``magnitude`` and ``wanda``."""
     if options.method.startswith("magnitude"):
@@ -117,7 +125,7 @@ def _with_updates(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: S
     updated, removed = prune_columns(
         weight_OI, inverted, choose, step=block_size if part is None else part, block_size=block_size
     )
-    updated = better_rows(weight_OI, updated, removed, moment)
+    updated = better_rows(weight_OI, updated, removed | inverted.dead_I, moment)
     error = float(output_error(updated - weight_OI, moment).sum())
     size = float(output_error(weight_OI, moment).sum())
     return SparseMatrix(

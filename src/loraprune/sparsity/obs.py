@@ -46,14 +46,17 @@ def inverse(moment_II: torch.Tensor, damping: float) -> Inverse:
     Raises:
         NotPositiveDefiniteError: even with more damping there is no factor.
     """
-    moment = moment_II.double()
+    moment = moment_II.to(torch.float64, copy=True)
     diagonal = moment.diagonal()
     dead = diagonal == 0
     # A dead input is independent of all others, whatever stands on its diagonal.
     diagonal[dead] = diagonal[~dead].mean() if bool((~dead).any()) else 1.0
-    factor, used = damped_cholesky(moment, damping)
-    inverted = torch.cholesky_inverse(factor)
-    return Inverse(torch.linalg.cholesky(inverted, upper=True).to(moment_II.dtype), dead, used)
+    # With the inputs in reverse order the inverse of the factor is the factor of the inverse. To invert and to factor
+    # once more would cost as much again, and fails for some moments that have a factor.
+    factor, used = damped_cholesky(moment.flip(0, 1), damping)
+    identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
+    inverted = torch.linalg.solve_triangular(factor, identity, upper=False).flip(0, 1)
+    return Inverse(inverted.to(moment_II.dtype), dead, used)
 
 
 def prune_columns(

@@ -76,9 +76,27 @@ def consumer_scores(
 
     Returns:
         Shape ``(groups,)``, float32.
+
+    Raises:
+        ArithmeticError: NaN or Inf comes in on the calibration data.
     """
-    if dimension.of_experts:
-        return _expert_scores(method, model, dimension, num_groups, calibration, damping)
+    score = _expert_scores if dimension.of_experts else _layer_scores
+    scores = score(method, model, dimension, num_groups, calibration, damping)
+    if not torch.isfinite(scores).all():
+        raise ArithmeticError(
+            f"The scores of {dimension.name} on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
+        )
+    return scores
+
+
+def _layer_scores(
+    method: str,
+    model: nn.Module,
+    dimension: PrunableDimension,
+    num_groups: int,
+    calibration: CalibrationPass,
+    damping: float,
+) -> torch.Tensor:
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     weight = effective_weight(consumer)
     inputs = calibration.features(dimension.consumer.module, moment=method == "osscar")

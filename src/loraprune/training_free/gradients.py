@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +14,7 @@ from loraprune.evidence.gates import GateProbes
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, equal_length_batches
 from loraprune.placing import placed
+from loraprune.telling import Told
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
@@ -46,23 +47,39 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad = True
 
 
+def _training(mode: bool) -> Callable[..., None]:
+    """A hook that sets the mode of a module, and not that of what is in it."""
+
+    def hook(module: nn.Module, *_: Any) -> None:
+        module.training = mode
+
+    return hook
+
+
 @contextmanager
 def _recomputing(model: Any, structure: Structure) -> Iterator[None]:
     """Let an accelerator drop the activations of a block and compute them again, as gradient checkpointing does.
 
-    Blocks recompute in training mode only. They alone are put into it, not what is in them, so that no dropout wakes.
+    Blocks recompute in training mode only. They alone are put into it, not what is in them, and only until they begin
+    to compute: some have a dropout of their own (OPT, Falcon), which must not wake.
     """
     if next(model.parameters()).device.type == "cpu" or not model.supports_gradient_checkpointing:
         yield
         return
-    before = model.is_gradient_checkpointing
+    before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
     blocks = [model.get_submodule(name) for name in structure.blocks]
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    handles = []
     for block in blocks:
         block.training = True
+        handles.append(block.register_forward_pre_hook(_training(False)))
+        # A recomputation ends with an exception, as soon as all that it is for is there.
+        handles.append(block.register_forward_hook(_training(True), always_call=True))
     try:
         yield
     finally:
+        for handle in handles:
+            handle.remove()
         for block in blocks:
             block.training = False
         if not before:
@@ -70,7 +87,12 @@ def _recomputing(model: Any, structure: Structure) -> Iterator[None]:
 
 
 def gradient_scores(
-    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, method: str
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    calibration: Calibration,
+    method: str,
+    told: Told = lambda done, total: None,
 ) -> Scores:
     """Score the groups that a model has now by the loss on calibration data.
 
@@ -83,6 +105,7 @@ def gradient_scores(
         calibration: token ids, or mappings of the model's inputs with labels.
         method: ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
             (sum over the group's weights of (∂L/∂w · w)², with L the mean loss).
+        told: hears how many batches are done, and how many there are.
 
     Raises:
         ValueError: the calibration data give no loss, for want of labels.
@@ -98,7 +121,7 @@ def gradient_scores(
             if probes is None:
                 stack.enter_context(base_gradients(base, structure))
             stack.enter_context(_recomputing(base, structure))
-            _run_backward(base, list(_batches(calibration)), each_alone=probes is not None)
+            _run_backward(base, list(_batches(calibration)), each_alone=probes is not None, told=told)
             scores: Scores = taylor_scores(base, structure, plan) if probes is None else probes.take()
     finally:
         if probes is not None:
@@ -110,11 +133,11 @@ def gradient_scores(
     return scores
 
 
-def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool) -> None:
+def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, told: Told) -> None:
     """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
     device = next(model.parameters()).device
     total = sum(_rows(batch) for batch in batches)
-    for batch in batches:
+    for done, batch in enumerate(batches, 1):
         loss = model(**placed(batch, device)).loss
         if loss is None:
             raise ValueError(
@@ -123,6 +146,7 @@ def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: 
             )
         # The loss of a batch is its mean.
         (loss * _rows(batch) / (1 if each_alone else total)).backward()
+        told(done, len(batches))
 
 
 def _rows(batch: dict[str, Any]) -> int:

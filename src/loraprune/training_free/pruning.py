@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +16,7 @@ from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, Who
 from loraprune.plan import Plan
 from loraprune.refit import Chooser, cut_
 from loraprune.selection import Choice
+from loraprune.telling import Told, ToldOf
 from loraprune.training_free.consumers import consumer_scores
 from loraprune.training_free.scores import COMPARABLE, CONSUMER_METHODS, ScoreOptions, score_groups
 
@@ -62,17 +64,13 @@ class StructuredResult:
     importance: Scores = field(default_factory=dict)
 
 
-Told = Callable[[int, int, str], None]
-"""Told how far the work is: steps done, of how many, and what is being done."""
-
-
 def prune_(
     model: nn.Module,
     structure: Structure,
     legal: LegalWidths,
     calibration: Calibration,
     options: StructuredOptions,
-    told: Told = lambda done, total, what: None,
+    told: ToldOf = lambda what, done, total: None,
 ) -> StructuredResult:
     """Cut a model, in place.
 
@@ -91,11 +89,13 @@ def prune_(
     """
     plan = Plan.full(structure)
     importance: Scores = {}
-    steps = 2 * options.cuts
     for cut in range(options.cuts):
-        told(2 * cut, steps, "scoring")
-        scores = _scores(model, structure, plan, calibration, options)
+        place = f" {cut + 1}/{options.cuts}" if options.cuts > 1 else ""
+        scores = _scores(model, structure, plan, calibration, options, partial(told, f"scoring{place}"))
         _remember(importance, structure, plan, scores)
+        ranked = options.scores.method == "flap" and options.allocation == "global"
+        if ranked:
+            scores = {name: standardized(values) for name, values in scores.items()}
         after = allocate(
             structure,
             plan,
@@ -105,9 +105,8 @@ def prune_(
             options.allocation,
             final_ratio=options.ratio,
             comparable=options.scores.method in COMPARABLE,
-            ranked=options.scores.method == "flap",
+            ranked=ranked,
         )
-        told(2 * cut + 1, steps, "cutting")
         before, seen = plan, Scores()
         plan = cut_(
             model,
@@ -119,34 +118,41 @@ def prune_(
             repair=options.repair,
             choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
             device=options.device,
+            told=partial(told, f"cutting{place}"),
         )
         _remember(importance, structure, before, seen)
-    told(steps, steps, "")
     return StructuredResult(plan=plan, importance=importance)
 
 
 def _scores(
-    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions
+    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions, told: Told
 ) -> Scores:
     """Scores to allocate by."""
-    if options.allocation == "uniform" and options.scores.method in CONSUMER_METHODS and _cut_by_blocks(structure):
+    if (
+        options.allocation == "uniform"
+        and options.scores.method in CONSUMER_METHODS
+        and _chosen_by_block(structure, calibration)
+    ):
         # Widths follow from the ratio, and the groups are chosen when their block is reached.
         return {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
 
     def make_pass() -> CalibrationPass:
-        tokens = [item for item in calibration if isinstance(item, torch.Tensor)]
-        if structure.spec.decoder is not None and len(tokens) == len(calibration):
-            return LayerwisePass(model, structure, tokens, options.device)
+        if _by_blocks(structure, calibration):
+            return LayerwisePass(model, structure, calibration, options.device)  # type: ignore[arg-type]
         return WholeModelPass(model, calibration)
 
-    scores = score_groups(model, structure, plan, options.scores, calibration, make_pass)
-    if options.scores.method == "flap" and options.allocation == "global":
-        scores = {name: standardized(values) for name, values in scores.items()}
-    return scores
+    return score_groups(model, structure, plan, options.scores, calibration, make_pass, told)
 
 
-def _cut_by_blocks(structure: Structure) -> bool:
-    return structure.spec.decoder is not None and not any(dimension.tied for dimension in structure)
+def _by_blocks(structure: Structure, calibration: Calibration) -> bool:
+    """Whether calibration data can go from block to block."""
+    return structure.spec.decoder is not None and all(isinstance(item, torch.Tensor) for item in calibration)
+
+
+def _chosen_by_block(structure: Structure, calibration: Calibration) -> bool:
+    """Whether the cut itself chooses the groups of every block; see :func:`loraprune.refit.cut_`."""
+    tied = any(dimension.tied for dimension in structure)
+    return bool(calibration) and not tied and _by_blocks(structure, calibration)
 
 
 def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> Chooser:

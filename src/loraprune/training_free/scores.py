@@ -13,6 +13,7 @@ from loraprune.criteria.magnitude import Magnitude
 from loraprune.criteria.random import Random
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, CalibrationPass
+from loraprune.telling import Told
 from loraprune.training_free.consumers import consumer_scores
 from loraprune.training_free.gradients import gradient_scores
 
@@ -54,6 +55,7 @@ def score_groups(
     options: ScoreOptions,
     calibration: Calibration,
     make_pass: Callable[[], CalibrationPass],
+    told: Told = lambda done, total: None,
 ) -> Scores:
     """Score all groups that a model has now, as it is now.
 
@@ -64,6 +66,7 @@ def score_groups(
         options: how.
         calibration: token ids or mappings of inputs; may be empty for methods that read weights alone.
         make_pass: begins a pass over the same data.
+        told: hears how far the work is.
     """
     method = options.method
     if method in WEIGHT_METHODS:
@@ -73,7 +76,7 @@ def score_groups(
         assert scores is not None
         return scores
     if method in GRADIENT_METHODS:
-        return gradient_scores(model, structure, plan, calibration, method)
+        return gradient_scores(model, structure, plan, calibration, method, told)
     found: Scores = {}
     with inference_mode(model), torch.no_grad():
         calibration_pass = make_pass()
@@ -84,4 +87,5 @@ def score_groups(
                     method, model, dimension, count, calibration_pass, options.damping
                 )
             calibration_pass.advance()
+            told(layer + 1, len(structure.blocks))
     return found

@@ -41,6 +41,9 @@ class Measure:
 
 
 PARAMETERS = Measure(key="parameters", label="Parameters", unit=Unit.PARAMETERS, card=lambda _: "parameters")
+NONZERO = Measure(
+    key="nonzero", label="Weights that are not zero", unit=Unit.PARAMETERS, card=lambda _: "weights that are not zero"
+)
 FILE_SIZE = Measure(key="bytes", label="File size", unit=Unit.BYTES, detail=lambda _: "weights in safetensors")
 FORWARD_PASS = Measure(
     key="latency_ms",

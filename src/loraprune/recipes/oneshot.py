@@ -1,0 +1,283 @@
+"""The one-shot recipe: prune a model on calibration data, without training, and hand back an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.averaging import Scores
+from loraprune.biases import give_biases_
+from loraprune.evaluation.batches import Collator
+from loraprune.export import finish, save_checkpoint
+from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
+from loraprune.plan import Plan
+from loraprune.recipes.measuring import free_memory, measure_dense, measure_pruned
+from loraprune.recipes.oneshot_config import OneshotConfig
+from loraprune.recipes.oneshot_reporting import card_of, report_of
+from loraprune.recipes.options import RunOptions
+from loraprune.recipes.preparing_oneshot import OneshotJob, prepare_oneshot
+from loraprune.recipes.record import run_record
+from loraprune.report.data import ReportData
+from loraprune.runtimes.overview import runtimes_of
+from loraprune.sparsity.layers import MatrixRecord, sparsify_
+from loraprune.structure import Structure
+from loraprune.telling import ToldOf
+from loraprune.training.calibration import draw_batches, draw_calibration
+from loraprune.training_free.pruning import StructuredOptions, prune_
+from loraprune.training_free.scores import ScoreOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("loraprune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneshotResult:
+    """What a run gives back.
+
+    Attributes:
+        model: ready to use.
+        tokenizer: of a model that reads text, else None.
+        image_processor: of a model that reads images, where it has one.
+        structure: of the model before pruning.
+        plan: which groups stayed; all of them where weights became zero.
+        matrices: what became of each matrix, where weights became zero.
+        metrics: measures of the dense and of the pruned model, as plain values.
+        report: the same as the report shows it.
+        output: folder of the checkpoint, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    structure: Structure
+    plan: Plan
+    matrices: tuple[MatrixRecord, ...]
+    metrics: dict[str, Any] = field(repr=False)
+    report: ReportData = field(repr=False)
+    output: Path | None = None
+    image_processor: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pruned:
+    """What pruning left behind."""
+
+    plan: Plan
+    importance: Scores = field(default_factory=dict)
+    matrices: tuple[MatrixRecord, ...] = ()
+
+
+def oneshot(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset | None = None,
+    config: OneshotConfig | None = None,
+    *,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    options: RunOptions | None = None,
+    told: ToldOf = lambda what, done, total: None,
+    image_processor: Any = None,
+    collator: Collator | None = None,
+) -> OneshotResult:
+    """Prune a model on calibration data, without training.
+
+    Args:
+        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
+        dataset: calibration data, in any form that :func:`loraprune.prune` takes; None for methods that read weights
+            alone.
+        config: what to prune, and how; the default is half of the prunable parameters, by the default method.
+        tokenizer: of the model; None loads it from the checkpoint.
+        options: where the result goes, what is measured, and so on.
+        told: hears how far the work is: what is being done, steps done, and how many there are.
+        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
+        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
+
+    Returns:
+        The pruned model in memory, and its folder if one was asked for.
+
+    Raises:
+        ValueError: something given is wrong; raised before any long work.
+        ArithmeticError: calibration data make NaN or Inf.
+    """
+    job = prepare_oneshot(
+        model,
+        dataset,
+        config or OneshotConfig(ratio=0.5),
+        tokenizer,
+        options or RunOptions(),
+        image_processor=image_processor,
+        collator=collator,
+    )
+    started = time.time()
+    logger.info("Loading %s", job.name)
+    loaded = job.load_model() if job.model is None else job.model
+    with _for_measuring(job, loaded) as fits:
+        dense = measure_dense(job, loaded) if fits else {}
+    pruned = _sparsified(job, loaded, told) if not job.oneshot.structured else _cut(job, loaded, told)
+    return _finish(job, loaded, pruned, dense, started)
+
+
+@contextmanager
+def _for_measuring(job: OneshotJob, model: PreTrainedModel) -> Iterator[bool]:
+    """Bring the whole model to what computes, where there is room for it, and back again."""
+    if job.computing == job.device:
+        yield True
+        return
+    needed = model.num_parameters() * model.dtype.itemsize
+    if needed * 1.2 > free_memory(job.computing):
+        logger.info("The model is too large to be measured on %s.", job.computing)
+        yield False
+        return
+    model.to(job.computing)  # type: ignore[arg-type]
+    try:
+        yield True
+    finally:
+        model.to(job.device)  # type: ignore[arg-type]
+
+
+def _calibration(job: OneshotJob) -> Calibration:
+    """Rows that are looked at."""
+    config = job.oneshot
+    if not config.needs_data:
+        return []
+    if job.structure.spec.auto_class == "AutoModelForCausalLM" and job.task.name == "causal-lm":
+        drawn: Calibration = draw_calibration(job.train_rows, config.calibration_sequences, config.seed)
+        logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
+        return drawn
+    assert job.collator is not None
+    dtype = job.stored_dtype if job.model is not None else torch.float32
+    batches = draw_batches(job.train_rows, job.collator, config.calibration_sequences, config.seed, dtype)
+    rows = min(config.calibration_sequences, len(job.train_rows))
+    logger.info("Calibrating on %d %s", rows, job.task.row_name)
+    return batches
+
+
+def _pass(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> CalibrationPass | None:
+    if not calibration:
+        return None
+    tokens = [item for item in calibration if isinstance(item, torch.Tensor)]
+    if job.structure.spec.decoder is not None and len(tokens) == len(calibration):
+        return LayerwisePass(model, job.structure, tokens, job.computing)
+    return WholeModelPass(model, calibration)
+
+
+def _sparsified(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
+    """Weights become zero."""
+    options = job.oneshot.sparsity_options()
+    records = sparsify_(
+        model,
+        job.structure,
+        _pass(job, model, _calibration(job)),
+        options,
+        lambda done, total: told(options.method, done, total),
+    )
+    return _Pruned(plan=Plan.full(job.structure), matrices=tuple(records))
+
+
+def _cut(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
+    """Heads and channels go."""
+    config = job.oneshot
+    if config.value("repair") == "bias":
+        give_biases_(model, job.structure)
+    options = StructuredOptions(
+        ratio=job.ratio,
+        scores=ScoreOptions(method=config.name, damping=config.damping, seed=config.seed),
+        allocation=config.value("allocation"),
+        repair=config.value("repair"),
+        damping=config.damping,
+        cuts=config.value("cuts"),
+        device=job.computing,
+    )
+    result = prune_(model, job.structure, job.legal_widths(), _calibration(job), options, told)
+    return _Pruned(plan=result.plan, importance=result.importance)
+
+
+def _course(job: OneshotJob, pruned: _Pruned) -> dict[str, Any]:
+    """What is told of the run beside the measures."""
+    course: dict[str, Any] = {"data": dict(job.rows.prepared.facts)}
+    if job.oneshot.structured:
+        removed = pruned.plan.removed_parameters(job.structure)
+        course["pruning"] = {
+            "ratio": pruned.plan.ratio(job.structure),
+            "target_ratio": job.ratio,
+            "parameters_before": job.structure.num_parameters,
+            "parameters": job.structure.num_parameters - removed,
+            "prunable_parameters_before": job.structure.prunable_parameters,
+            "prunable_parameters": job.structure.prunable_parameters - removed,
+            "widths": {kind: list(pruned.plan.counts(job.structure, kind)) for kind in job.structure.kinds},
+        }
+    else:
+        weights = sum(matrix.weights for matrix in pruned.matrices)
+        zeros = sum(matrix.zeros for matrix in pruned.matrices)
+        course["sparsity"] = {
+            "target": job.oneshot.pattern.ratio,
+            "pattern": str(job.oneshot.pattern),
+            "reached": zeros / weights,
+            "weights": weights,
+            "zeros": zeros,
+            "matrices": [asdict(matrix) for matrix in pruned.matrices],
+        }
+    return course
+
+
+def _finish(
+    job: OneshotJob, model: PreTrainedModel, pruned: _Pruned, dense: dict[str, Any], started: float
+) -> OneshotResult:
+    """Measure and save."""
+    finished = finish(model, job.structure, pruned.plan, dtype=job.stored_dtype)
+    course = _course(job, pruned)
+    plan = pruned.plan if job.oneshot.structured else None
+    with _for_measuring(job, finished) as fits:
+        metrics = measure_pruned(job, finished, dense, course, plan) if fits else _sizes(job, finished) | course
+    if not job.oneshot.structured:
+        metrics["dense"]["nonzero"] = job.structure.num_parameters
+        metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
+    metrics["seconds"] = time.time() - started
+    settings = {"oneshot": job.oneshot.settings()}
+    record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
+    report = report_of(job, record, pruned.plan, pruned.importance, pruned.matrices)
+    if job.options.output is not None:
+        _save(job, finished, record, report)
+    return OneshotResult(
+        model=finished,
+        tokenizer=job.tokenizer,
+        structure=job.structure,
+        plan=pruned.plan,
+        matrices=pruned.matrices,
+        metrics=metrics,
+        report=report,
+        output=job.options.output,
+        image_processor=job.image_processor,
+    )
+
+
+def _sizes(job: OneshotJob, finished: PreTrainedModel) -> dict[str, Any]:
+    """All that can be told of a model that was not measured."""
+    size = job.stored_dtype.itemsize
+    before, after = job.structure.num_parameters, finished.num_parameters()
+    return {
+        "dense": {"parameters": before, "bytes": before * size},
+        "pruned": {"parameters": after, "bytes": after * size},
+    }
+
+
+def _save(job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData) -> None:
+    from loraprune.report.html import write_report
+
+    assert job.options.output is not None
+    logger.info("Writing %s", job.options.output)
+
+    def extras(folder: Path) -> None:
+        if job.options.report:
+            write_report(report, folder / "report.html")
+
+    card = card_of(job, record, runtimes_of(finished))
+    save_checkpoint(job.options.output, finished, job.processor, record=record, card=card, extras=extras)

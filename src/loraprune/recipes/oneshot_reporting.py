@@ -1,0 +1,125 @@
+"""What a run without training tells: its report and its model card."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from loraprune.averaging import Scores
+from loraprune.plan import Plan
+from loraprune.recipes.card import all_widths, card, removed_kinds, removed_shares
+from loraprune.recipes.preparing_oneshot import OneshotJob
+from loraprune.recipes.reporting import completions_of, headline_of, importance_of, layer_widths, rows_of
+from loraprune.recipes.tasks.measures import NONZERO, PARAMETERS, Measure
+from loraprune.report.data import Headline, LayerWidth, ReportData
+
+if TYPE_CHECKING:
+    from loraprune.sparsity.layers import MatrixRecord
+
+NOTED_DEVIATION = 0.002
+
+
+def _zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
+    """Weights that are not zero, by layer and kind of matrix; the experts of a layer together."""
+    totals: dict[tuple[int, str], list[int]] = {}
+    for matrix in matrices:
+        total = totals.setdefault((matrix.layer, matrix.kind), [0, 0])
+        total[0] += matrix.weights
+        total[1] += matrix.weights - matrix.zeros
+    return tuple(
+        LayerWidth(layer=layer, kind=f"{kind}_weights", total=weights, kept=kept)
+        for (layer, kind), (weights, kept) in totals.items()
+    )
+
+
+def _measures(job: OneshotJob) -> tuple[Measure, ...]:
+    """Those of the task; where nothing becomes smaller, weights that are not zero in place of parameters."""
+    measures = job.task.measures
+    if job.oneshot.structured:
+        return measures
+    return tuple(NONZERO if measure is PARAMETERS else measure for measure in measures)
+
+
+def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
+    """What the reader has to know."""
+    if not job.oneshot.structured:
+        target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
+        if abs(reached - target) <= NOTED_DEVIATION:
+            return ()
+        return (f"The sparsity is {reached:.2%} rather than {target:.2%}: rows have whole numbers of weights.",)
+    reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
+    if abs(reached - target) <= NOTED_DEVIATION:
+        return ()
+    return (
+        f"The ratio is {reached:.2%} rather than {target:.2%}: head counts are those that the config accepts, and FFN "
+        "widths are rounded.",
+    )
+
+
+def report_of(
+    job: OneshotJob, record: dict[str, Any], plan: Plan, importance: Scores, matrices: Sequence[MatrixRecord]
+) -> ReportData:
+    """Gather what the report of a run without training shows."""
+    metrics = record["metrics"]
+    model = record["base_model"].rstrip("/").rpartition("/")[2]
+    structure = job.structure
+    if job.oneshot.structured:
+        headline = headline_of(metrics["pruning"])
+        title = f"{model}, {headline.ratio:.0%} pruned"
+        layers = layer_widths(structure, plan)
+    else:
+        sparsity = metrics["sparsity"]
+        headline = Headline(
+            ratio=sparsity["reached"],
+            target_ratio=sparsity["target"],
+            total_before=structure.num_parameters,
+            total_after=structure.num_parameters,
+            prunable_before=sparsity["weights"],
+            prunable_after=sparsity["weights"],
+            sparsity=f"{job.oneshot.name}, {sparsity['pattern']}",
+        )
+        title = f"{model}, {sparsity['pattern']} sparse"
+        layers = _zeroed_layers(matrices)
+    return ReportData(
+        title=title,
+        model=record["base_model"],
+        created=record["created"],
+        headline=headline,
+        rows=rows_of(metrics, _measures(job)),
+        layers=layers,
+        importance=importance_of(structure, plan, importance),
+        completions=completions_of(metrics, job.options.prompt),
+        settings=record["settings"],
+        versions=record["versions"],
+        command=record["command"] or "",
+        notes=notes_of(job, metrics),
+        machine=record["machine"],
+    )
+
+
+def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) -> str:
+    """Write the model card of a run without training."""
+    metrics, config = record["metrics"], job.oneshot
+    name = record["base_model"].rstrip("/").rpartition("/")[2]
+    if config.structured:
+        pruning = metrics["pruning"]
+        title = f"{pruning['ratio']:.0%} pruned"
+        what = (
+            f"A structurally pruned copy of `{name}`: {removed_kinds(job.structure)} were removed without training.\n"
+            f"{all_widths(pruning['widths'], job.structure)}"
+        )
+        facts = (
+            f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
+            f"`{config.value('repair')}`."
+        )
+    else:
+        sparsity = metrics["sparsity"]
+        title = f"{sparsity['pattern']} sparse"
+        what = (
+            f"A sparse copy of `{name}`, made without training: {sparsity['reached']:.2%} of the weights of the blocks'\n"
+            f"linear layers are zero ({sparsity['pattern']}, method `{config.name}`). Shapes and file size are those of\n"
+            "the original, and plain inference is no faster. A merged LoRA adapter would fill the zeros; `loraprune\n"
+            "recover` tunes and keeps them."
+        )
+        facts = f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} weights."
+    return card(record, job.task, runtimes, title=title, what=what, facts=facts)

@@ -1,0 +1,176 @@
+"""Checks before pruning without training: everything a run needs but the weights, cheapest first."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.allocation import check_reachable, ratio_for_parameters
+from loraprune.biases import bias_switches
+from loraprune.evaluation.batches import Collator
+from loraprune.export import check_disk_space, check_output, check_relaxed_class
+from loraprune.recipes.arguments import check_length
+from loraprune.recipes.folders import check_sources_outside_output
+from loraprune.recipes.job import Job
+from loraprune.recipes.loading import checkpoint_dtype, context_of, default_device, load_model, working_dtype
+from loraprune.recipes.oneshot_config import OneshotConfig
+from loraprune.recipes.options import RunOptions
+from loraprune.recipes.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
+from loraprune.recipes.subject import Subject, find_subject, find_tokenizer
+from loraprune.recipes.tasks.task import Setup
+from loraprune.sparsity.layers import check_widths
+from loraprune.structure import Structure, describe
+from loraprune.training_free.scores import GRADIENT_METHODS
+from loraprune.widths import LegalWidths, legal_widths
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+MAX_LENGTH = 2048
+
+
+@dataclass(kw_only=True)
+class OneshotJob(Job):
+    """A run without training.
+
+    Attributes:
+        oneshot: what to prune, and how.
+        ratio: share of the prunable parameters that goes; 0 where weights become zero.
+        computing: device that computes; weights and hidden states are on ``device``.
+    """
+
+    oneshot: OneshotConfig
+    ratio: float
+    computing: torch.device
+
+    def legal_widths(self) -> LegalWidths:
+        """Widths that the result may have."""
+        return _legal(self.structure, self.oneshot)
+
+    def load_model(self) -> PreTrainedModel:
+        """The checkpoint's model, where weights are kept."""
+        return load_model(
+            self.name,
+            working_dtype(self.stored_dtype, self.computing),
+            self.device,
+            auto_class=self.task.auto_class,
+            trust_remote_code=self.options.trust_remote_code,
+            revision=self.options.revision,
+        )
+
+
+def prepare_oneshot(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset | None,
+    oneshot: OneshotConfig,
+    tokenizer: PreTrainedTokenizerBase | str | Path | None,
+    options: RunOptions,
+    *,
+    image_processor: Any = None,
+    collator: Collator | None = None,
+) -> OneshotJob:
+    """Check all that was given, cheapest first, and load everything but the weights."""
+    if options.output is not None:
+        check_output(options.output, overwrite=options.overwrite)
+    check_sources_outside_output(model, dataset, options)
+    if dataset is None and oneshot.needs_data:
+        raise ValueError(f"The method {oneshot.name} looks at calibration data, and none were given. Say --data DATA.")
+    subject = find_subject(model, options)
+    task, shapes = subject.task, subject.shapes
+    context = context_of(subject.config, shapes) if task.has_tokenizer else None
+    max_length = _max_length(oneshot, context) if task.has_tokenizer else None
+    structure = describe(shapes, oneshot.dimensions, oneshot.keep_layers)
+    ratio = _check_structured(oneshot, structure, subject, options) if oneshot.structured else 0.0
+    if not oneshot.structured:
+        check_widths(shapes, structure, oneshot.sparsity_options())
+    home, computing = _devices(oneshot, subject)
+    stored_dtype = checkpoint_dtype(subject.config) if subject.loaded is None else subject.loaded.dtype
+    if options.output is not None:
+        check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
+    tokenizer = find_tokenizer(tokenizer, subject, options)
+    image_processor = task.find_image_processor(image_processor, subject.origin, options)
+    setup = Setup(
+        config=subject.config,
+        model=shapes,
+        dtype=working_dtype(stored_dtype, computing) if subject.loaded is None else subject.loaded.dtype,
+        processor=image_processor if tokenizer is None else tokenizer,
+        max_length=max_length,
+        collator=collator,
+        options=options,
+    )
+    rows = _rows(dataset, setup, task, oneshot)
+    if tokenizer is not None and len(rows.prepared.dataset):
+        check_token_ids(rows.prepared.dataset, len(tokenizer), subject.config)
+    return OneshotJob(
+        name=subject.name,
+        task=task,
+        model=subject.loaded,
+        config=subject.config,
+        tokenizer=tokenizer,
+        image_processor=image_processor,
+        context=context,
+        max_length=max_length,
+        rows=rows,
+        structure=structure,
+        stored_dtype=stored_dtype,
+        device=home,
+        options=options,
+        oneshot=oneshot,
+        ratio=ratio,
+        computing=computing,
+    )
+
+
+def _rows(dataset: str | Path | Dataset | None, setup: Setup, task: Any, oneshot: OneshotConfig) -> SplitRows:
+    if dataset is None:
+        return rows_to_measure_on(task, setup)
+    return split_rows(task, dataset, setup, oneshot.seed)
+
+
+def _max_length(oneshot: OneshotConfig, context: int | None) -> int:
+    if oneshot.max_length is None:
+        return min(MAX_LENGTH, context or MAX_LENGTH)
+    check_length(oneshot.max_length, context)
+    return oneshot.max_length
+
+
+def _legal(structure: Structure, oneshot: OneshotConfig) -> LegalWidths:
+    return legal_widths(
+        structure,
+        channel_multiple=oneshot.channel_multiple,
+        any_head_count=oneshot.value("any_head_count") or oneshot.value("allocation") == "global",
+    )
+
+
+def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Subject, options: RunOptions) -> float:
+    """The ratio, once it is sure that it can be met and that the repair is possible."""
+    ratio = oneshot.ratio
+    if options.target_params is not None:
+        ratio = ratio_for_parameters(structure, options.target_params)
+    assert ratio is not None
+    if oneshot.any_head_count:
+        check_relaxed_class(structure, subject.config)
+    if oneshot.value("repair") == "bias":
+        bias_switches(subject.shapes, structure)
+    check_reachable(structure, ratio, _legal(structure, oneshot), oneshot.value("allocation"))
+    return ratio
+
+
+def _devices(oneshot: OneshotConfig, subject: Subject) -> tuple[torch.device, torch.device]:
+    """Where weights and hidden states are kept, and what computes."""
+    if not oneshot.offload:
+        return subject.device, subject.device
+    home = torch.device("cpu") if subject.loaded is None else subject.device
+    if home.type != "cpu":
+        raise ValueError("offload keeps the weights in the machine's memory: pass a model that is on the CPU.")
+    computing = default_device()
+    if oneshot.structured and oneshot.name in GRADIENT_METHODS and computing != home:
+        raise ValueError(
+            f"The method {oneshot.name} takes gradients of the whole model, which does not go with offload. Choose "
+            "osscar, flap or wanda, or leave offload out."
+        )
+    return home, computing
