@@ -12,12 +12,17 @@ if TYPE_CHECKING:
     from loraprune.export import save_pruned
     from loraprune.plan import Plan
     from loraprune.recipes.joint import PruneResult, prune
+    from loraprune.recipes.oneshot import OneshotResult, oneshot
+    from loraprune.recipes.oneshot_config import OneshotConfig
     from loraprune.recipes.options import RunOptions
+    from loraprune.runtimes.semi_structured_folder import load_semi_structured
     from loraprune.structure import Structure, describe
     from loraprune.training.callback import PruningCallback
     from loraprune.training.config import PruningConfig
 
 __all__ = [
+    "OneshotConfig",
+    "OneshotResult",
     "Plan",
     "PruneResult",
     "PruningCallback",
@@ -26,11 +31,15 @@ __all__ = [
     "Structure",
     "__version__",
     "describe",
+    "load_semi_structured",
+    "oneshot",
     "prune",
     "save_pruned",
 ]
 
 _HOMES = {
+    "OneshotConfig": "loraprune.recipes.oneshot_config",
+    "OneshotResult": "loraprune.recipes.oneshot",
     "Plan": "loraprune.plan",
     "PruneResult": "loraprune.recipes.joint",
     "PruningCallback": "loraprune.training.callback",
@@ -38,6 +47,8 @@ _HOMES = {
     "RunOptions": "loraprune.recipes.options",
     "Structure": "loraprune.structure",
     "describe": "loraprune.structure",
+    "load_semi_structured": "loraprune.runtimes.semi_structured_folder",
+    "oneshot": "loraprune.recipes.oneshot",
     "prune": "loraprune.recipes.joint",
     "save_pruned": "loraprune.export",
 }

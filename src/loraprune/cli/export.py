@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> int:
         onnx_result = write_onnx(folder, options.output or folder / "model.onnx", overwrite=options.overwrite)
         _show(_onnx_lines(onnx_result), ())
     else:
-        _sparse(options, folder)
+        export_sparse(folder, options.format, options.output, overwrite=options.overwrite)
     return 0
 
 
@@ -86,21 +86,28 @@ def _gguf(options: argparse.Namespace, folder: Path) -> None:
     _show(_gguf_lines(result), result.notes)
 
 
-def _sparse(options: argparse.Namespace, folder: Path) -> None:
+def sparse_folder(folder: Path, form: str) -> Path:
+    """Where a 2:4 checkpoint goes in another format: beside it."""
     beside = folder.resolve()
-    output = options.output or beside.with_name(f"{beside.name}-{options.format}")
-    if options.format == "semi-structured":
+    return beside.with_name(f"{beside.name}-{form}")
+
+
+def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwrite: bool = False) -> None:
+    """Write a 2:4 checkpoint in one of the formats for it, and show what came of it.
+
+    Raises:
+        ValueError: it is not 2:4, or this machine or the installed packages cannot do that.
+    """
+    output = output or sparse_folder(folder, form)
+    if form == "semi-structured":
         from loraprune.runtimes.semi_structured_folder import write_semi_structured
 
-        result = write_semi_structured(folder, output, overwrite=options.overwrite)
-        how = (
-            "Load it: loraprune.runtimes.semi_structured_folder.load_semi_structured"
-            f"({str(output)!r}), on a GPU of compute capability 8.0 or more"
-        )
+        result = write_semi_structured(folder, output, overwrite=overwrite)
+        how = f"Load it: loraprune.load_semi_structured({str(output)!r}), on a GPU of compute capability 8.0 or more"
     else:
         from loraprune.runtimes.compressed_tensors import export_compressed_tensors
 
-        result = export_compressed_tensors(folder, output, overwrite=options.overwrite)
+        result = export_compressed_tensors(folder, output, overwrite=overwrite)
         how = f"Run it: vllm serve {output}, with vLLM up to 0.18 on compute capability 9.0; later versions refuse it"
     _show([_sparse_line(result), how], _sparse_notes(result))
 

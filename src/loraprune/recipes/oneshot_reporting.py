@@ -115,11 +115,12 @@ def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) ->
     else:
         sparsity = metrics["sparsity"]
         title = f"{sparsity['pattern']} sparse"
+        how = f"{sparsity['pattern']}, method `{config.name}`"
         what = (
-            f"A sparse copy of `{name}`, made without training: {sparsity['reached']:.2%} of the weights of the blocks'\n"
-            f"linear layers are zero ({sparsity['pattern']}, method `{config.name}`). Shapes and file size are those of\n"
-            "the original, and plain inference is no faster. A merged LoRA adapter would fill the zeros; `loraprune\n"
-            "recover` tunes and keeps them."
+            f"A sparse copy of `{name}`, made without training: {sparsity['reached']:.2%} of the weights of the\n"
+            f"blocks' linear layers are zero ({how}). Shapes and file size are those of the\noriginal, and plain "
+            "inference is no faster. A merged LoRA adapter would fill the zeros; `loraprune recover`\ntunes and keeps "
+            "them."
         )
         facts = f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} weights."
     return card(record, job.task, runtimes, title=title, what=what, facts=facts)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -79,6 +79,8 @@ def prepare_oneshot(
     check_sources_outside_output(model, dataset, options)
     if dataset is None and oneshot.needs_data:
         raise ValueError(f"The method {oneshot.name} looks at calibration data, and none were given. Say --data DATA.")
+    if not oneshot.structured:
+        options = replace(options, latency=False)  # zeros make nothing faster
     subject = find_subject(model, options)
     task, shapes = subject.task, subject.shapes
     context = context_of(subject.config, shapes) if task.has_tokenizer else None

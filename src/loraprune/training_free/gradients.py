@@ -7,12 +7,13 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 from loraprune.averaging import Scores
 from loraprune.criteria.taylor import base_gradients, taylor_scores
 from loraprune.evidence.gates import GateProbes
 from loraprune.inference import inference_mode
-from loraprune.layerwise import Calibration, equal_length_batches
+from loraprune.layerwise import CACHES, Calibration, equal_length_batches
 from loraprune.placing import placed
 from loraprune.telling import Told
 from loraprune.wrapping import base_model
@@ -47,43 +48,40 @@ def _frozen(model: nn.Module) -> Iterator[None]:
             parameter.requires_grad = True
 
 
-def _training(mode: bool) -> Callable[..., None]:
-    """A hook that sets the mode of a module, and not that of what is in it."""
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that keeps its inputs alone, and runs once more in the backward pass."""
 
-    def hook(module: nn.Module, *_: Any) -> None:
-        module.training = mode
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # What runs twice would write to a cache twice.
+        kwargs |= {name: None for name in CACHES if name in kwargs}
+        if "use_cache" in kwargs:
+            kwargs["use_cache"] = False
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
 
-    return hook
+    return run
 
 
 @contextmanager
-def _recomputing(model: Any, structure: Structure) -> Iterator[None]:
-    """Let an accelerator drop the activations of a block and compute them again, as gradient checkpointing does.
+def _recomputing(model: nn.Module, structure: Structure) -> Iterator[None]:
+    """Let an accelerator drop the activations of each block and compute them again.
 
-    Blocks recompute in training mode only. They alone are put into it, not what is in them, and only until they begin
-    to compute: some have a dropout of their own (OPT, Falcon), which must not wake.
+    The gradient checkpointing of transformers works in training mode alone, in which some blocks have a dropout of
+    their own (OPT, Falcon), and lets the embeddings require gradients from then on.
     """
-    if next(model.parameters()).device.type == "cpu" or not model.supports_gradient_checkpointing:
+    if next(model.parameters()).device.type == "cpu":
         yield
         return
-    before = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
-    blocks = [model.get_submodule(name) for name in structure.blocks]
-    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    handles = []
+    blocks: list[Any] = [model.get_submodule(name) for name in structure.blocks]
+    own = [block.__dict__.get("forward") for block in blocks]
     for block in blocks:
-        block.training = True
-        handles.append(block.register_forward_pre_hook(_training(False)))
-        # A recomputation ends with an exception, as soon as all that it is for is there.
-        handles.append(block.register_forward_hook(_training(True), always_call=True))
+        block.forward = _recomputed(block.forward)
     try:
         yield
     finally:
-        for handle in handles:
-            handle.remove()
-        for block in blocks:
-            block.training = False
-        if not before:
-            model.gradient_checkpointing_disable()
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
 
 
 def gradient_scores(

@@ -1,0 +1,66 @@
+"""The live line of work in steps: what is being done, how far it is, and the time left."""
+
+from __future__ import annotations
+
+import time
+from types import TracebackType
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
+
+from loraprune.cli.progress import PLAIN_LINES, duration
+
+
+class StepsProgress:
+    """Shows the pieces of work of a run one after the other; a live line in a terminal, else a few plain ones."""
+
+    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._live: Progress | None = None
+        self._what = ""
+        self._started = 0.0
+        self._first = 0
+
+    def __enter__(self) -> StepsProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        if what != self._what or done <= self._first:
+            self._close()
+            self._what, self._started, self._first = what, now, done
+            self._open(what, total)
+        steps = done - self._first
+        left = f"{duration((now - self._started) / steps * (total - done))} left" if steps else ""
+        if self._live is not None:
+            self._live.update(self._task, completed=done, left=left)
+        elif not self._quiet and done % max(1, total // PLAIN_LINES) == 0:
+            self._console.print(f"{what} {done}/{total}  {left}".rstrip(), markup=False, highlight=False)
+        if done == total:
+            self._close()
+            self._what = ""
+
+    def _open(self, what: str, total: int) -> None:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Progress(
+                TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}", style="cyan"),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._live.add_task(what, total=total, left="")
+            self._live.start()
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
