@@ -25,9 +25,9 @@ import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
 
 SCORES = ("osscar", "fisher", "taylor", "flap", "wanda", "magnitude", "random")
-REPAIRS = ("none", "bias", "refit")
+REPAIRS = ("none", "bias", "refit", "stream")
 FURTHER: dict[str, dict[str, Any]] = {
-    f"{method}, refit, {how}": {"method": method, "repair": "refit", **values}
+    f"{method}, stream, {how}": {"method": method, "repair": "stream", **values}
     for method in ("osscar", "fisher")
     for how, values in (
         ("balanced", {"allocation": "balanced"}),

@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.oneshot_config import OneshotConfig
     from loraprune.recipes.options import RunOptions
+    from loraprune.recipes.recover import recover
     from loraprune.runtimes.semi_structured_folder import load_semi_structured
+    from loraprune.sparse_lora import keep_zeros_
     from loraprune.structure import Structure, describe
     from loraprune.training.callback import PruningCallback
     from loraprune.training.config import PruningConfig
@@ -31,9 +33,11 @@ __all__ = [
     "Structure",
     "__version__",
     "describe",
+    "keep_zeros_",
     "load_semi_structured",
     "oneshot",
     "prune",
+    "recover",
     "save_pruned",
 ]
 
@@ -47,9 +51,11 @@ _HOMES = {
     "RunOptions": "loraprune.recipes.options",
     "Structure": "loraprune.structure",
     "describe": "loraprune.structure",
+    "keep_zeros_": "loraprune.sparse_lora",
     "load_semi_structured": "loraprune.runtimes.semi_structured_folder",
     "oneshot": "loraprune.recipes.oneshot",
     "prune": "loraprune.recipes.joint",
+    "recover": "loraprune.recipes.recover",
     "save_pruned": "loraprune.export",
 }
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from loraprune.dimensions import Structure
 
 TOKENS_PER_BATCH = 8192
+
+Watched = TypeVar("Watched")
 
 Calibration = Sequence["torch.Tensor | Mapping[str, torch.Tensor]"]
 """Token ids, 1-D tensors of any lengths; or mappings of a model's inputs, each a batch."""
@@ -201,14 +203,13 @@ class LayerwisePass(CalibrationPass):
             _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
         ]
         self.layer = 0
-        self._block().to(self._device)
 
     def _block(self) -> nn.Module:
         return self._model.get_submodule(self._structure.blocks[self.layer])
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
         positional, named = placed(calls.arguments[self.layer], self._device)
-        output = self._block()(calls.hidden.to(self._device), *positional, **named)
+        output = self._block().to(self._device)(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
@@ -218,13 +219,33 @@ class LayerwisePass(CalibrationPass):
     @torch.no_grad()
     def advance(self) -> None:
         """Run the current block as it is now and go to the next one."""
+        for _ in self.advance_watching(nullcontext):
+            pass
+
+    def advance_watching(
+        self, watch: Callable[[], AbstractContextManager[Watched]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Watched]]:
+        """The same, batch by batch, with a look at each.
+
+        Args:
+            watch: a context that is entered for the time of each batch; what it gives is handed on.
+
+        Yields:
+            Hidden states before and after the block, where they are kept, and what ``watch`` gave.
+        """
         for calls in self._calls:
-            calls.hidden = self._run(calls).to(self._home)
+            before = calls.hidden
+            with watch() as watched:
+                calls.hidden = self._run(calls).to(self._home)
             calls.arguments[self.layer] = ((), {})
+            yield before, calls.hidden, watched
         self._block().to(self._home)
         self.layer += 1
-        if self.layer < len(self._structure.blocks):
-            self._block().to(self._device)
+
+    def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """What a layer of the present block is called with, batch by batch, and the hidden states before the block."""
+        for args, calls in zip(_inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):
+            yield args, calls.hidden
 
 
 class WholeModelPass(CalibrationPass):

@@ -40,18 +40,25 @@ def damped_cholesky(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor,
     raise NotPositiveDefiniteError("The second moment of the inputs is not positive definite.")
 
 
-def refit_columns(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor, damping: float) -> torch.Tensor:
+def refit_columns(
+    weight: torch.Tensor,
+    moment: torch.Tensor,
+    kept: torch.Tensor,
+    damping: float,
+    cross: torch.Tensor | None = None,
+) -> torch.Tensor:
     """Columns of a layer that, on their own, come nearest to what the layer computed with all of its columns.
 
-    Solves ``min_V E‖W x − V x_K‖² + δ‖V − W_K‖²``, whose solution is ``V = W_K + W_D H_DK (H_KK + δI)⁻¹`` with D the
-    columns that go. The ridge pulls towards the old columns, not towards zero, so that strong damping ends in the
-    plain cut.
+    Solves ``min_V E‖t − V x_K‖² + δ‖V − W_K‖²`` with ``t = W x``, whose solution is
+    ``V = W_K + W_D H_DK (H_KK + δI)⁻¹`` with D the columns that go; or with another target ``t``. The ridge pulls
+    towards the old columns, not towards zero, so that strong damping ends in the plain cut.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
         moment: second moment ``H`` of the inputs, shape ``(in, in)``, float32.
         kept: positions of the columns that stay, ascending.
         damping: ``δ`` as a share of the mean diagonal of ``H_KK``.
+        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32; None is what the layer itself computes, ``W H``.
 
     Returns:
         Shape ``(out, kept)``, float32.
@@ -61,11 +68,14 @@ def refit_columns(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor
 
     Source: SlimGPT, OSSCAR; the unridged form is ``W H[:,K] (H_KK)⁻¹``.
     """
-    dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-    dropped[kept] = False
     moment_kept = moment[kept][:, kept]
-    cross = moment[kept][:, dropped] @ weight[:, dropped].T  # (kept, out)
-    if not torch.isfinite(cross).all():
+    if cross is None:
+        dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+        dropped[kept] = False
+        missing = moment[kept][:, dropped] @ weight[:, dropped].T  # (kept, out)
+    else:
+        missing = (cross[:, kept] - weight[:, kept] @ moment_kept).T
+    if not torch.isfinite(missing).all():
         raise NotPositiveDefiniteError("The second moment of the inputs is not finite.")
     factor, _ = damped_cholesky(moment_kept, damping)
-    return weight[:, kept] + torch.cholesky_solve(cross, factor).T
+    return weight[:, kept] + torch.cholesky_solve(missing, factor).T

@@ -20,13 +20,14 @@ from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
 from loraprune.plan import Plan
 from loraprune.slicing import slice_, slice_dimension_
+from loraprune.stream import NoStreamError, StreamTargets
 from loraprune.telling import Told
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from loraprune.dimensions import PrunableDimension, Structure
 
-Repair = Literal["refit", "bias", "none"]
+Repair = Literal["refit", "stream", "bias", "none"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
 
 Chooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
@@ -56,13 +57,14 @@ def _refitted(
     num_groups: int,
     moment: torch.Tensor,
     damping: float,
+    cross: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Positions of the columns that stay and what they should be; None, with a warning, where no refit is possible."""
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     before = effective_weight(consumer)
     columns = dimension.consumer.positions(torch.as_tensor(positions), num_groups, before.shape[1]).to(before.device)
     try:
-        return columns, refit_columns(before, moment, columns, damping)
+        return columns, refit_columns(before, moment, columns, damping, cross)
     except NotPositiveDefiniteError:
         warnings.warn(
             f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
@@ -99,8 +101,10 @@ def cut_(
         calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair.
         damping: ridge of the refit as a share of the mean diagonal of the second moment.
         optimizer: its state shrinks with the parameters.
-        repair: ``refit`` (least squares), ``bias`` (the mean of what goes is added to the consumer's bias, which must
-            be there) or ``none``.
+        repair: ``refit`` (least squares: what the consumer gave before), ``stream`` (least squares: what makes up the
+            residual stream of the uncut model, so that later layers repair what earlier cuts changed, see
+            :mod:`loraprune.stream`; a plain refit where blocks do more than to add to a stream), ``bias`` (the mean of
+            what goes is added to the consumer's bias, which must be there) or ``none``.
         choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
             blocks before it have become. Not asked where blocks cannot be cut one by one.
         device: to compute on, one block at a time, where that is not the model's.
@@ -116,11 +120,13 @@ def cut_(
     cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told)
     with inference_mode(model):
         if structure.spec.decoder is not None and tokens_only:
+            if repair == "stream":
+                cut.targets = StreamTargets(model, structure, calibration, device)  # type: ignore[arg-type]
             return cut.block_by_block_(model, LayerwisePass(model, structure, calibration, device))  # type: ignore[arg-type]
         return cut.at_once_(model, WholeModelPass(model, calibration))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Cut:
     """A cut with repair; see :func:`cut_`."""
 
@@ -132,12 +138,14 @@ class _Cut:
     repair: str
     choose: Chooser | None
     told: Told
+    targets: StreamTargets | None = None
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""
         changed = self.after.positions_in(self.before)
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
+            self._begin_block(layer)
             for dimension in self.structure.of_layer(layer):
                 if dimension.name not in changed:
                     continue
@@ -153,6 +161,16 @@ class _Cut:
             layerwise.advance()
             self.told(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
+
+    def _begin_block(self, layer: int) -> None:
+        """Run the block as it is on the stream of the uncut model, where that is the target."""
+        if self.targets is None:
+            return
+        try:
+            self.targets.begin_block(layer)
+        except NoStreamError as error:
+            warnings.warn(f"The refit restores each layer's own output, not the stream: {error}", stacklevel=2)
+            self.targets = None
 
     def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:
         """All blocks wear masks while their consumers are repaired in the order of the forward pass; then all are cut.
@@ -187,9 +205,14 @@ class _Cut:
         if dimension.of_experts:
             refit_experts_(model, dimension, positions, num_groups, calibration, self.damping)
             return None
-        inputs = calibration.features(dimension.consumer.module, moment=self.repair == "refit")
+        name = dimension.consumer.module
+        if self.targets is not None and isinstance(calibration, LayerwisePass):
+            cross, moment = self.targets.statistics(calibration, name)
+            columns, weight = _refitted(model, dimension, positions, num_groups, moment, self.damping, cross)
+            return None if weight is None else (columns, weight)
+        inputs = calibration.features(name, moment=self.repair != "bias")
         if self.repair == "bias":
-            length = axis_length(base_model(model).get_submodule(dimension.consumer.module), "input")
+            length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
             compensate_(model, dimension, kept, inputs)
             return None

@@ -17,7 +17,7 @@ DEFAULT_SPARSITY = "sparsegpt"
 ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "any_head_count")
 ONLY_SPARSE = ("variant", "order", "block_size")
 DEFAULTS: dict[str, Any] = {
-    "repair": "refit",
+    "repair": "stream",
     "allocation": "balanced",
     "dimensions": None,
     "cuts": 1,
@@ -48,7 +48,8 @@ class OneshotConfig:
         ratio: share of the prunable parameters that goes.
         sparsity: share of the weights of the blocks' linear layers that become zero, such as 0.5, or a pattern N:M such
             as ``"2:4"``: of every M consecutive weights of a row, N.
-        repair: structured: ``refit`` (the default), ``bias`` (FLAP's compensation) or ``none``.
+        repair: structured: ``stream`` (least squares towards the dense model's residual stream; the default),
+            ``refit`` (towards each layer's own output), ``bias`` (FLAP's compensation) or ``none``.
         allocation: structured: ``balanced`` (the default), ``uniform`` or ``global``.
         dimensions: structured: kinds that are pruned; None is the family's default.
         cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).

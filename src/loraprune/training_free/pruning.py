@@ -36,7 +36,7 @@ class StructuredOptions:
         ratio: share of the prunable parameters that goes.
         scores: how groups are scored.
         allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.allocate`.
-        repair: ``refit``, ``bias`` or ``none``: see :func:`loraprune.refit.cut_`.
+        repair: ``stream``, ``refit``, ``bias`` or ``none``: see :func:`loraprune.refit.cut_`.
         damping: of the refit.
         cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
         device: to compute on, one block at a time, where that is not the model's.
@@ -45,7 +45,7 @@ class StructuredOptions:
     ratio: float
     scores: ScoreOptions
     allocation: str = "balanced"
-    repair: str = "refit"
+    repair: str = "stream"
     damping: float = 0.01
     cuts: int = 1
     device: torch.device | None = None

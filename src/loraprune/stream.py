@@ -1,0 +1,132 @@
+"""The residual stream of the uncut model as the target of a refit, which then makes up for earlier cuts as well."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.axes import is_matrix
+from loraprune.layerwise import LayerwisePass
+from loraprune.wrapping import base_layer, base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from torch import nn
+
+    from loraprune.dimensions import Structure
+
+TOLERANCE = 1e-2
+"""How far a block's output may be from what is taken for its stream, as a share of what the block adds to it."""
+
+
+class NoStreamError(ValueError):
+    """A model's blocks do not simply add what their consumers give to a residual stream."""
+
+
+def stream_writers(model: nn.Module, structure: Structure, layer: int) -> list[str]:
+    """Layers of a block that write to the residual stream: the consumers of all of its dimensions, in their order."""
+    block = structure.blocks[layer]
+    writers = dict.fromkeys(
+        f"{block}.{dimension.consumer.module}"
+        for stack in structure.spec.stacks
+        for dimension in stack.dimensions
+        if dimension.consumer.axis == "input"
+    )
+    modules = dict(base_model(model).named_modules())
+    return [name for name in writers if name in modules and is_matrix(modules[name])]
+
+
+@contextmanager
+def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+    """The last output of each of some layers."""
+    found: dict[str, torch.Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
+        return lambda module, args, output: found.__setitem__(name, output)
+
+    with ExitStack() as stack:
+        for name in names:
+            handle = base_model(model).get_submodule(name).register_forward_hook(keep(name))
+            stack.callback(handle.remove)
+        yield found
+
+
+class StreamTargets:
+    """Hidden states of the uncut model on the calibration data, one block ahead of the cuts.
+
+    Each block is run on them before it is cut, so that no second model is needed. Memory: the hidden states of the
+    calibration set once for the uncut stream, and once more for each consumer of the present block.
+
+    Args:
+        model: not cut yet.
+        structure: its description, with a decoder.
+        sequences: token ids, 1-D tensors.
+        device: to compute on, where that is not the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        sequences: Sequence[torch.Tensor],
+        device: torch.device | None = None,
+    ) -> None:
+        self._model, self._structure = model, structure
+        self._dense = LayerwisePass(model, structure, sequences, device)
+        self._after: dict[str, list[torch.Tensor]] = {}
+        self._writers: list[str] = []
+
+    @torch.no_grad()
+    def begin_block(self, layer: int) -> None:
+        """Run a block on the uncut stream, before it is cut.
+
+        Raises:
+            NoStreamError: what the block gives is not the stream with the outputs of its consumers added.
+        """
+        self._writers = stream_writers(self._model, self._structure, layer)
+        self._after = {name: [] for name in self._writers}
+        for hidden, output, outputs in self._dense.advance_watching(lambda: _outputs(self._model, self._writers)):
+            stream = hidden
+            for name in self._writers:
+                if name not in outputs:
+                    raise NoStreamError(f"{name} was not reached by the calibration data.")
+                stream = stream + outputs[name].view_as(stream)
+                self._after[name].append(stream)
+            added = torch.linalg.vector_norm((output - hidden).float())
+            if not torch.linalg.vector_norm((stream - output).float()) <= TOLERANCE * added:
+                raise NoStreamError(
+                    f"{self._structure.blocks[layer]} does more than to add what {', '.join(self._writers)} give."
+                )
+
+    @torch.no_grad()
+    def statistics(self, cut: LayerwisePass, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """What a refit of one consumer needs.
+
+        Args:
+            cut: the pass over the model that is being cut, arrived at the same block.
+            name: of the consumer, in the block that was begun.
+
+        Returns:
+            ``E[t xᵀ]`` of what the consumer should give, ``t``, and its inputs ``x`` as they are now, shape
+            ``(out, in)``; and ``E[x xᵀ]``, shape ``(in, in)``; both float32. Its bias is not part of ``t``.
+        """
+        before = self._writers[: self._writers.index(name)]
+        bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
+        cross, moment, rows = torch.zeros(()), torch.zeros(()), 0
+        with _outputs(self._model, before) as outputs:
+            for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
+                x = args[0].flatten(0, -2).float()
+                wanted = target.to(x.device) - hidden.to(x.device)
+                for writer in before:
+                    wanted = wanted - outputs[writer].view_as(wanted)
+                wanted = wanted.flatten(0, -2).float()
+                if bias is not None:
+                    wanted = wanted - bias.float()
+                cross = cross.to(x.device) + wanted.T @ x
+                moment = moment.to(x.device) + x.T @ x
+                rows += len(x)
+        return cross / rows, moment / rows
