@@ -41,9 +41,9 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path),
     ),
     "how, with --ratio": (
-        option("repair", "oneshot", "stream: least squares towards the dense model's residual stream; refit: towards each "
-               "layer's own output; bias: the mean of what goes; none (stream)"),
-        option("allocation", "oneshot", "balanced, uniform or global, as in loraprune prune (balanced)"),
+        option("repair", "oneshot", "stream: least squares towards the dense model's residual stream; refit: towards "
+               "each layer's own output; bias: the mean of what goes; none (stream)"),
+        option("allocation", "oneshot", "uniform, balanced or global, as in loraprune prune (uniform)"),
         option("dimensions", "oneshot", "kinds of dimensions to prune, such as query_heads,channels (by family)",
                type=names),
         option("cuts", "oneshot", "steps in which the ratio is reached, scored anew before each (1)", type=int),

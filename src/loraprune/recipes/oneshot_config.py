@@ -18,7 +18,7 @@ ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multip
 ONLY_SPARSE = ("variant", "order", "block_size")
 DEFAULTS: dict[str, Any] = {
     "repair": "stream",
-    "allocation": "balanced",
+    "allocation": "uniform",
     "dimensions": None,
     "cuts": 1,
     "channel_multiple": None,
@@ -50,7 +50,7 @@ class OneshotConfig:
             as ``"2:4"``: of every M consecutive weights of a row, N.
         repair: structured: ``stream`` (least squares towards the dense model's residual stream; the default),
             ``refit`` (towards each layer's own output), ``bias`` (FLAP's compensation) or ``none``.
-        allocation: structured: ``balanced`` (the default), ``uniform`` or ``global``.
+        allocation: structured: ``uniform`` (the default), ``balanced`` or ``global``.
         dimensions: structured: kinds that are pruned; None is the family's default.
         cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).
         channel_multiple: structured: FFN widths are rounded to a multiple of this; None chooses by size.

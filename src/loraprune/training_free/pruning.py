@@ -44,7 +44,7 @@ class StructuredOptions:
 
     ratio: float
     scores: ScoreOptions
-    allocation: str = "balanced"
+    allocation: str = "uniform"
     repair: str = "stream"
     damping: float = 0.01
     cuts: int = 1
