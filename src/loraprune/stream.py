@@ -46,7 +46,8 @@ def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch
     found: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
-        return lambda module, args, output: found.__setitem__(name, output)
+        # A copy: some blocks (Falcon's) add to an output in place.
+        return lambda module, args, output: found.__setitem__(name, output.clone())
 
     with ExitStack() as stack:
         for name in names:

@@ -1,0 +1,144 @@
+from __future__ import annotations
+
+import copy
+import warnings
+
+import pytest
+import torch
+from tests.models import tiny_model, token_ids
+from tests.zoo import ROWS, Row
+
+from loraprune.inference import inference_mode
+from loraprune.layerwise import LayerwisePass
+from loraprune.plan import Plan
+from loraprune.refit import cut_
+from loraprune.stream import NoStreamError, StreamTargets, stream_writers
+from loraprune.structure import describe
+
+SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (9, 13, 9, 20)]
+DECODERS = {row.name: row for row in ROWS if row.name in (
+    "llama", "llama with biases, tied", "qwen2", "qwen3", "gemma", "gpt2", "gpt_neox", "phi", "opt", "gptj",
+    "starcoder2", "stablelm", "cohere", "falcon, new",
+)}  # fmt: skip
+NO_STREAMS = {row.name: row for row in ROWS if row.name in ("gemma2", "granite", "mixtral", "olmo2")}
+
+
+def halved(structure):
+    full = Plan.full(structure)
+    return full, full.keep({d.name: range(0, d.num_groups, 2) for d in structure if d.num_groups > 1})
+
+
+def inputs_of(model, names, ids):
+    """What enters layers (or the model's blocks), and what they give, on one sequence."""
+    seen = {}
+    handles = [
+        model.get_submodule(name).register_forward_hook(
+            lambda module, args, kwargs, output, name=name: seen.__setitem__(
+                name, (args[0] if args else kwargs["hidden_states"], output[0] if isinstance(output, tuple) else output)
+            ),
+            with_kwargs=True,
+        )
+        for name in names
+    ]
+    with torch.no_grad():
+        model(input_ids=ids[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return {name: (x[0].double(), y[0].double()) for name, (x, y) in seen.items()}
+
+
+@pytest.mark.parametrize("row", DECODERS.values(), ids=DECODERS.keys())
+def test_on_an_uncut_model_the_target_is_what_the_layer_gives(row: Row) -> None:
+    model = row.model()
+    structure = describe(model)
+    with inference_mode(model):
+        targets = StreamTargets(model, structure, SEQUENCES)
+        cut = LayerwisePass(model, structure, SEQUENCES)
+        for layer in range(len(structure.blocks)):
+            targets.begin_block(layer)
+            for name in stream_writers(model, structure, layer):
+                cross, moment = targets.statistics(cut, name)
+                consumer = model.get_submodule(name)
+                weight = consumer.weight.T if hasattr(consumer, "nf") else consumer.weight
+                torch.testing.assert_close(cross, (weight @ moment).detach(), rtol=1e-3, atol=1e-4)
+            cut.advance()
+
+
+@pytest.mark.parametrize("row", NO_STREAMS.values(), ids=NO_STREAMS.keys())
+def test_a_block_that_does_more_than_add_is_told(row: Row) -> None:
+    model = row.model()
+    structure = describe(model)
+    with inference_mode(model), pytest.raises(NoStreamError, match="does more than to add"):
+        StreamTargets(model, structure, SEQUENCES).begin_block(0)
+
+
+@pytest.mark.parametrize("row", NO_STREAMS.values(), ids=NO_STREAMS.keys())
+def test_without_a_stream_the_repair_is_the_plain_refit_with_a_warning(row: Row) -> None:
+    models = [row.model(), row.model()]
+    structure = describe(models[0])
+    full, plan = halved(structure)
+    with pytest.warns(UserWarning, match="restores each layer's own output"):
+        cut_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        cut_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+def test_the_statistics_are_those_of_both_streams_after_a_cut() -> None:
+    """Golden: from what hooks see in the dense and in the half-cut model, one sequence at a time."""
+    model = tiny_model("llama", attention_bias=True, mlp_bias=True)
+    dense = copy.deepcopy(model)
+    structure = describe(model)
+    full, plan = halved(structure)
+    first = Plan({**full.kept, **{name: kept for name, kept in plan.kept.items() if name.startswith("layers.0")}})
+    cut_(model, structure, full, first)
+    names = [*structure.blocks, "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
+    cross, moment, rows = 0.0, 0.0, 0
+    for ids in SEQUENCES:
+        was, now = inputs_of(dense, names, ids), inputs_of(model, names, ids)
+        down = "model.layers.1.mlp.down_proj"
+        after = was["model.layers.1"][0] + was[names[2]][1] + was[down][1]
+        before = now["model.layers.1"][0] + now[names[2]][1]
+        target = after - before - model.get_submodule(down).bias.double()
+        x = now[down][0]
+        cross, moment, rows = cross + target.T @ x, moment + x.T @ x, rows + len(x)
+    with inference_mode(model):
+        targets = StreamTargets(dense, structure, SEQUENCES)
+        targets.begin_block(0)
+        targets.begin_block(1)
+        targets._model = model  # the cut one: its biases count
+        pass_ = LayerwisePass(model, structure, SEQUENCES)
+        pass_.advance()
+        actual_cross, actual_moment = targets.statistics(pass_, "model.layers.1.mlp.down_proj")
+    torch.testing.assert_close(actual_cross, (cross / rows).float().detach(), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(actual_moment, (moment / rows).float().detach(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_the_stream_ends_nearer_to_the_dense_models_than_after_a_plain_refit(family: str) -> None:
+    ids = [token_ids(1, 60, seed=seed)[0] for seed in range(24)]
+    dense = tiny_model(family)
+    structure = describe(dense)
+    full, plan = halved(structure)
+    errors = {}
+    for repair in ("none", "refit", "stream"):
+        model = copy.deepcopy(dense)
+        cut_(model, structure, full, plan, calibration=ids, repair=repair)
+        with torch.no_grad():
+            errors[repair] = sum(
+                float((model.model(input_ids=i[None])[0] - dense.model(input_ids=i[None])[0]).square().sum())
+                for i in ids
+            )
+    assert errors["stream"] < errors["refit"] < errors["none"]
+
+
+def test_computing_on_a_named_device_changes_nothing() -> None:
+    models = [tiny_model(), tiny_model()]
+    structure = describe(models[0])
+    full, plan = halved(structure)
+    for model, device in zip(models, (None, torch.device("cpu")), strict=True):
+        cut_(model, structure, full, plan, calibration=SEQUENCES, repair="stream", device=device)
+    for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert torch.equal(a, b)
