@@ -41,6 +41,8 @@ SPARSE: dict[str, dict[str, Any]] = {
     "magnitude": {"method": "magnitude"},
     "wanda": {"method": "wanda"},
     "wanda, variant": {"method": "wanda", "variant": True},
+    "wanda, within the matrix": {"method": "wanda", "within": "matrix"},
+    "magnitude, within the row": {"method": "magnitude", "within": "row"},
     "sparsegpt": {"method": "sparsegpt"},
     "magnitude+obs, sequential": {"method": "magnitude+obs"},
     "magnitude+obs, iterative": {"method": "magnitude+obs", "order": "iterative"},
@@ -74,7 +76,7 @@ def variants(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, 
     elif options.part == "sparse":
         for pattern in PATTERNS:
             for name, values in SPARSE.items():
-                if not (values.get("variant") and ":" in pattern):
+                if not ({"variant", "within"} & set(values) and ":" in pattern):
                     yield name, pattern, {"sparsity": pattern, **values}
     else:
         for ratio in options.ratios:

@@ -7,7 +7,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from tests.models import tiny_model
-from tests.test_allocation import RATIOS, cases, random_scores
+from tests.test_allocation import RATIOS, cases, random_scores, structure_of
 
 from loraprune.allocation import allocate, check_reachable
 from loraprune.global_allocation import FLOOR, allocate_globally, floor_of, smallest_share
@@ -124,3 +124,80 @@ def test_layers_of_different_widths_lose_the_same_share_beside_a_wider_protected
     assert plan.ratio(structure) == pytest.approx(0.3, abs=0.01)
     shares = [plan.count(name) / size for name, size in sizes.items()]
     assert shares[0] == pytest.approx(shares[1], abs=0.06)
+
+
+def ranked_plan(structure, scores, parameters, multiple=1):
+    legal = LegalWidths(counts={"heads": (1, 2, 3, 4)}, multiples={"channels": multiple})
+    ratio = parameters / structure.prunable_parameters
+    return allocate(structure, Plan.full(structure), scores, ratio, legal, "global", ranked=True)
+
+
+@given(seed=st.integers(0, 99), channels=st.integers(1, 42))
+def test_ranked_groups_go_in_the_order_of_their_scores_as_long_as_a_floor_allows_it(seed, channels):
+    structure = structure_of("llama", 4, 2, 4, 24, 3)
+    scores = {d.name: 10 + 0 * torch.arange(d.num_groups) for d in structure}  # heads go last
+    generator = torch.Generator().manual_seed(seed)
+    of_channels = structure.of_kind("channels")
+    for number, d in enumerate(of_channels):  # the first layer has the lowest ones; half of all are negative
+        scores[d.name] = torch.randn(24, generator=generator) + 0.5 * number - 0.5
+    each = of_channels[0].parameters_per_group
+    queue = sorted((value, d.name, group) for d in of_channels for group, value in enumerate(scores[d.name].tolist()))
+    left = {d.name: set(range(24)) for d in of_channels}
+    wanted = channels
+    for _, name, group in queue:
+        if wanted and len(left[name]) > 3:  # a tenth of 24, rounded up
+            left[name].remove(group)
+            wanted -= 1
+    plan = ranked_plan(structure, scores, channels * each)
+    assert {name: set(plan.kept[name]) for name in left} == left
+    assert all(plan.count(d.name) == 4 for d in structure.of_kind("heads"))
+
+
+def test_ranked_heads_and_channels_go_by_their_scores_whatever_their_size():
+    structure = describe(tiny_model())  # a head has 768 parameters, a channel 96
+    scores = {d.name: torch.linspace(-1.0, 1.0, d.num_groups) for d in structure}
+    scores["layers.1.heads"] = torch.tensor([3.0, -2.0, 2.0, 2.5])
+    plan = ranked_plan(structure, scores, 768)
+    assert plan.kept["layers.1.heads"] == (0, 2, 3)
+    assert plan.ratio(structure) == pytest.approx(768 / 10752)
+    scores["layers.1.heads"][1] = -0.99  # now after the first channel of each layer, and the head of the other one
+    plan = ranked_plan(structure, scores, 2 * 768 + 2 * 96)
+    assert plan.kept["layers.0.heads"] == (1, 2, 3)
+    assert plan.kept["layers.1.heads"] == (0, 2, 3)
+    assert plan.kept["layers.0.channels"] == plan.kept["layers.1.channels"] == tuple(range(1, 24))
+
+
+def test_a_ranked_step_of_several_groups_counts_by_their_mean():
+    structure = describe(tiny_model())
+    scores = {d.name: torch.full((d.num_groups,), 5.0) for d in structure}
+    scores["layers.0.channels"][:2] = torch.tensor([-4.0, 1.0])  # on average -1.5
+    scores["layers.1.channels"][:2] = torch.tensor([-1.0, -1.0])
+    plan = ranked_plan(structure, scores, 2 * 96, multiple=2)
+    assert plan.kept["layers.0.channels"] == tuple(range(2, 24))
+    scores["layers.0.channels"][1] = 3.0  # now -0.5
+    plan = ranked_plan(structure, scores, 2 * 96, multiple=2)
+    assert plan.kept["layers.1.channels"] == tuple(range(2, 24))
+
+
+def test_strata_make_no_difference_to_the_rank_of_a_step():
+    structure = describe(tiny_model(), ("query_heads", "channels"))  # one query head of each of 4 KV heads at a time
+    scores = {d.name: torch.full((d.num_groups,), 9.0) for d in structure}
+    scores["layers.0.query_heads"][::2] = 0.5
+    scores["layers.1.channels"][:8] = 1.0
+    heads = 4 * structure.of_kind("query_heads")[0].parameters_per_group
+    plan = ranked_plan(structure, scores, heads)
+    assert plan.kept["layers.0.query_heads"] == (1, 3, 5, 7)
+    assert plan.count("layers.1.channels") == 24
+    scores["layers.0.query_heads"][::2] = 1.5
+    plan = ranked_plan(structure, scores, 8 * 96)
+    assert plan.count("layers.0.query_heads") == 8
+    assert plan.kept["layers.1.channels"] == tuple(range(8, 24))
+
+
+def test_a_ranking_needs_no_scores_above_zero(model):
+    structure = describe(model)
+    scores = {d.name: -1.0 - torch.rand(d.num_groups) for d in structure}
+    plan = ranked_plan(structure, scores, structure.prunable_parameters // 2)
+    assert plan.ratio(structure) == pytest.approx(0.5, abs=0.01)
+    shifted = {name: values + 10 for name, values in scores.items()}
+    assert ranked_plan(structure, shifted, structure.prunable_parameters // 2) == plan

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -243,13 +244,15 @@ def test_dimensions_that_are_not_cut_are_not_refitted(model):
 def test_where_no_refit_is_possible_the_plain_cut_is_made_with_a_warning(monkeypatch, model, value):
     plain = copy.deepcopy(model)
     structure, full, after = plans_of(model)
-    measure = LayerwisePass.second_moment
+    measure = LayerwisePass.features
 
-    def broken(self, name):
-        moment = measure(self, name)
-        return moment * 0 + value * torch.eye(len(moment)) if name == "model.layers.0.mlp.down_proj" else moment
+    def broken(self, name, *, moment):
+        statistics = measure(self, name, moment=moment)
+        if name != "model.layers.0.mlp.down_proj":
+            return statistics
+        return SimpleNamespace(moment=value * torch.eye(len(statistics.mean)))
 
-    monkeypatch.setattr(refit.LayerwisePass, "second_moment", broken)
+    monkeypatch.setattr(refit.LayerwisePass, "features", broken)
     with pytest.warns(UserWarning, match=r"layers\.0\.channels: no refit, .* not positive definite.*--refit-damping"):
         cut_(model, structure, full, after, calibration=CALIBRATION)
     slice_(plain, structure, full, after)
@@ -315,4 +318,76 @@ def test_a_cut_that_regrows_is_refused_before_anything_is_changed(model):
     with pytest.raises(ValueError, match="A plan only shrinks"):
         cut_(model, structure, after, full, calibration=CALIBRATION)
     for one, other in zip(model.parameters(), before, strict=True):
+        assert torch.equal(one, other)
+
+
+def last_ones(asked):
+    """Chooses the last groups of all; notes what it was asked."""
+
+    def choose(dimension, count, kept, calibration):
+        asked.append((dimension.name, count, kept, calibration))
+        return list(range(count - kept, count))
+
+    return choose
+
+
+@pytest.mark.parametrize("repair", ["none", "refit"])
+def test_groups_can_be_chosen_when_their_block_is_reached(model, repair):
+    structure, full, after = plans_of(model)
+    expected = full.keep(
+        {name: range(full.count(name) - len(groups), full.count(name)) for name, groups in A_PLAN.items()}
+    )
+    plain, asked = copy.deepcopy(model), []
+    found = cut_(model, structure, full, after, calibration=CALIBRATION, repair=repair, choose=last_ones(asked))
+    assert found == expected
+    cut_(plain, structure, full, expected, calibration=CALIBRATION, repair=repair)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [call[:3] for call in asked] == [(d.name, d.num_groups, len(A_PLAN[d.name])) for d in structure]
+
+
+def test_a_choice_is_among_the_groups_that_are_left(model):
+    structure, full, halfway = plans_of(model)
+    slice_(model, structure, full, halfway)
+    after = halfway.keep({"layers.0.channels": [0, 1], "layers.1.heads": [0, 1]})
+    asked = []
+    found = cut_(model, structure, halfway, after, calibration=CALIBRATION, choose=last_ones(asked))
+    assert found.kept == {**halfway.kept, "layers.0.channels": (11, 20), "layers.1.heads": (2, 3)}
+    assert [call[:3] for call in asked] == [("layers.0.channels", 6, 2), ("layers.1.heads", 3, 2)]
+
+
+def test_a_choice_sees_what_the_blocks_before_have_become(model):
+    structure, full, after = plans_of(model)
+    seen = {}
+
+    def choose(dimension, count, kept, calibration):
+        assert calibration.layer == dimension.layer
+        seen[dimension.name] = calibration.second_moment(dimension.consumer.module)
+        return list(range(kept))
+
+    dense = copy.deepcopy(model)
+    found = cut_(model, structure, full, after, calibration=CALIBRATION, choose=choose)
+    first = {d.name: range(found.count(d.name)) for d in structure.of_layer(0)}
+    cut_(dense, structure, full, full.keep(first), calibration=CALIBRATION)
+    layerwise = LayerwisePass(dense, structure, CALIBRATION)
+    layerwise.advance()
+    expected = layerwise.second_moment("model.layers.1.self_attn.o_proj")
+    torch.testing.assert_close(seen["layers.1.heads"], expected, rtol=1e-4, atol=1e-5)
+
+
+def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
+    structure, full, after = plans_of(model)
+    asked = []
+    batches = [{"input_ids": sequence[None]} for sequence in CALIBRATION]
+    assert cut_(model, structure, full, after, calibration=batches, choose=last_ones(asked)) == after
+    assert not asked
+
+
+@pytest.mark.parametrize("batches", [CALIBRATION, [{"input_ids": token_ids()}]], ids=["by blocks", "at once"])
+def test_without_repair_calibration_data_change_nothing(model, batches):
+    plain = copy.deepcopy(model)
+    structure, full, after = plans_of(model)
+    assert cut_(model, structure, full, after, calibration=batches, repair="none") == after
+    slice_(plain, structure, full, after)
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

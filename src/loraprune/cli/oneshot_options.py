@@ -52,6 +52,8 @@ GROUPS: dict[str, tuple[Option, ...]] = {
                "as a Mistral if need be (config)", choices=("config", "any")),
     ),
     "how, with --sparsity": (
+        option("within", "oneshot", "of wanda and magnitude: compare the weights of a row, or of the matrix (wanda: "
+               "row, magnitude: matrix)"),
         option("variant", "oneshot", "of wanda: rows lose the same share of their scores (off)", **SWITCH),
         option("order", "oneshot", "of wanda+obs and magnitude+obs: sequential chooses the weights before any update, "
                "iterative block by block (sequential)"),

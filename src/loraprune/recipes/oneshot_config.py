@@ -8,14 +8,14 @@ from typing import Any
 
 from loraprune.allocation import ALLOCATIONS
 from loraprune.refit import REPAIRS
-from loraprune.sparsity.methods import METHODS, ORDERS, Evidence, SparsityOptions, evidence_of
+from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 from loraprune.training_free.scores import STRUCTURED_METHODS, WEIGHT_METHODS
 
 DEFAULT_STRUCTURED = "osscar"
 DEFAULT_SPARSITY = "sparsegpt"
 ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "any_head_count")
-ONLY_SPARSE = ("variant", "order", "block_size")
+ONLY_SPARSE = ("within", "variant", "order", "block_size")
 DEFAULTS: dict[str, Any] = {
     "repair": "stream",
     "allocation": "uniform",
@@ -23,6 +23,7 @@ DEFAULTS: dict[str, Any] = {
     "cuts": 1,
     "channel_multiple": None,
     "any_head_count": False,
+    "within": None,
     "variant": False,
     "order": "sequential",
     "block_size": 128,
@@ -55,6 +56,8 @@ class OneshotConfig:
         cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).
         channel_multiple: structured: FFN widths are rounded to a multiple of this; None chooses by size.
         any_head_count: structured: allow head counts that the model's own config refuses.
+        within: of ``wanda`` and ``magnitude``, unstructured: weights are compared within a ``row`` or the ``matrix``;
+            None is the method's own (``wanda``: row, ``magnitude``: matrix).
         variant: of ``wanda``, unstructured: rows lose the same share of their scores.
         order: of the masks with updates: ``sequential`` (the default) or ``iterative``.
         block_size: of SparseGPT: columns compared with each other and updated together (128).
@@ -75,6 +78,7 @@ class OneshotConfig:
     cuts: int | None = None
     channel_multiple: int | None = None
     any_head_count: bool | None = None
+    within: str | None = None
     variant: bool | None = None
     order: str | None = None
     block_size: int | None = None
@@ -148,6 +152,16 @@ class OneshotConfig:
             raise ValueError("variant is a way of wanda to spread a sparsity without a pattern. Leave it out.")
         if self.order is not None and not self.name.endswith("+obs"):
             raise ValueError("order is an option of the methods magnitude+obs and wanda+obs. Leave it out.")
+        if self.within is not None:
+            _one_of("within", self.within, WITHIN)
+            if self.name == "sparsegpt" or self.value("order") == "iterative" or self.variant:
+                raise ValueError(
+                    "within is an option of wanda and magnitude masks that are chosen at once. Leave it out."
+                )
+        if self.block_size is not None and evidence_of(self.name) is not Evidence.MOMENT:
+            raise ValueError(
+                f"block_size is an option of methods with updates, and {self.name} has none. Leave it out."
+            )
 
     def value(self, name: str) -> Any:
         """What an option is, given or by default."""
@@ -171,17 +185,23 @@ class OneshotConfig:
         return parse_pattern(self.sparsity)
 
     @property
+    def scores_need_data(self) -> bool:
+        """Whether the method looks at calibration data."""
+        if self.structured:
+            return self.name not in WEIGHT_METHODS
+        return evidence_of(self.name) is not Evidence.NOTHING
+
+    @property
     def needs_data(self) -> bool:
         """Whether anything looks at calibration data."""
-        if self.structured:
-            return self.name not in WEIGHT_METHODS or self.value("repair") != "none"
-        return evidence_of(self.name) is not Evidence.NOTHING
+        return self.scores_need_data or (self.structured and self.value("repair") != "none")
 
     def sparsity_options(self) -> SparsityOptions:
         """For the unstructured methods."""
         return SparsityOptions(
             method=self.name,
             pattern=self.pattern,
+            within=self.value("within"),
             variant=self.value("variant"),
             order=self.value("order"),
             damping=self.damping,

@@ -103,8 +103,11 @@ def sparsify_(
         for layer, block in enumerate(structure.blocks):
             if layer not in structure.protected:
                 matrices = list(matrices_of(base_model(model), block))
-                for matrix, inputs in _with_inputs(matrices, calibration, evidence_of(options.method)):
-                    records.append(_sparsify_matrix_(matrix, layer, inputs, options))
+                with_inputs = _with_inputs(matrices, calibration, evidence_of(options.method))
+                made = {
+                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, options) for matrix, inputs in with_inputs
+                }
+                records += [made[matrix.name] for matrix in matrices]
             if calibration is not None:
                 calibration.advance()
             told(layer + 1, len(structure.blocks))

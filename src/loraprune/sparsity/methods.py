@@ -23,6 +23,11 @@ Order = Literal["sequential", "iterative"]
 ORDERS: tuple[str, ...] = get_args(Order)
 
 
+Within = Literal["row", "matrix"]
+WITHIN: tuple[str, ...] = get_args(Within)
+_MASKS = {"row": lowest_of_rows, "matrix": lowest_of_matrix}
+
+
 class Evidence(Enum):
     """What a method looks at beside the weights."""
 
@@ -46,6 +51,8 @@ class SparsityOptions:
         method: ``magnitude`` (weights of a matrix compared with each other), ``wanda`` (of a row), ``sparsegpt`` (of a
             block of columns, with updates of the others), and the masks of the first two with SparseGPT's updates.
         pattern: how many, and where.
+        within: what weights are compared with, ``row`` or ``matrix``; None is the method's own: the matrix for
+            ``magnitude``, the row for ``wanda``.
         variant: of ``wanda``: rows lose the same share of their scores instead of the same number of weights.
         order: of the masks with updates: ``sequential`` chooses all at once, before any update; ``iterative`` block
             by block of columns, on the weights as they are by then.
@@ -55,10 +62,16 @@ class SparsityOptions:
 
     method: str
     pattern: SparsityPattern
+    within: str | None = None
     variant: bool = False
     order: str = "sequential"
     damping: float = 0.01
     block_size: int = BLOCK_SIZE
+
+    @property
+    def compared_within(self) -> str:
+        """What the weights of a whole mask are compared with."""
+        return self.within or ("matrix" if self.method.startswith("magnitude") else "row")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,19 +114,20 @@ def compared_weights(rows: int, width: int, options: SparsityOptions) -> int:
     """How many weights of a matrix ``(rows, width)`` are compared with each other, where the pattern is free."""
     if options.method == "sparsegpt" or (options.method.endswith("+obs") and options.order == "iterative"):
         return rows * min(width, options.block_size)
-    by_row = options.method.startswith("wanda") and not options.variant
+    by_row = options.compared_within == "row" and not options.variant
     return width if by_row else rows * width
 
 
 def _whole_mask(weight_OI: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions) -> torch.Tensor:
     """The mask of ``magnitude`` and ``wanda``."""
+    choose = _MASKS[options.compared_within]
     if options.method.startswith("magnitude"):
-        return lowest_of_matrix(scores.magnitude(weight_OI), options.pattern)
+        return choose(scores.magnitude(weight_OI), options.pattern)
     assert inputs is not None
     importance = scores.wanda(weight_OI, inputs.norms.to(weight_OI.dtype))
     if options.variant:
         return lowest_of_rows_by_share(importance, options.pattern.ratio)
-    return lowest_of_rows(importance, options.pattern)
+    return choose(importance, options.pattern)
 
 
 def _with_updates(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: SparsityOptions) -> SparseMatrix:

@@ -91,8 +91,12 @@ def prune_(
     importance: Scores = {}
     for cut in range(options.cuts):
         place = f" {cut + 1}/{options.cuts}" if options.cuts > 1 else ""
-        scores = _scores(model, structure, plan, calibration, options, partial(told, f"scoring{place}"))
-        _remember(importance, structure, plan, scores)
+        if _widths_follow_from_ratio(structure, calibration, options):
+            # Any scores do: the groups are chosen when their block is reached.
+            scores = {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
+        else:
+            scores = _scores(model, structure, plan, calibration, options, partial(told, f"scoring{place}"))
+            _remember(importance, structure, plan, scores)
         ranked = options.scores.method == "flap" and options.allocation == "global"
         if ranked:
             scores = {name: standardized(values) for name, values in scores.items()}
@@ -128,13 +132,6 @@ def _scores(
     model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions, told: Told
 ) -> Scores:
     """Scores to allocate by."""
-    if (
-        options.allocation == "uniform"
-        and options.scores.method in CONSUMER_METHODS
-        and _chosen_by_block(structure, calibration)
-    ):
-        # Widths follow from the ratio, and the groups are chosen when their block is reached.
-        return {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
 
     def make_pass() -> CalibrationPass:
         if _by_blocks(structure, calibration):
@@ -149,8 +146,10 @@ def _by_blocks(structure: Structure, calibration: Calibration) -> bool:
     return structure.spec.decoder is not None and all(isinstance(item, torch.Tensor) for item in calibration)
 
 
-def _chosen_by_block(structure: Structure, calibration: Calibration) -> bool:
-    """Whether the cut itself chooses the groups of every block; see :func:`loraprune.refit.cut_`."""
+def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, options: StructuredOptions) -> bool:
+    """Whether no score is needed to choose the widths, and the cut itself chooses the groups of every block."""
+    if options.allocation != "uniform" or options.scores.method not in CONSUMER_METHODS:
+        return False
     tied = any(dimension.tied for dimension in structure)
     return bool(calibration) and not tied and _by_blocks(structure, calibration)
 
