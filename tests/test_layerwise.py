@@ -3,9 +3,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tests.models import FAMILIES, projections, tiny_model, token_ids, with_lora
+from tests.models import FAMILIES, PROJECTIONS, projections, tiny_model, token_ids, with_lora
+from tests.zoo import ROWS
+from torch import nn
 
-from loraprune.layerwise import TOKENS_PER_BATCH, LayerwisePass, equal_length_batches
+from loraprune.architectures import spec_for
+from loraprune.layerwise import TOKENS_PER_BATCH, LayerwisePass, WholeModelPass, equal_length_batches
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
 from loraprune.structure import describe
@@ -169,3 +172,120 @@ def test_batches_stay_within_the_number_of_tokens():
     too_long = [torch.zeros(TOKENS_PER_BATCH + 1, dtype=torch.long)] * 2
     batches = equal_length_batches(long + too_long)
     assert [len(batch) for batch in batches] == [1, 1, 2, 1]
+
+
+def layer_names(layer):
+    return [f"model.layers.{layer}.{'self_attn' if name[0] in 'qkvo' else 'mlp'}.{name}" for name in PROJECTIONS]
+
+
+@pytest.mark.parametrize("whole", [False, True], ids=["layer by layer", "whole model"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_statistics_of_several_layers_are_those_of_the_inputs_in_the_whole_model(family, whole):
+    model = tiny_model(family)
+    calibration = WholeModelPass(model, SEQUENCES) if whole else LayerwisePass(model, describe(model), SEQUENCES)
+    for layer in range(2):
+        found = calibration.features_of(layer_names(layer), moment=True)
+        for name in layer_names(layer):
+            expected = moment_of_the_model(model, model.get_submodule(name))
+            moment = found[name].moment.numpy()
+            np.testing.assert_allclose(moment, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
+            np.testing.assert_allclose(found[name].mean_square, np.diag(expected), rtol=1e-4, atol=1e-6)
+            assert found[name].rows == sum(map(len, SEQUENCES))
+        q, k, v, o, gate, up, down = (found[name] for name in layer_names(layer))
+        assert q is k is v
+        assert gate is up
+        assert len({id(statistics) for statistics in (q, o, gate, down)}) == 4
+        calibration.advance()
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_several_layers_at_once_are_the_same_as_one_after_the_other(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    found = layerwise.features_of(layer_names(0), moment=True)
+    for name in layer_names(0):
+        alone = layerwise.features(name, moment=True)
+        torch.testing.assert_close(found[name].moment, alone.moment)
+        torch.testing.assert_close(found[name].mean, alone.mean)
+        assert found[name].rows == alone.rows
+
+
+def test_layers_that_the_current_block_does_not_run_have_no_entry(model, structure):
+    layerwise = LayerwisePass(model, structure, SEQUENCES)
+    names = [*layer_names(0), *layer_names(1)]
+    assert list(layerwise.features_of(names, moment=False)) == layer_names(0)
+    layerwise.advance()
+    assert list(layerwise.features_of(names, moment=False)) == layer_names(1)
+
+
+def test_second_moments_are_gathered_on_demand_only(model, structure):
+    found = LayerwisePass(model, structure, SEQUENCES).features_of(layer_names(0), moment=False)
+    assert found["model.layers.0.mlp.down_proj"].norms.shape == (24,)
+    with pytest.raises(RuntimeError, match="not asked for"):
+        _ = found["model.layers.0.mlp.down_proj"].moment
+
+
+# Computing elsewhere than where the weights are.
+
+ELSEWHERE = [torch.device("cpu"), *([torch.device("cuda")] if torch.cuda.is_available() else [])]
+
+
+@pytest.mark.parametrize("device", ELSEWHERE, ids=str)
+def test_a_pass_that_computes_on_a_device_gives_the_same_and_leaves_the_model_at_home(device):
+    models = [tiny_model("qwen3", **VARIANTS["qwen3, one sliding layer"][1]) for _ in range(2)]
+    passes = [
+        LayerwisePass(models[0], describe(models[0]), SEQUENCES),
+        LayerwisePass(models[1], describe(models[1]), SEQUENCES, device),
+    ]
+    for layer in range(2):
+        one, other = (layerwise.features_of(layer_names(layer), moment=True) for layerwise in passes)
+        for name in layer_names(layer):
+            assert other[name].moment.device.type == device.type
+            torch.testing.assert_close(one[name].moment, other[name].moment.cpu(), rtol=1e-4, atol=1e-4)
+        for layerwise in passes:
+            layerwise.advance()
+    for one, other in zip(passes[0]._calls, passes[1]._calls, strict=True):
+        torch.testing.assert_close(one.hidden, other.hidden, rtol=1e-4, atol=1e-4)
+    for one, other in zip(models[0].parameters(), models[1].parameters(), strict=True):
+        assert other.device.type == "cpu"
+        assert torch.equal(one, other)
+
+
+DECODERS = [row for row in ROWS if spec_for(row.config()).decoder is not None]
+
+
+@pytest.mark.parametrize("row", DECODERS, ids=lambda row: row.name)
+def test_one_block_and_all_that_it_is_called_with_are_on_the_device_and_nothing_else(row):
+    # Tensors on "meta" have no values, so that one of them and one of another device cannot be computed with.
+    model = row.model()
+    model.set_experts_implementation("batched_mm")  # the default is known there in 16 bits only
+    structure = describe(model)
+    layerwise = LayerwisePass(model, structure, list(row.inputs()["input_ids"]), torch.device("meta"))
+    for calls, run in zip(layerwise._calls, layerwise._runs(), strict=True):
+        output = run()
+        assert output.device.type == "meta"
+        assert output.shape == calls.hidden.shape
+        assert calls.hidden.device.type == "cpu"
+    first = f"{structure.blocks[0]}."
+    for name, parameter in model.named_parameters():
+        assert parameter.device.type == ("meta" if name.startswith(first) else "cpu"), name
+
+
+def test_each_block_goes_to_the_device_when_it_is_its_turn_and_home_again_afterwards(model, structure):
+    home, device = torch.device("cpu"), torch.device("cpu", 0)
+    moves = []
+    for layer, block in enumerate(model.model.layers):
+
+        def moved(to, layer=layer, block=block):
+            moves.append((layer, to))
+            return nn.Module.to(block, to)
+
+        block.to = moved
+    layerwise = LayerwisePass(model, structure, SEQUENCES, device)
+    layerwise.features_of(layer_names(0), moment=False)
+    assert set(moves) == {(0, device)}
+    layerwise.advance()
+    assert moves[-1] == (0, home)
+    moves.clear()
+    layerwise.advance()
+    assert moves[-1] == (1, home)
+    assert set(moves) == {(1, device), (1, home)}

@@ -202,7 +202,8 @@ def _cut(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
 
 def _course(job: OneshotJob, pruned: _Pruned) -> dict[str, Any]:
     """What is told of the run beside the measures."""
-    course: dict[str, Any] = {"data": dict(job.rows.prepared.facts)}
+    facts = {name: value for name, value in job.rows.prepared.facts.items() if name != "trained_tokens"}
+    course: dict[str, Any] = {"data": facts}
     if job.oneshot.structured:
         removed = pruned.plan.removed_parameters(job.structure)
         course["pruning"] = {
@@ -241,7 +242,7 @@ def _finish(
         metrics["dense"]["nonzero"] = job.structure.num_parameters
         metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
     metrics["seconds"] = time.time() - started
-    settings = {"oneshot": job.oneshot.settings()}
+    settings = {"oneshot": job.settings()}
     record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
     report = report_of(job, record, pruned.plan, pruned.importance, pruned.matrices)
     if job.options.output is not None:

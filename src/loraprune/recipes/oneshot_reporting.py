@@ -50,10 +50,10 @@ def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
     reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
     if abs(reached - target) <= NOTED_DEVIATION:
         return ()
-    return (
-        f"The ratio is {reached:.2%} rather than {target:.2%}: head counts are those that the config accepts, and FFN "
-        "widths are rounded.",
-    )
+    why = "head counts are those that the config accepts, and FFN widths are rounded"
+    if job.oneshot.value("allocation") == "global":
+        why = "a group goes as a whole or not at all"
+    return (f"The ratio is {reached:.2%} rather than {target:.2%}: {why}.",)
 
 
 def report_of(

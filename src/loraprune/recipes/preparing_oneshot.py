@@ -51,6 +51,11 @@ class OneshotJob(Job):
         """Widths that the result may have."""
         return _legal(self.structure, self.oneshot)
 
+    def settings(self) -> dict[str, Any]:
+        """What was in force, for the record: with the length and the ratio that follow from model and target."""
+        follows = {"max_length": self.max_length} | ({"ratio": self.ratio} if self.oneshot.structured else {})
+        return self.oneshot.settings() | follows
+
     def load_model(self) -> PreTrainedModel:
         """The checkpoint's model, where weights are kept."""
         return load_model(
@@ -78,7 +83,7 @@ def prepare_oneshot(
         check_output(options.output, overwrite=options.overwrite)
     check_sources_outside_output(model, dataset, options)
     if dataset is None and oneshot.needs_data:
-        raise ValueError(f"The method {oneshot.name} looks at calibration data, and none were given. Say --data DATA.")
+        raise ValueError(_missing_data(oneshot))
     if not oneshot.structured:
         options = replace(options, latency=False)  # zeros make nothing faster
     subject = find_subject(model, options)
@@ -89,7 +94,7 @@ def prepare_oneshot(
     ratio = _check_structured(oneshot, structure, subject, options) if oneshot.structured else 0.0
     if not oneshot.structured:
         check_widths(shapes, structure, oneshot.sparsity_options())
-    home, computing = _devices(oneshot, subject)
+    home, computing = _devices(oneshot, subject, structure)
     stored_dtype = checkpoint_dtype(subject.config) if subject.loaded is None else subject.loaded.dtype
     if options.output is not None:
         check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
@@ -124,6 +129,17 @@ def prepare_oneshot(
         oneshot=oneshot,
         ratio=ratio,
         computing=computing,
+    )
+
+
+def _missing_data(oneshot: OneshotConfig) -> str:
+    """What looks at the data that were not given, and the way out."""
+    if oneshot.scores_need_data:
+        return f"The method {oneshot.name} looks at calibration data, and none were given. Say --data DATA."
+    repair = oneshot.value("repair")
+    return (
+        f"The repair {repair!r} looks at calibration data, and none were given (the method {oneshot.name} needs none). "
+        "Say --data DATA, or --repair none."
     )
 
 
@@ -162,10 +178,15 @@ def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Sub
     return ratio
 
 
-def _devices(oneshot: OneshotConfig, subject: Subject) -> tuple[torch.device, torch.device]:
+def _devices(oneshot: OneshotConfig, subject: Subject, structure: Structure) -> tuple[torch.device, torch.device]:
     """Where weights and hidden states are kept, and what computes."""
     if not oneshot.offload:
         return subject.device, subject.device
+    if structure.spec.decoder is None:
+        raise ValueError(
+            f"offload goes through a model block by block, and the blocks of a {structure.spec.model_type} model hand "
+            "each other more than hidden states. Leave it out."
+        )
     home = torch.device("cpu") if subject.loaded is None else subject.device
     if home.type != "cpu":
         raise ValueError("offload keeps the weights in the machine's memory: pass a model that is on the CPU.")

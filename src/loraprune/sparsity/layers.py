@@ -165,7 +165,7 @@ def _result(
         return sparsify(weight, None, options)
     if inputs is None:
         warnings.warn(f"{name}: no calibration token reaches it, so that its weights go by magnitude.", stacklevel=2)
-        return sparsify(weight, None, replace(options, method="magnitude", variant=False))
+        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
     if not inputs.is_finite:
         raise ArithmeticError(
             f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
@@ -188,7 +188,7 @@ def _result(
             "its weights go by magnitude, without updates.",
             stacklevel=2,
         )
-        return sparsify(weight, None, replace(options, method="magnitude", variant=False))
+        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
     if result.damping is not None and result.damping > options.damping:
         warnings.warn(
             f"{name}: the second moment of its inputs is not positive definite with a damping of {options.damping:g}; "

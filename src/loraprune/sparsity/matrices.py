@@ -19,14 +19,16 @@ class Matrix:
     """A matrix that multiplies what enters it.
 
     Attributes:
-        module: the layer; name ``module_name`` in the model.
-        module_name: see ``module``.
+        module: the layer.
+        module_name: its name in the model.
+        block: name of its block.
         parameter: name of the parameter.
         expert: which one, of stacked experts; None of a layer of its own.
     """
 
     module: nn.Module
     module_name: str
+    block: str
     parameter: str = "weight"
     expert: int | None = None
 
@@ -39,8 +41,9 @@ class Matrix:
 
     @property
     def kind(self) -> str:
-        """What matrices in the same place of every block have in common: ``down_proj``."""
-        return self.parameter if self.expert is not None else self.module_name.rpartition(".")[2]
+        """Its place in the block, the same in every block: ``mlp.down_proj``, ``mlp.experts.down_proj``."""
+        place = self.module_name.removeprefix(f"{self.block}.")
+        return place if self.expert is None else f"{place}.{self.parameter}"
 
     def weight_oi(self) -> torch.Tensor:
         """As (out, in): a view into the model."""
@@ -68,7 +71,7 @@ def matrices_of(model: nn.Module, block: str) -> Iterator[Matrix]:
     """
     for name, module in model.get_submodule(block).named_modules(prefix=block):
         if is_matrix(module) and weight_oi(module).shape[0] > 1:
-            yield Matrix(module, name)
+            yield Matrix(module, name, block)
         for parameter in stacked_parameters(module):
             for expert in range(len(getattr(module, parameter))):
-                yield Matrix(module, name, parameter, expert)
+                yield Matrix(module, name, block, parameter, expert)
