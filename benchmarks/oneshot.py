@@ -32,8 +32,6 @@ FURTHER: dict[str, dict[str, Any]] = {
     for how, values in (
         ("balanced", {"allocation": "balanced"}),
         ("global", {"allocation": "global"}),
-        ("uniform, 4 cuts", {"allocation": "uniform", "cuts": 4}),
-        ("balanced, 4 cuts", {"allocation": "balanced", "cuts": 4}),
         ("global, 4 cuts", {"allocation": "global", "cuts": 4}),
     )
 } | {"flap, bias, global": {"method": "flap", "repair": "bias", "allocation": "global"}}
@@ -50,16 +48,10 @@ SPARSE: dict[str, dict[str, Any]] = {
     "wanda+obs, iterative": {"method": "wanda+obs", "order": "iterative"},
 }
 PATTERNS = ("0.5", "4:8", "2:4")
-JOINT: dict[str, dict[str, Any]] = {
-    "joint, default": {},
-    "joint, uniform": {"allocation": "uniform"},
-    "joint, global": {"allocation": "global"},
-}
+JOINT: dict[str, dict[str, Any]] = {"joint": {}, "joint, global": {"allocation": "global"}}
 ONE_SHOT: dict[str, dict[str, Any]] = {
-    "one shot (osscar, uniform), then LoRA": {"method": "osscar", "allocation": "uniform"},
-    "one shot (osscar, balanced), then LoRA": {"method": "osscar"},
-    "one shot (fisher, balanced, 4 cuts), then LoRA": {"method": "fisher", "cuts": 4},
-    "one shot (fisher, global, 4 cuts), then LoRA": {"method": "fisher", "cuts": 4, "allocation": "global"},
+    "one shot, then LoRA": {},
+    "one shot, global, then LoRA": {"allocation": "global"},
 }
 
 

@@ -30,3 +30,10 @@ def test_a_row_for_each_model_is_printed(tmp_path: Path) -> None:
         assert re.search(rf"\| {name} \| [\d,]+ → [\d,]+ \| .*channels \| \d+\.\d% \| \d+\.\d% \| \d+\.\d% ", shown), (
             name
         )
+
+
+def test_the_benchmark_of_sparse_image_classifiers_prints_a_table_a_model(tmp_path: Path) -> None:
+    quick = ("--steps", "2", "--batch-size", "8", "--methods", "wanda", "--sparsities", "2:4")
+    shown = run("benchmarks/images.py", "--images", str(write_images(tmp_path)), *quick)
+    for name in ("ViT", "ConvNeXt"):
+        assert re.search(rf"\| {name} \| 2:4 \|\n\|---\|---\|\n\| wanda \| \d+\.\d% \|\ndense: \d+\.\d%", shown), name
