@@ -108,7 +108,7 @@ def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwr
         from loraprune.runtimes.compressed_tensors import export_compressed_tensors
 
         result = export_compressed_tensors(folder, output, overwrite=overwrite)
-        how = f"Run it: vllm serve {output}, with vLLM up to 0.18 on compute capability 9.0; later versions refuse it"
+        how = f"Run it: vllm serve {output}, with a vLLM from before its pull request 36799 (2026), which ended that"
     _show([_sparse_line(result), how], _sparse_notes(result))
 
 

@@ -1,1 +1,1 @@
-"""Finished checkpoints for other runtimes: GGUF files for llama.cpp, ONNX files for onnxruntime."""
+"""Finished checkpoints for other runtimes: llama.cpp (GGUF), onnxruntime (ONNX), and the formats of 2:4 weights."""

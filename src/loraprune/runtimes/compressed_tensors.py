@@ -1,4 +1,4 @@
-"""2:4 checkpoints in the layout of the compressed-tensors package, which vLLM read up to its version 0.18."""
+"""2:4 checkpoints in the layout of the compressed-tensors package, which earlier versions of vLLM read."""
 
 from __future__ import annotations
 
