@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import re
 from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NoReturn
@@ -29,8 +30,15 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     import yaml
 
+    class Loader(yaml.SafeLoader):
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            # To YAML, an unquoted 2:4 is a number to the base of sixty.
+            is_pattern = kind is yaml.ScalarNode and re.fullmatch(r"\d+:\d+", value)
+            resolver: Any = super()
+            return "tag:yaml.org,2002:str" if is_pattern else resolver.resolve(kind, value, implicit)
+
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
         raise ValueError(f"The recipe {path} does not exist.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:

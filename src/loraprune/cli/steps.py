@@ -41,7 +41,7 @@ class StepsProgress:
         left = f"{duration((now - self._started) / steps * (total - done))} left" if steps else ""
         if self._live is not None:
             self._live.update(self._task, completed=done, left=left)
-        elif not self._quiet and done % max(1, total // PLAIN_LINES) == 0:
+        elif not self._quiet and (done == total or done % max(1, total // PLAIN_LINES) == 0):
             self._console.print(f"{what} {done}/{total}  {left}".rstrip(), markup=False, highlight=False)
         if done == total:
             self._close()
