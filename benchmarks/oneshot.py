@@ -193,6 +193,8 @@ def main() -> None:
                 file.write(json.dumps(row) + "\n")
             print(f"{name} {amount} {variant}: {row.get('error') or cell(row)} ({row['seconds']:.0f} s)", flush=True)
         rows.append(row)
+    if not rows:
+        raise SystemExit("No variant has a name that begins so.")
     # The heading is taken from the first row that was measured.
     print(table(sorted(rows, key=lambda row: "error" in row)))
 

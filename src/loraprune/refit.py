@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,8 @@ from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
     from loraprune.dimensions import PrunableDimension, Structure
+
+logger = logging.getLogger("loraprune")
 
 Repair = Literal["refit", "stream", "bias", "none"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
@@ -143,6 +146,7 @@ class _Cut:
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""
         changed = self.after.positions_in(self.before)
+        self.told(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
             self._begin_block(layer)
@@ -169,7 +173,7 @@ class _Cut:
         try:
             self.targets.begin_block(layer)
         except NoStreamError as error:
-            warnings.warn(f"The refit restores each layer's own output, not the stream: {error}", stacklevel=2)
+            logger.info("%s The refit restores what each layer gave itself.", error)
             self.targets = None
 
     def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:

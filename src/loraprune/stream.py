@@ -100,7 +100,8 @@ class StreamTargets:
             added = torch.linalg.vector_norm((output - hidden).float())
             if not torch.linalg.vector_norm((stream - output).float()) <= TOLERANCE * added:
                 raise NoStreamError(
-                    f"{self._structure.blocks[layer]} does more than to add what {', '.join(self._writers)} give."
+                    "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
+                    f"in {self._structure.blocks[layer]})."
                 )
 
     @torch.no_grad()

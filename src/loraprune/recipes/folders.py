@@ -53,6 +53,8 @@ def check_sources_outside_output(model: object, dataset: object, options: RunOpt
     for source in (model, dataset, options.eval_data):
         if isinstance(source, (str, Path)) and Path(source).exists() and Path(source).resolve().is_relative_to(output):
             raise ValueError(f"{source} lies in the output folder {options.output}. Name another output folder.")
+    if isinstance(model, (str, Path)) and Path(model).is_dir() and output.is_relative_to(Path(model).resolve()):
+        raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")
 
 
 def check_space(

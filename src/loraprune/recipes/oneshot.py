@@ -121,8 +121,10 @@ def oneshot(
     loaded = job.load_model() if job.model is None else job.model
     with _for_measuring(job, loaded) as fits:
         dense = measure_dense(job, loaded) if fits else {}
-    pruned = _sparsified(job, loaded, told) if not job.oneshot.structured else _cut(job, loaded, told)
-    return _finish(job, loaded, pruned, dense, started)
+    calibration = _calibration(job)
+    prune = _cut if job.oneshot.structured else _sparsified
+    pruned = prune(job, loaded, calibration, told)
+    return _finish(job, loaded, pruned, dense, {"calibration": _facts(calibration)}, started)
 
 
 @contextmanager
@@ -160,6 +162,27 @@ def _calibration(job: OneshotJob) -> Calibration:
     return batches
 
 
+def _facts(calibration: Calibration) -> dict[str, int]:
+    """How much was looked at."""
+    rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
+    tokens = sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
+    return {"rows": rows} | ({"tokens": tokens} if tokens else {})
+
+
+def _warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
+    """Say that there is less to look at than least squares have unknowns."""
+    solved = job.oneshot.value("repair") in ("refit", "stream") or job.oneshot.name == "osscar"
+    tokens = _facts(calibration).get("tokens")
+    widest = max(dimension.num_groups * dimension.consumer.group_size for dimension in job.structure.open)
+    if solved and tokens is not None and tokens < widest:
+        logger.warning(
+            "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
+            "squares rest on their damping. More calibration sequences help.",
+            tokens,
+            widest,
+        )
+
+
 def _pass(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> CalibrationPass | None:
     if not calibration:
         return None
@@ -169,22 +192,23 @@ def _pass(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> 
     return WholeModelPass(model, calibration)
 
 
-def _sparsified(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
+def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Weights become zero."""
     options = job.oneshot.sparsity_options()
     records = sparsify_(
         model,
         job.structure,
-        _pass(job, model, _calibration(job)),
+        _pass(job, model, calibration),
         options,
         lambda done, total: told(options.method, done, total),
     )
     return _Pruned(plan=Plan.full(job.structure), matrices=tuple(records))
 
 
-def _cut(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
+def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Heads and channels go."""
     config = job.oneshot
+    _warn_of_few_tokens(job, calibration)
     if config.value("repair") == "bias":
         give_biases_(model, job.structure)
     options = StructuredOptions(
@@ -196,7 +220,7 @@ def _cut(job: OneshotJob, model: PreTrainedModel, told: ToldOf) -> _Pruned:
         cuts=config.value("cuts"),
         device=job.computing,
     )
-    result = prune_(model, job.structure, job.legal_widths(), _calibration(job), options, told)
+    result = prune_(model, job.structure, job.legal_widths(), calibration, options, told)
     return _Pruned(plan=result.plan, importance=result.importance)
 
 
@@ -230,16 +254,22 @@ def _course(job: OneshotJob, pruned: _Pruned) -> dict[str, Any]:
 
 
 def _finish(
-    job: OneshotJob, model: PreTrainedModel, pruned: _Pruned, dense: dict[str, Any], started: float
+    job: OneshotJob,
+    model: PreTrainedModel,
+    pruned: _Pruned,
+    dense: dict[str, Any],
+    course: dict[str, Any],
+    started: float,
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, job.structure, pruned.plan, dtype=job.stored_dtype)
-    course = _course(job, pruned)
+    course = course | _course(job, pruned)
     plan = pruned.plan if job.oneshot.structured else None
     with _for_measuring(job, finished) as fits:
         metrics = measure_pruned(job, finished, dense, course, plan) if fits else _sizes(job, finished) | course
     if not job.oneshot.structured:
-        metrics["dense"]["nonzero"] = job.structure.num_parameters
+        zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
+        metrics["dense"]["nonzero"] = job.structure.num_parameters - zeros_before
         metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
     metrics["seconds"] = time.time() - started
     settings = {"oneshot": job.settings()}

@@ -48,6 +48,8 @@ def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
             return ()
         return (f"The sparsity is {reached:.2%} rather than {target:.2%}: rows have whole numbers of weights.",)
     reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
+    if reached == 0.0:
+        return (f"Nothing was removed: the ratio of {target:g} is less than half of the smallest step.",)
     if abs(reached - target) <= NOTED_DEVIATION:
         return ()
     why = "head counts are those that the config accepts, and FFN widths are rounded"

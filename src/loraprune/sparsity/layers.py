@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from loraprune.inference import inference_mode
 from loraprune.least_squares import NotPositiveDefiniteError
 from loraprune.sparsity.matrices import Matrix, matrices_of
 from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
+from loraprune.sparsity.troubles import Troubles
 from loraprune.telling import Told
 from loraprune.wrapping import base_model
 
@@ -34,7 +34,7 @@ class MatrixRecord:
 
     Attributes:
         name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
-        weights: how many it has; ``zeros``: how many of them are zero now.
+        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before.
         seconds: that it took, without the calibration data's way through the block.
         error: squared error of its outputs as a share of the squared outputs, where the method knows it.
         damping: that its updates needed, where the method has any.
@@ -45,6 +45,7 @@ class MatrixRecord:
     kind: str
     weights: int
     zeros: int
+    zeros_before: int
     seconds: float
     error: float | None = None
     damping: float | None = None
@@ -99,18 +100,22 @@ def sparsify_(
         ArithmeticError: calibration data make NaN or Inf.
     """
     records: list[MatrixRecord] = []
+    troubles = Troubles()
+    told(0, len(structure.blocks))
     with inference_mode(model), torch.no_grad():
         for layer, block in enumerate(structure.blocks):
             if layer not in structure.protected:
                 matrices = list(matrices_of(base_model(model), block))
                 with_inputs = _with_inputs(matrices, calibration, evidence_of(options.method))
                 made = {
-                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, options) for matrix, inputs in with_inputs
+                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, options, troubles)
+                    for matrix, inputs in with_inputs
                 }
                 records += [made[matrix.name] for matrix in matrices]
             if calibration is not None:
                 calibration.advance()
             told(layer + 1, len(structure.blocks))
+    troubles.warn()
     return records
 
 
@@ -138,12 +143,13 @@ def _with_inputs(
 
 
 def _sparsify_matrix_(
-    matrix: Matrix, layer: int, inputs: FeatureStatistics | None, options: SparsityOptions
+    matrix: Matrix, layer: int, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
 ) -> MatrixRecord:
     """Make one matrix sparse; where nothing can be said of its inputs, by magnitude."""
     started = time.perf_counter()
     weight = matrix.weight_oi().float()
-    result = _result(matrix.name, weight, inputs, options)
+    before = int((weight == 0).sum())
+    result = _result(matrix.name, weight, inputs, options, troubles)
     matrix.write_(result.weight_OI)
     zeros = int((matrix.weight_oi() == 0).sum())
     return MatrixRecord(
@@ -152,6 +158,7 @@ def _sparsify_matrix_(
         kind=matrix.kind,
         weights=weight.numel(),
         zeros=zeros,
+        zeros_before=before,
         seconds=time.perf_counter() - started,
         error=result.error,
         damping=result.damping,
@@ -159,40 +166,42 @@ def _sparsify_matrix_(
 
 
 def _result(
-    name: str, weight: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions
+    name: str, weight: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
 ) -> SparseMatrix:
     if evidence_of(options.method) is Evidence.NOTHING:
         return sparsify(weight, None, options)
     if inputs is None:
-        warnings.warn(f"{name}: no calibration token reaches it, so that its weights go by magnitude.", stacklevel=2)
+        troubles.note("idle", name, "no calibration token arrives there, so that weights go by magnitude.")
         return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
     if not inputs.is_finite:
         raise ArithmeticError(
             f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
             "this dtype?"
         )
-    asked = options
+    asked = options.damping
     if evidence_of(options.method) is Evidence.MOMENT and inputs.rows < weight.shape[1]:
-        options = replace(options, damping=max(options.damping, RAISED_DAMPING))
-        warnings.warn(
-            f"{name}: {inputs.rows} calibration tokens are fewer than its {weight.shape[1]} input features, so that "
-            f"the damping of the updates is {options.damping:g} instead of {asked.damping:g}. More calibration "
-            "sequences help.",
-            stacklevel=2,
+        options = replace(options, damping=max(asked, RAISED_DAMPING))
+        troubles.note(
+            "few tokens",
+            name,
+            f"{inputs.rows} calibration tokens are fewer than {weight.shape[1]} input features, so that the updates "
+            f"are damped by {options.damping:g} ({asked:g} was asked for). More calibration sequences help.",
         )
     try:
         result = sparsify(weight, inputs, options)
     except NotPositiveDefiniteError:
-        warnings.warn(
-            f"{name}: the second moment of its inputs cannot be inverted, even with a thousandfold damping, so that "
-            "its weights go by magnitude, without updates.",
-            stacklevel=2,
+        troubles.note(
+            "not inverted",
+            name,
+            "the second moment of the inputs cannot be inverted, even with a thousandfold damping, so that weights go "
+            "by magnitude, without updates.",
         )
         return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
     if result.damping is not None and result.damping > options.damping:
-        warnings.warn(
-            f"{name}: the second moment of its inputs is not positive definite with a damping of {options.damping:g}; "
-            f"it was raised to {result.damping:g}.",
-            stacklevel=2,
+        troubles.note(
+            "damped more",
+            name,
+            f"the second moment of the inputs is not positive definite with a damping of {options.damping:g}; it was "
+            f"raised to {result.damping:g}.",
         )
     return result

@@ -135,6 +135,7 @@ def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: 
     """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
     device = next(model.parameters()).device
     total = sum(_rows(batch) for batch in batches)
+    told(0, len(batches))
     for done, batch in enumerate(batches, 1):
         loss = model(**placed(batch, device)).loss
         if loss is None:

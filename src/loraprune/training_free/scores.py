@@ -79,6 +79,7 @@ def score_groups(
         return gradient_scores(model, structure, plan, calibration, method, told)
     found: Scores = {}
     with inference_mode(model), torch.no_grad():
+        told(0, len(structure.blocks))
         calibration_pass = make_pass()
         for layer in range(len(structure.blocks)):
             for dimension in structure.of_layer(layer):
