@@ -23,7 +23,7 @@ class Zeros:
     """How many weights are zero.
 
     Attributes:
-        weights: number of weights by kind of matrix (``down_proj``); ``zeros``: how many of them are zero.
+        weights: number of weights by place in the block (``mlp.down_proj``); ``zeros``: how many of them are zero.
         highest_share: of zeros in a single matrix.
     """
 

@@ -16,6 +16,7 @@ from loraprune.report.data import (
     HistoryPoint,
     Importance,
     LayerWidth,
+    Recovery,
     ReportData,
     Row,
     Unit,
@@ -47,6 +48,7 @@ def any_report(request: pytest.FixtureRequest) -> ReportData:
         "one_layer": _one_layer,
         "large": _large,
         "not_finite": _not_finite,
+        "recovered": recovered_report,
     }
     return build[request.param]()
 
@@ -62,6 +64,28 @@ def bare_report() -> ReportData:
         prunable_after=0,
     )
     return ReportData(title="t", model="m", created="yesterday", headline=headline)
+
+
+def recovered_report() -> ReportData:
+    """Build the report of a run that tunes a sparse model and prunes nothing."""
+    sample = sample_report()
+    return replace(
+        sample,
+        title="demo-llama, recovered",
+        headline=replace(sample.headline, ratio=0.0, target_ratio=0.0, total_after=sample.headline.total_before),
+        recovery=Recovery(zeros_before=0.5, zeros_after=0.5),
+        before="before",
+        after="after",
+        rows=tuple(replace(row, unrecovered=None) for row in sample.rows),
+        history=tuple(replace(point, ratio=0.0) for point in sample.history),
+        cuts=(),
+        layers=(),
+        importance={},
+        completions=(Completion(prompt="Once", dense=" upon", pruned=" there"),),
+        settings={},
+        command="",
+        notes=(),
+    )
 
 
 def _flat_scores() -> ReportData:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
+from tests.report.conftest import recovered_report
 
 from loraprune.report import charts, svg
 from loraprune.report.data import LayerWidth
@@ -107,3 +108,15 @@ def test_text_in_pictures_is_escaped() -> None:
     text = layers_chart([LayerWidth(layer=0, kind='<b a="1">', total=2, kept=1)], 500)
     assert "<b" not in text
     ElementTree.fromstring(text)
+
+
+def test_a_run_that_prunes_nothing_is_drawn_as_its_loss_alone(sample: ReportData) -> None:
+    (with_share, *_), (alone,) = charts.figures(sample), charts.figures(recovered_report())
+    heights = [
+        float(ElementTree.fromstring(figure.wide).attrib["viewBox"].split()[3]) for figure in (with_share, alone)
+    ]
+    assert heights[1] < heights[0]
+    assert "Share removed" in with_share.wide
+    assert "removed" not in alone.wide + alone.narrow
+    assert alone.wide.count("training step") >= 1
+    assert "Step 1" in alone.wide

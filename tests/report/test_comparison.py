@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.report.conftest import recovered_report
 
 from loraprune.report import comparison
-from loraprune.report.data import Row, Unit
+from loraprune.report.data import Recovery, Row, Unit
 
 if TYPE_CHECKING:
     from loraprune.report.data import ReportData
@@ -55,3 +56,14 @@ def test_the_summary_tells_ratio_cuts_steps_and_time(sample: ReportData) -> None
 def test_the_summary_of_a_training_free_run_says_so(sample: ReportData) -> None:
     text = comparison.summary(replace(sample, history=(), cuts=sample.cuts[:1]))
     assert text.endswith("in one cut, without training.")
+
+
+def test_the_summary_of_a_recovery_tells_steps_and_zeros() -> None:
+    report = recovered_report()
+    tuned = "Tuned over 150 training steps (1 min 47 s)"
+    zeros = "50.0 % of the weights of the blocks' linear layers were zero"
+    assert comparison.summary(report) == f"{tuned}; {zeros} and still are."
+    filled = replace(report, recovery=Recovery(zeros_before=0.5, zeros_after=0.1))
+    assert comparison.summary(filled) == f"{tuned}; {zeros}, 10.0 % are now."
+    assert comparison.summary(replace(report, recovery=Recovery())) == f"{tuned}."
+    assert comparison.summary(replace(report, recovery=Recovery(), history=())) == "Tuned."

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
+from tests.report.conftest import recovered_report
 
 from loraprune.report.data import Importance, ReportData
 
@@ -99,3 +100,19 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(
         replace(sample, title="new").to_json(path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_an_earlier_version_is_that_of_a_run_that_prunes(sample: ReportData, tmp_path: Path) -> None:
+    path = tmp_path / "report.json"
+    sample.to_json(path)
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("recovery", "before", "after"):
+        del value[name]
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert ReportData.from_json(path) == sample
+
+
+def test_a_report_of_recovery_is_read_as_it_was_written(tmp_path: Path) -> None:
+    report = recovered_report()
+    report.to_json(tmp_path / "report.json")
+    assert ReportData.from_json(tmp_path / "report.json") == report

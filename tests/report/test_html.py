@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.report.conftest import recovered_report
 
 from loraprune.report import html
 from loraprune.report.data import Completion, Cut, LayerWidth, ReportData, Row, Unit
@@ -182,3 +183,17 @@ def test_settings_are_flattened_with_dotted_names() -> None:
 )
 def test_times_are_readable(iso: str, text: str) -> None:
     assert html.readable_time(iso) == text
+
+
+def test_a_page_on_recovery_says_nothing_of_pruning() -> None:
+    text = html.render_report(recovered_report())
+    page = Page(text)
+    assert "Tuned over 150 training steps" in page.shown
+    heads = re.findall(r'<th scope="col">(.*?)</th>', text)
+    assert heads[1:] == ["before", "after", "change"]
+    assert {value for name, value in page.attributes if name == "data-head"} == {"before", "after", "change"}
+    assert "<h3>Before</h3>" in text
+    assert "<h3>After</h3>" in text
+    body = text.partition("</style>")[2]
+    for word in ("removed", "pruned", "dense", "Cuts", "Dense", "Pruned"):
+        assert word not in body

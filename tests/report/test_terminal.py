@@ -7,6 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from tests.report.conftest import recovered_report
 
 from loraprune.report.data import Row, Unit
 from loraprune.report.terminal import comparison_table
@@ -54,3 +55,9 @@ def test_numbers_are_whole_in_a_narrow_terminal(sample: ReportData) -> None:
     text = printed(sample, width=80)
     for number in ("61.7 ms", "38.2 ms", f"1.62{TIMES} faster", "\N{MINUS SIGN}43.3 %"):
         assert number in text
+
+
+def test_the_columns_have_the_names_that_the_report_gives_them() -> None:
+    text = printed(recovered_report())
+    assert text.splitlines()[1].split() == ["before", "after", "change"]
+    assert "pruned" not in text

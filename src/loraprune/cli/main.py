@@ -11,6 +11,7 @@ from loraprune import __version__
 COMMANDS = {
     "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
     "prune": "prune a checkpoint while LoRA tunes it",
+    "recover": "tune a pruned or sparse checkpoint with LoRA; weights that are zero stay zero",
     "oneshot": "prune a checkpoint without training: fewer heads and channels, or weights that are zero",
     "inspect": "show what can be pruned in a model, without loading its weights",
     "export": "write a checkpoint as a file for llama.cpp or onnxruntime",

@@ -43,8 +43,9 @@ class _Remaining(ProgressColumn):
 class TrainingProgress(TrainerCallback):
     """Shows step, loss, ratio, parameters, speed and time left; a live line in a terminal, else a few plain ones."""
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    def __init__(self, console: Console, *, quiet: bool = False, prunes: bool = True) -> None:
         self._console = console
+        self._prunes = prunes
         self._quiet = quiet
         self._progress: Progress | None = None
         self._facts = ""
@@ -86,7 +87,7 @@ class TrainingProgress(TrainerCallback):
         speed = (tokens - tokens_before) / max(now - before, 1e-9)
         self._marks = [*self._marks[-4:], (now, state.global_step, tokens)]
         facts = [f"loss {float(logs['loss']):.3f}"]
-        if "sparsity_ratio" in logs:
+        if self._prunes and "sparsity_ratio" in logs:
             facts.append(f"{logs['sparsity_ratio']:.1%} pruned, {count(logs['base_parameters'])} left")
         if len(self._marks) > 2 and speed > 0:
             facts.append(f"{count(speed)} tokens/s")

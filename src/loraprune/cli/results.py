@@ -31,9 +31,9 @@ def show_report(console: Console, report: ReportData) -> None:
     for completion in report.completions:
         for label, text in (
             ("prompt", completion.prompt),
-            ("dense", completion.dense),
+            (report.before, completion.dense),
             ("without recovery", completion.unrecovered),
-            ("pruned", completion.pruned),
+            (report.after, completion.pruned),
         ):
             if text is not None:
                 console.print(Text(label, style="bold"))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprune.recipes.reporting import shown_measures
 from loraprune.recipes.tasks.measures import CARD_FORMATS, Measure
 from loraprune.recipes.tasks.task import Task
 from loraprune.structure import Structure
@@ -40,14 +42,39 @@ def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
 
-def _front(base: str) -> str:
+def _front(base: str, tag: str) -> str:
     """What the hub reads: tags, and the base model where it is one of the hub's."""
     is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
     hub_name = f"base_model: {base}\n" if is_hub_name else ""
-    return f"---\nlibrary_name: transformers\n{hub_name}tags: [loraprune, pruned]\n---\n"
+    return f"---\nlibrary_name: transformers\n{hub_name}tags: [loraprune, {tag}]\n---\n"
 
 
-def card(record: dict[str, Any], task: Task, runtimes: Sequence[str], *, title: str, what: str, facts: str) -> str:
+@dataclass(frozen=True, kw_only=True)
+class CardWords:
+    """Words that depend on the recipe.
+
+    Attributes:
+        tag: for the hub.
+        before: heads the figures of the model before the run; ``after``: those of the result.
+        recorded: what the record holds beside settings, versions, seed and measures.
+    """
+
+    tag: str = "pruned"
+    before: str = "dense"
+    after: str = "pruned"
+    recorded: str = "the groups that stayed"
+
+
+def card(
+    record: dict[str, Any],
+    task: Task,
+    runtimes: Sequence[str],
+    *,
+    title: str,
+    what: str,
+    facts: str,
+    words: CardWords | None = None,
+) -> str:
     """Write the card of a run.
 
     Args:
@@ -57,22 +84,24 @@ def card(record: dict[str, Any], task: Task, runtimes: Sequence[str], *, title: 
         title: what follows the model's name in the heading.
         what: sentences on what was done.
         facts: sentences on how much.
+        words: that depend on the recipe; None for one that prunes.
     """
-    rows = "".join(_row(record["metrics"], measure) for measure in task.measures)
+    words = words or CardWords()
+    rows = "".join(_row(record["metrics"], measure) for measure in shown_measures(task.measures, record["metrics"]))
     command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
     base = record["base_model"]
-    return f"""{_front(base)}# {base.rstrip("/").rpartition("/")[2]}, {title}
+    return f"""{_front(base, words.tag)}# {base.rstrip("/").rpartition("/")[2]}, {title}
 
 {what} {_loading(task.auto_class, runtimes)}
 
-| | dense | pruned |
+| | {words.before} | {words.after} |
 |---|---|---|
 {rows}
 {facts}
 
 ## How it was made
 {command}With loraprune {record["versions"].get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
-measure, and the groups that stayed. The license is that of the base model.
+measure, and {words.recorded}. The license is that of the base model.
 """
 
 

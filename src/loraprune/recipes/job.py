@@ -51,6 +51,11 @@ class Job:
     options: RunOptions
 
     @property
+    def called(self) -> tuple[str, str]:
+        """What messages call the model before and after the run."""
+        return "dense", "pruned"
+
+    @property
     def processor(self) -> Any:
         """What turns raw rows into the model's input: tokenizer or image processor."""
         return self.image_processor if self.tokenizer is None else self.tokenizer

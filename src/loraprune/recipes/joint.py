@@ -8,8 +8,9 @@ import logging
 import shutil
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,25 @@ from safetensors.torch import save_file
 from loraprune.export import finish, save_checkpoint
 from loraprune.interruption import InterruptedRunError
 from loraprune.plan import Plan
+from loraprune.recipes.base_history import base_pruning, base_pruning_of
 from loraprune.recipes.card import model_card
-from loraprune.recipes.interrupt import StopOnInterrupt
+from loraprune.recipes.keeping_zeros import filling_note, settle_zeros
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import TrainingJob, prepare
 from loraprune.recipes.record import run_record
-from loraprune.recipes.reporting import report_data
+from loraprune.recipes.recovery_reporting import recovery_card, recovery_report
+from loraprune.recipes.reporting import report_data, shown_measures
 from loraprune.recipes.settings import run_settings
+from loraprune.recipes.training_loop import build_trainer, remove_unsaved, train
 from loraprune.report.data import ReportData
 from loraprune.runtimes.overview import runtimes_of
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
 from loraprune.training.state import last_checkpoint, refitted_weights
+from loraprune.zeros import Zeros, zeros_of
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -113,8 +118,7 @@ def prune(
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
     """
     options = options or RunOptions()
-    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        run_dir = options.run_dir or Path(scratch)
+    with run_folder(options) as run_dir:
         job = prepare(
             model,
             dataset,
@@ -127,27 +131,61 @@ def prune(
             image_processor=image_processor,
             collator=collator,
         )
-        return _run(job, run_dir, callbacks)
+        return run(job, run_dir, callbacks)
 
 
-def _run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+@contextmanager
+def run_folder(options: RunOptions) -> Iterator[Path]:
+    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output."""
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+        yield options.run_dir or Path(scratch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """The model before the run.
+
+    Attributes:
+        measures: its quality.
+        zeros: of its blocks' linear layers.
+        config: its own; ``generation_config``: likewise, where it has one.
+    """
+
+    measures: dict[str, Any]
+    zeros: Zeros
+    config: Any
+    generation_config: Any
+
+
+def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+    """Train, merge, measure and save; see :func:`prune`."""
     started = time.time()
     if job.options.overwrite and job.checkpoint is None:
         # Only now that everything was checked: an interrupted run is worth something.
         shutil.rmtree(run_dir, ignore_errors=True)
     logger.info("Loading %s", job.name)
     model = job.load_model() if job.model is None else job.model
-    dense = measure_dense(job, model)
+    zeros = zeros_of(model, job.structure)
+    job = replace(job, keep_zeros=settle_zeros(job, model, zeros))
+    base = _Base(
+        measures=measure_dense(job, model),
+        zeros=zeros,
+        # Trainers set special tokens and switch caches off; the result keeps the model's own.
+        config=copy.deepcopy(model.config),
+        generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
+    )
     pruning = PruningCallback(job.pruning)
     if job.checkpoint is not None:
         logger.info("Going on from %s", job.checkpoint)
         pruning.restore_(model, job.checkpoint)
-    # Trainers set special tokens and switch caches off; the result keeps the model's own.
-    before = copy.deepcopy(model.config), copy.deepcopy(getattr(model, "generation_config", None))
-    trainer = _trainer(job, model, pruning, callbacks)
-    _train(trainer, pruning, job, run_dir)
     try:
-        return _finish(job, trainer, pruning, dense, run_dir, before, started)
+        trainer = build_trainer(job, model, pruning, callbacks)
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
+    train(trainer, pruning, job, run_dir)
+    try:
+        return _finish(job, trainer, pruning, base, run_dir, started)
     except KeyboardInterrupt:
         saved = last_checkpoint(run_dir) if job.options.output else None
         how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
@@ -158,9 +196,8 @@ def _finish(
     job: TrainingJob,
     trainer: Trainer,
     pruning: PruningCallback,
-    dense: dict[str, Any],
+    base: _Base,
     run_dir: Path,
-    configs: tuple[Any, Any],
     started: float,
 ) -> PruneResult:
     """Merge, measure and save."""
@@ -168,18 +205,26 @@ def _finish(
     logger.info("Merging the adapter")
     adapter = _adapter_copy(trainer.model, pruning, job, run_dir)
     finished: Any = trainer.model
-    _restore_config_(finished.get_base_model(), *configs)
+    _restore_config_(finished.get_base_model(), base.config, base.generation_config)
     merged = finish(finished, pruning.run.structure, pruning.run.plan, dtype=job.stored_dtype)
+    zeros = zeros_of(merged, job.structure)
     course = {
-        "pruning": pruning.run.summary(),
+        **({} if job.recovery else {"pruning": pruning.run.summary()}),
+        **({"sparsity": {"before": base.zeros.to_json(), "after": zeros.to_json()}} if base.zeros.are_sparsity else {}),
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
         "data": dict(job.rows.prepared.facts),
     }
-    metrics = measure_pruned(job, merged, dense, course, pruning.run.plan)
+    metrics = measure_pruned(job, merged, base.measures, course, pruning.run.plan)
+    if base.zeros.are_sparsity:
+        metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
+        metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
     metrics["seconds"] = time.time() - started
     record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
-    report = report_data(record, pruning.run, job.task.measures, job.options.prompt, _notes(job, pruning))
+    history = base_pruning(job.name, job.options.revision) if job.model is None else base_pruning_of(job.model)
+    if history is not None:
+        record["base_pruning"] = history
+    report = _report(job, record, pruning, base)
     if job.options.output is not None:
         _save(job, merged, record, report, pruning.run.plan, adapter)
         if not job.options.keep_run:
@@ -205,64 +250,6 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
         base.generation_config = generation_config
 
 
-def _trainer(
-    job: TrainingJob, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
-) -> Trainer:
-    from transformers import PrinterCallback
-
-    trainer = job.task.trainer(job, model, callbacks)
-    trainer.remove_callback(PrinterCallback)
-    # First in line, so that what it adds to the logs reaches every other callback.
-    trainer.callback_handler.callbacks.insert(0, pruning)
-    return trainer
-
-
-def _train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> None:
-    """Train to the end, or raise when the user stops."""
-    interrupt = StopOnInterrupt(pruning)
-    trainer.add_callback(interrupt)
-    logger.info("Training on %d %s", len(job.train_rows), job.task.row_name)
-    stopped = False
-    try:
-        if job.checkpoint is not None and _training_is_over(job.checkpoint):
-            _take_finished_adapter(trainer, pruning, job.checkpoint)
-        else:
-            trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
-    except KeyboardInterrupt:
-        stopped = True
-    finally:
-        interrupt.release()
-        saved = last_checkpoint(run_dir) if job.options.output else None
-        if saved is None and run_dir.is_dir():
-            shutil.rmtree(run_dir)
-    if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
-        where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
-        how = "the same command with --resume goes on from there" if saved else "start again"
-        raise InterruptedRunError(
-            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
-            f"output folder. {where}: {how}."
-        )
-
-
-def _training_is_over(checkpoint: Path) -> bool:
-    """Whether the run was stopped after its last step: in measuring or saving."""
-    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
-    return bool(state["global_step"] >= state["max_steps"])
-
-
-def _take_finished_adapter(trainer: Trainer, pruning: PruningCallback, checkpoint: Path) -> None:
-    """Load the last adapter: the Trainer itself would do one step too many."""
-    assert pruning.run is not None
-    assert trainer.model is not None
-    pruning.run.begin(trainer.model, _step_of(checkpoint))
-    trainer._load_from_checkpoint(str(checkpoint))
-    pruning.run.end()
-
-
-def _step_of(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def _adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> Path | None:
     """Save the adapter before it is merged, where that was asked for."""
     if not (job.options.save_adapter and job.options.output):
@@ -270,14 +257,26 @@ def _adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_di
     folder = run_dir / "adapter"
     model.save_pretrained(folder)
     assert pruning.run is not None
+    if job.recovery:
+        return folder
     save_file(refitted_weights(model, pruning.run), folder / "refitted_base_weights.safetensors")
     return folder
 
 
-def _notes(job: TrainingJob, pruning: PruningCallback) -> tuple[str, ...]:
+def _report(job: TrainingJob, record: dict[str, Any], pruning: PruningCallback, base: _Base) -> ReportData:
+    assert pruning.run is not None
+    measures, notes = shown_measures(job.task.measures, record["metrics"]), _notes(job, pruning, base)
+    if job.recovery:
+        return recovery_report(record, pruning.run, measures, job.options.prompt, notes)
+    return report_data(record, pruning.run, measures, job.options.prompt, notes)
+
+
+def _notes(job: TrainingJob, pruning: PruningCallback, base: _Base) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     assert pruning.run is not None
     notes = []
+    if base.zeros.are_sparsity and not job.keep_zeros:
+        notes.append(filling_note(job, base.zeros))
     if abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
@@ -310,7 +309,12 @@ def _save(
             write_report(report, folder / "report.html")
         if adapter is not None:
             shutil.copytree(adapter, folder / "adapter")
+        if adapter is not None and not job.recovery:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    card = model_card(record, job.task, job.structure, runtimes_of(merged))
+    runtimes = runtimes_of(merged)
+    if job.recovery:
+        card = recovery_card(record, job.task, runtimes)
+    else:
+        card = model_card(record, job.task, job.structure, runtimes)
     save_checkpoint(output, merged, job.processor, record=record, card=card, extras=extras)

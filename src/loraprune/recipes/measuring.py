@@ -27,7 +27,7 @@ SHARE_OF_FREE_MEMORY = 0.8
 def measure_dense(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     """Quality and completion of the model before anything is done to it."""
     if job.held_out is not None:
-        logger.info("Measuring the dense model on %d held-out %s", len(job.held_out), job.task.row_name)
+        logger.info("Measuring the %s model on %d held-out %s", job.called[0], len(job.held_out), job.task.row_name)
     return _quality(job, model)
 
 
@@ -76,7 +76,7 @@ def _final_quality(
 ) -> None:
     """Quality and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
-        logger.info("Measuring the pruned model")
+        logger.info("Measuring the %s model", job.called[1])
     metrics["dense"] |= dense
     metrics["pruned"] |= _quality(job, merged)
 

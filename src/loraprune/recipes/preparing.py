@@ -36,19 +36,28 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class TrainingJob(Job):
-    """A run of the joint recipe.
+    """A run of the joint recipe, or one that tunes alone.
 
     Attributes:
         pruning: what to prune, and when.
         arguments: of the Trainer.
         lora: of the adapter.
         checkpoint: to resume from.
+        recovery: whether the model is tuned and not pruned.
+        keep_zeros: whether weights that are zero stay zero; None where the weights decide, once they are loaded.
     """
 
     pruning: PruningConfig
     arguments: TrainingArguments
     lora: LoraConfig
     checkpoint: Path | None
+    recovery: bool = False
+    keep_zeros: bool | None = False
+
+    @property
+    def called(self) -> tuple[str, str]:
+        """What messages call the model before and after the run."""
+        return ("base", "recovered") if self.recovery else super().called
 
 
 def prepare(
@@ -63,6 +72,8 @@ def prepare(
     *,
     image_processor: Any = None,
     collator: Collator | None = None,
+    recovery: bool = False,
+    keep_zeros: bool | None = False,
 ) -> TrainingJob:
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = check_folders(options)
@@ -119,6 +130,8 @@ def prepare(
         device=subject.device,
         options=options,
         checkpoint=checkpoint,
+        recovery=recovery,
+        keep_zeros=keep_zeros,
     )
 
 

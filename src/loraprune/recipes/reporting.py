@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.averaging import Scores
 from loraprune.plan import Plan
-from loraprune.recipes.tasks.measures import Measure
+from loraprune.recipes.tasks.measures import NONZERO, PARAMETERS, Measure
 from loraprune.report.data import (
     Completion,
     Cut,
@@ -43,6 +43,15 @@ def rows_of(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, 
     """Measures of both models, of which there are figures."""
     rows = (_row(metrics, measure) for measure in measures)
     return tuple(row for row in rows if row is not None)
+
+
+def shown_measures(measures: Sequence[Measure], metrics: dict[str, Any]) -> tuple[Measure, ...]:
+    """Those of the task, and of a sparse model also the weights that are not zero, below the parameters."""
+    if NONZERO.key not in metrics["dense"]:
+        return tuple(measures)
+    return tuple(
+        shown for measure in measures for shown in ((measure, NONZERO) if measure is PARAMETERS else (measure,))
+    )
 
 
 def completions_of(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:

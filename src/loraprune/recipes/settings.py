@@ -31,9 +31,12 @@ SHAPING = (
 
 
 def run_settings(job: TrainingJob) -> dict[str, Any]:
-    """Pruning, adapter and training."""
+    """Pruning or recovery, adapter and training."""
+    pruning = {"pruning": asdict(job.pruning)}
+    if job.recovery:
+        pruning = {"recovery": {"keep_zeros": job.keep_zeros, "max_skipped_steps": job.pruning.max_skipped_steps}}
     return {
-        "pruning": asdict(job.pruning),
+        **pruning,
         "lora": {
             "r": job.lora.r,
             "alpha": job.lora.lora_alpha,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprune.report import numbers
-from loraprune.report.data import ReportData, Row, Unit
+from loraprune.report.data import Recovery, ReportData, Row, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -87,6 +87,8 @@ def _speed(factor: float) -> str:
 
 def summary(data: ReportData) -> str:
     """Say in one sentence what was done: how much was removed, in how many cuts and steps, how long it took."""
+    if data.recovery is not None:
+        return f"Tuned{_training(data)}{_zeros(data.recovery)}."
     headline = data.headline
     if headline.sparsity is not None:
         share = numbers.percent(headline.ratio)
@@ -99,7 +101,21 @@ def summary(data: ReportData) -> str:
         sentence += ", in one cut" if len(data.cuts) == 1 else f", in {len(data.cuts)} cuts"
     if not data.history:
         return f"{sentence}, without training."
+    return f"{sentence},{_training(data)}."
+
+
+def _training(data: ReportData) -> str:
+    if not data.history:
+        return ""
     last = data.history[-1]
     steps = f"{last.step:,} training step" + ("s" if last.step != 1 else "")
     taken = f" ({numbers.duration(last.seconds)})" if numbers.is_number(last.seconds) else ""
-    return f"{sentence}, over {steps}{taken}."
+    return f" over {steps}{taken}"
+
+
+def _zeros(recovery: Recovery) -> str:
+    before, after = recovery.zeros_before, recovery.zeros_after
+    if before is None or after is None:
+        return ""
+    weights = f"{numbers.percent(before)} of the weights of the blocks' linear layers were zero"
+    return f"; {weights} and still are" if after >= before else f"; {weights}, {numbers.percent(after)} are now"

@@ -45,6 +45,19 @@ class Headline:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Recovery:
+    """What a run that tunes and prunes nothing did to zeros.
+
+    Attributes:
+        zeros_before: share of zeros in the linear layers of the blocks before it; None where the model was not sparse.
+        zeros_after: the same after it.
+    """
+
+    zeros_before: float | None = None
+    zeros_after: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Row:
     """One measure of the dense model and of the pruned one.
 
@@ -143,6 +156,8 @@ class ReportData:
         command: the command line, or empty where there was none.
         notes: what the reader has to know: warnings, widths that were rounded.
         machine: what it ran on, by property.
+        recovery: of a run that tunes and prunes nothing; None of one that prunes.
+        before: heads what is told of the model before the run; ``after``: what is told of the result.
     """
 
     title: str
@@ -160,6 +175,9 @@ class ReportData:
     command: str = ""
     notes: tuple[str, ...] = ()
     machine: Mapping[str, object] = field(default_factory=dict)
+    recovery: Recovery | None = None
+    before: str = "dense"
+    after: str = "pruned"
 
     def to_json(self, path: str | Path) -> None:
         """Write the data as strict JSON, one top-level field a line; NaN and infinities become ``null``."""

@@ -23,10 +23,10 @@ def comparison_table(data: ReportData) -> Table:
     unrecovered = comparison.has_unrecovered(data)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
-    table.add_column("dense", justify="right", no_wrap=True)
+    table.add_column(data.before, justify="right", no_wrap=True)
     if unrecovered:
         table.add_column("without recovery", justify="right")
-    table.add_column("pruned", justify="right", no_wrap=True, style="bold")
+    table.add_column(data.after, justify="right", no_wrap=True, style="bold")
     table.add_column("change", justify="right", no_wrap=True)
     for row in comparison.format_rows(data):
         label = Text(row.label)

@@ -1,4 +1,7 @@
-"""The chart of a training run: loss and removed share over the steps, with the cuts marked in both."""
+"""The chart of a training run: loss and removed share over the steps, with the cuts marked in both.
+
+Of a run that prunes nothing, the loss alone.
+"""
 
 from __future__ import annotations
 
@@ -41,14 +44,16 @@ def training_chart(data: ReportData, width: float) -> str:
     loss_ticks = scales.ticks(low, high, 4)
     top = _ratio_top(data)
     ratio_ticks = [(value / 100, f"{text} %") for value, text in scales.ticks(0, 100 * top, 4)]
+    prunes = data.recovery is None
     left = panel.margin_for(loss_ticks, ratio_ticks)
     upper = Panel(
         left=left, right=width - panel.SIDE_MARGIN, top=_HEADING_HEIGHT, bottom=_HEADING_HEIGHT + _LOSS_HEIGHT
     )
     lower_top = upper.bottom + _GAP
-    lower = Panel(left=left, right=upper.right, top=lower_top, bottom=lower_top + _RATIO_HEIGHT)
+    share = Panel(left=left, right=upper.right, top=lower_top, bottom=lower_top + _RATIO_HEIGHT)
+    lower = share if prunes else upper
     x = upper.x_scale(0, max(1, *(point.step for point in history), *(cut.step for cut in cuts)))
-    y_loss, y_ratio = upper.y_scale(low, high), lower.y_scale(0, top)
+    y_loss, y_ratio = upper.y_scale(low, high), share.y_scale(0, top)
     steps = [(x(step), text) for step, text in scales.ticks(0, x.high, max(2, round(width / 100)), whole=True)]
     return svg.picture(
         width,
@@ -56,12 +61,18 @@ def training_chart(data: ReportData, width: float) -> str:
         _description(data),
         panel.heading(upper, "Loss", f"{numbers.significant(history[-1].loss)} at the end"),
         panel.horizontal_grid(upper, y_loss, loss_ticks),
-        panel.heading(lower, "Share removed", _reached(data)),
-        panel.horizontal_grid(lower, y_ratio, ratio_ticks),
-        _cut_lines(cuts, x, (upper, lower)),
+        *(
+            (panel.heading(share, "Share removed", _reached(data)), panel.horizontal_grid(share, y_ratio, ratio_ticks))
+            if prunes
+            else ()
+        ),
+        _cut_lines(cuts, x, (upper, share)),
         _loss_lines(data, x, y_loss),
-        _target_line(data.headline.target_ratio, lower, y_ratio),
-        _ratio_line(history, x, y_ratio),
+        *(
+            (_target_line(data.headline.target_ratio, share, y_ratio), _ratio_line(history, x, y_ratio))
+            if prunes
+            else ()
+        ),
         panel.horizontal_axis(lower, steps, "training step"),
         _tooltips(data, x, upper, lower),
         _cut_dots(cuts, x, y_ratio),
@@ -82,6 +93,11 @@ def _reached(data: ReportData) -> str:
 
 def _description(data: ReportData) -> str:
     first, last = data.history[0], data.history[-1]
+    if data.recovery is not None:
+        return (
+            f"Loss over {last.step:,} training steps, from {numbers.significant(first.loss)} to "
+            f"{numbers.significant(last.loss)}."
+        )
     return (
         f"Loss and removed share over {last.step:,} training steps. Loss from {numbers.significant(first.loss)} "
         f"to {numbers.significant(last.loss)}; removed share from {numbers.percent(first.ratio)} to "
@@ -158,14 +174,17 @@ def _tooltips(data: ReportData, x: Scale, upper: Panel, lower: Panel) -> str:
     centers = [x(point.step) for point in points]
     edges = [upper.left, *((a + b) / 2 for a, b in itertools.pairwise(centers)), upper.right]
     height = lower.bottom - upper.top
+    prunes = data.recovery is None
     return "".join(
-        svg.rectangle(left, upper.top, max(0.0, right - left), height, "hover", svg.title(_step_text(point)))
+        svg.rectangle(left, upper.top, max(0.0, right - left), height, "hover", svg.title(_step_text(point, prunes)))
         for point, left, right in zip(points, edges[:-1], edges[1:], strict=True)
     )
 
 
-def _step_text(point: HistoryPoint) -> str:
-    text = f"Step {point.step:,}: loss {numbers.significant(point.loss)}, {numbers.percent(point.ratio)} removed"
-    if point.parameters is not None:
+def _step_text(point: HistoryPoint, prunes: bool) -> str:
+    text = f"Step {point.step:,}: loss {numbers.significant(point.loss)}"
+    if prunes:
+        text += f", {numbers.percent(point.ratio)} removed"
+    if prunes and point.parameters is not None:
         text += f", {numbers.count(point.parameters)} parameters"
     return text + (f", {numbers.duration(point.seconds)}" if numbers.is_number(point.seconds) else "")
