@@ -18,6 +18,7 @@ from loraprune.evaluation.batches import Collator
 from loraprune.export import finish, save_checkpoint
 from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
 from loraprune.plan import Plan
+from loraprune.recipes.base_history import base_pruning, base_pruning_of
 from loraprune.recipes.measuring import free_memory, measure_dense, measure_pruned
 from loraprune.recipes.oneshot_config import OneshotConfig
 from loraprune.recipes.oneshot_reporting import card_of, report_of
@@ -274,6 +275,9 @@ def _finish(
     metrics["seconds"] = time.time() - started
     settings = {"oneshot": job.settings()}
     record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
+    history = base_pruning(job.name, job.options.revision) if job.model is None else base_pruning_of(job.model)
+    if history is not None:
+        record["base_pruning"] = history
     report = report_of(job, record, pruned.plan, pruned.importance, pruned.matrices)
     if job.options.output is not None:
         _save(job, finished, record, report)

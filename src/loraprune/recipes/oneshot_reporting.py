@@ -11,25 +11,53 @@ from loraprune.recipes.card import all_widths, card, removed_kinds, removed_shar
 from loraprune.recipes.preparing_oneshot import OneshotJob
 from loraprune.recipes.reporting import completions_of, headline_of, importance_of, layer_widths, rows_of
 from loraprune.recipes.tasks.measures import NONZERO, PARAMETERS, Measure
-from loraprune.report.data import Headline, LayerWidth, ReportData
+from loraprune.report import numbers
+from loraprune.report.data import Details, Headline, LayerWidth, ReportData
 
 if TYPE_CHECKING:
     from loraprune.sparsity.layers import MatrixRecord
 
 NOTED_DEVIATION = 0.002
+SEEN_DIFFERENCE = 0.005
 
 
 def _zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
-    """Weights that are not zero, by layer and kind of matrix; the experts of a layer together."""
-    totals: dict[tuple[int, str], list[int]] = {}
+    """Weights of each layer that are not zero; nothing where every layer has the same share, which needs no picture."""
+    totals: dict[int, list[int]] = {}
     for matrix in matrices:
-        total = totals.setdefault((matrix.layer, matrix.kind), [0, 0])
+        total = totals.setdefault(matrix.layer, [0, 0])
         total[0] += matrix.weights
         total[1] += matrix.weights - matrix.zeros
+    shares = [kept / weights for weights, kept in totals.values()]
+    if max(shares) - min(shares) < SEEN_DIFFERENCE:
+        return ()
     return tuple(
-        LayerWidth(layer=layer, kind=f"{kind}_weights", total=weights, kept=kept)
-        for (layer, kind), (weights, kept) in totals.items()
+        LayerWidth(layer=layer, kind="weights_that_are_not_zero", total=weights, kept=kept)
+        for layer, (weights, kept) in totals.items()
     )
+
+
+def _matrix_table(matrices: Sequence[MatrixRecord]) -> Details:
+    """Zeros, error and time of every matrix; of stacked experts, of all that stand in one place."""
+    places: dict[tuple[int, str], list[MatrixRecord]] = {}
+    for matrix in matrices:
+        places.setdefault((matrix.layer, matrix.kind), []).append(matrix)
+    rows = []
+    for (layer, kind), found in places.items():
+        weights, zeros = sum(matrix.weights for matrix in found), sum(matrix.zeros for matrix in found)
+        errors = [matrix.error for matrix in found if matrix.error is not None]
+        rows.append(
+            (
+                str(layer),
+                kind,
+                f"{weights:,}",
+                f"{zeros / weights:.2%}",
+                f"{sum(errors) / len(errors):.2%}" if errors else numbers.MISSING,
+                f"{sum(matrix.seconds for matrix in found):.2f}",
+            )
+        )
+    heads = ("layer", "matrix", "weights", "zeros", "output error", "seconds")
+    return Details(title="Matrices", heads=heads, rows=tuple(rows))
 
 
 def _measures(job: OneshotJob) -> tuple[Measure, ...]:
@@ -96,6 +124,7 @@ def report_of(
         command=record["command"] or "",
         notes=notes_of(job, metrics),
         machine=record["machine"],
+        details=(_matrix_table(matrices),) if matrices else (),
     )
 
 

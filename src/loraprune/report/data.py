@@ -137,6 +137,15 @@ class Completion:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Details:
+    """A table that opens on request: its title, the heads of its columns, and the cells of every row."""
+
+    title: str
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReportData:
     """Everything that the report of one run shows.
 
@@ -156,6 +165,7 @@ class ReportData:
         command: the command line, or empty where there was none.
         notes: what the reader has to know: warnings, widths that were rounded.
         machine: what it ran on, by property.
+        details: further tables.
         recovery: of a run that tunes and prunes nothing; None of one that prunes.
         before: heads what is told of the model before the run; ``after``: what is told of the result.
     """
@@ -175,6 +185,7 @@ class ReportData:
     command: str = ""
     notes: tuple[str, ...] = ()
     machine: Mapping[str, object] = field(default_factory=dict)
+    details: tuple[Details, ...] = ()
     recovery: Recovery | None = None
     before: str = "dense"
     after: str = "pruned"
