@@ -82,7 +82,8 @@ def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
     full, plan = halved(structure)
     with caplog.at_level("INFO", "loraprune"):
         cut_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
-    assert caplog.text.count("The refit restores what each layer gave itself.") == 1
+    told = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
+    assert len(told) == 1
     cut_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)

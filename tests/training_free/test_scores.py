@@ -120,4 +120,4 @@ def test_models_without_a_pass_by_blocks_are_scored_on_whole_runs(name, method):
     )
     assert {key: len(values) for key, values in scores.items()} == {d.name: d.num_groups for d in structure}
     assert all(values.max() > 0 for values in scores.values())
-    assert seen == [(done, len(structure.blocks)) for done in range(1, len(structure.blocks) + 1)]
+    assert seen == [(done, len(structure.blocks)) for done in range(len(structure.blocks) + 1)]
