@@ -16,7 +16,7 @@ from loraprune.export import finish
 from loraprune.layerwise import LayerwisePass, WholeModelPass
 from loraprune.plan import Plan
 from loraprune.refit import cut_
-from loraprune.slicing import slice_dimension_
+from loraprune.slicing import slice_, slice_dimension_
 from loraprune.structure import describe
 from loraprune.training_free.pruning import StructuredOptions, prune_
 from loraprune.training_free.scores import ScoreOptions
@@ -330,3 +330,16 @@ def test_a_repair_takes_base_and_adapter_together(repair):
     torch.testing.assert_close(logits_of(lora, token_ids()), logits_of(merged, token_ids()), rtol=1e-3, atol=1e-3)
     consumers = [projections(each, 1)["down_proj"] for each in (lora, merged)]
     torch.testing.assert_close(base_layer(consumers[0]).bias, consumers[1].bias, rtol=1e-3, atol=1e-4)
+
+
+def test_a_model_that_was_cut_before_gets_biases_of_its_own_lengths() -> None:
+    model = tiny_model("llama")
+    structure = describe(model)
+    full = Plan.full(structure)
+    slice_(model, structure, full, full.keep({d.name: [0, 1] for d in structure if d.layer == 0}))
+    finished = finish(model, structure, full.keep({d.name: [0, 1] for d in structure if d.layer == 0}))
+    give_biases_(finished, describe(finished))
+    for name, module in finished.named_modules():
+        if isinstance(module, torch.nn.Linear) and "layers" in name:
+            assert module.bias.shape == module.weight.shape[:1], name
+    logits_of(finished, token_ids())

@@ -98,7 +98,7 @@ def test_the_second_moment_is_that_of_the_inputs_in_the_whole_model(family, chan
     for layer in range(2):
         for name in consumer_names(structure, layer):
             expected = moment_of_the_model(model, model.get_base_model().get_submodule(name))
-            actual = layerwise.second_moment(name)
+            actual = layerwise.features(name, moment=True).moment
             assert actual.dtype == torch.float32
             np.testing.assert_allclose(actual.numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
         layerwise.advance()
@@ -107,36 +107,36 @@ def test_the_second_moment_is_that_of_the_inputs_in_the_whole_model(family, chan
 def test_the_second_moment_follows_a_cut_in_the_same_block(model, structure):
     layerwise = LayerwisePass(model, structure, SEQUENCES)
     heads, channels = consumer_names(structure, 0)
-    before = layerwise.second_moment(channels)
+    before = layerwise.features(channels, moment=True).moment
     full = Plan.full(structure)
     slice_(model, structure, full, full.keep({"layers.0.heads": [2]}))
-    after = layerwise.second_moment(channels)
+    after = layerwise.features(channels, moment=True).moment
     expected = moment_of_the_model(model, projections(model, 0)["down_proj"])
     np.testing.assert_allclose(after.numpy(), expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert (after - before).abs().max() > 1e-2
-    assert layerwise.second_moment(heads).shape == (8, 8)
+    assert layerwise.features(heads, moment=True).moment.shape == (8, 8)
 
 
 def test_a_block_is_left_as_soon_as_the_consumer_is_reached(model, structure):
     layerwise = LayerwisePass(model, structure, SEQUENCES)
     reached = []
     model.model.layers[0].mlp.register_forward_pre_hook(lambda *_: reached.append("ffn"))
-    layerwise.second_moment("model.layers.0.self_attn.o_proj")
+    layerwise.features("model.layers.0.self_attn.o_proj", moment=True)
     assert reached == []
-    layerwise.second_moment("model.layers.0.mlp.down_proj")
+    layerwise.features("model.layers.0.mlp.down_proj", moment=True)
     assert reached
 
 
 def test_a_layer_that_the_current_block_does_not_run_is_an_error(model, structure):
     layerwise = LayerwisePass(model, structure, SEQUENCES)
     with pytest.raises(RuntimeError, match=r"model\.layers\.1\.mlp\.down_proj was not reached by the calibration data"):
-        layerwise.second_moment("model.layers.1.mlp.down_proj")
+        layerwise.features("model.layers.1.mlp.down_proj", moment=True)
 
 
 def test_the_model_is_left_without_hooks_and_with_its_own_blocks(model, structure):
     blocks = list(model.model.layers)
     layerwise = LayerwisePass(model, structure, SEQUENCES)
-    layerwise.second_moment("model.layers.0.mlp.down_proj")
+    layerwise.features("model.layers.0.mlp.down_proj", moment=True)
     assert list(model.model.layers) == blocks
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -150,7 +150,7 @@ def test_the_blocks_come_back_when_the_first_pass_fails(model, structure):
 
 def test_no_graph_is_kept(model, structure):
     layerwise = LayerwisePass(model, structure, SEQUENCES)
-    assert not layerwise.second_moment("model.layers.0.mlp.down_proj").requires_grad
+    assert not layerwise.features("model.layers.0.mlp.down_proj", moment=True).moment.requires_grad
     layerwise.advance()
     assert not any(calls.hidden.requires_grad for calls in layerwise._calls)
 

@@ -253,7 +253,7 @@ def test_where_no_refit_is_possible_the_plain_cut_is_made_with_a_warning(monkeyp
         return SimpleNamespace(moment=value * torch.eye(len(statistics.mean)))
 
     monkeypatch.setattr(refit.LayerwisePass, "features", broken)
-    with pytest.warns(UserWarning, match=r"layers\.0\.channels: no refit, .* not positive definite.*--refit-damping"):
+    with pytest.warns(UserWarning, match=r"layers\.0\.channels: no refit, .* not positive definite.*more damping"):
         cut_(model, structure, full, after, calibration=CALIBRATION)
     slice_(plain, structure, full, after)
     one, other = projections(model, 0)["down_proj"].weight, projections(plain, 0)["down_proj"].weight
@@ -278,7 +278,10 @@ def test_base_and_adapter_together_make_the_refitted_weight_in_the_dtype_of_the_
     consumer = projections(model, 0)["o_proj"]
     kept = torch.tensor(features([1, 3], 8))
     expected = refit_columns(
-        effective_weight(consumer), layerwise.second_moment("model.layers.0.self_attn.o_proj"), kept, 0.01
+        effective_weight(consumer),
+        layerwise.features("model.layers.0.self_attn.o_proj", moment=True).moment,
+        kept,
+        0.01,
     )
     cut_(model, structure, full, after, calibration=CALIBRATION)
     assert consumer.base_layer.weight.dtype == dtype
@@ -362,7 +365,7 @@ def test_a_choice_sees_what_the_blocks_before_have_become(model):
 
     def choose(dimension, count, kept, calibration):
         assert calibration.layer == dimension.layer
-        seen[dimension.name] = calibration.second_moment(dimension.consumer.module)
+        seen[dimension.name] = calibration.features(dimension.consumer.module, moment=True).moment
         return list(range(kept))
 
     dense = copy.deepcopy(model)
@@ -371,7 +374,7 @@ def test_a_choice_sees_what_the_blocks_before_have_become(model):
     cut_(dense, structure, full, full.keep(first), calibration=CALIBRATION)
     layerwise = LayerwisePass(dense, structure, CALIBRATION)
     layerwise.advance()
-    expected = layerwise.second_moment("model.layers.1.self_attn.o_proj")
+    expected = layerwise.features("model.layers.1.self_attn.o_proj", moment=True).moment
     torch.testing.assert_close(seen["layers.1.heads"], expected, rtol=1e-4, atol=1e-5)
 
 

@@ -14,6 +14,7 @@ from loraprune.plan import Plan
 from loraprune.refit import cut_
 from loraprune.stream import NoStreamError, StreamTargets, stream_writers
 from loraprune.structure import describe
+from loraprune.training_free.consumers import consumer_scores
 
 SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (9, 13, 9, 20)]
 DECODERS = {row.name: row for row in ROWS if row.name in (
@@ -62,6 +63,24 @@ def test_on_an_uncut_model_the_target_is_what_the_layer_gives(row: Row) -> None:
                 weight = consumer.weight.T if hasattr(consumer, "nf") else consumer.weight
                 torch.testing.assert_close(cross, (weight @ moment).detach(), rtol=1e-3, atol=1e-4)
             cut.advance()
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt_neox"])
+def test_a_large_stream_in_16_bits_hides_nothing_of_what_is_added(family: str) -> None:
+    """A stream may be a hundred times as large as what a block adds; sums of the two in 16 bits would be noise."""
+    row = next(row for row in ROWS if row.name == family)
+    model = row.model().to(torch.bfloat16)
+    structure = describe(model)
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(100)
+    with inference_mode(model):
+        targets, cut = StreamTargets(model, structure, SEQUENCES), LayerwisePass(model, structure, SEQUENCES)
+        targets.begin_block(0)
+        for name in stream_writers(model, structure, 0):
+            cross, moment = targets.statistics(cut, name)
+            consumer = model.get_submodule(name)
+            expected = consumer.weight.float() @ moment
+            assert torch.linalg.vector_norm(cross - expected) < 0.01 * torch.linalg.vector_norm(expected), name
 
 
 @pytest.mark.parametrize("row", NO_STREAMS.values(), ids=NO_STREAMS.keys())
@@ -135,6 +154,50 @@ def test_the_stream_ends_nearer_to_the_dense_models_than_after_a_plain_refit(fam
                 for i in ids
             )
     assert errors["stream"] < errors["refit"] < errors["none"]
+
+
+class TestOffload:
+    """A second device is played by ``meta``, which has no values and cannot be mixed with any other."""
+
+    @pytest.fixture
+    def _meta_comes_back(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        to = torch.Tensor.to
+
+        def back(self: torch.Tensor, *args: object, **kwargs: object) -> torch.Tensor:
+            target = next((a for a in args if isinstance(a, torch.device | torch.Tensor)), kwargs.get("device"))
+            device = target.device if isinstance(target, torch.Tensor) else target
+            if self.is_meta and device is not None and torch.device(device).type == "cpu":
+                self = torch.zeros(self.shape, dtype=self.dtype)
+            return to(self, *args, **kwargs)
+
+        monkeypatch.setattr(torch.Tensor, "to", back)
+
+    @pytest.mark.usefixtures("_meta_comes_back")
+    def test_targets_are_added_up_where_hidden_states_are_kept(self) -> None:
+        model = tiny_model()
+        structure = describe(model)
+        with inference_mode(model):
+            targets = StreamTargets(model, structure, SEQUENCES, torch.device("meta"))
+            with pytest.raises(NoStreamError):  # zeros came back, and are no stream
+                targets.begin_block(0)
+        assert all(tensor.device.type == "cpu" for kept in targets._after.values() for tensor in kept)
+
+    @pytest.mark.usefixtures("_meta_comes_back")
+    @pytest.mark.parametrize("method", ["wanda", "flap"])
+    def test_scores_are_computed_where_the_block_is(self, method: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        model = tiny_model()
+        structure = describe(model)
+        devices = []
+
+        def score(weight: torch.Tensor, statistic: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+            devices.append((weight.device.type, statistic.device.type, positions.device.type))
+            return torch.ones(len(positions))
+
+        monkeypatch.setattr(f"loraprune.training_free.consumers.{method}_group_scores", score)
+        with inference_mode(model):
+            pass_ = LayerwisePass(model, structure, SEQUENCES, torch.device("meta"))
+            consumer_scores(method, model, structure.dimensions[0], 4, pass_, 0.01)
+        assert devices == [("meta", "meta", "meta")]
 
 
 def test_computing_on_a_named_device_changes_nothing() -> None:

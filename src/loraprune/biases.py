@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from loraprune.adapters import effective_weight
+from loraprune.axes import axis_length
 from loraprune.criteria.flap import bias_of_removed
 from loraprune.wrapping import base_layer, base_model
 
@@ -80,7 +81,9 @@ def give_biases_(model: PreTrainedModel, structure: Structure) -> None:
         wanted = getattr(module, "bias", None)
         mine: Any = model.get_submodule(name)
         if isinstance(wanted, nn.Parameter) and getattr(mine, "bias", None) is None:
-            mine.bias = nn.Parameter(torch.zeros(wanted.shape, dtype=mine.weight.dtype, device=mine.weight.device))
+            mine.bias = nn.Parameter(
+                torch.zeros(axis_length(mine, "output"), dtype=mine.weight.dtype, device=mine.weight.device)
+            )
     for switch in switches:
         setattr(model.config, switch, True)
 

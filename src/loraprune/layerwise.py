@@ -140,11 +140,6 @@ class CalibrationPass(ABC):
         """Go on to the next block, as the present one is now."""
 
     @torch.no_grad()
-    def second_moment(self, module_name: str) -> torch.Tensor:
-        """``XᵀX / rows`` of the inputs of a layer as the model is now, float32, shape ``(in, in)``."""
-        return self.features(module_name, moment=True).moment
-
-    @torch.no_grad()
     def features(self, module_name: str, *, moment: bool) -> FeatureStatistics:
         """Statistics of the inputs of a layer as the model is now; the runs end as soon as they reach it.
 
@@ -181,8 +176,9 @@ class LayerwisePass(CalibrationPass):
         model: the model or the ``PeftModel`` around it.
         structure: its description.
         sequences: token ids, 1-D tensors of any lengths.
-        device: to compute on, where that is not the model's. Weights and hidden states then stay where the model is,
-            and only one block and one batch at a time are on the device.
+        device: to compute on, where that is not the model's. Weights and hidden states then stay where the model is;
+            on the device are one block, one batch, and what is asked of the block (statistics; of stacked experts the
+            hidden states that are routed to them).
     """
 
     @torch.no_grad()
@@ -209,7 +205,10 @@ class LayerwisePass(CalibrationPass):
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
         positional, named = placed(calls.arguments[self.layer], self._device)
-        output = self._block().to(self._device)(calls.hidden.to(self._device), *positional, **named)
+        block = self._block()
+        if self._device != self._home:  # a model that is spread over devices stays as it is
+            block.to(self._device)
+        output = block(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
@@ -239,7 +238,8 @@ class LayerwisePass(CalibrationPass):
                 calls.hidden = self._run(calls).to(self._home)
             calls.arguments[self.layer] = ((), {})
             yield before, calls.hidden, watched
-        self._block().to(self._home)
+        if self._device != self._home:
+            self._block().to(self._home)
         self.layer += 1
 
     def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
@@ -251,7 +251,7 @@ class LayerwisePass(CalibrationPass):
 class WholeModelPass(CalibrationPass):
     """The same for models whose blocks hand each other more than hidden states: every look runs the model to there.
 
-    Slower than :class:`LayerwisePass` (half a forward pass a layer and more), and right for any model.
+    Slower than :class:`LayerwisePass` (up to a forward pass for every look), and right for any model.
 
     Args:
         model: the model or the ``PeftModel`` around it, in evaluation mode.
@@ -273,3 +273,21 @@ class WholeModelPass(CalibrationPass):
     def _run(self, batch: Mapping[str, Any]) -> None:
         model: Any = self._model
         model(**placed(dict(batch), next(model.parameters()).device))
+
+
+def token_sequences(structure: Structure, calibration: Calibration) -> list[torch.Tensor] | None:
+    """Calibration data that can go from block to block; None where whole models have to be run."""
+    sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+    if structure.spec.decoder is None or len(sequences) < len(calibration):
+        return None
+    return sequences
+
+
+def calibration_pass(
+    model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
+) -> CalibrationPass:
+    """Begin the pass that fits a model and its calibration data."""
+    sequences = token_sequences(structure, calibration)
+    if sequences is None:
+        return WholeModelPass(model, calibration)
+    return LayerwisePass(model, structure, sequences, device)

@@ -16,7 +16,7 @@ from loraprune.axes import axis_length, weight_oi
 from loraprune.biases import compensate_
 from loraprune.expert_refit import refit_experts_
 from loraprune.inference import inference_mode
-from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
+from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass, token_sequences
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
 from loraprune.plan import Plan
@@ -71,7 +71,7 @@ def _refitted(
     except NotPositiveDefiniteError:
         warnings.warn(
             f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
-            "is made without it. More calibration sequences or a larger --refit-damping help.",
+            "is made without it. More calibration sequences or more damping help.",
             stacklevel=2,
         )
         return columns, None
@@ -119,13 +119,13 @@ def cut_(
     if not calibration or (repair == "none" and choose is None):
         slice_(model, structure, before, after, optimizer)
         return after
-    tokens_only = all(isinstance(item, torch.Tensor) for item in calibration)
     cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told)
     with inference_mode(model):
-        if structure.spec.decoder is not None and tokens_only:
+        sequences = token_sequences(structure, calibration)
+        if sequences is not None:
             if repair == "stream":
-                cut.targets = StreamTargets(model, structure, calibration, device)  # type: ignore[arg-type]
-            return cut.block_by_block_(model, LayerwisePass(model, structure, calibration, device))  # type: ignore[arg-type]
+                cut.targets = StreamTargets(model, structure, sequences, device)
+            return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, device))
         return cut.at_once_(model, WholeModelPass(model, calibration))
 
 

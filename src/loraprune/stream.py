@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.axes import is_matrix
-from loraprune.layerwise import LayerwisePass
+from loraprune.layerwise import Calibration, LayerwisePass, token_sequences
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -56,11 +56,28 @@ def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch
         yield found
 
 
+@torch.no_grad()
+def has_stream(
+    model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
+) -> bool:
+    """Whether the blocks of a model simply add what their consumers give to a residual stream: seen on one sequence."""
+    sequences = token_sequences(structure, calibration)
+    if not sequences:
+        return False
+    targets = StreamTargets(model, structure, sequences[:1], device)
+    try:
+        for layer in range(len(structure.blocks)):
+            targets.begin_block(layer)
+    except NoStreamError:
+        return False
+    return True
+
+
 class StreamTargets:
     """Hidden states of the uncut model on the calibration data, one block ahead of the cuts.
 
     Each block is run on them before it is cut, so that no second model is needed. Memory: the hidden states of the
-    calibration set once for the uncut stream, and once more for each consumer of the present block.
+    calibration set once for the uncut stream, and once more in 32 bits for each consumer of the present block.
 
     Args:
         model: not cut yet.
@@ -91,14 +108,15 @@ class StreamTargets:
         self._writers = stream_writers(self._model, self._structure, layer)
         self._after = {name: [] for name in self._writers}
         for hidden, output, outputs in self._dense.advance_watching(lambda: _outputs(self._model, self._writers)):
-            stream = hidden
+            stream = hidden.float()
             for name in self._writers:
                 if name not in outputs:
                     raise NoStreamError(f"{name} was not reached by the calibration data.")
-                stream = stream + outputs[name].view_as(stream)
+                stream = stream + outputs[name].view_as(stream).to(stream)
                 self._after[name].append(stream)
-            added = torch.linalg.vector_norm((output - hidden).float())
-            if not torch.linalg.vector_norm((stream - output).float()) <= TOLERANCE * added:
+            added = torch.linalg.vector_norm(output.float() - hidden.float())
+            rounding = 2 * torch.finfo(output.dtype).eps * torch.linalg.vector_norm(output.float())
+            if not torch.linalg.vector_norm(stream - output.float()) <= TOLERANCE * added + rounding:
                 raise NoStreamError(
                     "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."
@@ -122,10 +140,11 @@ class StreamTargets:
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
-                wanted = target.to(x.device) - hidden.to(x.device)
+                # In 32 bits: a stream may be hundreds of times as large as what is added to it.
+                wanted = target.to(x) - hidden.to(x)
                 for writer in before:
-                    wanted = wanted - outputs[writer].view_as(wanted)
-                wanted = wanted.flatten(0, -2).float()
+                    wanted = wanted - outputs[writer].view_as(wanted).to(x)
+                wanted = wanted.flatten(0, -2)
                 if bias is not None:
                     wanted = wanted - bias.float()
                 cross = cross.to(x.device) + wanted.T @ x

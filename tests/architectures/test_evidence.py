@@ -68,7 +68,7 @@ def test_second_moments_gathered_block_by_block_are_those_of_whole_runs(row, kin
     layerwise, whole = LayerwisePass(model, structure, sequences), WholeModelPass(model, sequences)
     for layer in range(len(structure.blocks)):
         for dimension in structure.of_layer(layer):
-            expected = whole.second_moment(dimension.consumer.module)
-            actual = layerwise.second_moment(dimension.consumer.module)
+            expected = whole.features(dimension.consumer.module, moment=True).moment
+            actual = layerwise.features(dimension.consumer.module, moment=True).moment
             torch.testing.assert_close(actual, expected, rtol=0.0, atol=1e-5 * expected.abs().max().item())
         layerwise.advance()

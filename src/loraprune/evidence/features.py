@@ -122,7 +122,7 @@ def watched_features(
 ) -> dict[str, FeatureStatistics]:
     """Statistics of the inputs of several layers over several runs.
 
-    q, k and v read one tensor: one second moment serves the three, and is inverted once.
+    q, k and v read one tensor: one second moment serves the three.
 
     Args:
         model: that the layers are in.

@@ -34,6 +34,7 @@ class Job:
         max_length: tokens in a row at most; None where rows are no text.
         rows: what to train on or to calibrate on, and what to measure on.
         stored_dtype: dtype of the checkpoint, and of the result.
+        device: that weights are kept on; ``computing``: that computes, and on which models are measured.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Job:
     structure: Structure
     stored_dtype: torch.dtype
     device: torch.device
+    computing: torch.device
     options: RunOptions
 
     @property
@@ -79,7 +81,7 @@ class Job:
         """The checkpoint's model, on the job's device and in the dtype to work in."""
         return load_model(
             self.name,
-            working_dtype(self.stored_dtype, self.device),
+            working_dtype(self.stored_dtype, self.computing),
             self.device,
             auto_class=self.task.auto_class,
             trust_remote_code=self.options.trust_remote_code,

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,8 +41,32 @@ def _quality(job: Job, model: PreTrainedModel) -> dict[str, Any]:
     return measures
 
 
+@contextmanager
+def in_place_to_measure(job: Job, model: PreTrainedModel) -> Iterator[bool]:
+    """Bring the whole model to what computes, where there is room for it, and back again."""
+    if job.computing == job.device:
+        yield True
+        return
+    needed = model.num_parameters() * model.dtype.itemsize
+    if needed * 1.2 > free_memory(job.computing):
+        logger.info("The model is too large to be measured on %s.", job.computing)
+        yield False
+        return
+    model.to(job.computing)  # type: ignore[arg-type]
+    try:
+        yield True
+    finally:
+        model.to(job.device)  # type: ignore[arg-type]
+
+
 def measure_pruned(
-    job: Job, merged: PreTrainedModel, dense: dict[str, Any], course: dict[str, Any], plan: Plan | None = None
+    job: Job,
+    merged: PreTrainedModel,
+    dense: dict[str, Any],
+    course: dict[str, Any],
+    plan: Plan | None = None,
+    *,
+    sizes_only: bool = False,
 ) -> dict[str, Any]:
     """All measures of a finished run.
 
@@ -50,6 +76,7 @@ def measure_pruned(
         dense: what :func:`measure_dense` gave.
         course: what else there is to tell of the run; goes into the measures as it is.
         plan: groups that stayed; None where none went.
+        sizes_only: the model is too large to be run.
     """
     itemsize = job.stored_dtype.itemsize
     metrics: dict[str, Any] = {
@@ -60,8 +87,10 @@ def measure_pruned(
         "pruned": {"parameters": merged.num_parameters(), "bytes": merged.num_parameters() * itemsize},
         **course,
     }
-    cast_(merged, working_dtype(job.stored_dtype, job.device))
-    for measure in (_final_quality, _unrecovered_quality, _latency):
+    if sizes_only:
+        metrics["dense"] |= dense
+        return metrics
+    for measure in (_in_working_dtype, _final_quality, _unrecovered_quality, _latency):
         try:
             measure(job, merged, plan, dense, metrics)
         except (RuntimeError, MemoryError, ValueError) as error:
@@ -71,13 +100,20 @@ def measure_pruned(
     return metrics
 
 
+def _in_working_dtype(
+    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
+) -> None:
+    """Measure in the dtype that the dense model was measured in."""
+    metrics["dense"] |= dense
+    cast_(merged, working_dtype(job.stored_dtype, job.computing))
+
+
 def _final_quality(
     job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
 ) -> None:
     """Quality and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
         logger.info("Measuring the %s model", job.called[1])
-    metrics["dense"] |= dense
     metrics["pruned"] |= _quality(job, merged)
 
 
@@ -88,7 +124,7 @@ def _unrecovered_quality(
     if plan is None or not job.options.unrecovered or job.model is not None:
         return
     logger.info("Measuring the same cut without recovery")
-    model = job.load_model()
+    model: Any = job.load_model().to(job.computing)  # type: ignore[arg-type]
     slice_(model, job.structure, Plan.full(job.structure), plan)
     measures: dict[str, Any] = {"parameters": model.num_parameters()}
     measures["bytes"] = measures["parameters"] * job.stored_dtype.itemsize
@@ -102,11 +138,11 @@ def _latency(
     if not job.options.latency:
         return
     needed = job.structure.num_parameters * merged.dtype.itemsize
-    if needed > SHARE_OF_FREE_MEMORY * free_memory(job.device):
+    if needed > SHARE_OF_FREE_MEMORY * free_memory(job.computing):
         logger.info("Latency is not measured: there is no room for a second, dense model.")
         return
     workload = job.task.workload(job)
-    with torch.random.fork_rng(), torch.device(job.device):
+    with torch.random.fork_rng(), torch.device(job.computing):
         original = random_model(job.config, job.task.auto_class, merged.dtype)
     seconds = call_latency({"dense": original, "pruned": merged}, workload.inputs)
     for name, value in seconds.items():
@@ -116,7 +152,9 @@ def _latency(
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on an accelerator, or in the machine."""
     if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
+        # What torch keeps for later counts as used there.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, OSError, ValueError):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +14,11 @@ from loraprune.averaging import Scores
 from loraprune.biases import give_biases_
 from loraprune.evaluation.batches import Collator
 from loraprune.export import finish, save_checkpoint
-from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
+from loraprune.inference import inference_mode
+from loraprune.layerwise import Calibration, calibration_pass
 from loraprune.plan import Plan
 from loraprune.recipes.base_history import base_pruning, base_pruning_of
-from loraprune.recipes.measuring import free_memory, measure_dense, measure_pruned
+from loraprune.recipes.measuring import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.oneshot_config import OneshotConfig
 from loraprune.recipes.oneshot_reporting import card_of, report_of
 from loraprune.recipes.options import RunOptions
@@ -28,6 +27,7 @@ from loraprune.recipes.record import run_record
 from loraprune.report.data import ReportData
 from loraprune.runtimes.overview import runtimes_of
 from loraprune.sparsity.layers import MatrixRecord, sparsify_
+from loraprune.stream import has_stream
 from loraprune.structure import Structure
 from loraprune.telling import ToldOf
 from loraprune.training.calibration import draw_batches, draw_calibration
@@ -75,6 +75,7 @@ class _Pruned:
     plan: Plan
     importance: Scores = field(default_factory=dict)
     matrices: tuple[MatrixRecord, ...] = ()
+    repair: str | None = None
 
 
 def oneshot(
@@ -120,30 +121,12 @@ def oneshot(
     started = time.time()
     logger.info("Loading %s", job.name)
     loaded = job.load_model() if job.model is None else job.model
-    with _for_measuring(job, loaded) as fits:
+    with in_place_to_measure(job, loaded) as fits:
         dense = measure_dense(job, loaded) if fits else {}
     calibration = _calibration(job)
     prune = _cut if job.oneshot.structured else _sparsified
     pruned = prune(job, loaded, calibration, told)
     return _finish(job, loaded, pruned, dense, {"calibration": _facts(calibration)}, started)
-
-
-@contextmanager
-def _for_measuring(job: OneshotJob, model: PreTrainedModel) -> Iterator[bool]:
-    """Bring the whole model to what computes, where there is room for it, and back again."""
-    if job.computing == job.device:
-        yield True
-        return
-    needed = model.num_parameters() * model.dtype.itemsize
-    if needed * 1.2 > free_memory(job.computing):
-        logger.info("The model is too large to be measured on %s.", job.computing)
-        yield False
-        return
-    model.to(job.computing)  # type: ignore[arg-type]
-    try:
-        yield True
-    finally:
-        model.to(job.device)  # type: ignore[arg-type]
 
 
 def _calibration(job: OneshotJob) -> Calibration:
@@ -174,7 +157,10 @@ def _warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
     """Say that there is less to look at than least squares have unknowns."""
     solved = job.oneshot.value("repair") in ("refit", "stream") or job.oneshot.name == "osscar"
     tokens = _facts(calibration).get("tokens")
-    widest = max(dimension.num_groups * dimension.consumer.group_size for dimension in job.structure.open)
+    widest = max(
+        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
+        for dimension in job.structure.open
+    )
     if solved and tokens is not None and tokens < widest:
         logger.warning(
             "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
@@ -184,22 +170,13 @@ def _warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
         )
 
 
-def _pass(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> CalibrationPass | None:
-    if not calibration:
-        return None
-    tokens = [item for item in calibration if isinstance(item, torch.Tensor)]
-    if job.structure.spec.decoder is not None and len(tokens) == len(calibration):
-        return LayerwisePass(model, job.structure, tokens, job.computing)
-    return WholeModelPass(model, calibration)
-
-
 def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Weights become zero."""
     options = job.oneshot.sparsity_options()
     records = sparsify_(
         model,
         job.structure,
-        _pass(job, model, calibration),
+        calibration_pass(model, job.structure, calibration, job.computing) if calibration else None,
         options,
         lambda done, total: told(options.method, done, total),
     )
@@ -212,20 +189,36 @@ def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told
     _warn_of_few_tokens(job, calibration)
     if config.value("repair") == "bias":
         give_biases_(model, job.structure)
+    repair = _repair(job, model, calibration)
     options = StructuredOptions(
         ratio=job.ratio,
         scores=ScoreOptions(method=config.name, damping=config.damping, seed=config.seed),
         allocation=config.value("allocation"),
-        repair=config.value("repair"),
+        repair=repair,
         damping=config.damping,
         cuts=config.value("cuts"),
         device=job.computing,
     )
     result = prune_(model, job.structure, job.legal_widths(), calibration, options, told)
-    return _Pruned(plan=result.plan, importance=result.importance)
+    return _Pruned(plan=result.plan, importance=result.importance, repair=repair)
 
 
-def _course(job: OneshotJob, pruned: _Pruned) -> dict[str, Any]:
+def _repair(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> str:
+    """The repair that is done: towards the residual stream only where there is one."""
+    repair: str = job.oneshot.value("repair")
+    if repair != "stream":
+        return repair
+    with inference_mode(model):
+        if has_stream(model, job.structure, calibration, job.computing):
+            return repair
+    logger.info(
+        "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
+        "restores what each layer gave itself."
+    )
+    return "refit"
+
+
+def _course(job: OneshotJob, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
     """What is told of the run beside the measures."""
     facts = {name: value for name, value in job.rows.prepared.facts.items() if name != "trained_tokens"}
     course: dict[str, Any] = {"data": facts}
@@ -235,9 +228,10 @@ def _course(job: OneshotJob, pruned: _Pruned) -> dict[str, Any]:
             "ratio": pruned.plan.ratio(job.structure),
             "target_ratio": job.ratio,
             "parameters_before": job.structure.num_parameters,
-            "parameters": job.structure.num_parameters - removed,
+            "parameters": finished.num_parameters(),
             "prunable_parameters_before": job.structure.prunable_parameters,
             "prunable_parameters": job.structure.prunable_parameters - removed,
+            "repair": pruned.repair,
             "widths": {kind: list(pruned.plan.counts(job.structure, kind)) for kind in job.structure.kinds},
         }
     else:
@@ -264,10 +258,10 @@ def _finish(
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, job.structure, pruned.plan, dtype=job.stored_dtype)
-    course = course | _course(job, pruned)
+    course = course | _course(job, finished, pruned)
     plan = pruned.plan if job.oneshot.structured else None
-    with _for_measuring(job, finished) as fits:
-        metrics = measure_pruned(job, finished, dense, course, plan) if fits else _sizes(job, finished) | course
+    with in_place_to_measure(job, finished) as fits:
+        metrics = measure_pruned(job, finished, dense, course, plan, sizes_only=not fits)
     if not job.oneshot.structured:
         zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
         metrics["dense"]["nonzero"] = job.structure.num_parameters - zeros_before
@@ -292,16 +286,6 @@ def _finish(
         output=job.options.output,
         image_processor=job.image_processor,
     )
-
-
-def _sizes(job: OneshotJob, finished: PreTrainedModel) -> dict[str, Any]:
-    """All that can be told of a model that was not measured."""
-    size = job.stored_dtype.itemsize
-    before, after = job.structure.num_parameters, finished.num_parameters()
-    return {
-        "dense": {"parameters": before, "bytes": before * size},
-        "pruned": {"parameters": after, "bytes": after * size},
-    }
 
 
 def _save(job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData) -> None:

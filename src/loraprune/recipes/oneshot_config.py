@@ -137,6 +137,9 @@ class OneshotConfig:
         raise ValueError(f"There is no method {self.method!r}; choose one of {known}.")
 
     def _check_numbers(self) -> None:
+        for name in ("dimensions", "keep_layers"):
+            if isinstance(getattr(self, name), str):
+                raise ValueError(f"{name} is the text {getattr(self, name)!r}; it must be a list.")
         object.__setattr__(self, "keep_layers", tuple(self.keep_layers))
         if self.dimensions is not None:
             object.__setattr__(self, "dimensions", tuple(self.dimensions))

@@ -141,7 +141,7 @@ def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) ->
         )
         facts = (
             f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
-            f"`{config.value('repair')}`."
+            f"`{pruning['repair']}`."
         )
     else:
         sparsity = metrics["sparsity"]

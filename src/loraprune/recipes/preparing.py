@@ -128,6 +128,7 @@ def prepare(
         structure=structure,
         stored_dtype=stored_dtype,
         device=subject.device,
+        computing=subject.device,
         options=options,
         checkpoint=checkpoint,
         recovery=recovery,

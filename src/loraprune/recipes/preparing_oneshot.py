@@ -15,7 +15,7 @@ from loraprune.export import check_disk_space, check_output, check_relaxed_class
 from loraprune.recipes.arguments import check_length
 from loraprune.recipes.folders import check_sources_outside_output
 from loraprune.recipes.job import Job
-from loraprune.recipes.loading import checkpoint_dtype, context_of, default_device, load_model, working_dtype
+from loraprune.recipes.loading import checkpoint_dtype, context_of, default_device, working_dtype
 from loraprune.recipes.oneshot_config import OneshotConfig
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
@@ -40,12 +40,10 @@ class OneshotJob(Job):
     Attributes:
         oneshot: what to prune, and how.
         ratio: share of the prunable parameters that goes; 0 where weights become zero.
-        computing: device that computes; weights and hidden states are on ``device``.
     """
 
     oneshot: OneshotConfig
     ratio: float
-    computing: torch.device
 
     def legal_widths(self) -> LegalWidths:
         """Widths that the result may have."""
@@ -55,17 +53,6 @@ class OneshotJob(Job):
         """What was in force, for the record: with the length and the ratio that follow from model and target."""
         follows = {"max_length": self.max_length} | ({"ratio": self.ratio} if self.oneshot.structured else {})
         return self.oneshot.settings() | follows
-
-    def load_model(self) -> PreTrainedModel:
-        """The checkpoint's model, where weights are kept."""
-        return load_model(
-            self.name,
-            working_dtype(self.stored_dtype, self.computing),
-            self.device,
-            auto_class=self.task.auto_class,
-            trust_remote_code=self.options.trust_remote_code,
-            revision=self.options.revision,
-        )
 
 
 def prepare_oneshot(
@@ -82,6 +69,7 @@ def prepare_oneshot(
     if options.output is not None:
         check_output(options.output, overwrite=options.overwrite)
     check_sources_outside_output(model, dataset, options)
+    _check_options(oneshot, options)
     if dataset is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))
     if not oneshot.structured:
@@ -130,6 +118,15 @@ def prepare_oneshot(
         ratio=ratio,
         computing=computing,
     )
+
+
+def _check_options(oneshot: OneshotConfig, options: RunOptions) -> None:
+    """Refuse what only a run with training has, and two ways to say how much goes."""
+    for name in ("resume", "keep_run", "save_adapter"):
+        if getattr(options, name):
+            raise ValueError(f"{name} is an option of runs with training, and this one has none. Leave it out.")
+    if options.target_params is not None and not oneshot.structured:
+        raise ValueError("target_params says how much smaller the model becomes, and a sparsity leaves its size alone.")
 
 
 def _missing_data(oneshot: OneshotConfig) -> str:

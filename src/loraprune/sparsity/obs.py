@@ -13,6 +13,8 @@ import torch
 from loraprune.least_squares import damped_cholesky
 
 BLOCK_SIZE = 128
+WIDEST_IN_64_BITS = 16384
+"""Features up to which a second moment is inverted in 64 bits: five matrices of 2 GB at this width."""
 
 Chooser = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 """Chooses weights of some columns that go: from their present values ``(out, columns)``, the square roots of the
@@ -37,7 +39,7 @@ class Inverse:
 
 
 def inverse(moment_II: torch.Tensor, damping: float) -> Inverse:
-    """Invert a second moment in 64 bits and factor the inverse.
+    """Invert a second moment and factor the inverse, in 64 bits where it is not too wide for that.
 
     Args:
         moment_II: float32.
@@ -46,14 +48,18 @@ def inverse(moment_II: torch.Tensor, damping: float) -> Inverse:
     Raises:
         NotPositiveDefiniteError: even with more damping there is no factor.
     """
-    moment = moment_II.to(torch.float64, copy=True)
+    wide = moment_II.shape[0] > WIDEST_IN_64_BITS
+    moment = moment_II.to(torch.float32 if wide else torch.float64, copy=True)
     diagonal = moment.diagonal()
     dead = diagonal == 0
     # A dead input is independent of all others, whatever stands on its diagonal.
     diagonal[dead] = diagonal[~dead].mean() if bool((~dead).any()) else 1.0
     # With the inputs in reverse order the inverse of the factor is the factor of the inverse. To invert and to factor
     # once more would cost as much again, and fails for some moments that have a factor.
-    factor, used = damped_cholesky(moment.flip(0, 1), damping)
+    reversed_moment = moment.flip(0, 1)
+    del moment, diagonal
+    factor, used = damped_cholesky(reversed_moment, damping)
+    del reversed_moment
     identity = torch.eye(len(factor), dtype=factor.dtype, device=factor.device)
     inverted = torch.linalg.solve_triangular(factor, identity, upper=False).flip(0, 1)
     return Inverse(inverted.to(moment_II.dtype), dead, used)

@@ -40,7 +40,7 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
         if len(drawn) == count:
             break
     if not drawn:
-        raise ValueError("No training sequence has two tokens or more, so the refit has nothing to look at.")
+        raise ValueError("No sequence of the data has two tokens or more, so that there is nothing to calibrate on.")
     return drawn
 
 

@@ -98,8 +98,9 @@ def _layer_scores(
     damping: float,
 ) -> torch.Tensor:
     consumer = base_model(model).get_submodule(dimension.consumer.module)
-    weight = effective_weight(consumer)
+    # The pass first: it brings the block to where it computes.
     inputs = calibration.features(dimension.consumer.module, moment=method == "osscar")
+    weight = effective_weight(consumer)
     positions = group_positions(dimension, num_groups, weight.shape[1])
     return _scores(method, dimension.name, weight, inputs, positions, damping)
 

@@ -12,7 +12,7 @@ import torch
 from loraprune.allocation import allocate
 from loraprune.averaging import Scores
 from loraprune.criteria.flap import standardized
-from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass
+from loraprune.layerwise import Calibration, CalibrationPass, calibration_pass, token_sequences
 from loraprune.plan import Plan
 from loraprune.refit import Chooser, cut_
 from loraprune.selection import Choice
@@ -132,18 +132,8 @@ def _scores(
     model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions, told: Told
 ) -> Scores:
     """Scores to allocate by."""
-
-    def make_pass() -> CalibrationPass:
-        if _by_blocks(structure, calibration):
-            return LayerwisePass(model, structure, calibration, options.device)  # type: ignore[arg-type]
-        return WholeModelPass(model, calibration)
-
+    make_pass = partial(calibration_pass, model, structure, calibration, options.device)
     return score_groups(model, structure, plan, options.scores, calibration, make_pass, told)
-
-
-def _by_blocks(structure: Structure, calibration: Calibration) -> bool:
-    """Whether calibration data can go from block to block."""
-    return structure.spec.decoder is not None and all(isinstance(item, torch.Tensor) for item in calibration)
 
 
 def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, options: StructuredOptions) -> bool:
@@ -151,7 +141,7 @@ def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, op
     if options.allocation != "uniform" or options.scores.method not in CONSUMER_METHODS:
         return False
     tied = any(dimension.tied for dimension in structure)
-    return bool(calibration) and not tied and _by_blocks(structure, calibration)
+    return bool(token_sequences(structure, calibration)) and not tied
 
 
 def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> Chooser:
