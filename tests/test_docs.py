@@ -37,6 +37,24 @@ def examples() -> Iterator[object]:
 
 EXAMPLES = list(examples())
 
+LINK = re.compile(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)")
+
+
+def anchors_of(text: str) -> set[str]:
+    """Anchors of a page's headings, as GitHub makes them."""
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
+def test_every_link_leads_somewhere(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    for path, anchor in LINK.findall(text):
+        target = (page.parent / path) if path else page
+        assert target.exists(), path
+        if anchor:
+            assert anchor in anchors_of(target.read_text(encoding="utf-8")), f"{path}#{anchor}"
+
 
 @pytest.mark.skipif(not EXAMPLES, reason="no page has an example marked with <!-- runnable -->")
 @pytest.mark.parametrize(("block", "files"), EXAMPLES)

@@ -494,6 +494,29 @@ class TestWrongInvocation:
     def test_semi_structured_tensors_are_refused_where_the_machine_has_none(self, refused: Any) -> None:
         assert "Semi-structured tensors need a CUDA device" in refused("--sparsity", "2:4", "--format=semi-structured")
 
+    def test_weights_of_32_bits_are_refused_before_the_run_where_the_hardware_is(
+        self, refused: Any, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        from loraprune.runtimes import semi_structured
+
+        check = semi_structured.check_semi_structured
+        monkeypatch.setattr(
+            semi_structured, "check_semi_structured", lambda dtype=None: check(dtype=dtype) if dtype else None
+        )
+        assert "the weights are float32" in refused("--sparsity", "2:4", "--format=semi-structured")
+
+    def test_a_2_4_result_is_written_in_the_layout_of_compressed_tensors_too(
+        self, run: Command, checkpoint: Path, data: Path, tmp_path: Path
+    ) -> None:
+        pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
+        out = tmp_path / "out"
+        arguments = ("--sparsity", "2:4", "--method", "magnitude", "--format", "compressed-tensors", "-o", out)
+        finished = run("oneshot", checkpoint, "--data", data, *arguments)
+        assert finished.code == 0, finished.err
+        config = json.loads((tmp_path / "out-compressed-tensors" / "config.json").read_text())
+        assert config["quantization_config"]["sparsity_config"]["format"] == "sparse-24-bitmask"
+        assert (out / "model.safetensors").is_file()
+
     def test_a_pattern_is_checked_against_every_layer(self, refused: Any, tmp_path: Path) -> None:
         model = tiny_checkpoint(tmp_path / "model", intermediate_size=44)
         message = refused("--sparsity", "4:8", model=model)

@@ -109,7 +109,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     config = OneshotConfig(**chosen)
     options = RunOptions(**fields_of(OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments]))
     form = values.get("format", "dense")
-    _check_format(form, config, options)
+    _check_format(form, values["model"], config, options)
     with StepsProgress(console, quiet=bool(values.get("quiet"))) as told:
         result = oneshot(
             values["model"],
@@ -127,7 +127,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     return 0
 
 
-def _check_format(form: str, config: OneshotConfig, options: RunOptions) -> None:
+def _check_format(form: str, model: str, config: OneshotConfig, options: RunOptions) -> None:
     """Make sure, before any work, that the result can be written in the format that was asked for.
 
     Raises:
@@ -140,9 +140,12 @@ def _check_format(form: str, config: OneshotConfig, options: RunOptions) -> None
     if config.structured or str(config.pattern) != "2:4":
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
+        from loraprune.recipes.loading import checkpoint_dtype, load_config
         from loraprune.runtimes.semi_structured import check_semi_structured
 
         check_semi_structured()
+        checkpoint = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+        check_semi_structured(dtype=checkpoint_dtype(checkpoint))
     else:
         from loraprune.runtimes.compressed_tensors import check_package
 
