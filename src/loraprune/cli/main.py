@@ -14,7 +14,7 @@ COMMANDS = {
     "recover": "tune a pruned or sparse checkpoint with LoRA; weights that are zero stay zero",
     "oneshot": "prune a checkpoint without training: fewer heads and channels, or weights that are zero",
     "inspect": "show what can be pruned in a model, without loading its weights",
-    "export": "write a checkpoint as a file for llama.cpp or onnxruntime",
+    "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
 USAGE = """usage: loraprune COMMAND [options]
