@@ -90,7 +90,8 @@ def run_one(options: argparse.Namespace, name: str, values: dict[str, Any]) -> d
     metrics = result.metrics
     if options.part == "recovery":
         row = tuned(options, result.model, PruningConfig(ratio=0.0, refit=False, seed=options.seed), result.tokenizer)
-        return row | {"dense": metrics["dense"]["perplexity"], "before": metrics["pruned"]["perplexity"]}
+        row["before"] = row.pop("dense")  # what the tuning starts from, on the same segments
+        return row
     row = {key: metrics["pruned"][key] for key in ("perplexity", "segment_length")}
     row["dense"] = metrics["dense"]["perplexity"]
     row["reached"] = (metrics.get("pruning") or {}).get("ratio") or metrics["sparsity"]["reached"]
@@ -126,9 +127,10 @@ def run_options(options: argparse.Namespace) -> RunOptions:
 def table(rows: list[dict[str, Any]]) -> str:
     """The rows as a Markdown table: variants down, amounts across."""
     amounts = list(dict.fromkeys(row["amount"] for row in rows))
-    length = rows[0]["segment_length"]
+    first = next((row for row in rows if "dense" in row), rows[0])
+    dense = f"dense {first['dense']:.2f}, " if "dense" in first else ""
     lines = [
-        f"\n{rows[0]['model']}, {rows[0]['part']}: dense {rows[0]['dense']:.2f}, {length}-token segments\n",
+        f"\n{first['model']}, {first['part']}: {dense}{first['segment_length']}-token segments\n",
         "| | " + " | ".join(amounts) + " |",
         "|---|" + "---|" * len(amounts),
     ]
