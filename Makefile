@@ -20,8 +20,9 @@ help: ## list these targets
 demo: $(INSTALLED) ## prune the bundled model on this machine and show the result
 	@$(BIN)/loraprune demo $(ARGS)
 
-test: $(INSTALLED_DEV) ## run the tests
-	@$(BIN)/python -m pytest $(ARGS)
+# One process a core, each with one thread: threads of several processes get into each other's way.
+test: $(INSTALLED_DEV) ## run the tests, on all cores
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 $(ARGS)
 
 lint: $(INSTALLED_DEV) ## check style, format, types and the direction of imports
 	$(BIN)/ruff check .
