@@ -8,8 +8,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from loraprune.averaging import Scores
 from loraprune.biases import give_biases_
 from loraprune.evaluation.batches import Collator
@@ -19,6 +17,7 @@ from loraprune.layerwise import Calibration, calibration_pass
 from loraprune.plan import Plan
 from loraprune.recipes.base_history import base_pruning, base_pruning_of
 from loraprune.recipes.measuring import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.oneshot_calibration import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.oneshot_config import OneshotConfig
 from loraprune.recipes.oneshot_reporting import card_of, report_of
 from loraprune.recipes.options import RunOptions
@@ -30,7 +29,6 @@ from loraprune.sparsity.layers import MatrixRecord, sparsify_
 from loraprune.stream import has_stream
 from loraprune.structure import Structure
 from loraprune.telling import ToldOf
-from loraprune.training.calibration import draw_batches, draw_calibration
 from loraprune.training_free.pruning import StructuredOptions, prune_
 from loraprune.training_free.scores import ScoreOptions
 
@@ -123,51 +121,10 @@ def oneshot(
     loaded = job.load_model() if job.model is None else job.model
     with in_place_to_measure(job, loaded) as fits:
         dense = measure_dense(job, loaded) if fits else {}
-    calibration = _calibration(job)
+    calibration = draw(job)
     prune = _cut if job.oneshot.structured else _sparsified
     pruned = prune(job, loaded, calibration, told)
-    return _finish(job, loaded, pruned, dense, {"calibration": _facts(calibration)}, started)
-
-
-def _calibration(job: OneshotJob) -> Calibration:
-    """Rows that are looked at."""
-    config = job.oneshot
-    if not config.needs_data:
-        return []
-    if job.structure.spec.auto_class == "AutoModelForCausalLM" and job.task.name == "causal-lm":
-        drawn: Calibration = draw_calibration(job.train_rows, config.calibration_sequences, config.seed)
-        logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
-        return drawn
-    assert job.collator is not None
-    dtype = job.stored_dtype if job.model is not None else torch.float32
-    batches = draw_batches(job.train_rows, job.collator, config.calibration_sequences, config.seed, dtype)
-    rows = min(config.calibration_sequences, len(job.train_rows))
-    logger.info("Calibrating on %d %s", rows, job.task.row_name)
-    return batches
-
-
-def _facts(calibration: Calibration) -> dict[str, int]:
-    """How much was looked at."""
-    rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
-    tokens = sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
-    return {"rows": rows} | ({"tokens": tokens} if tokens else {})
-
-
-def _warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
-    """Say that there is less to look at than least squares have unknowns."""
-    solved = job.oneshot.value("repair") in ("refit", "stream") or job.oneshot.name == "osscar"
-    tokens = _facts(calibration).get("tokens")
-    widest = max(
-        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
-        for dimension in job.structure.open
-    )
-    if solved and tokens is not None and tokens < widest:
-        logger.warning(
-            "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
-            "squares rest on their damping. More calibration sequences help.",
-            tokens,
-            widest,
-        )
+    return _finish(job, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started)
 
 
 def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
@@ -186,7 +143,7 @@ def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibratio
 def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Heads and channels go."""
     config = job.oneshot
-    _warn_of_few_tokens(job, calibration)
+    warn_of_few_tokens(job, calibration)
     if config.value("repair") == "bias":
         give_biases_(model, job.structure)
     repair = _repair(job, model, calibration)
