@@ -61,7 +61,7 @@ def test_data_that_cannot_be_drawn_from_is_refused_with_both_ways_out(rows: Any)
 
 
 def test_data_without_a_sequence_of_two_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="No training sequence has two tokens or more"):
+    with pytest.raises(ValueError, match="No sequence of the data has two tokens or more"):
         draw_calibration(dataset(1, 1), 4, seed=0)
 
 
