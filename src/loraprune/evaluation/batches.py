@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune import placing
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -36,10 +38,9 @@ class HeldOutRows:
 
 def placed(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A batch on a device; numbers with a fraction (pixels) in the dtype of the model's weights."""
-
-    def moved(value: Any) -> Any:
-        if not isinstance(value, torch.Tensor):
-            return value
-        return value.to(device, dtype) if value.is_floating_point() else value.to(device)
-
-    return {name: moved(value) for name, value in batch.items()}
+    cast = {
+        name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
+        for name, value in batch.items()
+    }
+    moved: dict[str, Any] = placing.placed(cast, device)
+    return moved

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from loraprune.export import finish, save_checkpoint
 from loraprune.interruption import InterruptedRunError
 from loraprune.plan import Plan
-from loraprune.recipes.base_history import base_pruning, base_pruning_of
+from loraprune.recipes.base_history import history_of
 from loraprune.recipes.card import model_card
 from loraprune.recipes.keeping_zeros import filling_note, settle_zeros
 from loraprune.recipes.lora import LoraOptions
@@ -221,7 +221,7 @@ def _finish(
         metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
     metrics["seconds"] = time.time() - started
     record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
-    history = base_pruning(job.name, job.options.revision) if job.model is None else base_pruning_of(job.model)
+    history = history_of(job)
     if history is not None:
         record["base_pruning"] = history
     report = _report(job, record, pruning, base)

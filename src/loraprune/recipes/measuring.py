@@ -83,16 +83,16 @@ def measure_pruned(
         "dense": {
             "parameters": job.structure.num_parameters,
             "bytes": job.structure.num_parameters * itemsize,
+            **dense,
         },
         "pruned": {"parameters": merged.num_parameters(), "bytes": merged.num_parameters() * itemsize},
         **course,
     }
     if sizes_only:
-        metrics["dense"] |= dense
         return metrics
     for measure in (_in_working_dtype, _final_quality, _unrecovered_quality, _latency):
         try:
-            measure(job, merged, plan, dense, metrics)
+            measure(job, merged, plan, metrics)
         except (RuntimeError, MemoryError, ValueError) as error:
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
@@ -100,26 +100,19 @@ def measure_pruned(
     return metrics
 
 
-def _in_working_dtype(
-    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
-) -> None:
+def _in_working_dtype(job: Job, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]) -> None:
     """Measure in the dtype that the dense model was measured in."""
-    metrics["dense"] |= dense
     cast_(merged, working_dtype(job.stored_dtype, job.computing))
 
 
-def _final_quality(
-    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
-) -> None:
+def _final_quality(job: Job, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]) -> None:
     """Quality and completion of the result, beside those of the dense model."""
     if job.held_out is not None:
         logger.info("Measuring the %s model", job.called[1])
     metrics["pruned"] |= _quality(job, merged)
 
 
-def _unrecovered_quality(
-    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
-) -> None:
+def _unrecovered_quality(job: Job, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]) -> None:
     """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
     if plan is None or not job.options.unrecovered or job.model is not None:
         return
@@ -131,9 +124,7 @@ def _unrecovered_quality(
     metrics["unrecovered"] = measures | _quality(job, model)
 
 
-def _latency(
-    job: Job, merged: PreTrainedModel, plan: Plan | None, dense: dict[str, Any], metrics: dict[str, Any]
-) -> None:
+def _latency(job: Job, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]) -> None:
     """Time dense and pruned in turns; the dense one has the shapes of the original and random weights."""
     if not job.options.latency:
         return

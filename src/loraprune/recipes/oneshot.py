@@ -15,7 +15,7 @@ from loraprune.export import finish, save_checkpoint
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, calibration_pass
 from loraprune.plan import Plan
-from loraprune.recipes.base_history import base_pruning, base_pruning_of
+from loraprune.recipes.base_history import history_of
 from loraprune.recipes.measuring import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.oneshot_calibration import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.oneshot_config import OneshotConfig
@@ -226,7 +226,7 @@ def _finish(
     metrics["seconds"] = time.time() - started
     settings = {"oneshot": job.settings()}
     record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
-    history = base_pruning(job.name, job.options.revision) if job.model is None else base_pruning_of(job.model)
+    history = history_of(job)
     if history is not None:
         record["base_pruning"] = history
     report = report_of(job, record, pruned.plan, pruned.importance, pruned.matrices)

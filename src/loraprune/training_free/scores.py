@@ -29,7 +29,7 @@ GRADIENT_METHODS = ("fisher", "taylor")
 CONSUMER_METHODS = ("osscar", "flap", "wanda")
 WEIGHT_METHODS = ("magnitude", "random")
 
-COMPARABLE = ("fisher", "taylor")
+COMPARABLE = GRADIENT_METHODS
 """Methods whose scores have one unit over all layers and kinds: a change of the loss."""
 
 
