@@ -81,3 +81,22 @@ def test_values_out_of_range_are_refused_by_name(change, message):
     values = {"total_steps": 10, "start": 0.1, "end": 0.3, "cuts": 3, "ratio": 0.5, **change}
     with pytest.raises(ValueError, match=message):
         cut_schedule(**values)
+
+
+def test_cuts_every_few_steps_end_where_pruning_ends():
+    # Steps 10, 20, 30 and the last one, 35: a quarter, two and three quarters, and all of the cubic curve.
+    cuts = cut_schedule(total_steps=100, start=0.1, end=0.35, cuts=5, ratio=0.64, every=10)
+    assert [cut.step for cut in cuts] == [10, 20, 30, 35]
+    assert [cut.ratio for cut in cuts] == pytest.approx([0.37, 0.56, 0.63, 0.64], abs=1e-12)
+
+
+def test_steps_between_cuts_that_outlast_the_phase_leave_two_cuts():
+    assert [cut.step for cut in cut_schedule(total_steps=10, start=0.1, end=0.5, cuts=5, ratio=0.5, every=100)] == [
+        1,
+        5,
+    ]
+
+
+def test_cuts_every_zero_steps_are_refused():
+    with pytest.raises(ValueError, match="every 0 steps is not possible"):
+        cut_schedule(total_steps=10, start=0.1, end=0.5, cuts=5, ratio=0.5, every=0)

@@ -22,8 +22,10 @@ def cubic_ratio(progress: float, target: float) -> float:
     return target * (1.0 - (1.0 - progress) ** 3)
 
 
-def cut_schedule(*, total_steps: int, start: float, end: float, cuts: int, ratio: float) -> list[Cut]:
-    """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios.
+def cut_schedule(
+    *, total_steps: int, start: float, end: float, cuts: int, ratio: float, every: int | None = None
+) -> list[Cut]:
+    """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios; or cut every so many steps.
 
     The first cut stands at ``start`` of the run and the last one, which reaches ``ratio`` exactly, at ``end``.
     In a run too short for all of them several fall on one step; the largest ratio is kept.
@@ -34,6 +36,7 @@ def cut_schedule(*, total_steps: int, start: float, end: float, cuts: int, ratio
         end: fraction of the run at which pruning is over, in (0, 1].
         cuts: number of cuts, at least 1. A single cut stands at ``end``.
         ratio: final sparsity ratio, in [0, 1); 0 gives no cuts.
+        every: optimizer steps from one cut to the next, in place of a number of cuts; the last step may be shorter.
 
     Raises:
         ValueError: a value is out of its range.
@@ -46,14 +49,17 @@ def cut_schedule(*, total_steps: int, start: float, end: float, cuts: int, ratio
         )
     if cuts < 1:
         raise ValueError(f"The number of cuts is {cuts}; at least one is needed.")
+    if every is not None and every < 1:
+        raise ValueError(f"A cut every {every} steps is not possible; at least one step lies between two cuts.")
     if not 0.0 <= ratio < 1.0:
         raise ValueError(f"The sparsity ratio is {ratio}; it must lie in [0, 1).")
     if ratio == 0.0:
         return []
     last = max(1, round(end * total_steps))
     first = min(max(1, round(start * total_steps)), last)
-    by_step: dict[int, float] = {}
-    for index in range(1, cuts + 1):
-        share = (index - 1) / (cuts - 1) if cuts > 1 else 1.0
-        by_step[first + round(share * (last - first))] = cubic_ratio(index / cuts, ratio)
+    if every is not None:
+        steps = [*range(first, last, every), last]
+    else:
+        steps = [first + round((index / (cuts - 1) if cuts > 1 else 1.0) * (last - first)) for index in range(cuts)]
+    by_step = {step: cubic_ratio(index / len(steps), ratio) for index, step in enumerate(steps, 1)}
     return [Cut(step, by_step[step]) for step in sorted(by_step)]

@@ -4,7 +4,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from loraprune.cli.numbers import parameter_count
+from loraprune.cli.numbers import indices, parameter_count
 from loraprune.cli.progress import count, duration
 
 
@@ -38,3 +38,14 @@ def test_what_is_no_number_is_refused_with_examples(text: str) -> None:
 def test_times_and_counts_are_written_for_people() -> None:
     assert [duration(seconds) for seconds in (0, 75.4, 3600, 36_061)] == ["0:00", "1:15", "1:00:00", "10:01:01"]
     assert [count(number) for number in (7, 999, 4_523, 4_523_000, 7e9)] == ["7", "999", "4.52k", "4.52M", "7B"]
+
+
+def test_layers_are_numbers_ranges_and_shares() -> None:
+    assert indices("0, 4-6,-1") == (0, 4, 5, 6, -1)
+    assert indices("10%,-1") == ("10%", -1)
+
+
+@pytest.mark.parametrize("text", ["a", "1.5", "6-4", "%", "0,x"])
+def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
+    with pytest.raises(ArgumentTypeError, match="is no list of layers; write it like 0,1,-1"):
+        indices(text)

@@ -21,6 +21,13 @@ def test_an_instruction_is_written_under_headings() -> None:
     assert [passage.text[start:end] for start, end in passage.answers] == ["4"]
 
 
+def test_the_answer_to_an_instruction_may_be_called_a_response() -> None:
+    named = [
+        instruction_passage({"instruction": "Add.", "input": "2 2", key: "4"}, 1) for key in ("output", "response")
+    ]
+    assert named[0] == named[1] is not None
+
+
 @pytest.mark.parametrize(
     "row", [{"instruction": "Add.", "output": "4"}, {"instruction": "Add.", "input": " ", "output": "4"}]
 )

@@ -48,7 +48,8 @@ def add_options(parser: argparse.ArgumentParser, groups: Groups) -> None:
     """Add every option, in its group, without defaults: what was not given must not hide a recipe's value."""
     parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="a checkpoint's folder or its hub name")
     parser.add_argument("--config", default=argparse.SUPPRESS, type=Path, metavar="RECIPE.yaml",
-                        help="recipe file: the same names as the options; options given here win")  # fmt: skip
+                        help="recipe file, or the name of a published recipe: the same names as the options; options "
+                        "given here win")  # fmt: skip
     for title, options in groups.items():
         group = parser.add_argument_group(title)
         for option in options:

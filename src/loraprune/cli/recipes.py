@@ -22,8 +22,14 @@ class Parser(argparse.ArgumentParser):
         raise ArgumentError(message)
 
 
+def published() -> dict[str, Path]:
+    """The recipes that the package brings, by name: the methods of the field with their published settings."""
+    folder = Path(__file__).parent.parent / "published"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a YAML recipe.
+    """Read a YAML recipe: a file, or one of the package's by its name.
 
     Raises:
         ValueError: it cannot be read or is no mapping.
@@ -38,9 +44,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
             return "tag:yaml.org,2002:str" if is_pattern else resolver.resolve(kind, value, implicit)
 
     try:
-        values = yaml.load(path.read_text(encoding="utf-8"), Loader)
+        source = path if path.exists() else published().get(str(path), path)
+        values = yaml.load(source.read_text(encoding="utf-8"), Loader)
     except FileNotFoundError:
-        raise ValueError(f"The recipe {path} does not exist.") from None
+        names = ", ".join(published())
+        raise ValueError(f"The recipe {path} does not exist. Published ones go by their names: {names}.") from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):

@@ -41,6 +41,7 @@ KNOWN_COLUMNS = (
     Columns(format=DataFormat.MESSAGES, needed=("conversations",)),
     Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=("input",)),
     Columns(format=DataFormat.TEXT, needed=("text",)),
 )
 """In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""

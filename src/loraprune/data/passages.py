@@ -67,4 +67,5 @@ def instruction_passage(row: Mapping[str, Any], number: int) -> Passage | None:
     instruction, task_input = text_value(row, "instruction", number), text_value(row, "input", number)
     if not instruction.strip() and not task_input.strip():
         return None
-    return _passage(instruction_prompt(instruction, task_input), text_value(row, "output", number))
+    answer = "output" if "output" in row else "response"  # as in LaMini
+    return _passage(instruction_prompt(instruction, task_input), text_value(row, answer, number))
