@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from itertools import product
 from typing import Literal, get_args
 
+import torch
+
 from loraprune.averaging import Scores
 from loraprune.dimensions import Structure
 from loraprune.global_allocation import allocate_globally, smallest_share
@@ -28,6 +30,8 @@ NAMES = {
     "experts": "expert(s)",
     "expert_channels": "channel(s) of each expert",
     "shared_channels": "channel(s) of the shared expert",
+    "blocks": "block(s)",
+    "hidden": "channel(s) of the hidden size",
 }
 
 
@@ -178,6 +182,16 @@ def _widths_of(structure: Structure, plan: Plan) -> Widths:
     }
 
 
+def _protecting(structure: Structure, plan: Plan, scores: Scores) -> Scores:
+    """Scores in which those of protected blocks are beyond all others, where whole blocks go."""
+    protected = dict(scores)
+    for dimension in structure.of_kind("blocks"):
+        stays = torch.tensor([block in structure.protected for block in plan.kept[dimension.name]])
+        values = scores[dimension.name]
+        protected[dimension.name] = values.masked_fill(stays.to(values.device), float("inf"))
+    return protected
+
+
 def allocate(
     structure: Structure,
     plan: Plan,
@@ -215,8 +229,9 @@ def allocate(
     """
     if plan.ratio(structure) >= ratio:
         return plan
-    if allocation == "global":
+    if allocation == "global" and not structure.spans_blocks:
         return allocate_globally(structure, plan, scores, ratio, legal, comparable=comparable, ranked=ranked)
+    scores = _protecting(structure, plan, scores)
     now = _widths_of(structure, plan)
     target = ratio if final_ratio is None else max(ratio, final_ratio)
     final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation, legal)
@@ -237,7 +252,7 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allo
         ValueError: widths would differ and cannot; even the smallest widths keep too much; or the ratio falls
             between what two head counts can reach. The message says what can be reached.
     """
-    if allocation == "global":
+    if allocation == "global" and not structure.spans_blocks:
         check_ragged(structure, "Widths cannot differ from layer to layer")
         most = 1.0 - smallest_share(structure, legal)
         if ratio > most:
@@ -262,6 +277,11 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allo
                 f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
             )
         least = " and ".join(f"{width} {NAMES.get(kind, kind)}" for kind, width in smallest.items())
+        if structure.spans_blocks:
+            raise ValueError(
+                f"A ratio of {ratio:g} removes too much: with at least {least}, at most {most:.4f} of the parameters "
+                "can go. Ask for less."
+            )
         raise ValueError(
             f"A ratio of {ratio:g} would empty a dimension: with at least {least} in every layer"
             f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "

@@ -10,6 +10,12 @@ import torch
 
 from loraprune.architectures.spec import ArchitectureSpec, Axis
 
+WHOLE_MODEL = -1
+"""What stands for the index of a block in a dimension that spans all of them."""
+
+WHOLE_KINDS = ("blocks", "hidden")
+"""Kinds of dimensions that span the blocks: there is one such dimension in a model, and it is pruned alone."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Member:
@@ -17,7 +23,7 @@ class Member:
 
     Attributes:
         module: name of the layer in the model (not in the ``PeftModel`` around it).
-        axis: ``output`` (rows and bias), ``input`` (columns), ``experts`` or ``norm``: see
+        axis: ``output`` (rows and bias), ``input`` (columns), ``experts``, ``norm`` or ``blocks``: see
             :data:`loraprune.architectures.spec.Axis`.
         segments: positions a group takes in each segment; segments stand one after the other along the axis, and
             each holds every group once, in order. What lies behind the last segment belongs to no group and stays.
@@ -104,7 +110,7 @@ class PrunableDimension:
         name: for example ``layers.3.heads``.
         kind: ``heads`` (KV heads, each with its query heads), ``channels`` (of the FFN), and so on: see
             :class:`loraprune.architectures.DimensionSpec`.
-        layer: index of the block.
+        layer: index of the block; :data:`WHOLE_MODEL` of a dimension that spans all blocks.
         num_groups: groups in the model as described.
         members: the layers that produce the dimension.
         consumer: the layer that reads it.
@@ -136,6 +142,11 @@ class PrunableDimension:
     numbers: tuple[Remembered, ...] = ()
     config: Mapping[str, tuple[int, int]] | None = None
     recorded: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def spans_blocks(self) -> bool:
+        """Whether the dimension is one of the whole model: its blocks, or the width of what runs through them."""
+        return self.layer == WHOLE_MODEL
 
     @property
     def all_members(self) -> tuple[Member, ...]:
@@ -170,7 +181,8 @@ class Structure:
         query_heads_per_group: query heads that go with one KV head.
         hidden_size: width of the residual stream.
         protected: indices of blocks that keep all of their groups.
-        left_out: kinds that the model has and that were not asked for.
+        left_out: kinds of dimensions within blocks that the model has and that were not asked for.
+        whole: kinds that span all blocks, which the model has and that were not asked for.
         any_widths: the model has our class already, which takes every number of heads.
     """
 
@@ -182,6 +194,7 @@ class Structure:
     hidden_size: int
     protected: frozenset[int] = frozenset()
     left_out: tuple[str, ...] = ()
+    whole: tuple[str, ...] = ()
     any_widths: bool = False
 
     def __iter__(self) -> Iterator[PrunableDimension]:
@@ -199,6 +212,11 @@ class Structure:
     def kinds(self) -> tuple[str, ...]:
         """Kinds of dimension, in the order of the forward pass."""
         return tuple(Counter(dimension.kind for dimension in self.dimensions))
+
+    @property
+    def spans_blocks(self) -> bool:
+        """Whether what is pruned is one dimension of the whole model."""
+        return any(dimension.spans_blocks for dimension in self.dimensions)
 
     @property
     def open(self) -> tuple[PrunableDimension, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec
-from loraprune.dimensions import PrunableDimension, Structure
+from loraprune.dimensions import WHOLE_KINDS, PrunableDimension, Structure
 
 EXCLUSIVE = (frozenset({"heads", "query_heads"}), frozenset({"experts", "expert_channels"}))
 """Kinds that overlap: a query head is part of a KV head's group, a channel part of its expert."""
@@ -37,22 +37,42 @@ def choose_kinds(
         raise ValueError(
             f"A {spec.model_type} model has no dimensions of kind {unknown[0]!r}; it has {', '.join(found)}."
         )
+    alone = [kind for kind in kinds if kind in WHOLE_KINDS]
+    if alone and len(kinds) > 1:
+        raise ValueError(
+            f"The kind {alone[0]} runs through all the others, so that it is pruned alone: leave out "
+            f"{', '.join(kind for kind in kinds if kind != alone[0])}, or prune one after the other."
+        )
     for pair in EXCLUSIVE:
         if pair <= set(kinds):
             raise ValueError(f"The kinds {' and '.join(sorted(pair))} overlap; choose one of them.")
     return tuple(kinds)
 
 
-def protected_layers(layers: Sequence[int], count: int) -> frozenset[int]:
-    """Indices of blocks, counted from the end where negative.
+def _first_layers(share: str, count: int) -> range:
+    """The first blocks, as many as a share such as ``10%`` of them comes to, rounded to the nearest."""
+    try:
+        percent = float(share.removesuffix("%")) if share.endswith("%") else -1.0
+    except ValueError:
+        percent = -1.0
+    if not 0.0 <= percent <= 100.0:
+        raise ValueError(f"keep_layers holds {share!r}; write a layer's number, or a share of the first ones like 10%.")
+    return range(round(count * percent / 100))
+
+
+def protected_layers(layers: Sequence[int | str], count: int) -> frozenset[int]:
+    """Indices of blocks, counted from the end where negative; a text such as ``10%`` is a share of the first ones.
 
     Raises:
         ValueError: there is no such block, or all are protected.
     """
-    wrong = [layer for layer in layers if not -count <= layer < count]
+    numbers = [
+        number for layer in layers for number in (_first_layers(layer, count) if isinstance(layer, str) else [layer])
+    ]
+    wrong = [layer for layer in numbers if not -count <= layer < count]
     if wrong:
         raise ValueError(f"There is no layer {wrong[0]} to keep: the model has layers 0 to {count - 1}.")
-    protected = frozenset(layer % count for layer in layers)
+    protected = frozenset(layer % count for layer in numbers)
     if len(protected) == count:
         raise ValueError("Every layer is to be kept, so nothing could be pruned. Keep fewer layers.")
     return protected

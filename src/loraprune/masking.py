@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
+from loraprune.block_masks import BlockMask
 from loraprune.expert_masks import ExpertChannelMask, ExpertMask
+from loraprune.hidden import stream_writers
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
@@ -58,17 +60,31 @@ class _LayerMask:
             handle.remove()
 
 
+class _OutputMask(_LayerMask):
+    """A mask on what one layer gives; ``member`` says how groups lie along it."""
+
+    def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
+        self._member, self._num_groups = member, num_groups
+        self._mask: torch.Tensor | None = None
+        self._handles = [module.register_forward_hook(self._multiply_output)]
+
+    def _multiply_output(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+        return output * self._for(output)
+
+
 class _NormMask(_LayerMask):
     """A mask on a norm whose average runs over all groups: it has to become the average over those that stay.
 
     With zeros in the input the mean square is that of the rest, times kept / all. Scaling the input up by the root of
-    all / kept, and the output down again, gives what the norm of the shorter vector gives, epsilon included.
+    all / kept, and the output down again, gives what the norm of the shorter vector gives, epsilon included. Where a
+    cut scales the norm's weight instead (the hidden size), the output stays up.
     """
 
-    def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
+    def __init__(self, module: nn.Module, member: Member, num_groups: int, scales_back: bool = True) -> None:
         super().__init__(module, member, num_groups)
         self._factor = 1.0
-        self._handles.append(module.register_forward_hook(self._scale_back))
+        if scales_back:
+            self._handles.append(module.register_forward_hook(self._scale_back))
 
     def follow(self, kept: tuple[int, ...]) -> None:
         super().follow(kept)
@@ -81,9 +97,32 @@ class _NormMask(_LayerMask):
         return output / self._factor
 
 
+class _StreamMask:
+    """A mask on everything that is written to the residual stream, which follows a plan."""
+
+    def __init__(self, model: nn.Module, dimension: PrunableDimension) -> None:
+        self._writers = [
+            _OutputMask(model.get_submodule(name), dimension.consumer, dimension.num_groups)
+            for name in stream_writers(dimension)
+        ]
+
+    def follow(self, kept: tuple[int, ...]) -> None:
+        for writer in self._writers:
+            writer.follow(kept)
+
+    def remove(self) -> None:
+        for writer in self._writers:
+            writer.remove()
+
+
 def _consumer_mask(model: nn.Module, dimension: PrunableDimension) -> _Mask:
     """The mask that keeps the groups of a dimension from its consumer."""
     consumer = dimension.consumer
+    if dimension.kind == "blocks":
+        blocks: Any = model.get_submodule(consumer.module)
+        return BlockMask(blocks)
+    if dimension.kind == "hidden":
+        return _StreamMask(model, dimension)
     if consumer.stacked:
         return ExpertChannelMask(model.get_submodule(consumer.module), dimension)
     if consumer.axis == "experts":
@@ -105,7 +144,7 @@ class Masks:
         for dimension in structure:
             masks = [_consumer_mask(base, dimension)]
             masks += [
-                _NormMask(base.get_submodule(member.module), member, dimension.num_groups)
+                _NormMask(base.get_submodule(member.module), member, dimension.num_groups, dimension.kind != "hidden")
                 for member in dimension.members
                 if member.axis == "norm"
             ]

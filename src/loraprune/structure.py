@@ -12,8 +12,13 @@ from torch import nn
 from loraprune.architectures import spec_for
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
 from loraprune.axes import axis_length, is_stacked, parameters_per_position
+from loraprune.depth import blocks_dimension
+from loraprune.depth import refusal as depth_refusal
 from loraprune.dimensions import Member, PrunableDimension, Remembered, Structure
+from loraprune.hidden import hidden_dimension
+from loraprune.hidden import refusal as hidden_refusal
 from loraprune.kinds import check_ragged, choose_kinds, protected_layers
+from loraprune.quantization import quantized_layers, shape_of
 from loraprune.wrapping import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -262,10 +267,16 @@ def _count_base_parameters(model: PreTrainedModel) -> int:
     adapters = {
         id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name or "modules_to_save" in name
     }
-    return sum(parameter.numel() for parameter in model.parameters() if id(parameter) not in adapters)
+    # Several of them may share a byte.
+    packed = {id(layer.weight): math.prod(shape_of(layer)) for _, layer in quantized_layers(model)}
+    return sum(
+        packed.get(id(parameter), parameter.numel())
+        for parameter in model.parameters()
+        if id(parameter) not in adapters
+    )
 
 
-def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: Sequence[int] = ()) -> Structure:
+def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: Sequence[int | str] = ()) -> Structure:
     """Find what can be pruned in a model; works on the meta device, on a ``PeftModel`` and on a pruned model.
 
     Args:
@@ -290,7 +301,8 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
             _resolve_dimension(dimension, stack, model, block, index, layer, sizes) for dimension in stack.dimensions
         )
         found += [dimension for dimension in resolved if dimension is not None]
-    chosen = choose_kinds(found, spec, kinds)
+    whole = _whole_dimensions(model, spec, blocks, kinds or ())
+    chosen = choose_kinds([*found, *whole], spec, kinds)
     if not chosen:
         raise ValueError(f"Nothing in this {spec.model_type} model can be pruned.")
     first = _BlockSizes(config, spec, blocks[0])
@@ -298,14 +310,48 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
     structure = Structure(
         spec=spec,
         blocks=tuple(blocks),
-        dimensions=tuple(dimension for dimension in found if dimension.kind in chosen),
+        dimensions=tuple(dimension for dimension in (*found, *whole) if dimension.kind in chosen),
         num_parameters=_count_base_parameters(model),
         query_heads_per_group=first.queries,
         hidden_size=hidden if isinstance(hidden, int) else 0,
         any_widths=isinstance(getattr(config, "pruned", None), dict),
         left_out=tuple(dict.fromkeys(d.kind for d in found if d.kind not in chosen and d.per_stratum > 1)),
+        whole=tuple(dimension.kind for dimension in whole if dimension.kind not in chosen),
     )
     if keep_layers:
         check_ragged(structure, "Layers cannot be kept")
-        structure = replace(structure, protected=protected_layers(keep_layers, len(blocks)))
+        structure = _protecting(structure, protected_layers(keep_layers, len(blocks)))
     return structure
+
+
+def _whole_dimensions(
+    model: PreTrainedModel, spec: ArchitectureSpec, blocks: Sequence[str], asked_for: Sequence[str]
+) -> list[PrunableDimension]:
+    """The dimensions that span all blocks, where the model can have them.
+
+    Raises:
+        ValueError: one was asked for that it cannot have; the message says why.
+    """
+    config = model.config
+    reasons = {
+        "blocks": depth_refusal(model, config, spec, blocks),
+        "hidden": hidden_refusal(model, config, spec, blocks),
+    }
+    for kind, reason in reasons.items():
+        if reason is not None and kind in asked_for:
+            raise ValueError(f"The dimension {kind!r} of this {spec.model_type} model cannot be pruned: {reason}.")
+    makers = {
+        "blocks": lambda: blocks_dimension(model, spec, blocks),
+        "hidden": lambda: hidden_dimension(model, config, spec, blocks),
+    }
+    return [makers[kind]() for kind, reason in reasons.items() if reason is None]
+
+
+def _protecting(structure: Structure, protected: frozenset[int]) -> Structure:
+    """The structure with layers that keep all of their groups; of whole blocks these are among those that stay."""
+    if "hidden" in structure.kinds:
+        raise ValueError("The hidden size is that of all layers, so that none can be kept. Leave out --keep-layers.")
+    dimensions = tuple(
+        replace(dimension, floor=len(protected)) if dimension.spans_blocks else dimension for dimension in structure
+    )
+    return replace(structure, dimensions=dimensions, protected=protected)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import get_args
 
@@ -60,8 +61,9 @@ def write(folder: Path, text: str) -> Path:
 
 
 def test_a_description_in_short_yaml_is_the_one_in_python(tmp_path: Path) -> None:
-    assert read_spec(write(tmp_path, LLAMA_TEXT)) == LLAMA
-    assert read_spec(str(tmp_path / "small.yaml")) == LLAMA
+    # The stream may be left out: without it the hidden size cannot shrink.
+    assert read_spec(write(tmp_path, LLAMA_TEXT)) == replace(LLAMA, stream=None)
+    assert read_spec(str(tmp_path / "small.yaml")) == replace(LLAMA, stream=None)
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -8,7 +8,7 @@ from loraprune.architectures.writing import spec_text, spec_values
 
 
 def test_what_is_as_it_would_be_anyway_is_not_written() -> None:
-    values = spec_values(replace(LLAMA, decoder=None, heads_divide_hidden=False, relaxed_class=None))
+    values = spec_values(replace(LLAMA, decoder=None, heads_divide_hidden=False, relaxed_class=None, stream=None))
     assert set(values) == {"model_type", "stacks"}
     heads = values["stacks"][0]["dimensions"][0]
     assert heads == {

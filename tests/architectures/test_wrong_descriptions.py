@@ -11,6 +11,7 @@ from loraprune import architectures
 from loraprune.architectures import DimensionSpec, MemberSpec, Number, StackSpec, register
 from loraprune.architectures.llama import LLAMA
 from loraprune.architectures.spec import Unit
+from loraprune.kinds import protected_layers
 from loraprune.structure import describe
 
 UP = MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),))
@@ -134,3 +135,14 @@ def test_keeping_every_layer(model) -> None:
 def test_a_word_that_is_not_in_the_vocabulary(made, message) -> None:
     with pytest.raises(ValueError, match=message):
         made()
+
+
+def test_a_share_of_the_layers_is_the_first_ones() -> None:
+    assert protected_layers(("10%", -1), 32) == {0, 1, 2, 31}
+    assert protected_layers(("25%",), 2) == frozenset()
+
+
+@pytest.mark.parametrize("share", ["10", "x%", "110%", "-5%"])
+def test_a_share_of_the_layers_that_is_none(share) -> None:
+    with pytest.raises(ValueError, match=f"keep_layers holds '{share}'; write a layer's number"):
+        protected_layers((share,), 4)

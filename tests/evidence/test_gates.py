@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.evidence.gates import GateSquares, gate_gradients
+from loraprune.evidence.gate_squares import GateSquares, gate_gradients
 
 DEVICES = [
     "cpu",

@@ -38,14 +38,20 @@ _NEOX_HEADS = DimensionSpec(
 )
 
 SPECS = (
-    decoder("gpt2", "transformer", "h", _GPT2_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="n_inner")),
-    decoder(
-        "gpt_neo",
-        "transformer",
-        "h",
-        _separate("attn.attention", "num_heads"),
-        channels("mlp.c_fc", consumer="mlp.c_proj", width="intermediate_size"),
-        blocks_return_tuples=True,
+    replace(
+        decoder("gpt2", "transformer", "h", _GPT2_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="n_inner")),
+        numbered=("scale_attn_by_inverse_layer_idx",),
+    ),
+    replace(
+        decoder(
+            "gpt_neo",
+            "transformer",
+            "h",
+            _separate("attn.attention", "num_heads"),
+            channels("mlp.c_fc", consumer="mlp.c_proj", width="intermediate_size"),
+            blocks_return_tuples=True,
+        ),
+        numbered=("attention_types",),
     ),
     decoder(
         "gptj",

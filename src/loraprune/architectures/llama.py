@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 from loraprune.architectures.parts import channels
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
+from loraprune.architectures.spec import (
+    ArchitectureSpec,
+    DimensionSpec,
+    MemberSpec,
+    Number,
+    ResidualStreamSpec,
+    StackSpec,
+)
 
 HEADS = DimensionSpec(
     kind="heads",
@@ -30,6 +37,14 @@ QUERY_HEADS = DimensionSpec(
     default=False,
 )
 CHANNELS = channels("mlp.gate_proj", "mlp.up_proj", consumer="mlp.down_proj", width="intermediate_size")
+STREAM = ResidualStreamSpec(
+    embedding="model.embed_tokens",
+    final_norm="model.norm",
+    heads=("lm_head", "score"),
+    norms=("input_layernorm", "post_attention_layernorm"),
+    readers=("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj"),
+    writers=("self_attn.o_proj", "mlp.down_proj"),
+)
 BLOCK = (HEADS, QUERY_HEADS, CHANNELS)
 
 LLAMA = ArchitectureSpec(
@@ -38,6 +53,7 @@ LLAMA = ArchitectureSpec(
     stacks=(StackSpec(blocks="model.layers", dimensions=BLOCK),),
     heads_divide_hidden=True,
     relaxed_class="mistral",
+    stream=STREAM,
 )
 MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False, relaxed_class=None)
 # Qwen2 has biases on q, k and v; Qwen3 norms of head_dim on q and k. Neither changes what belongs together:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from loraprune.architectures.llama import BLOCK, CHANNELS, HEADS, MISTRAL, QUERY_HEADS
+from loraprune.architectures.llama import BLOCK, CHANNELS, HEADS, MISTRAL, QUERY_HEADS, STREAM
 from loraprune.architectures.parts import channels, without_widths
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
 
 
 def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
     stack = StackSpec(blocks="model.layers", dimensions=dimensions or BLOCK)
-    return replace(MISTRAL, model_type=model_type, stacks=(stack,))
+    return replace(MISTRAL, model_type=model_type, stacks=(stack,), stream=None)
 
 
 def _with_norms(dimension: DimensionSpec, *norms: MemberSpec) -> DimensionSpec:
@@ -29,13 +29,13 @@ def _over_all(module: str, unit: Unit) -> MemberSpec:
 # Nothing but the names of the classes, biases that go with their layers, and what does not depend on a width: more
 # norms in a block (Gemma 2 and 3), norms of head_dim (Gemma 3), multipliers (Granite), layers without rotary embedding
 # (SmolLM3). Where the config has no field `head_dim`, the classes read it all the same once it is there.
-MINISTRAL = _family("ministral")
-MINISTRAL3 = _family("ministral3")
+MINISTRAL = replace(_family("ministral"), stream=STREAM)
+MINISTRAL3 = replace(_family("ministral3"), stream=STREAM)
 GEMMA = _family("gemma")
 GEMMA2 = replace(_family("gemma2"), heads_divide_hidden=True)
 GEMMA3 = replace(_family("gemma3_text"), heads_divide_hidden=True)
-SMOLLM3 = _family("smollm3")
-GRANITE = _family("granite")
+SMOLLM3 = replace(_family("smollm3"), stream=STREAM)
+GRANITE = replace(_family("granite"), stream=STREAM)
 
 # One norm over all query heads, one over all keys: its mean square runs over the heads that there are.
 OLMO2 = _family(

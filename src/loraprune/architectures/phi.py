@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from loraprune.architectures.llama import CHANNELS, HEADS, MISTRAL, QUERY_HEADS
+from loraprune.architectures.llama import CHANNELS, HEADS, MISTRAL, QUERY_HEADS, STREAM
 from loraprune.architectures.parts import channels, without_widths
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec
 
@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
-    return replace(MISTRAL, model_type=model_type, stacks=(StackSpec(blocks="model.layers", dimensions=dimensions),))
+    stack = StackSpec(blocks="model.layers", dimensions=dimensions)
+    return replace(MISTRAL, model_type=model_type, stacks=(stack,), stream=None)
 
 
 _PHI_OUTPUT = MemberSpec(module="self_attn.dense", axis="input", segments=(("query",),))
@@ -54,6 +55,8 @@ _PHI3_CHANNELS = replace(
     members=(MemberSpec(module="mlp.gate_up_proj", axis="output", segments=(("channel",), ("channel",))),),
 )
 
+_PHI3_STREAM = replace(STREAM, readers=("self_attn.qkv_proj", "mlp.gate_up_proj"))
+
 
 def phi3(config: PretrainedConfig) -> ArchitectureSpec:
     """Phi-3 with or without the rotary scaling of its long-context versions.
@@ -64,8 +67,9 @@ def phi3(config: PretrainedConfig) -> ArchitectureSpec:
     attention = (_PHI3_HEADS, _PHI3_QUERY_HEADS)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("short_factor") is not None or rope.get("long_factor") is not None:
-        attention = (without_widths(_PHI3_HEADS), without_widths(_PHI3_QUERY_HEADS))
-    return _family("phi3", *attention, _PHI3_CHANNELS)
+        # Another hidden size is refused for the same reason.
+        return _family("phi3", without_widths(_PHI3_HEADS), without_widths(_PHI3_QUERY_HEADS), _PHI3_CHANNELS)
+    return replace(_family("phi3", *attention, _PHI3_CHANNELS), stream=_PHI3_STREAM)
 
 
 BY_CONFIG = {"phi": phi, "phi3": phi3}

@@ -16,6 +16,7 @@ from loraprune.architectures.spec import (
     DimensionSpec,
     MemberSpec,
     Number,
+    ResidualStreamSpec,
     StackSpec,
     Strata,
     Unit,
@@ -70,7 +71,14 @@ def spec_from(values: object) -> ArchitectureSpec:
         ArchitectureSpec,
         "",
         found,
-        {"stacks": each(_stack), "config": _config, "fixed": _fixed},
+        {
+            "stacks": each(_stack),
+            "config": _config,
+            "fixed": _fixed,
+            "per_block": each(text),
+            "numbered": each(text),
+            "stream": _stream,
+        },
         also=("blocks", "name", "dimensions"),
     )
 
@@ -89,6 +97,11 @@ def _dimension(place: str, value: object) -> DimensionSpec:
         "strata": one_of(Strata),
     }
     return build(DimensionSpec, place, value, readers)
+
+
+def _stream(place: str, value: object) -> ResidualStreamSpec:
+    lists = ("heads", "norms", "readers", "writers")
+    return build(ResidualStreamSpec, place, value, {name: each(text) for name in lists})
 
 
 def _config(place: str, value: object) -> ConfigKeys:

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Axis = Literal["output", "input", "experts", "norm"]
+Axis = Literal["output", "input", "experts", "norm", "blocks"]
 """Side of a layer: ``output`` is what it makes (rows of a linear layer with its bias, columns of an embedding, entries
 of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first axis of stacked experts and the rows of
-their router. ``norm`` is the one axis of a norm that averages over all groups, so that a cut changes the average."""
+their router. ``norm`` is the one axis of a norm that averages over all groups, so that a cut changes the average.
+``blocks`` are the entries of a list of blocks; no description names it, since every family has one."""
 
 Unit = Literal["query", "kv", "head", "channel", "one", "queries"]
 """What one group takes of an axis: ``query`` all query heads of one KV head, ``kv`` one KV head, ``head`` one query
@@ -162,6 +163,30 @@ class StackSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ResidualStreamSpec:
+    """Which layers carry the residual stream, so that its width can shrink.
+
+    Only for families in which layers add to the stream as they are, and read it through RMS norms whose weight is a
+    plain factor: everything else depends on the channels that went.
+
+    Attributes:
+        embedding: path below the model of the layer that begins the stream.
+        final_norm: path below the model of the norm that ends it.
+        heads: paths below the model of what reads it then; a model has one of them, or none.
+        norms: paths below a block of the norms over it.
+        readers: paths below a block of the layers that read it.
+        writers: paths below a block of the layers that add to it.
+    """
+
+    embedding: str
+    final_norm: str
+    heads: tuple[str, ...]
+    norms: tuple[str, ...]
+    readers: tuple[str, ...]
+    writers: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec:
     """A model family, as its transformers class lays it out.
 
@@ -177,6 +202,10 @@ class ArchitectureSpec:
         auto_class: class of transformers that loads such a model.
         ragged_refusal: why widths cannot differ from block to block, or None.
         fixed: values of the config that are written at every export.
+        per_block: names of config attributes that hold one entry a block, and lose those of blocks that go.
+        numbered: names of config attributes which, where they are set, make what a block computes depend on its number,
+            so that no whole block can go.
+        stream: the layers that carry the residual stream; None where its width cannot shrink.
     """
 
     model_type: str
@@ -189,3 +218,6 @@ class ArchitectureSpec:
     auto_class: str = "AutoModelForCausalLM"
     ragged_refusal: str | None = None
     fixed: Mapping[str, object] = field(default_factory=dict)
+    per_block: tuple[str, ...] = ("layer_types", "mlp_layer_types", "no_rope_layers")
+    numbered: tuple[str, ...] = ()
+    stream: ResidualStreamSpec | None = None

@@ -38,6 +38,13 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, Any]:
         values["config"] = _changed(spec.config)
     if "fixed" in values:
         values["fixed"] = dict(spec.fixed)
+    for key in ("per_block", "numbered"):
+        if key in values:
+            values[key] = list(values[key])
+    if spec.stream is not None:
+        values["stream"] = {
+            key: said if isinstance(said, str) else list(said) for key, said in _changed(spec.stream).items()
+        }
     stacks = [
         {**_changed(stack), "dimensions": [_dimension(dimension) for dimension in stack.dimensions]}
         for stack in spec.stacks

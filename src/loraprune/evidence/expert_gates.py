@@ -38,7 +38,7 @@ def channel_gate_gradients(
     """Gradient of the loss with respect to a gate of value 1 on each channel of one expert, one sequence at a time.
 
     For a gate ``c`` that multiplies a channel ``h``: ``∂L/∂c = Σ ∂L/∂h · h`` over the sequence's tokens that are
-    routed to this expert. Same source as :func:`loraprune.evidence.gates.gate_gradients`.
+    routed to this expert. Same source as :func:`loraprune.evidence.gate_squares.gate_gradients`.
 
     Args:
         hidden: what enters the down projection, shape ``(tokens, channels)``.
