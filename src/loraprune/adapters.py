@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprune.axes import weight_oi
+from loraprune.axes import base_weight
 from loraprune.wrapping import base_layer
 
 
@@ -52,7 +52,7 @@ def lora_delta(module: Any, rows: slice = slice(None)) -> torch.Tensor | None:
 @torch.no_grad()
 def effective_weight(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
     """``W + s·B·A`` in 32 bits, shape ``(out, in)``, for some rows of the layer. A new tensor."""
-    weight = weight_oi(base_layer(module))[rows].detach().to(torch.float32, copy=True)
+    weight = base_weight(base_layer(module), rows)
     delta = lora_delta(module, rows)
     return weight if delta is None else weight.add_(delta)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures.spec import Axis
+from loraprune.quantization import is_quantized, shape_of, weight_rows
 from loraprune.wrapping import base_layer
 
 STACKED_DIMS: dict[Axis, int] = {"experts": 0, "output": 1, "input": 2}
@@ -82,7 +84,12 @@ def axis_length(module: Any, axis: Axis, parameter: str = "weight") -> int:
     if isinstance(layer, nn.ModuleList):
         return len(layer)
     first = tensor_axes(module, axis, parameter)[0]
-    return int(getattr(layer, first.name).shape[first.dim])
+    return _shape(layer, first.name)[first.dim]
+
+
+def _shape(layer: nn.Module, name: str) -> tuple[int, ...]:
+    """Shape of a parameter, of a quantized weight as (out, in)."""
+    return shape_of(layer) if name == "weight" and is_quantized(layer) else tuple(getattr(layer, name).shape)
 
 
 def parameters_per_position(module: Any, axis: Axis, parameter: str = "weight") -> int:
@@ -94,14 +101,30 @@ def parameters_per_position(module: Any, axis: Axis, parameter: str = "weight") 
     for found in tensor_axes(module, axis, parameter):
         value = getattr(layer, found.name)
         if isinstance(value, nn.Parameter):
-            total += value.numel() // value.shape[found.dim] // (value.shape[0] if found.stacked else 1)
+            shape = _shape(layer, found.name)
+            total += math.prod(shape) // shape[found.dim] // (shape[0] if found.stacked else 1)
     return total
 
 
 def weight_oi(layer: nn.Module) -> torch.Tensor:
-    """The weight of a linear layer as (out, in): a view, whichever way it is stored."""
+    """The weight of a linear layer as (out, in): a view, whichever way it is stored; of one that is not quantized."""
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     return weight.T if is_transposed(layer) else weight
+
+
+def matrix_shape(layer: nn.Module) -> tuple[int, int]:
+    """Outputs and inputs of a linear layer, quantized or not."""
+    if is_quantized(layer):
+        return shape_of(layer)
+    rows, columns = weight_oi(layer).shape
+    return rows, columns
+
+
+def base_weight(layer: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
+    """Some rows of what a linear layer multiplies with, shape ``(rows, in)``, in 32 bits. A new tensor."""
+    if is_quantized(layer):
+        return weight_rows(layer, rows)
+    return weight_oi(layer)[rows].detach().to(torch.float32, copy=True)
 
 
 def is_matrix(module: Any, parameter: str = "weight") -> bool:

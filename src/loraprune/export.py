@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraprune.depth import write_depth_
+from loraprune.merging import cast_, merged
 from loraprune.plan import Plan
 from loraprune.pruned_models import as_pruned_class, is_pruned_class, rebuilt, stock_values
+from loraprune.slicing import slice_
 from loraprune.structure import Structure, head_dim_of
 from loraprune.versions import versions
-from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -43,7 +45,9 @@ def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) ->
             "width for all layers."
         )
     keys = structure.spec.config
-    head_dim = head_dim_of(config, structure.spec) if keys.heads in values else None
+    head_dim = head_dim_of(config, structure.spec) if {keys.heads, keys.hidden} & set(values) else None
+    for dimension in structure.of_kind("blocks"):
+        write_depth_(config, structure.spec, plan.kept[dimension.name], dimension.num_groups)
     for key, value in {**values, **structure.spec.fixed}.items():
         setattr(config, key, value)
     if head_dim is not None:
@@ -89,7 +93,15 @@ def _as_relaxed_class(model: PreTrainedModel, structure: Structure) -> PreTraine
     return rebuilt(model, getattr(transformers, relaxed), config)
 
 
-def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def finish(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    dtype: torch.dtype | None = None,
+    *,
+    original: PreTrainedModel | None = None,
+    refitted: Collection[str] = (),
+) -> PreTrainedModel:
     """Merge the adapter and write the widths into the config: a plain model of the transformers library.
 
     The model that is passed in is used up. The adapter is merged in 32 bits, and the sum is rounded once.
@@ -101,25 +113,30 @@ def finish(model: nn.Module, structure: Structure, plan: Plan, dtype: torch.dtyp
         structure: of the model before pruning.
         plan: that the model is at.
         dtype: of the result; None leaves the model's own.
+        original: of a quantized model, the one that it was made from, uncut and in 16 or 32 bits: its weights take the
+            place of the quantized ones. It is used up. None dequantizes. Either way the result is in CPU memory.
+        refitted: names of quantized layers whose own weights are kept: those that a refit has changed.
     """
-    merged: Any = _merged(model, dtype) if hasattr(model, "merge_and_unload") else base_model(model)
+    if original is not None:
+        slice_(original, structure, Plan.full(structure), plan)
+    plain: Any = merged(model, dtype, original, refitted)
     if dtype is not None:
-        cast_(merged, dtype)
+        cast_(plain, dtype)
     # trl replaces the forward of the instance while it trains.
-    merged.__dict__.pop("forward", None)
+    plain.__dict__.pop("forward", None)
     if dtype is not None:
-        merged.config.dtype = dtype
+        plain.config.dtype = dtype
     values = stock_values(structure, plan)
     refused = values is not None and _config_refuses(structure, values)
-    relaxable = structure.spec.relaxed_class is not None and not _has_biases(merged.config)
-    if values is None or is_pruned_class(merged) or (refused and not relaxable):
-        merged = as_pruned_class(merged, structure, plan)
+    relaxable = structure.spec.relaxed_class is not None and not _has_biases(plain.config)
+    if values is None or is_pruned_class(plain) or (refused and not relaxable):
+        plain = as_pruned_class(plain, structure, plan)
     else:
-        write_widths_(merged.config, structure, plan)
-        _share_config_(merged)
+        write_widths_(plain.config, structure, plan)
+        _share_config_(plain)
         if refused:
-            merged = _as_relaxed_class(merged, structure)
-    finished: PreTrainedModel = merged.eval()
+            plain = _as_relaxed_class(plain, structure)
+    finished: PreTrainedModel = plain.eval()
     return finished
 
 
@@ -128,28 +145,6 @@ def _share_config_(model: PreTrainedModel) -> None:
     for module in model.modules():
         if module.__dict__.pop("_loraprune_own_config", False):
             module.config = model.config  # type: ignore[assignment]
-
-
-def cast_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters of a model. Its buffers stay as they are: rotary frequencies need their 32 bits."""
-    for parameter in model.parameters():
-        parameter.data = parameter.data.to(dtype)
-
-
-@torch.no_grad()
-def _merged(model: Any, dtype: torch.dtype | None) -> PreTrainedModel:
-    """Merge layer by layer in 32 bits, so that weight and update are added before they are rounded to 16."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-
-    adapted: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
-    for module in adapted:
-        layer = module.get_base_layer()
-        stored = next(layer.parameters()).dtype
-        cast_(module, torch.promote_types(stored, torch.float32))
-        module.merge()
-        cast_(layer, dtype or stored)
-    merged: PreTrainedModel = model.unload()
-    return merged
 
 
 def check_output(output: Path, *, overwrite: bool) -> None:

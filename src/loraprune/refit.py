@@ -20,6 +20,7 @@ from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, Who
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
 from loraprune.plan import Plan
+from loraprune.quantization import exact_weight, is_quantized, set_weight_, source_of
 from loraprune.slicing import slice_, slice_dimension_
 from loraprune.stream import NoStreamError, StreamTargets
 from loraprune.telling import Told
@@ -39,17 +40,30 @@ over the calibration data, arrived at the dimension's block. Gives their positio
 
 
 @torch.no_grad()
-def _set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.Tensor) -> None:
+def set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.Tensor) -> None:
     """Choose columns of the base weight so that base and adapter together make ``weight``; the adapter stays as it is.
 
     ``columns`` are their positions, or None where ``weight`` is the whole.
     """
     delta = lora_delta(module)
-    base = weight_oi(base_layer(module)).data
+    layer = base_layer(module)
+    base = exact_weight(layer) if is_quantized(layer) else weight_oi(layer).data
     if columns is None:
         base.copy_(weight if delta is None else weight - delta)
     else:
         base[:, columns] = (weight if delta is None else weight - delta[:, columns]).to(base.dtype)
+    if is_quantized(layer):
+        set_weight_(layer, base)
+
+
+@torch.no_grad()
+def weight_before(module: nn.Module) -> torch.Tensor:
+    """The effective weight that a refit starts from: of a quantized layer, that which was quantized, if it is kept."""
+    layer = base_layer(module)
+    if source_of(layer) is None:
+        return effective_weight(module)
+    delta = lora_delta(module)
+    return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
 
 
 @torch.no_grad()
@@ -64,7 +78,7 @@ def _refitted(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """Positions of the columns that stay and what they should be; None, with a warning, where no refit is possible."""
     consumer = base_model(model).get_submodule(dimension.consumer.module)
-    before = effective_weight(consumer)
+    before = weight_before(consumer)
     columns = dimension.consumer.positions(torch.as_tensor(positions), num_groups, before.shape[1]).to(before.device)
     try:
         return columns, refit_columns(before, moment, columns, damping, cross)
@@ -101,7 +115,8 @@ def cut_(
         structure: of the model before any pruning.
         before: plan that the model is at.
         after: plan to cut down to.
-        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair.
+        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where whole
+            blocks or parts of the hidden size go, there is no consumer to repair.
         damping: ridge of the refit as a share of the mean diagonal of the second moment.
         optimizer: its state shrinks with the parameters.
         repair: ``refit`` (least squares: what the consumer gave before), ``stream`` (least squares: what makes up the
@@ -116,7 +131,7 @@ def cut_(
     Returns:
         The plan that the model is at now: ``after``, unless ``choose`` chose others.
     """
-    if not calibration or (repair == "none" and choose is None):
+    if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
         slice_(model, structure, before, after, optimizer)
         return after
     cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told)
@@ -161,7 +176,7 @@ class _Cut:
                 weight = self._repair_(model, dimension, positions, count, layerwise)
                 slice_dimension_(model, dimension, positions, count, self.optimizer)
                 if weight is not None:
-                    _set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+                    set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
             layerwise.advance()
             self.told(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
@@ -190,7 +205,7 @@ class _Cut:
                 if dimension.name in changed:
                     repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
                     if repaired is not None:
-                        _set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
+                        set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
                 self.told(done, len(now.dimensions))
         slice_(model, self.structure, self.before, self.after, self.optimizer)
         return self.after

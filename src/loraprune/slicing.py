@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraprune.axes import axis_length, tensor_axes, weight_oi
+from loraprune.axes import axis_length, base_weight, tensor_axes
+from loraprune.depth import renumber_, write_depth_
 from loraprune.dimensions import Member, PrunableDimension, Remembered
+from loraprune.hidden import scale_norms_
+from loraprune.quantization import is_quantized, keep_
 from loraprune.wrapping import adapter_of, base_layer, base_model
 
 if TYPE_CHECKING:
@@ -83,7 +86,7 @@ def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
     """Norms of the rows of ``W + s·B·A``, by which DoRA divides, for each of its adapters."""
     return {
         name: torch.linalg.vector_norm(
-            weight_oi(base_layer(module)).float()
+            base_weight(base_layer(module))
             + module.scaling[name] * (module.lora_B[name].weight.float() @ module.lora_A[name].weight.float()),
             dim=1,
         )
@@ -147,6 +150,21 @@ def _slice_experts_(
         _slice_stacked_adapter_(adapter, member, index, experts, optimizer)
 
 
+def _slice_list_(layer: nn.ModuleList, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> None:
+    """Keep some modules of a list; the optimizer forgets what it trained of the others."""
+    modules = list(layer)
+    gone = {id(p) for place, module in enumerate(modules) if place not in set(kept) for p in module.parameters()}
+    del layer[:]
+    layer.extend([modules[position] for position in kept])
+    if optimizer is None:
+        return
+    for group in optimizer.param_groups:
+        for parameter in [parameter for parameter in group["params"] if id(parameter) in gone]:
+            optimizer.state.pop(parameter, None)
+        # In place: accelerate and schedulers may hold the list.
+        group["params"][:] = [parameter for parameter in group["params"] if id(parameter) not in gone]
+
+
 def slice_member_(
     model: nn.Module,
     member: Member,
@@ -158,10 +176,7 @@ def slice_member_(
     module: Any = model.get_submodule(member.module)
     layer: Any = base_layer(module)
     if isinstance(layer, nn.ModuleList):
-        kept = member.positions(groups, num_groups, len(layer)).tolist()
-        modules = [layer[position] for position in kept]
-        del layer[:]
-        layer.extend(modules)
+        _slice_list_(layer, member.positions(groups, num_groups, len(layer)).tolist(), optimizer)
         return
     if member.stacked or (member.axis == "experts" and getattr(layer, member.parameter).dim() == 3):
         _slice_experts_(module, member, groups, num_groups, optimizer)
@@ -169,7 +184,10 @@ def slice_member_(
     index = member.positions(groups, num_groups, axis_length(module, member.axis, member.parameter))
     norms = _dora_norms(module) if member.axis == "input" else {}
     for found in tensor_axes(module, member.axis, member.parameter):
-        _shrink_(getattr(layer, found.name), _along(found.dim, index), optimizer)
+        if found.name == "weight" and is_quantized(layer):
+            keep_(layer, found.dim, index)
+        else:
+            _shrink_(getattr(layer, found.name), _along(found.dim, index), optimizer)
     # An adapter belongs to one parameter: a router's may be on its rows, and then not on its bias.
     for tensor, dim in _adapter_tensors(adapter_of(module, member.parameter), member.axis):
         _shrink_(tensor, _along(dim, index), optimizer)
@@ -223,5 +241,13 @@ def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, op
     """
     changed = after.positions_in(before)
     for dimension in structure:
-        if dimension.name in changed:
-            slice_dimension_(model, dimension, changed[dimension.name], before.count(dimension.name), optimizer)
+        if dimension.name not in changed:
+            continue
+        positions, count = changed[dimension.name], before.count(dimension.name)
+        slice_dimension_(model, dimension, positions, count, optimizer)
+        base: Any = base_model(model)
+        if dimension.kind == "hidden":
+            scale_norms_(base, dimension, count / len(positions))
+        if dimension.kind == "blocks":
+            renumber_(base.get_submodule(dimension.consumer.module))
+            write_depth_(base.config, structure.spec, positions, count)

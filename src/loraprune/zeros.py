@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraprune.quantization import is_quantized
 from loraprune.sparsity.matrices import matrices_of
 from loraprune.wrapping import base_model
 
@@ -60,6 +61,8 @@ class Zeros:
 def zeros_of(model: nn.Module, structure: Structure) -> Zeros:
     """Count the zeros in the blocks' linear layers and experts.
 
+    Quantized ones are left out: small weights become zero there without anybody's having made them so.
+
     Args:
         model: without an adapter.
         structure: its description.
@@ -67,8 +70,15 @@ def zeros_of(model: nn.Module, structure: Structure) -> Zeros:
     weights: dict[str, int] = {}
     zeros: dict[str, int] = {}
     highest = 0.0
-    for block in structure.blocks:
+    (blocks,) = structure.of_kind("blocks") or (None,)
+    names = structure.blocks
+    if blocks is not None:  # of which some may be gone
+        path = blocks.consumer.module
+        names = tuple(f"{path}.{name}" for name, _ in base_model(model).get_submodule(path).named_children())
+    for block in names:
         for matrix in matrices_of(base_model(model), block):
+            if is_quantized(matrix.module):
+                continue
             weight = matrix.weight_oi()
             found = weight.numel() - int(torch.count_nonzero(weight))
             weights[matrix.kind] = weights.get(matrix.kind, 0) + weight.numel()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.adapters import row_blocks
-from loraprune.axes import weight_oi
+from loraprune.axes import matrix_shape
 from loraprune.expert_adapters import num_experts
 from loraprune.wrapping import base_layer
 
@@ -32,10 +32,10 @@ def over_rows(
     Returns:
         Shape ``(num_groups,)``.
     """
-    weight = weight_oi(base_layer(module))
-    rows, columns = weight.shape
-    per_row = torch.zeros(rows, device=weight.device)
-    per_column = torch.zeros(columns, device=weight.device)
+    layer = base_layer(module)
+    rows, columns = matrix_shape(layer)
+    per_row = torch.zeros(rows, device=layer.weight.device)
+    per_column = torch.zeros(columns, device=layer.weight.device)
     for block in row_blocks(rows, columns):
         of_weights = importance(block)
         if member.axis == "output":

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprune.axes import is_matrix, is_stacked, weight_oi
+from loraprune.axes import is_matrix, is_stacked, matrix_shape, weight_oi
 from loraprune.expert_adapters import expert_weight_oi
 from loraprune.experts import up_parameter
 
@@ -70,7 +70,7 @@ def matrices_of(model: nn.Module, block: str) -> Iterator[Matrix]:
     Embeddings and norms are none, and neither is a layer with a single output, which is a gate.
     """
     for name, module in model.get_submodule(block).named_modules(prefix=block):
-        if is_matrix(module) and weight_oi(module).shape[0] > 1:
+        if is_matrix(module) and matrix_shape(module)[0] > 1:
             yield Matrix(module, name, block)
         for parameter in stacked_parameters(module):
             for expert in range(len(getattr(module, parameter))):

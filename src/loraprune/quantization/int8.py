@@ -1,0 +1,58 @@
+"""LLM.int8 of bitsandbytes: whole numbers, and one scale a row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+class Int8Layout:
+    """``Linear8bitLt``. Rows and columns can be cut exactly: the scale of a row stays where columns go.
+
+    A forward pass moves numbers and scales from the weight to the layer's state, so that both places are looked at.
+    """
+
+    def shape(self, layer: Any) -> tuple[int, int]:
+        """Outputs and inputs."""
+        rows, columns = layer.weight.shape
+        return rows, columns
+
+    def dtype(self, layer: Any) -> torch.dtype:
+        """Bitsandbytes itself rounds to float16 before it quantizes."""
+        return torch.float16
+
+    def rows(self, layer: Any, rows: slice) -> torch.Tensor:
+        """Numbers times the scale of their row / 127."""
+        numbers = layer.weight.data[rows].to(torch.float32)
+        return numbers.mul_(self._scales(layer)[rows, None] / 127)
+
+    def keep_(self, layer: Any, dim: int, index: torch.Tensor) -> bool:
+        """Always exact."""
+        index = index.to(layer.weight.device)
+        scales = self._scales(layer)
+        self._store_(layer, layer.weight.data.index_select(dim, index), scales[index] if dim == 0 else scales)
+        return True
+
+    def quantize_(self, layer: Any, weight_OI: torch.Tensor) -> None:
+        """As bitsandbytes does when a model is loaded."""
+        from bitsandbytes.functional import int8_vectorwise_quant
+
+        weight = weight_OI.to(layer.weight.device, torch.float16).contiguous()
+        numbers, scales, _ = int8_vectorwise_quant(weight)
+        self._store_(layer, numbers, scales)
+
+    def prepare_(self, layer: Any) -> None:
+        """Nothing to do: what moves is found."""
+
+    def _scales(self, layer: Any) -> torch.Tensor:
+        scales: torch.Tensor = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB
+        return scales
+
+    def _store_(self, layer: Any, numbers: torch.Tensor, scales: torch.Tensor) -> None:
+        numbers, moved = numbers.contiguous(), layer.weight.SCB is None
+        layer.weight.data = numbers
+        place, other = (layer.state, layer.weight) if moved else (layer.weight, layer.state)
+        place.CB, place.SCB = numbers, scales.contiguous()
+        other.CB = other.SCB = None
+        layer.state.idx = None  # columns with outliers in the last forward pass

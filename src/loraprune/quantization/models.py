@@ -1,0 +1,50 @@
+"""Quantized models: which of their layers are quantized, and whether they can be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
+
+from loraprune.quantization.layers import is_quantized, layout_of
+from loraprune.quantization.layout import UnsupportedQuantizationError
+from loraprune.wrapping import base_model
+
+METHODS = ("bitsandbytes", "torchao")
+
+
+def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Names and modules of the quantized layers themselves, under the adapters around them."""
+    for name, module in model.named_modules():
+        if not hasattr(module, "get_base_layer") and is_quantized(module):
+            yield name, module
+
+
+def is_quantized_model(model: nn.Module) -> bool:
+    """Whether any layer of a model is quantized."""
+    return next(quantized_layers(model), None) is not None
+
+
+def prepare_(model: nn.Module) -> None:
+    """Make sure that a quantized model can be pruned, and that forward passes leave its weights as they are.
+
+    Models that are not quantized are left alone.
+
+    Raises:
+        UnsupportedQuantizationError: it is quantized in another way, or was damaged by a forward pass already.
+    """
+    base: Any = base_model(model)
+    config = getattr(getattr(base, "config", None), "quantization_config", None)
+    if getattr(base, "is_quantized", False) and config is not None:
+        stated = config["quant_method"] if isinstance(config, dict) else config.quant_method
+        method = str(getattr(stated, "value", stated))
+        if method not in METHODS:
+            raise UnsupportedQuantizationError(
+                f"The model is quantized by {method}, which cannot be pruned. Load the original with --load-in-8bit or "
+                "--load-in-4bit, or with BitsAndBytesConfig in Python."
+            )
+    for _, layer in quantized_layers(base):
+        layout = layout_of(layer)
+        assert layout is not None
+        layout.prepare_(layer)
