@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import torch
 
 from loraprune.averaging import Scores
 
@@ -36,3 +39,23 @@ class Criterion(Protocol):
 
     def detach(self) -> None:
         """Leave the model as it was."""
+
+
+@runtime_checkable
+class LearnedCriterion(Criterion, Protocol):
+    """A criterion that learns gates from the first step to the one cut that is made, and holds them on the model."""
+
+    def begin(self, steps: int, ratio: float) -> None:
+        """Start to learn, after :meth:`attach`: so many optimizer steps until the cut, so much to remove."""
+
+    def learn(self, usable: bool = True) -> None:
+        """Learn from the backward passes of a step; nothing where they are not usable."""
+
+    def gates(self) -> dict[str, torch.Tensor]:
+        """What each group is multiplied with outside of training, by dimension; of those that have gates."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything learnt, for a checkpoint."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint, after :meth:`begin`."""

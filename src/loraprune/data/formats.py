@@ -15,6 +15,7 @@ from loraprune.data.columns import Columns, DataFormat, Row, columns_of, detect_
 from loraprune.data.encoding import EncodedRow, encode_documents, encode_passages
 from loraprune.data.packing import pack_documents, pack_rows
 from loraprune.data.passages import Passage, instruction_passage, prompt_completion_passage, text_value
+from loraprune.data.row_prompt import RowPrompt
 
 __all__ = ["DataFormat", "PreparedData", "detect_format", "prepare_dataset"]
 
@@ -66,6 +67,7 @@ def prepare_dataset(
     max_length: int,
     answers_only: bool = True,
     packing: bool | None = None,
+    prompt: str | None = None,
 ) -> PreparedData:
     """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
 
@@ -79,6 +81,7 @@ def prepare_dataset(
         answers_only: take the loss on answers only; plain text has none and ignores this.
         packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
             on request whole rows of them are.
+        prompt: text put before every row, within ``max_length``; no loss is taken on it.
 
     Raises:
         ValueError: a wrong ``max_length``, columns or values that are not understood, or nothing left to train on.
@@ -86,6 +89,8 @@ def prepare_dataset(
     if max_length < 2:
         raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
     columns = columns_of(dataset)
+    opening = RowPrompt.of(prompt, tokenizer, max_length) if prompt else None
+    max_length -= len(opening.prompt) if opening else 0
     tally = _Tally()
     if columns.format is DataFormat.TEXT:
         packed = packing is not False
@@ -98,8 +103,10 @@ def prepare_dataset(
         rows = _encoded_answers(dataset, columns, writer, tokenizer, tally, answers_only=answers_only)
         rows = _fitting(rows, max_length, tally)
         rows = pack_rows(rows, max_length) if packed else rows
+    if opening:
+        rows = map(opening.before, rows)
     return PreparedData(
-        dataset=_collect(rows, tally, answers_only=answers_only),
+        dataset=_collect(rows, tally, answers_only=answers_only, labels=answers_only or opening is not None),
         format=columns.format,
         num_tokens=tally.tokens,
         num_trained_tokens=tally.trained_tokens,
@@ -160,10 +167,10 @@ def _fitting(rows: Iterable[EncodedRow], max_length: int, tally: _Tally) -> Iter
         yield cut
 
 
-def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool) -> Dataset:
+def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, labels: bool) -> Dataset:
     """Gather rows in a data set; the labels stay out where they would repeat the token ids."""
     chunks = []
-    names = ["input_ids", "labels"] if answers_only else ["input_ids"]
+    names = ["input_ids", "labels"] if labels else ["input_ids"]
     features = Features(dict.fromkeys(names, _TOKEN_IDS))
     while chunk := list(islice(rows, _CHUNK)):
         tally.tokens += sum(map(len, chunk))
