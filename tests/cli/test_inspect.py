@@ -93,7 +93,7 @@ def test_json_is_the_same_with_every_layer(run: Command, only_config: Path) -> N
     assert found["multiples"] == {"channels": 1}
     assert found["query_heads_per_kv_head"] == 2
     assert found["kinds"] == ["heads", "channels"]
-    assert found["other_kinds"] == {"query_heads": ["instead of heads"]}
+    assert found["other_kinds"] == {"query_heads": ["instead of heads"], "blocks": ["alone"], "hidden": ["alone"]}
     assert (found["model_type"], found["dtype"]) == ("llama", "float32")
     names = [dimension["name"] for dimension in found["dimensions"]]
     assert names == ["layers.0.heads", "layers.0.channels", "layers.1.heads", "layers.1.channels"]
@@ -108,13 +108,14 @@ def test_json_is_the_same_with_every_layer(run: Command, only_config: Path) -> N
 def test_other_kinds_can_be_asked_for(run: Command, only_config: Path) -> None:
     found = json.loads(run("inspect", only_config, "--dimensions", "query_heads", "--json").out)
     assert found["kinds"] == ["query_heads"]
-    assert found["other_kinds"] == {"heads": ["instead of query_heads"], "channels": []}
+    whole = {"blocks": ["alone"], "hidden": ["alone"]}
+    assert found["other_kinds"] == {"heads": ["instead of query_heads"], "channels": [], **whole}
     assert "query_heads that may stay of each KV head: 1, 2." in words(
         run("inspect", only_config, "--dimensions=query_heads").out
     )
     wrong = run("inspect", only_config, "--dimensions", "heads,chanels")
     assert wrong.code == 2
-    assert "'chanels'; it has heads, query_heads, channels." in words(wrong.err)
+    assert "'chanels'; it has heads, query_heads, channels, blocks, hidden." in words(wrong.err)
 
 
 def test_layers_can_be_kept(run: Command, only_config: Path) -> None:
@@ -132,8 +133,8 @@ def test_every_family_is_understood(run: Command, tmp_path: Path, row) -> None:
     found = json.loads(run("inspect", tmp_path, "--json").out)
     assert found["model_type"] == row.config().model_type
     assert tuple(found["kinds"]) == row.kinds
-    assert set(found["other_kinds"]) == set(row.others)
     structure = describe(row.model())
+    assert set(found["other_kinds"]) == {*row.others, *structure.whole}
     assert found["parameters"] == structure.num_parameters
     assert [d["groups"] for d in found["dimensions"]] == [d.num_groups for d in structure]
     assert run("inspect", tmp_path).code == 0

@@ -15,6 +15,7 @@ from tests.cli.conftest import QUICK, Command
 from transformers import AutoModelForCausalLM
 
 from loraprune.cli.prune_options import OPTIONS
+from loraprune.criteria.compresso import CompressoOptions
 from loraprune.training.config import PruningConfig
 
 
@@ -123,8 +124,37 @@ class TestRun:
 
     def test_pruning_has_an_option_for_every_setting(self) -> None:
         fields = {option.field or name for name, option in OPTIONS.items() if option.target == "pruning"}
-        ours = {"any_head_count": "head_rounding", "seed": None}  # the seed is the Trainer's
+        # the seed is the Trainer's, and compresso has options of its own
+        ours = {"any_head_count": "head_rounding", "seed": None, "compresso": None}
         assert fields == {ours.get(name, name) for name in PruningConfig.__dataclass_fields__} - {None}
+
+    def test_compresso_has_an_option_for_every_setting(self) -> None:
+        fields = {option.field for option in OPTIONS.values() if option.target == "compresso"}
+        assert fields == set(CompressoOptions.__dataclass_fields__)
+
+    def test_learnt_gates_prune_with_a_prompt_before_the_rows(
+        self, run: Command, checkpoint: Path, data: Path, out: Path
+    ) -> None:
+        finished = run(
+            *("prune", checkpoint, "--data", data, "-o", out, *QUICK, "--criterion", "compresso", "--ratio", "0.4"),
+            *("--compresso-learning-rate", "0.3", "--compresso-multiplier-learning-rate", "2", "--prune-end", "0.5"),
+            *("--compresso-warmup", "0.25", "--compresso-ramp", "cubic", "--compresso-initial-drop", "0.1"),
+            *("--pruning-prompt", "Be small."),
+        )
+        assert finished.code == 0, finished.err
+        assert record(out)["settings"]["pruning"]["compresso"] == {
+            "learning_rate": 0.3,
+            "multiplier_learning_rate": 2.0,
+            "warmup": 0.25,
+            "ramp": "cubic",
+            "initial_drop": 0.1,
+            "prompt": "Be small.",
+        }
+        pruning = record(out)["metrics"]["pruning"]
+        assert [cut["step"] for cut in pruning["cuts"]] == [2]
+        assert abs(pruning["ratio"] - 0.4) < 0.1
+        assert "“Be small.”" in (out / "README.md").read_text()
+        AutoModelForCausalLM.from_pretrained(out)
 
     @pytest.mark.parametrize("option", ["--max-steps", "--max_steps"])
     def test_training_options_are_written_with_dashes_or_underscores(

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import pytest
 import torch
 from tests.models import FAMILIES, features, logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.criteria import CRITERIA, Criterion, Fisher, LoraGuided, Magnitude, Random, make_criterion
+from loraprune.criteria import (
+    CRITERIA,
+    TAYLOR_FORMS,
+    Compresso,
+    Criterion,
+    CriterionOptions,
+    Fisher,
+    Flap,
+    LoraGuided,
+    Magnitude,
+    Position,
+    Random,
+    Taylor,
+    Wanda,
+    make_criterion,
+)
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
 from loraprune.structure import describe
@@ -30,8 +46,16 @@ TABLE = {
     "fisher": Row(Fisher, every_step=True),
     "lora": Row(LoraGuided, every_step=True),
     "lora, absolute": Row(lambda: LoraGuided("absolute"), every_step=True),
+    **{f"taylor, {form}": Row(partial(Taylor, form), every_step=True) for form in TAYLOR_FORMS},
+    "lora, mean": Row(lambda: LoraGuided(reduction="mean"), every_step=True),
+    "magnitude, prod": Row(lambda: Magnitude("prod"), every_step=False),
+    "wanda": Row(Wanda, every_step=True),
+    "flap": Row(Flap, every_step=True),
     "magnitude": Row(Magnitude, every_step=False),
+    # Gates are sampled, and start with a little noise: a permuted model draws others.
+    "compresso": Row(Compresso, every_step=False, reads_model=False),
     "random": Row(Random, every_step=False, reads_model=False),
+    "position": Row(Position, every_step=False, reads_model=False),
 }
 EVERY_ROW = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 
@@ -151,17 +175,31 @@ def test_criteria_that_follow_the_data_say_so(row):
 
 
 def test_criteria_are_made_by_name():
-    made = {name: make_criterion(name, lora_form="absolute", seed=7) for name in CRITERIA}
+    options = {
+        "lora_form": "absolute",
+        "taylor_form": "mix",
+        "group_reduction": "max",
+        "offload_grads": True,
+        "seed": 7,
+    }
+    made = {name: make_criterion(CriterionOptions(name=name, **options)) for name in CRITERIA}
     assert {name: type(criterion) for name, criterion in made.items()} == {
         "fisher": Fisher,
         "lora": LoraGuided,
+        "taylor": Taylor,
         "magnitude": Magnitude,
+        "wanda": Wanda,
+        "flap": Flap,
         "random": Random,
+        "position": Position,
+        "compresso": Compresso,
     }
     assert made["lora"].form == "absolute"
+    assert (made["taylor"].form, made["taylor"].offload) == ("mix", True)
+    assert {made[name].reduction for name in ("lora", "taylor", "magnitude")} == {"max"}
     assert made["random"].seed == 7
 
 
 def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="no criterion 'wanda2'; choose one of fisher, lora, magnitude, random"):
-        make_criterion("wanda2")
+    with pytest.raises(ValueError, match="no criterion 'wanda2'; choose one of fisher, lora, taylor, magnitude"):
+        make_criterion(CriterionOptions(name="wanda2"))

@@ -11,7 +11,7 @@ from torch import nn
 
 from loraprune.adapters import row_blocks
 from loraprune.criteria import sums
-from loraprune.criteria.taylor import base_gradients, squared_taylor, taylor_scores
+from loraprune.criteria.taylor import base_gradients, summed_taylor, taylor_scores
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
 from loraprune.structure import Member, describe
@@ -113,7 +113,7 @@ def test_stacked_experts_that_store_their_weight_transposed_are_scored_by_their_
     experts.up.grad = gradient.mT.contiguous() if transposed else gradient
     member = Member(module="", axis="output", segments=(2,), parameter="up", stacked=True)
     expected = (values * gradient).square().view(6, 2, 6).sum((1, 2))
-    torch.testing.assert_close(squared_taylor(experts, member, 6), expected)
+    torch.testing.assert_close(summed_taylor(experts, member, 6), expected)
 
 
 def test_the_size_of_the_blocks_does_not_matter(monkeypatch, model):

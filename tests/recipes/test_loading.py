@@ -85,7 +85,7 @@ class TestConfig:
     def test_a_quantized_checkpoint_is_refused(self, tmp_path: Path) -> None:
         config = byte_model().config.to_dict()
         name = write_config(tmp_path, **config, quantization_config={"quant_method": "gptq", "bits": 4})
-        with pytest.raises(CheckpointError, match=rf"{tmp_path} is quantized.*name the original checkpoint"):
+        with pytest.raises(CheckpointError, match=rf"{tmp_path} is quantized.*Name the original checkpoint"):
             load_config(name)
 
     def test_a_meta_model_takes_no_memory(self) -> None:

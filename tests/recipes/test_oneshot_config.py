@@ -69,6 +69,9 @@ class TestOptionsOfOneKind:
         "cuts": 1,
         "channel_multiple": 1,
         "any_head_count": False,
+        "taylor_form": "squared",
+        "group_reduction": "sum",
+        "offload_grads": False,
         "within": "row",
         "variant": False,
         "order": "sequential",
@@ -133,7 +136,7 @@ class TestData:
     @pytest.mark.parametrize("method", STRUCTURED_METHODS)
     def test_groups_are_cut_without_data_if_neither_score_nor_repair_looks_at_any(self, method: str) -> None:
         config = OneshotConfig(method=method, ratio=0.5, repair="none")
-        assert config.needs_data == config.scores_need_data == (method not in ("magnitude", "random"))
+        assert config.needs_data == config.scores_need_data == (method not in ("magnitude", "random", "position"))
         assert OneshotConfig(method=method, ratio=0.5).needs_data
 
 
@@ -157,3 +160,28 @@ class TestSettings:
     def test_lists_are_accepted_where_tuples_are_meant(self) -> None:
         config = OneshotConfig(ratio=0.5, keep_layers=[0], dimensions=["heads"])  # type: ignore[arg-type]
         assert (config.keep_layers, config.dimensions) == ((0,), ("heads",))
+
+
+class TestOptionsOfScores:
+    def test_forms_and_reductions_reach_the_scores(self) -> None:
+        config = OneshotConfig(ratio=0.5, method="taylor", taylor_form="mix", group_reduction="max", offload_grads=True)
+        options = config.score_options().criterion
+        assert (options.name, options.taylor_form, options.group_reduction) == ("taylor", "mix", "max")
+        assert options.offload_grads
+        assert config.settings()["taylor_form"] == "mix"
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"taylor_form": "third", "method": "taylor"}, "taylor_form is 'third'; choose one of squared, first"),
+            ({"group_reduction": "median", "method": "taylor"}, "group_reduction is 'median'; choose one of sum"),
+            ({"taylor_form": "first", "method": "fisher"}, "taylor_form is an option of the method 'taylor', and the"),
+            (
+                {"group_reduction": "max", "method": "osscar"},
+                "group_reduction is an option of the method",
+            ),
+        ],
+    )
+    def test_what_has_no_effect_or_no_meaning_is_refused(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OneshotConfig(ratio=0.5, **values)

@@ -34,6 +34,9 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "magnitude, refit": {"criterion": "magnitude"},
     "fisher, no bias correction": {"criterion": "fisher", "refit": False, "average_bias_correction": False},
     "fisher, mask": {"criterion": "fisher", "refit": False, "apply": "mask"},
+    "compresso, refit": {"criterion": "compresso"},
+    "compresso, no refit": {"criterion": "compresso", "refit": False},
+    "compresso, mask": {"criterion": "compresso", "refit": False, "apply": "mask"},
     "lora, mask": {"criterion": "lora", "refit": False, "apply": "mask"},
 }
 BEFORE, AT_A_CUT, BETWEEN, AFTER = 2, 3, 4, 8

@@ -11,6 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 import loraprune.training_free.gradients as gradients
+from loraprune.criteria import CriterionOptions
 from loraprune.plan import Plan
 from loraprune.slicing import slice_
 from loraprune.structure import describe
@@ -39,7 +40,7 @@ def made(case):
 
 
 def scores_of(model, structure, method="fisher", calibration=SEQUENCES, plan=None):
-    return gradient_scores(model, structure, plan or Plan.full(structure), calibration, method)
+    return gradient_scores(model, structure, plan or Plan.full(structure), calibration, CriterionOptions(name=method))
 
 
 def gated(layer, parameter, gates):
@@ -325,3 +326,30 @@ def scores_in_training(model, structure):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(gradients, "inference_mode", lambda model: torch.enable_grad())
         return scores_of(model, structure)
+
+
+@pytest.mark.parametrize("form", ["squared", "first"])
+def test_stacked_experts_have_the_forms_that_need_no_gradient_of_a_sequence(form):
+    model, structure = made("mixtral")
+    options = CriterionOptions(name="taylor", taylor_form=form)
+    scores = gradient_scores(model, structure, Plan.full(structure), SEQUENCES, options)
+    assert all(bool((values > 0).any()) for values in scores.values())
+
+
+@pytest.mark.parametrize("values", [{"taylor_form": "mix"}, {"offload_grads": True}])
+def test_what_cannot_be_had_of_stacked_experts_is_refused(values):
+    model, structure = made("mixtral")
+    with pytest.raises(ValueError, match="Of stacked experts the method 'taylor' has the forms squared and first"):
+        gradient_scores(model, structure, Plan.full(structure), SEQUENCES, CriterionOptions(name="taylor", **values))
+
+
+def test_offloaded_gradients_give_the_same_scores():
+    model, structure = made("llama")
+    found = [
+        gradient_scores(
+            model, structure, Plan.full(structure), SEQUENCES, CriterionOptions(name="taylor", offload_grads=offload)
+        )
+        for offload in (False, True)
+    ]
+    for name, values in found[0].items():
+        torch.testing.assert_close(found[1][name], values)

@@ -6,7 +6,9 @@ from tests.models import tiny_model, token_ids
 from tests.zoo import ROWS
 from tests.zoo.row import structure_of
 
+from loraprune.criteria import CriterionOptions
 from loraprune.criteria.magnitude import Magnitude
+from loraprune.criteria.position import Position
 from loraprune.criteria.random import Random
 from loraprune.layerwise import LayerwisePass, WholeModelPass
 from loraprune.plan import Plan
@@ -68,7 +70,7 @@ def test_scores_are_the_same_in_training_mode_and_leave_the_modes_alone(method):
 
 @pytest.mark.parametrize("method", WEIGHT_METHODS)
 def test_weights_alone_are_scored_as_by_the_criterion_of_that_name_and_without_data(method, model, structure):
-    criterion = Magnitude() if method == "magnitude" else Random(7)
+    criterion = {"magnitude": Magnitude(), "random": Random(7), "position": Position()}[method]
     criterion.attach(model, structure)
     assert_equal(scores_of(model, structure, method, calibration=(), seed=7), criterion.scores(Plan.full(structure)))
 
@@ -83,7 +85,7 @@ def test_random_scores_follow_the_seed(model, structure):
 def test_gradients_are_scored_on_the_calibration_data(method, model, structure):
     assert_equal(
         scores_of(model, structure, method),
-        gradient_scores(model, structure, Plan.full(structure), CALIBRATION, method),
+        gradient_scores(model, structure, Plan.full(structure), CALIBRATION, CriterionOptions(name=method)),
     )
 
 

@@ -60,6 +60,8 @@ def quiet_libraries() -> None:
     datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
+    # bitsandbytes says it of every layer whose input is not in 16 bits, as on a CPU.
+    warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
 
 
 def report_errors(console: Console, work: Callable[[], int]) -> int:

@@ -72,7 +72,7 @@ def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> in
 
     model = meta_model(config)
     structure = describe(model, options.dimensions, options.keep_layers)
-    others = [describe(model, (kind,)) for kind in structure.left_out]
+    others = [describe(model, (kind,)) for kind in (*structure.left_out, *structure.whole)]
     dtype = checkpoint_dtype(config)
     if options.json:
         print(json.dumps(as_values(options.model, structure, others, str(dtype).removeprefix("torch.")), indent=2))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -12,6 +13,7 @@ COMMANDS = {
     "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
     "prune": "prune a checkpoint while LoRA tunes it",
     "recover": "tune a pruned or sparse checkpoint with LoRA; weights that are zero stay zero",
+    "compare-criteria": "show how far criteria agree on which heads and channels go; nothing is removed",
     "oneshot": "prune a checkpoint without training: fewer heads and channels, or weights that are zero",
     "inspect": "show what can be pruned in a model, without loading its weights",
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
@@ -34,6 +36,12 @@ def usage() -> str:
     return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
 
 
+def _quiet_optional_libraries() -> None:
+    """Hide what libraries of the extra ``quantization`` say on being imported, which peft does unasked."""
+    for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 stopped by Ctrl-C)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
@@ -54,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    module = import_module(f"loraprune.cli.{command}")
+    _quiet_optional_libraries()
+    module = import_module(f"loraprune.cli.{command.replace('-', '_')}")
     code: int = module.main(rest)
     return code
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 
 _FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
 
@@ -32,13 +33,33 @@ def names(text: str) -> tuple[str, ...]:
     return found
 
 
-def indices(text: str) -> tuple[int, ...]:
-    """``0,1,-1`` as a tuple.
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.1,0.2`` as a tuple.
 
     Raises:
-        argparse.ArgumentTypeError: a part is no whole number.
+        argparse.ArgumentTypeError: a part is no number.
     """
     try:
-        return tuple(int(part) for part in names(text))
+        return tuple(float(part) for part in names(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write it like 0.1,0.2,0.5") from None
+
+
+def indices(text: str) -> tuple[int | str, ...]:
+    """``0,1,-1`` as a tuple; ``4-7`` stands for 4 to 7, and a share such as ``10%`` stays as it is.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is none of these.
+    """
+    found: list[int | str] = []
+    for part in names(text):
+        span = re.fullmatch(r"(\d+)-(\d+)", part)
+        if span is not None and int(span[1]) <= int(span[2]):
+            found += range(int(span[1]), int(span[2]) + 1)
+        elif re.fullmatch(r"-?\d+", part):
+            found.append(int(part))
+        elif re.fullmatch(r"\d+(\.\d+)?%", part):
+            found.append(part)
+        else:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1 or 0-3 or 10%")
+    return tuple(found)

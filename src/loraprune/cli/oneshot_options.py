@@ -33,9 +33,11 @@ GROUPS: dict[str, tuple[Option, ...]] = {
                "M consecutive weights of a row)"),
     ),
     "how": (
-        option("method", "oneshot", "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random (osscar); "
+        option("method", "oneshot", "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of "
+               "whole blocks position (osscar; fisher for blocks and the hidden size); "
                "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs (sparsegpt)"),
-        option("keep_layers", "oneshot", "layers that keep everything, such as 0,1,-1 (none)", type=indices),
+        option("keep_layers", "oneshot", "layers that keep everything, such as 0-3,-1; 10%: the first tenth (none)",
+                type=indices),
         option("damping", "oneshot", "of refit, osscar and sparsegpt, as a share of the mean diagonal (0.01)",
                type=float),
         option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path),
@@ -44,8 +46,13 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         option("repair", "oneshot", "stream: least squares towards the dense model's residual stream; refit: towards "
                "each layer's own output; bias: the mean of what goes; none (stream)"),
         option("allocation", "oneshot", "uniform, balanced or global, as in loraprune prune (uniform)"),
-        option("dimensions", "oneshot", "kinds of dimensions to prune, such as query_heads,channels (by family)",
+        option("dimensions", "oneshot", "kinds of dimensions to prune, such as query_heads,channels, or whole "
+               "blocks, or hidden for the hidden size (by family)",
                type=names),
+        option("taylor_form", "oneshot", "of taylor: squared, or LLM-Pruner's first, second, mix, vectorize (squared)"),
+        option("group_reduction", "oneshot", "of taylor and magnitude: sum, mean, max, prod, first or last of the "
+               "layers of a group (sum)"),
+        option("offload_grads", "oneshot", "of taylor: gradients are kept in the machine's memory (off)", **SWITCH),
         option("cuts", "oneshot", "steps in which the ratio is reached, scored anew before each (1)", type=int),
         option("channel_multiple", "oneshot", "round FFN widths to a multiple (by size)", type=int),
         option("head_rounding", "oneshot", "config: head counts that the model's config accepts; any: export a Llama "

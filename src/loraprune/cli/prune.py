@@ -16,6 +16,29 @@ def main(arguments: Sequence[str]) -> int:
     return COMMAND.main(arguments)
 
 
+SHORT_FORMS = {"load_in_8bit": "bnb-8bit", "load_in_4bit": "bnb-4bit"}
+
+
+def settle_quantization(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Turn the short forms into the quantization that they stand for; those of the command line win.
+
+    Raises:
+        ValueError: two different ones were given in the same place.
+    """
+    for place in (given, values):
+        short = {full for name, full in SHORT_FORMS.items() if place.get(name)}
+        found = short | ({place["quantization"]} if place.get("quantization") else set())
+        if len(found) > 1:
+            raise ValueError(
+                f"The base is quantized in one way only, and {' and '.join(sorted(found))} were given. Leave one out."
+            )
+        if found:
+            values["quantization"] = found.pop()
+            break
+    for name in SHORT_FORMS:
+        values.pop(name, None)
+
+
 def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
     """Let one way to say how much goes replace the other one in a recipe.
 
@@ -28,6 +51,7 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
         values.pop("target_params", None)
     if values.get("target_params") is not None and "ratio" in values:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
+    settle_quantization(values, given)
 
 
 def _work(asked: Invocation) -> None:
@@ -44,6 +68,8 @@ def _work(asked: Invocation) -> None:
         raise ValueError(
             "ratio is 0, which removes nothing: it must lie between 0 and 1 (loraprune recover tunes without pruning)."
         )
+    pruning["pst"] = fields_of(OPTIONS, values, "pst")
+    pruning["compresso"] = fields_of(OPTIONS, values, "compresso")
     pruning["any_head_count"] = pruning.pop("head_rounding", "config") == "any"
     progress = TrainingProgress(asked.console, quiet=asked.quiet)
     try:

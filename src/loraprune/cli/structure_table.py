@@ -20,6 +20,8 @@ GROUPS = {
     "expert_channels": "one FFN channel of one expert",
     "experts": "one expert",
     "shared_channels": "one FFN channel of the shared expert",
+    "blocks": "one whole block",
+    "hidden": "one channel of the hidden size, in every layer",
 }
 
 
@@ -137,6 +139,12 @@ def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
         kind = other.kinds[0]
         first = other.dimensions[0]
         needs = "".join(f"; {need}" for need in _needs(other, structure))
+        if other.spans_blocks:
+            yield (
+                f"With --dimensions {kind}, alone: {_group_text(kind, other)}, {first.num_groups:,} in all, "
+                f"{first.parameters_per_group:,} parameters each."
+            )
+            continue
         yield (
             f"With --dimensions also {kind}: {_group_text(kind, other)}, {_groups_a_layer(other.dimensions)} a layer, "
             f"{first.parameters_per_group:,} parameters each{needs}."
@@ -146,6 +154,8 @@ def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
 def _needs(other: Structure, structure: Structure) -> list[str]:
     """What comes with pruning a kind that is not pruned unless it is chosen."""
     kind = other.kinds[0]
+    if other.spans_blocks:
+        return ["alone"]
     found = [
         f"instead of {', '.join(sorted(pair - {kind}))}"
         for pair in EXCLUSIVE

@@ -55,6 +55,7 @@ class TrainingCommand:
         usage: the shortest way to call it, and ``example``: with nothing but what is needed.
         groups: its options.
         work: does it.
+        needs: options that must be given.
         settle: changes the values (its first argument) where options exclude each other; the second argument holds
             those of the command line alone.
     """
@@ -66,6 +67,7 @@ class TrainingCommand:
     groups: Groups
     work: Callable[[Invocation], None]
     settle: Settle = _as_they_are
+    needs: tuple[str, ...] = ("model", "data", "output")
 
     @property
     def prog(self) -> str:
@@ -107,7 +109,7 @@ class TrainingCommand:
             ("data", "Name the training data with --data."),
             ("output", "Name the folder of the result with -o."),
         ):
-            if values.get(name) is None:
+            if name in self.needs and values.get(name) is None:
                 raise ValueError(f"No {name} was given. {remedy}")
         quiet_libraries()
         if values.get("architecture") is not None:

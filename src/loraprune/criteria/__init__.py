@@ -2,29 +2,68 @@
 
 from __future__ import annotations
 
-from loraprune.criteria.criterion import Criterion
+from collections.abc import Callable
+
+from loraprune.criteria.compresso import Compresso, CompressoOptions
+from loraprune.criteria.criterion import Criterion, LearnedCriterion
 from loraprune.criteria.fisher import Fisher
+from loraprune.criteria.flap import Flap
 from loraprune.criteria.lora import LORA_FORMS, LoraForm, LoraGuided
 from loraprune.criteria.magnitude import Magnitude
+from loraprune.criteria.options import CriterionOptions
+from loraprune.criteria.position import Position
 from loraprune.criteria.random import Random
+from loraprune.criteria.reductions import GROUP_REDUCTIONS, GroupReduction
+from loraprune.criteria.taylor import Taylor
+from loraprune.criteria.taylor_layer import TAYLOR_FORMS, TaylorForm
+from loraprune.criteria.wanda import Wanda
 
-__all__ = ["CRITERIA", "LORA_FORMS", "Criterion", "Fisher", "LoraForm", "LoraGuided", "Magnitude", "Random"]
+__all__ = [
+    "CRITERIA",
+    "GROUP_REDUCTIONS",
+    "LORA_FORMS",
+    "TAYLOR_FORMS",
+    "Compresso",
+    "CompressoOptions",
+    "Criterion",
+    "CriterionOptions",
+    "Fisher",
+    "Flap",
+    "GroupReduction",
+    "LearnedCriterion",
+    "LoraForm",
+    "LoraGuided",
+    "Magnitude",
+    "Position",
+    "Random",
+    "Taylor",
+    "TaylorForm",
+    "Wanda",
+]
 
-CRITERIA: tuple[str, ...] = ("fisher", "lora", "magnitude", "random")
+_MAKERS: dict[str, Callable[[CriterionOptions], Criterion]] = {
+    "fisher": lambda options: Fisher(),
+    "lora": lambda options: LoraGuided(options.lora_form, options.group_reduction),
+    "taylor": lambda options: Taylor(options.taylor_form, options.group_reduction, offload=options.offload_grads),
+    "magnitude": lambda options: Magnitude(options.group_reduction),
+    "wanda": lambda options: Wanda(),
+    "flap": lambda options: Flap(),
+    "random": lambda options: Random(options.seed),
+    "position": lambda options: Position(),
+    "compresso": lambda options: Compresso(options.compresso, options.seed),
+}
+
+CRITERIA: tuple[str, ...] = tuple(_MAKERS)
+"""Criteria that score groups; ``pst``, which makes single weights zero, is none of them."""
 
 
-def make_criterion(name: str, *, lora_form: str = "squared", seed: int = 0) -> Criterion:
-    """Build a criterion by name.
+def make_criterion(options: CriterionOptions) -> Criterion:
+    """Build a criterion by its name.
 
     Raises:
         ValueError: there is none of that name.
     """
-    if name == "fisher":
-        return Fisher()
-    if name == "lora":
-        return LoraGuided(lora_form)
-    if name == "magnitude":
-        return Magnitude()
-    if name == "random":
-        return Random(seed)
-    raise ValueError(f"There is no criterion {name!r}; choose one of {', '.join(CRITERIA)}.")
+    maker = _MAKERS.get(options.name)
+    if maker is None:
+        raise ValueError(f"There is no criterion {options.name!r}; choose one of {', '.join(CRITERIA)}.")
+    return maker(options)

@@ -9,6 +9,7 @@ import torch
 from loraprune.adapters import effective_weight, lora_factors
 from loraprune.averaging import Scores
 from loraprune.axes import is_matrix, is_stacked
+from loraprune.criteria.reductions import reduced
 from loraprune.criteria.sums import over_experts, over_rows
 from loraprune.expert_adapters import effective_expert_weight, expert_factors
 from loraprune.wrapping import base_layer, base_model
@@ -116,15 +117,17 @@ class LoraGuided:
     Args:
         form: ``squared`` is the paper's; ``absolute`` that of the authors' code, which takes absolute values and
             divides each layer's scores by their L2 norm before it adds the layers of a group.
+        reduction: of the layers of a group: see :func:`loraprune.criteria.reductions.reduced`; the paper's is the sum.
     """
 
     comparable = True
     every_step = True
 
-    def __init__(self, form: str = "squared") -> None:
+    def __init__(self, form: str = "squared", reduction: str = "sum") -> None:
         if form not in LORA_FORMS:
             raise ValueError(f"The form of the lora criterion is {form!r}; choose one of {', '.join(LORA_FORMS)}.")
         self.form = form
+        self.reduction = reduction
         self._model: nn.Module | None = None
         self._structure: Structure | None = None
 
@@ -149,20 +152,22 @@ class LoraGuided:
                 )
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Sum of the layers' importance for each group; None before the first backward pass."""
+        """The layers' importance for each group; None before the first backward pass."""
         assert self._model is not None
         assert self._structure is not None
         scores: Scores = {}
         for dimension in self._structure:
-            num_groups = plan.count(dimension.name)
-            for member in dimension.all_members:
-                module = self._model.get_submodule(member.module)
-                if not _is_adapted(module, member.parameter):
-                    continue
-                part = layer_importance(module, member, num_groups, self.form)
-                if part is not None:
-                    scores[dimension.name] = scores[dimension.name] + part if dimension.name in scores else part
-        return scores if len(scores) == len(self._structure.dimensions) else None
+            modules = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
+            parts = [
+                layer_importance(module, member, plan.count(dimension.name), self.form)
+                for module, member in modules
+                if _is_adapted(module, member.parameter)
+            ]
+            found = [part for part in parts if part is not None]
+            if not found:
+                return None
+            scores[dimension.name] = reduced(found, self.reduction)
+        return scores
 
     def detach(self) -> None:
         """Forget the model."""

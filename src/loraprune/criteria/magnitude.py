@@ -9,6 +9,7 @@ import torch
 from loraprune.adapters import effective_weight
 from loraprune.averaging import Scores
 from loraprune.axes import is_matrix, is_stacked
+from loraprune.criteria.reductions import reduced
 from loraprune.criteria.sums import over_experts, over_rows
 from loraprune.expert_adapters import effective_expert_weight
 from loraprune.wrapping import base_layer, base_model
@@ -34,12 +35,17 @@ def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> tor
 
 
 class Magnitude:
-    """Squared magnitude of the effective weights of each group: the data-free baseline."""
+    """Squared magnitude of the effective weights of each group: the data-free baseline.
+
+    Args:
+        reduction: of the layers of a group: see :func:`loraprune.criteria.reductions.reduced`.
+    """
 
     comparable = False
     every_step = False
 
-    def __init__(self) -> None:
+    def __init__(self, reduction: str = "sum") -> None:
+        self.reduction = reduction
         self._model: nn.Module | None = None
         self._structure: Structure | None = None
 
@@ -59,7 +65,7 @@ class Magnitude:
                 for module, member in modules
                 if is_matrix(module, member.parameter) or is_stacked(base_layer(module), member.parameter)
             ]
-            scores[dimension.name] = torch.stack(parts).sum(0)
+            scores[dimension.name] = reduced(parts, self.reduction)
         return scores
 
     def detach(self) -> None:

@@ -1,4 +1,4 @@
-"""Vanilla first-order importance, from the gradients of the base weights themselves."""
+"""Importance from the gradients of the weights themselves: the vanilla criterion, and LLM-Pruner's."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ import torch
 from loraprune.adapters import effective_weight
 from loraprune.averaging import Scores
 from loraprune.axes import is_matrix, is_stacked, is_transposed
+from loraprune.criteria.reductions import reduced
 from loraprune.criteria.sums import over_experts, over_rows
+from loraprune.criteria.taylor_layer import TAYLOR_FORMS, LayerTaylor, importance
+from loraprune.evidence.weight_gradients import WeightGradients
 from loraprune.expert_adapters import effective_expert_weight
 from loraprune.wrapping import base_layer, base_model
 
@@ -84,23 +87,30 @@ def _gradient(module: nn.Module, member: Member) -> torch.Tensor:
 
 
 @torch.no_grad()
-def squared_taylor(module: nn.Module, member: Member, num_groups: int) -> torch.Tensor:
-    """``Σ (g·w)²`` over the weights that one layer gives to each group, shape ``(num_groups,)``."""
+def summed_taylor(module: nn.Module, member: Member, num_groups: int, form: str = "squared") -> torch.Tensor:
+    """Sum of the importance of the weights that one layer gives to each group, shape ``(num_groups,)``.
+
+    ``form`` is ``squared`` or ``first``: see :func:`loraprune.criteria.taylor_layer.importance`.
+    """
     gradient = _gradient(module, member)
     if gradient.dim() == 3:
         return over_experts(
             module,
             member,
             num_groups,
-            lambda expert: effective_expert_weight(module, member.parameter, expert).mul_(gradient[expert]).square_(),
+            lambda expert: importance(
+                effective_expert_weight(module, member.parameter, expert), gradient[expert], None, form
+            ),
         )
     return over_rows(
-        module, member, num_groups, lambda rows: effective_weight(module, rows).mul_(gradient[rows]).square_()
+        module, member, num_groups, lambda rows: importance(effective_weight(module, rows), gradient[rows], None, form)
     )
 
 
-def taylor_scores(model: nn.Module, structure: Structure, plan: Plan) -> Scores:
-    """``Σ (∂L/∂W · W)²`` over all weights of all layers of each group, from the gradients that are there now.
+def taylor_scores(
+    model: nn.Module, structure: Structure, plan: Plan, form: str = "squared", reduction: str = "sum"
+) -> Scores:
+    """Importance of all weights of all layers of each group, from the gradients that the base weights have now.
 
     ``W`` is the effective weight ``W + s·B·A``, and its gradient is that of the base weight, adapter or not.
 
@@ -108,6 +118,8 @@ def taylor_scores(model: nn.Module, structure: Structure, plan: Plan) -> Scores:
         model: after one or several backward passes inside :func:`base_gradients`.
         structure: of the model before any pruning.
         plan: what the model is at.
+        form: ``squared`` or ``first``.
+        reduction: of the layers of a group: see :func:`loraprune.criteria.reductions.reduced`.
 
     Returns:
         One score a group, float32, by name of the dimension.
@@ -118,11 +130,103 @@ def taylor_scores(model: nn.Module, structure: Structure, plan: Plan) -> Scores:
     Source: LoRAPrune (arXiv 2305.18403), its vanilla criterion, and LLM-Pruner (arXiv 2305.11627).
     """
     return {
-        dimension.name: torch.stack(
+        dimension.name: reduced(
             [
-                squared_taylor(module, member, plan.count(dimension.name))
+                summed_taylor(module, member, plan.count(dimension.name), form)
                 for module, member in _weighted_members(model, dimension.all_members)
-            ]
-        ).sum(0)
+            ],
+            reduction,
+        )
         for dimension in structure
     }
+
+
+class Taylor:
+    """Importance from the exact gradient of every weight of a group, while the model is trained or without training.
+
+    It costs a product a layer in the backward pass, of the size of the layer's own. Whether it costs memory depends on
+    the form and on the step: ``second`` and ``vectorize`` add up over micro-batches, and all forms are summed up at
+    once where a step has one micro-batch; else a gradient of every layer waits for the end of the step, on the layer's
+    device or in the machine's memory.
+
+    Args:
+        form: see :func:`loraprune.criteria.taylor_layer.importance`. For ``vectorize`` the sum is over one row (of a
+            consumer: one column) of the weight, and the absolute values of a group's rows are added.
+        reduction: of the layers of a group: see :func:`loraprune.criteria.reductions.reduced`.
+        offload: gradients that wait do so in the machine's memory.
+
+    Attributes:
+        micro_batches: backward passes in a step, or None where that is not known.
+
+    Source: LoRAPrune (arXiv 2305.18403), section 3.2 and Table 6; LLM-Pruner (arXiv 2305.11627), section 3.2.
+    """
+
+    comparable = True
+    every_step = True
+
+    def __init__(self, form: str = "squared", reduction: str = "sum", *, offload: bool = False) -> None:
+        if form not in TAYLOR_FORMS:
+            raise ValueError(f"taylor_form is {form!r}; choose one of {', '.join(TAYLOR_FORMS)}.")
+        self.form = form
+        self.reduction = reduction
+        self.offload = offload
+        self.micro_batches: int | None = None
+        self._structure: Structure | None = None
+        self._layers: dict[str, LayerTaylor] = {}
+        self._members: dict[str, list[Member]] = {}
+        self._listener: WeightGradients | None = None
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Listen to every layer that has a part in a group.
+
+        Raises:
+            ValueError: groups lie in stacked experts.
+        """
+        self.detach()
+        base = base_model(model)
+        self._structure = structure
+        sides: dict[str, dict[str, None]] = {}
+        for dimension in structure:
+            self._members[dimension.name] = []
+            for module, member in _weighted_members(base, dimension.all_members):
+                if is_stacked(base_layer(module), member.parameter):
+                    raise ValueError(
+                        f"The criterion 'taylor' cannot listen to the stacked experts of {member.module} in training. "
+                        "Use the criterion 'fisher', or 'taylor' in one shot."
+                    )
+                self._members[dimension.name].append(member)
+                sides.setdefault(member.module, {})[member.axis] = None
+        self._layers = {
+            name: LayerTaylor(
+                base.get_submodule(name),
+                tuple(axes),
+                self.form,
+                at_once=self.micro_batches == 1,
+                offload=self.offload,
+            )
+            for name, axes in sides.items()
+        }
+        self._listener = WeightGradients(base, structure, {name: layer.add for name, layer in self._layers.items()})
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """Scores from the backward passes since the last call; None where some group saw none."""
+        assert self._structure is not None
+        found = {name: layer.take() for name, layer in self._layers.items()}
+        scores: Scores = {}
+        for dimension in self._structure:
+            parts = [
+                member.group_sums(of_layer[member.axis], plan.count(dimension.name))
+                for member in self._members[dimension.name]
+                if (of_layer := found[member.module]) is not None
+            ]
+            if not parts:
+                return None
+            scores[dimension.name] = reduced(parts, self.reduction)
+        return scores
+
+    def detach(self) -> None:
+        """Stop to listen."""
+        if self._listener is not None:
+            self._listener.remove()
+        self._listener = self._structure = None
+        self._layers, self._members = {}, {}

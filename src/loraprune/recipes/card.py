@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from loraprune.criteria.compresso import CompressoOptions
 from loraprune.recipes.reporting import shown_measures
 from loraprune.recipes.tasks.measures import CARD_FORMATS, Measure
 from loraprune.recipes.tasks.task import Task
@@ -18,6 +19,8 @@ GROUPS = {
     "channels": "FFN channels",
     "expert_channels": "channels of experts",
     "experts": "experts",
+    "blocks": "whole blocks",
+    "hidden": "channels of the hidden size",
 }
 """Kinds of prunable dimensions in words; others are called as they are."""
 
@@ -38,6 +41,9 @@ def _widths(kind: str, counts: list[int], structure: Structure) -> str:
 
 def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
     """A sentence that says what every layer has."""
+    if structure.spans_blocks and widths:
+        (dimension,) = structure
+        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {GROUPS[dimension.kind]} are left."
     kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
@@ -141,6 +147,12 @@ def model_card(record: dict[str, Any], task: Task, structure: Structure, runtime
         ),
         facts=(
             f"{removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
-            f"refit {'on' if settings['refit'] else 'off'}."
+            f"refit {'on' if settings['refit'] else 'off'}.{_prompt_note(settings)}"
         ),
     )
+
+
+def _prompt_note(settings: dict[str, Any]) -> str:
+    """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
+    prompt = CompressoOptions(**settings.get("compresso", {})).prompt_text
+    return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"

@@ -86,4 +86,5 @@ class Job:
             auto_class=self.task.auto_class,
             trust_remote_code=self.options.trust_remote_code,
             revision=self.options.revision,
+            quantization=self.options.quantization,
         )

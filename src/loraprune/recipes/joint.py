@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from loraprune.export import finish, save_checkpoint
+from loraprune.export import save_checkpoint
 from loraprune.interruption import InterruptedRunError
 from loraprune.plan import Plan
 from loraprune.recipes.base_history import history_of
@@ -26,6 +26,8 @@ from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import TrainingJob, prepare
+from loraprune.recipes.pst_reporting import pst_card, pst_report
+from loraprune.recipes.quantized_base import attach_originals_, finished_model, quantization_notes
 from loraprune.recipes.record import run_record
 from loraprune.recipes.recovery_reporting import recovery_card, recovery_report
 from loraprune.recipes.reporting import report_data, shown_measures
@@ -36,6 +38,8 @@ from loraprune.runtimes.overview import runtimes_of
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
+from loraprune.training.pst import PstRun
+from loraprune.training.pst_callback import PstCallback
 from loraprune.training.state import last_checkpoint, refitted_weights
 from loraprune.zeros import Zeros, zeros_of
 
@@ -165,6 +169,7 @@ def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -
         shutil.rmtree(run_dir, ignore_errors=True)
     logger.info("Loading %s", job.name)
     model = job.load_model() if job.model is None else job.model
+    attach_originals_(job, model)
     zeros = zeros_of(model, job.structure)
     job = replace(job, keep_zeros=settle_zeros(job, model, zeros))
     base = _Base(
@@ -174,7 +179,7 @@ def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -
         config=copy.deepcopy(model.config),
         generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
     )
-    pruning = PruningCallback(job.pruning)
+    pruning = PstCallback(job.pruning) if job.unstructured else PruningCallback(job.pruning)
     if job.checkpoint is not None:
         logger.info("Going on from %s", job.checkpoint)
         pruning.restore_(model, job.checkpoint)
@@ -206,17 +211,18 @@ def _finish(
     adapter = _adapter_copy(trainer.model, pruning, job, run_dir)
     finished: Any = trainer.model
     _restore_config_(finished.get_base_model(), base.config, base.generation_config)
-    merged = finish(finished, pruning.run.structure, pruning.run.plan, dtype=job.stored_dtype)
+    merged = finished_model(job, finished, pruning.run)
     zeros = zeros_of(merged, job.structure)
+    counts_zeros = base.zeros.are_sparsity or job.unstructured
     course = {
-        **({} if job.recovery else {"pruning": pruning.run.summary()}),
-        **({"sparsity": {"before": base.zeros.to_json(), "after": zeros.to_json()}} if base.zeros.are_sparsity else {}),
+        **({} if job.recovery or job.unstructured else {"pruning": pruning.run.summary()}),
+        **({"sparsity": _sparsity(job, pruning, base.zeros, zeros)} if counts_zeros else {}),
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
         "data": dict(job.rows.prepared.facts),
     }
     metrics = measure_pruned(job, merged, base.measures, course, pruning.run.plan)
-    if base.zeros.are_sparsity:
+    if counts_zeros:
         metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
         metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
     metrics["seconds"] = time.time() - started
@@ -241,6 +247,13 @@ def _finish(
     )
 
 
+def _sparsity(job: TrainingJob, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
+    """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
+    assert pruning.run is not None
+    counted = {"before": before.to_json(), "after": after.to_json()}
+    return pruning.run.summary() | counted if job.unstructured else counted
+
+
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
     """Take back what Trainers change in the configs."""
     for name in ("pad_token_id", "use_cache", "output_router_logits", "router_aux_loss_coef"):
@@ -259,6 +272,9 @@ def _adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_di
     assert pruning.run is not None
     if job.recovery:
         return folder
+    if isinstance(pruning.run, PstRun):
+        save_file(pruning.run.masks(), folder / "pst_masks.safetensors")
+        return folder
     save_file(refitted_weights(model, pruning.run), folder / "refitted_base_weights.safetensors")
     return folder
 
@@ -268,22 +284,24 @@ def _report(job: TrainingJob, record: dict[str, Any], pruning: PruningCallback, 
     measures, notes = shown_measures(job.task.measures, record["metrics"]), _notes(job, pruning, base)
     if job.recovery:
         return recovery_report(record, pruning.run, measures, job.options.prompt, notes)
+    if job.unstructured:
+        return pst_report(record, pruning.run, measures, job.options.prompt, notes)
     return report_data(record, pruning.run, measures, job.options.prompt, notes)
 
 
 def _notes(job: TrainingJob, pruning: PruningCallback, base: _Base) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     assert pruning.run is not None
-    notes = []
-    if base.zeros.are_sparsity and not job.keep_zeros:
+    notes = [*quantization_notes(job)]
+    if base.zeros.are_sparsity and not job.keep_zeros and not job.unstructured:
         notes.append(filling_note(job, base.zeros))
-    if abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
+    if not job.unstructured and abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
-        notes.append(
-            f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {widths} those that the "
-            "config accepts."
-        )
+        why = f"{widths} those that the config accepts"
+        if job.structure.spans_blocks:
+            why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
@@ -309,11 +327,13 @@ def _save(
             write_report(report, folder / "report.html")
         if adapter is not None:
             shutil.copytree(adapter, folder / "adapter")
-        if adapter is not None and not job.recovery:
+        if adapter is not None and not job.recovery and not job.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
     runtimes = runtimes_of(merged)
-    if job.recovery:
+    if job.unstructured:
+        card = pst_card(record, job.task, runtimes)
+    elif job.recovery:
         card = recovery_card(record, job.task, runtimes)
     else:
         card = model_card(record, job.task, job.structure, runtimes)

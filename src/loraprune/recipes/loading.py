@@ -11,6 +11,8 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.quantization import prepare_
+from loraprune.recipes.quantizing import quantization_config
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -75,7 +77,8 @@ def load_config(
         spec_for(config)
     if getattr(config, "quantization_config", None):
         raise CheckpointError(
-            f"{name} is quantized. This version prunes weights in 16 or 32 bits only: name the original checkpoint."
+            f"{name} is quantized. Name the original checkpoint, in 16 or 32 bits; --load-in-8bit or --load-in-4bit "
+            "quantizes it while it is pruned, and --keep-quantized the result, too."
         )
     return config
 
@@ -223,18 +226,23 @@ def load_model(
     auto_class: str = "AutoModelForCausalLM",
     trust_remote_code: bool = False,
     revision: str | None = None,
+    quantization: str | None = None,
 ) -> PreTrainedModel:
-    """Load a checkpoint's weights onto a device, by a class of transformers.
+    """Load a checkpoint's weights onto a device, by a class of transformers; quantize them on the way if asked to.
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
     """
     import transformers
 
+    further: dict[str, Any] = {}
+    if quantization is not None:
+        further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     try:
         loaded: Any = getattr(transformers, auto_class).from_pretrained(
             name,
             dtype=dtype,
+            **further,
             trust_remote_code=trust_remote_code,
             revision=revision,
             use_safetensors=True,
@@ -251,7 +259,8 @@ def load_model(
         raise CheckpointError(
             f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
         )
-    placed: PreTrainedModel = model.to(device)
+    placed: PreTrainedModel = model if quantization is not None else model.to(device)
+    prepare_(placed)
     return placed
 
 

@@ -111,6 +111,8 @@ def lora_config(
 
 def _check_every_group(structure: Structure, chosen: Collection[str], experts: bool) -> None:
     for dimension in structure:
+        if dimension.spans_blocks:
+            continue  # of which every block has a part
         if dimension.of_experts and not experts:
             raise ValueError(
                 f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt the "
@@ -133,6 +135,7 @@ def adaptable_layers(structure: Structure, model: PreTrainedModel) -> set[str]:
         member.module
         for part in described
         for dimension in part
+        if not dimension.spans_blocks
         for member in dimension.all_members
         if not member.stacked and member.axis != "experts"
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.evaluation.latency import call_latency
-from loraprune.export import cast_
+from loraprune.merging import cast_
 from loraprune.plan import Plan
 from loraprune.recipes.loading import random_model, working_dtype
 from loraprune.slicing import slice_

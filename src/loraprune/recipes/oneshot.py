@@ -30,7 +30,6 @@ from loraprune.stream import has_stream
 from loraprune.structure import Structure
 from loraprune.telling import ToldOf
 from loraprune.training_free.pruning import StructuredOptions, prune_
-from loraprune.training_free.scores import ScoreOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -149,7 +148,7 @@ def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told
     repair = _repair(job, model, calibration)
     options = StructuredOptions(
         ratio=job.ratio,
-        scores=ScoreOptions(method=config.name, damping=config.damping, seed=config.seed),
+        scores=config.score_options(),
         allocation=config.value("allocation"),
         repair=repair,
         damping=config.damping,

@@ -7,14 +7,18 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprune.allocation import ALLOCATIONS
+from loraprune.criteria import GROUP_REDUCTIONS, TAYLOR_FORMS
+from loraprune.criteria.options import check_options
+from loraprune.dimensions import WHOLE_KINDS
 from loraprune.refit import REPAIRS
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
-from loraprune.training_free.scores import STRUCTURED_METHODS, WEIGHT_METHODS
+from loraprune.training_free.scores import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 
 DEFAULT_STRUCTURED = "osscar"
 DEFAULT_SPARSITY = "sparsegpt"
-ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "any_head_count")
+SCORED = ("taylor_form", "group_reduction", "offload_grads")
+ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "any_head_count", *SCORED)
 ONLY_SPARSE = ("within", "variant", "order", "block_size")
 DEFAULTS: dict[str, Any] = {
     "repair": "stream",
@@ -23,6 +27,9 @@ DEFAULTS: dict[str, Any] = {
     "cuts": 1,
     "channel_multiple": None,
     "any_head_count": False,
+    "taylor_form": "squared",
+    "group_reduction": "sum",
+    "offload_grads": False,
     "within": None,
     "variant": False,
     "order": "sequential",
@@ -44,7 +51,8 @@ class OneshotConfig:
 
     Attributes:
         method: structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
-            ``flap``, ``wanda``, ``magnitude``, ``random``; unstructured: ``sparsegpt`` (the default), ``wanda``,
+            ``flap``, ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden
+            size, ``fisher`` is the default); unstructured: ``sparsegpt`` (the default), ``wanda``,
             ``magnitude``, and their masks with SparseGPT's updates, ``wanda+obs`` and ``magnitude+obs``.
         ratio: share of the prunable parameters that goes.
         sparsity: share of the weights of the blocks' linear layers that become zero, such as 0.5, or a pattern N:M such
@@ -56,6 +64,10 @@ class OneshotConfig:
         cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).
         channel_multiple: structured: FFN widths are rounded to a multiple of this; None chooses by size.
         any_head_count: structured: allow head counts that the model's own config refuses.
+        taylor_form: of ``taylor``: ``squared`` (the default), ``first``, ``second``, ``mix`` or ``vectorize``.
+        group_reduction: of ``taylor`` and ``magnitude``: ``sum`` (the default), ``mean``, ``max``, ``prod``, ``first``
+            or ``last`` of the layers of a group.
+        offload_grads: of ``taylor``: gradients of the weights are kept in the machine's memory.
         within: of ``wanda`` and ``magnitude``, unstructured: weights are compared within a ``row`` or the ``matrix``;
             None is the method's own (``wanda``: row, ``magnitude``: matrix).
         variant: of ``wanda``, unstructured: rows lose the same share of their scores.
@@ -78,11 +90,14 @@ class OneshotConfig:
     cuts: int | None = None
     channel_multiple: int | None = None
     any_head_count: bool | None = None
+    taylor_form: str | None = None
+    group_reduction: str | None = None
+    offload_grads: bool | None = None
     within: str | None = None
     variant: bool | None = None
     order: str | None = None
     block_size: int | None = None
-    keep_layers: tuple[int, ...] = ()
+    keep_layers: tuple[int | str, ...] = ()
     damping: float = 0.01
     calibration_sequences: int = 128
     max_length: int | None = None
@@ -99,8 +114,17 @@ class OneshotConfig:
                 kind, way = ("weights become zero", "--sparsity") if self.structured else ("heads go", "--ratio")
                 raise ValueError(f"{name} is an option of pruning where {kind} ({way}). Leave it out.")
         _one_of("repair", self.value("repair"), REPAIRS)
+        if self.dimensions and self.spans_blocks and self.value("repair") != "none":
+            raise ValueError(
+                f"repair is {self.repair!r}, and no layer alone reads the dimension {self.dimensions[0]!r}, so that "
+                "there is none to repair. Leave it out."
+            )
         _one_of("allocation", self.value("allocation"), ALLOCATIONS)
         _one_of("order", self.value("order"), ORDERS)
+        _one_of("taylor_form", self.value("taylor_form"), TAYLOR_FORMS)
+        _one_of("group_reduction", self.value("group_reduction"), GROUP_REDUCTIONS)
+        if self.structured:
+            check_options(self.score_options().criterion, what="method")
         self._check_numbers()
         self._check_variants()
 
@@ -166,9 +190,16 @@ class OneshotConfig:
                 f"block_size is an option of methods with updates, and {self.name} has none. Leave it out."
             )
 
+    @property
+    def spans_blocks(self) -> bool:
+        """Whether whole blocks go, or parts of the hidden size: no layer alone reads these."""
+        return any(kind in WHOLE_KINDS for kind in self.dimensions or ())
+
     def value(self, name: str) -> Any:
         """What an option is, given or by default."""
         given = getattr(self, name)
+        if given is None and name == "repair" and self.spans_blocks:
+            return "none"
         return DEFAULTS[name] if given is None else given
 
     @property
@@ -179,6 +210,8 @@ class OneshotConfig:
     @property
     def name(self) -> str:
         """Of the method, given or by default."""
+        if self.method is None and self.structured and self.spans_blocks:
+            return "fisher"
         return self.method or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
 
     @property
@@ -198,6 +231,15 @@ class OneshotConfig:
     def needs_data(self) -> bool:
         """Whether anything looks at calibration data."""
         return self.scores_need_data or (self.structured and self.value("repair") != "none")
+
+    def score_options(self) -> ScoreOptions:
+        """For the structured methods."""
+        return ScoreOptions(
+            method=self.name,
+            damping=self.damping,
+            seed=self.seed,
+            **{name: self.value(name) for name in SCORED},
+        )
 
     def sparsity_options(self) -> SparsityOptions:
         """For the unstructured methods."""

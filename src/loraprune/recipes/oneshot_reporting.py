@@ -83,6 +83,8 @@ def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
     why = "head counts are those that the config accepts, and FFN widths are rounded"
     if job.oneshot.value("allocation") == "global":
         why = "a group goes as a whole or not at all"
+    if job.structure.spans_blocks:
+        why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
     return (f"The ratio is {reached:.2%} rather than {target:.2%}: {why}.",)
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.recipes.quantizing import check_quantization
+
 if TYPE_CHECKING:
     from datasets import Dataset
 
@@ -29,6 +31,9 @@ class RunOptions:
         eval_split: split of ``eval_data``, likewise.
         data_name: configuration of a hub data set.
         target_params: wanted parameters of the whole model, instead of a ratio.
+        quantization: of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4 with double
+            quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
+        keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
         latency: measure the latency of a forward pass, dense and pruned.
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
@@ -50,6 +55,8 @@ class RunOptions:
     eval_split: str = "validation"
     data_name: str | None = None
     target_params: int | None = None
+    quantization: str | None = None
+    keep_quantized: bool = False
     latency: bool = True
     unrecovered: bool = False
     report: bool = True
@@ -61,6 +68,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
+        check_quantization(self.quantization)
         if self.eval_sequences is not None and self.eval_sequences < 0:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
         if self.output is None and self.resume:

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation import check_reachable, ratio_for_parameters
+from loraprune.criteria.options import check_options
+from loraprune.criteria.reach import check_reach
 from loraprune.evaluation.batches import Collator
 from loraprune.export import check_relaxed_class
+from loraprune.quantization import is_quantized_model
 from loraprune.recipes.arguments import ModelFacts, training_arguments
 from loraprune.recipes.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
 from loraprune.recipes.job import Job
@@ -20,9 +24,12 @@ from loraprune.recipes.loading import (
 )
 from loraprune.recipes.lora import LoraOptions, lora_config
 from loraprune.recipes.options import RunOptions
+from loraprune.recipes.pst import check_pst
+from loraprune.recipes.quantized_base import check_quantized_base, check_same_quantization
 from loraprune.recipes.rows import check_token_ids, split_rows
 from loraprune.recipes.subject import find_subject, find_tokenizer
-from loraprune.recipes.tasks.task import Setup
+from loraprune.recipes.tasks.task import Setup, Task
+from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure import Structure, describe
 from loraprune.training.callback import SLICEABLE_OPTIMIZERS
 from loraprune.training.config import PruningConfig
@@ -32,6 +39,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+logger = logging.getLogger("loraprune")
 
 
 @dataclass(kw_only=True)
@@ -45,6 +54,7 @@ class TrainingJob(Job):
         checkpoint: to resume from.
         recovery: whether the model is tuned and not pruned.
         keep_zeros: whether weights that are zero stay zero; None where the weights decide, once they are loaded.
+        base_quantized: whether the base is quantized while it is tuned.
     """
 
     pruning: PruningConfig
@@ -53,6 +63,12 @@ class TrainingJob(Job):
     checkpoint: Path | None
     recovery: bool = False
     keep_zeros: bool | None = False
+    base_quantized: bool = False
+
+    @property
+    def unstructured(self) -> bool:
+        """Whether single weights become zero and nothing is cut."""
+        return self.pruning.criterion == "pst"
 
     @property
     def called(self) -> tuple[str, str]:
@@ -82,16 +98,21 @@ def prepare(
     task, config, loaded, shapes = subject.task, subject.config, subject.loaded, subject.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None
     facts = ModelFacts(device=subject.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
+    if pruning.criterion == "pst":
+        pruning, options = check_pst(pruning, options)
     arguments, max_length = training_arguments(task, training, facts, run_dir=run_dir, collator=collator)
     if options.output is None:
         arguments.save_strategy = "no"
+    check_quantized_base(options, pruning, loaded, recovery=recovery)
     lora = LoraOptions() if lora is None else lora
     structure = describe(shapes, pruning.dimensions, pruning.keep_layers)
+    pruning = _without_repair(pruning, structure)
     _settle_router_loss_(arguments, structure)
     pruning = _check_ratio(pruning, structure, config, options)
     pruning = replace(pruning, seed=arguments.seed)
     _check_optimizer(pruning, arguments)
-    _check_criterion(pruning)
+    check_options(pruning.criterion_options)
+    check_reach(pruning.criterion, structure, lora_form=pruning.lora_form)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
     check_space(structure, stored_dtype, subject.device, pruning, arguments, options)
     tokenizer = find_tokenizer(tokenizer, subject, options)
@@ -104,14 +125,18 @@ def prepare(
         max_length=max_length,
         collator=collator,
         options=options,
+        prompt=_pruning_prompt(pruning, task),
     )
     rows = split_rows(task, dataset, setup, arguments.seed)
     if tokenizer is not None:
         check_token_ids(rows.prepared.dataset, len(tokenizer), config)
     if isinstance(lora, LoraOptions):
         lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
+    if pruning.criterion == "pst":
+        check_adapter(lora)
     if checkpoint is not None:
         check_same_adapter(checkpoint, lora, subject.name)
+        check_same_quantization(checkpoint, options.quantization)
     return TrainingJob(
         name=subject.name,
         task=task,
@@ -133,6 +158,7 @@ def prepare(
         checkpoint=checkpoint,
         recovery=recovery,
         keep_zeros=keep_zeros,
+        base_quantized=options.quantization is not None or (loaded is not None and is_quantized_model(loaded)),
     )
 
 
@@ -154,19 +180,35 @@ def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
 
 def _check_optimizer(pruning: PruningConfig, arguments: TrainingArguments) -> None:
     """Make sure that the optimizer's state can shrink with the weights."""
-    if pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
+    if pruning.criterion != "pst" and pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
         raise ValueError(
             f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
             f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
         )
 
 
-def _check_criterion(pruning: PruningConfig) -> None:
-    """Make sure that the options of a criterion go with the one that was chosen."""
-    if pruning.lora_form != "squared" and pruning.criterion != "lora":
+def _pruning_prompt(pruning: PruningConfig, task: Task) -> str | None:
+    """The text before every row, where one was asked for.
+
+    Raises:
+        ValueError: rows are no running text.
+    """
+    prompt = pruning.compresso.prompt_text
+    if prompt is not None and task.name != "causal-lm":
         raise ValueError(
-            f"lora_form is an option of the criterion 'lora', and the criterion is {pruning.criterion!r}. Leave it out."
+            f"--pruning-prompt is for causal language models, and the task of this one is {task.name}. Leave it out."
         )
+    return prompt
+
+
+def _without_repair(pruning: PruningConfig, structure: Structure) -> PruningConfig:
+    """Leave the refit out where whole blocks go, or parts of the hidden size: no layer reads these alone."""
+    if not structure.spans_blocks or not pruning.refit:
+        return pruning
+    if pruning.ratio > 0.0:
+        (kind,) = structure.kinds
+        logger.info("No layer alone reads the dimension '%s', so that cuts are made without a refit.", kind)
+    return replace(pruning, refit=False)
 
 
 def _check_ratio(
@@ -177,7 +219,7 @@ def _check_ratio(
         pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
     if pruning.any_head_count:
         check_relaxed_class(structure, config)
-    if pruning.ratio > 0.0:
+    if pruning.ratio > 0.0 and pruning.criterion != "pst":
         legal = legal_widths(
             structure, channel_multiple=pruning.channel_multiple, any_head_count=pruning.free_head_counts
         )

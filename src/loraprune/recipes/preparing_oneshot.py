@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +11,7 @@ import torch
 
 from loraprune.allocation import check_reachable, ratio_for_parameters
 from loraprune.biases import bias_switches
+from loraprune.criteria.reach import check_reach
 from loraprune.evaluation.batches import Collator
 from loraprune.export import check_disk_space, check_output, check_relaxed_class
 from loraprune.recipes.arguments import check_length
@@ -29,6 +31,8 @@ from loraprune.widths import LegalWidths, legal_widths
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+logger = logging.getLogger("loraprune")
 
 MAX_LENGTH = 2048
 
@@ -125,6 +129,11 @@ def _check_options(oneshot: OneshotConfig, options: RunOptions) -> None:
     for name in ("resume", "keep_run", "save_adapter"):
         if getattr(options, name):
             raise ValueError(f"{name} is an option of runs with training, and this one has none. Leave it out.")
+    if options.quantization is not None or options.keep_quantized:
+        raise ValueError(
+            "Pruning without training reads and writes weights in 16 or 32 bits, block by block, and a quantized base "
+            "would save little. Leave the quantization out."
+        )
     if options.target_params is not None and not oneshot.structured:
         raise ValueError("target_params says how much smaller the model becomes, and a sparsity leaves its size alone.")
 
@@ -167,6 +176,9 @@ def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Sub
     if options.target_params is not None:
         ratio = ratio_for_parameters(structure, options.target_params)
     assert ratio is not None
+    check_reach(oneshot.name, structure, what="method", while_training=False)
+    if structure.spans_blocks:
+        logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
     if oneshot.any_head_count:
         check_relaxed_class(structure, subject.config)
     if oneshot.value("repair") == "bias":

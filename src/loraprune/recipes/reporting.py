@@ -69,7 +69,13 @@ def completions_of(metrics: dict[str, Any], prompt: str | None) -> tuple[Complet
 
 
 def layer_widths(structure: Structure, plan: Plan) -> tuple[LayerWidth, ...]:
-    """Groups that stayed in each layer."""
+    """Groups that stayed in each layer; of whole blocks, which ones; nothing of what has no layer."""
+    if "blocks" in structure.kinds:
+        (blocks,) = structure
+        return tuple(
+            LayerWidth(layer=number, kind="blocks", total=1, kept=int(number in plan.kept[blocks.name]))
+            for number in range(blocks.num_groups)
+        )
     return tuple(
         LayerWidth(
             layer=dimension.layer,
@@ -78,6 +84,7 @@ def layer_widths(structure: Structure, plan: Plan) -> tuple[LayerWidth, ...]:
             kept=plan.count(dimension.name),
         )
         for dimension in structure
+        if not dimension.spans_blocks
     )
 
 

@@ -35,6 +35,11 @@ def run_settings(job: TrainingJob) -> dict[str, Any]:
     pruning = {"pruning": asdict(job.pruning)}
     if job.recovery:
         pruning = {"recovery": {"keep_zeros": job.keep_zeros, "max_skipped_steps": job.pruning.max_skipped_steps}}
+    if job.base_quantized:
+        pruning["base"] = {
+            "quantization": job.options.quantization or "as passed in",
+            "keep_quantized": job.options.keep_quantized,
+        }
     return {
         **pruning,
         "lora": {

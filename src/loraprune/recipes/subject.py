@@ -59,6 +59,8 @@ def find_subject(model: str | Path | PreTrainedModel, options: RunOptions) -> Su
             shapes=meta_model(config, task.auto_class),
         )
     config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config  # it describes how this model was loaded, and not what it is
     if not getattr(config, "architectures", None):
         config.architectures = [type(model).__name__]
     return Subject(

@@ -13,6 +13,7 @@ from loraprune.interruption import InterruptedRunError
 from loraprune.recipes.interrupt import StopOnInterrupt
 from loraprune.recipes.keeping_zeros import RememberKeeping
 from loraprune.recipes.preparing import TrainingJob
+from loraprune.recipes.quantized_base import RememberQuantization, adapter_in_32_bits_
 from loraprune.sparse_lora import keep_zeros_
 from loraprune.training.callback import PruningCallback
 from loraprune.training.state import last_checkpoint
@@ -37,9 +38,14 @@ def build_trainer(
     if job.keep_zeros:
         adapted: Any = trainer.model
         logger.info("LoRA keeps the zeros of %d of the weights that it adapts", keep_zeros_(adapted))
+    if job.base_quantized:
+        base: Any = trainer.model
+        adapter_in_32_bits_(base)
     trainer.remove_callback(PrinterCallback)
     # First in line, so that what it adds to the logs reaches every other callback.
     trainer.callback_handler.callbacks.insert(0, pruning)
+    if job.options.quantization is not None:
+        trainer.callback_handler.callbacks.insert(0, RememberQuantization(job.options.quantization))
     if job.recovery:
         # Before that: a checkpoint is complete once the state of pruning is in it.
         trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(job.keep_zeros)))

@@ -72,8 +72,13 @@ class PruningCallback(TrainerCallback):
         history: one entry a log: step, loss, ratio, parameters, seconds since the start.
     """
 
+    _cuts = True
+    """Whether tensors are cut, and with them what the optimizer knows of them."""
+
     def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
         self.config = config or PruningConfig()
+        if self._cuts and self.config.criterion == "pst":
+            raise ValueError("The criterion 'pst' makes single weights zero and cuts nothing: use PstCallback for it.")
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []
         self.skipped_steps: list[int] = []
@@ -112,7 +117,7 @@ class PruningCallback(TrainerCallback):
                 f"This process sees {args.n_gpu} GPUs and would run them under DataParallel. Make one visible with "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        if self.config.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
+        if self._cuts and self.config.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
             raise ValueError(
                 f"The optimizer {str(getattr(args.optim, 'value', args.optim))!r} keeps a state that cannot be cut "
                 f"with the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
@@ -126,13 +131,21 @@ class PruningCallback(TrainerCallback):
                     "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
                     "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
                 )
-            self.run = PruningRun.of(model, self.config)
-        if self._calibration is None and self.config.refit and self.config.ratio > 0.0:
+            self.run = self._new_run(model)
+        if self._calibration is None and self.run.refits and self.config.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
+        self.run.micro_batches = args.gradient_accumulation_steps
         self.run.begin(model, state.max_steps, self._calibration)
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
+
+    def _new_run(self, model: nn.Module) -> PruningRun:
+        return PruningRun.of(model, self.config)
+
+    def _save(self, model: nn.Module, folder: Path) -> None:
+        assert self.run is not None
+        save_state(self.run, model, folder, self.history, self.skipped_steps)
 
     def _draw(self, model: nn.Module, loader: Any) -> Calibration:
         """Calibration data from the training data: token ids for causal language models, their inputs for others."""
@@ -196,7 +209,7 @@ class PruningCallback(TrainerCallback):
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.run is not None and folder.is_dir():
-            save_state(self.run, kwargs["model"], folder, self.history, self.skipped_steps)
+            self._save(kwargs["model"], folder)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -11,10 +11,16 @@ from loraprune.adapters import has_variant
 from loraprune.allocation import allocate, check_reachable
 from loraprune.averaging import MovingAverage, Scores, averaged, selected, updated
 from loraprune.axes import axis_length
-from loraprune.criteria import make_criterion
+from loraprune.criteria import Taylor, make_criterion
+from loraprune.criteria.criterion import LearnedCriterion
+from loraprune.criteria.flap import standardized
+from loraprune.criteria.reach import READ_EFFECTIVE_WEIGHTS, check_reach
+from loraprune.criteria.whole_blocks import WholeBlocks, for_structure
+from loraprune.folding import fold_gates_
 from loraprune.layerwise import Calibration
 from loraprune.masking import Masks
 from loraprune.plan import Plan
+from loraprune.quantization import is_quantized_model, prepare_
 from loraprune.refit import cut_
 from loraprune.schedule import Cut, cut_schedule
 from loraprune.slicing import slice_
@@ -49,6 +55,8 @@ class PruningRun:
         records: cuts that were made.
         total_steps: optimizer steps of the whole run; 0 before it begins.
         importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
+        learned: what a criterion that learns had learnt when the run was interrupted.
+        micro_batches: backward passes in an optimizer step, where that is known.
     """
 
     config: PruningConfig
@@ -58,14 +66,17 @@ class PruningRun:
     records: list[CutRecord] = field(default_factory=list)
     importance: Scores = field(default_factory=dict)
     total_steps: int = 0
+    learned: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
         self._masks: Masks | None = None
         self._calibration: Calibration | None = None
         self._attached = False
+        self.micro_batches: int | None = None
         self.schedule: list[Cut] = []
-        self.criterion = make_criterion(self.config.criterion, lora_form=self.config.lora_form, seed=self.config.seed)
+        criterion = make_criterion(self.config.criterion_options)
+        self.criterion = for_structure(criterion, self.config.criterion, self.structure)
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
@@ -74,7 +85,9 @@ class PruningRun:
         Raises:
             ValueError: the model cannot be pruned, or not by that ratio.
         """
+        prepare_(model)
         structure = describe(model, config.dimensions, config.keep_layers)
+        check_reach(config.criterion, structure, lora_form=config.lora_form)
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
             check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)
@@ -87,6 +100,11 @@ class PruningRun:
             channel_multiple=self.config.channel_multiple,
             any_head_count=self.config.free_head_counts,
         )
+
+    @property
+    def refits(self) -> bool:
+        """Whether cuts are repaired; where whole blocks go, or parts of the hidden size, nothing is there to repair."""
+        return self.config.refit and not self.structure.spans_blocks
 
     @property
     def ratio(self) -> float:
@@ -114,7 +132,8 @@ class PruningRun:
                 "cuts would fall elsewhere. Resume with the same data, batch size and number of steps."
             )
         self.total_steps = total_steps
-        if (config.refit or config.criterion in ("lora", "magnitude")) and any(map(has_variant, model.modules())):
+        reads_weights = self.refits or config.criterion in READ_EFFECTIVE_WEIGHTS
+        if reads_weights and any(map(has_variant, model.modules())):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
                 "criterion 'fisher' or 'random' and switch the refit off."
@@ -123,14 +142,28 @@ class PruningRun:
             total_steps=total_steps,
             start=config.prune_start,
             end=config.prune_end,
-            cuts=config.cuts,
+            # Gates are learnt once, up to the one cut.
+            cuts=1 if isinstance(self.criterion, LearnedCriterion) else config.cuts,
             ratio=config.ratio,
+            every=None if isinstance(self.criterion, LearnedCriterion) else config.cut_every,
         )
+        if is_quantized_model(model) and any(map(has_variant, model.modules())):
+            raise ValueError(
+                "The adapter is a variant of LoRA (such as DoRA), which cannot be merged into a quantized base without "
+                "a loss. Use plain LoRA, or a base in 16 or 32 bits."
+            )
         if config.apply == "mask":
             self._masks = Masks(model, self.structure, self.plan)
         if self.pending:
+            inner = self.criterion.inner if isinstance(self.criterion, WholeBlocks) else self.criterion
+            if isinstance(inner, Taylor):
+                inner.micro_batches = self.micro_batches
             self.criterion.attach(model, self.structure)
             self._attached = True
+            if isinstance(self.criterion, LearnedCriterion):
+                self.criterion.begin(self.schedule[-1].step, config.ratio)
+                if self.learned:
+                    self.criterion.restore(self.learned)
 
     def _check_widths(self, model: nn.Module) -> None:
         """Make sure that the model is the one that the plan was made for, and at that plan.
@@ -169,7 +202,11 @@ class PruningRun:
 
     def observe(self, usable: bool = True) -> None:
         """Take in the evidence of a step, after its backward passes; thrown away where the step is not usable."""
-        if not (self._attached and self.criterion.every_step):
+        if not self._attached:
+            return
+        if isinstance(self.criterion, LearnedCriterion):
+            self.criterion.learn(usable)
+        if not self.criterion.every_step:
             return
         scores = self._read_scores()
         if usable and scores is not None:
@@ -190,6 +227,10 @@ class PruningRun:
         if scores is None:
             return None
         self._remember(scores)
+        # FLAP's own way to compare layers.
+        ranked = self.config.criterion == "flap" and self.config.allocation == "global"
+        if ranked:
+            scores = {name: standardized(values) for name, values in scores.items()}
         after = allocate(
             self.structure,
             self.plan,
@@ -199,6 +240,7 @@ class PruningRun:
             self.config.allocation,
             final_ratio=self.config.ratio,
             comparable=self.criterion.comparable,
+            ranked=ranked,
         )
         self._apply(after, optimizer)
         record = CutRecord(
@@ -221,6 +263,10 @@ class PruningRun:
     def _apply(self, after: Plan, optimizer: object | None) -> None:
         assert self._model is not None
         positions = after.positions_in(self.plan)
+        if isinstance(self.criterion, LearnedCriterion):
+            # The refit then starts from what the model was with its gates, and sees none itself.
+            fold_gates_(self._model, self.structure, self.criterion.gates())
+            self._release()
         if self._masks:
             self._masks.apply(after)
         else:
@@ -229,12 +275,16 @@ class PruningRun:
                 self.structure,
                 self.plan,
                 after,
-                calibration=self._calibration if self.config.refit else None,
+                calibration=self._calibration if self.refits else None,
                 damping=self.config.refit_damping,
                 optimizer=optimizer,
             )
         self.average = selected(self.average, positions)
         self.plan = after
+
+    def learned_state(self) -> dict[str, torch.Tensor]:
+        """What a criterion that learns has learnt so far; empty after the cut."""
+        return self.criterion.state() if self._attached and isinstance(self.criterion, LearnedCriterion) else {}
 
     def _release(self) -> None:
         """Stop to gather evidence: after the last cut a step costs what plain LoRA tuning costs."""

@@ -11,7 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from loraprune.averaging import MovingAverage
+from loraprune.criteria.criterion import LearnedCriterion
 from loraprune.plan import Plan
+from loraprune.quantization import is_quantized, prepare_, set_weight_, source_of
 from loraprune.slicing import slice_
 from loraprune.structure import describe
 from loraprune.training.config import PruningConfig
@@ -27,19 +29,24 @@ _FORMAT = 1
 
 
 def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tensor]:
-    """Base weights that a refit has changed: they follow from neither the original model nor the plan."""
-    if not (run.config.refit and run.records):
-        return {}
+    """Base weights that a refit, or gates folded in, have changed: neither the original model nor the plan has them.
+
+    Of quantized layers, what was quantized last, refit or not: it depends on the cuts on the way, too.
+    """
     base = base_model(model)
-    return {
-        f"{consumer.module}.{consumer.parameter}": getattr(
-            base_layer(base.get_submodule(consumer.module)), consumer.parameter
-        )
-        .detach()
-        .cpu()
-        .contiguous()
-        for consumer in (dimension.consumer for dimension in run.structure)
-    }
+    found = {}
+    changed = run.refits or isinstance(run.criterion, LearnedCriterion)
+    for dimension in run.structure if run.records else ():
+        for member in dimension.all_members:
+            layer = base_layer(base.get_submodule(member.module))
+            weight = source_of(layer)
+            if weight is None and changed and member is dimension.consumer and not is_quantized(layer):
+                weight = getattr(layer, member.parameter)
+            if weight is None and member.axis == "norm" and dimension.kind == "hidden":
+                weight = getattr(layer, member.parameter)  # scaled at each cut, and rounded
+            if weight is not None:
+                found[f"{member.module}.{member.parameter}"] = weight.detach().cpu().contiguous()
+    return found
 
 
 def save_state(
@@ -51,14 +58,26 @@ def save_state(
     """
     tensors = {f"average/{name}": value.cpu().contiguous() for name, value in run.average.values.items()}
     tensors |= {f"importance/{name}": value.cpu().contiguous() for name, value in run.importance.items()}
+    tensors |= {f"learned/{name}": value.cpu().contiguous() for name, value in run.learned_state().items()}
     tensors |= {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
     save_file(tensors, folder / TENSOR_FILE)
+    further = {"plan": run.plan.to_json(), "updates": run.average.updates}
+    write_course(run, folder, history, skipped_steps, further)
+
+
+def write_course(
+    run: PruningRun,
+    folder: Path,
+    history: list[dict[str, Any]],
+    skipped_steps: list[int],
+    further: dict[str, Any],
+) -> None:
+    """Write the plain values of a run's state: configuration, course, and what else there is to tell."""
     state = {
         "format": _FORMAT,
         "config": asdict(run.config),
         "total_steps": run.total_steps,
-        "plan": run.plan.to_json(),
-        "updates": run.average.updates,
+        **further,
         "cuts": [asdict(record) for record in run.records],
         "history": history,
         "skipped_steps": skipped_steps,
@@ -78,6 +97,28 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
+def read_course(folder: Path, config: PruningConfig) -> dict[str, Any]:
+    """Read what :func:`write_course` wrote, of a run with the same configuration.
+
+    Raises:
+        FileNotFoundError: the folder holds no state of a pruning run.
+        ValueError: the run was started with another pruning configuration.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    saved = PruningConfig(**state["config"])
+    if saved != config:
+        before, now = asdict(saved), asdict(config)
+        changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])
+        raise ValueError(
+            f"The run in {folder.parent} was started with other pruning options ({changed}). Resume it with the same "
+            "options, or start anew with --overwrite."
+        )
+    return state
+
+
 def restore_(
     model: nn.Module, folder: Path, config: PruningConfig
 ) -> tuple[PruningRun, list[dict[str, Any]], list[int]]:
@@ -93,18 +134,8 @@ def restore_(
         FileNotFoundError: the folder holds no state of a pruning run.
         ValueError: the run was started with another pruning configuration, or with another model.
     """
-    path = folder / STATE_FILE
-    if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
-    state = json.loads(path.read_text(encoding="utf-8"))
-    saved = PruningConfig(**state["config"])
-    if saved != config:
-        before, now = asdict(saved), asdict(config)
-        changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])
-        raise ValueError(
-            f"The run in {folder.parent} was started with other pruning options ({changed}). Resume it with the same "
-            "options, or start anew with --overwrite."
-        )
+    state = read_course(folder, config)
+    prepare_(model)
     structure = describe(model, config.dimensions, config.keep_layers)
     plan = Plan.from_json(state["plan"])
     plan.check(structure)
@@ -119,7 +150,11 @@ def restore_(
     with torch.no_grad():
         for name, weight in named("weight/").items():
             module, _, parameter = name.rpartition(".")
-            getattr(base_layer(base.get_submodule(module)), parameter).data.copy_(weight)
+            layer = base_layer(base.get_submodule(module))
+            if is_quantized(layer):
+                set_weight_(layer, weight)
+            else:
+                getattr(layer, parameter).data.copy_(weight)
     device = next(base.parameters()).device
     run = PruningRun(
         config=config,
@@ -128,6 +163,7 @@ def restore_(
         average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
         records=[CutRecord(**record) for record in state["cuts"]],
         importance=named("importance/"),
+        learned=named("learned/"),
         total_steps=state["total_steps"],
     )
     return run, state["history"], state["skipped_steps"]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.adapters import effective_weight
+from loraprune.criteria.features import group_positions
 from loraprune.criteria.flap import flap_group_scores
 from loraprune.criteria.osscar import osscar_group_scores
 from loraprune.criteria.wanda import wanda_group_scores
@@ -21,14 +22,6 @@ if TYPE_CHECKING:
     from loraprune.dimensions import PrunableDimension
     from loraprune.evidence.features import FeatureStatistics
     from loraprune.layerwise import CalibrationPass
-
-
-def group_positions(dimension: PrunableDimension, num_groups: int, length: int) -> torch.Tensor:
-    """Columns of the consumer that belong to each group, shape ``(groups, columns a group)``."""
-    consumer = dimension.consumer
-    rest = length - num_groups * consumer.group_size
-    rows = [consumer.positions(torch.tensor([group]), num_groups, length) for group in range(num_groups)]
-    return torch.stack([row[: len(row) - rest] for row in rows])
 
 
 def _scores(

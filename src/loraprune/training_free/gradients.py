@@ -10,18 +10,19 @@ import torch
 from torch.utils.checkpoint import checkpoint
 
 from loraprune.averaging import Scores
+from loraprune.criteria import Criterion, CriterionOptions, make_criterion
 from loraprune.criteria.taylor import base_gradients, taylor_scores
-from loraprune.evidence.gates import GateProbes
+from loraprune.criteria.whole_blocks import block_by_block, for_structure, joined
 from loraprune.inference import inference_mode
 from loraprune.layerwise import CACHES, Calibration, equal_length_batches
 from loraprune.placing import placed
+from loraprune.plan import Plan
 from loraprune.telling import Told
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.plan import Plan
     from loraprune.structure import Structure
 
 TOKENS_PER_GRADIENT = 2048
@@ -89,7 +90,7 @@ def gradient_scores(
     structure: Structure,
     plan: Plan,
     calibration: Calibration,
-    method: str,
+    options: CriterionOptions,
     told: Told = lambda done, total: None,
 ) -> Scores:
     """Score the groups that a model has now by the loss on calibration data.
@@ -101,34 +102,87 @@ def gradient_scores(
         structure: of the model before any pruning.
         plan: groups that it has.
         calibration: token ids, or mappings of the model's inputs with labels.
-        method: ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
-            (sum over the group's weights of (∂L/∂w · w)², with L the mean loss).
+        options: of ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
+            (importance of the group's weights from their gradients; ``L`` is the mean loss).
         told: hears how many batches are done, and how many there are.
 
     Raises:
-        ValueError: the calibration data give no loss, for want of labels.
+        ValueError: the calibration data give no loss, for want of labels; a form of ``taylor`` that cannot be had of
+            stacked experts.
         ArithmeticError: they give NaN or Inf.
     """
     base: Any = base_model(model)
-    probes = GateProbes(base, structure) if method == "fisher" else None
-    try:
-        with ExitStack() as stack:
-            stack.enter_context(inference_mode(base))
-            stack.enter_context(torch.enable_grad())
-            stack.enter_context(_frozen(base))
-            if probes is None:
-                stack.enter_context(base_gradients(base, structure))
-            stack.enter_context(_recomputing(base, structure))
-            _run_backward(base, list(_batches(calibration)), each_alone=probes is not None, told=told)
-            scores: Scores = taylor_scores(base, structure, plan) if probes is None else probes.take()
-    finally:
-        if probes is not None:
-            probes.remove()
-    if not all(bool(torch.isfinite(values).all()) for values in scores.values()):
+    scores = _of_experts if options.name == "taylor" and _has_experts(base, structure) else _listening
+    found = scores(base, structure, plan, list(_batches(calibration)), options, told)
+    if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise ArithmeticError(
             "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
         )
+    return found
+
+
+def _has_experts(base: Any, structure: Structure) -> bool:
+    """Whether anything that is pruned has weights in stacked experts, which nobody can listen to."""
+    if any(dimension.of_experts for dimension in structure):
+        return True
+    whole = "blocks" in structure.kinds
+    return whole and any(dimension.of_experts for dimension in block_by_block(base, structure))
+
+
+@contextmanager
+def _backward_ready(base: Any, structure: Structure) -> Iterator[None]:
+    """The model as it is in use, with gradients of what is listened to and of no parameter."""
+    with ExitStack() as stack:
+        stack.enter_context(inference_mode(base))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_frozen(base))
+        stack.enter_context(_recomputing(base, structure))
+        yield
+
+
+def _listening(
+    base: Any,
+    structure: Structure,
+    plan: Plan,
+    batches: list[dict[str, Any]],
+    options: CriterionOptions,
+    told: Told,
+) -> Scores:
+    """Scores by a criterion that listens to the backward passes."""
+    criterion: Criterion = for_structure(make_criterion(options), options.name, structure)
+    criterion.attach(base, structure)
+    try:
+        with _backward_ready(base, structure):
+            _run_backward(base, batches, each_alone=options.name == "fisher", told=told)
+            scores = criterion.scores(plan)
+    finally:
+        criterion.detach()
+    assert scores is not None
     return scores
+
+
+def _of_experts(
+    base: Any,
+    structure: Structure,
+    plan: Plan,
+    batches: list[dict[str, Any]],
+    options: CriterionOptions,
+    told: Told,
+) -> Scores:
+    """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
+    form = options.taylor_form
+    if form not in ("squared", "first") or options.offload_grads:
+        raise ValueError(
+            "Of stacked experts the method 'taylor' has the forms squared and first, and their gradients stay with the "
+            "weights. Choose one of these without offload_grads, or the method 'fisher'."
+        )
+    if "blocks" in structure.kinds:
+        # The weights of a block are those of all of its layers.
+        alone = block_by_block(base, structure)
+        return joined(structure, _of_experts(base, alone, Plan.full(alone), batches, options, told))
+    with _backward_ready(base, structure), base_gradients(base, structure):
+        _run_backward(base, batches, each_alone=False, told=told)
+        return taylor_scores(base, structure, plan, form, options.group_reduction)
 
 
 def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, told: Told) -> None:

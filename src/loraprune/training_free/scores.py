@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from loraprune.averaging import Scores
-from loraprune.criteria.magnitude import Magnitude
-from loraprune.criteria.random import Random
+from loraprune.criteria import CriterionOptions, make_criterion
+from loraprune.criteria.whole_blocks import for_structure
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, CalibrationPass
 from loraprune.telling import Told
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from loraprune.plan import Plan
     from loraprune.structure import Structure
 
-StructuredMethod = Literal["fisher", "taylor", "osscar", "flap", "wanda", "magnitude", "random"]
+StructuredMethod = Literal["fisher", "taylor", "osscar", "flap", "wanda", "magnitude", "random", "position"]
 STRUCTURED_METHODS: tuple[str, ...] = get_args(StructuredMethod)
 GRADIENT_METHODS = ("fisher", "taylor")
 CONSUMER_METHODS = ("osscar", "flap", "wanda")
-WEIGHT_METHODS = ("magnitude", "random")
+WEIGHT_METHODS = ("magnitude", "random", "position")
 
 COMPARABLE = GRADIENT_METHODS
 """Methods whose scores have one unit over all layers and kinds: a change of the loss."""
@@ -41,11 +41,26 @@ class ScoreOptions:
         method: one of :data:`STRUCTURED_METHODS`.
         damping: of ``osscar``.
         seed: of ``random``.
+        taylor_form, group_reduction, offload_grads: as in :class:`~loraprune.criteria.options.CriterionOptions`.
     """
 
     method: str
     damping: float = 0.01
     seed: int = 42
+    taylor_form: str = "squared"
+    group_reduction: str = "sum"
+    offload_grads: bool = False
+
+    @property
+    def criterion(self) -> CriterionOptions:
+        """For the methods that are criteria of the joint recipe too."""
+        return CriterionOptions(
+            name=self.method,
+            taylor_form=self.taylor_form,
+            group_reduction=self.group_reduction,
+            offload_grads=self.offload_grads,
+            seed=self.seed,
+        )
 
 
 def score_groups(
@@ -70,13 +85,13 @@ def score_groups(
     """
     method = options.method
     if method in WEIGHT_METHODS:
-        criterion = Magnitude() if method == "magnitude" else Random(options.seed)
+        criterion = for_structure(make_criterion(options.criterion), method, structure)
         criterion.attach(model, structure)
         scores = criterion.scores(plan)
         assert scores is not None
         return scores
     if method in GRADIENT_METHODS:
-        return gradient_scores(model, structure, plan, calibration, method, told)
+        return gradient_scores(model, structure, plan, calibration, options.criterion, told)
     found: Scores = {}
     with inference_mode(model), torch.no_grad():
         told(0, len(structure.blocks))

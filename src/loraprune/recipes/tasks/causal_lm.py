@@ -73,7 +73,11 @@ class CausalLM(Task):
         """Tokenize; plain text is packed, of everything else the answers are trained."""
         assert setup.max_length is not None
         data = prepare_dataset(
-            rows, setup.processor, max_length=setup.max_length, answers_only=setup.options.answers_only
+            rows,
+            setup.processor,
+            max_length=setup.max_length,
+            answers_only=setup.options.answers_only,
+            prompt=setup.prompt,
         )
         return PreparedRows(
             dataset=data.dataset,

@@ -43,6 +43,7 @@ class Setup:
         max_length: tokens in a row at most; None where rows are no text.
         collator: the user's own, or None.
         options: of the run.
+        prompt: text put before every row, or None.
     """
 
     config: PretrainedConfig
@@ -52,6 +53,7 @@ class Setup:
     max_length: int | None
     collator: Collator | None
     options: RunOptions
+    prompt: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
