@@ -11,6 +11,7 @@ from loraprune.registration import register_with_transformers
 if TYPE_CHECKING:
     from loraprune.export import save_pruned
     from loraprune.plan import Plan
+    from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
     from loraprune.recipes.joint import PruneResult, prune
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.oneshot_config import OneshotConfig
@@ -21,17 +22,22 @@ if TYPE_CHECKING:
     from loraprune.structure import Structure, describe
     from loraprune.training.callback import PruningCallback
     from loraprune.training.config import PruningConfig
+    from loraprune.training.pst_callback import PstCallback
 
 __all__ = [
+    "ComparisonConfig",
+    "CriteriaComparison",
     "OneshotConfig",
     "OneshotResult",
     "Plan",
     "PruneResult",
     "PruningCallback",
     "PruningConfig",
+    "PstCallback",
     "RunOptions",
     "Structure",
     "__version__",
+    "compare_criteria",
     "describe",
     "keep_zeros_",
     "load_semi_structured",
@@ -42,14 +48,18 @@ __all__ = [
 ]
 
 _HOMES = {
+    "ComparisonConfig": "loraprune.recipes.compare_criteria",
+    "CriteriaComparison": "loraprune.recipes.compare_criteria",
     "OneshotConfig": "loraprune.recipes.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
     "Plan": "loraprune.plan",
     "PruneResult": "loraprune.recipes.joint",
     "PruningCallback": "loraprune.training.callback",
     "PruningConfig": "loraprune.training.config",
+    "PstCallback": "loraprune.training.pst_callback",
     "RunOptions": "loraprune.recipes.options",
     "Structure": "loraprune.structure",
+    "compare_criteria": "loraprune.recipes.compare_criteria",
     "describe": "loraprune.structure",
     "keep_zeros_": "loraprune.sparse_lora",
     "load_semi_structured": "loraprune.runtimes.semi_structured_folder",

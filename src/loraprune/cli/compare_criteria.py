@@ -1,0 +1,99 @@
+"""``loraprune compare-criteria``: which groups several criteria would remove, and how far they agree."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraprune.cli.compare_criteria_options import GROUPS, OPTIONS
+from loraprune.cli.console import results_console
+from loraprune.cli.options import fields_of
+from loraprune.cli.prune import settle_quantization
+from loraprune.cli.training_command import Invocation, TrainingCommand
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from loraprune.recipes.compare_criteria import CriteriaComparison
+
+DESCRIPTION = """Tune a model for some steps while several criteria watch, and show which share of the groups that one
+would remove the other would remove too, by kind of dimension and sparsity ratio. Nothing is removed."""
+
+CAPTION = """Share of the removed groups that both criteria remove, mean over the layers; in brackets what groups
+drawn at random would have in common."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run the command."""
+    return COMMAND.main(arguments)
+
+
+def _work(asked: Invocation) -> None:
+    from loraprune.cli.progress import TrainingProgress
+    from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
+    from loraprune.recipes.lora import LoraOptions
+    from loraprune.recipes.options import RunOptions
+    from loraprune.report.atomic import write_text
+
+    values = asked.values
+    output: Path | None = values.get("output")
+    if output is not None and output.is_dir():
+        raise ValueError(f"The output {output} is a folder. Name a file, such as {output / 'agreement.json'}.")
+    progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)
+    try:
+        comparison = compare_criteria(
+            values["model"],
+            values["data"],
+            ComparisonConfig(**fields_of(OPTIONS, values, "pruning")),
+            training=asked.training,
+            lora=LoraOptions(**fields_of(OPTIONS, values, "lora")),
+            tokenizer=values.get("tokenizer"),
+            image_processor=values.get("image_processor"),
+            options=RunOptions(**fields_of(OPTIONS, values, "run"), command=asked.command),
+            callbacks=[progress],
+        )
+    finally:
+        progress.close()
+    console = results_console()
+    console.print(agreement_table(comparison))
+    console.print(CAPTION, highlight=False, markup=False, soft_wrap=True)
+    if output is not None:
+        write_text(output, json.dumps(comparison.to_json(), indent=2) + "\n")
+        console.print(f"Agreement: {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def agreement_table(comparison: CriteriaComparison) -> Table:
+    """Pairs of criteria by kind of dimension, and ratios across."""
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("")
+    table.add_column("agreement of", no_wrap=True)
+    for ratio in comparison.config.ratios:
+        table.add_column(f"{ratio:.3g}", justify="right", no_wrap=True)
+    cells: dict[tuple[str, str], list[str]] = {}
+    for row in comparison.rows:
+        cell = "–"
+        if row.shared is not None and row.by_chance is not None:
+            cell = f"{row.shared:.0%} ({row.by_chance:.0%})"
+        cells.setdefault((row.kind, f"{row.first}, {row.second}"), []).append(cell)
+    kind = None
+    for (now, pair), shown in sorted(cells.items(), key=lambda item: comparison.structure.kinds.index(item[0][0])):
+        table.add_row("" if now == kind else now, pair, *shown)
+        kind = now
+    return table
+
+
+COMMAND = TrainingCommand(
+    name="compare-criteria",
+    description=DESCRIPTION,
+    usage="loraprune compare-criteria MODEL --data DATA [options]",
+    example="loraprune compare-criteria MODEL --data DATA",
+    groups=GROUPS,
+    work=_work,
+    settle=settle_quantization,
+    needs=("model", "data"),
+)
