@@ -1,0 +1,206 @@
+"""What benchmarks/gpu.py measures: training steps, forward passes, and memory by the number of layers."""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from typing import Any
+
+import torch
+from gpu_model import Shape, random_model, with_lora
+
+from loraprune.inference import inference_mode
+from loraprune.training.callback import gradients_finite
+from loraprune.training.config import PruningConfig
+from loraprune.training.run import PruningRun
+
+FAR = 10**6  # steps: no cut falls due while a criterion is timed
+PAPER_ACCUMULATION = 128
+STEPS_A_CUT = 10  # the paper prunes every 10 steps; scores that do not change with the data are read only then
+
+RESOURCES: dict[str, tuple[int, dict[str, Any] | None]] = {
+    "plain LoRA": (16, None),
+    "magnitude": (16, {"criterion": "magnitude"}),
+    "lora": (16, {"criterion": "lora"}),
+    "fisher": (16, {"criterion": "fisher"}),
+    "taylor (vanilla gradient)": (16, {"criterion": "taylor"}),
+    "taylor, gradients off-loaded": (16, {"criterion": "taylor", "offload_grads": True}),
+    "lora, 8-bit": (8, {"criterion": "lora"}),
+    "fisher, 4-bit": (4, {"criterion": "fisher"}),
+}
+MEMORY: dict[str, tuple[int, dict[str, Any] | None]] = {
+    "lora, 8-bit": (8, {"criterion": "lora"}),
+    "fisher, 8-bit": (8, {"criterion": "fisher"}),
+    "lora, 4-bit": (4, {"criterion": "lora"}),
+    "fisher, 4-bit": (4, {"criterion": "fisher"}),
+}
+LATENCY = {"dense": 0.0, "20 %": 0.2, "50 %": 0.5}
+
+
+class Tuning:
+    """A LoRA model with its optimizer, and perhaps a criterion that listens."""
+
+    def __init__(self, shape: Shape, criterion: dict[str, Any] | None, options: argparse.Namespace) -> None:
+        self.device = torch.device(options.device)
+        self.options = options
+        self.model = with_lora(random_model(shape, self.device)).train()
+        if options.gradient_checkpointing:
+            self.model.enable_input_require_grads()
+            base = self.model.get_base_model()
+            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
+        self.run: PruningRun | None = None
+        if criterion is not None:
+            config = PruningConfig(**criterion, refit=False, any_head_count=True)
+            self.run = PruningRun.of(self.model, config)
+            self.run.begin(self.model, FAR)
+
+    def iteration(self, accumulation: int) -> tuple[float, float]:
+        """Seconds of the forward and backward passes, and of what follows: scores and the optimizer's step."""
+        self._wait()
+        start = time.perf_counter()
+        for _ in range(accumulation):
+            ids = torch.randint(self.model.config.vocab_size, (1, self.options.length), device=self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss / accumulation
+            loss.backward()
+        self._wait()
+        middle = time.perf_counter()
+        finite = gradients_finite(self.model)
+        if self.run is not None:
+            self.run.observe(usable=finite)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self._wait()
+        return middle - start, time.perf_counter() - middle
+
+    def reading(self) -> float:
+        """Seconds an iteration for scores that are read at each cut only; 0 for those of every step."""
+        if self.run is None or self.run.criterion.every_step:
+            return 0.0
+        self._wait()
+        start = time.perf_counter()
+        self.run.criterion.scores(self.run.plan)
+        self._wait()
+        return (time.perf_counter() - start) / STEPS_A_CUT
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+
+
+def peak_bytes(device: str) -> int | None:
+    """Most bytes that were allocated at once since :func:`clean`; None where nothing counts them (on a CPU)."""
+    return torch.cuda.max_memory_allocated() if torch.device(device).type == "cuda" else None
+
+
+def clean(device: str) -> None:
+    """Free what the last row left, and count anew."""
+    gc.collect()
+    if torch.device(device).type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def resources(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Tables 4 and 6 of the paper: an iteration's seconds, and the peak memory of the iterations."""
+    bits, criterion = RESOURCES[variant]
+    tuning = Tuning(shape.with_(bits=bits), criterion, options)
+    clean(options.device)
+    tuning.iteration(1)
+    timed = [tuning.iteration(options.accumulation) for _ in range(options.repeats)]
+    passes, rest = (statistics.median(part) for part in zip(*timed, strict=True))
+    rest += tuning.reading()
+    return {
+        "seconds": passes + rest,
+        "seconds_of_the_paper": passes * PAPER_ACCUMULATION / options.accumulation + rest,
+        "peak_bytes": peak_bytes(options.device),
+    }
+
+
+def memory(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Table 1: peak memory by number of layers, and the line through it to all layers."""
+    bits, criterion = MEMORY[variant]
+    peaks: dict[int, int] = {}
+    for layers in (2, 4):
+        peaks[layers] = _peak_of(shape.with_(bits=bits, layers=layers), criterion, options)
+    fixed, per_layer = line(peaks)
+    budget = options.budget_gb * 1e9 if options.budget_gb else _free_bytes(options.device)
+    most = min(shape.layers, int((budget - fixed) / per_layer)) if per_layer else 0
+    if most > 4:
+        try:
+            peaks[most] = _peak_of(shape.with_(bits=bits, layers=most), criterion, options)
+        except torch.cuda.OutOfMemoryError:
+            clean(options.device)  # what was measured is enough for a line
+    fixed, per_layer = line(peaks)
+    measured = shape.layers in peaks
+    total = fixed + per_layer * shape.layers
+    return {
+        "layers": sorted(peaks),
+        "total_layers": shape.layers,
+        "measured": measured,
+        "peak_bytes": round(total) if total else None,
+    }
+
+
+def line(peaks: dict[int, int]) -> tuple[float, float]:
+    """Bytes without layers and bytes a layer, from the smallest and the largest number of layers."""
+    few, many = min(peaks), max(peaks)
+    per_layer = (peaks[many] - peaks[few]) / (many - few)
+    return peaks[few] - per_layer * few, per_layer
+
+
+def _peak_of(shape: Shape, criterion: dict[str, Any] | None, options: argparse.Namespace) -> int:
+    clean(options.device)
+    tuning = Tuning(shape, criterion, options)
+    clean(options.device)
+    for _ in range(2):  # the optimizer has its state from the second one on
+        tuning.iteration(1)
+    return peak_bytes(options.device) or 0
+
+
+def _free_bytes(device: str) -> float:
+    return 0.9 * torch.cuda.mem_get_info()[0] if torch.device(device).type == "cuda" else 0.0
+
+
+def latency(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str, Any]:
+    """Table 3: a forward pass with the adapter beside the weights, and merged."""
+    device = torch.device(options.device)
+    model = with_lora(random_model(shape, device))
+    if LATENCY[variant]:
+        config = PruningConfig(
+            ratio=LATENCY[variant],
+            criterion="random",
+            allocation="uniform",
+            any_head_count=True,
+            refit=False,
+            cuts=1,
+        )
+        run = PruningRun.of(model, config)
+        run.begin(model, 1)
+        run.cut_if_due(1)
+        run.end()
+    unmerged = _forward_seconds(model, options)
+    return {"unmerged": unmerged, "merged": _forward_seconds(model.merge_and_unload(), options)}
+
+
+@torch.no_grad()
+def _forward_seconds(model: Any, options: argparse.Namespace) -> float:
+    """Mean seconds, after two passes that are not timed."""
+    device = torch.device(options.device)
+    ids = torch.randint(model.config.vocab_size, (1, options.tokens), device=device)
+    with inference_mode(model):
+        for turn in range(options.forwards + 2):
+            if turn == 2:
+                _synchronize(device)
+                start = time.perf_counter()
+            model(input_ids=ids, use_cache=False)
+        _synchronize(device)
+    return (time.perf_counter() - start) / options.forwards
+
+
+def _synchronize(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize()
