@@ -26,7 +26,7 @@ def test_the_table_shows_pairs_by_kind_and_ratio_and_the_file_says_the_same(
     for kind in ("heads", "channels"):
         shares = [f"{row['shared']:.0%} ({row['by_chance']:.0%})" for row in saved if row["kind"] == kind]
         assert len(shares) == 2
-        assert re.search(rf"{kind} +lora, fisher +{re.escape(shares[0])} +{re.escape(shares[1])}", finished.out)
+        assert re.search(rf"{kind} *\n +lora, fisher +{re.escape(shares[0])} +{re.escape(shares[1])}", finished.out)
     assert "drawn at random" in finished.out
 
 

@@ -246,6 +246,9 @@ class TestOptions:
             "cuts": 2,
             "channel_multiple": 4,
             "any_head_count": True,
+            "taylor_form": "squared",
+            "group_reduction": "sum",
+            "offload_grads": False,
             "keep_layers": [-1],
             "damping": 0.1,
             "calibration_sequences": 5,
@@ -263,6 +266,19 @@ class TestOptions:
         assert pruned["completion"]
         assert not (out / "report.html").exists()
         assert "latency_ms" not in pruned
+
+    def test_the_options_of_taylor_reach_it(self, oneshot: Any) -> None:
+        found = oneshot(
+            *("--method", "taylor", "--taylor-form", "second", "--group-reduction", "max", "--offload-grads"),
+            *("--ratio", "0.4", "--keep-layers", "50%"),
+        )
+        settings = found["settings"]["oneshot"]
+        assert [settings[name] for name in ("taylor_form", "group_reduction", "offload_grads")] == [
+            "second",
+            "max",
+            True,
+        ]
+        assert found["metrics"]["pruning"]["widths"]["channels"][0] == 64
 
     def test_every_option_of_sparse_pruning_reaches_what_it_sets(self, oneshot: Any, out: Path) -> None:
         found = oneshot(

@@ -124,8 +124,8 @@ class TestRun:
 
     def test_pruning_has_an_option_for_every_setting(self) -> None:
         fields = {option.field or name for name, option in OPTIONS.items() if option.target == "pruning"}
-        # the seed is the Trainer's, and compresso has options of its own
-        ours = {"any_head_count": "head_rounding", "seed": None, "compresso": None}
+        # the seed is the Trainer's, and two criteria have options of their own
+        ours = {"any_head_count": "head_rounding", "seed": None, "compresso": None, "pst": None}
         assert fields == {ours.get(name, name) for name in PruningConfig.__dataclass_fields__} - {None}
 
     def test_compresso_has_an_option_for_every_setting(self) -> None:

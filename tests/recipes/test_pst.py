@@ -124,7 +124,7 @@ def test_a_run_does_not_go_on_with_another_criterion(checkpoint: Path, data: Pat
         ({"lora": LoraConfig(target_modules=["q_proj"], use_dora=True)}, "leave out use_dora=True"),
         ({"options": {"target_params": 20_000}}, "target_params was given"),
         ({"options": {"unrecovered": True}}, "measure_unrecovered was given"),
-        ({"options": {"quantization": "bnb-8bit"}}, "'pst' needs single base weights"),
+        ({"options": {"quantization": "bnb-8bit"}}, "'pst' masks single base weights"),
         ({"config": {"ratio": 0.0}}, "makes no weight zero"),
     ],
     ids=str,

@@ -70,7 +70,6 @@ def agreement_table(comparison: CriteriaComparison) -> Table:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
-    table.add_column("")
     table.add_column("agreement of", no_wrap=True)
     for ratio in comparison.config.ratios:
         table.add_column(f"{ratio:.3g}", justify="right", no_wrap=True)
@@ -82,7 +81,9 @@ def agreement_table(comparison: CriteriaComparison) -> Table:
         cells.setdefault((row.kind, f"{row.first}, {row.second}"), []).append(cell)
     kind = None
     for (now, pair), shown in sorted(cells.items(), key=lambda item: comparison.structure.kinds.index(item[0][0])):
-        table.add_row("" if now == kind else now, pair, *shown)
+        if now != kind:
+            table.add_row(f"[bold]{now}[/bold]")
+        table.add_row(f"  {pair}", *shown)
         kind = now
     return table
 
