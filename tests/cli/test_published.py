@@ -10,7 +10,9 @@ import pytest
 import yaml
 from tests.cli.conftest import QUICK, Command
 
+from loraprune.cli.numbers import indices
 from loraprune.cli.recipes import published
+from loraprune.kinds import protected_layers
 
 SMALL = ["--gradient-accumulation-steps=1"]
 
@@ -38,7 +40,7 @@ def test_a_published_recipe_runs_by_its_name(
         quick = [*(option for option in QUICK if command == "prune" or "calibration" not in option), *SMALL]
         quick = [option for option in quick if command == "prune" or option != "--no-latency"]
     if "keep_layers" in yaml.safe_load(path.read_text(encoding="utf-8")):
-        quick += ["--keep-layers=0", "--ratio=0.3"]  # the model has two layers
+        quick += ["--keep-layers=0", "--ratio=0.3"]  # the model has two layers, and those of LLaMA-7B are 32
     if "pruning_prompt" in yaml.safe_load(path.read_text(encoding="utf-8")):
         quick += ["--pruning-prompt=Hi."]  # ours is longer than the rows are here
     out = tmp_path / "out"
@@ -56,3 +58,11 @@ def test_a_recipe_that_is_not_there_lists_those_of_the_package(run: Command, che
     assert finished.code == 2
     assert "loraprune-papr does not exist. Published ones go by their names:" in finished.err
     assert "loraprune-paper" in finished.err
+
+
+@pytest.mark.parametrize(
+    ("name", "kept"), [("llm-pruner", {0, 1, 2, 3, 30, 31}), ("loraprune-official", {0, 1, 2, 31})]
+)
+def test_layers_that_are_kept_are_those_of_llama_7b(name: str, kept: set[int]) -> None:
+    value = yaml.safe_load(published()[name].read_text(encoding="utf-8"))["keep_layers"]
+    assert protected_layers(indices(value) if isinstance(value, str) else tuple(value), 32) == kept
