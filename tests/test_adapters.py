@@ -8,7 +8,7 @@ from peft import LoraConfig
 from tests.models import projections, randomize_, tiny_model, with_lora
 from torch import nn
 
-from loraprune.adapters import effective_weight, has_variant, lora_delta, lora_factors, row_blocks
+from loraprune.adapters import check_tied_adapters, effective_weight, has_variant, lora_delta, lora_factors, row_blocks
 
 
 @pytest.fixture
@@ -71,3 +71,12 @@ def test_blocks_cover_every_row_once_and_stay_small(rows, columns, elements):
     assert [row for block in blocks for row in range(rows)[block]] == list(range(rows))
     for block in blocks:
         assert (block.stop - block.start) * columns <= max(elements, columns)
+
+
+@pytest.mark.parametrize("target", ["embed_tokens", "lm_head"])
+def test_an_adapter_on_one_side_of_a_shared_embedding_is_refused(target):
+    tied = with_lora(tiny_model("llama", tie_word_embeddings=True), target_modules=["q_proj", target])
+    with pytest.raises(ValueError, match="share one weight, and the adapter is on one of them alone"):
+        check_tied_adapters(tied)
+    check_tied_adapters(with_lora(tiny_model("llama"), target_modules=["q_proj", target]))
+    check_tied_adapters(with_lora(tiny_model("llama", tie_word_embeddings=True)))

@@ -6,7 +6,10 @@ import pytest
 import torch
 
 from loraprune.agreement import Agreement, agreements, overlap, overlap_by_chance
+from loraprune.allocation import allocate
 from loraprune.averaging import Scores
+from loraprune.criteria.flap import standardized
+from loraprune.plan import Plan
 from loraprune.structure import Structure
 from loraprune.widths import LegalWidths, legal_widths
 
@@ -85,3 +88,23 @@ def test_where_no_group_goes_there_is_no_agreement(structure: Structure, legal: 
     named = {"a": scores(structure, 0), "b": scores(structure, 1)}
     row = of(agreements(structure, named, [0.05], legal), kind="heads")  # four heads: none of them goes yet
     assert (row.shared, row.by_chance, row.layers) == (None, None, 0)
+
+
+def test_flap_in_a_global_allocation_ranks_standardized_scores_as_in_a_run(
+    structure: Structure, legal: LegalWidths
+) -> None:
+    # Layers of very different scale, which standardizing evens out.
+    own = {name: 10.0**i * value for i, (name, value) in enumerate(scores(structure, 0).items())}
+    other, full = scores(structure, 1), Plan.full(structure)
+    plans = [
+        allocate(structure, full, {n: standardized(v) for n, v in own.items()}, 0.5, legal, "global", ranked=True),
+        allocate(structure, full, other, 0.5, legal, "global", comparable=False),
+    ]
+    rows = agreements(structure, {"flap": own, "wanda": other}, (0.5,), legal, "global")
+    for kind in structure.kinds:
+        shared = []
+        for dimension in structure.of_kind(kind):
+            first, second = (set(range(dimension.num_groups)) - set(plan.kept[dimension.name]) for plan in plans)
+            if first or second:
+                shared.append(overlap(first, second))
+        assert of(rows, kind=kind, ratio=0.5).shared == pytest.approx(sum(shared) / len(shared))

@@ -276,3 +276,15 @@ def test_a_target_size_out_of_reach_is_refused_with_the_model_s_own_sizes(struct
     assert (structure.num_parameters, structure.prunable_parameters) == (13_472, 10_752)
     with pytest.raises(ValueError, match=rf"target of {target:,} parameters cannot be met: .* 13,472, and 2,720 of"):
         ratio_for_parameters(structure, target)
+
+
+def test_uniform_takes_the_same_share_of_heads_and_channels_where_layers_are_kept():
+    structure = describe(
+        tiny_model(num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=8), keep_layers=[0, -1]
+    )
+    scores = {d.name: torch.arange(1.0, d.num_groups + 1) for d in structure}
+    legal = legal_widths(structure, channel_multiple=1)
+    plan = allocate(structure, Plan.full(structure), scores, 0.25, legal, "uniform")
+    lost = {d.name: 1 - plan.count(d.name) / d.num_groups for d in structure}
+    assert [lost[f"layers.{layer}.heads"] for layer in range(4)] == [0.0, 0.5, 0.5, 0.0]
+    assert [lost[f"layers.{layer}.channels"] for layer in range(4)] == pytest.approx([0.0, 0.5, 0.5, 0.0], abs=0.05)

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from tests.models import logits_of, sequence_losses, tiny_model, token_ids, with_lora
 from tests.zoo import ROWS
 from tests.zoo.row import Row, logits
@@ -92,6 +95,19 @@ def test_merged_equals_unmerged():
     torch.testing.assert_close(logits_of(finish(model, structure, plan), IDS), expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_many_small_cuts_scale_the_norms_as_one_large_cut_does(dtype):
+    at_once, step_by_step = (tiny_model("mistral", hidden_size=512).to(dtype) for _ in range(2))
+    structure = hidden_of(at_once)
+    full = Plan.full(structure)
+    plans = [full, *(full.keep({"hidden": range(kept)}) for kept in range(510, 255, -2))]
+    slice_(at_once, structure, plans[0], plans[-1])
+    for before, after in itertools.pairwise(plans):
+        slice_(step_by_step, structure, before, after)
+    step = torch.finfo(dtype).eps
+    torch.testing.assert_close(step_by_step.model.norm.weight, at_once.model.norm.weight, rtol=step, atol=0)
+
+
 def test_heads_keep_their_width():
     model = tiny_model("mistral")
     model.config.head_dim = None  # from now on hidden size / heads
@@ -140,6 +156,30 @@ class TestRefusals:
         (row,) = (row for row in ROWS if row.name == name)
         with pytest.raises(ValueError, match=r"'hidden' of this .* cannot be pruned"):
             describe(row.model(), ("hidden",))
+
+    @pytest.mark.parametrize(
+        ("adapted", "tied", "message"),
+        [
+            ({"target_modules": ["q_proj", "embed_tokens"]}, False, "embed_tokens has an adapter.*of target_modules"),
+            ({"target_modules": ["q_proj", "lm_head"]}, True, "lm_head has an adapter.*of target_modules"),
+            (
+                {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
+                False,
+                "embed_tokens is trained as a whole; leave it out of modules_to_save",
+            ),
+        ],
+    )
+    @pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`", "ignore:Model with `tie_word_embeddings")
+    def test_adapters_on_embeddings(self, adapted, tied, message):
+        model = get_peft_model(tiny_model(tie_word_embeddings=tied), LoraConfig(r=2, **adapted))
+        with pytest.raises(ValueError, match=message):
+            hidden_of(model)
+
+    def test_an_adapter_on_a_head_of_its_own_is_cut_with_it(self):
+        model = get_peft_model(tiny_model(), LoraConfig(r=2, target_modules=["q_proj", "lm_head"]))
+        cut_(model)
+        assert model.get_base_model().lm_head.lora_A["default"].weight.shape == (2, 24)
+        assert torch.isfinite(logits_of(model, IDS)).all()
 
     def test_other_kinds_beside_it(self, model):
         with pytest.raises(ValueError, match="pruned alone: leave out heads"):

@@ -11,7 +11,7 @@ from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.models import logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 from tests.quantized_models import WIDTHS, need, plain_folder, quantized
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
 from loraprune.adapters import effective_weight
 from loraprune.criteria import CriterionOptions, make_criterion
@@ -28,6 +28,7 @@ from loraprune.quantization import (
     set_weight_,
     shape_of,
     source_of,
+    stored_bytes,
     weight_rows,
 )
 from loraprune.quantization.four_bits import whole_blocks
@@ -107,6 +108,15 @@ class TestReading:
     def test_the_structure_is_that_of_the_original(self, model: PreTrainedModel, folder: Path) -> None:
         assert describe(model) == describe(AutoModelForCausalLM.from_pretrained(folder))
 
+    def test_its_size_is_that_of_its_tensors_in_a_file(self, model: PreTrainedModel, kind: str, tmp_path: Path) -> None:
+        model.save_pretrained(tmp_path)
+        file = (tmp_path / "model.safetensors").read_bytes()
+        header = 8 + int.from_bytes(file[:8], "little")
+        size = stored_bytes(model, 4)
+        assert size < sum(value.numel() for value in model.parameters()) * 4
+        # bitsandbytes adds a few words to each layer, torchao aligns its tensors.
+        assert len(file) - header == pytest.approx(size, abs=256 * len(dict(quantized_layers(model))))
+
 
 class TestCutting:
     @pytest.mark.parametrize("after_forward", [False, True])
@@ -129,6 +139,17 @@ class TestCutting:
         layer.in_features = 64
         assert torch.equal(weight_rows(layer), before[:, WHOLE])
         torch.testing.assert_close(by_forward(layer), before[:, WHOLE], rtol=0, atol=1e-6)
+
+    @pytest.mark.parametrize("dim", [0, 1])
+    @pytest.mark.parametrize("storage", [torch.bfloat16, torch.float32])
+    def test_4_bits_may_be_stored_under_any_dtype(self, folder: Path, storage: torch.dtype, dim: int) -> None:
+        need("bnb-4bit")
+        config = BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_storage=storage)
+        layer = down(quantized(folder, "bnb-4bit", quantization_config=config))
+        before = weight_rows(layer)
+        keep_(layer, dim, WHOLE)
+        assert layer.weight.dtype == storage
+        assert torch.equal(weight_rows(layer), before.index_select(dim, WHOLE))
 
     @pytest.mark.parametrize("quantization", ["bnb-8bit", "torchao-int8"])
     def test_int8_cuts_any_columns_exactly(self, folder: Path, quantization: str) -> None:

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from loraprune.axes import base_weight
-from loraprune.wrapping import base_layer
+from loraprune.wrapping import base_layer, base_model
 
 
 @dataclass(frozen=True)
@@ -41,6 +41,29 @@ def lora_factors(module: Any) -> list[LoraFactors]:
 def has_variant(module: Any) -> bool:
     """Whether a layer's adapter is a variant (DoRA, for one) whose weight is not simply ``W + s·B·A``."""
     return bool(getattr(module, "lora_variant", None))
+
+
+def check_tied_adapters(model: Any) -> None:
+    """Make sure that no adapter tells apart what the model holds once: an embedding and a head that share a weight.
+
+    Raises:
+        ValueError: one does. Merged and saved, the two would be one again, and the model another one.
+    """
+    base = base_model(model)
+    tied = bool(getattr(base.config, "tie_word_embeddings", False))
+    if not tied or any(getattr(config, "ensure_weight_tying", False) for config in _configs(model)):
+        return
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if getattr(module, "lora_embedding_A", None) or getattr(module, "lora_A", None):
+            raise ValueError(
+                "The embedding and the head of this model share one weight, and the adapter is on one of them alone, "
+                "which a merged checkpoint cannot hold. Leave embed_tokens and lm_head out of LoRA's target modules."
+            )
+
+
+def _configs(model: Any) -> list[Any]:
+    """Configurations of a model's adapters; empty without any."""
+    return list(getattr(model, "peft_config", {}).values())
 
 
 def lora_delta(module: Any, rows: slice = slice(None)) -> torch.Tensor | None:

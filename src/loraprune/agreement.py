@@ -8,6 +8,7 @@ from itertools import combinations
 
 from loraprune.allocation import allocate
 from loraprune.averaging import Scores
+from loraprune.criteria.flap import standardized
 from loraprune.plan import Plan
 from loraprune.structure import Structure
 from loraprune.widths import LegalWidths
@@ -98,14 +99,16 @@ def agreements(
     Source: LoRAPrune (arXiv 2305.18403), its ablation of masks from LoRA-guided and from vanilla gradients.
     """
     full = Plan.full(structure)
+
+    def allocated(name: str, values: Scores, ratio: float) -> Plan:
+        # FLAP's own way to compare layers, as in a run.
+        ranked = name == "flap" and allocation == "global"
+        if ranked:
+            values = {dimension: standardized(value) for dimension, value in values.items()}
+        return allocate(structure, full, values, ratio, legal, allocation, comparable=name in comparable, ranked=ranked)
+
     removed = {
-        ratio: {
-            name: _removed(
-                structure,
-                allocate(structure, full, values, ratio, legal, allocation, comparable=name in comparable),
-            )
-            for name, values in scores.items()
-        }
+        ratio: {name: _removed(structure, allocated(name, values, ratio)) for name, values in scores.items()}
         for ratio in ratios
     }
     return [

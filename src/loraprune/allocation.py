@@ -152,9 +152,11 @@ def _choose(
 ) -> Widths:
     """Pick widths by rule; of equally good ones, those with most heads."""
     if allocation == "uniform":
+        # The ratio is one of all layers: where some keep everything, the others lose more.
+        share = ratio * structure.prunable_parameters / sum(dimension.num_parameters for dimension in structure.open)
 
         def off(widths: Widths) -> float:
-            exact = {kind: (1.0 - ratio) * widest(structure, kind) for kind in legal.counts}
+            exact = {kind: max(1.0 - share, 0.0) * widest(structure, kind) for kind in legal.counts}
             return sum(abs(widths[kind] - exact[kind]) / widest(structure, kind) for kind in legal.counts)
 
         return min(candidates, key=lambda widths: (off(widths), -_share_kept(structure, legal, widths)))

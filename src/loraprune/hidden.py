@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -48,6 +48,20 @@ def _is_tied(model: nn.Module, spec: ArchitectureSpec, head: str) -> bool:
     return base_layer(model.get_submodule(head)).weight is base_layer(model.get_submodule(embedding)).weight
 
 
+def _adapter_trouble(model: nn.Module, spec: ArchitectureSpec, name: str) -> str | None:
+    """Why what peft put around a layer cannot be cut with it; None where it can, or is not there."""
+    assert spec.stream is not None
+    module: Any = model.get_submodule(name)
+    embeds = name in _present(model, spec.stream.embedding)
+    if embeds and hasattr(module, "modules_to_save"):
+        return f"{name} is trained as a whole; leave it out of modules_to_save"
+    if embeds and hasattr(module, "get_base_layer"):
+        return f"{name} has an adapter, and that of an embedding cannot be cut; leave it out of target_modules"
+    if not embeds and hasattr(module, "get_base_layer") and _is_tied(model, spec, name):
+        return f"{name} has an adapter, and its weight is that of the embedding; leave it out of target_modules"
+    return None
+
+
 def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]) -> str | None:
     """Why the hidden size of a model cannot shrink; None where it can."""
     if spec.stream is None:
@@ -59,6 +73,9 @@ def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, 
         return "it was saved with a modeling file of loraprune, which lists the shapes of its layers"
     width = getattr(config, spec.config.hidden, None)
     for name, axis in _sides(model, spec, blocks):
+        trouble = _adapter_trouble(model, spec, name)
+        if trouble is not None:
+            return trouble
         if axis_length(model.get_submodule(name), axis) != width:
             return f"{name} is not as wide as its config says ({width})"
     return None
@@ -92,21 +109,36 @@ def hidden_dimension(
     )
 
 
+_ROUNDED_OFF = "_loraprune_rounded_off"
+
+
 @torch.no_grad()
-def scale_norms_(model: nn.Module, dimension: PrunableDimension, shrunk: float) -> None:
+def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequence[int], num_groups: int) -> None:
     """Let norms over fewer channels give what they gave of the wider stream with zeros in it.
 
     An RMS norm divides by the root of a mean: over ``K`` channels in place of ``H``, of which the others are zero, it
     is larger by ``sqrt(H/K)``, and so the weight becomes (up to the norm's epsilon).
 
+    In 16 bits a small cut scales by less than half a step. What rounding took away is remembered, as a factor of each
+    weight, so that many small cuts end where a large one does.
+
     Args:
         model: cut already.
         dimension: the hidden size.
-        shrunk: ``H/K``, of the cut that was made.
+        positions: which of the channels before the cut stayed.
+        num_groups: ``H``, the channels before the cut.
     """
     for member in dimension.members:
-        if member.axis == "norm":
-            base_layer(model.get_submodule(member.module)).weight.data.mul_(shrunk**0.5)
+        if member.axis != "norm":
+            continue
+        norm = base_layer(model.get_submodule(member.module))
+        weight = norm.weight.data
+        exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) * (num_groups / len(positions)) ** 0.5
+        rounded_off: torch.Tensor | None = getattr(norm, _ROUNDED_OFF, None)
+        if rounded_off is not None:
+            exact *= rounded_off.to(weight.device)[torch.as_tensor(positions, device=weight.device)]
+        weight.copy_(exact)
+        setattr(norm, _ROUNDED_OFF, torch.where(weight == 0, 1.0, exact / weight))
 
 
 def stream_writers(dimension: PrunableDimension) -> list[str]:

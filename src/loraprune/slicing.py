@@ -247,7 +247,7 @@ def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, op
         slice_dimension_(model, dimension, positions, count, optimizer)
         base: Any = base_model(model)
         if dimension.kind == "hidden":
-            scale_norms_(base, dimension, count / len(positions))
+            scale_norms_(base, dimension, positions, count)
         if dimension.kind == "blocks":
             renumber_(base.get_submodule(dimension.consumer.module))
             write_depth_(base.config, structure.spec, positions, count)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 from tests.cli.conftest import Command
 from transformers import AutoModelForCausalLM
 
@@ -15,10 +16,21 @@ def test_single_weights_become_zero(run: Command, checkpoint: Path, data: Path, 
     finished = run("prune", checkpoint, "--data", data, *options, "-o", out, *QUICK)
     assert finished.code == 0, finished.err
     assert "Weights that are not zero" in finished.out
+    assert "50.0% zero" in finished.err
+    assert "pruned, " not in finished.err
     settings = json.loads((out / "pruning.json").read_text())["settings"]["pruning"]["pst"]
     assert (settings["rank"], settings["learning_rate"]) == (2, 1e-3)
     weight = AutoModelForCausalLM.from_pretrained(out).model.layers[0].mlp.up_proj.weight
     assert int((weight == 0).sum()) == weight.numel() // 2
+
+
+@pytest.mark.parametrize("option", ["--refit", "--cuts=3", "--latency"])
+def test_options_that_can_do_nothing_are_refused(
+    run: Command, checkpoint: Path, data: Path, tmp_path: Path, option: str
+) -> None:
+    finished = run("prune", checkpoint, "--data", data, "--criterion", "pst", option, "-o", tmp_path / "out", *QUICK)
+    assert finished.code == 2
+    assert f"{option.partition('=')[0]} is nothing for the criterion 'pst'" in finished.err
 
 
 def test_options_that_speak_of_groups_are_refused(run: Command, checkpoint: Path, data: Path, tmp_path: Path) -> None:

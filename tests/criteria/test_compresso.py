@@ -276,6 +276,12 @@ def test_experts_are_refused():
         check_gateable(replace(structure, dimensions=(of_experts,)))
 
 
+@pytest.mark.parametrize("kind", ["blocks", "hidden"])
+def test_what_spans_the_blocks_is_refused(kind):
+    with pytest.raises(ValueError, match=f"{kind} .* is of another sort. Leave {kind} out"):
+        check_gateable(describe(tiny_model("llama"), [kind]))
+
+
 def test_options_survive_a_saved_configuration():
     config = PruningConfig(criterion="compresso", compresso=CompressoOptions(ramp="cubic", prompt="default"))
     assert PruningConfig(**asdict(config)) == config

@@ -74,6 +74,8 @@ def test_nothing_is_cut_from_a_model_in_memory(data: Path) -> None:
         ({"steps": 0}, "at least one step"),
         ({"allocation": "best"}, "allocation is 'best'"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
+        ({"criteria": ("lora", "fisher"), "taylor_form": "mix"}, "taylor_form is 'mix', an option of taylor, and"),
+        ({"taylor_form": "third"}, "taylor_form is 'third'; choose one of"),
     ],
 )
 def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -111,3 +113,10 @@ def test_lora_needs_an_adapter_on_every_group_only_where_it_is_compared(checkpoi
         compared(checkpoint, data, lora=lora, config={"criteria": ("lora", "fisher")})
     rows = compared(checkpoint, data, lora=lora, config={"criteria": ("fisher", "magnitude")}).rows
     assert {row.kind for row in rows} == {"heads", "channels"}
+
+
+def test_whole_blocks_are_compared_by_criteria_that_read_weights(data: Path) -> None:
+    config = {"criteria": ("taylor", "lora", "magnitude", "fisher"), "dimensions": ("blocks",), "ratios": (0.5,)}
+    found = compared(byte_model(num_hidden_layers=4), data, tokenizer=tiny_tokenizer(), config=config)
+    assert {row.kind for row in found.rows} == {"blocks"}
+    assert all(values.shape == (4,) for scores in found.scores.values() for values in scores.values())

@@ -66,6 +66,14 @@ def test_stacked_experts_are_refused_before_training(criterion: str) -> None:
     check_reach(criterion, structure, while_training=False)
 
 
+def test_whole_blocks_with_stacked_experts_are_refused_before_training() -> None:
+    structure = describe(next(row for row in ROWS if row.name == "mixtral").model(), ["blocks"])
+    with pytest.raises(ValueError, match=r"'taylor' cannot look .* whole blocks with such experts"):
+        check_reach("taylor", structure)
+    check_reach("taylor", structure, while_training=False)
+    check_reach("fisher", structure)
+
+
 @pytest.mark.parametrize(
     "values", [{"taylor_form": "first"}, {"offload_grads": True}, {"group_reduction": "max", "criterion": "wanda"}]
 )

@@ -148,6 +148,18 @@ class TestResult:
         )
         assert '"quantization": "bnb-8bit"' in (tmp_path / "out" / "pruning.json").read_text()
 
+    def test_a_result_that_does_not_fit_where_the_run_computes_is_saved_and_not_measured(
+        self, tmp_path: Path, wide: Path, data: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        need("bnb-8bit")
+        monkeypatch.setattr("loraprune.recipes.joint.is_measurable", lambda job, merged: False)
+        options = {"quantization": "bnb-8bit", "output": tmp_path / "out", "latency": True}
+        result = quick(wide, data, options=options)
+        assert "perplexity" in result.metrics["dense"]
+        assert result.metrics["pruned"].keys() == {"parameters", "bytes"}
+        assert "parameters" in (tmp_path / "out" / "README.md").read_text()
+        assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").num_parameters() == result.model.num_parameters()
+
 
 class TestKeepingItQuantized:
     def test_the_result_is_quantized_once_and_loads_in_plain_transformers(

@@ -58,6 +58,13 @@ def test_the_summary_of_a_training_free_run_says_so(sample: ReportData) -> None:
     assert text.endswith("in one cut, without training.")
 
 
+def test_the_summary_of_weights_that_became_zero_in_training_tells_the_steps(sample: ReportData) -> None:
+    report = replace(sample, headline=replace(sample.headline, ratio=0.5, sparsity="pst, 50%"))
+    expected = "50.0 % of the weights that LoRA adapted set to zero (pst, 50%), over 150 training steps (1 min 47 s)."
+    assert comparison.summary(report) == expected
+    assert comparison.summary(replace(report, history=())).endswith("(pst, 50%), without training.")
+
+
 def test_the_summary_of_a_recovery_tells_steps_and_zeros() -> None:
     report = recovered_report()
     tuned = "Tuned over 150 training steps (1 min 47 s)"

@@ -197,3 +197,14 @@ def test_a_page_on_recovery_says_nothing_of_pruning() -> None:
     body = text.partition("</style>")[2]
     for word in ("removed", "pruned", "dense", "Cuts", "Dense", "Pruned"):
         assert word not in body
+
+
+def test_a_page_on_zeros_from_training_says_nothing_of_removing(sample: ReportData) -> None:
+    cuts = tuple(replace(cut, widths={}) for cut in sample.cuts)
+    headline = replace(sample.headline, sparsity="pst, 50%")
+    report = replace(sample, headline=headline, cuts=cuts, layers=(), importance={})
+    body = html.render_report(report).partition("</style>")[2]
+    assert "Share of zeros" in body
+    assert "Masks" in body
+    for word in ("removed", "Cut at", "Cuts", "without training"):
+        assert word not in body

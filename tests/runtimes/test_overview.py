@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 from tests.models import tiny_model
+from tests.quantized_models import plain_folder, quantized
 
 from loraprune.export import finish
 from loraprune.plan import Plan
@@ -49,3 +50,19 @@ def test_the_runtimes_of_a_result_are_named(family, kept, expected):
     assert len(found) == len(expected)
     for text, pattern in zip(found, expected, strict=True):
         assert all(part in text for part in pattern.split(" .* ")), (text, pattern)
+
+
+@pytest.mark.parametrize(
+    ("kind", "channels", "expected"),
+    [
+        ("bnb-8bit", 48, "transformers (as it is; it needs bitsandbytes)"),
+        ("torchao-int8", 48, "transformers (as it is; it needs torchao)"),
+        ("bnb-4bit", 128, "transformers (as it is; it needs bitsandbytes)"),
+        ("bnb-4bit", 96, "it needs bitsandbytes; not on a CPU: .* 2 layers of these widths"),  # two down_proj
+        ("bnb-4bit", 48, "it needs bitsandbytes; not on a CPU: .* 6 layers of these widths"),  # the whole FFNs
+    ],
+)
+def test_a_quantized_result_runs_in_transformers_alone(kind, channels, expected, tmp_path):
+    (found,) = runtimes_of(quantized(plain_folder(tmp_path, intermediate_size=channels), kind))
+    assert all(part in found for part in expected.split(" .* "))
+    assert ("not on a CPU" in found) == ("not on a CPU" in expected)

@@ -8,7 +8,7 @@ import torch
 from tests.training.runs import Poison, adapted_model, num_hooks, train
 
 from loraprune import PruningCallback, PruningConfig
-from loraprune.criteria import make_criterion
+from loraprune.criteria import Taylor, make_criterion
 from loraprune.criteria.options import CriterionOptions
 from loraprune.structure import describe
 from loraprune.training.callback import TrainingDivergedError
@@ -79,3 +79,12 @@ def test_a_step_with_nan_is_left_out(tmp_path: Path) -> None:
 def test_a_run_without_any_usable_step_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(TrainingDivergedError, match="none of the 4 steps"):
         heard(tmp_path, *NAMES, before=(Poison(range(1, STEPS + 1)),))
+
+
+@pytest.mark.parametrize("accumulated", [1, 2])
+def test_taylor_is_told_how_many_backward_passes_a_step_has(tmp_path: Path, accumulated: int) -> None:
+    model = adapted_model()
+    taylor = Taylor()
+    callback = ListeningCallback({"taylor": taylor}, describe(model), decay=0.9, bias_correction=True)
+    train(tmp_path, [callback], model=model, max_steps=2, gradient_accumulation_steps=accumulated)
+    assert taylor.micro_batches == accumulated

@@ -184,6 +184,22 @@ def test_more_than_all_of_the_other_layers_is_refused(tmp_path: Path) -> None:
         train(tmp_path, [PstCallback(pst_config(keep_layers=(0,)))])
 
 
+def test_a_second_run_goes_on_from_the_masks_of_the_first(tmp_path: Path) -> None:
+    model = adapted_model()
+    train(tmp_path, [PstCallback(pst_config(ratio=0.3))], model=model)
+    second = PstCallback(pst_config(ratio=0.6))
+    train(tmp_path, [second], model=model)
+    assert second.run is not None
+    assert second.run.ratio == pytest.approx(0.6, abs=0.01)
+
+
+def test_a_model_with_two_adapters_is_refused(tmp_path: Path) -> None:
+    model = adapted_model()
+    model.add_adapter("other", model.peft_config["default"])
+    with pytest.raises(ValueError, match="trains one adapter, and the model has default, other"):
+        train(tmp_path, [PstCallback(pst_config())], model=model)
+
+
 def test_transposed_layers_are_masked_too() -> None:
     row = next(row for row in DECODERS if row.name == "gpt2")
     base = row.model()

@@ -88,7 +88,10 @@ class TrainingProgress(TrainerCallback):
         self._marks = [*self._marks[-4:], (now, state.global_step, tokens)]
         facts = [f"loss {float(logs['loss']):.3f}"]
         if self._prunes and "sparsity_ratio" in logs:
-            facts.append(f"{logs['sparsity_ratio']:.1%} pruned, {count(logs['base_parameters'])} left")
+            share = f"{logs['sparsity_ratio']:.1%}"
+            left = logs.get("base_parameters")
+            # Where single weights become zero, none is gone.
+            facts.append(f"{share} zero" if left is None else f"{share} pruned, {count(left)} left")
         if len(self._marks) > 2 and speed > 0:
             facts.append(f"{count(speed)} tokens/s")
         self._facts = "  ".join(facts)

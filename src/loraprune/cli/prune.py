@@ -39,6 +39,27 @@ def settle_quantization(values: dict[str, Any], given: dict[str, Any]) -> None:
         values.pop(name, None)
 
 
+NOT_OF_ZEROS = {
+    "cuts": "--cut-every says how many steps lie between two masks",
+    "refit": "no group goes that a layer could make up for",
+    "latency": "shapes stay, and plain inference is no faster",
+}
+"""Options that can do nothing where single weights become zero, and why."""
+
+
+def _check_unstructured(values: dict[str, Any], given: dict[str, Any]) -> None:
+    """Refuse what the command line asks for and the criterion ``pst`` does not do.
+
+    Raises:
+        ValueError: something of that was given.
+    """
+    if values.get("criterion") != "pst":
+        return
+    for name, why in NOT_OF_ZEROS.items():
+        if given.get(name):
+            raise ValueError(f"--{name} is nothing for the criterion 'pst': {why}. Leave it out.")
+
+
 def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
     """Let one way to say how much goes replace the other one in a recipe.
 
@@ -52,6 +73,7 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
     if values.get("target_params") is not None and "ratio" in values:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
     settle_quantization(values, given)
+    _check_unstructured(values, given)
 
 
 def _work(asked: Invocation) -> None:

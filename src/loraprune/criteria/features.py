@@ -23,10 +23,14 @@ if TYPE_CHECKING:
 
 def group_positions(dimension: PrunableDimension, num_groups: int, length: int) -> torch.Tensor:
     """Columns of the consumer that belong to each group, shape ``(groups, columns a group)``."""
-    consumer = dimension.consumer
-    rest = length - num_groups * consumer.group_size
-    rows = [consumer.positions(torch.tensor([group]), num_groups, length) for group in range(num_groups)]
-    return torch.stack([row[: len(row) - rest] for row in rows])
+    # All groups at once: a layer has thousands of channels, and every step of a run asks.
+    groups = torch.arange(num_groups)[:, None]
+    parts, offset = [], 0
+    for size in dimension.consumer.segments:
+        parts.append(offset + groups * size + torch.arange(size))
+        offset += num_groups * size
+    assert offset <= length
+    return torch.cat(parts, dim=1)
 
 
 class FeatureCriterion:

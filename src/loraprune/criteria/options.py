@@ -34,12 +34,13 @@ class CriterionOptions:
     compresso: CompressoOptions = field(default_factory=CompressoOptions)
 
 
-_LISTENERS: dict[str, tuple[str, ...]] = {
+LISTENERS: dict[str, tuple[str, ...]] = {
     "lora_form": ("lora",),
     "taylor_form": ("taylor",),
     "group_reduction": REDUCED,
     "offload_grads": ("taylor",),
 }
+"""Options, and the criteria that they are of."""
 
 
 def check_options(options: CriterionOptions, what: str = "criterion") -> None:
@@ -49,7 +50,7 @@ def check_options(options: CriterionOptions, what: str = "criterion") -> None:
         ValueError: an option would have no effect.
     """
     default = CriterionOptions()
-    for option, names in _LISTENERS.items():
+    for option, names in LISTENERS.items():
         if getattr(options, option) != getattr(default, option) and options.name not in names:
             listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
             raise ValueError(

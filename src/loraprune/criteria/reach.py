@@ -15,6 +15,9 @@ AT_CONSUMERS = ("wanda", "flap", "osscar")
 READ_EFFECTIVE_WEIGHTS = ("lora", "taylor", "magnitude", "wanda", "flap", "compresso")
 """Criteria that read (or change) weights as ``W + s·B·A``, which those of an adapter's variants are not."""
 
+EXPERT_KINDS = ("experts", "expert_channels")
+"""Kinds of dimensions whose groups are stacked experts, or lie inside them."""
+
 
 def check_reach(
     name: str,
@@ -44,10 +47,13 @@ def check_reach(
     if name == "compresso":
         check_gateable(structure)
     if while_training and name in ("taylor", *AT_CONSUMERS):
-        experts = next((dimension for dimension in structure if dimension.of_experts), None)
-        if experts is not None:
+        # Whole blocks have experts in them where kinds that were not asked for are of experts.
+        inside = [kind for kind in structure.left_out if kind in EXPERT_KINDS] if "blocks" in structure.kinds else []
+        experts = [dimension.kind for dimension in structure if dimension.of_experts]
+        if experts or inside:
+            pruned = f"{experts[0]} are" if experts else "whole blocks with such experts are"
             raise ValueError(
-                f"The {what} {name!r} cannot look into stacked experts while they are trained, and {experts.kind} are "
+                f"The {what} {name!r} cannot look into stacked experts while they are trained, and {pruned} "
                 "pruned. Use fisher, lora, magnitude or random, prune other kinds (--dimensions), or prune in one shot."
             )
     if not structure.spans_blocks:

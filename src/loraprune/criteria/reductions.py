@@ -24,7 +24,8 @@ def reduced(parts_LG: Sequence[torch.Tensor], how: str = "sum") -> torch.Tensor:
     Returns:
         Shape ``(groups,)``.
 
-    Source: LLM-Pruner (arXiv 2305.11627, section 3.2: sum, product, max, last only), and its code.
+    Source: LLM-Pruner (arXiv 2305.11627, section 3.2: sum, product, max, last only); ``mean`` and ``first`` complete
+    the list.
     """
     if how == "first":
         return parts_LG[0]

@@ -22,7 +22,8 @@ def check_gateable(structure: Structure) -> None:
         ValueError: one is of another sort than the inputs of a layer.
     """
     for dimension in structure:
-        if dimension.of_experts or dimension.consumer.axis != "input":
+        # The hidden size is read by many layers, of which the consumer is only one.
+        if dimension.of_experts or dimension.spans_blocks or dimension.consumer.axis != "input":
             raise ValueError(
                 f"'compresso' learns gates on heads and channels that one layer reads, and {dimension.name} "
                 f"({dimension.kind}) is of another sort. Leave {dimension.kind} out of --dimensions, or use 'fisher'."

@@ -16,7 +16,7 @@ from loraprune.quantization.layers import (
     weight_rows,
 )
 from loraprune.quantization.layout import UnsupportedQuantizationError
-from loraprune.quantization.models import is_quantized_model, prepare_, quantized_layers
+from loraprune.quantization.models import is_quantized_model, prepare_, quantized_layers, stored_bytes, unfit_for_cpu
 
 __all__ = [
     "UnsupportedQuantizationError",
@@ -30,5 +30,7 @@ __all__ = [
     "set_weight_",
     "shape_of",
     "source_of",
+    "stored_bytes",
+    "unfit_for_cpu",
     "weight_rows",
 ]

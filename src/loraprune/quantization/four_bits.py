@@ -24,6 +24,9 @@ def whole_blocks(index: torch.Tensor, size: int) -> torch.Tensor | None:
 CPU_CHUNK = 16
 """Weights that bitsandbytes dequantizes at a time on a CPU, with one scale."""
 
+CPU_ROWS = 32
+"""Rows that bitsandbytes reorders at a time, on CPUs with AVX512-BF16; it fails where some are left."""
+
 
 def is_misread(columns: int, block_size: int, device: torch.device) -> bool:
     """Whether bitsandbytes (0.50) takes wrong scales: on a CPU, where rows are whole chunks and no whole blocks."""
@@ -101,7 +104,7 @@ class FourBitLayout:
         packed = self._bytes(layer).view(rows, blocks, state.blocksize // 2).index_select(dim, chosen)
         scales = self._scales(state).view(rows, blocks).index_select(dim, chosen)
         shape = (packed.shape[0], packed.shape[1] * state.blocksize)
-        stored = packed.reshape(-1, 1).view(layer.weight.dtype)
+        stored = packed.reshape(-1).view(layer.weight.dtype).view(-1, 1)
         self._store_(layer, stored, self._new_state(state, scales.flatten(), shape))
         return True
 
@@ -118,6 +121,11 @@ class FourBitLayout:
             quant_storage=weight.quant_storage,
         )
         self._store_(layer, packed, new)
+
+    def stored_bytes(self, layer: Any) -> int:
+        """Numbers, and what bitsandbytes saves beside them: scales, their own scales, the values of the code."""
+        beside = self._state(layer).as_dict(packed=True).values()
+        return int(layer.weight.data.nbytes) + sum(int(part.nbytes) for part in beside if hasattr(part, "nbytes"))
 
     def prepare_(self, layer: Any) -> None:
         """Keep CPU forward passes without gradient from reordering the weight for good; let them read it right.

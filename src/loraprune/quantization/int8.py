@@ -42,6 +42,10 @@ class Int8Layout:
         numbers, scales, _ = int8_vectorwise_quant(weight)
         self._store_(layer, numbers, scales)
 
+    def stored_bytes(self, layer: Any) -> int:
+        """Numbers and scales."""
+        return int(layer.weight.data.nbytes + self._scales(layer).nbytes)
+
     def prepare_(self, layer: Any) -> None:
         """Nothing to do: what moves is found."""
 

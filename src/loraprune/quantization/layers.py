@@ -59,6 +59,11 @@ def shape_of(layer: Any) -> tuple[int, int]:
     return _layout(layer).shape(layer)
 
 
+def stored_bytes_of(layer: Any) -> int:
+    """Bytes that a quantized layer takes in a file, without its bias."""
+    return _layout(layer).stored_bytes(layer)
+
+
 @torch.no_grad()
 def weight_rows(layer: Any, rows: slice = slice(None)) -> torch.Tensor:
     """Some rows of what a quantized layer multiplies with, shape ``(rows, in)``, float32: a new tensor."""

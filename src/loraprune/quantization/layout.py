@@ -34,6 +34,10 @@ class Layout(Protocol):
         """Quantize another weight into a layer."""
         ...
 
+    def stored_bytes(self, layer: Any) -> int:
+        """Bytes that a layer takes in a file, without its bias."""
+        ...
+
     def prepare_(self, layer: Any) -> None:
         """Make sure that forward passes leave the stored weight as it is."""
         ...

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from loraprune.quantization.layers import is_quantized, layout_of
+from loraprune.quantization.four_bits import CPU_ROWS
+from loraprune.quantization.layers import is_quantized, layout_of, stored_bytes_of
 from loraprune.quantization.layout import UnsupportedQuantizationError
 from loraprune.wrapping import base_model
 
@@ -24,6 +25,20 @@ def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def is_quantized_model(model: nn.Module) -> bool:
     """Whether any layer of a model is quantized."""
     return next(quantized_layers(model), None) is not None
+
+
+def stored_bytes(model: nn.Module, itemsize: int) -> int:
+    """Bytes of a model's weights in a file, in which those that are not quantized take ``itemsize`` each."""
+    quantized = {id(layer.weight): layer for _, layer in quantized_layers(model)}
+    plain = sum(value.numel() for value in model.parameters() if id(value) not in quantized)
+    return plain * itemsize + sum(stored_bytes_of(layer) for layer in quantized.values())
+
+
+def unfit_for_cpu(model: nn.Module) -> int:
+    """How many 4-bit layers stock bitsandbytes (0.50) reads wrong on a CPU, or fails on: it depends on the CPU."""
+    states = [getattr(layer.weight, "quant_state", None) for _, layer in quantized_layers(model)]
+    shapes = [(*state.shape, state.blocksize) for state in states if state is not None]
+    return sum(rows % CPU_ROWS != 0 or columns % block_size != 0 for rows, columns, block_size in shapes)
 
 
 def prepare_(model: nn.Module) -> None:

@@ -79,5 +79,11 @@ class TorchaoInt8Layout:
         )
         layer.weight = nn.Parameter(tensor, requires_grad=False)
 
+    def stored_bytes(self, layer: Any) -> int:
+        """Numbers, scales and zero points."""
+        weight = layer.weight
+        parts = (weight.qdata, weight.scale, weight.zero_point)
+        return sum(int(part.nbytes) for part in parts if part is not None)
+
     def prepare_(self, layer: Any) -> None:
         """Nothing to do."""

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Any
 from loraprune.agreement import Agreement, agreements
 from loraprune.allocation import ALLOCATIONS, check_reachable
 from loraprune.averaging import Scores
-from loraprune.criteria import CRITERIA, make_criterion
-from loraprune.criteria.options import CriterionOptions
+from loraprune.criteria import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, make_criterion
+from loraprune.criteria.options import LISTENERS, CriterionOptions
 from loraprune.criteria.reach import check_reach
+from loraprune.criteria.whole_blocks import for_structure
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import TrainingJob, prepare
@@ -93,7 +94,26 @@ class ComparisonConfig:
             raise ValueError(f"steps is {self.steps}; the criteria need at least one step to look at.")
         if self.allocation not in ALLOCATIONS:
             raise ValueError(f"allocation is {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
+        self._check_options()
         self.tuning()
+
+    def _check_options(self) -> None:
+        """Make sure that every option means something to one of the criteria, and that all have values that exist."""
+        for option, names in LISTENERS.items():
+            value, heard = getattr(self, option), [name for name in names if name in self.criteria]
+            default = getattr(CriterionOptions(), option)
+            if value != default and not heard:
+                raise ValueError(
+                    f"{option} is {value!r}, an option of {', '.join(names)}, and the criteria compared are "
+                    f"{', '.join(self.criteria)}. Leave it out."
+                )
+        for name, choices in (
+            ("lora_form", LORA_FORMS),
+            ("taylor_form", TAYLOR_FORMS),
+            ("group_reduction", GROUP_REDUCTIONS),
+        ):
+            if getattr(self, name) not in choices:
+                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
 
     def tuning(self) -> PruningConfig:
         """The run that is watched, of which nothing is removed.
@@ -221,7 +241,10 @@ def _compare(
     from transformers import PrinterCallback
 
     seed = job.arguments.seed
-    criteria = {name: make_criterion(config.options_of(name, seed)) for name in config.criteria}
+    criteria = {
+        name: for_structure(make_criterion(config.options_of(name, seed)), name, job.structure)
+        for name in config.criteria
+    }
     listening = ListeningCallback(
         criteria, job.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )

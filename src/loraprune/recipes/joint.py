@@ -27,7 +27,7 @@ from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import TrainingJob, prepare
 from loraprune.recipes.pst_reporting import pst_card, pst_report
-from loraprune.recipes.quantized_base import attach_originals_, finished_model, quantization_notes
+from loraprune.recipes.quantized_base import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.record import run_record
 from loraprune.recipes.recovery_reporting import recovery_card, recovery_report
 from loraprune.recipes.reporting import report_data, shown_measures
@@ -221,7 +221,9 @@ def _finish(
         "skipped_steps": pruning.skipped_steps,
         "data": dict(job.rows.prepared.facts),
     }
-    metrics = measure_pruned(job, merged, base.measures, course, pruning.run.plan)
+    metrics = measure_pruned(
+        job, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(job, merged)
+    )
     if counts_zeros:
         metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
         metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count

@@ -13,6 +13,7 @@ import torch
 from loraprune.evaluation.latency import call_latency
 from loraprune.merging import cast_
 from loraprune.plan import Plan
+from loraprune.quantization import stored_bytes
 from loraprune.recipes.loading import random_model, working_dtype
 from loraprune.slicing import slice_
 
@@ -85,7 +86,7 @@ def measure_pruned(
             "bytes": job.structure.num_parameters * itemsize,
             **dense,
         },
-        "pruned": {"parameters": merged.num_parameters(), "bytes": merged.num_parameters() * itemsize},
+        "pruned": {"parameters": merged.num_parameters(), "bytes": stored_bytes(merged, itemsize)},
         **course,
     }
     if sizes_only:

@@ -123,6 +123,14 @@ def finished_model(job: TrainingJob, model: nn.Module, run: PruningRun) -> PreTr
     return finished
 
 
+def is_measurable(job: TrainingJob, merged: PreTrainedModel) -> bool:
+    """Whether a result is where the run computes: merged from a quantized base it may be too large for that."""
+    if merged.device.type == job.computing.type:
+        return True
+    logger.info("The result is too large to be measured on %s.", job.computing)
+    return False
+
+
 def _quantized_again(finished: PreTrainedModel, quantization: Any, job: TrainingJob) -> PreTrainedModel:
     """Quantize a finished model as its base was: through a folder, as everybody's quantized models are made."""
     auto: Any = type(finished)
@@ -146,8 +154,10 @@ def quantization_notes(job: TrainingJob) -> tuple[str, ...]:
     name = job.options.quantization
     if name is None and not job.base_quantized:
         return ()
-    what = f"The base was quantized ({name or 'as it was passed in'}) while it was tuned and pruned, and what is "
-    measured = f"{what}measured of the dense model is measured of the quantized one."
+    measured = (
+        f"The base was quantized ({name or 'as it was passed in'}) while it was tuned and pruned, and the quality of "
+        "the dense model is that of the quantized one; its size and its time are those of the original."
+    )
     if job.options.keep_quantized:
         return (f"{measured} The result is quantized likewise, after the merge.",)
     if name is None:
@@ -155,7 +165,8 @@ def quantization_notes(job: TrainingJob) -> tuple[str, ...]:
             f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
             "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
         )
-    return (f"{measured} The result is merged in {job.stored_dtype} from the checkpoint's own weights.",)
+    dtype = str(job.stored_dtype).removeprefix("torch.")
+    return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 
 def adapter_in_32_bits_(model: nn.Module) -> None:

@@ -56,7 +56,8 @@ def _training_figure(data: ReportData) -> Figure:
     def draw(width: float) -> str:
         return training_chart(data, width)
 
-    caption = "Cuts are marked by vertical lines." if data.cuts else ""
+    what = "Cuts" if data.headline.sparsity is None else "New masks"
+    caption = f"{what} are marked by vertical lines." if data.cuts else ""
     return Figure(title="The run", caption=caption, wide=draw(FULL_WIDTH), narrow=draw(NARROW_WIDTH), full=True)
 
 

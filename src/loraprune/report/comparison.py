@@ -92,6 +92,8 @@ def summary(data: ReportData) -> str:
     headline = data.headline
     if headline.sparsity is not None:
         share = numbers.percent(headline.ratio)
+        if data.history:
+            return f"{share} of the weights that LoRA adapted set to zero ({headline.sparsity}),{_training(data)}."
         sentence = f"{share} of the weights of the blocks' linear layers set to zero ({headline.sparsity})"
         return f"{sentence}, without training."
     sentence = f"{numbers.percent(headline.ratio)} of the prunable parameters removed"

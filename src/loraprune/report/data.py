@@ -32,7 +32,7 @@ class Headline:
         total_before: all parameters of the dense model; ``total_after``: of the pruned one.
         prunable_before: parameters of the prunable dimensions before; ``prunable_after``: after.
         sparsity: where weights became zero and nothing was removed, what: ``"50% of the weights"``; then the ratio is
-            the share of zeros in the linear layers.
+            the share of zeros in the linear layers (with a training run: in those that LoRA adapts).
     """
 
     ratio: float

@@ -78,7 +78,7 @@ def render_report(data: ReportData) -> str:
         unrecovered=comparison.has_unrecovered(data),
         figures=figures(data),
         widths=width_grid(data.layers),
-        cuts=cut_grid(data.cuts),
+        cuts=cut_grid(data.cuts, "removed" if data.headline.sparsity is None else "zero"),
         settings=flatten(data.settings),
         markup=Markup,
     )
@@ -118,14 +118,19 @@ def width_grid(layers: Sequence[LayerWidth]) -> Grid:
     return Grid(heads=("layer", *map(in_words, kinds)), rows=tuple(rows))
 
 
-def cut_grid(cuts: Sequence[Cut]) -> Grid:
-    """Tabulate the cuts; widths that differ between layers are given as a range."""
+def cut_grid(cuts: Sequence[Cut], gone: str = "removed") -> Grid:
+    """Tabulate the cuts (or masks); widths that differ between layers are given as a range.
+
+    Args:
+        cuts: in the order made.
+        gone: what became of the share.
+    """
     kinds = list(dict.fromkeys(kind for cut in cuts for kind in cut.widths))
     rows = (
         (f"{cut.step:,}", numbers.percent(cut.ratio), *(_span(cut.widths.get(kind, ())) for kind in kinds))
         for cut in cuts
     )
-    return Grid(heads=("step", "removed", *map(in_words, kinds)), rows=tuple(rows))
+    return Grid(heads=("step", gone, *map(in_words, kinds)), rows=tuple(rows))
 
 
 def _span(widths: Sequence[int]) -> str:

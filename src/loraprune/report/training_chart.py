@@ -62,7 +62,10 @@ def training_chart(data: ReportData, width: float) -> str:
         panel.heading(upper, "Loss", f"{numbers.significant(history[-1].loss)} at the end"),
         panel.horizontal_grid(upper, y_loss, loss_ticks),
         *(
-            (panel.heading(share, "Share removed", _reached(data)), panel.horizontal_grid(share, y_ratio, ratio_ticks))
+            (
+                panel.heading(share, f"Share {_gone(data)}", _reached(data)),
+                panel.horizontal_grid(share, y_ratio, ratio_ticks),
+            )
             if prunes
             else ()
         ),
@@ -75,7 +78,7 @@ def training_chart(data: ReportData, width: float) -> str:
         ),
         panel.horizontal_axis(lower, steps, "training step"),
         _tooltips(data, x, upper, lower),
-        _cut_dots(cuts, x, y_ratio),
+        _cut_dots(data, x, y_ratio),
     )
 
 
@@ -99,10 +102,15 @@ def _description(data: ReportData) -> str:
             f"{numbers.significant(last.loss)}."
         )
     return (
-        f"Loss and removed share over {last.step:,} training steps. Loss from {numbers.significant(first.loss)} "
-        f"to {numbers.significant(last.loss)}; removed share from {numbers.percent(first.ratio)} to "
-        f"{numbers.percent(last.ratio)}, in {len(data.cuts)} cuts."
+        f"Loss and share {_gone(data)} over {last.step:,} training steps. Loss from {numbers.significant(first.loss)} "
+        f"to {numbers.significant(last.loss)}; share {_gone(data)} from {numbers.percent(first.ratio)} to "
+        f"{numbers.percent(last.ratio)}, in {len(data.cuts)} {'masks' if data.headline.sparsity else 'cuts'}."
     )
+
+
+def _gone(data: ReportData) -> str:
+    """What became of the share: of a sparse model nothing is removed."""
+    return "of zeros" if data.headline.sparsity is not None else "removed"
 
 
 def _loss_lines(data: ReportData, x: Scale, y: Scale) -> str:
@@ -153,12 +161,13 @@ def _cut_lines(cuts: Sequence[Cut], x: Scale, panels: Sequence[Panel]) -> str:
     )
 
 
-def _cut_dots(cuts: Sequence[Cut], x: Scale, y: Scale) -> str:
-    shown = [cut for cut in cuts if math.isfinite(cut.ratio)]
+def _cut_dots(data: ReportData, x: Scale, y: Scale) -> str:
+    shown = [cut for cut in data.cuts if math.isfinite(cut.ratio)]
     if len(shown) > _MAX_CUT_DOTS:
         return ""
+    name, gone = ("Masks", "zero") if data.headline.sparsity is not None else ("Cut", "removed")
     return "".join(
-        _dot(x(cut.step), y(cut.ratio), f"Cut at step {cut.step:,}: {numbers.percent(cut.ratio)} removed")
+        _dot(x(cut.step), y(cut.ratio), f"{name} at step {cut.step:,}: {numbers.percent(cut.ratio)} {gone}")
         for cut in shown
     )
 
@@ -174,17 +183,17 @@ def _tooltips(data: ReportData, x: Scale, upper: Panel, lower: Panel) -> str:
     centers = [x(point.step) for point in points]
     edges = [upper.left, *((a + b) / 2 for a, b in itertools.pairwise(centers)), upper.right]
     height = lower.bottom - upper.top
-    prunes = data.recovery is None
     return "".join(
-        svg.rectangle(left, upper.top, max(0.0, right - left), height, "hover", svg.title(_step_text(point, prunes)))
+        svg.rectangle(left, upper.top, max(0.0, right - left), height, "hover", svg.title(_step_text(point, data)))
         for point, left, right in zip(points, edges[:-1], edges[1:], strict=True)
     )
 
 
-def _step_text(point: HistoryPoint, prunes: bool) -> str:
+def _step_text(point: HistoryPoint, data: ReportData) -> str:
     text = f"Step {point.step:,}: loss {numbers.significant(point.loss)}"
+    prunes, sparse = data.recovery is None, data.headline.sparsity is not None
     if prunes:
-        text += f", {numbers.percent(point.ratio)} removed"
-    if prunes and point.parameters is not None:
+        text += f", {numbers.percent(point.ratio)} {'zero' if sparse else 'removed'}"
+    if prunes and not sparse and point.parameters is not None:
         text += f", {numbers.count(point.parameters)} parameters"
     return text + (f", {numbers.duration(point.seconds)}" if numbers.is_number(point.seconds) else "")

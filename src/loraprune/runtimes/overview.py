@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loraprune.quantization import is_quantized_model, unfit_for_cpu
 from loraprune.runtimes.block_widths import block_widths
 from loraprune.runtimes.errors import RuntimeFormatError
 from loraprune.runtimes.gguf.architecture import architecture_for, check_family, head_dim_of
@@ -38,6 +39,23 @@ def _gguf_architecture(config: PretrainedConfig) -> str | None:
         return None
 
 
+def _package(model: PreTrainedModel) -> str:
+    """The package that reads the weights of a quantized model."""
+    method = model.config.quantization_config.quant_method
+    return str(getattr(method, "value", method))
+
+
+def _unfit(model: PreTrainedModel) -> str:
+    """A warning where bitsandbytes fails on a CPU, or computes something else there; empty where it does not."""
+    count = unfit_for_cpu(model)
+    layers = "one layer" if count == 1 else f"{count} layers"
+    return (
+        f"; not on a CPU: bitsandbytes 0.50 fails there on {layers} of these widths, or reads them wrong"
+        if count
+        else ""
+    )
+
+
 def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
     """The runtimes that load a finished model, each with how.
 
@@ -46,6 +64,8 @@ def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
     config = model.config
     ours = bool(getattr(config, "pruned", None))
     how = "after `import loraprune`, or with trust_remote_code=True" if ours else "as it is"
+    if is_quantized_model(model):
+        return (f"transformers ({how}; it needs {_package(model)}{_unfit(model)})",)
     found = [f"transformers ({how})"]
     if _vllm_reads(config):
         found.append("vLLM (as it is)")

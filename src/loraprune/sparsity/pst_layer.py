@@ -119,7 +119,13 @@ def pst_layers_(
     Raises:
         ValueError: a layer cannot be masked. Nothing has been changed then.
     """
-    for config in getattr(model, "peft_config", {}).values():
+    adapters = getattr(model, "peft_config", {})
+    if len(adapters) > 1:
+        raise ValueError(
+            f"The criterion 'pst' trains one adapter, and the model has {', '.join(adapters)}. Merge or delete the "
+            "others."
+        )
+    for config in adapters.values():
         if config.peft_type != "LORA":
             raise ValueError(f"The criterion 'pst' needs LoRA, and the adapter is of type {config.peft_type.value}.")
         check_adapter(config)
@@ -134,8 +140,9 @@ def pst_layers_(
         raise ValueError("The criterion 'pst' masks layers that LoRA adapts, and no layer of the blocks is adapted.")
     generator = torch.Generator().manual_seed(seed)
     for module in found.values():
-        if module.__class__ is PstLinear:
+        if module.__class__ is PstLinear and module.learnt is not None:
             continue
+        # Of a run that has ended, the masks stay until the next ones, and scores are learnt anew.
         module.__class__ = PstLinear
         module.options = options
         weight = module.weight_oi()

@@ -194,7 +194,8 @@ class PruningCallback(TrainerCallback):
         if logs is None or self.run is None or "loss" not in logs:
             return
         logs["sparsity_ratio"] = self.run.ratio
-        logs["base_parameters"] = self.run.num_parameters
+        if self._cuts:
+            logs["base_parameters"] = self.run.num_parameters
         self.history.append(
             {
                 "step": state.global_step,

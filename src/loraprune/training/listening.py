@@ -10,6 +10,8 @@ import torch
 from transformers import TrainerCallback
 
 from loraprune.averaging import MovingAverage, Scores, averaged, updated
+from loraprune.criteria import Taylor
+from loraprune.criteria.whole_blocks import WholeBlocks
 from loraprune.plan import Plan
 from loraprune.training.callback import TrainingDivergedError, gradients_finite
 
@@ -51,6 +53,9 @@ class ListeningCallback(TrainerCallback):
     ) -> None:
         """Start to gather evidence."""
         for criterion in self._criteria.values():
+            inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
+            if isinstance(inner, Taylor):
+                inner.micro_batches = args.gradient_accumulation_steps
             criterion.attach(kwargs["model"], self._structure)
 
     def on_pre_optimizer_step(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.adapters import has_variant
+from loraprune.adapters import check_tied_adapters, has_variant
 from loraprune.allocation import allocate, check_reachable
 from loraprune.averaging import MovingAverage, Scores, averaged, selected, updated
 from loraprune.axes import axis_length
@@ -126,6 +126,7 @@ class PruningRun:
         self._model, self._calibration = model, calibration
         config = self.config
         self._check_widths(model)
+        check_tied_adapters(model)
         if self.total_steps not in (0, total_steps):
             raise ValueError(
                 f"The run was started with {self.total_steps} steps and would now have {total_steps}, so that the "
