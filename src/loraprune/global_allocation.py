@@ -89,9 +89,9 @@ def allocate_globally(
 ) -> Plan:
     """Remove the groups that lose least importance for each parameter, wherever they are.
 
-    Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora``, ``taylor`` and ``compresso`` scores of
-    both estimate the same thing, a change of the loss, and are compared as they are. Scores without such a unit
-    (``magnitude``, ``random``) are divided by the mean of their dimension first, so that only the order within a
+    Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor`` scores of both
+    estimate the same thing, a change of the loss, and are compared as they are, as are the probabilities of
+    ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean of their dimension first, so that only the order within a
     dimension counts. Scores that are ``ranked`` (FLAP's, standardized within each dimension) say themselves which group
     goes next; a step of several groups has their mean.
 

@@ -32,8 +32,8 @@ class PruningConfig:
         ratio: sparsity ratio: removed parameters as a share of those of the prunable dimensions, in [0, 1). With 0
             nothing is pruned and the run is plain fine-tuning.
         criterion: ``fisher`` (squared gradient of a gate on each group), ``lora`` (the LoRAPrune paper's), ``taylor``
-            (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt gates),
-            of whole blocks ``position``; ``pst`` makes single weights zero.
+            (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt
+            gates), of whole blocks ``position``; ``pst`` makes single weights zero.
         lora_form: for the criterion ``lora``: ``squared`` (paper, Eq. 10) or ``absolute`` (the authors' code).
         taylor_form: for the criterion ``taylor``: ``squared`` (the LoRAPrune paper's vanilla criterion) or LLM-Pruner's
             ``first``, ``second``, ``mix`` and ``vectorize``; see :mod:`loraprune.criteria.taylor_layer`.
