@@ -91,9 +91,9 @@ def allocate_globally(
 
     Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor`` scores of both
     estimate the same thing, a change of the loss, and are compared as they are, as are the probabilities of
-    ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean of their dimension first, so that only the order within a
-    dimension counts. Scores that are ``ranked`` (FLAP's, standardized within each dimension) say themselves which group
-    goes next; a step of several groups has their mean.
+    ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean
+    of their dimension first, so that only the order within a dimension counts. Scores that are ``ranked`` (FLAP's,
+    standardized within each dimension) say themselves which group goes next; a step of several groups has their mean.
 
     Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
     step that would go past the ratio is left out while finer ones are left that meet it.
