@@ -247,12 +247,13 @@ def table(rows: list[dict[str, Any]], name: str) -> str:
 
 
 def cell(row: dict[str, Any]) -> str:
-    """Perplexity, with what was removed where that is not what was asked for."""
+    """Perplexity; what was removed where that is not what was asked for; the time of a forward pass where known."""
     if "error" in row:
         return "refused"
     reached = row["zeros"] if row.get("zeros") else row["removed"]
     off = reached is not None and reached > 0 and abs(reached - row["ratio"]) > 0.01
-    return f"{row['perplexity']:.2f}" + (f" ({reached:.1%})" if off else "")
+    latency = f"; {row['latency']:.2f} of the dense time" if row.get("latency") else ""
+    return f"{row['perplexity']:.2f}" + (f" ({reached:.1%})" if off else "") + latency
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:

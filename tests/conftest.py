@@ -1,9 +1,16 @@
 """Settings that all tests share, and fixtures of small models."""
 
+# ruff: noqa: E402
+
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
+
+# What libraries of extras say on being imported, which peft does unasked, would come after pytest's own last line.
+for _name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 import pytest
 import torch

@@ -47,6 +47,6 @@ def test_a_row_that_failed_says_why_and_is_tried_again(tmp_path: Path, checkpoin
     table = compared(out, checkpoint, data, *failing)
     assert "| default, global | refused |" in table
     assert "error" in rows(out)[0]
-    table = compared(out, checkpoint, data, "--only", "default, global")
-    assert re.search(r"\| default, global \| \d+\.\d+", table)
+    table = compared(out, checkpoint, data, "--only", "default, global", "--latency")
+    assert re.search(r"\| default, global \| \d+\.\d+; \d+\.\d+ of the dense time \|", table)
     assert len(rows(out)) == 2
