@@ -68,7 +68,7 @@ class TrainingJob(Job):
     @property
     def unstructured(self) -> bool:
         """Whether single weights become zero and nothing is cut."""
-        return self.pruning.criterion == "pst"
+        return self.pruning.unstructured
 
     @property
     def called(self) -> tuple[str, str]:
@@ -98,7 +98,7 @@ def prepare(
     task, config, loaded, shapes = subject.task, subject.config, subject.loaded, subject.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None
     facts = ModelFacts(device=subject.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
-    if pruning.criterion == "pst":
+    if pruning.unstructured:
         pruning, options = check_pst(pruning, options)
     arguments, max_length = training_arguments(task, training, facts, run_dir=run_dir, collator=collator)
     if options.output is None:
@@ -132,7 +132,7 @@ def prepare(
         check_token_ids(rows.prepared.dataset, len(tokenizer), config)
     if isinstance(lora, LoraOptions):
         lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
-    if pruning.criterion == "pst":
+    if pruning.unstructured:
         check_adapter(lora)
     if checkpoint is not None:
         check_same_adapter(checkpoint, lora, subject.name)
@@ -180,7 +180,7 @@ def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
 
 def _check_optimizer(pruning: PruningConfig, arguments: TrainingArguments) -> None:
     """Make sure that the optimizer's state can shrink with the weights."""
-    if pruning.criterion != "pst" and pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
+    if not pruning.unstructured and pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
         raise ValueError(
             f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
             f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
@@ -219,7 +219,7 @@ def _check_ratio(
         pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
     if pruning.any_head_count:
         check_relaxed_class(structure, config)
-    if pruning.ratio > 0.0 and pruning.criterion != "pst":
+    if pruning.ratio > 0.0 and not pruning.unstructured:
         legal = legal_widths(
             structure, channel_multiple=pruning.channel_multiple, any_head_count=pruning.free_head_counts
         )

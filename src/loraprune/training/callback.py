@@ -77,7 +77,7 @@ class PruningCallback(TrainerCallback):
 
     def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
         self.config = config or PruningConfig()
-        if self._cuts and self.config.criterion == "pst":
+        if self._cuts and self.config.unstructured:
             raise ValueError("The criterion 'pst' makes single weights zero and cuts nothing: use PstCallback for it.")
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []

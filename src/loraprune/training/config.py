@@ -112,14 +112,14 @@ class PruningConfig:
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
         _one_of("criterion", self.criterion, (*CRITERIA, "pst"))
-        if self.criterion == "pst":
+        if self.unstructured:
             self._check_unstructured()
         _one_of("lora_form", self.lora_form, LORA_FORMS)
         _one_of("taylor_form", self.taylor_form, TAYLOR_FORMS)
         _one_of("group_reduction", self.group_reduction, GROUP_REDUCTIONS)
         _one_of("allocation", self.allocation, ALLOCATIONS)
         _one_of("apply", self.apply, ("slice", "mask"))
-        if self.pst != PstOptions() and self.criterion != "pst":
+        if self.pst != PstOptions() and not self.unstructured:
             raise ValueError(
                 f"Options of pst were given, and the criterion is {self.criterion!r}. Leave them out, or choose the "
                 "criterion 'pst'."
@@ -169,6 +169,11 @@ class PruningConfig:
                     f"{name} is {getattr(self, name)!r}, which speaks of groups, and the criterion 'pst' makes single "
                     "weights zero. Leave it out."
                 )
+
+    @property
+    def unstructured(self) -> bool:
+        """Whether single weights become zero and no group goes."""
+        return self.criterion == "pst"
 
     @property
     def criterion_options(self) -> CriterionOptions:

@@ -35,7 +35,7 @@ class PstCallback(PruningCallback):
 
     def __init__(self, config: PruningConfig | None = None) -> None:
         config = config or PruningConfig(criterion="pst")
-        if config.criterion != "pst":
+        if not config.unstructured:
             raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
         super().__init__(replace(config, refit=False))
 
