@@ -11,12 +11,11 @@ from typing import Any
 import torch
 from gpu_model import Shape, random_model, with_lora
 
-from loraprune.inference import inference_mode
-from loraprune.training.callback import gradients_finite
+from loraprune.benchmarking.forward_pass import forward_contender
+from loraprune.benchmarking.training_step import TrainingStep, Work, cut_at_random_, recompute_
+from loraprune.benchmarking.turns import in_turns, wait_for
 from loraprune.training.config import PruningConfig
-from loraprune.training.run import PruningRun
 
-FAR = 10**6  # steps: no cut falls due while a criterion is timed
 PAPER_ACCUMULATION = 128
 STEPS_A_CUT = 10  # the paper prunes every 10 steps; scores that do not change with the data are read only then
 
@@ -39,56 +38,41 @@ MEMORY: dict[str, tuple[int, dict[str, Any] | None]] = {
 LATENCY = {"dense": 0.0, "20 %": 0.2, "50 %": 0.5}
 
 
-class Tuning:
-    """A LoRA model with its optimizer, and perhaps a criterion that listens."""
+def tuning(
+    shape: Shape, criterion: dict[str, Any] | None, options: argparse.Namespace, accumulation: int
+) -> TrainingStep:
+    """Steps of a LoRA model at micro-batch 1, and perhaps a criterion that listens."""
+    device = torch.device(options.device)
+    model = with_lora(random_model(shape, device))
+    if options.gradient_checkpointing:
+        recompute_(model)
+    config = None if criterion is None else PruningConfig(**criterion, refit=False, any_head_count=True)
+    ids = torch.randint(shape.vocabulary, (1, options.length), device=device)
+    work = Work({"input_ids": ids, "labels": ids, "use_cache": False}, accumulation, torch.bfloat16)
+    return TrainingStep(model, work, criterion=config)
 
-    def __init__(self, shape: Shape, criterion: dict[str, Any] | None, options: argparse.Namespace) -> None:
-        self.device = torch.device(options.device)
-        self.options = options
-        self.model = with_lora(random_model(shape, self.device)).train()
-        if options.gradient_checkpointing:
-            self.model.enable_input_require_grads()
-            base = self.model.get_base_model()
-            base.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-        self.optimizer = torch.optim.AdamW([p for p in self.model.parameters() if p.requires_grad], lr=1e-4)
-        self.run: PruningRun | None = None
-        if criterion is not None:
-            config = PruningConfig(**criterion, refit=False, any_head_count=True)
-            self.run = PruningRun.of(self.model, config)
-            self.run.begin(self.model, FAR)
 
-    def iteration(self, accumulation: int) -> tuple[float, float]:
-        """Seconds of the forward and backward passes, and of what follows: scores and the optimizer's step."""
-        self._wait()
-        start = time.perf_counter()
-        for _ in range(accumulation):
-            ids = torch.randint(self.model.config.vocab_size, (1, self.options.length), device=self.device)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                loss = self.model(input_ids=ids, labels=ids, use_cache=False).loss / accumulation
-            loss.backward()
-        self._wait()
-        middle = time.perf_counter()
-        finite = gradients_finite(self.model)
-        if self.run is not None:
-            self.run.observe(usable=finite)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-        self._wait()
-        return middle - start, time.perf_counter() - middle
+def iteration(step: TrainingStep) -> tuple[float, float]:
+    """Seconds of the forward and backward passes, and of what follows: scores and the optimizer's step."""
+    wait_for(step.device)
+    start = time.perf_counter()
+    step.passes()
+    wait_for(step.device)
+    middle = time.perf_counter()
+    step.update()
+    wait_for(step.device)
+    return middle - start, time.perf_counter() - middle
 
-    def reading(self) -> float:
-        """Seconds an iteration for scores that are read at each cut only; 0 for those of every step."""
-        if self.run is None or self.run.criterion.every_step:
-            return 0.0
-        self._wait()
-        start = time.perf_counter()
-        self.run.criterion.scores(self.run.plan)
-        self._wait()
-        return (time.perf_counter() - start) / STEPS_A_CUT
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize()
+def reading(step: TrainingStep) -> float:
+    """Seconds an iteration for scores that are read at each cut only; 0 for those of every step."""
+    if not step.reads_at_cuts:
+        return 0.0
+    wait_for(step.device)
+    start = time.perf_counter()
+    step.read_scores()
+    wait_for(step.device)
+    return (time.perf_counter() - start) / STEPS_A_CUT
 
 
 def peak_bytes(device: str) -> int | None:
@@ -107,12 +91,13 @@ def clean(device: str) -> None:
 def resources(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str, Any]:
     """Tables 4 and 6 of the paper: an iteration's seconds, and the peak memory of the iterations."""
     bits, criterion = RESOURCES[variant]
-    tuning = Tuning(shape.with_(bits=bits), criterion, options)
+    step = tuning(shape.with_(bits=bits), criterion, options, options.accumulation)
     clean(options.device)
-    tuning.iteration(1)
-    timed = [tuning.iteration(options.accumulation) for _ in range(options.repeats)]
-    passes, rest = (statistics.median(part) for part in zip(*timed, strict=True))
-    rest += tuning.reading()
+    with step.turn():
+        iteration(step)
+        timed = [iteration(step) for _ in range(options.repeats)]
+        passes, rest = (statistics.median(part) for part in zip(*timed, strict=True))
+        rest += reading(step)
     return {
         "seconds": passes + rest,
         "seconds_of_the_paper": passes * PAPER_ACCUMULATION / options.accumulation + rest,
@@ -154,10 +139,11 @@ def line(peaks: dict[int, int]) -> tuple[float, float]:
 
 def _peak_of(shape: Shape, criterion: dict[str, Any] | None, options: argparse.Namespace) -> int:
     clean(options.device)
-    tuning = Tuning(shape, criterion, options)
+    step = tuning(shape, criterion, options, accumulation=1)
     clean(options.device)
-    for _ in range(2):  # the optimizer has its state from the second one on
-        tuning.iteration(1)
+    with step.turn():
+        for _ in range(2):  # the optimizer has its state from the second one on
+            step.step()
     return peak_bytes(options.device) or 0
 
 
@@ -170,37 +156,14 @@ def latency(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str
     device = torch.device(options.device)
     model = with_lora(random_model(shape, device))
     if LATENCY[variant]:
-        config = PruningConfig(
-            ratio=LATENCY[variant],
-            criterion="random",
-            allocation="uniform",
-            any_head_count=True,
-            refit=False,
-            cuts=1,
-        )
-        run = PruningRun.of(model, config)
-        run.begin(model, 1)
-        run.cut_if_due(1)
-        run.end()
+        cut_at_random_(model, LATENCY[variant], allocation="uniform", any_head_count=True)
     unmerged = _forward_seconds(model, options)
     return {"unmerged": unmerged, "merged": _forward_seconds(model.merge_and_unload(), options)}
 
 
-@torch.no_grad()
 def _forward_seconds(model: Any, options: argparse.Namespace) -> float:
     """Mean seconds, after two passes that are not timed."""
     device = torch.device(options.device)
     ids = torch.randint(model.config.vocab_size, (1, options.tokens), device=device)
-    with inference_mode(model):
-        for turn in range(options.forwards + 2):
-            if turn == 2:
-                _synchronize(device)
-                start = time.perf_counter()
-            model(input_ids=ids, use_cache=False)
-        _synchronize(device)
-    return (time.perf_counter() - start) / options.forwards
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
+    contender = forward_contender(model, lambda model, device: {"input_ids": ids, "use_cache": False})
+    return in_turns({"only": contender}, repeats=options.forwards, warmup=2)["only"].mean

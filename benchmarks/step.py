@@ -11,60 +11,21 @@ from __future__ import annotations
 
 import argparse
 import copy
-import statistics
-import time
-import weakref
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.evaluation.latency import forward_latency
+from loraprune.benchmarking.forward_pass import forward_latency
+from loraprune.benchmarking.training_step import TrainingStep, Work
+from loraprune.benchmarking.turns import Times, in_turns
 from loraprune.export import finish
-from loraprune.training.callback import gradients_finite
 from loraprune.training.config import PruningConfig
 from loraprune.training.run import PruningRun
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
-FAR = 10**6  # steps: no cut falls due while a criterion is timed
-
-
-class Timed:
-    """A LoRA model with its optimizer, and perhaps a criterion that listens."""
-
-    def __init__(self, model: nn.Module, options: argparse.Namespace, criterion: str | None = None) -> None:
-        self.model = model.train()
-        self.options = options
-        self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
-        self.criterion = criterion
-        self.run: PruningRun | None = None
-
-    def step(self, batch: torch.Tensor) -> None:
-        """Forward, backward, scores, update."""
-        device = batch.device.type
-        with torch.autocast(device, torch.bfloat16, enabled=self.options.bf16):
-            loss = self.model(input_ids=batch, labels=batch, use_cache=False).loss
-        loss.backward()
-        if self.run is not None:
-            self.run.observe(usable=gradients_finite(self.model))
-        self.optimizer.step()
-        self.optimizer.zero_grad()
-
-    def __enter__(self) -> Timed:
-        if self.criterion is not None:
-            self.run = PruningRun.of(self.model, PruningConfig(criterion=self.criterion, refit=False))
-            self.run.begin(self.model, FAR)
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self.run is not None:
-            self.run.end()
-            self.run = None
 
 
 def build(options: argparse.Namespace) -> nn.Module:
@@ -85,65 +46,6 @@ def build(options: argparse.Namespace) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
 
 
-def in_turns(variants: dict[str, Timed], batch: torch.Tensor, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a step, variants taking turns."""
-    times: dict[str, list[float]] = {name: [] for name in variants}
-    for turn in range(repeats + 2):
-        for name, timed in variants.items():
-            with timed:
-                _synchronize(batch.device)
-                start = time.perf_counter()
-                timed.step(batch)
-                _synchronize(batch.device)
-                if turn >= 2:
-                    times[name].append(time.perf_counter() - start)
-    return times
-
-
-def _synchronize(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
-
-
-def peak_memory(timed: Timed, batch: torch.Tensor) -> int:
-    """Bytes of all live tensors at the worst moment of one step."""
-    with timed:
-        if batch.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-            timed.step(batch)
-            return torch.cuda.max_memory_allocated()
-        with LiveBytes() as live:
-            timed.step(batch)
-        return live.peak
-
-
-class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of the tensors that are made and not yet freed while it is on (CPU has no such counter)."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._live: dict[int, tuple[int, Any]] = {}
-        self.now = self.peak = 0
-
-    def _forget(self, key: int) -> None:
-        self.now -= self._live.pop(key)[0]
-
-    def _count(self, value: object) -> None:
-        if isinstance(value, torch.Tensor):
-            storage = value.untyped_storage()
-            key = storage._cdata
-            if key not in self._live:
-                gone = weakref.ref(storage, lambda _, key=key: self._forget(key))
-                self._live[key] = (storage.nbytes(), gone)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        tree_map(self._count, (args, kwargs, result))
-        return result
-
-
 def cut_in_half(model: nn.Module, batch: torch.Tensor) -> PruningRun:
     """Cut half of every dimension, as the first step of a run would."""
     run = PruningRun.of(model, PruningConfig(allocation="uniform", refit=False, cuts=1))
@@ -155,11 +57,16 @@ def cut_in_half(model: nn.Module, batch: torch.Tensor) -> PruningRun:
     return run
 
 
-def ratio_line(label: str, times: dict[str, list[float]], base: str, name: str) -> str:
+def ratio_line(label: str, times: dict[str, Times], base: str, name: str) -> str:
     """``label: 1.02x (0.512 s against 0.502 s)``, from medians."""
-    a, b = statistics.median(times[name]), statistics.median(times[base])
-    pairs = statistics.median(x / y for x, y in zip(times[name], times[base], strict=True))
+    a, b = times[name].median, times[base].median
+    pairs = times[name].over(times[base])
     return f"{label:58} {a / b:6.3f}x  (median of pairs {pairs:.3f}x; {a:.3f} s against {b:.3f} s)"
+
+
+def timed(steps: dict[str, TrainingStep], repeats: int) -> dict[str, Times]:
+    """Seconds of a step, in turns."""
+    return in_turns({name: step.contender() for name, step in steps.items()}, repeats=repeats, warmup=2)
 
 
 def main() -> None:
@@ -181,9 +88,14 @@ def main() -> None:
         flush=True,
     )
 
-    variants: dict[str, Timed] = {c or "plain": Timed(model, options, c) for c in (None, "fisher", "lora")}
-    times = in_turns(variants, batch, options.repeats)
-    memory = {label: peak_memory(timed, batch) for label, timed in variants.items()}
+    work = Work(
+        {"input_ids": batch, "labels": batch, "use_cache": False}, autocast=torch.bfloat16 if options.bf16 else None
+    )
+    variants = {"plain": TrainingStep(model, work)}
+    for criterion in ("fisher", "lora"):
+        variants[criterion] = TrainingStep(model, work, criterion=PruningConfig(criterion=criterion, refit=False))
+    times = timed(variants, options.repeats)
+    memory = {label: step.peak_bytes() for label, step in variants.items()}
     for label in ("fisher", "lora"):
         print(ratio_line(f"step with {label} / plain LoRA", times, "plain", label))
         share = memory[label] / memory["plain"]
@@ -192,8 +104,7 @@ def main() -> None:
 
     pruned = copy.deepcopy(model)
     run = cut_in_half(pruned, batch)
-    after = {"dense": Timed(model, options), "pruned": Timed(pruned, options)}
-    steps = in_turns(after, batch, options.repeats)
+    steps = timed({"dense": TrainingStep(model, work), "pruned": TrainingStep(pruned, work)}, options.repeats)
     print(ratio_line("plain LoRA step, cut to 50 % / dense", steps, "dense", "pruned"))
 
     merged = {"dense": model.merge_and_unload(), "pruned": finish(pruned, run.structure, run.plan)}

@@ -7,8 +7,8 @@ import pytest
 import torch
 from tests.checkpoints import VOCABULARY, byte_model
 
-from loraprune.evaluation import latency
-from loraprune.evaluation.latency import forward_latency
+from loraprune.benchmarking import turns
+from loraprune.benchmarking.forward_pass import forward_latency
 
 
 def test_every_model_is_timed() -> None:
@@ -39,6 +39,6 @@ def test_models_take_turns_on_whole_batches_of_tokens() -> None:
 
 def test_the_median_of_the_timed_passes_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     # The first pass is warm-up; the others take 5, 1 and 2 seconds.
-    clock = iter([0.0, 100.0, 105.0, 105.0, 106.0, 106.0, 108.0])
-    monkeypatch.setattr(latency, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    clock = iter([0.0, 9.0, 100.0, 105.0, 105.0, 106.0, 106.0, 108.0])
+    monkeypatch.setattr(turns, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     assert forward_latency({"only": byte_model()}, tokens=4, repeats=3, warmup=1) == {"only": 2.0}

@@ -1,0 +1,1 @@
+"""Speed, memory and arithmetic of models that take turns: models in, figures out."""

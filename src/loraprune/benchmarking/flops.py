@@ -1,0 +1,49 @@
+"""Floating-point operations of a call: those of its matrix products, convolutions and attention."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+CONVENTION = "a multiply-add is two; attention in full, without the causal half"
+
+
+def _attention(query: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any) -> int:
+    """Scores and weighted sums; with fewer heads of keys than of queries each is used several times."""
+    batch, heads, length, width = query
+    return 2 * batch * heads * length * keys[-2] * (width + values[-1])
+
+
+def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
+    """Each row times the matrix of its group, as the experts of a mixture are computed."""
+    return 2 * math.prod(rows) * weights[-1]
+
+
+_FUSED = (
+    "_scaled_dot_product_flash_attention_for_cpu",
+    "_scaled_dot_product_flash_attention",
+    "_scaled_dot_product_efficient_attention",
+    "_scaled_dot_product_cudnn_attention",
+    "_scaled_dot_product_fused_attention_overrideable",
+)
+"""Kernels of attention; torch's own table has no entry for the CPU's, and up to 2.8 none for grouped heads."""
+
+_GROUPED = (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback"))
+"""Products of the rows of each group; the second is what transformers does where torch cannot."""
+
+
+def flops_of(call: Callable[[], object]) -> int:
+    """Count the operations of a call: a multiply-add is two, and attention counts in full, without the causal half."""
+    formulas: dict[Any, Callable[..., int]]
+    formulas = {getattr(torch.ops.aten, name): _attention for name in _FUSED if hasattr(torch.ops.aten, name)}
+    for namespace, name in _GROUPED:
+        operators = getattr(torch.ops, namespace)
+        if hasattr(operators, name):
+            formulas[getattr(operators, name)] = _grouped
+    with FlopCounterMode(display=False, custom_mapping=formulas) as counter:
+        call()
+    return int(counter.get_total_flops())

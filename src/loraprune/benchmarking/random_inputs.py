@@ -1,0 +1,129 @@
+"""Random input of the size that a model takes, for models that read text or images."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+TARGET_TOKENS = 64
+"""Tokens that the decoder of an encoder-decoder model reads at most."""
+IMAGE_SIZE = 224
+"""Of a model whose config names none, as it takes any."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class InputSize:
+    """How much a model is called with; of images, the batch alone counts.
+
+    Attributes:
+        batch_size: sequences or images in a call.
+        tokens: tokens in a sequence.
+        seed: of the random content.
+    """
+
+    batch_size: int = 1
+    tokens: int = 2048
+    seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+
+    @property
+    def target_tokens(self) -> int:
+        """Tokens that a decoder beside an encoder reads."""
+        return min(TARGET_TOKENS, self.tokens)
+
+
+def reads_images(model: PreTrainedModel) -> bool:
+    """Whether a model is called with pixels."""
+    return model.main_input_name == "pixel_values"
+
+
+def writes_text(model: PreTrainedModel) -> bool:
+    """Whether a model can go on from what it wrote, with a cache."""
+    return not reads_images(model) and bool(model.can_generate())
+
+
+def random_ids(config: PretrainedConfig, size: InputSize, tokens: int, device: torch.device) -> torch.Tensor:
+    """Token ids of a batch, shape ``(batch_size, tokens)``; none of them is the one that pads."""
+    generator = torch.Generator().manual_seed(size.seed)
+    ids = torch.randint(config.vocab_size, (size.batch_size, tokens), generator=generator)
+    pad = getattr(config, "pad_token_id", None)
+    if pad is not None:
+        ids[ids == pad] = (pad + 1) % config.vocab_size
+    return ids.to(device)
+
+
+def prefill_inputs(model: PreTrainedModel, size: InputSize, device: torch.device) -> dict[str, Any]:
+    """Arguments of one forward pass, as generating text begins with.
+
+    A causal model fills its cache and gives the logits of the last token only, where its class can leave out the
+    others; an encoder-decoder model reads a source and a short target; classifiers read a batch.
+    """
+    if reads_images(model):
+        return {"pixel_values": random_pixels(model, size, device)}
+    ids = random_ids(model.config, size, size.tokens, device)
+    if model.config.is_encoder_decoder:
+        targets = random_ids(model.config, size, size.target_tokens, device)
+        return {
+            "input_ids": ids,
+            "attention_mask": torch.ones_like(ids),
+            "decoder_input_ids": targets,
+            "use_cache": True,
+        }
+    if not writes_text(model):
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return {"input_ids": ids, "use_cache": True} | last_logits(model)
+
+
+def last_logits(model: PreTrainedModel) -> dict[str, Any]:
+    """What tells a causal model to give the logits of the last token alone; nothing where its class has no such way."""
+    return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
+
+
+def training_inputs(model: PreTrainedModel, size: InputSize, device: torch.device) -> dict[str, Any]:
+    """Arguments of one forward pass that gives a loss."""
+    config = model.config
+    generator = torch.Generator().manual_seed(size.seed)
+    if reads_images(model) or not writes_text(model):
+        labels = torch.randint(config.num_labels or 1, (size.batch_size,), generator=generator).to(device)
+        return prefill_inputs(model, size, device) | {"labels": labels}
+    ids = random_ids(config, size, size.tokens, device)
+    if config.is_encoder_decoder:
+        labels = random_ids(config, size, size.target_tokens, device)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "labels": labels}
+    return {"input_ids": ids, "labels": ids, "use_cache": False}
+
+
+def random_pixels(model: PreTrainedModel, size: InputSize, device: torch.device) -> torch.Tensor:
+    """Images of noise, shape ``(batch_size, channels, height, width)``, in the model's dtype."""
+    height, width = image_size(model.config)
+    channels = int(getattr(model.config, "num_channels", 3))
+    generator = torch.Generator().manual_seed(size.seed)
+    pixels = torch.randn(size.batch_size, channels, height, width, generator=generator)
+    return pixels.to(device, model.dtype)
+
+
+def image_size(config: PretrainedConfig) -> tuple[int, int]:
+    """Height and width of the images that a model is made for."""
+    stated = getattr(config, "image_size", None) or IMAGE_SIZE
+    height, width = (stated, stated) if isinstance(stated, int) else stated
+    return int(height), int(width)
+
+
+def in_words(model: PreTrainedModel, size: InputSize) -> str:
+    """What a forward pass reads: ``"1 × 2048 tokens"``."""
+    if reads_images(model):
+        height, width = image_size(model.config)
+        return f"{size.batch_size} × {getattr(model.config, 'num_channels', 3)}×{height}×{width} pixels"
+    if model.config.is_encoder_decoder:
+        return f"{size.batch_size} × {size.tokens} source and {size.target_tokens} target tokens"
+    return f"{size.batch_size} × {size.tokens} tokens"

@@ -1,0 +1,1 @@
+"""Benchmarks of models: what is measured, of which models, and the result."""
