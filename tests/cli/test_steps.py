@@ -102,3 +102,24 @@ def test_an_error_takes_the_live_line_away() -> None:
     with pytest.raises(KeyboardInterrupt):
         work()
     assert not shown._live_stack
+
+
+def test_rates_are_shown_where_they_are_asked_for() -> None:
+    assert lines_of({"tokens": 3}, rates=True) == [
+        "tokens 1/3",
+        "tokens 2/3  0.1/s  0:10 left",
+        "tokens 3/3  0.1/s  0:00 left",
+    ]
+
+
+def test_steps_of_any_size_give_a_line_for_each_tenth() -> None:
+    shown, file = console(terminal=False)
+    with StepsProgress(shown) as told:
+        for done in (0, 333, 350, 666, 999, 1000):
+            told("tokens", done, 1000)
+    assert [line.split()[1] for line in file.getvalue().splitlines()] == [
+        "333/1000",
+        "666/1000",
+        "999/1000",
+        "1000/1000",
+    ]

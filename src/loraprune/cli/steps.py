@@ -8,19 +8,27 @@ from types import TracebackType
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn
 
-from loraprune.cli.progress import PLAIN_LINES, duration
+from loraprune.cli.progress import PLAIN_LINES, count, duration
 
 
 class StepsProgress:
-    """Shows the pieces of work of a run one after the other; a live line in a terminal, else a few plain ones."""
+    """Shows the pieces of work of a run one after the other; a live line in a terminal, else a few plain ones.
 
-    def __init__(self, console: Console, *, quiet: bool = False) -> None:
+    Args:
+        console: to print to.
+        quiet: print nothing.
+        rates: show how many steps are done in a second, too.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False, rates: bool = False) -> None:
         self._console = console
         self._quiet = quiet
+        self._rates = rates
         self._live: Progress | None = None
         self._what = ""
         self._started = 0.0
         self._first = 0
+        self._lines = 0
 
     def __enter__(self) -> StepsProgress:
         return self
@@ -35,13 +43,17 @@ class StepsProgress:
         now = time.monotonic()
         if what != self._what or done <= self._first:
             self._close()
-            self._what, self._started, self._first = what, now, done
+            self._what, self._started, self._first, self._lines = what, now, done, 0
             self._open(what, total)
-        steps = done - self._first
-        left = f"{duration((now - self._started) / steps * (total - done))} left" if steps else ""
+        steps, seconds = done - self._first, max(now - self._started, 1e-9)
+        left = f"{duration(seconds / steps * (total - done))} left" if steps else ""
+        if self._rates and steps:
+            rate = steps / seconds
+            left = f"{count(rate) if rate >= 10 else f'{rate:.2g}'}/s  {left}"
         if self._live is not None:
             self._live.update(self._task, completed=done, left=left)
-        elif not self._quiet and (done == total or done % max(1, total // PLAIN_LINES) == 0):
+        elif not self._quiet and done * PLAIN_LINES // total > self._lines:
+            self._lines = done * PLAIN_LINES // total
             self._console.print(f"{what} {done}/{total}  {left}".rstrip(), markup=False, highlight=False)
         if done == total:
             self._close()

@@ -1,1 +1,1 @@
-"""Measures of a model: perplexity, accuracy, exact matches, latency."""
+"""Measures of a model: perplexity, accuracy, exact matches."""

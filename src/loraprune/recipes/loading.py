@@ -40,12 +40,24 @@ def _is_local(name: str) -> bool:
 
 
 def load_config(
-    name: str, *, trust_remote_code: bool = False, revision: str | None = None, described: bool = True
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    described: bool = True,
+    quantized: bool = False,
 ) -> PretrainedConfig:
     """Read the config of a checkpoint (a folder or a hub name) and make sure that its family has a description.
 
+    Args:
+        name: of the checkpoint.
+        trust_remote_code: run code that it brings.
+        revision: of a hub checkpoint.
+        described: whether the family must have a description.
+        quantized: whether the checkpoint may be quantized.
+
     Raises:
-        CheckpointError: there is no such checkpoint, or it needs code of its own.
+        CheckpointError: there is no such checkpoint, it needs code of its own, or it is quantized and may not be.
         UnsupportedArchitectureError: the family has no description.
     """
     from transformers import AutoConfig
@@ -75,7 +87,7 @@ def load_config(
         raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
     if described:
         spec_for(config)
-    if getattr(config, "quantization_config", None):
+    if getattr(config, "quantization_config", None) and not quantized:
         raise CheckpointError(
             f"{name} is quantized. Name the original checkpoint, in 16 or 32 bits; --load-in-8bit or --load-in-4bit "
             "quantizes it while it is pruned, and --keep-quantized the result, too."
@@ -227,15 +239,26 @@ def load_model(
     trust_remote_code: bool = False,
     revision: str | None = None,
     quantization: str | None = None,
+    quantized: bool = False,
 ) -> PreTrainedModel:
     """Load a checkpoint's weights onto a device, by a class of transformers; quantize them on the way if asked to.
+
+    Args:
+        name: of the checkpoint.
+        dtype: of weights that are not quantized.
+        device: to load onto.
+        auto_class: that loads it.
+        trust_remote_code: run code that it brings.
+        revision: of a hub checkpoint.
+        quantization: one of :data:`~loraprune.recipes.quantizing.QUANTIZATIONS`, or None.
+        quantized: whether the checkpoint itself is quantized.
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
     """
     import transformers
 
-    further: dict[str, Any] = {}
+    further: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     try:
@@ -259,7 +282,7 @@ def load_model(
         raise CheckpointError(
             f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
         )
-    placed: PreTrainedModel = model if quantization is not None else model.to(device)
+    placed: PreTrainedModel = model if "device_map" in further else model.to(device)
     prepare_(placed)
     return placed
 

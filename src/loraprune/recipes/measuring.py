@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.evaluation.latency import call_latency
+from loraprune.benchmarking.forward_pass import call_latency
+from loraprune.evaluation.completions import Writing, complete_prompts
 from loraprune.merging import cast_
 from loraprune.plan import Plan
 from loraprune.quantization import stored_bytes
@@ -153,23 +154,10 @@ def free_memory(device: torch.device) -> int:
         return 1 << 62
 
 
-@torch.no_grad()
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str, max_new_tokens: int = 64
 ) -> str:
     """Go on from a prompt greedily, without repeating it; an encoder–decoder model writes its target for it."""
     assert tokenizer is not None
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True).to(next(model.parameters()).device)
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    generator: Any = model
-    output = generator.generate(
-        input_ids=inputs["input_ids"],
-        attention_mask=inputs["attention_mask"],
-        max_new_tokens=max_new_tokens,
-        do_sample=False,
-        pad_token_id=pad,
-        repetition_penalty=1.2,
-    )
-    start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
-    text = tokenizer.decode(output[0, start:], skip_special_tokens=True)
-    return str(text)
+    writing = Writing(max_new_tokens=max_new_tokens, repetition_penalty=1.2)
+    return complete_prompts(model, tokenizer, [prompt], writing)[0]

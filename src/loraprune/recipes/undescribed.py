@@ -45,7 +45,7 @@ def look_at(config: PretrainedConfig) -> Undescribed:
     Raises:
         ValueError: no class of transformers, and none that the checkpoint brings, makes a model of this config.
     """
-    auto_class = _auto_class(config)
+    auto_class = auto_class_of(config)
     try:
         model = meta_model(config, auto_class)
     except Exception as error:
@@ -59,8 +59,12 @@ def look_at(config: PretrainedConfig) -> Undescribed:
     )
 
 
-def _auto_class(config: PretrainedConfig) -> str:
-    """The class of transformers that makes the model that the config names, or else the first that makes any."""
+def auto_class_of(config: PretrainedConfig) -> str:
+    """The class of transformers that makes the model that the config names, or else the first that makes any.
+
+    Raises:
+        ValueError: none does.
+    """
     brought = getattr(config, "auto_map", None) or {}
     made = {
         name: {brought[name].rpartition(".")[2]} if name in brought else _makes(name, config) for name in AUTO_CLASSES

@@ -1,0 +1,133 @@
+"""Results of evaluations as a file: every figure with the model, the data and the settings that it belongs to."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+FORMAT = "loraprune-evaluation"
+FORMAT_VERSION = 1
+
+KINDS = ("perplexity", "task", "completions", "accuracy", "targets")
+"""What an entry can be: perplexity of a text, a task of multiple choice and the like, completions of prompts, accuracy
+of a classifier, and targets that an encoder–decoder model writes."""
+
+
+class ResultsError(ValueError):
+    """A file of results cannot be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One measure of one model.
+
+    Attributes:
+        model: the folder or hub name as it was given.
+        fingerprint: a hash of what the model is: its files' names, sizes and contents (of a hub name, its commit).
+        parameters: of the model, adapter merged.
+        kind: one of :data:`KINDS`.
+        name: of the data: ``"wikitext2"``, ``"piqa"``, a file's name.
+        settings: everything that the figures depend on (segment length, stride, shots, limit, seed, dtype, device ...).
+        data: where the data comes from, and its hash.
+        values: the figures by name, such as ``{"perplexity": 5.69, "num_tokens": 341469}``; of completions
+            ``{"completions": [{"prompt": ..., "completion": ...}, ...]}``.
+        created: time, ISO 8601.
+        seconds: that it took.
+        versions: of the libraries; ``machine``: what it ran on.
+    """
+
+    model: str
+    fingerprint: str
+    parameters: int | None = None
+    kind: str
+    name: str
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    values: Mapping[str, Any] = field(default_factory=dict)
+    created: str = ""
+    seconds: float | None = None
+    versions: Mapping[str, str] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def key(self) -> str:
+        """What two entries must share to be the same measure of the same model."""
+        same = (self.fingerprint, self.kind, self.name, self.settings, self.data)
+        return json.dumps(same, sort_keys=True, default=str)
+
+    @property
+    def label(self) -> str:
+        """The name as it is printed.
+
+        With it, of perplexity, the segment length, and the stride where that is another one; and that only the first
+        segments, items or rows were measured, where that is so.
+        """
+        length, stride, limit = (self.settings.get(name) for name in ("max_length", "stride", "limit"))
+        label = self.name
+        if self.kind == "perplexity" and length is not None:
+            label += f"@{length}" + (f"/{stride}" if stride not in (None, length) else "")
+        return label if limit is None else f"{label}, first {limit}"
+
+
+@dataclass(frozen=True)
+class Results:
+    """Entries in the order in which they were made."""
+
+    entries: Sequence[Entry] = ()
+
+    def find(self, key: str) -> Entry | None:
+        """The newest entry of a key."""
+        return next((entry for entry in reversed(self.entries) if entry.key == key), None)
+
+    def with_(self, entry: Entry) -> Results:
+        """These results and one more, in place of an older one of the same key."""
+        return Results((*(old for old in self.entries if old.key != entry.key), entry))
+
+    def to_text(self) -> str:
+        """Strict JSON; NaN and infinities become ``null``."""
+        values = {
+            "format": FORMAT,
+            "version": FORMAT_VERSION,
+            "entries": [_plain(asdict(entry)) for entry in self.entries],
+        }
+        return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
+
+
+def read_results(path: str | Path) -> Results:
+    """Read a file of results.
+
+    Raises:
+        ResultsError: it is none, or was written by a version that this one cannot read.
+    """
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ResultsError(
+            f"{path} cannot be read as results of loraprune eval: {error}. Name another file."
+        ) from error
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        raise ResultsError(f"{path} was not written by loraprune eval. Name another file.")
+    if values.get("version") != FORMAT_VERSION:
+        raise ResultsError(
+            f"{path} has version {values.get('version')} of the format of results, and this loraprune reads version "
+            f"{FORMAT_VERSION}. Name a new file with --output, or install the loraprune that wrote it."
+        )
+    known = {field.name for field in fields(Entry)}
+    try:
+        given = [{name: value for name, value in item.items() if name in known} for item in values["entries"]]
+        entries = [Entry(**item) for item in given]
+    except (AttributeError, KeyError, TypeError) as error:
+        raise ResultsError(f"{path} is damaged: {error}. Name a new file with --output.") from error
+    return Results(tuple(entries))
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,122 @@
+"""A model in memory as lm-eval asks it: batches by tokens, long requests cut, and what is not finite counted.
+
+Imports lm-eval; whoever imports this module has checked that it is there.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import resolve_max_length
+from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+Request = tuple[Any, list[int], list[int]]
+"""What was asked in words, the tokens of the context, and those of the continuation that is scored."""
+
+
+class HarnessModel(HFLM):
+    """lm-eval's own model of transformers with three things changed.
+
+    Batches hold about ``tokens_per_batch`` tokens instead of a number that is found by trying; likelihoods are taken
+    from a softmax in 32 bits whatever the dtype; and a continuation that is longer than the model's context is cut on
+    the left instead of failing.
+
+    Attributes:
+        num_requests: log-likelihoods asked for.
+        num_truncated: requests that lost their beginning.
+        num_not_finite: log-likelihoods that were NaN.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        tokens_per_batch: int,
+        batch_size: int | None = None,
+        max_length: int | None = None,
+    ) -> None:
+        super().__init__(
+            pretrained=model,
+            backend="seq2seq" if model.config.is_encoder_decoder else "causal",
+            tokenizer=copy.deepcopy(tokenizer),  # it gets a pad token
+            max_length=max_length,
+            batch_size="auto" if batch_size is None else batch_size,
+            softmax_dtype="float32",
+        )
+        context, self._max_length = resolve_max_length(model.config, default=VERY_LARGE_INTEGER), self.max_length
+        if self._max_length > context:
+            raise ValueError(f"--max-length is {max_length}, and the model reads {context} tokens at most.")
+        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # nothing to warn of: long requests are cut here
+        self._tokens_per_batch = tokens_per_batch
+        self._batch, self._batch_end = 1, 0
+        self.num_requests = 0
+        self.num_truncated = 0
+        self.num_not_finite = 0
+
+    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Request]) -> int:
+        """Requests in the batch that the one at ``pos`` is in: the longest come first, and the first one counts."""
+        if pos == 0 or pos >= self._batch_end:
+            _, context, continuation = n_reordered_requests[pos]
+            length = min(len(context) + len(continuation), self.max_length + 1)
+            self._batch = max(1, self._tokens_per_batch // length)
+            self._batch_end = pos + self._batch
+        return self._batch
+
+    def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both; at least one is left for the continuation, which some tokenizers merge into the context."""
+        before, after = super()._encode_pair(context, continuation)
+        if not after:
+            after = self.tok_encode(continuation, add_special_tokens=False)
+        if not after:
+            raise ValueError(f"The tokenizer makes no token of the answer {continuation!r}; it cannot be scored.")
+        return before, after
+
+    def _loglikelihood_tokens(
+        self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
+    ) -> list[tuple[float, bool]]:
+        fitting = [self._fit(request) for request in requests]
+        answers = super()._loglikelihood_tokens(fitting, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        self.num_requests += len(answers)
+        self.num_not_finite += sum(math.isnan(likelihood) for likelihood, _ in answers)
+        return answers
+
+    def _fit(self, request: Request) -> Request:
+        words, context, continuation = request
+        if self.backend == "seq2seq":
+            self.num_truncated += max(len(context), len(continuation)) > self.max_length
+            return words, context, continuation[-self.max_length :]
+        self.num_truncated += len(context) + len(continuation) > self.max_length + 1
+        if len(continuation) > self.max_length:
+            # The scored tokens are the last ones that the model can see, and the one before them is their context.
+            kept = continuation[-self.max_length :]
+            return words, (context + continuation)[: -self.max_length][-1:], kept
+        return request
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Likelihoods of whole texts, in batches of one size."""
+        with self._one_batch_size():
+            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Text that the model writes, in batches of one size."""
+        with self._one_batch_size():
+            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+
+    @contextmanager
+    def _one_batch_size(self) -> Iterator[None]:
+        before: int | str = self.batch_size
+        if before == "auto":
+            self.batch_size_per_gpu = max(1, self._tokens_per_batch // self.max_length)
+        try:
+            yield
+        finally:
+            self.batch_size_per_gpu = before

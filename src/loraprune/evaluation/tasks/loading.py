@@ -1,0 +1,57 @@
+"""Tasks of lm-eval, loaded: their data, prompts and metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from loraprune.evaluation.random_numbers import own_random_numbers
+from loraprune.evaluation.tasks.choosing import ChosenTask
+from loraprune.evaluation.tasks.configs import group_config, task_configs
+from loraprune.evaluation.tasks.harness import harness_tasks
+from loraprune.evaluation.tasks.quiet import quiet_harness
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class LoadedTask:
+    """A task with its data; serves for any number of models, one after the other.
+
+    Attributes:
+        chosen: what was asked for.
+        harness: as lm-eval's ``TaskManager.load`` gives it: ``tasks``, ``groups`` and ``group_map``.
+    """
+
+    chosen: ChosenTask
+    harness: dict[str, Any]
+
+
+def load_task(chosen: ChosenTask) -> LoadedTask:
+    """Build a task; one of the harness fetches its data from the hub or its cache, a local file needs neither.
+
+    Raises:
+        ValueError: the harness cannot load it, for want of a network or of a package that it needs.
+    """
+    with quiet_harness(), own_random_numbers(0):
+        try:
+            loaded = _of_files(chosen) if chosen.subjects else harness_tasks().load([chosen.name])
+        except Exception as error:  # whatever one of thousands of tasks of the harness raises
+            reason = str(error).strip().splitlines()
+            raise ValueError(
+                f"The task {chosen.name} cannot be loaded: {reason[0] if reason else type(error).__name__}. Its data "
+                "comes from the hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
+            ) from error
+    return LoadedTask(chosen=chosen, harness=dict(loaded))
+
+
+def _of_files(chosen: ChosenTask) -> Any:
+    from lm_eval.api.group import Group
+    from lm_eval.tasks import TaskManager
+
+    manager = TaskManager(include_defaults=False)
+    loaded = manager.load(task_configs(chosen.name, chosen.subjects))
+    if len(chosen.subjects) == 1:
+        return loaded
+    group = Group.from_config(group_config(chosen.name))
+    for task in loaded["tasks"].values():
+        group.add(task)
+    return manager.load([group])

@@ -1,0 +1,225 @@
+"""Texts to measure perplexity on: the usual data sets, put together as the papers do, and files."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, TextIO
+
+JSON_LINES = (".jsonl", ".ndjson")
+BETWEEN_DOCUMENTS = "\n\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSet:
+    """How a data set of the hub becomes one text.
+
+    Attributes:
+        arguments: of ``datasets.load_dataset``.
+        column: that holds the rows' text.
+        joint: put between rows.
+        row_of_line: makes a row of a line of a local copy.
+        max_rows: rows that are taken, from the first on; None takes all.
+        max_segments: segments that are measured at most; None measures all.
+    """
+
+    arguments: Mapping[str, Any]
+    column: str
+    joint: str
+    row_of_line: Callable[[str], str]
+    max_rows: int | None = None
+    max_segments: int | None = None
+
+
+def _wikitext_row(line: str) -> str:
+    # As the rows of the hub: an empty line is empty, every other one keeps its newline.
+    return line if line.strip() else ""
+
+
+TEXT_SETS: dict[str, TextSet] = {
+    # As SparseGPT, Wanda, LLM-Pruner and LoRAPrune.
+    "wikitext2": TextSet(
+        arguments={"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test"},
+        column="text",
+        joint="\n\n",
+        row_of_line=_wikitext_row,
+    ),
+    # As LLM-Pruner and LoRAPrune. The data set itself is a script, which today's `datasets` does not run.
+    "ptb": TextSet(
+        arguments={
+            "path": "ptb-text-only/ptb_text_only",
+            "revision": "refs/convert/parquet",
+            "data_files": {"validation": "penn_treebank/validation/*.parquet"},
+            "split": "validation",
+        },
+        column="sentence",
+        joint="\n\n",
+        row_of_line=str.strip,
+    ),
+    # As SparseGPT and Wanda.
+    "c4": TextSet(
+        arguments={
+            "path": "allenai/c4",
+            "data_files": {"validation": "en/c4-validation.00000-of-00008.json.gz"},
+            "split": "validation",
+        },
+        column="text",
+        joint=" ",
+        row_of_line=str.strip,
+        max_rows=1100,
+        max_segments=256,
+    ),
+}
+"""The sets that go by a name."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """Where a text comes from, before anything is read.
+
+    Attributes:
+        name: that its figures go by.
+        file: local file; None of a data set of the hub.
+        put_together: convention of a set; None takes a file as it stands.
+    """
+
+    name: str
+    file: Path | None = None
+    put_together: TextSet | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Text:
+    """One text.
+
+    Attributes:
+        name: that its figures go by.
+        text: all of it.
+        source: the data set or the file's name.
+        max_segments: segments that are measured at most, by the set's convention; None measures all.
+    """
+
+    name: str
+    text: str = field(repr=False)
+    source: str
+    max_segments: int | None = None
+
+    @cached_property
+    def facts(self) -> dict[str, Any]:
+        """Source, size and hash, for the record."""
+        content = self.text.encode("utf-8")
+        return {"source": self.source, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+
+
+def find_texts(names: Sequence[str]) -> tuple[TextSource, ...]:
+    """What ``--ppl`` names: sets of :data:`TEXT_SETS`, files, and files under a name (``NAME=FILE``).
+
+    A file under the name of a set is a local copy of that set and is put together like it.
+
+    Raises:
+        ValueError: a set or a file does not exist, or two texts have one name.
+    """
+    found = tuple(_find(name) for name in names)
+    for position, source in enumerate(found):
+        if any(source.name == other.name for other in found[:position]):
+            raise ValueError(
+                f"Two texts would go by the name {source.name!r}. Give one of them another name: NAME=FILE."
+            )
+    return found
+
+
+def _find(argument: str) -> TextSource:
+    if Path(argument).expanduser().is_file():
+        path = Path(argument).expanduser()
+        return TextSource(name=path.name, file=path)
+    if argument in TEXT_SETS:
+        return TextSource(name=argument, put_together=TEXT_SETS[argument])
+    name, equals, place = argument.partition("=")
+    if equals and name:
+        path = Path(place).expanduser()
+        if path.is_file():
+            return TextSource(name=name, file=path, put_together=TEXT_SETS.get(name))
+        raise ValueError(f"The text {name!r} is to be read from {place}, and there is no such file.")
+    if Path(argument).expanduser().is_dir():
+        raise ValueError(f"{argument} is a folder and no text. If it is a model, name it before the options.")
+    sets = ", ".join(TEXT_SETS)
+    near = difflib.get_close_matches(argument.lower(), TEXT_SETS, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    raise ValueError(
+        f"There is no text {argument!r}: it is no file, and the sets that go by a name are {sets}.{hint} A local copy "
+        "of a set is given as wikitext2=FILE."
+    )
+
+
+def read_text(source: TextSource) -> Text:
+    """Read a text and put it together.
+
+    Raises:
+        ValueError: it cannot be read, is empty, or the hub cannot be reached.
+    """
+    form = source.put_together
+    limit = None if form is None else form.max_segments
+    if source.file is None:
+        assert form is not None
+        text, origin = form.joint.join(_hub_rows(source.name, form)), _hub_name(form)
+    else:
+        text, origin = _file_text(source.file, form), source.file.name
+    if not text.strip():
+        raise ValueError(f"The text {source.name!r} ({origin}) is empty.")
+    # JSON can hold lone surrogates, which are no text.
+    text = text.encode("utf-8", errors="replace").decode("utf-8")
+    return Text(name=source.name, text=text, source=origin, max_segments=limit)
+
+
+def _file_text(path: Path, form: TextSet | None) -> str:
+    try:
+        with path.open(encoding="utf-8") as file:
+            if path.suffix.lower() in JSON_LINES:
+                rows: Iterator[str] = _json_rows(file, path, "text" if form is None else form.column)
+            elif form is None:
+                return file.read()
+            else:
+                rows = (form.row_of_line(line) for line in file)
+            joint, most = (BETWEEN_DOCUMENTS, None) if form is None else (form.joint, form.max_rows)
+            return joint.join(row for _, row in zip(range(most), rows, strict=False)) if most else joint.join(rows)
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no text in UTF-8: {error}.") from error
+
+
+def _json_rows(file: TextIO, path: Path, column: str) -> Iterator[str]:
+    for number, line in enumerate(file, 1):
+        if not line.strip():
+            continue
+        try:
+            value = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
+        row = value.get(column, value.get("text")) if isinstance(value, dict) else None
+        if not isinstance(row, str):
+            raise ValueError(f"{path}, line {number} has no text under {column!r}.")
+        yield row
+
+
+def _hub_name(form: TextSet) -> str:
+    return " ".join(str(form.arguments[key]) for key in ("path", "name", "split") if key in form.arguments)
+
+
+def _hub_rows(name: str, form: TextSet) -> list[str]:
+    import datasets
+
+    try:
+        rows = datasets.load_dataset(**form.arguments)
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(
+            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: {reason[:300]} "
+            f"Give a local copy: --ppl {name}=FILE."
+        ) from error
+    if form.max_rows is not None:
+        rows = rows.select(range(min(form.max_rows, len(rows))))
+    return [str(row) for row in rows[form.column]]

@@ -1,0 +1,165 @@
+"""Evaluating models: perplexity, tasks, completions, accuracy, with results that are kept and found again."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import logging
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils.memory import clear_device_cache
+
+from loraprune.evaluation.results import Entry, Results, read_results
+from loraprune.recipes.evaluations import Evaluation, plan_evaluations
+from loraprune.recipes.evaluations.config import EvaluationConfig
+from loraprune.recipes.measured.measurable import Measurable, check_measurable
+from loraprune.recipes.measured.measured_model import MeasuredModel, load_measured, named_device
+from loraprune.recipes.records.record import machine_description
+from loraprune.report.atomic import write_text
+from loraprune.versions import versions
+
+if TYPE_CHECKING:
+    from loraprune.telling import ToldOf
+
+logger = logging.getLogger("loraprune")
+
+
+def evaluate(
+    models: str | Path | Sequence[str | Path], config: EvaluationConfig | None = None, *, told: ToldOf | None = None
+) -> Results:
+    """Measure models, one after the other, and keep every figure with what it belongs to.
+
+    Everything is checked before the first weights are loaded. Where an output file is named, each figure is written as
+    soon as there is one; what the file holds already, of the same model, data and settings, is not measured again.
+
+    Args:
+        models: folders or hub names, adapters among them; one or several.
+        config: what to evaluate on.
+        told: told how far each measure is.
+
+    Returns:
+        The figures that were asked for, model by model.
+
+    Raises:
+        ValueError: a model, a text, a task or an option is wrong; ResultsError of an output file that cannot be used.
+    """
+    config = config or EvaluationConfig()
+    names = list(dict.fromkeys(str(model) for model in _listed(models)))
+    if not names:
+        raise ValueError("No model was named. Give a checkpoint's folder or its hub name.")
+    device = named_device(config.device)
+    file = _File(config.output, config.force)
+    found = [
+        check_measurable(
+            name,
+            trust_remote_code=config.trust_remote_code,
+            revision=config.revision,
+            tokenizer=config.tokenizer,
+            base=config.base,
+        )
+        for name in names
+    ]
+    evaluations = plan_evaluations(config, found, device)
+    asked = Results()
+    for number, model in enumerate(found):
+        if number:
+            # Models are full of cycles, so that the one before may still be there.
+            clear_device_cache(garbage_collection=True)
+        for entry in _of_model(model, evaluations, config, device, file, told or (lambda what, done, total: None)):
+            asked = Results((*asked.entries, entry))
+    return asked
+
+
+def _listed(models: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
+    return [models] if isinstance(models, (str, Path)) else models
+
+
+@dataclass(frozen=True)
+class _File:
+    """The file that results are kept in, or none."""
+
+    path: Path | None
+    force: bool
+
+    def __post_init__(self) -> None:
+        if self.path is not None:
+            place = next(folder for folder in self.path.absolute().parents if folder.exists())
+            if not place.is_dir() or not os.access(place, os.W_OK):
+                raise ValueError(f"Results cannot be written to {self.path}: {place} is no folder to write in.")
+        self.read()
+
+    def read(self) -> Results:
+        return read_results(self.path) if self.path is not None and self.path.exists() else Results()
+
+    def find(self, key: str) -> Entry | None:
+        return None if self.force else self.read().find(key)
+
+    def add(self, entry: Entry) -> None:
+        if self.path is not None:
+            # Read anew: another run may have written since.
+            write_text(self.path, self.read().with_(entry).to_text())
+
+
+def _of_model(
+    model: Measurable,
+    evaluations: Sequence[Evaluation],
+    config: EvaluationConfig,
+    device: torch.device,
+    file: _File,
+    told: ToldOf,
+) -> list[Entry]:
+    """All figures of one model, in the order in which they were asked for; its weights are loaded if need be."""
+    fingerprint, dtype = model.fingerprint(), model.dtype(config.dtype, device)
+    where = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
+    loaded: MeasuredModel | None = None
+    entries = []
+    for evaluation in evaluations:
+        blank = Entry(
+            model=model.name,
+            fingerprint=fingerprint,
+            kind=evaluation.kind,
+            name=evaluation.name,
+            settings=evaluation.settings(model) | where,
+            data=evaluation.data,
+        )
+        known = file.find(blank.key)
+        if known is not None:
+            logger.info("%s: %s is in %s, from %s", model.name, blank.label, file.path, known.created)
+            # Under the name of today: the same model may have been elsewhere.
+            entries.append(replace(known, model=model.name))
+            continue
+        if loaded is None:
+            logger.info("Loading %s", model.name)
+            loaded = load_measured(model, dtype=dtype, device=device, known_fingerprint=fingerprint)
+        logger.info("%s: measuring %s", model.name, blank.label)
+        entry = _measured(blank, evaluation, loaded, told)
+        file.add(entry)
+        entries.append(entry)
+    return entries
+
+
+def _measured(blank: Entry, evaluation: Evaluation, loaded: MeasuredModel, told: ToldOf) -> Entry:
+    started = time.time()
+    values: dict[str, Any] = evaluation.measure(loaded, told)
+    return replace(
+        blank,
+        parameters=loaded.model.num_parameters(),
+        values=values,
+        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        seconds=round(time.time() - started, 3),
+        versions=_versions(blank.kind),
+        machine=machine_description(),
+    )
+
+
+def _versions(kind: str) -> dict[str, str]:
+    """Versions of what shapes a figure: of tasks, the harness', too."""
+    if kind != "task":
+        return versions()
+    return versions() | {"lm_eval": importlib.metadata.version("lm_eval")}

@@ -1,0 +1,1 @@
+"""Models that are measured: checkpoints and adapters in, whatever wrote them."""
