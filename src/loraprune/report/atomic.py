@@ -10,16 +10,23 @@ if TYPE_CHECKING:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``: into a file beside it, which then takes its name.
+    """Write ``text`` as UTF-8 to ``path``, as :func:`write_bytes` does.
 
-    A reader sees the old content or the new, and an interrupted write leaves the old. Characters that UTF-8
-    cannot carry (lone surrogates, as a broken completion may hold) become question marks.
+    Characters that UTF-8 cannot carry (lone surrogates, as a broken completion may hold) become question marks.
+    """
+    write_bytes(path, text.encode("utf-8", errors="replace"))
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``: into a file beside it, which then takes its name.
+
+    A reader sees the old content or the new, and an interrupted write leaves the old.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8", errors="replace", newline="\n") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Several runs side by side: their records, results and measurements, and what of them compares."""
