@@ -9,14 +9,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from loraprune.report import html
 from loraprune.report.data import (
     Completion,
     Cut,
+    GroupMap,
     Headline,
     HistoryPoint,
     Importance,
     LayerWidth,
     Recovery,
+    RefitError,
     ReportData,
     Row,
     Unit,
@@ -35,7 +38,10 @@ def sample() -> ReportData:
     return sample_report()
 
 
-@pytest.fixture(params=["sample", "bare", "one_step", "flat_scores", "one_layer", "large", "not_finite"])
+KINDS = ["sample", "bare", "one_step", "flat_scores", "one_layer", "large", "not_finite", "recovered", "uneven"]
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def any_report(request: pytest.FixtureRequest) -> ReportData:
     """Reports of every kind that a run may leave, ordinary and odd."""
     build: dict[str, Callable[[], ReportData]] = {
@@ -48,9 +54,22 @@ def any_report(request: pytest.FixtureRequest) -> ReportData:
         "one_layer": _one_layer,
         "large": _large,
         "not_finite": _not_finite,
+        "uneven": _uneven,
         "recovered": recovered_report,
     }
     return build[request.param]()
+
+
+@pytest.fixture(scope="session")
+def any_page(any_report: ReportData) -> str:
+    """The page of each of them; drawing takes a second."""
+    return html.render_report(any_report)
+
+
+@pytest.fixture(scope="session")
+def sample_page() -> str:
+    """The page of the whole report."""
+    return html.render_report(sample_report())
 
 
 def bare_report() -> ReportData:
@@ -81,6 +100,9 @@ def recovered_report() -> ReportData:
         cuts=(),
         layers=(),
         importance={},
+        maps=(),
+        refit_errors=(),
+        phases={"loading": 2.1, "tuning": 124.0},
         completions=(Completion(prompt="Once", dense=" upon", pruned=" there"),),
         settings={},
         command="",
@@ -97,6 +119,7 @@ def _flat_scores() -> ReportData:
             "equal": Importance(kind="channels", layer=0, scores=(3e-5, 3e-5, 3e-5), kept=kept),
             "tiny": Importance(kind="experts", layer=0, scores=(5e-324, 1e-310, -1.0), kept=kept),
             "float32": Importance(kind="features", layer=0, scores=(1e-45, 0.0, 1.1e-45), kept=kept),
+            "within a decade": Importance(kind="blocks", layer=0, scores=(0.2, 0.5, 0.9), kept=kept),
             "none": Importance(kind="neurons", layer=0, scores=(), kept=()),
         },
     )
@@ -108,7 +131,29 @@ def _one_layer() -> ReportData:
         LayerWidth(layer=0, kind="channels", total=11008, kept=1),
         LayerWidth(layer=0, kind="experts", total=0, kept=0),
     )
-    return replace(sample_report(), layers=layers, rows=())
+    maps = (
+        GroupMap(kind="heads", layer=0, kept=(1.0,)),
+        GroupMap(kind="channels", layer=0, kept=(0.01,) * 64, groups_per_cell=172),
+        GroupMap(kind="experts", layer=0, kept=()),
+    )
+    errors = (RefitError(step=0, kind="heads", layer=0, cut=0.2),)
+    return replace(sample_report(), layers=layers, maps=maps, refit_errors=errors, rows=())
+
+
+def _uneven() -> ReportData:
+    """Build the report of a model whose layers have different numbers of groups, some of them two dimensions."""
+    maps = tuple(
+        GroupMap(kind="heads", layer=layer // 2, kept=tuple(float(i % 3 > 0) for i in range(2 + layer)))
+        for layer in range(8)
+    )
+    layers = tuple(
+        LayerWidth(layer=item.layer, kind="heads", total=len(item.kept), kept=round(sum(item.kept))) for item in maps
+    )
+    scores = (
+        Row(label="a task with a name that takes very much room", unit=Unit.ACCURACY, dense=None, pruned=0.25),
+        Row(label="mmlu", unit=Unit.ACCURACY, dense=0.3, pruned=math.nan),
+    )
+    return replace(sample_report(), maps=maps, layers=layers, scores=scores, phases={"training": 0.0, "x": math.nan})
 
 
 def _large() -> ReportData:
@@ -129,7 +174,31 @@ def _large() -> ReportData:
     )
     scores = tuple(noise.choice((0.0, math.exp(noise.gauss(-14, 3)))) for _ in range(28_672))
     channels = Importance(kind="channels", layer=0, scores=scores, kept=tuple(score > 1e-6 for score in scores))
-    return replace(sample_report(), cuts=cuts, history=history, layers=layers, importance={"channels": channels})
+    maps = tuple(
+        GroupMap(
+            kind=kind,
+            layer=layer,
+            kept=tuple(noise.random() if size > 1 else float(noise.random() < 0.5) for _ in range(64)),
+            groups_per_cell=size,
+        )
+        for kind, size in (("heads", 1), ("channels", 448))
+        for layer in range(80)
+    )
+    errors = tuple(
+        RefitError(step=cut.step, kind=kind, layer=layer, cut=0.4 * noise.random(), repaired=0.1)
+        for cut in cuts
+        for kind in ("heads", "channels")
+        for layer in range(80)
+    )
+    return replace(
+        sample_report(),
+        cuts=cuts,
+        history=history,
+        layers=layers,
+        importance={"channels": channels},
+        maps=maps,
+        refit_errors=errors,
+    )
 
 
 def _not_finite() -> ReportData:
@@ -139,7 +208,11 @@ def _not_finite() -> ReportData:
         headline=replace(sample_report().headline, ratio=math.nan, target_ratio=math.inf),
         rows=(Row(label="Perplexity", unit=Unit.PERPLEXITY, dense=math.inf, unrecovered=math.nan, pruned=None),),
         history=tuple(HistoryPoint(step=i, loss=loss, ratio=loss / 10) for i, loss in enumerate(losses)),
-        cuts=(Cut(step=3, ratio=math.nan),),
+        cuts=(Cut(step=3, ratio=math.nan), Cut(step=4, ratio=0.1, stability={"heads": math.nan})),
+        maps=(GroupMap(kind="heads", layer=0, kept=(math.nan, 1.0)),),
+        refit_errors=(RefitError(step=3, kind="heads", layer=0, cut=math.nan, repaired=math.inf),),
+        scores=(Row(label="boolq", unit=Unit.ACCURACY, dense=math.nan, pruned=math.inf),),
+        phases={"training": math.nan},
         importance={"h": Importance(kind="heads", layer=0, scores=(math.nan, math.inf), kept=(True, False))},
         settings={"lr": math.nan},
     )
@@ -172,6 +245,10 @@ def sample_report() -> ReportData:
             for layer in range(LAYERS)
         ),
         importance=importance,
+        maps=_maps(importance),
+        refit_errors=_refit_errors(cuts),
+        scores=_scores(),
+        phases={"loading": 2.1, "dense measures": 14.0, "training": 124.0, "cuts": 9.3, "final measures": 12.2},
         completions=(
             Completion(
                 prompt="Once upon a time, there was a little girl named Lily. She",
@@ -211,6 +288,8 @@ def _cut(step: int) -> Cut:
         step=step,
         ratio=1 - _prunable(heads, channels) / _prunable(HEADS, CHANNELS),
         widths={"heads": (heads,) * LAYERS, "channels": (channels,) * LAYERS},
+        stability={} if step == 6 else {"heads": 1 - 1 / step, "channels": 0.6 + 0.3 * share**3},
+        seconds=1.25,
     )
 
 
@@ -239,6 +318,36 @@ def _importance(kind: str, total: int, last: Cut) -> dict[str, Importance]:
             kind=kind, layer=layer, scores=scores, kept=tuple(group in kept for group in range(total))
         )
     return found
+
+
+def _maps(importance: dict[str, Importance]) -> tuple[GroupMap, ...]:
+    found = []
+    for item in importance.values():
+        size = -(-len(item.kept) // 64)
+        runs = [item.kept[start : start + size] for start in range(0, len(item.kept), size)]
+        shares = tuple(sum(run) / len(run) for run in runs)
+        found.append(GroupMap(kind=item.kind, layer=item.layer, kept=shares, groups_per_cell=size))
+    return tuple(found)
+
+
+def _refit_errors(cuts: tuple[Cut, ...]) -> tuple[RefitError, ...]:
+    noise = random.Random(2)
+    return tuple(
+        RefitError(
+            step=cut.step, kind=kind, layer=layer, cut=0.15 + 0.3 * noise.random(), repaired=0.05 + 0.1 * noise.random()
+        )
+        for cut in cuts
+        for kind in ("heads", "channels")
+        for layer in range(LAYERS)
+    )
+
+
+def _scores() -> tuple[Row, ...]:
+    figures = (("boolq", 0.62, 0.58), ("piqa", 0.6, 0.571), ("hellaswag", 0.31, 0.302), ("average of 3", 0.51, 0.484))
+    return tuple(
+        Row(label=name, unit=Unit.ACCURACY, detail="200 items", dense=dense, pruned=pruned)
+        for name, dense, pruned in figures
+    )
 
 
 def _rows(before: int, after: int) -> tuple[Row, ...]:

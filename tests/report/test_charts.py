@@ -1,122 +1,257 @@
-"""Pictures stay inside their frame, and their labels stay apart."""
+"""Pictures say what the data says, to eyes, to a screen reader and under the pointer."""
 
 from __future__ import annotations
 
+import math
 import re
-from itertools import pairwise
+from dataclasses import replace
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from tests.report.conftest import recovered_report
 
-from loraprune.report import charts, svg
-from loraprune.report.data import LayerWidth
-from loraprune.report.layers_chart import layers_chart
+from loraprune.report import charts, training_figure
+from loraprune.report.data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
+from loraprune.report.importance_figure import importance_figure, power_of_ten
+from loraprune.report.layers_figure import layers_figure
+from loraprune.report.map_figure import map_figure
+from loraprune.report.phases_figure import phases_figure
+from loraprune.report.refit_figure import refit_figure, refit_table
+from loraprune.report.scores_figure import scores_figure
+from loraprune.report.stability_figure import stability_figure
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from loraprune.report.data import ReportData
 
 SVG = "{http://www.w3.org/2000/svg}"
-BOLD = 1.04
 
 
-def pictures(data: ReportData) -> list[ElementTree.Element]:
-    """Parse both sizes of all pictures of a report."""
-    return [ElementTree.fromstring(text) for figure in charts.figures(data) for text in (figure.wide, figure.narrow)]
+def pictures(page: str) -> list[ElementTree.Element]:
+    """Parse all pictures of a page, which are for wide and for narrow screens in turn."""
+    return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)]
 
 
-def extents(root: ElementTree.Element) -> Iterator[tuple[float, float, float, float]]:
-    """Yield left, top, right and bottom of everything drawn."""
-    for item in root.iter():
-        name = item.tag.removeprefix(SVG)
-        numbers = {key: float(value) for key, value in item.items() if re.fullmatch(r"-?[\d.]+", value)}
-        if name == "rect":
-            assert numbers["width"] >= 0
-            assert numbers["height"] >= 0
-            x, y = numbers["x"], numbers["y"]
-            yield x, y, x + numbers["width"], y + numbers["height"]
-        elif name == "line":
-            yield numbers["x1"], numbers["y1"], numbers["x2"], numbers["y2"]
-        elif name == "circle":
-            x, y, r = numbers["cx"], numbers["cy"], numbers["r"]
-            yield x - r, y - r, x + r, y + r
-        elif name == "polyline":
-            points = [[float(part) for part in point.split(",")] for point in item.attrib["points"].split()]
-            xs, ys = [point[0] for point in points], [point[1] for point in points]
-            yield min(xs), min(ys), max(xs), max(ys)
-        elif name == "text":
-            left, right = text_span(item)
-            yield left, numbers["y"] - svg.FONT_SIZE, right, numbers["y"] + 4
+def tips(root: ElementTree.Element) -> list[str]:
+    """All that a picture tells under the pointer."""
+    return [
+        f"{zone.get('data-head', '')}/{text}"
+        for zone in root.iter(f"{SVG}rect")
+        if zone.get("class") == "zone"
+        for text in zone.attrib["data-tips"].split("|")
+    ]
 
 
-def text_span(item: ElementTree.Element) -> tuple[float, float]:
-    """Estimate where a text begins and ends."""
-    x, width = float(item.attrib["x"]), svg.text_width(item.text or "") * BOLD
-    shift = {"start": 0.0, "middle": 0.5, "end": 1.0}[item.attrib["text-anchor"]]
-    return x - shift * width, x + (1 - shift) * width
+def drawn(text: str) -> ElementTree.Element:
+    return ElementTree.fromstring(text)
 
 
-def test_everything_stays_inside_the_frame(any_report: ReportData) -> None:
-    for root in pictures(any_report):
-        _, _, width, height = (float(part) for part in root.attrib["viewBox"].split())
-        for left, top, right, bottom in extents(root):
-            assert -0.01 <= left <= right <= width + 0.01
-            assert -0.01 <= min(top, bottom) <= max(top, bottom) <= height + 0.01
-
-
-def test_labels_on_one_line_do_not_overlap(any_report: ReportData) -> None:
-    for root in pictures(any_report):
-        lines: dict[str, list[tuple[float, float]]] = {}
-        for item in root.iter(f"{SVG}text"):
-            lines.setdefault(item.attrib["y"], []).append(text_span(item))
-        for spans in lines.values():
-            assert all(first[1] < second[0] for first, second in pairwise(sorted(spans)))
-
-
-def test_pictures_hold_no_undefined_numbers(any_report: ReportData) -> None:
-    for figure in charts.figures(any_report):
-        assert not re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', figure.wide + figure.narrow)
-
-
-def test_pictures_have_a_description_and_tooltips(sample: ReportData) -> None:
-    for root in pictures(sample):
+def test_every_picture_is_described_and_tells_more_under_the_pointer(sample_page: str) -> None:
+    found = pictures(sample_page)
+    assert len(found) == 2 * 10
+    for root in found:
         assert root.attrib["role"] == "img"
-        assert len(root.attrib["aria-label"]) > 20
-        assert root.find(f".//{SVG}title") is not None
+        assert re.search(r"\d", root.attrib["aria-label"])
+        assert tips(root)
 
 
-def test_a_long_run_makes_no_large_picture(any_report: ReportData) -> None:
-    assert all(len(figure.wide) < 120_000 for figure in charts.figures(any_report))
+def test_zones_lie_inside_their_picture(any_page: str) -> None:
+    for root in pictures(any_page):
+        _, _, width, height = (float(part) for part in root.attrib["viewBox"].split())
+        for zone in root.iter(f"{SVG}rect"):
+            if zone.get("class") == "zone":
+                x, y, wide, high = (float(zone.attrib[name]) for name in ("x", "y", "width", "height"))
+                assert -0.1 <= x <= x + wide <= width + 0.1
+                assert -0.1 <= y <= y + high <= height + 0.1
+                assert wide > 0
+                assert high > 0
+
+
+def test_pictures_hold_no_undefined_numbers(any_page: str) -> None:
+    for text in re.findall(r"<svg.*?</svg>", any_page, flags=re.DOTALL):
+        assert not re.search(r"\b(nan|inf|None)\b", text)
+
+
+def test_a_large_model_and_a_long_run_make_no_large_page(any_page: str) -> None:
+    assert len(any_page) < 1_000_000
+
+
+def test_ids_are_one_of_a_kind_on_a_page_and_every_reference_finds_one(any_page: str) -> None:
+    ids = re.findall(r' id="([^"]+)"', any_page)
+    assert len(ids) == len(set(ids))
+    assert set(re.findall(r'(?:href="#|url\(#)([^")]+)', any_page)) == set(ids)
+
+
+def test_colors_are_those_of_the_page(any_page: str) -> None:
+    for text in re.findall(r"<svg.*?</svg>", any_page, flags=re.DOTALL):
+        assert "#0a00" not in text
+        assert not set(re.findall(r'(?:fill|stroke): (?!none|var)([^;"]+)', text))
 
 
 def test_cuts_are_marked_in_both_panels(sample: ReportData) -> None:
-    run = pictures(sample)[0]
-    marks = [item for item in run.iter(f"{SVG}line") if item.attrib["class"] == "cut"]
-    assert len(marks) == 2 * len(sample.cuts)
+    run = training_figure.training_figure(sample)
+    assert run.wide.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
+    assert "Vertical lines mark cuts" in run.caption
+    assert run.wide.count("<use") > run.wide.count("stroke-dasharray: 2,3")
 
 
-def test_bars_show_kept_and_removed_in_proportion() -> None:
-    root = ElementTree.fromstring(layers_chart([LayerWidth(layer=0, kind="heads", total=8, kept=6)], 500))
-    heights = {item.attrib["class"]: float(item.attrib["height"]) for item in root.iter(f"{SVG}rect")}
-    assert heights["kept"] == pytest.approx(3 * heights["removed"])
+def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) -> None:
+    assert "over 150 training steps" in training_figure.description(sample)
+    assert "over 155 training steps" in training_figure.description(replace(sample, steps=155))
 
 
-def test_text_in_pictures_is_escaped() -> None:
-    text = layers_chart([LayerWidth(layer=0, kind='<b a="1">', total=2, kept=1)], 500)
-    assert "<b" not in text
-    ElementTree.fromstring(text)
+def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(sample: ReportData) -> None:
+    logged = replace(sample, history=tuple(point for point in sample.history if point.step % 50 == 0))
+    picture = training_figure.training_figure(logged).wide
+    drawn_paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--accent\)', picture)
+    assert max(path.count("L") for path in drawn_paths) >= 2 * len(sample.cuts)
 
 
 def test_a_run_that_prunes_nothing_is_drawn_as_its_loss_alone(sample: ReportData) -> None:
-    (with_share, *_), (alone,) = charts.figures(sample), charts.figures(recovered_report())
-    heights = [
-        float(ElementTree.fromstring(figure.wide).attrib["viewBox"].split()[3]) for figure in (with_share, alone)
-    ]
+    report = recovered_report()
+    (section,) = charts.sections(report)
+    alone = training_figure.training_figure(report)
+    assert section.figures[0] == alone
+    both = training_figure.training_figure(sample)
+    heights = [float(drawn(figure.wide).attrib["viewBox"].split()[3]) for figure in (both, alone)]
     assert heights[1] < heights[0]
-    assert "Share removed" in with_share.wide
+    assert "Share removed" in both.wide
     assert "removed" not in alone.wide + alone.narrow
-    assert alone.wide.count("training step") >= 1
-    assert "Step 1" in alone.wide
+    assert "training step" in alone.wide
+
+
+def test_bars_show_kept_and_removed_in_proportion() -> None:
+    figure = layers_figure([LayerWidth(layer=0, kind="heads", total=8, kept=6)])
+    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(accent|removed)\)', figure.wide)
+    heights = {}
+    for path, color in paths:
+        ys = [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", path)]
+        heights[color] = max(ys) - min(ys)
+    assert heights["accent"] == pytest.approx(0.75 * heights["removed"], rel=0.01)
+
+
+def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
+    maps = [
+        GroupMap(kind="channels", layer=1, kept=(1.0, 0.5), groups_per_cell=8),
+        GroupMap(kind="channels", layer=0, kept=(0.25, 0.0), groups_per_cell=8),
+    ]
+    widths = [LayerWidth(layer=layer, kind="channels", total=14, kept=kept) for layer, kept in ((0, 2), (1, 11))]
+    figure = map_figure(maps, widths)
+    root = drawn(figure.wide)
+    assert root.attrib["aria-label"] == (
+        "Map of the channels that stayed, in 2 rows: least in layer 0 (2 of 14), most in layer 1 (11 of 14)."
+    )
+    assert tips(root) == [
+        "Layer 0 (2 of 14 kept)/25.0 %",
+        "Layer 0 (2 of 14 kept)/0.0 %",
+        "Layer 1 (11 of 14 kept)/100.0 %",
+        "Layer 1 (11 of 14 kept)/50.0 %",
+    ]
+    assert 'data-columns="channels 0–7|channels 8–13"' in figure.wide
+    assert "a cell 8 neighbors" in figure.caption
+
+
+def test_the_map_of_single_groups_says_kept_or_removed_and_rows_may_differ_in_length() -> None:
+    maps = [GroupMap(kind="heads", layer=0, kept=(1.0,)), GroupMap(kind="heads", layer=0, kept=(0.0, 1.0))]
+    root = drawn(map_figure(maps).narrow)
+    assert tips(root) == ["Layer 0 (100.0 % kept)/kept", "Layer 0 (50.0 % kept)/removed", "Layer 0 (50.0 % kept)/kept"]
+
+
+def test_a_map_takes_the_place_of_the_widths_where_layers_have_several_groups(sample: ReportData) -> None:
+    titles = [figure.title for section in charts.sections(sample) for figure in section.figures]
+    assert "Which heads stayed" in titles
+    assert "Heads in each layer" not in titles
+    blocks = tuple(LayerWidth(layer=layer, kind="blocks", total=1, kept=layer % 2) for layer in range(4))
+    maps = tuple(GroupMap(kind="blocks", layer=layer, kept=(float(layer % 2),)) for layer in range(4))
+    report = replace(sample, layers=blocks, maps=maps, importance={}, history=(), refit_errors=(), cuts=(), phases={})
+    (section,) = charts.sections(report)
+    assert [figure.title for figure in section.figures] == ["Blocks in each layer"]
+
+
+def test_stability_is_drawn_from_the_second_cut_on_and_tabulated() -> None:
+    cuts = (
+        Cut(step=5, ratio=0.1),
+        Cut(step=10, ratio=0.2, stability={"heads": 0.5, "channels": -0.25}),
+        Cut(step=1500, ratio=0.3, stability={"heads": 1.0}),
+    )
+    figure = stability_figure(cuts)
+    assert figure is not None
+    assert figure.numbers is not None
+    assert figure.numbers.rows == (("10", "0.500", "\N{MINUS SIGN}0.250"), ("1,500", "1.00", "\N{EN DASH}"))
+    assert drawn(figure.wide).attrib["aria-label"] == (
+        "Rank correlation of the scores between consecutive cuts: "
+        "heads between 0.500 and 1.00, 1.00 at the last cut; "
+        "channels between \N{MINUS SIGN}0.250 and \N{MINUS SIGN}0.250, \N{MINUS SIGN}0.250 at the last cut."
+    )
+    assert stability_figure(cuts[:1]) is None
+
+
+def test_refit_errors_are_those_of_the_last_cut_and_the_table_has_all() -> None:
+    errors = [
+        RefitError(step=step, kind="heads", layer=layer, cut=0.1 * (layer + 1), repaired=0.01 * step)
+        for step in (5, 10)
+        for layer in (1, 0)
+    ]
+    figure = refit_figure(errors)
+    assert figure.numbers is not None
+    assert figure.numbers.rows == (("0", "0.100", "0.100"), ("1", "0.200", "0.100"))
+    assert drawn(figure.wide).attrib["aria-label"] == (
+        "Relative error in 2 layers after cutting heads: 10.0 % to 20.0 % without repair, 10.0 % to 10.0 % with it."
+    )
+    assert [row[:4] for row in refit_table(errors).rows] == [
+        ("5", "heads", "15.0 %", "5.0 %"),
+        ("10", "heads", "15.0 %", "10.0 %"),
+    ]
+
+
+def test_errors_without_repair_have_one_mark_a_layer() -> None:
+    figure = refit_figure([RefitError(step=0, kind="heads", layer=0, cut=0.1)])
+    assert "repaired" not in figure.wide
+    assert "with it" not in figure.wide
+    assert "step" not in figure.caption
+
+
+def test_scores_are_told_for_both_models_and_long_names_are_shortened_on_phones() -> None:
+    name = "a task with a name that takes very much room"
+    figure = scores_figure([Row(label=name, unit=Unit.ACCURACY, dense=0.5, pruned=0.25)], "dense", "pruned")
+    assert drawn(figure.wide).attrib["aria-label"] == (
+        f"Accuracy on 1 tasks. {name}: 50.0 % dense, 25.0 % pruned (\N{MINUS SIGN}25.0 points)."
+    )
+    texts = [item.text for item in drawn(figure.narrow).iter(f"{SVG}text")]
+    assert name not in texts
+    assert "50.0 %" in texts
+
+
+def test_phases_of_unknown_length_are_left_out() -> None:
+    figure = phases_figure({"loading": 1.0, "training": float("nan"), "cuts": 3.0})
+    assert figure is not None
+    assert figure.caption == "4 s in all."
+    assert "training" not in figure.wide
+    assert phases_figure({"training": float("nan")}) is None
+
+
+@given(st.lists(st.tuples(st.floats(), st.booleans()), max_size=12))
+@settings(max_examples=12, deadline=None)
+def test_any_scores_can_be_drawn(pairs: list[tuple[float, bool]]) -> None:
+    scores, kept = tuple(score for score, _ in pairs), tuple(flag for _, flag in pairs)
+    figure = importance_figure([Importance(kind="heads", layer=0, scores=scores, kept=kept)])
+    label = drawn(figure.wide).attrib["aria-label"]
+    finite = [flag for score, flag in pairs if math.isfinite(score)]
+    assert f"{len(finite)}, {sum(finite)} kept and {len(finite) - sum(finite)} removed" in label
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1e-7, "10⁻⁷"), (2e-5, "2·10⁻⁵"), (0.25, "0.25"), (1e-3, "0.001"), (2000.0, "2,000"), (0.0, "")],
+)
+def test_ticks_of_scores_are_powers_or_plain_numbers(value: float, text: str) -> None:
+    assert power_of_ten(value) == text
+
+
+def test_text_in_pictures_is_escaped() -> None:
+    figure = layers_figure([LayerWidth(layer=0, kind='<b a="1">|', total=2, kept=1)])
+    assert "<b" not in figure.wide
+    (text,) = tips(drawn(figure.wide))
+    assert text == '/Layer 0: 1 of 2 <b a="1">\N{BROKEN BAR} kept (50.0 %)'

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from loraprune.report.series import moving_average, thin_out, unbroken
+from loraprune.report.series import alone, moving_average, thin_out
 
 
 def test_the_moving_average_stops_at_breaks_and_skips_gaps() -> None:
@@ -26,6 +26,7 @@ def test_thinning_keeps_the_extremes() -> None:
     assert thinned == sorted(thinned)
 
 
-def test_gaps_part_a_line() -> None:
+def test_points_between_gaps_stand_alone() -> None:
     points = [(0.0, math.nan), (1.0, 1.0), (2.0, math.inf), (3.0, math.nan), (4.0, 2.0), (5.0, 3.0)]
-    assert unbroken(points) == [[(1.0, 1.0)], [(4.0, 2.0), (5.0, 3.0)]]
+    assert alone(points) == [(1.0, 1.0)]
+    assert alone([(4.0, 2.0)]) == [(4.0, 2.0)]

@@ -21,7 +21,7 @@ _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.TOKENS_PER_SECOND: numbers.count,
     Unit.ACCURACY: numbers.percent,
 }
-_UNCHANGED = "unchanged"
+UNCHANGED = "unchanged"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,12 +76,12 @@ def change(before: float | None, after: float | None, unit: Unit) -> str:
         return _speed(before / after if unit is Unit.MILLISECONDS else after / before)
     if after >= 2 * before:
         return numbers.times(after / before)
-    return _UNCHANGED if after == before else numbers.percent(after / before - 1, signed=True)
+    return UNCHANGED if after == before else numbers.percent(after / before - 1, signed=True)
 
 
 def _speed(factor: float) -> str:
     if abs(factor - 1) < 0.005:
-        return _UNCHANGED
+        return UNCHANGED
     return f"{numbers.times(factor)} faster" if factor > 1 else f"{numbers.times(1 / factor)} slower"
 
 
@@ -110,7 +110,8 @@ def _training(data: ReportData) -> str:
     if not data.history:
         return ""
     last = data.history[-1]
-    steps = f"{last.step:,} training step" + ("s" if last.step != 1 else "")
+    made = last.step if data.steps is None else data.steps
+    steps = f"{made:,} training step" + ("s" if made != 1 else "")
     taken = f" ({numbers.duration(last.seconds)})" if numbers.is_number(last.seconds) else ""
     return f" over {steps}{taken}"
 

@@ -91,11 +91,22 @@ class HistoryPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """One cut: removed share after it, and for each kind of dimension the groups kept, layer by layer."""
+    """One cut: removed share after it, and for each kind of dimension the groups kept, layer by layer.
+
+    Attributes:
+        step: optimizer step after which it was made.
+        ratio: removed share after it.
+        widths: by kind, groups kept in each layer.
+        stability: by kind, Spearman's rank correlation of the groups' scores with those at the cut before, over the
+            groups that were there at both, mean over the layers; empty at the first cut.
+        seconds: that the cut took, with its repair.
+    """
 
     step: int
     ratio: float
     widths: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    stability: Mapping[str, float] = field(default_factory=dict)
+    seconds: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +138,41 @@ class Importance:
 
 
 @dataclass(frozen=True, kw_only=True)
+class GroupMap:
+    """Where in a layer groups went.
+
+    Attributes:
+        kind: of the groups; ``layer``: theirs.
+        kept: shares of groups that stayed, in [0, 1], in runs of neighbors; each run is one cell of the map.
+        groups_per_cell: groups in a run (the last may have fewer); 1 where each group has a cell.
+    """
+
+    kind: str
+    layer: int
+    kept: tuple[float, ...]
+    groups_per_cell: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefitError:
+    """What a cut did to the output of the layer that read what went, relative to its output before the cut.
+
+    Attributes:
+        step: after which the cut was made; 0 without training.
+        kind: of the dimension that was cut; ``layer``: its.
+        cut: relative error ``‖(W − W_K)x‖ / ‖Wx‖`` over the calibration data, without a repair. Of a repair towards
+            the residual stream of the dense model, what makes that up takes the place of ``Wx`` in both norms.
+        repaired: the same after the refit; None where there was none.
+    """
+
+    step: int
+    kind: str
+    layer: int
+    cut: float
+    repaired: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completion:
     """One prompt and how each model goes on; the texts do not repeat the prompt."""
 
@@ -155,10 +201,15 @@ class ReportData:
         created: time of the run, ISO 8601.
         headline: how much of the model is gone.
         rows: measures before and after, in the order shown.
-        history: the training steps; empty for a training-free run.
+        steps: training steps that were made; None in a report that does not know, whose last logged step counts.
+        history: the training steps that were logged; empty for a training-free run.
         cuts: the cuts in the order made.
         layers: widths of the result.
         importance: scores by name of prunable dimension.
+        maps: where in each layer groups went.
+        refit_errors: of each consumer at each cut, in the order made.
+        scores: accuracies of tasks, as ``loraprune eval`` measured them.
+        phases: seconds by phase of the run, in their order.
         completions: texts before and after.
         settings: the configuration, nested as it comes; values are shown as text.
         versions: versions of the libraries by name.
@@ -175,10 +226,15 @@ class ReportData:
     created: str
     headline: Headline
     rows: tuple[Row, ...] = ()
+    steps: int | None = None
     history: tuple[HistoryPoint, ...] = ()
     cuts: tuple[Cut, ...] = ()
     layers: tuple[LayerWidth, ...] = ()
     importance: Mapping[str, Importance] = field(default_factory=dict)
+    maps: tuple[GroupMap, ...] = ()
+    refit_errors: tuple[RefitError, ...] = ()
+    scores: tuple[Row, ...] = ()
+    phases: Mapping[str, float] = field(default_factory=dict)
     completions: tuple[Completion, ...] = ()
     settings: Mapping[str, object] = field(default_factory=dict)
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""Lines of many points made fit to be drawn: smoothed, thinned out, parted at gaps."""
+"""Lines of many points made fit to be drawn: smoothed, thinned out, looked through for gaps."""
 
 from __future__ import annotations
 
@@ -47,12 +47,7 @@ def thin_out(points: Points, limit: int) -> Points:
     return kept
 
 
-def unbroken(points: Iterable[tuple[float, float]]) -> list[Points]:
-    """Part a line where it has no finite value."""
-    runs: list[Points] = [[]]
-    for point in points:
-        if math.isfinite(point[1]):
-            runs[-1].append(point)
-        elif runs[-1]:
-            runs.append([])
-    return [run for run in runs if run]
+def alone(points: Points) -> Points:
+    """The finite points of a line between two gaps, where a line has nothing to connect."""
+    finite = [False, *(math.isfinite(value) for _, value in points), False]
+    return [point for i, point in enumerate(points, start=1) if finite[i] and not finite[i - 1] and not finite[i + 1]]

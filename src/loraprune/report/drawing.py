@@ -1,0 +1,160 @@
+"""Pictures by matplotlib as inline SVG: text stays text, and colors are those of the page, in light and in dark."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import TYPE_CHECKING, Any
+
+from loraprune.report.hover import Zone, zones_markup
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+TEXT = "#0a0001"
+SOFT = "#0a0002"
+RULE = "#0a0003"
+ACCENT = "#0a0004"
+WASH = "#0a0005"
+REMOVED = "#0a0006"
+CUT = "#0a0007"
+CARD = "#0a0008"
+SECOND = "#0a0009"
+THIRD = "#0a000a"
+FOURTH = "#0a000b"
+FIFTH = "#0a000c"
+"""Stand-ins for the colors of the page: matplotlib draws with them, and the picture refers to the page's own."""
+
+VARIABLES = {
+    TEXT: "--text",
+    SOFT: "--soft",
+    RULE: "--rule",
+    ACCENT: "--accent",
+    WASH: "--wash",
+    REMOVED: "--removed",
+    CUT: "--cut",
+    CARD: "--card",
+    SECOND: "--second",
+    THIRD: "--third",
+    FOURTH: "--fourth",
+    FIFTH: "--fifth",
+}
+SERIES = (ACCENT, SECOND, THIRD, FOURTH, FIFTH)
+"""Colors of things that are told apart, and the marks that do so without color."""
+MARKERS = ("o", "s", "^", "D", "v")
+
+POINTS = 72.0
+FONT_POINTS = 12.0
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    "font.family": "sans-serif",
+    "font.sans-serif": ["DejaVu Sans"],
+    "font.size": FONT_POINTS,
+    "text.color": SOFT,
+    "text.parse_math": False,
+    "axes.edgecolor": CUT,
+    "axes.linewidth": 1.0,
+    "axes.facecolor": "none",
+    "axes.labelcolor": SOFT,
+    "axes.labelsize": FONT_POINTS,
+    "axes.titlecolor": TEXT,
+    "axes.titlesize": FONT_POINTS,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": RULE,
+    "grid.linewidth": 1.0,
+    "xtick.color": CUT,
+    "xtick.major.pad": 6.0,
+    "ytick.color": CUT,
+    "xtick.labelcolor": SOFT,
+    "ytick.labelcolor": SOFT,
+    "ytick.major.size": 0.0,
+    "ytick.minor.size": 0.0,
+    "legend.frameon": False,
+    "legend.borderaxespad": 0.35,
+    "legend.borderpad": 0.0,
+    "legend.fontsize": FONT_POINTS,
+    "lines.linewidth": 2.0,
+    "lines.solid_joinstyle": "round",
+    "figure.constrained_layout.h_pad": 4 / POINTS,
+    "figure.constrained_layout.w_pad": 4 / POINTS,
+}
+
+
+@contextmanager
+def drawing(width: float, height: float) -> Iterator[Figure]:
+    """A figure of a size in pixels of the page, to draw on while the style of the report is set."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(width / POINTS, height / POINTS), dpi=POINTS, layout="constrained")
+        yield figure
+
+
+def svg_of(figure: Figure, label: str, zones: Sequence[Zone] = (), columns: Sequence[str] = ()) -> str:
+    """The picture as markup for a page.
+
+    Args:
+        figure: drawn with the colors of this module.
+        label: what a screen reader says in its place; also keeps the ids of several pictures on a page apart.
+        zones: what the picture tells under the pointer.
+        columns: names of the cells of each zone, where they all have the same.
+    """
+    import matplotlib
+
+    width, height = (round(side * POINTS) for side in figure.get_size_inches())
+    key = hashlib.sha256(f"{label} {width} {height}".encode(errors="replace")).hexdigest()[:8]
+    text = io.StringIO()
+    nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # the page's font draws it, not ours
+        _lay_out_(figure)
+        figure.savefig(text, format="svg", transparent=True, metadata=nothing)
+    markup = _slimmed(text.getvalue(), key)
+    for color, variable in VARIABLES.items():
+        markup = markup.replace(color, f"var({variable})")
+    opening = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="0 0 {width} {height}" role="img" aria-label="{escape(label)}">'
+    )
+    markup = re.sub(r"<svg[^>]*>", lambda _: opening, markup, count=1)
+    return markup.replace("</svg>", zones_markup(zones, height, columns) + "</svg>")
+
+
+def _lay_out_(figure: Figure) -> None:
+    """Lay out once: while a figure has a layout engine, saving it lays it out twice more and draws it twice."""
+    engine = figure.get_layout_engine()
+    if engine is not None:
+        engine.execute(figure)
+        figure.set_layout_engine(None)
+
+
+def _slimmed(markup: str, key: str) -> str:
+    """Drop what the page does not need, and keep the ids apart from those of other pictures."""
+    markup = markup[markup.index("<svg") :]
+    markup = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", markup, flags=re.DOTALL)
+    markup = re.sub(r' d="([^"]*)"', lambda found: f' d="{_short(found[1])}"', markup)
+    used = set(re.findall(r'(?:"#|url\(#)([^")]+)', markup))
+    markup = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", markup)
+    markup = re.sub(r'("#|url\(#)', rf"\g<1>{key}-", markup)
+    markup = re.sub(r"\n\s*", "\n", markup)
+    return re.sub(r"<g>\s*</g>\s*|<defs>\s*</defs>\s*", "", markup)
+
+
+def _short(path: str) -> str:
+    """A path with hundredths of a pixel, which are more than a screen shows."""
+    return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path.split()))
