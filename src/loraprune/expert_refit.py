@@ -10,6 +10,7 @@ import torch
 
 from loraprune.expert_adapters import effective_expert_weight, expert_delta, expert_weight_oi
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
+from loraprune.output_error import OutputError, output_error
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def refit_experts_(
     num_groups: int,
     calibration: CalibrationPass,
     damping: float,
-) -> None:
+) -> OutputError | None:
     """Rewrite the columns that stay, before the cut, so that each expert computes nearly what it did with all of them.
 
     One second moment is in memory at a time, that of one expert. Where a whole expert goes, its tokens go to others,
@@ -40,14 +41,19 @@ def refit_experts_(
         num_groups: groups that there are now.
         calibration: the pass over the calibration data, arrived at the experts' block.
         damping: see :func:`loraprune.least_squares.refit_columns`.
+
+    Returns:
+        The error of all experts as one, each counted for the tokens that are routed to it and by their weights; None
+        where nothing is refitted.
     """
     consumer = dimension.consumer
     if not consumer.stacked:
-        return
+        return None
     module = base_model(model).get_submodule(consumer.module)
     tokens = calibration.routed_tokens(consumer.module)
     kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
     left_alone = 0
+    errors = OutputError(wanted=0.0, cut=0.0)
     for expert, kept in enumerate(kept_EK):
         inputs = tokens.weighted_features(module, expert, moment=True)
         base = expert_weight_oi(module, consumer.parameter, expert).data
@@ -59,7 +65,10 @@ def refit_experts_(
             after = refit_columns(before, inputs.moment, columns, damping)
         except NotPositiveDefiniteError:
             left_alone += 1
+            if inputs is not None:
+                errors += output_error(before, inputs.moment, columns, None).times(inputs.rows)
             continue
+        errors += output_error(before, inputs.moment, columns, after).times(inputs.rows)
         delta = expert_delta(module, consumer.parameter, expert)
         base[:, columns] = (after if delta is None else after - delta[:, columns]).to(base.dtype)
     if left_alone:
@@ -68,3 +77,4 @@ def refit_experts_(
             "tokens are routed to them. They are cut without it. More calibration sequences help.",
             stacklevel=2,
         )
+    return errors

@@ -219,16 +219,16 @@ def save_checkpoint(
         tokenizer: saved beside it, or None.
         record: what was done; goes to ``pruning.json``.
         card: text of ``README.md``.
-        extras: writes further files into the folder.
+        extras: writes further files into the folder, after the weights and before the record, to which it may add.
     """
     with appearing_folder(output) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
-        (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
-        (folder / "README.md").write_text(card, encoding="utf-8")
         if extras is not None:
             extras(folder)
+        (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:

@@ -22,10 +22,18 @@ KIND = "hidden"
 
 def _present(model: nn.Module, *paths: str) -> list[str]:
     """Those of some paths that the model has; a model without its head has them without its prefix."""
-    names = {name for name, _ in model.named_modules()}
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     wanted = dict.fromkeys(name for path in paths for name in (path, path.removeprefix(prefix)))
-    return [name for name in wanted if name in names]
+    return [name for name in wanted if _has(model, name)]
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Whether a model has a module; a list of all names would have to be made anew for every question."""
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
 
 
 def _sides(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> Iterator[tuple[str, Axis]]:

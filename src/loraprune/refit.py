@@ -19,10 +19,11 @@ from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, CalibrationPass, LayerwisePass, WholeModelPass, token_sequences
 from loraprune.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.masking import masked
+from loraprune.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
 from loraprune.plan import Plan
 from loraprune.quantization import exact_weight, is_quantized, set_weight_, source_of
 from loraprune.slicing import slice_, slice_dimension_
-from loraprune.stream import NoStreamError, StreamTargets
+from loraprune.stream import NoStreamError, StreamStatistics, StreamTargets
 from loraprune.telling import Told
 from loraprune.wrapping import base_layer, base_model
 
@@ -74,21 +75,27 @@ def _refitted(
     num_groups: int,
     moment: torch.Tensor,
     damping: float,
-    cross: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Positions of the columns that stay and what they should be; None, with a warning, where no refit is possible."""
+    target: StreamStatistics | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, OutputError]:
+    """Positions of the columns that stay, what they should be, and the error of both.
+
+    The columns are None, with a warning, where no refit is possible.
+    """
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     before = weight_before(consumer)
     columns = dimension.consumer.positions(torch.as_tensor(positions), num_groups, before.shape[1]).to(before.device)
+    after = None
     try:
-        return columns, refit_columns(before, moment, columns, damping, cross)
+        after = refit_columns(before, moment, columns, damping, None if target is None else target.cross)
     except NotPositiveDefiniteError:
         warnings.warn(
             f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
             "is made without it. More calibration sequences or more damping help.",
             stacklevel=2,
         )
-        return columns, None
+    if target is None:
+        return columns, after, output_error(before, moment, columns, after)
+    return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
 
 
 def cut_(
@@ -104,6 +111,7 @@ def cut_(
     choose: Chooser | None = None,
     device: torch.device | None = None,
     told: Told = lambda done, total: None,
+    noted: Noted = lambda error: None,
 ) -> Plan:
     """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
 
@@ -127,6 +135,7 @@ def cut_(
             blocks before it have become. Not asked where blocks cannot be cut one by one.
         device: to compute on, one block at a time, where that is not the model's.
         told: hears how far a cut with repair is.
+        noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
 
     Returns:
         The plan that the model is at now: ``after``, unless ``choose`` chose others.
@@ -134,7 +143,7 @@ def cut_(
     if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
         slice_(model, structure, before, after, optimizer)
         return after
-    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told)
+    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told, noted)
     with inference_mode(model):
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
@@ -156,6 +165,7 @@ class _Cut:
     repair: str
     choose: Chooser | None
     told: Told
+    noted: Noted
     targets: StreamTargets | None = None
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
@@ -222,18 +232,40 @@ class _Cut:
         if self.repair == "none":
             return None
         if dimension.of_experts:
-            refit_experts_(model, dimension, positions, num_groups, calibration, self.damping)
+            self._note(dimension, refit_experts_(model, dimension, positions, num_groups, calibration, self.damping))
             return None
         name = dimension.consumer.module
         if self.targets is not None and isinstance(calibration, LayerwisePass):
-            cross, moment = self.targets.statistics(calibration, name)
-            columns, weight = _refitted(model, dimension, positions, num_groups, moment, self.damping, cross)
-            return None if weight is None else (columns, weight)
+            target = self.targets.statistics(calibration, name)
+            return self._refit(model, dimension, positions, num_groups, target.moment, target)
         inputs = calibration.features(name, moment=self.repair != "bias")
         if self.repair == "bias":
             length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
             compensate_(model, dimension, kept, inputs)
             return None
-        columns, weight = _refitted(model, dimension, positions, num_groups, inputs.moment, self.damping)
+        return self._refit(model, dimension, positions, num_groups, inputs.moment)
+
+    def _refit(
+        self,
+        model: nn.Module,
+        dimension: PrunableDimension,
+        positions: Sequence[int],
+        num_groups: int,
+        moment: torch.Tensor,
+        target: StreamStatistics | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Solve for the columns that stay, and tell of the error."""
+        columns, weight, error = _refitted(model, dimension, positions, num_groups, moment, self.damping, target)
+        self._note(dimension, error)
         return None if weight is None else (columns, weight)
+
+    def _note(self, dimension: PrunableDimension, error: OutputError | None) -> None:
+        shares = None if error is None else relative(error)
+        if shares is not None:
+            cut, repaired = shares
+            self.noted(
+                ConsumerError(
+                    dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
+                )
+            )

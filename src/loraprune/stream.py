@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
@@ -21,6 +21,20 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-2
 """How far a block's output may be from what is taken for its stream, as a share of what the block adds to it."""
+
+
+class StreamStatistics(NamedTuple):
+    """What a refit towards the stream needs; ``t`` is what a consumer should give, and ``x`` what enters it.
+
+    Attributes:
+        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32.
+        moment: ``E[x xᵀ]``, shape ``(in, in)``, float32.
+        square: ``E‖t‖²``.
+    """
+
+    cross: torch.Tensor
+    moment: torch.Tensor
+    square: float
 
 
 class NoStreamError(ValueError):
@@ -123,7 +137,7 @@ class StreamTargets:
                 )
 
     @torch.no_grad()
-    def statistics(self, cut: LayerwisePass, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    def statistics(self, cut: LayerwisePass, name: str) -> StreamStatistics:
         """What a refit of one consumer needs.
 
         Args:
@@ -131,12 +145,11 @@ class StreamTargets:
             name: of the consumer, in the block that was begun.
 
         Returns:
-            ``E[t xᵀ]`` of what the consumer should give, ``t``, and its inputs ``x`` as they are now, shape
-            ``(out, in)``; and ``E[x xᵀ]``, shape ``(in, in)``; both float32. Its bias is not part of ``t``.
+            Of what the consumer should give, and its inputs as they are now. Its bias is not part of ``t``.
         """
         before = self._writers[: self._writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
-        cross, moment, rows = torch.zeros(()), torch.zeros(()), 0
+        cross, moment, square, rows = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
@@ -149,5 +162,6 @@ class StreamTargets:
                     wanted = wanted - bias.float()
                 cross = cross.to(x.device) + wanted.T @ x
                 moment = moment.to(x.device) + x.T @ x
+                square = square.to(x.device) + wanted.square().sum(dtype=torch.float64)
                 rows += len(x)
-        return cross / rows, moment / rows
+        return StreamStatistics(cross / rows, moment / rows, float(square) / rows)

@@ -98,6 +98,28 @@ class TestResume:
         assert resumption[1].trainer.state.global_step == STEPS
         assert_same(resumption, whole(name))
 
+    def test_time_of_the_interrupted_run_counts(self, tmp_path: Path) -> None:
+        checkpoint = interrupted(tmp_path, AFTER)
+        state = json.loads((checkpoint / STATE_FILE).read_text())
+        state["phases"] = {"loading": 7.0, "training after the cuts": 1000.0}
+        (checkpoint / STATE_FILE).write_text(json.dumps(state))
+        callback, _ = resumed(checkpoint)
+        assert callback.phases.seconds["loading"] == 7.0
+        assert callback.phases.seconds["training after the cuts"] > 1000.0
+        assert callback.phases.earlier == 1007.0
+
+    def test_a_state_of_a_version_that_knew_less_is_read(self, tmp_path: Path) -> None:
+        checkpoint = interrupted(tmp_path, AFTER)
+        state = json.loads((checkpoint / STATE_FILE).read_text())
+        assert all(cut["errors"] for cut in state["cuts"])
+        state["cuts"] = [{name: cut[name] for name in ("step", "ratio", "widths")} for cut in state["cuts"]]
+        del state["phases"]
+        (checkpoint / STATE_FILE).write_text(json.dumps(state))
+        callback, _ = resumed(checkpoint)
+        assert callback.run is not None
+        assert [record.errors for record in callback.run.records] == [()] * len(CUT_STEPS)
+        assert callback.phases.seconds.keys() == {"training after the cuts"}
+
     def test_a_run_may_be_interrupted_more_than_once(self, tmp_path: Path, whole: Whole) -> None:
         first = interrupted(tmp_path, BEFORE)
         model, callback = adapted_model(dropout=0.1), PruningCallback(pruning_config())

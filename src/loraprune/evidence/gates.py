@@ -30,6 +30,11 @@ class _Gates(Protocol):
     def remove(self) -> None: ...
 
 
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on for a kind of device; on the meta device there is none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
 class ConsumerGates:
     """Gates on what enters the consumer of a dimension.
 
@@ -55,7 +60,7 @@ class ConsumerGates:
         # Under autocast peft would cast the input up to the adapter's 32 bits, and autocast at once down again,
         # into a copy that LoRA's A then keeps. Without that detour A keeps the same tensor as the gate.
         if hasattr(module, "lora_A"):
-            module.cast_input_dtype_enabled = self._casts and not torch.is_autocast_enabled(inputs.device.type)
+            module.cast_input_dtype_enabled = self._casts and not _autocasts(inputs.device.type)
         if not torch.is_grad_enabled():
             return None
         heard = self._squares.add

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.recipes.records.event_files import check_report_to
+
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
@@ -89,6 +91,7 @@ def training_arguments(
         raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
     if task.has_tokenizer:
         check_length(max_length, facts.context)
+    check_report_to(arguments)
     arguments.disable_tqdm = True
     # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
     arguments._n_gpu = min(arguments.n_gpu, 1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import shutil
 import tempfile
@@ -14,33 +13,27 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
-from loraprune.export import save_checkpoint
 from loraprune.interruption import InterruptedRunError
+from loraprune.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT
 from loraprune.plan import Plan
-from loraprune.recipes.base_history import history_of
-from loraprune.recipes.card import model_card
-from loraprune.recipes.keeping_zeros import filling_note, settle_zeros
+from loraprune.recipes.joint_output import adapter_copy, joint_report, save
+from loraprune.recipes.keeping_zeros import settle_zeros
 from loraprune.recipes.lora import LoraOptions
 from loraprune.recipes.measuring import measure_dense, measure_pruned
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing import TrainingJob, prepare
-from loraprune.recipes.pst_reporting import pst_card, pst_report
-from loraprune.recipes.quantized_base import attach_originals_, finished_model, is_measurable, quantization_notes
-from loraprune.recipes.record import run_record
-from loraprune.recipes.recovery_reporting import recovery_card, recovery_report
-from loraprune.recipes.reporting import report_data, shown_measures
-from loraprune.recipes.settings import run_settings
+from loraprune.recipes.quantized_base import attach_originals_, finished_model, is_measurable
+from loraprune.recipes.records.base_history import history_of
+from loraprune.recipes.records.course import dimensions_of
+from loraprune.recipes.records.recipe import training_recipe
+from loraprune.recipes.records.record import run_record
+from loraprune.recipes.records.settings import run_settings
 from loraprune.recipes.training_loop import build_trainer, remove_unsaved, train
 from loraprune.report.data import ReportData
-from loraprune.runtimes.overview import runtimes_of
 from loraprune.structure import Structure
 from loraprune.training.callback import PruningCallback
 from loraprune.training.config import PruningConfig
-from loraprune.training.pst import PstRun
 from loraprune.training.pst_callback import PstCallback
-from loraprune.training.state import last_checkpoint, refitted_weights
 from loraprune.zeros import Zeros, zeros_of
 
 if TYPE_CHECKING:
@@ -51,8 +44,6 @@ if TYPE_CHECKING:
     from loraprune.evaluation.batches import Collator
 
 logger = logging.getLogger("loraprune")
-
-NOTED_DEVIATION = 0.002
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,24 +158,29 @@ def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -
     if job.options.overwrite and job.checkpoint is None:
         # Only now that everything was checked: an interrupted run is worth something.
         shutil.rmtree(run_dir, ignore_errors=True)
+    pruning = PstCallback(job.pruning) if job.unstructured else PruningCallback(job.pruning)
+    phases = pruning.phases
     logger.info("Loading %s", job.name)
-    model = job.load_model() if job.model is None else job.model
-    attach_originals_(job, model)
-    zeros = zeros_of(model, job.structure)
+    with phases.timed(LOADING):
+        model = job.load_model() if job.model is None else job.model
+        attach_originals_(job, model)
+        zeros = zeros_of(model, job.structure)
     job = replace(job, keep_zeros=settle_zeros(job, model, zeros))
+    with phases.timed(DENSE if not job.recovery else BASE):
+        measures = measure_dense(job, model)
     base = _Base(
-        measures=measure_dense(job, model),
+        measures=measures,
         zeros=zeros,
         # Trainers set special tokens and switch caches off; the result keeps the model's own.
         config=copy.deepcopy(model.config),
         generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
     )
-    pruning = PstCallback(job.pruning) if job.unstructured else PruningCallback(job.pruning)
     if job.checkpoint is not None:
         logger.info("Going on from %s", job.checkpoint)
         pruning.restore_(model, job.checkpoint)
     try:
-        trainer = build_trainer(job, model, pruning, callbacks)
+        with phases.timed(PREPARING):
+            trainer = build_trainer(job, model, pruning, callbacks)
     except BaseException:
         remove_unsaved(run_dir, job)
         raise
@@ -192,9 +188,12 @@ def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -
     try:
         return _finish(job, trainer, pruning, base, run_dir, started)
     except KeyboardInterrupt:
-        saved = last_checkpoint(run_dir) if job.options.output else None
+        saved = remove_unsaved(run_dir, job)
         how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
         raise InterruptedRunError(f"Stopped before the result was written: {how}.") from None
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
 
 
 def _finish(
@@ -207,34 +206,41 @@ def _finish(
 ) -> PruneResult:
     """Merge, measure and save."""
     assert pruning.run is not None
+    phases = pruning.phases
     logger.info("Merging the adapter")
-    adapter = _adapter_copy(trainer.model, pruning, job, run_dir)
-    finished: Any = trainer.model
-    _restore_config_(finished.get_base_model(), base.config, base.generation_config)
-    merged = finished_model(job, finished, pruning.run)
+    with phases.timed(MERGING):
+        adapter = adapter_copy(trainer.model, pruning, job, run_dir)
+        finished: Any = trainer.model
+        _restore_config_(finished.get_base_model(), base.config, base.generation_config)
+        merged = finished_model(job, finished, pruning.run)
     zeros = zeros_of(merged, job.structure)
     counts_zeros = base.zeros.are_sparsity or job.unstructured
     course = {
-        **({} if job.recovery or job.unstructured else {"pruning": pruning.run.summary()}),
+        **({} if job.recovery or job.unstructured else {"pruning": _cuts(job, pruning)}),
         **({"sparsity": _sparsity(job, pruning, base.zeros, zeros)} if counts_zeros else {}),
+        "steps": pruning.steps,
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
         "data": dict(job.rows.prepared.facts),
     }
-    metrics = measure_pruned(
-        job, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(job, merged)
-    )
+    with phases.timed(RESULT):
+        metrics = measure_pruned(
+            job, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(job, merged)
+        )
     if counts_zeros:
         metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
         metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
-    metrics["seconds"] = time.time() - started
+    metrics["seconds"] = time.time() - started + phases.earlier
+    metrics["phases"] = dict(phases.seconds)
     record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
+    record["recipe"] = training_recipe(job)
     history = history_of(job)
     if history is not None:
         record["base_pruning"] = history
-    report = _report(job, record, pruning, base)
+    report = joint_report(job, record, pruning, base.zeros)
     if job.options.output is not None:
-        _save(job, merged, record, report, pruning.run.plan, adapter)
+        report = save(job, merged, record, report, pruning, adapter, run_dir)
+        metrics["phases"] = record["metrics"]["phases"]
         if not job.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
     return PruneResult(
@@ -247,6 +253,12 @@ def _finish(
         output=job.options.output,
         image_processor=job.image_processor,
     )
+
+
+def _cuts(job: TrainingJob, pruning: PruningCallback) -> dict[str, Any]:
+    """The course of pruning, and what the plan is of."""
+    assert pruning.run is not None
+    return pruning.run.summary() | {"dimensions": dimensions_of(job.structure)}
 
 
 def _sparsity(job: TrainingJob, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
@@ -263,80 +275,3 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
             setattr(base.config, name, getattr(config, name))
     if generation_config is not None:
         base.generation_config = generation_config
-
-
-def _adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> Path | None:
-    """Save the adapter before it is merged, where that was asked for."""
-    if not (job.options.save_adapter and job.options.output):
-        return None
-    folder = run_dir / "adapter"
-    model.save_pretrained(folder)
-    assert pruning.run is not None
-    if job.recovery:
-        return folder
-    if isinstance(pruning.run, PstRun):
-        save_file(pruning.run.masks(), folder / "pst_masks.safetensors")
-        return folder
-    save_file(refitted_weights(model, pruning.run), folder / "refitted_base_weights.safetensors")
-    return folder
-
-
-def _report(job: TrainingJob, record: dict[str, Any], pruning: PruningCallback, base: _Base) -> ReportData:
-    assert pruning.run is not None
-    measures, notes = shown_measures(job.task.measures, record["metrics"]), _notes(job, pruning, base)
-    if job.recovery:
-        return recovery_report(record, pruning.run, measures, job.options.prompt, notes)
-    if job.unstructured:
-        return pst_report(record, pruning.run, measures, job.options.prompt, notes)
-    return report_data(record, pruning.run, measures, job.options.prompt, notes)
-
-
-def _notes(job: TrainingJob, pruning: PruningCallback, base: _Base) -> tuple[str, ...]:
-    """What a reader of the report has to know."""
-    assert pruning.run is not None
-    notes = [*quantization_notes(job)]
-    if base.zeros.are_sparsity and not job.keep_zeros and not job.unstructured:
-        notes.append(filling_note(job, base.zeros))
-    if not job.unstructured and abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
-        multiple = pruning.run.legal_widths().channel_multiple
-        widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
-        why = f"{widths} those that the config accepts"
-        if job.structure.spans_blocks:
-            why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {why}.")
-    if pruning.skipped_steps:
-        steps = ", ".join(str(step) for step in pruning.skipped_steps)
-        notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
-    return tuple(notes)
-
-
-def _save(
-    job: TrainingJob,
-    merged: PreTrainedModel,
-    record: dict[str, Any],
-    report: ReportData,
-    plan: Plan,
-    adapter: Path | None,
-) -> None:
-    from loraprune.report.html import write_report
-
-    output = job.options.output
-    assert output is not None
-    logger.info("Writing %s", output)
-
-    def extras(folder: Path) -> None:
-        if job.options.report:
-            write_report(report, folder / "report.html")
-        if adapter is not None:
-            shutil.copytree(adapter, folder / "adapter")
-        if adapter is not None and not job.recovery and not job.unstructured:
-            (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
-
-    runtimes = runtimes_of(merged)
-    if job.unstructured:
-        card = pst_card(record, job.task, runtimes)
-    elif job.recovery:
-        card = recovery_card(record, job.task, runtimes)
-    else:
-        card = model_card(record, job.task, job.structure, runtimes)
-    save_checkpoint(output, merged, job.processor, record=record, card=card, extras=extras)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +14,20 @@ from loraprune.evaluation.batches import Collator
 from loraprune.export import finish, save_checkpoint
 from loraprune.inference import inference_mode
 from loraprune.layerwise import Calibration, calibration_pass
+from loraprune.output_error import ConsumerError
+from loraprune.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
 from loraprune.plan import Plan
-from loraprune.recipes.base_history import history_of
 from loraprune.recipes.measuring import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.oneshot_calibration import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.oneshot_config import OneshotConfig
-from loraprune.recipes.oneshot_reporting import card_of, report_of
 from loraprune.recipes.options import RunOptions
 from loraprune.recipes.preparing_oneshot import OneshotJob, prepare_oneshot
-from loraprune.recipes.record import run_record
+from loraprune.recipes.records.base_history import history_of
+from loraprune.recipes.records.course import dimensions_of
+from loraprune.recipes.records.recipe import oneshot_recipe
+from loraprune.recipes.records.record import run_record
+from loraprune.recipes.reports.oneshot_reporting import card_of, measures_of, notes_of
+from loraprune.recipes.reports.reporting import importance_of, report_of
 from loraprune.report.data import ReportData
 from loraprune.runtimes.overview import runtimes_of
 from loraprune.sparsity.layers import MatrixRecord, sparsify_
@@ -73,6 +78,7 @@ class _Pruned:
     importance: Scores = field(default_factory=dict)
     matrices: tuple[MatrixRecord, ...] = ()
     repair: str | None = None
+    errors: tuple[tuple[ConsumerError, ...], ...] = ()
 
 
 def oneshot(
@@ -115,15 +121,17 @@ def oneshot(
         image_processor=image_processor,
         collator=collator,
     )
-    started = time.time()
+    started, phases = time.time(), Phases()
     logger.info("Loading %s", job.name)
-    loaded = job.load_model() if job.model is None else job.model
-    with in_place_to_measure(job, loaded) as fits:
+    with phases.timed(LOADING):
+        loaded = job.load_model() if job.model is None else job.model
+    with phases.timed(DENSE), in_place_to_measure(job, loaded) as fits:
         dense = measure_dense(job, loaded) if fits else {}
     calibration = draw(job)
     prune = _cut if job.oneshot.structured else _sparsified
-    pruned = prune(job, loaded, calibration, told)
-    return _finish(job, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started)
+    with phases.timed(SCORING_AND_CUTTING if job.oneshot.structured else ZEROING):
+        pruned = prune(job, loaded, calibration, told)
+    return _finish(job, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
 
 
 def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
@@ -156,7 +164,7 @@ def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told
         device=job.computing,
     )
     result = prune_(model, job.structure, job.legal_widths(), calibration, options, told)
-    return _Pruned(plan=result.plan, importance=result.importance, repair=repair)
+    return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
 
 
 def _repair(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> str:
@@ -189,6 +197,12 @@ def _course(job: OneshotJob, finished: PreTrainedModel, pruned: _Pruned) -> dict
             "prunable_parameters": job.structure.prunable_parameters - removed,
             "repair": pruned.repair,
             "widths": {kind: list(pruned.plan.counts(job.structure, kind)) for kind in job.structure.kinds},
+            "dimensions": dimensions_of(job.structure),
+            "refit_errors": [
+                {"step": 0, "cut_number": number, **asdict(error)}
+                for number, errors in enumerate(pruned.errors, 1)
+                for error in errors
+            ],
         }
     else:
         weights = sum(matrix.weights for matrix in pruned.matrices)
@@ -211,26 +225,36 @@ def _finish(
     dense: dict[str, Any],
     course: dict[str, Any],
     started: float,
+    phases: Phases,
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, job.structure, pruned.plan, dtype=job.stored_dtype)
     course = course | _course(job, finished, pruned)
     plan = pruned.plan if job.oneshot.structured else None
-    with in_place_to_measure(job, finished) as fits:
+    with phases.timed(RESULT), in_place_to_measure(job, finished) as fits:
         metrics = measure_pruned(job, finished, dense, course, plan, sizes_only=not fits)
     if not job.oneshot.structured:
         zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
         metrics["dense"]["nonzero"] = job.structure.num_parameters - zeros_before
         metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
     metrics["seconds"] = time.time() - started
+    metrics["phases"] = dict(phases.seconds)
     settings = {"oneshot": job.settings()}
     record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
+    record["recipe"] = oneshot_recipe(job)
     history = history_of(job)
     if history is not None:
         record["base_pruning"] = history
-    report = report_of(job, record, pruned.plan, pruned.importance, pruned.matrices)
+    report = report_of(
+        record,
+        measures_of(job),
+        importance=importance_of(job.structure, pruned.plan, pruned.importance),
+        prompt=job.options.prompt,
+        notes=notes_of(job, metrics),
+    )
     if job.options.output is not None:
-        _save(job, finished, record, report)
+        report = _save(job, finished, record, report, phases)
+        metrics["phases"] = record["metrics"]["phases"]
     return OneshotResult(
         model=finished,
         tokenizer=job.tokenizer,
@@ -244,15 +268,24 @@ def _finish(
     )
 
 
-def _save(job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData) -> None:
+def _save(
+    job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: Phases
+) -> ReportData:
+    """Write everything; record and report are told how long the weights took. Returns the report as written."""
     from loraprune.report.html import write_report
 
     assert job.options.output is not None
     logger.info("Writing %s", job.options.output)
+    phases.begin()
 
     def extras(folder: Path) -> None:
+        nonlocal report
+        phases.lap(WRITING)
+        record["metrics"]["phases"] = dict(phases.seconds)
+        report = replace(report, phases=record["metrics"]["phases"])
         if job.options.report:
             write_report(report, folder / "report.html")
 
     card = card_of(job, record, runtimes_of(finished))
     save_checkpoint(job.options.output, finished, job.processor, record=record, card=card, extras=extras)
+    return report

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,6 +55,8 @@ class TrainingJob(Job):
         recovery: whether the model is tuned and not pruned.
         keep_zeros: whether weights that are zero stay zero; None where the weights decide, once they are loaded.
         base_quantized: whether the base is quantized while it is tuned.
+        given: training arguments by name, as the user gave them.
+        lora_options: that the adapter was asked for by; None where it was given as peft's own configuration.
     """
 
     pruning: PruningConfig
@@ -64,6 +66,8 @@ class TrainingJob(Job):
     recovery: bool = False
     keep_zeros: bool | None = False
     base_quantized: bool = False
+    given: Mapping[str, Any] = field(default_factory=dict)
+    lora_options: LoraOptions | None = None
 
     @property
     def unstructured(self) -> bool:
@@ -130,6 +134,7 @@ def prepare(
     rows = split_rows(task, dataset, setup, arguments.seed)
     if tokenizer is not None:
         check_token_ids(rows.prepared.dataset, len(tokenizer), config)
+    lora_options = lora if isinstance(lora, LoraOptions) else None
     if isinstance(lora, LoraOptions):
         lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
     if pruning.unstructured:
@@ -159,6 +164,8 @@ def prepare(
         recovery=recovery,
         keep_zeros=keep_zeros,
         base_quantized=options.quantization is not None or (loaded is not None and is_quantized_model(loaded)),
+        given=dict(training),
+        lora_options=lora_options,
     )
 
 

@@ -42,8 +42,7 @@ def build_trainer(
         base: Any = trainer.model
         adapter_in_32_bits_(base)
     trainer.remove_callback(PrinterCallback)
-    # First in line, so that what it adds to the logs reaches every other callback.
-    trainer.callback_handler.callbacks.insert(0, pruning)
+    pruning.lead_(trainer)
     if job.options.quantization is not None:
         trainer.callback_handler.callbacks.insert(0, RememberQuantization(job.options.quantization))
     if job.recovery:
@@ -58,6 +57,7 @@ def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir:
     trainer.add_callback(interrupt)
     logger.info("Training on %d %s", len(job.train_rows), job.task.row_name)
     stopped = False
+    pruning.phases.begin()
     try:
         if job.checkpoint is not None and _training_is_over(job.checkpoint):
             _take_finished_adapter(trainer, pruning, job.checkpoint)
@@ -65,10 +65,13 @@ def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir:
             trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
     except KeyboardInterrupt:
         stopped = True
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
     finally:
         interrupt.release()
-        saved = remove_unsaved(run_dir, job)
     if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
+        saved = remove_unsaved(run_dir, job)
         where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
         how = "the same command with --resume goes on from there" if saved else "start again"
         raise InterruptedRunError(
@@ -78,7 +81,7 @@ def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir:
 
 
 def remove_unsaved(run_dir: Path, job: TrainingJob) -> Path | None:
-    """Remove the folder of a run of which nothing was saved; returns the newest checkpoint of any other run."""
+    """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise."""
     saved = last_checkpoint(run_dir) if job.options.output else None
     if saved is None and run_dir.is_dir():
         shutil.rmtree(run_dir)
@@ -95,7 +98,8 @@ def _take_finished_adapter(trainer: Trainer, pruning: PruningCallback, checkpoin
     """Load the last adapter: the Trainer itself would do one step too many."""
     assert pruning.run is not None
     assert trainer.model is not None
-    pruning.run.begin(trainer.model, _step_of(checkpoint))
+    pruning.steps = _step_of(checkpoint)
+    pruning.run.begin(trainer.model, pruning.steps)
     trainer._load_from_checkpoint(str(checkpoint))
     pruning.run.end()
 

@@ -11,15 +11,17 @@ import torch
 from transformers import TrainerCallback
 
 from loraprune.layerwise import Calibration
+from loraprune.phases import AFTER_CUTS, BEFORE_CUTS, BETWEEN_CUTS, CUTTING, MASKING, PREPARING, TRAINING, Phases
 from loraprune.training.calibration import draw_batches, draw_calibration
 from loraprune.training.config import PruningConfig
+from loraprune.training.live import live_values
 from loraprune.training.run import PruningRun
 from loraprune.training.state import restore_, save_state
 from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import TrainerControl, TrainerState, TrainingArguments
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
 
 SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
@@ -61,6 +63,9 @@ class PruningCallback(TrainerCallback):
     After ``train()`` the model has fewer heads and channels; merge the adapter and save it with
     :func:`loraprune.save_pruned`.
 
+    It adds to the Trainer's logs: see :func:`loraprune.training.live.live_values`. What writes these (``report_to``)
+    gets them from a callback that stands before it: call :meth:`lead_`.
+
     Args:
         config: what to prune.
         calibration: data for the refit: token ids (1-D tensors) or batches of the model's inputs (mappings); None
@@ -70,6 +75,8 @@ class PruningCallback(TrainerCallback):
         run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
         interrupted: set by whoever stops the run to go on with it later; then missing cuts are no reason to warn.
         history: one entry a log: step, loss, ratio, parameters, seconds since the start.
+        phases: what the time was spent on; with that of an interrupted run that this one goes on from.
+        steps: optimizer steps that were made.
     """
 
     _cuts = True
@@ -82,6 +89,8 @@ class PruningCallback(TrainerCallback):
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []
         self.skipped_steps: list[int] = []
+        self.phases = Phases()
+        self.steps = 0
         self._calibration = calibration
         self._skipped_in_a_row = 0
         self.interrupted = False
@@ -98,6 +107,24 @@ class PruningCallback(TrainerCallback):
             ValueError: the run was started with another configuration or model.
         """
         self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
+        self._take_over_time()
+
+    def _take_over_time(self) -> None:
+        """Go on counting where the interrupted run had come to."""
+        assert self.run is not None
+        self.phases.take_over(self.run.phases.seconds)
+        self.run.phases = self.phases
+
+    def lead_(self, trainer: Trainer) -> None:
+        """Stand before a Trainer's other callbacks, so that those that write logs get what this one adds to them.
+
+        Example::
+
+            trainer = SFTTrainer(model, args=SFTConfig(report_to="tensorboard"), callbacks=[callback], ...)
+            callback.lead_(trainer)
+        """
+        callbacks = trainer.callback_handler.callbacks
+        callbacks[:] = [self, *(other for other in callbacks if other is not self)]
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -132,6 +159,7 @@ class PruningCallback(TrainerCallback):
                     "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
                 )
             self.run = self._new_run(model)
+            self.run.phases = self.phases
         if self._calibration is None and self.run.refits and self.config.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
@@ -139,6 +167,7 @@ class PruningCallback(TrainerCallback):
         self.run.begin(model, state.max_steps, self._calibration)
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
+        self.phases.begin(PREPARING)
 
     def _new_run(self, model: nn.Module) -> PruningRun:
         return PruningRun.of(model, self.config)
@@ -179,8 +208,18 @@ class PruningCallback(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the cut that is due."""
         assert self.run is not None
-        if not self._diverged:
-            self.run.cut_if_due(state.global_step, kwargs.get("optimizer"))
+        self.steps = state.global_step
+        self.phases.lap(self._phase(self.run))
+        if not self._diverged and self.run.cut_if_due(state.global_step, kwargs.get("optimizer")) is not None:
+            self.phases.lap(CUTTING if self._cuts else MASKING)
+
+    def _phase(self, run: PruningRun) -> str:
+        """What the last step belongs to."""
+        if not run.schedule or not self._cuts:
+            return TRAINING
+        if not run.pending:
+            return AFTER_CUTS
+        return BETWEEN_CUTS if run.records else BEFORE_CUTS
 
     def on_log(
         self,
@@ -190,12 +229,13 @@ class PruningCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add ratio and size to what the Trainer logs, and keep it for the report."""
+        """Add ratio, size and :func:`live_values` to what the Trainer logs; keep the course for the report."""
         if logs is None or self.run is None or "loss" not in logs:
             return
         logs["sparsity_ratio"] = self.run.ratio
         if self._cuts:
             logs["base_parameters"] = self.run.num_parameters
+        logs |= live_values(self.run, since=self.history[-1]["step"] if self.history else 0)
         self.history.append(
             {
                 "step": state.global_step,
@@ -218,6 +258,7 @@ class PruningCallback(TrainerCallback):
         """Take off all hooks; a run that diverged ends with an error here."""
         assert self.run is not None
         pending = [] if self.interrupted else self.run.pending
+        self.phases.lap(self._phase(self.run))
         self.run.end()
         if self._diverged:
             first = self.skipped_steps[-self._skipped_in_a_row]

@@ -186,7 +186,8 @@ class PstRun(PruningRun):
         """A run to go on with, and the history and the skipped steps so far; masks are set when it begins."""
         state = read_course(folder, config)
         run = cls.of(model, config)
-        run.records = [CutRecord(**record) for record in state["cuts"]]
+        run.records = [CutRecord.from_json(record) for record in state["cuts"]]
+        run.phases.take_over(state.get("phases", {}))
         run.total_steps = state["total_steps"]
         run._restored = load_file(folder / TENSOR_FILE)
         return run, state["history"], state["skipped_steps"]

@@ -49,6 +49,7 @@ class PstCallback(PruningCallback):
             ValueError: the run was started with another configuration.
         """
         self.run, self.history, self.skipped_steps = PstRun.restored(model, Path(checkpoint), self.config)
+        self._take_over_time()
 
     def _new_run(self, model: nn.Module) -> PstRun:
         return PstRun.of(model, self.config)

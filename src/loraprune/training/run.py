@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import time
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,11 +21,14 @@ from loraprune.criteria.whole_blocks import WholeBlocks, for_structure
 from loraprune.folding import fold_gates_
 from loraprune.layerwise import Calibration
 from loraprune.masking import Masks
+from loraprune.output_error import ConsumerError
+from loraprune.phases import Phases
 from loraprune.plan import Plan
 from loraprune.quantization import is_quantized_model, prepare_
 from loraprune.refit import cut_
 from loraprune.schedule import Cut, cut_schedule
 from loraprune.slicing import slice_
+from loraprune.stability import stability
 from loraprune.structure import Structure, describe
 from loraprune.widths import LegalWidths, legal_widths
 from loraprune.wrapping import base_model
@@ -36,11 +41,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CutRecord:
-    """A cut that was made: after which step, the ratio reached, and the groups kept in each layer by kind."""
+    """A cut that was made.
+
+    Attributes:
+        step: after which.
+        ratio: reached.
+        widths: groups kept in each layer, by kind.
+        stability: see :func:`loraprune.stability.stability`; of the scores that the cut was decided by.
+        errors: of each consumer that was repaired, in the order of the forward pass.
+        seconds: that it took, with its repair.
+    """
 
     step: int
     ratio: float
     widths: dict[str, list[int]]
+    stability: dict[str, float] = field(default_factory=dict)
+    errors: tuple[ConsumerError, ...] = ()
+    seconds: float | None = field(default=None, compare=False)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> CutRecord:
+        """Read what ``asdict`` gave, also that of a version that knew less of a cut."""
+        return cls(**{**value, "errors": tuple(ConsumerError(**error) for error in value.get("errors", ()))})
 
 
 @dataclass
@@ -56,6 +78,7 @@ class PruningRun:
         total_steps: optimizer steps of the whole run; 0 before it begins.
         importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
         learned: what a criterion that learns had learnt when the run was interrupted.
+        phases: what the time was spent on.
         micro_batches: backward passes in an optimizer step, where that is known.
     """
 
@@ -67,6 +90,7 @@ class PruningRun:
     importance: Scores = field(default_factory=dict)
     total_steps: int = 0
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
+    phases: Phases = field(default_factory=Phases)
 
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
@@ -224,9 +248,11 @@ class PruningRun:
         due = [cut for cut in self.pending if cut.step <= step]
         if not due:
             return None
+        started = time.monotonic()
         scores = self._current_scores()
         if scores is None:
             return None
+        stable = stability(self.structure, self.plan.kept, self.importance, scores)
         self._remember(scores)
         # FLAP's own way to compare layers.
         ranked = self.config.criterion == "flap" and self.config.allocation == "global"
@@ -243,11 +269,14 @@ class PruningRun:
             comparable=self.criterion.comparable,
             ranked=ranked,
         )
-        self._apply(after, optimizer)
+        errors = self._apply(after, optimizer)
         record = CutRecord(
             step,
             self.ratio,
             {kind: list(after.counts(self.structure, kind)) for kind in self.structure.kinds},
+            stable,
+            tuple(errors),
+            time.monotonic() - started,
         )
         self.records += [record] * len(due)
         if not self.pending:
@@ -261,8 +290,10 @@ class PruningRun:
             known = self.importance.setdefault(name, torch.full((dimension.num_groups,), float("nan")))
             known[list(self.plan.kept[name])] = scores[name].float().cpu()
 
-    def _apply(self, after: Plan, optimizer: object | None) -> None:
+    def _apply(self, after: Plan, optimizer: object | None) -> list[ConsumerError]:
+        """Cut, and tell of the error of each consumer that was repaired."""
         assert self._model is not None
+        errors: list[ConsumerError] = []
         positions = after.positions_in(self.plan)
         if isinstance(self.criterion, LearnedCriterion):
             # The refit then starts from what the model was with its gates, and sees none itself.
@@ -279,9 +310,11 @@ class PruningRun:
                 calibration=self._calibration if self.refits else None,
                 damping=self.config.refit_damping,
                 optimizer=optimizer,
+                noted=errors.append,
             )
         self.average = selected(self.average, positions)
         self.plan = after
+        return errors
 
     def learned_state(self) -> dict[str, torch.Tensor]:
         """What a criterion that learns has learnt so far; empty after the cut."""
@@ -312,5 +345,19 @@ class PruningRun:
             "parameters": self.num_parameters,
             "prunable_parameters_before": self.structure.prunable_parameters,
             "prunable_parameters": self.structure.prunable_parameters - self.plan.removed_parameters(self.structure),
-            "cuts": [{"step": r.step, "ratio": r.ratio, "widths": r.widths} for r in self.records],
+            "cuts": [
+                {
+                    "step": record.step,
+                    "ratio": record.ratio,
+                    "widths": record.widths,
+                    "stability": record.stability,
+                    "seconds": record.seconds,
+                }
+                for record in self.records
+            ],
+            "refit_errors": [
+                {"step": record.step, **asdict(error)}
+                for record in {record.step: record for record in self.records}.values()
+                for error in record.errors
+            ],
         }

@@ -81,6 +81,7 @@ def write_course(
         "cuts": [asdict(record) for record in run.records],
         "history": history,
         "skipped_steps": skipped_steps,
+        "phases": run.phases.seconds,
     }
     temporary = folder / f"{STATE_FILE}.tmp"
     temporary.write_text(json.dumps(state), encoding="utf-8")
@@ -161,9 +162,10 @@ def restore_(
         structure=structure,
         plan=plan,
         average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
-        records=[CutRecord(**record) for record in state["cuts"]],
+        records=[CutRecord.from_json(record) for record in state["cuts"]],
         importance=named("importance/"),
         learned=named("learned/"),
         total_steps=state["total_steps"],
     )
+    run.phases.take_over(state.get("phases", {}))
     return run, state["history"], state["skipped_steps"]

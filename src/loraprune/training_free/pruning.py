@@ -13,6 +13,7 @@ from loraprune.allocation import allocate
 from loraprune.averaging import Scores
 from loraprune.criteria.flap import standardized
 from loraprune.layerwise import Calibration, CalibrationPass, calibration_pass, token_sequences
+from loraprune.output_error import ConsumerError
 from loraprune.plan import Plan
 from loraprune.refit import Chooser, cut_
 from loraprune.selection import Choice
@@ -58,10 +59,12 @@ class StructuredResult:
     Attributes:
         plan: groups that stayed.
         importance: last score of every group; shape ``(num_groups,)`` each.
+        errors: of each consumer that least squares repaired, cut by cut.
     """
 
     plan: Plan
     importance: Scores = field(default_factory=dict)
+    errors: tuple[tuple[ConsumerError, ...], ...] = ()
 
 
 def prune_(
@@ -89,6 +92,7 @@ def prune_(
     """
     plan = Plan.full(structure)
     importance: Scores = {}
+    errors: list[tuple[ConsumerError, ...]] = []
     for cut in range(options.cuts):
         place = f" {cut + 1}/{options.cuts}" if options.cuts > 1 else ""
         if _widths_follow_from_ratio(structure, calibration, options):
@@ -112,6 +116,7 @@ def prune_(
             ranked=ranked,
         )
         before, seen = plan, Scores()
+        noted: list[ConsumerError] = []
         plan = cut_(
             model,
             structure,
@@ -123,9 +128,11 @@ def prune_(
             choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
             device=options.device,
             told=partial(told, f"cutting{place}"),
+            noted=noted.append,
         )
         _remember(importance, structure, before, seen)
-    return StructuredResult(plan=plan, importance=importance)
+        errors.append(tuple(noted))
+    return StructuredResult(plan=plan, importance=importance, errors=tuple(errors))
 
 
 def _scores(

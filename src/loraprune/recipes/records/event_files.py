@@ -1,0 +1,63 @@
+"""Logs that a Trainer's integrations write: that they can be written at all, and that TensorBoard's outlive the run."""
+
+from __future__ import annotations
+
+import difflib
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+FOLDER = "runs"
+"""Where TensorBoard's event files are, in the run's folder and in the output."""
+
+PACKAGES = {
+    "azure_ml": ("azureml",),
+    "clearml": ("clearml",),
+    "codecarbon": ("codecarbon",),
+    "comet_ml": ("comet_ml",),
+    "dagshub": ("dagshub",),
+    "dvclive": ("dvclive",),
+    "mlflow": ("mlflow",),
+    "neptune": ("neptune",),
+    "swanlab": ("swanlab",),
+    "tensorboard": ("tensorboard", "tensorboardX"),
+    "trackio": ("trackio",),
+    "wandb": ("wandb",),
+}
+"""Packages, one of which an integration needs; others are left to transformers."""
+
+
+def check_report_to(arguments: TrainingArguments) -> None:
+    """Make sure, before any long work, that the logs can go where they are wanted.
+
+    Raises:
+        ValueError: transformers knows no such integration, or its package is not installed.
+    """
+    from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
+
+    given = arguments.report_to
+    wanted = [given] if isinstance(given, str) else list(given or [])
+    for name in wanted:
+        if name in ("none", "all"):
+            continue
+        if name not in INTEGRATION_TO_CALLBACK:
+            near = difflib.get_close_matches(str(name), sorted(INTEGRATION_TO_CALLBACK), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
+            raise ValueError(f"report_to is {name!r}, which is none of {known}.{hint}")
+        packages = PACKAGES.get(name, ())
+        if packages and not any(find_spec(package) for package in packages):
+            raise ValueError(
+                f"report_to is {name!r}, and the package {packages[0]} is not installed. Install it (pip install "
+                f"{packages[0]}), or leave --report-to out."
+            )
+
+
+def copy_event_files(run_dir: Path, folder: Path) -> None:
+    """Copy TensorBoard's event files into a folder, where there are any."""
+    if (run_dir / FOLDER).is_dir():
+        shutil.copytree(run_dir / FOLDER, folder / FOLDER)

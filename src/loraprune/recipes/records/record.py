@@ -1,0 +1,55 @@
+"""What was done, on what, with which versions: the record that goes into ``pruning.json``."""
+
+from __future__ import annotations
+
+import datetime
+import math
+import os
+import platform
+from typing import Any
+
+import torch
+
+from loraprune.plan import Plan
+from loraprune.versions import versions
+
+
+def machine_description() -> dict[str, Any]:
+    """The machine, as far as speed and reproducibility depend on it."""
+    description: dict[str, Any] = {
+        "platform": platform.platform(terse=True),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        description["accelerator"] = torch.cuda.get_device_name(0)
+    return description
+
+
+def run_record(
+    base: str, task: str, settings: dict[str, Any], metrics: dict[str, Any], plan: Plan, command: str | None
+) -> dict[str, Any]:
+    """Everything about a run as plain values."""
+    record: dict[str, Any] = {
+        "base_model": base,
+        "task": task,
+        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "command": command,
+        "settings": settings,
+        "metrics": metrics,
+        "plan": plan.to_json(),
+        "versions": versions(),
+        "machine": machine_description(),
+    }
+    plain: dict[str, Any] = _finite(record)
+    return plain
+
+
+def _finite(value: Any) -> Any:
+    """The value with NaN and infinities as None, which JSON cannot write."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,122 @@
+"""Which results of ``loraprune eval`` are of a run and which of the model that it began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprune.evaluation.results import Entry, read_results
+from loraprune.recipes.measured.fingerprint import folder_fingerprint
+
+RESULTS = "evaluation.json"
+"""Picked up from the folder of a run by itself."""
+
+
+@dataclass(kw_only=True)
+class RunEntries:
+    """Results sorted by the model that they are of.
+
+    Attributes:
+        dense: of the model before the run, the newest last; ``pruned``: of the result.
+        foreign: names of other models, by file.
+        stale: results of a folder that holds another model by now, by file.
+    """
+
+    dense: list[Entry] = field(default_factory=list)
+    pruned: list[Entry] = field(default_factory=list)
+    foreign: dict[Path, list[str]] = field(default_factory=dict)
+    stale: dict[Path, list[Entry]] = field(default_factory=dict)
+
+    def pairs(self) -> Iterator[tuple[Entry | None, Entry | None]]:
+        """Results of both models that were measured in the same way side by side; the newest of each."""
+        dense, pruned = ({_condition(entry): entry for entry in side} for side in (self.dense, self.pruned))
+        for condition in {**pruned, **dense}:
+            yield dense.get(condition), pruned.get(condition)
+
+
+def find_entries(folder: Path, base: str, files: Sequence[str | Path]) -> RunEntries:
+    """Sort the results of the files, and of those beside the run.
+
+    A model is known by the hash of its files. Where there are none to hash (a hub name, a folder that is gone), it is
+    known by its name: a folder by its place, seen from here or from the file of results.
+
+    Args:
+        folder: of the run.
+        base: name of the model that the run began with.
+        files: of results.
+
+    Raises:
+        ResultsError: a file is none, or one of another version.
+        ValueError: none of the results of a file that was named is of this run or of its base.
+    """
+    named = [Path(file).expanduser() for file in files]
+    own = folder / RESULTS
+    every = [*([own] if own.is_file() and own.resolve() not in {file.resolve() for file in named} else []), *named]
+    models = _Models(folder, base)
+    found = RunEntries()
+    for file in every:
+        before = len(found.dense) + len(found.pruned)
+        for entry in sorted(read_results(file).entries, key=lambda entry: entry.created):
+            models.sort_in(entry, file, found)
+        if file in named and len(found.dense) + len(found.pruned) == before:
+            raise ValueError(_nothing(file, folder, base, found))
+    return found
+
+
+def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
+    stale = found.stale.get(file)
+    if stale:
+        return f"{file} holds results of {stale[0].model} as it was before it was written anew. Evaluate it again."
+    names = ", ".join(dict.fromkeys(found.foreign.get(file, ()))) or "no model"
+    return (
+        f"Of the results in {file} none is of {folder} or of the model that it was made from, {base}: they are of "
+        f"{names}. Name another file, or evaluate these models."
+    )
+
+
+class _Models:
+    """The two models that results may be of."""
+
+    def __init__(self, folder: Path, base: str) -> None:
+        self._base = base
+        self._folders = {"pruned": folder, "dense": Path(base)}
+        self._hashes: dict[str, str | None] = {}
+
+    def sort_in(self, entry: Entry, file: Path, found: RunEntries) -> None:
+        """Put a result where it belongs."""
+        for side, entries in (("pruned", found.pruned), ("dense", found.dense)):
+            if entry.fingerprint and entry.fingerprint == self._hash(side):
+                entries.append(entry)
+                return
+        places = {Path(entry.model).resolve(), (file.parent / entry.model).resolve()}
+        for side, entries in (("pruned", found.pruned), ("dense", found.dense)):
+            named = side == "dense" and entry.model == self._base
+            if named or self._folders[side].resolve() in places:
+                if self._hash(side) is None:
+                    entries.append(entry)
+                else:
+                    found.stale.setdefault(file, []).append(entry)
+                return
+        found.foreign.setdefault(file, []).append(entry.model)
+
+    def _hash(self, side: str) -> str | None:
+        """Of a folder that holds a model."""
+        if side not in self._hashes:
+            folder = self._folders[side]
+            holds = folder.is_dir() and any(folder.glob("*.safetensors"))
+            self._hashes[side] = folder_fingerprint(folder) if holds else None
+        return self._hashes[side]
+
+
+def _condition(entry: Entry) -> str:
+    """How a figure was measured: all that it depends on but the model and the kind of device."""
+    settings = {name: value for name, value in entry.settings.items() if name != "device"}
+    return json.dumps([entry.kind, entry.name, settings, _identity(entry.data)], sort_keys=True, default=str)
+
+
+def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What tells data apart: not the place of a file whose content is known by its hash."""
+    return {name: value for name, value in data.items() if name != "source" or "sha256" not in data}

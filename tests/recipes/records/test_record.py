@@ -1,0 +1,26 @@
+from __future__ import annotations
+
+import importlib.metadata
+
+import pytest
+import torch
+
+import loraprune
+from loraprune.recipes.records.record import machine_description, versions
+
+
+def test_our_own_version_is_known_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "version", missing)
+    found = versions()
+    assert found["loraprune"] == loraprune.__version__
+    assert set(found) == {"python", "loraprune"}
+
+
+def test_the_machine_is_described_by_what_speed_depends_on() -> None:
+    found = machine_description()
+    assert found["threads"] == torch.get_num_threads()
+    assert found["cpus"] >= 1
+    assert ("accelerator" in found) is torch.cuda.is_available()
