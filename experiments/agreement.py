@@ -1,0 +1,115 @@
+"""Figure 4 of the LoRAPrune paper in miniature: how far the LoRA-guided criterion removes what exact gradients would.
+
+    python experiments/agreement.py
+
+The share of the groups removed by ``lora`` that ``taylor`` removes too (``fisher`` beside it), by kind of group and
+sparsity ratio, after 20 steps of tuning; beside it what groups drawn at random would have in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pictures
+from laboratory import (
+    BATCH_SIZE,
+    LEARNING_RATE,
+    SEGMENT,
+    Laboratory,
+    Row,
+    Subject,
+    in_words,
+    markdown,
+    parser,
+    quiet,
+    spread,
+    subjects,
+)
+from matplotlib.figure import Figure
+
+import loraprune
+from loraprune import ComparisonConfig
+
+STEPS = 20
+RATIOS = (0.1, 0.2, 0.3, 0.4, 0.5)
+PAIRS = (("taylor", "lora"), ("taylor", "fisher"))
+
+
+def agreement(subject: Subject, seed: int) -> Row:
+    """Agreement of all pairs as plain values."""
+    config = ComparisonConfig(criteria=("taylor", "lora", "fisher"), ratios=RATIOS, steps=STEPS)
+    training = {
+        "per_device_train_batch_size": BATCH_SIZE,
+        "max_length": SEGMENT,
+        "learning_rate": LEARNING_RATE,
+        "seed": seed,
+    }
+    found = loraprune.compare_criteria(subject.model, subject.train, config, training=training)
+    return {"agreement": found.to_json()["agreement"]}
+
+
+def values(rows: Sequence[Row], model: str, pair: tuple[str, str], kind: str, ratio: float, what: str) -> list[float]:
+    """A figure of a pair at a ratio, a value a seed."""
+    return [
+        item[what]
+        for row in rows
+        if row["model"] == model
+        for item in row["agreement"]
+        if {item["first"], item["second"]} == set(pair)
+        and item["kind"] == kind
+        and item["ratio"] == ratio
+        and item[what] is not None
+    ]
+
+
+def draw(rows: Sequence[Row], models: Sequence[str], path: Path) -> None:
+    """A panel a model: a line a kind and pair, dotted what chance gives."""
+    figure = Figure(figsize=(4.2 * len(models), 3.2), layout="constrained")
+    for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
+        kinds = dict.fromkeys(item["kind"] for row in rows if row["model"] == model for item in row["agreement"])
+        for color, kind in zip(pictures.COLORS, kinds, strict=False):
+            for pair, style in zip(PAIRS, ("-", "--"), strict=True):
+                points = [spread(values(rows, model, pair, kind, ratio, "shared")) for ratio in RATIOS]
+                means, deviations = zip(*points, strict=True)
+                label = f"{pair[1]}, {kind}"
+                axes.errorbar(
+                    RATIOS, means, yerr=deviations, fmt=style, color=color, marker="o", markersize=3, label=label
+                )
+            chance = [spread(values(rows, model, PAIRS[0], kind, ratio, "by_chance"))[0] for ratio in RATIOS]
+            axes.plot(RATIOS, chance, ":", color=color, label=f"chance, {kind}")
+        axes.set_title(model, loc="left")
+        axes.set_xlabel("sparsity ratio")
+        axes.set_ylim(0, 1)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("share in common with taylor")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False)
+    pictures.save(figure, path)
+
+
+def main() -> None:
+    options = parser(__doc__).parse_args()
+    quiet()
+    laboratory = Laboratory(options, "agreement")
+    rows: list[Row] = []
+    for seed in options.seeds:
+        for subject in subjects(options):
+            key = {"model": subject.name, "compared": "taylor, lora, fisher", "steps": STEPS, "seed": seed}
+            rows.append(laboratory.measure(key, lambda subject=subject, seed=seed: agreement(subject, seed)))
+            laboratory.write(rows)
+    table = []
+    for model in options.models:
+        kinds = dict.fromkeys(item["kind"] for row in rows if row["model"] == model for item in row["agreement"])
+        for kind in kinds:
+            for pair in PAIRS:
+                cells = [in_words(values(rows, model, pair, kind, ratio, "shared")) for ratio in RATIOS]
+                table.append([model, kind, f"{pair[1]} with {pair[0]}", *cells])
+            chance = [f"{spread(values(rows, model, PAIRS[0], kind, ratio, 'by_chance'))[0]:.2f}" for ratio in RATIOS]
+            table.append([model, kind, "by chance", *chance])
+    print(markdown(["", "", "", *(f"{ratio:.0%}" for ratio in RATIOS)], table))
+    draw(rows, options.models, laboratory.output.with_suffix(".svg"))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+"""The experiments: one command writes results and a picture, goes on where it stopped, and runs what it says."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+FOLDER = Path(__file__).resolve().parents[2] / "experiments"
+NAMES = ("methods", "joint", "frequency", "average", "end_of_pruning", "calibration")
+
+
+@pytest.fixture(autouse=True)
+def as_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts find each other in their own folder."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if Path(str(getattr(sys.modules[name], "__file__", None) or "/")).parent == FOLDER:
+            del sys.modules[name]
+
+
+class FakeRuns:
+    """Stands for runs that take minutes: counts them, and gives a perplexity that depends on seed and ratio."""
+
+    def __init__(self) -> None:
+        self.made: list[tuple[str, int]] = []
+
+    def __call__(self, subject: Any, run: Any, steps: int, seed: int) -> dict[str, Any]:
+        self.made.append((run.name, seed))
+        value = 10.0 + seed + 10 * run.values.get("ratio", 0.5)
+        return {"removed": 0.5, "parameters": 100, "perplexity": {"in-domain": value}}
+
+
+def start(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *options: str) -> None:
+    """Run a script as from the command line."""
+    given = ("--models", "demo", "--out", str(tmp_path / "out"), "--cache", str(tmp_path / "cache.jsonl"), *options)
+    # No shared folder: the bundled model needs none.
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", "--shared", str(tmp_path / "none"), *given])
+    importlib.import_module(name).main()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_an_experiment_writes_rows_and_a_picture(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeRuns()
+    monkeypatch.setattr(importlib.import_module("laboratory"), "pruned_and_measured", fake)
+    start(name, tmp_path, monkeypatch, "--seeds", "1", "2")
+    results = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+    assert {row["seed"] for row in results["rows"]} == {1, 2}
+    assert results["command"].startswith(f"python experiments/{name}.py")
+    assert "<svg" in (tmp_path / "out" / f"{name}.svg").read_text()
+    # Mean and sample deviation of the seeds, 16 and 17 at half.
+    assert "16.50 ± 0.71" in capsys.readouterr().out
+
+
+def test_finished_runs_are_not_run_again_and_more_seeds_are_added(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake = FakeRuns()
+    monkeypatch.setattr(importlib.import_module("laboratory"), "pruned_and_measured", fake)
+    start("joint", tmp_path, monkeypatch, "--seeds", "1")
+    first = list(fake.made)
+    start("joint", tmp_path, monkeypatch, "--seeds", "1", "2")
+    assert fake.made[: len(first)] == first
+    assert {seed for _, seed in fake.made[len(first) :]} == {2}
+    # The cache is a convenience: results that are there are enough.
+    (tmp_path / "cache.jsonl").unlink()
+    start("joint", tmp_path, monkeypatch, "--seeds", "1", "2")
+    assert len(fake.made) == 2 * len(first)
+
+
+def test_experiments_share_the_runs_that_they_have_in_common(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fake = FakeRuns()
+    monkeypatch.setattr(importlib.import_module("laboratory"), "pruned_and_measured", fake)
+    start("average", tmp_path, monkeypatch, "--seeds", "1")
+    before = len(fake.made)
+    start("frequency", tmp_path, monkeypatch, "--seeds", "1")
+    # λ = 0.9 every 10 steps is the paper's recipe in both.
+    assert len(fake.made) == before + 7
+
+
+def test_a_missing_folder_of_checkpoints_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(SystemExit, match=r"no folder .*none.*--models demo"):
+        start("joint", tmp_path, monkeypatch, "--models", "stories260K")
+
+
+@pytest.mark.slow
+def test_every_kind_of_run_really_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    laboratory = importlib.import_module("laboratory")
+    monkeypatch.setattr(laboratory, "SEGMENTS", 2)
+    options = laboratory.parser(None).parse_args(
+        ["--models", "demo", "--shared", str(tmp_path / "none"), "--cache", str(tmp_path / "cache.jsonl")]
+    )
+    (subject,) = laboratory.subjects(options)
+    shot = {"method": "magnitude", "repair": "none", "calibration_sequences": 2}
+    small = {"calibration_sequences": 2, "cuts": 1}
+    dense, joint, one_shot, separate = (
+        laboratory.pruned_and_measured(subject, laboratory.Run(name="", how=how, values=values), steps, 1)
+        for how, values, steps in (
+            ("dense", {}, 0),
+            ("joint", small, 2),
+            ("one shot", shot, 0),
+            ("separate", shot, 1),
+        )
+    )
+    assert dense["removed"] == 0.0
+    assert joint["removed"] == pytest.approx(0.5, abs=0.02)
+    assert separate["removed"] == one_shot["removed"] == pytest.approx(0.5, abs=0.02)
+    assert separate["parameters"] == one_shot["parameters"] < dense["parameters"]
+    assert dense["perplexity"]["in-domain"] < joint["perplexity"]["in-domain"] < one_shot["perplexity"]["in-domain"]
+    assert separate["perplexity"]["in-domain"] < one_shot["perplexity"]["in-domain"]
