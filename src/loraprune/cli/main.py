@@ -15,7 +15,12 @@ COMMANDS = {
     "recover": "tune a pruned or sparse checkpoint with LoRA; weights that are zero stay zero",
     "compare-criteria": "show how far criteria agree on which heads and channels go; nothing is removed",
     "oneshot": "prune a checkpoint without training: fewer heads and channels, or weights that are zero",
+    "eval": "measure models: perplexity, tasks, completions, accuracy; results are kept in a file",
+    "plan": "say what pruning will take and give, and which GPUs it fits, without loading weights",
     "inspect": "show what can be pruned in a model, without loading its weights",
+    "bench": "measure speed, memory and operations of models that take turns",
+    "report": "make the report of a finished run again, with what was measured of it since",
+    "compare": "hold the quality of runs against parameters, latency and training time; the Pareto front is marked",
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
