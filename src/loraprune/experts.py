@@ -31,7 +31,10 @@ def routed(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, t
     """
     chosen = top_k_index.flatten()
     order = torch.argsort(chosen, stable=True)
-    counts = torch.bincount(chosen, minlength=num_experts).tolist()
+    if chosen.is_meta:  # nothing is known of the tokens but their number: they are shared out evenly
+        counts = [len(part) for part in chosen.tensor_split(num_experts)]
+    else:
+        counts = torch.bincount(chosen, minlength=num_experts).tolist()
     for expert, places in enumerate(order.split(counts)[:num_experts]):
         if len(places):
             yield expert, places // top_k_index.shape[1], places % top_k_index.shape[1]

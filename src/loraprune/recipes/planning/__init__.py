@@ -1,0 +1,1 @@
+"""Estimates of runs before any weight is loaded: shapes, memory, time."""

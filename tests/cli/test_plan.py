@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import Command
+from tests.models import tiny_config
+
+from loraprune.cli.plan import parser
+from loraprune.cli.prune_options import OPTIONS
+from loraprune.estimation.presets import PRESETS
+
+NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio"}
+"""Options that a run does not have, or has for one value."""
+
+
+@pytest.fixture
+def model(tmp_path: Path) -> str:
+    tiny_config("llama", num_hidden_layers=4).save_pretrained(tmp_path / "model")
+    return str(tmp_path / "model")
+
+
+def test_one_screen_says_what_goes_what_it_takes_and_where_it_fits(
+    run: Command, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run("plan", model, "--ratio", "0.5", "--batch-size", "2")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    for words in ("KV heads", "FFN channels", "KV cache for 1,000 tokens", "weights of the base", "peak of a step",
+                  "peak of the first cut", "H100 80 GB", "Estimates."):  # fmt: skip
+        assert words in done.out
+    tables = [line for line in lines if not line.endswith((".", "off", "on"))]
+    assert max(map(len, tables)) <= 80
+    assert len(lines) < 50
+
+
+def test_several_ratios_stand_beside_each_other(run: Command, model: str) -> None:
+    done = run("plan", model, "--ratio", "0.25", "0.5", "--json")
+    assert done.code == 0, done.err
+    low, high = json.loads(done.out)
+    assert (low["asked"], high["asked"]) == (0.25, 0.5)
+    assert low["after"]["parameters"] > high["after"]["parameters"]
+
+
+def test_json_goes_to_a_file_too(run: Command, model: str, tmp_path: Path) -> None:
+    done = run("plan", model, "--load-in-4bit", "-o", str(tmp_path / "plan.json"))
+    assert done.code == 0, done.err
+    (found,) = json.loads((tmp_path / "plan.json").read_text())
+    assert found["settings"]["quantization"] == "bnb-4bit"
+    assert found["memory"]["weights"] < found["before"]["file_bytes"]
+
+
+def test_switches_can_be_switched_off(run: Command, model: str) -> None:
+    words = ("--no-gradient-checkpointing", "--no-refit", "--no-bf16", "--criterion", "lora", "--json")
+    (found,) = json.loads(run("plan", model, *words).out)
+    assert found["settings"]["gradient_checkpointing"] is False
+    assert found["settings"]["bf16"] is False
+    assert found["memory"]["cut"] == 0
+
+
+def test_options_are_called_as_those_of_prune() -> None:
+    training = {"per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "gradient_checkpointing",
+                "bf16"}  # fmt: skip
+    for action in parser()._actions:
+        name = max(action.option_strings, key=len, default="--model").removeprefix("--").replace("-", "_")
+        name = name.removeprefix("no_")
+        assert name in {*OPTIONS, *training, *NOT_OF_PRUNE, "model"}, name
+
+
+def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parser().parse_args(["--help"])
+    out = capsys.readouterr().out
+    assert all(name in out for name in PRESETS)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--ratio", "1.5"), "--ratio is 1.5; it must lie between 0 and 1"),
+        (("--ratio", "0"), "--ratio is 0; it must lie between 0 and 1"),
+        (("--ratio", "0.5", "--target-params", "1K"), "say the same thing"),
+        (("--load-in-8bit", "--load-in-4bit"), "bnb-4bit and bnb-8bit were given"),
+        (("--criterion", "fischer"), "criterion is 'fischer'"),
+        (("--lora-target-modules", "wq"), "LoRA cannot adapt wq"),
+        (("--lora-r", "0"), "rank of LoRA is 0"),
+        (("--batch-size", "0"), "batch_size is 0"),
+        (("-o", "no/such/folder/plan.json"), "does not exist"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(run: Command, model: str, words: tuple[str, ...], message: str) -> None:
+    done = run("plan", model, *words)
+    assert done.code == 2
+    assert message in done.err
+    assert len(done.err.strip().splitlines()) == 1
+    assert not done.out
+
+
+def test_a_folder_that_is_no_checkpoint_is_told(run: Command, tmp_path: Path) -> None:
+    done = run("plan", str(tmp_path))
+    assert done.code == 2
+    assert "is no checkpoint" in done.err
