@@ -96,7 +96,8 @@ def main() -> None:
     for seed in options.seeds:
         for subject in subjects(options):
             key = {"model": subject.name, "compared": "taylor, lora, fisher", "steps": STEPS, "seed": seed}
-            rows.append(laboratory.measure(key, lambda subject=subject, seed=seed: agreement(subject, seed)))
+            row = laboratory.measure(key, lambda subject=subject, seed=seed: agreement(subject, seed))
+            rows += [] if row is None else [row]
             laboratory.write(rows)
     table = []
     for model in options.models:

@@ -125,9 +125,11 @@ class Laboratory:
     def _remember(self, rows: Iterable[Row]) -> None:
         self.known.update({row["key"]: row for row in rows})
 
-    def measure(self, key: Mapping[str, Any], measured: Callable[[], Row]) -> Row:
-        """The row of a key: a known one, or one that is measured now."""
+    def measure(self, key: Mapping[str, Any], measured: Callable[[], Row]) -> Row | None:
+        """The row of a key: a known one, or one that is measured now; with ``--known`` no run is made."""
         text = json.dumps(key, sort_keys=True)
+        if self.options.known:
+            return self.known.get(text)
         if text not in self.known:
             started = time.time()
             row = {"key": text, **key, **measured(), "seconds": round(time.time() - started, 2)}
@@ -140,8 +142,8 @@ class Laboratory:
             print(f"{self.experiment}: {shown} {row['seconds']:.0f} s", flush=True)
         return self.known[text]
 
-    def run(self, subject: Subject, run: Run, seed: int) -> Row:
-        """A run with its perplexities."""
+    def run(self, subject: Subject, run: Run, seed: int) -> Row | None:
+        """A run with its perplexities; None where it is not known and not to be made."""
         steps = 0 if run.how in ("one shot", "dense") else run.steps or self.options.steps
         key = {
             "model": subject.name,
@@ -154,11 +156,8 @@ class Laboratory:
             "learning_rate": LEARNING_RATE,
             "seed": seed,
         }
-        return {
-            "name": run.name,
-            "x": run.x,
-            **self.measure(key, lambda: pruned_and_measured(subject, run, steps, seed)),
-        }
+        row = self.measure(key, lambda: pruned_and_measured(subject, run, steps, seed))
+        return None if row is None else {"name": run.name, "x": run.x, **row}
 
     def write(self, rows: Sequence[Row], **further: Any) -> None:
         """Write the rows with what is needed to repeat them."""
@@ -168,7 +167,7 @@ class Laboratory:
             "experiment": self.experiment,
             "command": command,
             "versions": versions(),
-            "machine": machine_description(),
+            "machine": {key: value for key, value in machine_description().items() if key != "platform"},
             "segment_length": SEGMENT,
             **further,
             "rows": list(rows),
@@ -246,6 +245,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=int, default=60, help="optimizer steps of a run")
     parser.add_argument("--shared", type=Path, default=ROOT.parent / "shared" / "data", help="checkpoints and texts")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results", help="where results and pictures go")
+    parser.add_argument("--known", action="store_true", help="make no runs: tables and pictures of those there are")
     parser.add_argument("--cache", type=Path, default=ROOT / "build" / "experiments.jsonl", help="finished runs")
     return parser
 
@@ -267,7 +267,9 @@ def spread(values: Sequence[float]) -> tuple[float, float]:
 
 
 def in_words(values: Sequence[float]) -> str:
-    """``12.3 ± 0.4``; plain of one value."""
+    """``12.3 ± 0.4``; plain of one value, a dash of none."""
+    if not values:
+        return "–"
     mean, deviation = spread(values)
     digits = 0 if mean >= 1000 else 1 if mean >= 100 else 2
     if not math.isfinite(mean):
@@ -298,6 +300,6 @@ def all_runs(options: argparse.Namespace, experiment: str, runs: Sequence[Run]) 
     rows: list[Row] = []
     for seed in options.seeds:
         for subject in subjects(options):
-            rows += [laboratory.run(subject, run, seed) for run in runs]
+            rows += [row for run in runs if (row := laboratory.run(subject, run, seed)) is not None]
             laboratory.write(rows)
     return laboratory, rows

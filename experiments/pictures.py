@@ -43,6 +43,8 @@ def lines(
         for color, (name, members) in zip(COLORS, series.items(), strict=False):
             own = [row for row in rows if row["model"] == model and row["name"] in members]
             places = sorted({row["x"] for row in own})
+            if not places:
+                continue
             points = [spread(perplexities(own, "in-domain", x=x)) for x in places]
             means, deviations = zip(*points, strict=True)
             axes.errorbar(places, means, yerr=deviations, marker="o", markersize=4, capsize=3, color=color, label=name)
@@ -83,8 +85,11 @@ def bars(
     for axes, model in zip(figure.subplots(1, len(models), squeeze=False)[0], models, strict=True):
         for index, name in enumerate(names):
             found = [perplexities(rows, "in-domain", model=model, name=name, **same) for same in groups.values()]
-            means, deviations = zip(*(spread(values) for values in found), strict=True)
-            places = [cluster - 0.4 + width * (index + 0.5) for cluster in range(len(groups))]
+            there = [cluster for cluster, values in enumerate(found) if values]
+            if not there:
+                continue
+            means, deviations = zip(*(spread(found[cluster]) for cluster in there), strict=True)
+            places = [cluster - 0.4 + width * (index + 0.5) for cluster in there]
             axes.bar(places, means, width, yerr=deviations, capsize=2, color=COLORS[index % len(COLORS)], label=name)
         axes.set_xticks(range(len(groups)), list(groups))
         axes.set_title(model, loc="left")

@@ -117,3 +117,19 @@ def test_every_kind_of_run_really_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert separate["parameters"] == one_shot["parameters"] < dense["parameters"]
     assert dense["perplexity"]["in-domain"] < joint["perplexity"]["in-domain"] < one_shot["perplexity"]["in-domain"]
     assert separate["perplexity"]["in-domain"] < one_shot["perplexity"]["in-domain"]
+
+
+def test_tables_are_made_of_what_is_known_without_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake = FakeRuns()
+    monkeypatch.setattr(importlib.import_module("laboratory"), "pruned_and_measured", fake)
+    start("joint", tmp_path, monkeypatch, "--seeds", "1")
+    made = len(fake.made)
+    capsys.readouterr()
+    start("joint", tmp_path, monkeypatch, "--seeds", "1", "2", "--known")
+    assert len(fake.made) == made
+    assert "| prune, then tune | 16.00 |" in capsys.readouterr().out
+    start("frequency", tmp_path, monkeypatch, "--seeds", "1", "--known")
+    assert len(fake.made) == made
+    assert "| demo | LoRAPrune | – |" in capsys.readouterr().out
