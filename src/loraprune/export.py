@@ -227,7 +227,9 @@ def save_checkpoint(
             tokenizer.save_pretrained(folder)
         if extras is not None:
             extras(folder)
-        (folder / "pruning.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        # Options may be numbers of NumPy, as of a sweep.
+        text = json.dumps(record, indent=2, default=lambda value: value.item())
+        (folder / "pruning.json").write_text(text, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

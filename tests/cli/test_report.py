@@ -162,6 +162,33 @@ class TestReportAgain:
         assert ReportData.from_json(out / "report.json").maps == whole.maps
 
 
+class TestNoPicture:
+    """A report that cannot be drawn: the run is worth more."""
+
+    @pytest.mark.parametrize("command", ["prune", "oneshot"])
+    def test_the_checkpoint_is_saved_and_the_report_can_be_made_later(
+        self, run: Command, checkpoint: Path, data: Path, tmp_path: Path, command: str
+    ) -> None:
+        def fail(*arguments: Any, **named: Any) -> None:
+            raise RuntimeError("no font\nat all")
+
+        out = tmp_path / "out"
+        quick = QUICK if command == "prune" else QUICK[1:2] + QUICK[3:]
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("matplotlib.figure.Figure.savefig", fail)
+            done = run(command, checkpoint, "--data", data, "-o", out, "--ratio=0.4", *quick, "-q")
+        assert done.code == 0, done.err
+        assert done.err.splitlines() == [
+            "warning: the report could not be drawn (RuntimeError: no font). All else is there, and "
+            f"`loraprune report {out}` tries it again."
+        ]
+        assert "Report:" not in done.out
+        assert {"config.json", "model.safetensors", "pruning.json", "README.md"} <= {p.name for p in out.iterdir()}
+        assert not (out / "report.html").exists()
+        assert run("report", out).code == 0
+        assert "Importance of channels" in (out / "report.html").read_text()
+
+
 class TestBadInput:
     def error(self, run: Command, *arguments: str | Path) -> str:
         done = run("report", *arguments)

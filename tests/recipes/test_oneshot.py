@@ -16,7 +16,6 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
-from loraprune.report import html
 from loraprune.sparsity.methods import METHODS
 from loraprune.training_free.scores import STRUCTURED_METHODS
 
@@ -238,10 +237,10 @@ class TestOutput:
         out.mkdir()
         (out / "mine.txt").write_text("mine")
 
-        def fail(*arguments: Any) -> None:
+        def fail(*arguments: Any, **named: Any) -> None:
             raise error
 
-        monkeypatch.setattr(html, "write_report", fail)
+        monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
         with pytest.raises(type(error)):
             run(checkpoint, data, sparsity=0.5, output=out, overwrite=True)
         assert [path.name for path in out.iterdir()] == ["mine.txt"]

@@ -196,7 +196,7 @@ def test_refit_errors_are_those_of_the_last_cut_and_the_table_has_all() -> None:
     ]
     figure = refit_figure(errors)
     assert figure.numbers is not None
-    assert figure.numbers.rows == (("0", "0.100", "0.100"), ("1", "0.200", "0.100"))
+    assert figure.numbers.rows == (("0", "10", "10.0 %", "10.0 %"), ("1", "10", "20.0 %", "10.0 %"))
     assert drawn(figure.wide).attrib["aria-label"] == (
         "Relative error in 2 layers after cutting heads: 10.0 % to 20.0 % without repair, 10.0 % to 10.0 % with it."
     )
@@ -204,6 +204,23 @@ def test_refit_errors_are_those_of_the_last_cut_and_the_table_has_all() -> None:
         ("5", "heads", "15.0 %", "5.0 %"),
         ("10", "heads", "15.0 %", "10.0 %"),
     ]
+
+
+def test_a_layer_that_the_last_cut_left_as_it_was_is_shown_at_its_own_last_cut() -> None:
+    errors = [
+        RefitError(step=step, kind="heads", layer=layer, cut=0.01 * step, repaired=None)
+        for step, layer in ((5, 0), (5, 1), (10, 1), (1500, 2))
+    ]
+    figure = refit_figure(errors)
+    assert figure.numbers is not None
+    assert [row[:2] for row in figure.numbers.rows] == [("0", "5"), ("1", "10"), ("2", "1,500")]
+    assert "(each layer's last cut, after steps 5 to 1,500)" in figure.caption
+
+
+def test_errors_stand_in_the_order_of_the_maps_whatever_was_cut_first(sample: ReportData) -> None:
+    errors = tuple(RefitError(step=1, kind=kind, layer=0, cut=0.5) for kind in ("other", "channels", "heads"))
+    titles = [figure.title for figure in charts.sections(replace(sample, refit_errors=errors))[1].figures]
+    assert titles[-3:] == ["Error after cutting heads", "Error after cutting channels", "Error after cutting other"]
 
 
 def test_errors_without_repair_have_one_mark_a_layer() -> None:
@@ -227,7 +244,7 @@ def test_scores_are_told_for_both_models_and_long_names_are_shortened_on_phones(
 def test_phases_of_unknown_length_are_left_out() -> None:
     figure = phases_figure({"loading": 1.0, "training": float("nan"), "cuts": 3.0})
     assert figure is not None
-    assert figure.caption == "4 s in all."
+    assert figure.caption == "4.0 s in all."
     assert "training" not in figure.wide
     assert phases_figure({"training": float("nan")}) is None
 

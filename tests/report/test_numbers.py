@@ -62,7 +62,16 @@ def test_milliseconds(value: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0.25, "0.25 s"), (45, "45 s"), (133, "2 min 13 s"), (3599.7, "1 h 00 min"), (11_100, "3 h 05 min")],
+    [
+        (0.25, "0.25 s"),
+        (1.26, "1.3 s"),
+        (9.96, "10 s"),
+        (45, "45 s"),
+        (59.6, "1 min 00 s"),
+        (133, "2 min 13 s"),
+        (3599.7, "1 h 00 min"),
+        (11_100, "3 h 05 min"),
+    ],
 )
 def test_durations(value: float, text: str) -> None:
     assert numbers.duration(value) == text

@@ -13,6 +13,7 @@ from tests.report.test_html import Page
 from loraprune.report import drawing
 from loraprune.report.data import Unit
 from loraprune.report.runs import ComparedModel, Cost, Quality, RunGroup, RunsComparison
+from loraprune.report.runs_figure import legend
 from loraprune.report.runs_page import render_page, verdict, write_page
 from loraprune.report.runs_picture import write_picture
 
@@ -142,6 +143,32 @@ def test_the_pointer_finds_every_run_in_every_panel(page: str) -> None:
 def test_the_verdict_names_the_best_run(higher: bool, expected: str) -> None:
     group = ten_runs()
     assert verdict(replace(group, quality=replace(group.quality, higher_is_better=higher))) == expected
+
+
+def test_names_of_data_keep_their_case_in_headings() -> None:
+    quality = Quality(name="ptb.txt@64", label="ptb.txt@64 perplexity", unit=Unit.PERPLEXITY)
+    text = render_page(RunsComparison(groups=(replace(ten_runs(), quality=quality),)))
+    assert "Ptb.txt" not in text
+    assert "ptb.txt@64 perplexity" in Page(text).shown
+
+
+def test_shares_of_a_model_that_was_pruned_before_are_not_called_those_of_a_dense_one() -> None:
+    group = ten_runs()
+    before = replace(group.models[0], name="sparse", what="2:4 sparse by wanda")
+    shown = Page(render_page(RunsComparison(groups=(replace(group, models=(before, *group.models[1:])),)))).shown
+    assert "79.7 % of sparse" in shown
+    assert "of dense" not in shown
+
+
+def test_the_legend_names_marks_that_there_are() -> None:
+    group = ten_runs()
+    dense, first, *_ = group.models
+    every = replace(first, best_for=tuple(first.costs))
+    assert [line.get_label() for line in legend(replace(group, models=(dense, every)))] == [
+        "on the Pareto front",
+        "dense model",
+    ]
+    assert "other run" in [line.get_label() for line in legend(group)]
 
 
 def test_a_group_without_any_figure_has_a_page(odd: RunsComparison) -> None:

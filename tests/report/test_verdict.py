@@ -26,15 +26,15 @@ def perplexity(dense: float, pruned: float) -> Row:
 def test_it_names_size_speed_and_quality(sample: ReportData) -> None:
     assert verdict(sample) == (
         f"The pruned model has 43.3 % fewer parameters and is 1.62{TIMES} faster. "
-        "Its perplexity rises from 4.09 to 6.42 (+57.0 %)."
+        "Its perplexity rises from 4.09 to 6.42 (+57.0 %; lower is better)."
     )
 
 
 @pytest.mark.parametrize(
     ("row", "text"),
     [
-        (Row(label="Forward pass", unit=Unit.MILLISECONDS, dense=10.0, pruned=20.0), f"is 2.00{TIMES} slower."),
-        (Row(label="Decoding", unit=Unit.TOKENS_PER_SECOND, dense=10.0, pruned=20.0), f"is 2.00{TIMES} faster."),
+        (Row(label="Forward pass", unit=Unit.MILLISECONDS, dense=10.0, pruned=20.0), f" but is 2.00{TIMES} slower."),
+        (Row(label="Decoding", unit=Unit.TOKENS_PER_SECOND, dense=10.0, pruned=20.0), f" and is 2.00{TIMES} faster."),
         (Row(label="Forward pass", unit=Unit.MILLISECONDS, dense=10.0, pruned=10.01), "is as fast as before."),
         (Row(label="Forward pass", unit=Unit.MILLISECONDS, dense=10.0, pruned=None), "43.3 % fewer parameters."),
         (
@@ -50,7 +50,7 @@ def test_it_says_what_was_measured_and_no_more(sample: ReportData, row: Row, tex
 
 
 def test_a_run_that_prunes_nothing_tells_of_quality_alone() -> None:
-    assert verdict(recovered_report()) == "Perplexity rises from 4.09 to 6.42 (+57.0 %)."
+    assert verdict(recovered_report()) == "Perplexity rises from 4.09 to 6.42 (+57.0 %; lower is better)."
 
 
 def test_of_a_sparse_model_it_tells_the_zeros(sample: ReportData) -> None:
@@ -58,7 +58,7 @@ def test_of_a_sparse_model_it_tells_the_zeros(sample: ReportData) -> None:
     said = verdict(replace(sample, headline=headline, rows=(perplexity(4.0, 5.0),), after="sparse"))
     assert said == (
         "The sparse model has zeros for 50.0 % of the weights of its linear layers. "
-        "Its perplexity rises from 4.00 to 5.00 (+25.0 %)."
+        "Its perplexity rises from 4.00 to 5.00 (+25.0 %; lower is better)."
     )
 
 

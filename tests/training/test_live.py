@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,36 @@ def test_a_cut_between_two_logs_is_told_at_the_next(tmp_path: Path) -> None:
     trainer = make_trainer(tmp_path, [callback, listener], logging_steps=4)
     trainer.train()
     assert [step for step, logs in listener.logs.items() if keys(logs, "refit_error/")] == [4, 8]
+
+
+def test_a_run_goes_on_where_what_is_logged_live_cannot_be_computed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **named: Any) -> dict[str, float]:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("loraprune.training.callback.live_values", fail)
+    with pytest.warns(UserWarning, match=r"could not be computed \(RuntimeError: no such kernel\)") as told:
+        callback, logs = listened(tmp_path)
+    assert len([warning for warning in told if "no such kernel" in str(warning.message)]) == 1
+    assert callback.run.ratio == pytest.approx(0.5, abs=0.05)
+    assert [point["step"] for point in callback.history] == list(range(1, STEPS + 1))
+    assert "sparsity_ratio" in logs[STEPS]
+
+
+@pytest.mark.parametrize("leads", [False, True])
+def test_writers_that_will_get_nothing_are_told_of(tmp_path: Path, leads: bool) -> None:
+    callback = PruningCallback(pruning_config())
+    trainer = make_trainer(tmp_path, [callback], max_steps=1, save_strategy="no")
+    trainer.args.report_to = ["tensorboard", "wandb"]
+    if leads:
+        callback.lead_(trainer)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        trainer.train()
+    found = [str(warning.message) for warning in told if "lead_" in str(warning.message)]
+    assert len(found) == (not leads)
+    assert all(text.startswith("report_to=tensorboard, wandb gets nothing") for text in found)
 
 
 def test_quantiles_are_over_all_layers() -> None:

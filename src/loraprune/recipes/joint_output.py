@@ -19,6 +19,7 @@ from loraprune.recipes.preparing import TrainingJob
 from loraprune.recipes.quantized_base import quantization_notes
 from loraprune.recipes.records.event_files import copy_event_files
 from loraprune.recipes.reports.card import model_card
+from loraprune.recipes.reports.page_of_run import write_page
 from loraprune.recipes.reports.pst_card import pst_card
 from loraprune.recipes.reports.recovery_card import recovery_card
 from loraprune.recipes.reports.reporting import importance_of, report_of, shown_measures
@@ -93,8 +94,6 @@ def save(
     run_dir: Path,
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
-    from loraprune.report.html import write_report
-
     output = job.options.output
     assert output is not None
     assert pruning.run is not None
@@ -108,7 +107,7 @@ def save(
         record["metrics"]["phases"] = dict(pruning.phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
         if job.options.report:
-            write_report(report, folder / "report.html")
+            write_page(report, folder, output)
         copy_event_files(run_dir, folder)
         if adapter is not None:
             shutil.copytree(adapter, folder / "adapter")

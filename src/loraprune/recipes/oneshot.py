@@ -27,6 +27,7 @@ from loraprune.recipes.records.course import dimensions_of
 from loraprune.recipes.records.recipe import oneshot_recipe
 from loraprune.recipes.records.record import run_record
 from loraprune.recipes.reports.oneshot_reporting import card_of, measures_of, notes_of
+from loraprune.recipes.reports.page_of_run import write_page
 from loraprune.recipes.reports.reporting import importance_of, report_of
 from loraprune.report.data import ReportData
 from loraprune.runtimes.overview import runtimes_of
@@ -272,10 +273,9 @@ def _save(
     job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: Phases
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
-    from loraprune.report.html import write_report
-
-    assert job.options.output is not None
-    logger.info("Writing %s", job.options.output)
+    output = job.options.output
+    assert output is not None
+    logger.info("Writing %s", output)
     phases.begin()
 
     def extras(folder: Path) -> None:
@@ -284,8 +284,8 @@ def _save(
         record["metrics"]["phases"] = dict(phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
         if job.options.report:
-            write_report(report, folder / "report.html")
+            write_page(report, folder, output)
 
     card = card_of(job, record, runtimes_of(finished))
-    save_checkpoint(job.options.output, finished, job.processor, record=record, card=card, extras=extras)
+    save_checkpoint(output, finished, job.processor, record=record, card=card, extras=extras)
     return report

@@ -57,8 +57,11 @@ def _cut(data: ReportData) -> Iterable[Figure]:
     for kind, items in widths.items():
         if kind not in mapped:
             yield layers_figure(items)
-    for kind in dict.fromkeys(item.kind for item in data.refit_errors):
-        yield refit_figure([item for item in data.refit_errors if item.kind == kind])
+    # In the order of the pictures above, not in that in which kinds were first cut.
+    for kind in dict.fromkeys([*widths, *(item.kind for item in data.refit_errors)]):
+        errors = [item for item in data.refit_errors if item.kind == kind]
+        if errors:
+            yield refit_figure(errors)
 
 
 def _chosen(data: ReportData) -> Iterable[Figure]:

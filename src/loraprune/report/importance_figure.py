@@ -32,7 +32,7 @@ def importance_figure(dimensions: Sequence[Importance]) -> figure.Figure:
     kind, counted = in_words(dimensions[0].kind), histogram(dimensions)
     caption = (
         "The further apart the two colors lie, the clearer the choice. Removed groups count with the score that they "
-        "had when they were cut; scores of different layers, and of different cuts, are not on one scale."
+        "had when they were cut; overlap comes from layers, and from cuts, that were not compared with each other."
     )
     if counted.unknown:
         caption += f" {counted.unknown:,} without a finite score are not shown."

@@ -54,12 +54,12 @@ def milliseconds(value: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Format the length of a run given in seconds: ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
+    """Format a length of time given in seconds: ``0.25 s``, ``1.3 s``, ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
     if seconds is None or not math.isfinite(seconds):
         return MISSING
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s" if whole else f"{significant(seconds, 2)} s"
+        return f"{significant(seconds, 2)} s"
     minutes, rest = divmod(whole, 60)
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"

@@ -1,4 +1,4 @@
-"""The picture of refit errors: what the last cut did to each layer's output, without its repair and with it."""
+"""The picture of refit errors: what its last cut did to each layer's output, without its repair and with it."""
 
 from __future__ import annotations
 
@@ -22,20 +22,33 @@ _HEIGHT = 240.0
 
 
 def refit_figure(errors: Sequence[RefitError]) -> figure.Figure:
-    """Picture the errors of one kind at its last cut.
+    """Picture the errors of one kind, of each layer at its last cut: a cut may leave layers as they are.
 
     Args:
         errors: of one kind, at least one.
     """
-    kind, step = in_words(errors[0].kind), max(item.step for item in errors)
-    last = sorted((item for item in errors if item.step == step), key=lambda item: item.layer)
+    kind, last = in_words(errors[0].kind), _last(errors)
+    steps = {item.step for item in last}
     caption = "Error of the output of the layer that read what went, relative to its output before"
-    caption += f" (last cut, after step {step:,})." if step else "."
+    if len(steps) > 1:
+        caption += f" (each layer's last cut, after steps {min(steps):,} to {max(steps):,})."
+    else:
+        caption += f" (last cut, after step {min(steps):,})." if min(steps) else "."
     if any(item.repaired is not None for item in last):
         caption += " The refit takes each open mark down to the solid one; the lower, the less had to be relearned."
-    rows = tuple((str(item.layer), numbers.significant(item.cut), numbers.significant(item.repaired)) for item in last)
-    grid = Grid(heads=("layer", "cut", "repaired"), rows=rows)
+    rows = tuple(
+        (str(item.layer), f"{item.step:,}", numbers.percent(item.cut), numbers.percent(item.repaired)) for item in last
+    )
+    grid = Grid(heads=("layer", "step", "cut", "repaired"), rows=rows)
     return figure.half(f"Error after cutting {kind}", lambda w: _picture(last, w), caption, numbers=grid)
+
+
+def _last(errors: Sequence[RefitError]) -> list[RefitError]:
+    """Errors of each layer at the last cut that took something from it, in the order of the layers."""
+    steps: dict[int, int] = {}
+    for item in errors:
+        steps[item.layer] = max(item.step, steps.get(item.layer, item.step))
+    return sorted((item for item in errors if item.step == steps[item.layer]), key=lambda item: item.layer)
 
 
 def _picture(errors: Sequence[RefitError], width: float) -> str:

@@ -199,7 +199,10 @@ def legend(group: RunGroup) -> list[Line2D]:
     if any(model.best_for for model in group.models if model.number is not None):
         front = {**style, "linestyle": "-", "linewidth": 1.5}
         handles.append(Line2D([], [], marker="o", color=ACCENT, **front, label="on the Pareto front"))
-    handles.append(Line2D([], [], marker="o", markerfacecolor=CARD, markeredgecolor=CUT, **style, label="other run"))
+    off = any(set(model.costs) - set(model.best_for) for model in group.models if model.number is not None)
+    if off:
+        other = {**style, "markerfacecolor": CARD, "markeredgecolor": CUT}
+        handles.append(Line2D([], [], marker="o", **other, label="other run"))
     if any(model.sparse for model in group.models):
         label = "sparse (counted without zeros)"
         handles.append(Line2D([], [], marker="s", markerfacecolor=CARD, markeredgecolor=CUT, **style, label=label))

@@ -12,7 +12,7 @@ from loraprune.report.runs import LATENCY, PARAMETERS, SECONDS
 from loraprune.report.runs_figure import runs_figure
 
 if TYPE_CHECKING:
-    from loraprune.report.runs import ComparedModel, Cost, RunGroup, RunsComparison
+    from loraprune.report.runs import ComparedModel, Cost, Quality, RunGroup, RunsComparison
 
 _LEAST = {
     PARAMETERS: "Smallest: {name} with {figure} parameters.",
@@ -51,8 +51,8 @@ def render_page(comparison: RunsComparison) -> str:
         groups=[
             {
                 "group": group,
-                "title": group.title if several else capitalized(group.quality.label),
-                "quality": capitalized(group.quality.label),
+                "title": group.title if several else _heading(group.quality),
+                "quality": _heading(group.quality),
                 "lead": _lead(group),
                 "verdict": verdict(group),
                 "summary": _summary(group),
@@ -64,6 +64,12 @@ def render_page(comparison: RunsComparison) -> str:
         legend=runs_words.front_legend(comparison.groups),
         star=runs_words.STAR,
     )
+
+
+def _heading(quality: Quality) -> str:
+    """The measure as a heading; what begins with the name of data or of a task keeps that as it is."""
+    data = quality.name.partition(":")[0]
+    return quality.label if quality.label.startswith(data) else capitalized(quality.label)
 
 
 def verdict(group: RunGroup) -> str:
@@ -112,7 +118,7 @@ def _rows(group: RunGroup) -> list[dict[str, object]]:
                 "head": cost.label,
                 "text": runs_words.cost_text(model.costs.get(cost.name), cost),
                 "best": cost.name in model.best_for,
-                "aside": _aside(model, cost),
+                "aside": _aside(model, cost, group),
             }
             for cost in group.costs
         ]
@@ -128,8 +134,10 @@ def _rows(group: RunGroup) -> list[dict[str, object]]:
     return rows
 
 
-def _aside(model: ComparedModel, cost: Cost) -> str:
-    """What stands below a cost: a latency as a share of the dense model's, timed in turns with it."""
-    if cost.name != LATENCY or cost.relative or model.number is None:
+def _aside(model: ComparedModel, cost: Cost, group: RunGroup) -> str:
+    """What stands below a cost: a latency as a share of that of the model before the runs, timed in turns with it."""
+    if cost.name != LATENCY or cost.relative or model.number is None or model.relative_latency is None:
         return ""
-    return "" if model.relative_latency is None else f"{numbers.percent(model.relative_latency)} of dense"
+    before = [other for other in group.models if other.number is None]
+    other = before[0].name if len(before) == 1 and before[0].what not in ("", "dense") else "dense"
+    return f"{numbers.percent(model.relative_latency)} of {other}"

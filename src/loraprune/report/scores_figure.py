@@ -62,8 +62,8 @@ def _share(value: float | None) -> float:
 
 
 def _name(row: Row, width: float) -> str:
-    """The label of a task, shortened where it would take more than a third of the picture."""
-    room = int(width / 3 / (0.6 * drawing.FONT_POINTS))
+    """The label of a task, shortened where it would take more than two fifths of the picture."""
+    room = int(0.4 * width / (0.6 * drawing.FONT_POINTS))
     return row.label if len(row.label) <= room else f"{row.label[: room - 1]}…"
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _SPEED = (Unit.MILLISECONDS, Unit.TOKENS_PER_SECOND)
 _QUALITY = (Unit.PERPLEXITY, Unit.ACCURACY, Unit.LOSS)
+_SLOWER = " slower"
 
 
 def verdict(data: ReportData) -> str:
@@ -22,12 +23,14 @@ def verdict(data: ReportData) -> str:
     cost = _quality(quality) if quality is not None else ""
     if data.recovery is not None:
         return cost[:1].upper() + cost[1:]
-    facts = [fact for fact in (_size(data), _speed(_first(data.rows, _SPEED))) if fact]
+    speed = _speed(_first(data.rows, _SPEED))
+    facts = [fact for fact in (_size(data), speed) if fact]
     if not facts and not cost:
         return ""
     if not facts:
         return f"The {cost}"
-    return f"The {data.after} model {' and '.join(facts)}." + (f" Its {cost}" if cost else "")
+    joint = " but " if speed.endswith(_SLOWER) else " and "
+    return f"The {data.after} model {joint.join(facts)}." + (f" Its {cost}" if cost else "")
 
 
 def _first(rows: Sequence[Row], units: Sequence[Unit]) -> Row | None:
@@ -58,4 +61,6 @@ def _quality(row: Row) -> str:
     label = row.label[:1].lower() + row.label[1:]
     if shown.dense == shown.pruned:
         return f"{label} stays at {shown.pruned}."
-    return f"{label} {'rises' if after > before else 'falls'} from {shown.dense} to {shown.pruned} ({shown.change})."
+    way = "rises" if after > before else "falls"
+    better = "" if row.unit is Unit.ACCURACY else "; lower is better"
+    return f"{label} {way} from {shown.dense} to {shown.pruned} ({shown.change}{better})."

@@ -64,7 +64,8 @@ class PruningCallback(TrainerCallback):
     :func:`loraprune.save_pruned`.
 
     It adds to the Trainer's logs: see :func:`loraprune.training.live.live_values`. What writes these (``report_to``)
-    gets them from a callback that stands before it: call :meth:`lead_`.
+    gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
+    itself nor each other. Without that call a warning says so.
 
     Args:
         config: what to prune.
@@ -95,6 +96,8 @@ class PruningCallback(TrainerCallback):
         self._skipped_in_a_row = 0
         self.interrupted = False
         self._diverged = False
+        self._leads = False
+        self._is_live = True
         self._started = 0.0
 
     def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
@@ -125,6 +128,7 @@ class PruningCallback(TrainerCallback):
         """
         callbacks = trainer.callback_handler.callbacks
         callbacks[:] = [self, *(other for other in callbacks if other is not self)]
+        self._leads = True
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -151,6 +155,7 @@ class PruningCallback(TrainerCallback):
             )
         if args.fp16:
             raise ValueError("fp16 training is not supported: its loss scaling would get into the scores. Use bf16.")
+        self._warn_of_deaf_writers(args)
         model = kwargs["model"]
         if self.run is None:
             if state.global_step > 0 and self.config.ratio > 0.0:
@@ -168,6 +173,16 @@ class PruningCallback(TrainerCallback):
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
         self.phases.begin(PREPARING)
+
+    def _warn_of_deaf_writers(self, args: TrainingArguments) -> None:
+        writers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+        named = ", ".join(name for name in writers if name != "none")
+        if named and not self._leads:
+            warnings.warn(
+                f"report_to={named} gets nothing of what pruning adds to the logs. Call callback.lead_(trainer) once "
+                "the Trainer is built.",
+                stacklevel=2,
+            )
 
     def _new_run(self, model: nn.Module) -> PruningRun:
         return PruningRun.of(model, self.config)
@@ -235,7 +250,7 @@ class PruningCallback(TrainerCallback):
         logs["sparsity_ratio"] = self.run.ratio
         if self._cuts:
             logs["base_parameters"] = self.run.num_parameters
-        logs |= live_values(self.run, since=self.history[-1]["step"] if self.history else 0)
+        logs |= self._live_values(self.run)
         self.history.append(
             {
                 "step": state.global_step,
@@ -245,6 +260,21 @@ class PruningCallback(TrainerCallback):
                 "seconds": time.monotonic() - self._started,
             }
         )
+
+    def _live_values(self, run: PruningRun) -> dict[str, float]:
+        """:func:`live_values`; a run does not end because of what is there to be looked at."""
+        if not self._is_live:
+            return {}
+        try:
+            return live_values(run, since=self.history[-1]["step"] if self.history else 0)
+        except Exception as error:
+            self._is_live = False
+            warnings.warn(
+                "From here on the logs lack importance, stability, errors and times: they could not be computed "
+                f"({type(error).__name__}: {error}).",
+                stacklevel=2,
+            )
+            return {}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""

@@ -84,7 +84,8 @@ def write_course(
         "phases": run.phases.seconds,
     }
     temporary = folder / f"{STATE_FILE}.tmp"
-    temporary.write_text(json.dumps(state), encoding="utf-8")
+    # Options may be numbers of NumPy, as of a sweep.
+    temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
     temporary.replace(folder / STATE_FILE)
 
 

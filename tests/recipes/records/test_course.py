@@ -78,11 +78,12 @@ def test_a_loss_that_was_no_number_stays_none() -> None:
     assert math.isnan(point.loss)
 
 
-def test_of_several_cuts_without_training_the_errors_of_the_last_are_shown() -> None:
-    def error(number: int, cut: float) -> dict[str, Any]:
+def test_of_several_cuts_without_training_the_last_errors_of_each_dimension_are_shown() -> None:
+    def error(number: int, cut: float, dimension: str = "a") -> dict[str, Any]:
         return {
-            "step": 0, "cut_number": number, "dimension": "a", "kind": "channels", "layer": 0, "cut": cut,
+            "step": 0, "cut_number": number, "dimension": dimension, "kind": "channels", "layer": 0, "cut": cut,
             "repaired": None,
         }  # fmt: skip
 
-    assert [item.cut for item in refit_errors_of({"refit_errors": [error(1, 0.5), error(2, 0.25)]})] == [0.25]
+    errors = [error(1, 0.5), error(1, 0.75, "b"), error(2, 0.25)]
+    assert [item.cut for item in refit_errors_of({"refit_errors": errors})] == [0.75, 0.25]

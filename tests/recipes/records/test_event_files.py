@@ -39,6 +39,20 @@ def test_every_package_is_that_of_an_integration() -> None:
     assert set(event_files.PACKAGES) <= set(INTEGRATION_TO_CALLBACK)
 
 
+def test_a_copy_that_fails_is_told_and_loses_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(source: Path, target: Path) -> None:
+        target.mkdir(parents=True)
+        raise OSError("no more room")
+
+    monkeypatch.setattr(event_files.shutil, "copytree", fail)
+    (tmp_path / "run" / "runs").mkdir(parents=True)
+    copy_event_files(tmp_path / "run", tmp_path / "out")
+    assert "could not be copied: no more room" in caplog.text
+    assert not (tmp_path / "out" / "runs").exists()
+
+
 def test_event_files_are_copied_where_there_are_any(tmp_path: Path) -> None:
     run, out = tmp_path / "run", tmp_path / "out"
     out.mkdir()

@@ -55,9 +55,12 @@ def cuts_of(pruning: Mapping[str, Any]) -> tuple[Cut, ...]:
 
 
 def refit_errors_of(pruning: Mapping[str, Any]) -> tuple[RefitError, ...]:
-    """Errors of the consumers at each cut; of several cuts without training, at the last one."""
+    """Errors of the consumers at each cut; of several cuts without training, at the last one of each dimension."""
     errors = pruning.get("refit_errors", ())
-    last = max((error.get("cut_number", 0) for error in errors), default=0)
+    last: dict[str, int] = {}
+    for error in errors:
+        name = error["dimension"]
+        last[name] = max(error.get("cut_number", 0), last.get(name, 0))
     return tuple(
         RefitError(
             step=error["step"],
@@ -67,7 +70,7 @@ def refit_errors_of(pruning: Mapping[str, Any]) -> tuple[RefitError, ...]:
             repaired=error["repaired"],
         )
         for error in errors
-        if error.get("cut_number", 0) == last
+        if error.get("cut_number", 0) == last[error["dimension"]]
     )
 
 

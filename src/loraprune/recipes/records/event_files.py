@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+logger = logging.getLogger("loraprune")
 
 FOLDER = "runs"
 """Where TensorBoard's event files are, in the run's folder and in the output."""
@@ -58,6 +61,11 @@ def check_report_to(arguments: TrainingArguments) -> None:
 
 
 def copy_event_files(run_dir: Path, folder: Path) -> None:
-    """Copy TensorBoard's event files into a folder, where there are any."""
-    if (run_dir / FOLDER).is_dir():
+    """Copy TensorBoard's event files into a folder, where there are any; a run is not lost where that fails."""
+    if not (run_dir / FOLDER).is_dir():
+        return
+    try:
         shutil.copytree(run_dir / FOLDER, folder / FOLDER)
+    except OSError as error:
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+        logger.warning("warning: TensorBoard's event files could not be copied: %s", error)

@@ -8,6 +8,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from loraprune.recipes.lora import LoraOptions
+from loraprune.recipes.records.record import plain
 from loraprune.recipes.records.settings import training_settings
 from loraprune.training.config import PruningConfig
 
@@ -128,12 +129,13 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _told(values: Mapping[str, Any]) -> dict[str, Any]:
     """As plain values, without what is unknown; lists of kinds and of layers as the command line has them."""
-    plain = {}
+    told = {}
     for name, value in values.items():
         if name in ("dimensions", "keep_layers") and value is not None:
             value = ",".join(map(str, value))
         if isinstance(value, Enum):
             value = value.value
+        value = plain(value)
         if value is not None and isinstance(value, (bool, int, float, str, list, dict)):
-            plain[name] = value
-    return plain
+            told[name] = value
+    return told

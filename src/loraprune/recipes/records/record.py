@@ -8,6 +8,7 @@ import os
 import platform
 from typing import Any
 
+import numpy as np
 import torch
 
 from loraprune.plan import Plan
@@ -42,14 +43,16 @@ def run_record(
         "versions": versions(),
         "machine": machine_description(),
     }
-    plain: dict[str, Any] = _finite(record)
-    return plain
+    found: dict[str, Any] = plain(record)
+    return found
 
 
-def _finite(value: Any) -> Any:
-    """The value with NaN and infinities as None, which JSON cannot write."""
+def plain(value: Any) -> Any:
+    """The value as JSON and YAML can write it: numbers of NumPy as Python's own, NaN and infinities as None."""
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

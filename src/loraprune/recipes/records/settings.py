@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict
 from enum import Enum
 from typing import TYPE_CHECKING, Any
+
+from loraprune.recipes.records.record import plain
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -75,8 +76,7 @@ def training_settings(arguments: TrainingArguments, max_length: int | None) -> d
 
 
 def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
     if isinstance(value, Enum):  # some are strings, too, that print as SchedulerType.COSINE
         return value.value
+    value = plain(value)
     return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.evaluation.results import Entry, read_results
-from loraprune.recipes.measured.fingerprint import folder_fingerprint
+from loraprune.recipes.measured.belonging import Known, Owners
 
 RESULTS = "evaluation.json"
 """Picked up from the folder of a run by itself."""
@@ -55,12 +55,18 @@ def find_entries(folder: Path, base: str, files: Sequence[str | Path]) -> RunEnt
     named = [Path(file).expanduser() for file in files]
     own = folder / RESULTS
     every = [*([own] if own.is_file() and own.resolve() not in {file.resolve() for file in named} else []), *named]
-    models = _Models(folder, base)
+    owners = Owners({"pruned": Known(folder=folder), "dense": Known(folder=Path(base), name=base)})
     found = RunEntries()
     for file in every:
         before = len(found.dense) + len(found.pruned)
         for entry in sorted(read_results(file).entries, key=lambda entry: entry.created):
-            models.sort_in(entry, file, found)
+            owner = owners.of(entry.model, entry.fingerprint, file)
+            if owner.key is None:
+                found.foreign.setdefault(file, []).append(entry.model)
+            elif owner.stale:
+                found.stale.setdefault(file, []).append(entry)
+            else:
+                (found.pruned if owner.key == "pruned" else found.dense).append(entry)
         if file in named and len(found.dense) + len(found.pruned) == before:
             raise ValueError(_nothing(file, folder, base, found))
     return found
@@ -75,40 +81,6 @@ def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
         f"Of the results in {file} none is of {folder} or of the model that it was made from, {base}: they are of "
         f"{names}. Name another file, or evaluate these models."
     )
-
-
-class _Models:
-    """The two models that results may be of."""
-
-    def __init__(self, folder: Path, base: str) -> None:
-        self._base = base
-        self._folders = {"pruned": folder, "dense": Path(base)}
-        self._hashes: dict[str, str | None] = {}
-
-    def sort_in(self, entry: Entry, file: Path, found: RunEntries) -> None:
-        """Put a result where it belongs."""
-        for side, entries in (("pruned", found.pruned), ("dense", found.dense)):
-            if entry.fingerprint and entry.fingerprint == self._hash(side):
-                entries.append(entry)
-                return
-        places = {Path(entry.model).resolve(), (file.parent / entry.model).resolve()}
-        for side, entries in (("pruned", found.pruned), ("dense", found.dense)):
-            named = side == "dense" and entry.model == self._base
-            if named or self._folders[side].resolve() in places:
-                if self._hash(side) is None:
-                    entries.append(entry)
-                else:
-                    found.stale.setdefault(file, []).append(entry)
-                return
-        found.foreign.setdefault(file, []).append(entry.model)
-
-    def _hash(self, side: str) -> str | None:
-        """Of a folder that holds a model."""
-        if side not in self._hashes:
-            folder = self._folders[side]
-            holds = folder.is_dir() and any(folder.glob("*.safetensors"))
-            self._hashes[side] = folder_fingerprint(folder) if holds else None
-        return self._hashes[side]
 
 
 def _condition(entry: Entry) -> str:
