@@ -67,6 +67,13 @@ def created(folder: Path) -> str:
     return found
 
 
+def with_weights(folder: Path, content: str) -> Path:
+    """The folder with files that can be hashed as those of a model."""
+    (folder / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "model.safetensors").write_text(content, encoding="utf-8")
+    return folder
+
+
 def entry(model: str | Path, name: str = "wiki", kind: str = "perplexity", **changes: Any) -> Entry:
     """What ``loraprune eval`` found: a perplexity at 64 tokens, if nothing else is said."""
     values: dict[str, Any] = {"perplexity": 9.0, "bits_per_byte": 1.0, "num_tokens": 630}
@@ -76,7 +83,7 @@ def entry(model: str | Path, name: str = "wiki", kind: str = "perplexity", **cha
         settings["num_fewshot"] = 0
     return Entry(
         model=str(model),
-        fingerprint=f"sha256:{model}",
+        fingerprint=changes.pop("fingerprint", f"sha256:{model}"),
         kind=kind,
         name=name,
         settings=settings | changes.pop("settings", {}),
@@ -93,8 +100,16 @@ def write_results(path: Path, *entries: Entry) -> Path:
     return path
 
 
-def write_bench(path: Path, milliseconds: Mapping[str, float], *, measure: str = "prefill", batch: int = 1) -> Path:
+def write_bench(
+    path: Path,
+    milliseconds: Mapping[str, float],
+    *,
+    measure: str = "prefill",
+    batch: int = 1,
+    fingerprints: Mapping[str, str] | None = None,
+) -> Path:
     """A file of ``loraprune bench``: seconds of models by name; the first is the one that others are compared with."""
+    hashes = fingerprints or {}
     first = next(iter(milliseconds.values()))
     figures = [
         {
@@ -121,7 +136,10 @@ def write_bench(path: Path, milliseconds: Mapping[str, float], *, measure: str =
         "machine": {"device": "cpu"},
         "versions": {},
         "settings": {},
-        "models": [{"label": name, "name": name, "parameters": 1, "memory_bytes": 4} for name in milliseconds],
+        "models": [
+            {"label": name, "name": name, "parameters": 1, "memory_bytes": 4, "fingerprint": hashes.get(name)}
+            for name in milliseconds
+        ],
         "left_out": {},
         "figures": figures,
     }

@@ -5,7 +5,7 @@ import torch
 from tests.models import tiny_model, token_ids
 from transformers import MixtralConfig, MixtralForCausalLM
 
-from loraprune.benchmarking.flops import flops_of
+from loraprune.benchmarking.flops import countable_attention, flops_of
 
 BATCH, TOKENS = 3, 9
 
@@ -25,6 +25,22 @@ def test_a_llama_has_the_operations_of_its_formula(attention: str, kv_heads: int
     # The rotary angles are a matrix product too: one multiply-add for each token and frequency.
     rotary = found - 2 * BATCH * TOKENS * a_token
     assert 0 <= rotary <= 2 * BATCH * TOKENS * width // 2
+
+
+def test_attention_by_a_kernel_without_a_formula_is_counted_by_another_and_comes_back() -> None:
+    model = tiny_model(attention="flex_attention").eval()
+    seen: list[str] = []
+
+    def count() -> int:
+        with torch.no_grad(), countable_attention(model):
+            seen.append(model.config._attn_implementation)
+            return flops_of(lambda: model(input_ids=token_ids(BATCH, TOKENS), use_cache=False))
+
+    wanted = tiny_model(attention="sdpa").eval()
+    with torch.no_grad():
+        assert count() == flops_of(lambda: wanted(input_ids=token_ids(BATCH, TOKENS), use_cache=False))
+    assert seen == ["sdpa"]
+    assert model.config._attn_implementation == "flex_attention"
 
 
 def test_every_token_of_a_mixture_goes_through_its_experts() -> None:

@@ -87,3 +87,15 @@ def test_recomputing_takes_less_memory() -> None:
             call()
         peaks.append(step.peak_bytes())
     assert peaks[1] < 0.8 * peaks[0]
+
+
+def test_plain_tuning_does_not_pay_for_the_look_at_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    monkeypatch.setattr("loraprune.benchmarking.training_step.gradients_finite", lambda model: not looked.append(1))
+    model = with_lora(tiny_model(attention="sdpa"))
+    with TrainingStep(model, work()).turn() as step:
+        step()
+    assert not looked
+    with TrainingStep(model, work(), criterion=listening("random")).turn() as step:
+        step()
+    assert looked == [1]

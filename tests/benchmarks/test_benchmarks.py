@@ -22,6 +22,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_the_step_benchmark_prints_every_ratio() -> None:
     shown = run("benchmarks/step.py", "--layers", "1", "--repeats", "1", "--batch-size", "1", "--length", "8")
     for label in ("step with fisher", "step with lora", "cut to 50 % / dense", "forward pass"):

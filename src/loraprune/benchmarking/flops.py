@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.flop_counter import FlopCounterMode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONVENTION = "a multiply-add is two; attention in full, without the causal half"
 
@@ -34,6 +38,33 @@ _FUSED = (
 
 _GROUPED = (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback"))
 """Products of the rows of each group; the second is what transformers does where torch cannot."""
+
+
+COUNTED = ("sdpa", "eager")
+"""Attention that is made of operations with a formula, in the order of preference."""
+
+
+@contextmanager
+def countable_attention(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model compute attention in a way that can be counted for the length of a block.
+
+    Kernels that torch knows nothing of (flash attention, flex attention) would count as nothing; the operations are
+    the same whatever computes them.
+    """
+    own = model.config._attn_implementation
+    if own in (*COUNTED, None):
+        yield
+        return
+    for other in COUNTED:
+        try:
+            model.set_attn_implementation(other)
+            break
+        except ValueError:  # the class has no such attention
+            continue
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(own)
 
 
 def flops_of(call: Callable[[], object]) -> int:

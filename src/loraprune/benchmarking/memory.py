@@ -69,6 +69,11 @@ def peak_bytes(call: Callable[[], object], device: torch.device, *, held: int = 
     return held + torch.cuda.max_memory_allocated(device) - before
 
 
+def allocated_bytes(device: torch.device) -> int:
+    """Bytes that are allocated on an accelerator now; 0 on a CPU, which does not count them."""
+    return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
+
+
 def counter_of(device: torch.device) -> str:
     """What counts the memory on a device, for the record."""
     return CUDA_COUNTER if device.type == "cuda" else CPU_COUNTER

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.benchmarking.memory import peak_bytes, state_bytes, weight_bytes
+from loraprune.benchmarking.memory import allocated_bytes, peak_bytes, state_bytes, weight_bytes
 from loraprune.benchmarking.turns import Call, Contender
 from loraprune.masking import Masks
 from loraprune.training.callback import gradients_finite
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 FAR = 10**6
 """Steps of the run that a criterion is told of: no cut falls due while it is timed."""
 LEARNING_RATE = 1e-4
+MAX_NORM = 1.0
+"""Norm that gradients are clipped to, as the Trainer does by default."""
 
 
 @dataclass(frozen=True)
@@ -103,9 +105,9 @@ class TrainingStep:
 
     def update(self) -> None:
         """Take in the evidence, and change the adapter."""
-        finite = gradients_finite(self.model)
-        if self.run is not None:
-            self.run.observe(usable=finite)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
+        if self.run is not None:  # plain tuning does not look for NaN
+            self.run.observe(usable=gradients_finite(self.model))
         self.optimizer.step()
         self.optimizer.zero_grad()
 
@@ -122,7 +124,9 @@ class TrainingStep:
     def peak_bytes(self) -> int:
         """Most bytes at once during a step, weights and optimizer included; one step must have been made before."""
         held = weight_bytes(self.model) + state_bytes(self.optimizer)
+        before = allocated_bytes(self.device)
         with self.turn() as step:
+            held += allocated_bytes(self.device) - before  # masks, and what a criterion keeps
             return peak_bytes(step, self.device, held=held)
 
 

@@ -107,8 +107,9 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     finally:
         progress.close()
     results = results_console()
+    if values.get("output") is not None:
+        write_text(values["output"], result.to_text())  # before anything is printed, which may fail
     show(results, result)
     if values.get("output") is not None:
-        write_text(values["output"], result.to_text())
         results.print(f"Figures: {values['output']}", highlight=False, markup=False, soft_wrap=True)
     return 0

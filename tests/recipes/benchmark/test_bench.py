@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from loraprune.recipes.benchmark.config import TIMED_CRITERIA, BenchConfig
 from loraprune.recipes.benchmark.memory import memory_reported
 from loraprune.recipes.benchmark.result import BenchFileError, read_bench
 from loraprune.recipes.benchmark.rivals import unique_labels
+from loraprune.recipes.benchmark.training import TrainingBench
+from loraprune.recipes.benchmark.weight_files import weight_files
 from loraprune.recipes.loading import CheckpointError
 
 
@@ -62,6 +65,22 @@ def test_sizes_are_those_of_the_files_and_of_the_parameters(checkpoint: Path) ->
     assert model.file_bytes == (checkpoint / "model.safetensors").stat().st_size
     buffers = sum(value.numel() for value in byte_model().buffers())  # the rotary frequencies
     assert model.memory_bytes == (model.parameters + buffers) * 4
+
+
+def test_what_lies_beside_the_weights_is_no_part_of_their_size(tmp_path: Path) -> None:
+    folder = tmp_path / "sharded"
+    byte_model().save_pretrained(folder, max_shard_size="20KB")
+    shards = list(folder.glob("model-*.safetensors"))
+    assert len(shards) > 1
+    (folder / "consolidated.safetensors").write_bytes(b"x" * 100_000)
+    assert sorted(weight_files(folder)) == sorted(shards)
+    (folder / "model.safetensors").touch()  # transformers looks for this one first
+    assert weight_files(folder) == [folder / "model.safetensors"]
+    (tmp_path / "adapter").mkdir()
+    parts = [tmp_path / "adapter" / f"{name}.safetensors" for name in ("adapter_model", "refitted_base_weights")]
+    for part in parts:
+        part.touch()
+    assert weight_files(tmp_path / "adapter") == parts
 
 
 def test_a_pruned_model_is_compared_with_random_weights_of_its_base_whose_own_are_not_needed(
@@ -147,6 +166,47 @@ def test_one_at_a_time_compares_medians(checkpoint: Path, pruned: Path) -> None:
     assert result.settings["turns"] is False
 
 
+def test_one_at_a_time_the_sliced_model_is_gone_before_the_dense_one_is_trained(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[weakref.ref[Any]] = []
+    alive: list[int] = []
+    tuned = TrainingBench.tuned
+
+    def watched(self: TrainingBench) -> Any:
+        alive.append(sum(reference() is not None for reference in seen))
+        model = tuned(self)
+        seen.append(weakref.ref(model))
+        return model
+
+    monkeypatch.setattr(TrainingBench, "tuned", watched)
+    asked = quick(profile="training", new_tokens=16, tokens=8, criteria=("lora",), one_at_a_time=True)
+    result = bench(checkpoint, asked)
+    assert [figure.contender for figure in result.figures] == ["plain LoRA", "lora", "masks, 50%", "slices, 50%"]
+    assert alive == [0, 0]
+
+
+def test_a_batch_that_is_named_twice_is_measured_once() -> None:
+    assert BenchConfig(decode_batch=(2, 1, 2)).decode_batch == (2, 1)
+
+
+def test_operations_are_counted_before_the_memory_so_that_no_first_call_is_measured(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model = byte_model()
+    calls: list[int] = []
+    model.register_forward_pre_hook(lambda *_: calls.append(1))
+    before: list[int] = []
+
+    def noted(call: Any, device: Any, *, held: int = 0) -> int:
+        before.append(len(calls))
+        return 1
+
+    monkeypatch.setattr("loraprune.recipes.benchmark.inference.peak_bytes", noted)
+    bench({"a": model}, quick(decode_batch=()))
+    assert before == [1]
+
+
 def test_threads_are_set_for_the_run_and_restored(checkpoint: Path) -> None:
     before = torch.get_num_threads()
     result = bench(checkpoint, quick(threads=before + 1, repeats=1, warmup=0, decode_batch=()))
@@ -188,7 +248,10 @@ def test_a_criterion_that_a_model_cannot_be_scored_by_is_left_out_with_the_reaso
 def test_a_quantized_base_is_trained(checkpoint: Path) -> None:
     pytest.importorskip("torchao")
     asked = quick(profile="training", new_tokens=16, tokens=8, criteria=("fisher",), quantization="torchao-int8")
-    plain, *_, sliced = bench(checkpoint, asked).figures
+    result = bench(checkpoint, asked)
+    plain, *_, sliced = result.figures
+    (model,) = result.models
+    assert model.memory_bytes < model.parameters * 4  # most of them have 8 bits
     assert plain.settings["quantization"] == "torchao-int8"
     assert sliced.peak_bytes < plain.peak_bytes  # type: ignore[operator]
 
@@ -263,6 +326,7 @@ def test_wrong_values_are_named(changes: dict[str, Any], complaint: str) -> None
         ({"device": "nonsense"}, "name one like cpu"),
         ({"device": "meta"}, "on a CPU or with CUDA"),
         ({"attn_implementation": "flash_attention_3"}, "cannot run with the attention"),
+        ({"attn_implementation": "flex_attention", "device": "cpu"}, "made for an accelerator, and this is a CPU"),
     ],
 )
 def test_what_does_not_fit_the_models_or_the_machine_is_refused(

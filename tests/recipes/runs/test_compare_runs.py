@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
-from tests.run_folders import DENSE, MACHINE, created, entry, write_bench, write_results, write_run
+from tests.run_folders import DENSE, MACHINE, created, entry, with_weights, write_bench, write_results, write_run
 
+from loraprune.recipes.measured.fingerprint import folder_fingerprint
 from loraprune.recipes.runs.compare import compare_runs
 from loraprune.report.runs import ComparedModel, RunGroup, RunsComparison
 
@@ -126,15 +127,14 @@ class TestRecords:
 
 
 class TestChains:
+    SPARSE: ClassVar[dict[str, Any]] = {
+        "settings": {"oneshot": {"method": "wanda"}},
+        "metrics": {"pruning": {}, "sparsity": {"pattern": "2:4"}},
+    }
+
     def chain(self, folder: Path, **changes: Any) -> tuple[Path, Path]:
         """A sparse run and its recovery."""
-        settings = {"oneshot": {"method": "wanda"}}
-        base = write_run(
-            folder / "sparse",
-            settings=settings,
-            metrics={"pruning": {}, "sparsity": {"pattern": "2:4"}},
-            latency_ms=8.0,
-        )
+        base = write_run(folder / "sparse", **self.SPARSE, latency_ms=8.0)
         history = {"base_model": "models/tiny", "created": created(base), "pattern": "2:4", "method": "wanda"}
         before = {"parameters": 500, "perplexity": 8.0, "latency_ms": 8.2}
         recovered = write_run(
@@ -176,6 +176,14 @@ class TestChains:
     def test_a_recovery_that_was_measured_on_other_data_is_kept_apart(self, tmp_path: Path) -> None:
         base, recovered = self.chain(tmp_path, perplexity=8.5)
         assert len(compare_runs([base, recovered]).groups) == 2
+
+    def test_another_run_that_ended_in_the_same_second_is_not_its_base(self, tmp_path: Path) -> None:
+        base, recovered = self.chain(tmp_path)
+        other = write_run(tmp_path / "other", created=created(base))
+        for same in (other, write_run(tmp_path / "twin", created=created(base), **self.SPARSE)):
+            group = only_group(compare_runs([same, base, recovered]))
+            assert by_name(group)["recovered"].what == "2:4 sparse by wanda, recovered"
+            assert by_name(group)["recovered"].relative_latency == pytest.approx(0.8 * 0.5)
 
     def test_a_folder_of_the_same_name_that_was_made_anew_is_not_its_base(self, tmp_path: Path) -> None:
         _, recovered = self.chain(tmp_path)
@@ -333,7 +341,74 @@ class TestEvaluations:
         assert [model.quality for model in average.models] == [0.5, 0.5]
 
 
+class TestWhoseFiguresTheyAre:
+    """A folder with weights is known by the hash of its files, and not by its name alone."""
+
+    @pytest.fixture
+    def run(self, tmp_path: Path) -> Path:
+        return with_weights(write_run(tmp_path / "a"), "pruned")
+
+    def test_a_run_that_was_moved_is_known_by_its_files(self, tmp_path: Path, run: Path) -> None:
+        file = write_results(tmp_path / "r.json", entry("gone/before", fingerprint=folder_fingerprint(run)))
+        assert only_group(compare_runs([run], evaluation=[file], quality="wiki")).models[-1].quality == 9.0
+
+    def test_a_model_of_the_same_name_that_is_another_one_is_not_the_run(self, tmp_path: Path, run: Path) -> None:
+        file = write_results(tmp_path / "r.json", entry("elsewhere/a"))
+        comparison = compare_runs([run], evaluation=[file])
+        assert comparison.other_qualities == ()
+        assert notes_of(comparison) == ""
+
+    def test_figures_of_what_the_run_was_before_it_was_made_anew_are_left_out(self, tmp_path: Path, run: Path) -> None:
+        old = folder_fingerprint(run)
+        results = write_results(tmp_path / "r.json", entry(run, fingerprint=old))
+        bench = write_bench(tmp_path / "b.json", {str(run): 3.0}, fingerprints={str(run): old})
+        assert by_name(only_group(compare_runs([run], bench=[bench])))["a"].costs["latency"] == pytest.approx(3.0)
+        with_weights(run, "pruned anew")
+        comparison = compare_runs([run], evaluation=[results], bench=[bench])
+        assert comparison.other_qualities == ()
+        assert by_name(only_group(comparison))["a"].costs["latency"] == 6.0
+        for file in (results, bench):
+            assert f"Figures of {run} in {file} are left out: the files of these models" in notes_of(comparison)
+
+    def test_a_dense_folder_that_is_named_is_known_by_its_files(self, tmp_path: Path, run: Path) -> None:
+        (tmp_path / "tiny").mkdir()
+        dense = with_weights(tmp_path / "tiny", "dense")
+        found = entry("copy/of-it", fingerprint=folder_fingerprint(dense), values={"perplexity": 3.0})
+        file = write_results(tmp_path / "r.json", entry(run, fingerprint=folder_fingerprint(run)), found, entry("tiny"))
+        group = only_group(compare_runs([dense, run], evaluation=[file], quality="wiki"))
+        assert [model.quality for model in group.models] == [3.0, 9.0]
+
+    def test_of_two_figures_the_newer_one_counts_wherever_it_is(self, tmp_path: Path) -> None:
+        a = write_run(tmp_path / "a")
+        write_results(a / "evaluation.json", entry(a, created="2026-01-01", values={"perplexity": 1.0}))
+        file = write_results(tmp_path / "r.json", entry(a, created="2026-01-02", values={"perplexity": 2.0}))
+        group = only_group(compare_runs([a], evaluation=[file], quality="wiki"))
+        assert group.models[-1].quality == 2.0
+
+
 class TestBenchmarks:
+    def test_it_comes_before_records_that_know_the_dense_model_too(self, tmp_path: Path) -> None:
+        a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+        file = write_bench(tmp_path / "bench.json", {str(a): 10.0, str(b): 5.0})
+        group = only_group(compare_runs([a, b], bench=[file]))
+        assert by_name(group)["b"].costs["latency"] == pytest.approx(5.0)
+
+    def test_shares_are_those_of_the_dense_model_and_not_of_what_was_benched_first(self, tmp_path: Path) -> None:
+        a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+        file = write_bench(tmp_path / "bench.json", {str(a): 10.0, str(b): 5.0, "models/tiny": 20.0})
+        models = by_name(only_group(compare_runs([a, b], bench=[file])))
+        assert [models[name].relative_latency for name in "ab"] == pytest.approx([0.5, 0.25])
+        file = write_bench(tmp_path / "bench.json", {str(a): 10.0, str(b): 5.0})
+        models = by_name(only_group(compare_runs([a, b], bench=[file])))
+        assert [models[name].relative_latency for name in "ab"] == [None, None]
+
+    def test_no_share_is_that_of_the_dense_model_of_another_run(self, tmp_path: Path) -> None:
+        a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", base_model="models/other")
+        file = write_bench(tmp_path / "bench.json", {"models/tiny": 20.0, str(a): 10.0, str(b): 5.0})
+        first, second = compare_runs([a, b], bench=[file]).groups
+        assert by_name(first)["a"].relative_latency == pytest.approx(0.5)
+        assert by_name(second)["b"].relative_latency is None
+
     def test_a_benchmark_stands_in_for_the_records(self, tmp_path: Path) -> None:
         a, b = write_run(tmp_path / "a"), write_run(tmp_path / "b", machine=GPU)
         file = write_bench(tmp_path / "bench.json", {"models/tiny": 20.0, str(a): 10.0, "b": 5.0})

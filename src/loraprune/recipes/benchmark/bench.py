@@ -51,6 +51,8 @@ def bench(
     config = config or BenchConfig()
     given = next(iter(models.values()), None) if isinstance(models, Mapping) else None
     device = device_of(config.device) if given is None else next(given.parameters()).device
+    if config.attn_implementation == "flex_attention" and device.type == "cpu":
+        raise ValueError("Flex attention is made for an accelerator, and this is a CPU. Choose sdpa or eager.")
     rounds = Rounds(repeats=config.count, warmup=config.warm, progress=progress)
     with threads(config.threads), memory_reported(device, one_at_a_time=config.one_at_a_time):
         if config.profile == "training":
@@ -116,14 +118,13 @@ def _training(
             f"The profile 'training' measures one model, and {len(names)} were given. Run it once for each."
         )
     prepared = TrainingBench.of(names[0], config, device, _dtype(config))
-    figures, left_out = prepared.run(rounds)
+    figures, left_out, size = prepared.run(rounds)
     _release()
-    parameters = prepared.structure.num_parameters
     model = BenchedModel(
         label=Path(names[0]).name,
         name=names[0],
-        parameters=parameters,
-        memory_bytes=parameters * prepared.dtype.itemsize,
+        parameters=prepared.structure.num_parameters,
+        memory_bytes=size,
         attn_implementation=config.attn_implementation or prepared.shapes.config._attn_implementation,
     )
     return BenchResult(
@@ -170,8 +171,7 @@ def _compared(figures: Sequence[Figure], *, in_turns: bool) -> Iterator[Figure]:
     first: dict[tuple[str, Any], Figure] = {}
     for figure in figures:
         reference = first.setdefault((figure.measure, figure.settings.get("batch_size")), figure)
-        alone = figure.times.median / reference.times.median
-        yield replace(figure, share=figure.times.over(reference.times) if in_turns else alone)
+        yield replace(figure, share=figure.over(reference, in_turns=in_turns))
 
 
 def _settings(config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:

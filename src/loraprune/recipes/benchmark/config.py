@@ -101,7 +101,7 @@ class BenchConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1.")
         if self.warmup is not None and self.warmup < 0:
             raise ValueError(f"warmup is {self.warmup}; it cannot be negative.")
-        object.__setattr__(self, "decode_batch", tuple(self.decode_batch))
+        object.__setattr__(self, "decode_batch", tuple(dict.fromkeys(self.decode_batch)))
         for size in self.decode_batch:
             if size < 1:
                 raise ValueError(f"decode_batch is {size}; at least one sequence is decoded.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.benchmarking.decoding import after_prompt
-from loraprune.benchmarking.flops import flops_of
+from loraprune.benchmarking.flops import countable_attention, flops_of
 from loraprune.benchmarking.forward_pass import forward_contender
 from loraprune.benchmarking.memory import peak_bytes, weight_bytes
 from loraprune.benchmarking.random_inputs import InputSize, in_words, prefill_inputs, reads_images, writes_text
@@ -82,13 +82,19 @@ def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -
 
 
 def _examined(contender: Contender, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
-    """Peak memory, and operations of a step; those of quantized layers cannot be counted."""
+    """Operations of a step, and peak memory; the operations of quantized layers cannot be counted.
+
+    Memory comes second: an accelerator's libraries take their workspace in the first call, and keep it.
+    """
+    flops = None
+    if is_quantized_model(model):
+        with contender.turn() as call:
+            call()
+    else:
+        with countable_attention(base_model(model)), contender.turn() as call:
+            flops = flops_of(call) // contender.steps
     with contender.turn() as call:
         peak = peak_bytes(call, contender.device, held=weight_bytes(model) + held)
-    flops = None
-    if not is_quantized_model(model):
-        with contender.turn() as call:
-            flops = flops_of(call) // contender.steps
     return {"peak_bytes": peak, "flops": flops}
 
 

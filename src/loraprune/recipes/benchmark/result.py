@@ -86,6 +86,10 @@ class Figure:
         """How many times as fast as the first contender."""
         return None if self.share is None else 1 / self.share
 
+    def over(self, reference: Figure, *, in_turns: bool) -> float:
+        """Time as a share of another contender's: within the turns where they took turns, else of the medians."""
+        return self.times.over(reference.times) if in_turns else self.times.median / reference.times.median
+
     def to_json(self) -> dict[str, Any]:
         """As plain values; the raw times come last."""
         times = self.times

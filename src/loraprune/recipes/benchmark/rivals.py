@@ -12,6 +12,7 @@ import torch
 
 from loraprune.quantization import is_quantized_model, stored_bytes
 from loraprune.recipes.benchmark.config import BenchConfig
+from loraprune.recipes.benchmark.weight_files import weight_files
 from loraprune.recipes.loading import (
     CheckpointError,
     auto_class_of,
@@ -30,8 +31,6 @@ from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
-
-WEIGHT_FILES = "*.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +74,7 @@ class Rival:
     def file_bytes(self, model: PreTrainedModel) -> tuple[int | None, str | None]:
         """Bytes of its weights in files, and where they come from: files on disk, or parameters and stored dtype."""
         folders = [folder for folder in (self.folder, self.adapter_folder) if folder is not None]
-        on_disk = [sum(path.stat().st_size for path in folder.glob(WEIGHT_FILES)) for folder in folders]
+        on_disk = [sum(path.stat().st_size for path in weight_files(folder)) for folder in folders]
         if self.folder is not None and self.adapter != "merged" and all(on_disk):
             return sum(on_disk), "files"
         if is_quantized_model(model):

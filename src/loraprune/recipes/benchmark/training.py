@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.architectures import spec_for
+from loraprune.benchmarking.memory import weight_bytes
 from loraprune.benchmarking.random_inputs import InputSize, in_words, training_inputs, writes_text
 from loraprune.benchmarking.training_step import TrainingStep, Work, cut_at_random_, recompute_
 from loraprune.benchmarking.turns import Call, Contender, in_turns
@@ -143,11 +144,13 @@ class TrainingBench:
         inner = model.get_base_model()
         return Work(training_inputs(inner, self.size, self.device), self.config.accumulation, self.autocast)
 
-    def run(self, rounds: Rounds) -> tuple[list[Figure], dict[str, str]]:
-        """Measure; gives figures, and what was left out and why."""
+    def run(self, rounds: Rounds) -> tuple[list[Figure], dict[str, str], int]:
+        """Measure; gives figures, what was left out and why, and bytes of the model's weights with its adapter."""
         with torch.random.fork_rng():
             pruned = self.tuned()
             cut = cut_at_random_(pruned, self.config.ratio, any_head_count=True)
+            masks = (cut.structure, cut.plan)
+            del cut  # it knows the model, which may have to make room
             slices = {f"slices, {self.config.ratio:.0%}": TrainingStep(pruned, self.work(pruned))}
             if self.config.one_at_a_time:
                 del pruned
@@ -158,11 +161,11 @@ class TrainingBench:
             dense = self.tuned()
             steps: dict[str, TrainingStep] = {PLAIN: TrainingStep(dense, self.work(dense))}
             left_out = self._add_criteria_(steps, dense)
-            masks = (cut.structure, cut.plan)
             steps[f"masks, {self.config.ratio:.0%}"] = TrainingStep(dense, self.work(dense), masks=masks)
+            size = weight_bytes(dense)
             if self.config.one_at_a_time:
-                return [*self._measured(steps, rounds), *sliced], left_out
-            return self._measured(steps | slices, rounds), left_out
+                return [*self._measured(steps, rounds), *sliced], left_out, size
+            return self._measured(steps | slices, rounds), left_out, size
 
     def _add_criteria_(self, steps: dict[str, TrainingStep], model: Any) -> dict[str, str]:
         """Add a step for each criterion that this model can be scored by; gives the others, and why not."""

@@ -12,7 +12,7 @@ from loraprune.recipes.runs.folders import Run, last_part, read_runs
 from loraprune.recipes.runs.groups import Measured, grouped
 from loraprune.recipes.runs.qualities import entry_figures, record_figures
 from loraprune.recipes.runs.quality_choice import common_quality, named_quality, quality_names, without
-from loraprune.recipes.runs.results import Subject, read_entries, subject_of
+from loraprune.recipes.runs.results import Subject, Subjects, read_entries
 from loraprune.recipes.runs.speeds import benched_speeds, named_source, recorded_speeds
 from loraprune.report.runs import RunsComparison
 from loraprune.versions import versions
@@ -55,8 +55,8 @@ def compare_runs(
     benches = _read_benches(bench)
     told_of = [entry.model for _, entry in entries] + [model.name for result in benches for model in result.models]
     found = read_runs(given, names, told_of)
-    measured = _measured(found, entries)
-    sources = [*benched_speeds(bench, benches, measured.folders, measured.models), recorded_speeds(measured.runs)]
+    measured, subjects = _measured(found, entries)
+    sources = [*benched_speeds(bench, benches, subjects), recorded_speeds(measured.runs)]
     if latency is not None:
         sources = [named_source(latency, sources)]
     if quality is None:
@@ -67,7 +67,7 @@ def compare_runs(
     return RunsComparison(
         groups=groups,
         other_qualities=tuple(other for other in quality_names(measured.figures) if other != name),
-        notes=(*without(measured.figures, name), *notes),
+        notes=(*without(measured.figures, name), *subjects.notes(), *notes),
         created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         versions={library: version for library, version in versions().items() if library in ("loraprune", "python")},
         command=command,
@@ -82,23 +82,24 @@ def _read_benches(files: Sequence[str | Path]) -> list[BenchResult]:
     return [read_bench(file) for file in files]
 
 
-def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> Measured:
+def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tuple[Measured, Subjects]:
     """Tell the dense models from the runs, and take figures of both from entries and records."""
     began_with = {last_part(run.dense_name): run.dense_name for run in runs if run.record is not None}
-    dense = {run.folder.resolve().name: run.name for run in runs if run.record is None}
-    dense = {name: shown for name, shown in dense.items() if name in began_with}
-    compared = [run for run in runs if run.record is not None or run.name not in dense.values()]
-    folders = {run.name: run.folder for run in compared}
-    models = list(began_with.values())
+    plain = {run.folder.resolve().name: run for run in runs if run.record is None}
+    dense = {name: run for name, run in plain.items() if name in began_with}
+    compared = [run for run in runs if run.record is not None or run not in dense.values()]
+    subjects = Subjects.among(
+        {run.name: run.folder for run in compared},
+        {full: dense[name].folder if name in dense else Path(full) for name, full in began_with.items()},
+    )
     by_subject: dict[Subject | None, list[Entry]] = {}
-    for file, entry in entries:
-        by_subject.setdefault(subject_of(entry.model, file, folders, models), []).append(entry)
+    for file, entry in sorted(entries, key=lambda found: found[1].created):
+        by_subject.setdefault(subjects.of(entry.model, entry.fingerprint, file), []).append(entry)
     figures = {run.name: entry_figures(by_subject.get(Subject(run.name), ())) for run in compared}
-    return Measured(
+    measured = Measured(
         runs=tuple(compared),
-        folders=folders,
-        models=tuple(models),
         figures={run.name: figures[run.name] | record_figures(run) for run in compared},
         model_figures={name: entry_figures(by_subject.get(Subject(name, began=True), ())) for name in began_with},
-        model_names={name: dense.get(name, name) for name in began_with},
+        model_names={name: dense[name].name if name in dense else name for name in began_with},
     )
+    return measured, subjects

@@ -10,6 +10,9 @@ from typing import Any
 
 from loraprune.recipes.records.base_history import FILE, in_words, summary_of
 
+REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
+"""What a record's summary of the run before it has in common with that run's own."""
+
 STATE_SUFFIX = ".run"
 """Of the folder that holds the state of an unfinished run."""
 
@@ -187,20 +190,27 @@ def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
     history = _history(run.record or {})
     if not history or depth == 0:
         return run
-    made = history.get("created")
+    own_name = last_part(run.base_name)
     places = [other.folder for other in runs]
-    places += [Path(run.base_name), run.folder.parent / last_part(run.base_name)]
-    for place in places:
+    places += [Path(run.base_name), run.folder.parent / own_name]
+    for place in sorted(places, key=lambda place: place.name != own_name):
         try:
             record = _record(place, known=True)
         except ValueError:
             continue
-        if record is not None and made is not None and record.get("created") == made:
+        if record is not None and _is_of(record, history):
             base = next((other for other in runs if other.folder == place), None)
-            base = base or Run(name=last_part(run.base_name), folder=place, record=record)
+            base = base or Run(name=own_name, folder=place, record=record)
             base = _with_base(base, runs, depth - 1)
             return Run(name=run.name, folder=run.folder, record=run.record, base=base)
     return run
+
+
+def _is_of(record: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
+    """Whether a record is that of the run that a later one remembers: several may end in one second."""
+    summary = summary_of(dict(record))
+    same = all(summary.get(key) == history[key] for key in REMEMBERED if key in history)
+    return history.get("created") is not None and same
 
 
 def _side(record: Mapping[str, Any] | None, side: str) -> Mapping[str, Any]:

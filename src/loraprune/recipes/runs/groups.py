@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from loraprune.recipes.runs.costs import Costs, costs_of
@@ -24,16 +23,12 @@ class Measured:
 
     Attributes:
         runs: that are compared, in the order given.
-        folders: theirs, by the name that they are shown under.
-        models: names of the dense models that they began with.
         figures: by run and name of the measure.
         model_figures: of the dense models, by the last part of their names.
         model_names: that dense models are shown under, likewise.
     """
 
     runs: tuple[Run, ...]
-    folders: Mapping[str, Path]
-    models: tuple[str, ...]
     figures: Mapping[str, Mapping[str, Figure]]
     model_figures: Mapping[str, Mapping[str, Figure]]
     model_names: Mapping[str, str]
@@ -65,7 +60,7 @@ def grouped(
     Args:
         measured: the runs.
         name: of the measure.
-        sources: of latencies; each group takes the one that knows most of its models, the first of equals.
+        sources: of latencies; each group takes the one that knows most of its runs, of equals a benchmark.
     """
     members: list[list[Run]] = []
     for run in measured.runs:

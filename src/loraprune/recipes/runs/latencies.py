@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 from loraprune.recipes.runs.folders import Run, last_part
 from loraprune.recipes.runs.results import Subject
-from loraprune.recipes.runs.speeds import Speed, SpeedSource
+from loraprune.recipes.runs.speeds import RECORDED, Speed, SpeedSource
 from loraprune.report import numbers
 from loraprune.report.runs import LATENCY, Cost
 
@@ -24,7 +25,7 @@ def told_of(text: str, names: Sequence[str]) -> list[str]:
 def latency_of(
     runs: Sequence[Run], references: Sequence[str], sources: Sequence[SpeedSource]
 ) -> tuple[Cost | None, Speeds, list[str]]:
-    """Take the source that knows most of the models, the first of equals.
+    """Take the source that knows most of the runs; of equals a benchmark, then one that knows the models before them.
 
     Args:
         runs: of one group.
@@ -37,7 +38,12 @@ def latency_of(
     if not sources:
         return None, {}, []
     known = [_speeds_of(source, runs, references) for source in sources]
-    best = max(range(len(sources)), key=lambda index: len(known[index]))
+
+    def rank(index: int) -> tuple[int, bool, int]:
+        of_runs = sum(not subject.began for subject in known[index])
+        return of_runs, sources[index].name != RECORDED, len(known[index])
+
+    best = max(range(len(sources)), key=rank)
     source, speeds = sources[best], known[best]
     timed = {run.name: speeds[Subject(run.name)] for run in runs if Subject(run.name) in speeds}
     if not timed:
@@ -46,6 +52,10 @@ def latency_of(
     alike = len({speed.conditions for speed in timed.values()}) == 1
     least, most = source.span(references, list(timed)) if alike else (1.0, 1.0)
     if alike and most <= STEADY * least:
+        shares = _relative_only(speeds, runs, references)
+        speeds = {
+            subject: speed if subject in shares else replace(speed, relative=None) for subject, speed in speeds.items()
+        }
         return Cost(name=LATENCY, label=source.label, detail=source.detail), speeds, notes
     if alike:
         span = f"between {numbers.milliseconds(least)} and {numbers.milliseconds(most)}"

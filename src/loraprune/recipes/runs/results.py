@@ -1,13 +1,14 @@
-"""Results of ``loraprune eval`` for a comparison, and which run or model a name in such a file means."""
+"""Results of ``loraprune eval`` for a comparison, and which run or model a figure in such a file is of."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from loraprune.evaluation.results import Entry, ResultsError, read_results
+from loraprune.recipes.measured.belonging import Known, Owners
 from loraprune.recipes.runs.folders import last_part
 
 logger = logging.getLogger("loraprune")
@@ -47,27 +48,42 @@ def read_entries(files: Sequence[str | Path], folders: Sequence[Path]) -> list[t
     return found
 
 
-def subject_of(name: str, file: Path, folders: Mapping[str, Path], models: Sequence[str]) -> Subject | None:
-    """The run, or the model that runs began with, that a name in a file of figures means.
+@dataclass
+class Subjects:
+    """The runs that are compared and the models that they began with, told apart by what files of figures say of them.
 
-    A folder is known by its place, seen from here or from the file; else by its own name, if no other has the same.
-
-    Args:
-        name: as the file has it.
-        file: that has it.
-        folders: of the runs, by the names that they are shown under.
-        models: names of the models that runs began with.
-
-    Returns:
-        None if it means none of them, or could mean several.
+    Attributes:
+        owners: these models.
+        stale: names of those that had other files when they were measured, by file of figures.
     """
-    places = {Path(name).resolve(), (file.parent / name).resolve()}
-    for run, folder in folders.items():
-        if folder.resolve() in places:
-            return Subject(run)
-    last = last_part(name)
-    if name in models:
-        return Subject(last, began=True)
-    alike = [Subject(run) for run, folder in folders.items() if folder.resolve().name == last]
-    alike += [Subject(last, began=True) for model in models if last_part(model) == last]
-    return alike[0] if len(alike) == 1 else None
+
+    owners: Owners[Subject]
+    stale: dict[Path, dict[str, None]] = field(default_factory=dict)
+
+    @classmethod
+    def among(cls, folders: Mapping[str, Path], models: Mapping[str, Path]) -> Subjects:
+        """The runs in these folders, by the names that they are shown under, and the models that they began with.
+
+        Args:
+            folders: of the runs.
+            models: names of the models, with the folders that may hold them.
+        """
+        known = {Subject(run): Known(folder=folder) for run, folder in folders.items()}
+        known |= {Subject(last_part(name), began=True): Known(folder=at, name=name) for name, at in models.items()}
+        return cls(Owners(known, by_own_name=True))
+
+    def of(self, name: str, fingerprint: str | None, file: Path) -> Subject | None:
+        """What a figure is of; None where it is of none of them, or of an older state of one, which is noted."""
+        found = self.owners.of(name, fingerprint, file)
+        if found.stale:
+            self.stale.setdefault(file, {})[name] = None
+            return None
+        return found.key
+
+    def notes(self) -> list[str]:
+        """A sentence about each file with figures of older states."""
+        return [
+            f"Figures of {', '.join(names)} in {file} are left out: the files of these models are others now. Measure "
+            "them again."
+            for file, names in self.stale.items()
+        ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.recipes.runs.folders import Run, last_part
-from loraprune.recipes.runs.results import Subject, subject_of
+from loraprune.recipes.runs.results import Subject, Subjects
 
 if TYPE_CHECKING:
     from loraprune.recipes.benchmark.result import BenchResult, Figure
@@ -149,16 +149,16 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
 
 
-def benched_speeds(
-    files: Sequence[str | Path], results: Sequence[BenchResult], folders: Mapping[str, Path], models: Sequence[str]
-) -> list[SpeedSource]:
+def benched_speeds(files: Sequence[str | Path], results: Sequence[BenchResult], known: Subjects) -> list[SpeedSource]:
     """What benchmarks say; each table of each file is a source of its own.
 
     Args:
         files: that the benchmarks were read from.
         results: of the files.
-        folders: of the runs, by name.
-        models: that runs began with.
+        known: runs, and models that runs began with.
+
+    Raises:
+        ValueError: a benchmark is one of training steps.
     """
     sources = []
     for file, result in zip(files, results, strict=True):
@@ -168,7 +168,7 @@ def benched_speeds(
             model.label: subject
             for model in result.models
             if model.adapter != "unmerged"
-            and (subject := subject_of(model.name, Path(file), folders, models)) is not None
+            and (subject := known.of(model.name, model.fingerprint, Path(file))) is not None
         }
         sources += [_table(file, result, figures, subjects) for figures in result.tables()]
     return sources
@@ -180,17 +180,23 @@ def _table(
     first = figures[0]
     batch = first.settings.get("batch_size")
     decoding = first.measure == "decoding"
+    known = [(subjects[figure.contender], figure) for figure in figures if figure.contender in subjects]
+    of_dense = {subject.name: figure for subject, figure in known if subject.began}
+    # Which of several dense models a run began with is not known here.
+    reference, dense = next(iter(of_dense.items())) if len(of_dense) == 1 else ("", None)
     speeds = {
-        subjects[figure.contender]: Speed(
+        subject: Speed(
             milliseconds=figure.times.median * 1000,
-            relative=figure.share,
+            relative=None if dense is None else figure.over(dense, in_turns=bool(result.settings.get("turns", True))),
+            reference=reference,
             conditions=json.dumps((str(file), first.measure, batch)),
         )
-        for figure in figures
-        if figure.contender in subjects
+        for subject, figure in known
     }
     tokens = first.settings.get("tokens") or (first.tokens if not decoding else None)
+    prompt = first.settings.get("prompt_tokens")
     work = f"batch of {batch}" + (f", {tokens:,} tokens" if isinstance(tokens, int) else "")
+    work += f", after {prompt:,} tokens" if isinstance(prompt, int) else ""
     return SpeedSource(
         name=f"{first.measure}@{batch}" if batch not in (None, 1) else first.measure,
         label="Decoding, a token" if decoding else "Prefill" if first.measure == "prefill" else "Forward pass",
