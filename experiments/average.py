@@ -11,7 +11,7 @@ import pictures
 from laboratory import PAPER, Run, all_runs, by_place, markdown, parser
 
 DECAYS = (0.0, 0.5, 0.9, 0.99)
-STEPS = (25, 50, 100, 200)
+STEPS = (25, 50, 100)
 BY_DECAY = tuple(Run(name="λ", x=decay, values={**PAPER, "average_decay": decay}) for decay in DECAYS)
 BY_STEPS = tuple(
     Run(name=name, x=steps, values=values, steps=steps)

@@ -41,7 +41,7 @@ Command = Callable[..., Finished]
 @pytest.fixture
 def _quiet_again(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Undo what a command sets for its whole process."""
-    for name in ("HF_HUB_DISABLE_TELEMETRY", "TOKENIZERS_PARALLELISM"):
+    for name in ("HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM"):
         monkeypatch.setenv(name, os.environ.get(name, "1"))
     logger = logging.getLogger("loraprune")
     handlers, propagate, level = logger.handlers, logger.propagate, logger.level

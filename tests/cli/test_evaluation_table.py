@@ -48,6 +48,11 @@ def test_perplexities_are_shown_as_ratios_to_the_first() -> None:
     assert shown[5] == ["per", "word", "40.00", "40.00", "×1.00"]
 
 
+def test_brackets_in_a_name_stay() -> None:
+    shown = lines(entry("run[lr]", "perplexity", {"perplexity": 8.0}), entry("run[red]", "accuracy", {"accuracy": 0.5}))
+    assert shown[0] == ["run[lr]", "run[red]"]
+
+
 def test_accuracies_are_shown_with_their_change_in_points() -> None:
     shown = lines(
         entry("a", "accuracy", {"accuracy": 0.5, "loss": 1.0, "num_examples": 200}),

@@ -88,6 +88,11 @@ def test_the_label_of_a_task_is_its_name() -> None:
         ('{"format": "loraprune-evaluation", "version": 2, "entries": []}', "has version 2 .* reads version 1"),
         ('{"format": "loraprune-evaluation", "version": 1}', "is damaged"),
         ('{"format": "loraprune-evaluation", "version": 1, "entries": [{"model": "m"}]}', "is damaged"),
+        (
+            '{"format": "loraprune-evaluation", "version": 1, "entries": [{"model": "m", "fingerprint": "f", '
+            '"kind": "task", "name": "piqa", "settings": null}]}',
+            "is damaged: the settings of an entry is None",
+        ),
     ],
 )
 def test_other_files_are_refused(tmp_path: Path, content: str, message: str) -> None:

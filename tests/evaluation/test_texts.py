@@ -9,7 +9,7 @@ import datasets
 import pytest
 from datasets import Dataset
 
-from loraprune.evaluation.texts import find_texts, read_text
+from loraprune.evaluation.texts import TEXT_SETS, find_texts, read_text
 
 WIKITEXT = " \n = A title = \n \n The first line of it . \n Another one . \n"
 """As lines of the raw files are: empty ones hold a space, and all end with one."""
@@ -88,6 +88,13 @@ class TestFiles:
             "bytes": 17,
             "sha256": hashlib.sha256(b" first\n\n\nsecond \n").hexdigest(),
         }
+
+    def test_a_set_comes_before_a_file_of_its_name(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        Path("ptb").write_text("my own words")
+        by_name, by_place = find_texts(["ptb"])[0], find_texts(["./ptb"])[0]
+        assert (by_name.file, by_name.put_together) == (None, TEXT_SETS["ptb"])
+        assert (by_place.file, by_place.put_together) == (Path("ptb"), None)
 
     def test_documents_of_json_lines_are_joined_by_two_newlines(self, tmp_path: Path) -> None:
         path = tmp_path / "notes.jsonl"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import datasets
+import numpy as np
 import pytest
 import torch
+import yaml
 from peft import LoraConfig, PeftModel
 from safetensors import safe_open
 from tests.checkpoints import (
@@ -384,6 +386,16 @@ class TestOptions:
         assert (loaded.config.model_type, loaded.config.num_attention_heads) == ("mistral", 6)
         torch.testing.assert_close(logits_of(loaded, IDS), logits_of(result.model, IDS), rtol=0.0, atol=1e-6)
 
+    def test_options_may_be_numbers_of_numpy_as_in_a_sweep(self, tmp_path: Path, checkpoint: Path, data: Path) -> None:
+        config = PruningConfig(ratio=np.float64(0.5), cuts=np.int64(2), refit_damping=np.float32(0.25))
+        training = {"learning_rate": np.float64(0.5e-3), "weight_decay": np.float32(0.25), "save_steps": 2}
+        result = quick(checkpoint, data, config, output=tmp_path / "out", training=training)
+        card = (tmp_path / "out" / "README.md").read_text()
+        recipe = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
+        assert recipe == record_of(result)["recipe"]
+        told = {"ratio": 0.5, "cuts": 2, "refit_damping": 0.25, "learning_rate": 0.5e-3, "weight_decay": 0.25}
+        assert recipe | told == recipe
+
     def test_resuming_needs_an_output(self) -> None:
         with pytest.raises(ValueError, match="leaves nothing to resume from"):
             RunOptions(resume=True)
@@ -429,6 +441,12 @@ class CtrlC(TrainerCallback):
 
 
 @pytest.mark.filterwarnings("ignore:Training ended")
+def _untimed(result: PruneResult) -> dict[str, Any]:
+    """The course of pruning without the seconds that cuts took."""
+    pruning = result.metrics["pruning"]
+    return pruning | {"cuts": [{**cut, "seconds": None} for cut in pruning["cuts"]]}
+
+
 class TestInterruption:
     def test_ctrl_c_ends_the_step_and_resuming_ends_as_an_uninterrupted_run_does(
         self, tmp_path: Path, checkpoint: Path, data: Path
@@ -447,6 +465,11 @@ class TestInterruption:
         ]
         assert torch.equal(logits_of(result.model, IDS), logits_of(expected.model, IDS))
         assert result.metrics["pruned"]["perplexity"] == expected.metrics["pruned"]["perplexity"]
+        # What is told of ranking and errors does not know of the interruption either.
+        assert _untimed(result) == _untimed(expected)
+        assert len([cut for cut in _untimed(result)["cuts"] if cut["stability"]]) >= 2
+        assert result.report.importance == expected.report.importance
+        assert list(result.metrics["phases"]) == list(expected.metrics["phases"])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
     def test_ctrl_c_works_as_before_after_a_run(self, checkpoint: Path, data: Path) -> None:

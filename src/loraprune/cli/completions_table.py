@@ -51,7 +51,7 @@ def _by_prompt(entries: Sequence[Entry]) -> Mapping[str, str]:
 def _side_by_side(shown: Sequence[tuple[str, str]]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=True)
     for name, _ in shown:
-        table.add_column(name, ratio=1, overflow="fold")
+        table.add_column(Text(name), ratio=1, overflow="fold")
     table.add_row(*(Text(completion) for _, completion in shown))
     return table
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.hub import stay_offline_without_hub
 from loraprune.cli.recipes import ArgumentError, Parser, suggestion, with_dashes
 
 if TYPE_CHECKING:
@@ -113,7 +114,23 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
     return values
 
 
+def _asks_the_hub(values: dict[str, Any]) -> bool:
+    """Whether anything is named that is not in a folder here; the base of an adapter aside."""
+    from loraprune.evaluation.texts import TEXT_SETS
+
+    measured = [values.get(name) for name in ("ppl", "tasks", "prompts", "data")]
+    further = [task for task in values.get("tasks", ()) if not task.endswith((".jsonl", ".json", ".csv"))]
+    places = [*values["models"], *further, *filter(None, map(values.get, ("data", "tokenizer", "base")))]
+    return (
+        all(what is None for what in measured)
+        or any(text in TEXT_SETS for text in values.get("ppl", ()))
+        or not all(place.startswith(".") or Path(place).expanduser().exists() for place in places)
+    )
+
+
 def _run(values: dict[str, Any], console: Console) -> int:
+    if _asks_the_hub(values):
+        stay_offline_without_hub()
     from loraprune.cli.evaluation_table import show_entries
     from loraprune.cli.steps import StepsProgress
     from loraprune.recipes.evaluations.config import EvaluationConfig

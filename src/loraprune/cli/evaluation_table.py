@@ -74,7 +74,7 @@ def figures_table(rows: Mapping[tuple[str, str], ByModel], names: Mapping[str, s
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
     for name in names.values():
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     parameters = {entry.model: entry.parameters for row in rows.values() for entry in row.values()}
     counts = [parameters.get(model) for model in names]
     table.add_row("parameters", *(_compared(counts, lambda value: f"{value:,.0f}")))

@@ -66,7 +66,7 @@ def show(console: Console, made: ReportAgain) -> None:
     for side, entries in ((made.data.before, made.entries.dense), (made.data.after, made.entries.pruned)):
         for model in dict.fromkeys(entry.model for entry in entries):
             labels = [entry.label for entry in entries if entry.model == model]
-            text = f"{side + ':':9} {model} ({', '.join(dict.fromkeys(labels))})"
+            text = f"{side + ':':9} {model} ({'; '.join(dict.fromkeys(labels))})"
             console.print(text, highlight=False, markup=False, soft_wrap=True)
     console.print(f"Report:   {made.page}", highlight=False, markup=False, soft_wrap=True)
     if made.card is not None:

@@ -22,7 +22,8 @@ _CHANGES = ", the largest of the models'; changes in points, against the first"
 
 _AVERAGED = {
     "acc_norm": "average of acc_norm: acc where a task has none",
-    "paper": "paper: the metrics of LLM-Pruner's and LoRAPrune's tables",
+    "paper": "paper: acc_norm of HellaSwag, ARC-challenge and OpenBookQA, acc of the others; that the papers' tables "
+    "take these is an assumption",
 }
 
 Column = tuple[str, Sequence["Entry"]]
@@ -47,7 +48,7 @@ def task_table(columns: Sequence[Column]) -> Table | None:
     table.add_column("chance", justify="right", no_wrap=True)
     table.add_column("±", justify="right", no_wrap=True)
     for name, _ in columns:
-        table.add_column(name, justify="right", overflow="fold")
+        table.add_column(Text(name), justify="right", overflow="fold")
     for name in names:
         _add_task(table, name, [own.get(name, {}) for own in values])
     _add_averages(table, values)

@@ -17,6 +17,9 @@ KINDS = ("perplexity", "task", "completions", "accuracy", "targets")
 of a classifier, and targets that an encoder–decoder model writes."""
 
 
+_MAPPINGS = ("settings", "data", "values", "versions", "machine")
+
+
 class ResultsError(ValueError):
     """A file of results cannot be used; the message says why and what to do."""
 
@@ -119,10 +122,23 @@ def read_results(path: str | Path) -> Results:
     known = {field.name for field in fields(Entry)}
     try:
         given = [{name: value for name, value in item.items() if name in known} for item in values["entries"]]
-        entries = [Entry(**item) for item in given]
+        entries = [_checked(Entry(**item)) for item in given]
     except (AttributeError, KeyError, TypeError) as error:
         raise ResultsError(f"{path} is damaged: {error}. Name a new file with --output.") from error
     return Results(tuple(entries))
+
+
+def _checked(entry: Entry) -> Entry:
+    """The entry, whose parts are of the kinds that they should be.
+
+    Raises:
+        TypeError: one is not.
+    """
+    for kind, names in ((str, ("model", "fingerprint", "kind", "name", "created")), (Mapping, _MAPPINGS)):
+        for name in names:
+            if not isinstance(getattr(entry, name), kind):
+                raise TypeError(f"the {name} of an entry is {getattr(entry, name)!r}")
+    return entry
 
 
 def _plain(value: Any) -> Any:

@@ -132,5 +132,5 @@ def _batch_nll(model: Any, windows: Windows, start: int, end: int) -> float:
         losses = torch.nn.functional.cross_entropy(
             logits[row, first - 1 : -1].float(), ids[row, first:], reduction="none"
         )
-        total += losses.double().sum().item()
+        total += losses.cpu().double().sum().item()  # not every accelerator has 64 bits
     return total

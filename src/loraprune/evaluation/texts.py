@@ -119,7 +119,8 @@ class Text:
 def find_texts(names: Sequence[str]) -> tuple[TextSource, ...]:
     """What ``--ppl`` names: sets of :data:`TEXT_SETS`, files, and files under a name (``NAME=FILE``).
 
-    A file under the name of a set is a local copy of that set and is put together like it.
+    A file under the name of a set is a local copy of that set and is put together like it. A set comes before a file
+    of its name in the current folder, so that its figures are always those of the set.
 
     Raises:
         ValueError: a set or a file does not exist, or two texts have one name.
@@ -134,11 +135,11 @@ def find_texts(names: Sequence[str]) -> tuple[TextSource, ...]:
 
 
 def _find(argument: str) -> TextSource:
+    if argument in TEXT_SETS:
+        return TextSource(name=argument, put_together=TEXT_SETS[argument])
     if Path(argument).expanduser().is_file():
         path = Path(argument).expanduser()
         return TextSource(name=path.name, file=path)
-    if argument in TEXT_SETS:
-        return TextSource(name=argument, put_together=TEXT_SETS[argument])
     name, equals, place = argument.partition("=")
     if equals and name:
         path = Path(place).expanduser()

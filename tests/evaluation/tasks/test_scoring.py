@@ -8,7 +8,7 @@ import json
 import math
 import random
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -364,7 +364,9 @@ def test_an_encoder_decoder_model_reads_the_query_and_is_scored_on_its_decoder(t
     assert score.values["acc"] == share_right(guesses, [int(str(item["gold"])) for item in items])
 
 
-def test_data_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.fixture
+def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A task of the harness whose data is on the hub."""
     from lm_eval.tasks import TaskManager
 
     from loraprune.evaluation.tasks import choosing, loading
@@ -378,6 +380,9 @@ def test_data_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(choosing, "harness_index", lambda: manager.task_index)
     monkeypatch.setattr(loading, "harness_tasks", lambda: manager)
 
+
+@pytest.mark.usefixtures("far")
+def test_data_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach 'hub/far' on the Hub")
 
@@ -386,6 +391,20 @@ def test_data_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatc
     assert chosen.data == {"harness": "lm-eval", "dataset": "hub/far", "version": 3.0}
     with pytest.raises(ValueError, match=r"The task far cannot be loaded: Couldn't reach 'hub/far'.*name a local file"):
         load_task(chosen)
+
+
+@pytest.mark.usefixtures("far")
+def test_a_task_of_the_harness_is_known_by_its_items(monkeypatch: pytest.MonkeyPatch) -> None:
+    import datasets
+
+    def data(first: int) -> Mapping[str, Any]:
+        rows = datasets.Dataset.from_list(choice_items()[first:10])
+        monkeypatch.setattr("datasets.load_dataset", lambda *_, **__: datasets.DatasetDict({"test": rows}))
+        return load_task(check_tasks(["far"])[0]).data
+
+    assert data(0) == data(0)
+    assert data(0)["sha256"] != data(1)["sha256"]
+    assert data(0)["version"] == 3.0
 
 
 @pytest.mark.slow

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, BertConfig, BertForMaskedLM, Mamb
 import loraprune
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot
 from loraprune.recipes.loading import CheckpointError
+from loraprune.recipes.measured.fingerprint import folder_fingerprint, hub_fingerprint
 from loraprune.recipes.measured.measurable import check_measurable
 from loraprune.recipes.measured.measured_model import MeasuredModel, load_measured, named_device
 
@@ -146,11 +147,34 @@ class TestFingerprint:
         own = check_measurable(checkpoint).fingerprint()
         assert check_measurable(checkpoint, tokenizer=str(tmp_path)).fingerprint() != own
 
-    def test_of_a_hub_model_it_is_the_commit(self, checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        found = check_measurable(checkpoint)
-        found.config._commit_hash = "abc123"
-        monkeypatch.setattr(type(found), "source", "owner/model")
-        assert found.fingerprint() == "hub:owner/model@abc123"
+    def test_of_a_hub_model_it_is_the_commit_that_was_fetched(
+        self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+        stored, commits = tmp_path / "models--owner--model", ("a" * 40, "b" * 40)
+        for commit in commits:
+            shutil.copytree(checkpoint, stored / "snapshots" / commit)
+        (stored / "refs").mkdir()
+        for commit in commits:
+            (stored / "refs" / "main").write_text(commit)
+            assert check_measurable("owner/model").fingerprint() == f"hub:owner/model@{commit}"
+        assert check_measurable("owner/model", revision=commits[0]).fingerprint() == f"hub:owner/model@{commits[0]}"
+        with_its_tokenizer = check_measurable(checkpoint, tokenizer="owner/model").fingerprint()
+        (stored / "refs" / "main").write_text(commits[0])
+        assert check_measurable(checkpoint, tokenizer="owner/model").fingerprint() != with_its_tokenizer
+
+    def test_where_the_commit_is_unknown_no_two_are_equal(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+        assert hub_fingerprint("owner/model", None) != hub_fingerprint("owner/model", None)
+
+    @pytest.mark.parametrize("file", ["sentencepiece.bpe.model", "source.spm", "dict.txt", "bpe.codes"])
+    def test_files_of_all_kinds_of_tokenizers_are_part_of_it(self, tmp_path: Path, file: str) -> None:
+        before = folder_fingerprint(tmp_path)
+        (tmp_path / file).write_text("a b")
+        assert folder_fingerprint(tmp_path) != before
 
 
 def test_sparse_and_merged_results_of_every_recipe_are_loaded_as_they_are(

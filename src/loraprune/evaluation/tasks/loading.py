@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,10 +22,13 @@ class LoadedTask:
     Attributes:
         chosen: what was asked for.
         harness: as lm-eval's ``TaskManager.load`` gives it: ``tasks``, ``groups`` and ``group_map``.
+        data: what is asked, as of ``chosen``; of a task of the harness with a hash of the items, which may change on
+            the hub.
     """
 
     chosen: ChosenTask
     harness: dict[str, Any]
+    data: Mapping[str, Any]
 
 
 def load_task(chosen: ChosenTask) -> LoadedTask:
@@ -34,13 +40,24 @@ def load_task(chosen: ChosenTask) -> LoadedTask:
     with quiet_harness(), own_random_numbers(0):
         try:
             loaded = _of_files(chosen) if chosen.subjects else harness_tasks().load([chosen.name])
+            data = chosen.data if chosen.subjects else {**chosen.data, "sha256": _digest(loaded["tasks"])}
         except Exception as error:  # whatever one of thousands of tasks of the harness raises
             reason = str(error).strip().splitlines()
             raise ValueError(
                 f"The task {chosen.name} cannot be loaded: {reason[0] if reason else type(error).__name__}. Its data "
                 "comes from the hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
             ) from error
-    return LoadedTask(chosen=chosen, harness=dict(loaded))
+    return LoadedTask(chosen=chosen, harness=dict(loaded), data=data)
+
+
+def _digest(tasks: Mapping[str, Any]) -> str:
+    """SHA-256 of all items that are scored."""
+    digest = hashlib.sha256()
+    for name in sorted(tasks):
+        digest.update(f"{name}\0".encode())
+        for item in tasks[name].eval_docs:
+            digest.update(json.dumps(item, sort_keys=True, default=str).encode() + b"\n")
+    return digest.hexdigest()
 
 
 def _of_files(chosen: ChosenTask) -> Any:

@@ -59,7 +59,7 @@ class Average:
     Attributes:
         tasks: what it is a mean of, to be printed: ``"average of 5"``.
         metric: which scores went in: ``acc``; ``acc_norm`` where a task has one, else acc; or ``paper``, the metric of
-            each task that LLM-Pruner's and LoRAPrune's tables show.
+            each task that we take LoRAPrune's table to show (:data:`PAPER_METRICS`).
         value: the mean, NaN if one of the scores is.
         metrics: by task, the metric that went in.
     """
@@ -70,8 +70,8 @@ class Average:
     metrics: Mapping[str, str]
 
 
-# Of each task that metric which reproduces the tables that LLM-Pruner published and LoRAPrune continues:
-# see github.com/horseee/LLM-Pruner/issues/25.
+# An assumption: the LoRAPrune paper does not say which accuracy its tables show. These are the ones that fit
+# LLM-Pruner's table in github.com/horseee/LLM-Pruner/issues/25, with which LoRAPrune's compares itself.
 PAPER_METRICS = {
     "boolq": "acc",
     "piqa": "acc",
@@ -87,7 +87,7 @@ def averages(values_by_task: Mapping[str, Mapping[str, Any]]) -> list[Average]:
     """Means over the tasks that have an accuracy; a group of the harness such as MMLU is left out.
 
     Over fewer than two tasks there are none. If the seven tasks of ``commonsense`` are among the tasks, the means are
-    over these, and there is a third with the metric of each task that LLM-Pruner's and LoRAPrune's tables show.
+    over these, and there is a third by :data:`PAPER_METRICS`.
 
     Args:
         values_by_task: of each task its values, as :meth:`TaskScore.to_values` gives them.

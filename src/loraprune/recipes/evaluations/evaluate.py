@@ -5,23 +5,22 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import logging
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 
-from loraprune.evaluation.results import Entry, Results, read_results
+from loraprune.evaluation.results import Entry, Results
 from loraprune.recipes.evaluations import Evaluation, plan_evaluations
 from loraprune.recipes.evaluations.config import EvaluationConfig
+from loraprune.recipes.evaluations.results_file import ResultsFile
 from loraprune.recipes.measured.measurable import Measurable, check_measurable
 from loraprune.recipes.measured.measured_model import MeasuredModel, load_measured, named_device
 from loraprune.recipes.records.record import machine_description
-from loraprune.report.atomic import write_text
 from loraprune.versions import versions
 
 if TYPE_CHECKING:
@@ -54,7 +53,7 @@ def evaluate(
     if not names:
         raise ValueError("No model was named. Give a checkpoint's folder or its hub name.")
     device = named_device(config.device)
-    file = _File(config.output, config.force)
+    file = ResultsFile(config.output, force=config.force)
     found = [
         check_measurable(
             name,
@@ -66,44 +65,22 @@ def evaluate(
         for name in names
     ]
     evaluations = plan_evaluations(config, found, device)
-    asked = Results()
-    for number, model in enumerate(found):
-        if number:
-            # Models are full of cycles, so that the one before may still be there.
-            clear_device_cache(garbage_collection=True)
-        for entry in _of_model(model, evaluations, config, device, file, told or (lambda what, done, total: None)):
-            asked = Results((*asked.entries, entry))
-    return asked
+    entries: list[Entry] = []
+    try:
+        for number, model in enumerate(found):
+            if number:
+                # Models are full of cycles, so that the one before may still be there.
+                clear_device_cache(garbage_collection=True)
+            entries += _of_model(model, evaluations, config, device, file, told or (lambda what, done, total: None))
+    except BaseException:
+        if file.num_kept:
+            logger.warning("What was measured until now is in %s.", file.path)
+        raise
+    return Results(tuple(entries))
 
 
 def _listed(models: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
     return [models] if isinstance(models, (str, Path)) else models
-
-
-@dataclass(frozen=True)
-class _File:
-    """The file that results are kept in, or none."""
-
-    path: Path | None
-    force: bool
-
-    def __post_init__(self) -> None:
-        if self.path is not None:
-            place = next(folder for folder in self.path.absolute().parents if folder.exists())
-            if not place.is_dir() or not os.access(place, os.W_OK):
-                raise ValueError(f"Results cannot be written to {self.path}: {place} is no folder to write in.")
-        self.read()
-
-    def read(self) -> Results:
-        return read_results(self.path) if self.path is not None and self.path.exists() else Results()
-
-    def find(self, key: str) -> Entry | None:
-        return None if self.force else self.read().find(key)
-
-    def add(self, entry: Entry) -> None:
-        if self.path is not None:
-            # Read anew: another run may have written since.
-            write_text(self.path, self.read().with_(entry).to_text())
 
 
 def _of_model(
@@ -111,7 +88,7 @@ def _of_model(
     evaluations: Sequence[Evaluation],
     config: EvaluationConfig,
     device: torch.device,
-    file: _File,
+    file: ResultsFile,
     told: ToldOf,
 ) -> list[Entry]:
     """All figures of one model, in the order in which they were asked for; its weights are loaded if need be."""

@@ -43,7 +43,7 @@ class RowsEvaluation(Evaluation):
         limit: int | None,
         dtype: Callable[[Measurable], torch.dtype],
     ) -> None:
-        self.name, self.data = Path(source).name, _facts(source, split, data_name)
+        self.name, self.data = _place(source).name, _facts(source, split, data_name)
         self._source, self._split, self._data_name = source, split, data_name
         self._max_length, self._limit, self._dtype = max_length, limit, dtype
         self._held_out: dict[str, HeldOutRows] = {}
@@ -133,9 +133,15 @@ def _counted(held_out: HeldOutRows, passes: int, told: ToldOf, what: str) -> Hel
     return replace(held_out, collator=collate)
 
 
+def _place(source: str) -> Path:
+    """Where the data is, or the hub's name for it; ``.`` has a name, too."""
+    path = Path(source).expanduser()
+    return path.resolve() if path.exists() else path
+
+
 def _facts(source: str, split: str, data_name: str | None) -> dict[str, Any]:
     """What data it is: hashes of files, or a data set of the hub by its name."""
-    path = Path(source).expanduser()
+    path = _place(source)
     if not path.exists():
         return {"source": source, "name": data_name, "split": split}
     digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.rglob("*"))

@@ -32,6 +32,7 @@ class TaskEvaluation(Evaluation):
             check_context(self._max_length, model)
         if self._loaded is None:
             self._loaded = load_task(self._chosen)
+            self.data = dict(self._loaded.data)
 
     def settings(self, model: Measurable) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import uuid
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -14,13 +15,18 @@ DECIDING = (
     "loraprune_adapter.json",
     "generation_config.json",
     "preprocessor_config.json",
+    "processor_config.json",
     "chat_template.jinja",
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer*",
     "vocab*",
     "merges.txt",
-    "spiece.model",
+    "dict.txt",
+    "*.model",
+    "*.spm",
+    "*.codes",
+    "*.tiktoken",
     "*.py",
 )
 """Files that decide it; model cards, records, reports and logs do not."""
@@ -40,6 +46,22 @@ def folder_fingerprint(folder: Path) -> str:
                 while block := file.read(BLOCK):
                     digest.update(block)
     return f"sha256:{digest.hexdigest()}"
+
+
+def hub_fingerprint(name: str, revision: str | None) -> str:
+    """The commit of a hub checkpoint, as its files were fetched; nothing is asked of the hub.
+
+    Where it cannot be told, no two fingerprints are equal, so that no figure of another commit is taken for its own.
+    """
+    from huggingface_hub import try_to_load_from_cache
+    from transformers.utils.hub import extract_commit_hash
+
+    for file in ("config.json", "tokenizer_config.json", "tokenizer.json"):
+        stored = try_to_load_from_cache(name, file, revision=revision)
+        commit = extract_commit_hash(stored, None) if isinstance(stored, str) else None
+        if commit is not None:
+            return f"hub:{name}@{commit}"
+    return f"hub:{name}@{revision or 'main'}, commit unknown, {uuid.uuid4().hex}"
 
 
 def joined(*parts: str) -> str:

@@ -89,11 +89,11 @@ class Measurable:
 
     def fingerprint(self) -> str:
         """A hash of the files: the model's, a base's, those of a tokenizer from elsewhere; of hub names, commits."""
-        parts = [_identity(self.source, self.source_revision, getattr(self.config, "_commit_hash", None))]
+        parts = [_identity(self.source, self.source_revision)]
         if self.adapter is not None:
             parts.append(fingerprint.folder_fingerprint(self.adapter.folder))
         if self.tokenizer_name is not None:
-            parts.append(_identity(self.tokenizer_name, None, None))
+            parts.append(_identity(self.tokenizer_name, None))
         return fingerprint.joined(*parts)
 
 
@@ -230,8 +230,6 @@ def _context(config: PretrainedConfig, auto_class: str) -> int | None:
     return context_of(config, shapes)
 
 
-def _identity(name: str, revision: str | None, commit: str | None) -> str:
+def _identity(name: str, revision: str | None) -> str:
     path = Path(name).expanduser()
-    if path.is_dir():
-        return fingerprint.folder_fingerprint(path)
-    return f"hub:{name}@{commit or revision or 'main'}"
+    return fingerprint.folder_fingerprint(path) if path.is_dir() else fingerprint.hub_fingerprint(name, revision)
