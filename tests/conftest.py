@@ -36,6 +36,14 @@ def _own_random_state() -> Iterator[None]:
         yield
 
 
+@pytest.fixture(autouse=True)
+def _audible_logger() -> None:
+    """A command that ran earlier in this process keeps our messages to its own console; tests want to hear them."""
+    logger = logging.getLogger("loraprune")
+    logger.handlers, logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+
+
 @pytest.fixture
 def model() -> PreTrainedModel:
     """A small Llama: see :func:`tests.models.tiny_model`."""

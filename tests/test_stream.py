@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import copy
-import logging
 
 import pytest
 import torch
@@ -93,9 +92,8 @@ def test_a_block_that_does_more_than_add_is_told(row: Row) -> None:
 
 @pytest.mark.parametrize("row", NO_STREAMS.values(), ids=NO_STREAMS.keys())
 def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
-    row: Row, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    row: Row, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(logging.getLogger("loraprune"), "propagate", True)
     models = [row.model(), row.model()]
     structure = describe(models[0])
     full, plan = halved(structure)

@@ -86,7 +86,7 @@ def test_options_reach_what_they_set(run: Command, two: list[Path], tmp_path: Pa
     assert group["quality"]["name"] == "wiki@64:bits_per_byte"
     assert [model["name"] for model in group["models"]] == ["one", "two"]
     assert [model["costs"]["latency"] for model in group["models"]] == pytest.approx([3.0, 3.0])
-    assert "Other measures (--quality): wiki@64, perplexity" in " ".join(finished.out.split())
+    assert "Other measures (--quality): wiki@64; perplexity" in " ".join(finished.out.split())
 
 
 def test_groups_and_the_reason_for_them_are_printed(run: Command, tmp_path: Path) -> None:

@@ -118,6 +118,7 @@ def test_steps_of_any_size_give_a_line_for_each_tenth() -> None:
         for done in (0, 333, 350, 666, 999, 1000):
             told("tokens", done, 1000)
     assert [line.split()[1] for line in file.getvalue().splitlines()] == [
+        "0/1000",
         "333/1000",
         "666/1000",
         "999/1000",

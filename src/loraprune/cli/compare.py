@@ -159,7 +159,7 @@ def _show_hints(console: Console, comparison: RunsComparison, options: argparse.
 
 def _others(names: Sequence[str]) -> str:
     more = len(names) - NAMED_OTHERS
-    return ", ".join(names[:NAMED_OTHERS]) + (f" and {more} more" if more > 0 else "")
+    return "; ".join(names[:NAMED_OTHERS]) + (f" and {more} more" if more > 0 else "")
 
 
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:

@@ -28,7 +28,7 @@ class StepsProgress:
         self._what = ""
         self._started = 0.0
         self._first = 0
-        self._lines = 0
+        self._lines = -1
 
     def __enter__(self) -> StepsProgress:
         return self
@@ -43,7 +43,7 @@ class StepsProgress:
         now = time.monotonic()
         if what != self._what or done <= self._first:
             self._close()
-            self._what, self._started, self._first, self._lines = what, now, done, 0
+            self._what, self._started, self._first, self._lines = what, now, done, -1
             self._open(what, total)
         steps, seconds = done - self._first, max(now - self._started, 1e-9)
         left = f"{duration(seconds / steps * (total - done))} left" if steps else ""
