@@ -63,6 +63,16 @@ def values(rows: Sequence[Row], model: str, pair: tuple[str, str], kind: str, ra
     ]
 
 
+def seen(
+    rows: Sequence[Row], model: str, pair: tuple[str, str], kind: str, what: str
+) -> tuple[list[float], list[float], list[float]]:
+    """Ratios at which groups of a kind go at all, with mean and deviation of a figure there."""
+    found = {ratio: values(rows, model, pair, kind, ratio, what) for ratio in RATIOS}
+    points = [(ratio, *spread(figures)) for ratio, figures in found.items() if figures]
+    places, means, deviations = ([point[column] for point in points] for column in range(3))
+    return places, means, deviations
+
+
 def draw(rows: Sequence[Row], models: Sequence[str], path: Path) -> None:
     """A panel a model: a line a kind and pair, dotted what chance gives."""
     figure = Figure(figsize=(4.2 * len(models), 3.2), layout="constrained")
@@ -70,14 +80,11 @@ def draw(rows: Sequence[Row], models: Sequence[str], path: Path) -> None:
         kinds = dict.fromkeys(item["kind"] for row in rows if row["model"] == model for item in row["agreement"])
         for color, kind in zip(pictures.COLORS, kinds, strict=False):
             for pair, style in zip(PAIRS, ("-", "--"), strict=True):
-                points = [spread(values(rows, model, pair, kind, ratio, "shared")) for ratio in RATIOS]
-                means, deviations = zip(*points, strict=True)
-                label = f"{pair[1]}, {kind}"
-                axes.errorbar(
-                    RATIOS, means, yerr=deviations, fmt=style, color=color, marker="o", markersize=3, label=label
-                )
-            chance = [spread(values(rows, model, PAIRS[0], kind, ratio, "by_chance"))[0] for ratio in RATIOS]
-            axes.plot(RATIOS, chance, ":", color=color, label=f"chance, {kind}")
+                places, means, deviations = seen(rows, model, pair, kind, "shared")
+                how = {"fmt": style, "color": color, "marker": "o", "markersize": 3, "label": f"{pair[1]}, {kind}"}
+                axes.errorbar(places, means, yerr=deviations, **how)
+            places, means, _ = seen(rows, model, PAIRS[0], kind, "by_chance")
+            axes.plot(places, means, ":", color=color, label=f"chance, {kind}")
         axes.set_title(model, loc="left")
         axes.set_xlabel("sparsity ratio")
         axes.set_ylim(0, 1)
@@ -106,7 +113,7 @@ def main() -> None:
             for pair in PAIRS:
                 cells = [in_words(values(rows, model, pair, kind, ratio, "shared")) for ratio in RATIOS]
                 table.append([model, kind, f"{pair[1]} with {pair[0]}", *cells])
-            chance = [f"{spread(values(rows, model, PAIRS[0], kind, ratio, 'by_chance'))[0]:.2f}" for ratio in RATIOS]
+            chance = [in_words(values(rows, model, PAIRS[0], kind, ratio, "by_chance")) for ratio in RATIOS]
             table.append([model, kind, "by chance", *chance])
     print(markdown(["", "", "", *(f"{ratio:.0%}" for ratio in RATIOS)], table))
     draw(rows, options.models, laboratory.output.with_suffix(".svg"))

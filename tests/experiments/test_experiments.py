@@ -133,3 +133,31 @@ def test_tables_are_made_of_what_is_known_without_a_run(
     start("frequency", tmp_path, monkeypatch, "--seeds", "1", "--known")
     assert len(fake.made) == made
     assert "| demo | LoRAPrune | – |" in capsys.readouterr().out
+
+
+def test_agreement_leaves_out_ratios_at_which_no_group_goes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script = importlib.import_module("agreement")
+
+    def compared(subject: Any, seed: int) -> dict[str, Any]:
+        rows = [
+            {
+                "first": pair[0],
+                "second": pair[1],
+                "kind": "heads",
+                "ratio": ratio,
+                "shared": None if ratio == 0.1 else 0.7 + 0.1 * seed,
+                "by_chance": None if ratio == 0.1 else 0.25,
+            }
+            for pair in script.PAIRS
+            for ratio in script.RATIOS
+        ]
+        return {"agreement": rows}
+
+    monkeypatch.setattr(script, "agreement", compared)
+    start("agreement", tmp_path, monkeypatch, "--seeds", "1", "2")
+    shown = capsys.readouterr().out
+    assert "| demo | heads | lora with taylor | – | 0.85 ± 0.07 |" in shown
+    assert "| demo | heads | by chance | – | 0.25 ± 0.00 |" in shown
+    assert "<svg" in (tmp_path / "out" / "agreement.svg").read_text()
