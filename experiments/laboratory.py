@@ -162,7 +162,8 @@ class Laboratory:
     def write(self, rows: Sequence[Row], **further: Any) -> None:
         """Write the rows with what is needed to repeat them."""
         self.options.out.mkdir(parents=True, exist_ok=True)
-        command = shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+        given = [argument for argument in sys.argv[1:] if argument != "--known"]
+        command = shlex.join(["python", f"experiments/{Path(sys.argv[0]).name}", *given])
         values = {
             "experiment": self.experiment,
             "command": command,

@@ -98,5 +98,5 @@ def bars(
         axes.set_axisbelow(True)
     figure.axes[0].set_ylabel("perplexity, in-domain")
     handles, labels = figure.axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(labels)), frameon=False)
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(2 * len(models), len(labels)), frameon=False)
     save(figure, path)
