@@ -8,8 +8,8 @@ for its scores as for its refit.
 
 from __future__ import annotations
 
-import pictures
-from laboratory import Run, all_runs, by_place, markdown, parser
+from laboratory import Run
+from sweep import sweep
 
 NUMBERS = (1, 4, 16, 64, 256)
 SHOT = {"method": "fisher", "repair": "refit", "allocation": "uniform"}
@@ -21,14 +21,7 @@ RUNS = tuple(
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
-    laboratory, rows = all_runs(options, "calibration", RUNS)
-    names = ("joint", "one shot")
-    table = [[model, name, *by_place(rows, model, name, NUMBERS)] for model in options.models for name in names]
-    print(markdown(["", "", *map(str, NUMBERS)], table))
-    series = {name: [name] for name in names}
-    path = laboratory.output.with_suffix(".svg")
-    pictures.lines(rows, path, models=options.models, series=series, xlabel="calibration sequences", log_x=True)
+    sweep("calibration", __doc__, RUNS, xlabel="calibration sequences", head=lambda x: f"{x:g}", log_x=True)
 
 
 if __name__ == "__main__":

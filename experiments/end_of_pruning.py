@@ -7,8 +7,8 @@ The default at 50 %, five cuts from 5 % of the run on; with refit and without.
 
 from __future__ import annotations
 
-import pictures
-from laboratory import Run, all_runs, by_place, markdown, parser
+from laboratory import Run
+from sweep import sweep
 
 ENDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RUNS = tuple(
@@ -19,14 +19,7 @@ RUNS = tuple(
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
-    laboratory, rows = all_runs(options, "end_of_pruning", RUNS)
-    names = ("refit", "no refit")
-    table = [[model, name, *by_place(rows, model, name, ENDS)] for model in options.models for name in names]
-    print(markdown(["", "", *(f"{end:.0%}" for end in ENDS)], table))
-    series = {name: [name] for name in names}
-    path = laboratory.output.with_suffix(".svg")
-    pictures.lines(rows, path, models=options.models, series=series, xlabel="last cut, share of the run")
+    sweep("end_of_pruning", __doc__, RUNS, xlabel="last cut, share of the run", head=lambda x: f"{x:.0%}")
 
 
 if __name__ == "__main__":

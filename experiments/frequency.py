@@ -7,8 +7,8 @@
 
 from __future__ import annotations
 
-import pictures
-from laboratory import PAPER, Run, all_runs, by_place, markdown, parser
+from laboratory import PAPER, Run
+from sweep import sweep
 
 EVERY = (1, 5, 10, 20)
 OURS = {"allocation": "uniform", "prune_start": 0.1, "prune_end": 0.9}
@@ -20,14 +20,7 @@ RUNS = tuple(
 
 
 def main() -> None:
-    options = parser(__doc__).parse_args()
-    laboratory, rows = all_runs(options, "frequency", RUNS)
-    names = list(dict.fromkeys(run.name for run in RUNS))
-    table = [[model, name, *by_place(rows, model, name, EVERY)] for model in options.models for name in names]
-    print(markdown(["", "", *(f"every {every}" for every in EVERY)], table))
-    series = {name: [name] for name in names}
-    path = laboratory.output.with_suffix(".svg")
-    pictures.lines(rows, path, models=options.models, series=series, xlabel="steps between cuts", log_x=True)
+    sweep("frequency", __doc__, RUNS, xlabel="steps between cuts", head=lambda x: f"every {x:g}", log_x=True)
 
 
 if __name__ == "__main__":

@@ -20,14 +20,3 @@ def step_seconds(flops: float, gpu: Gpu, *, dequantized: float = 0.0) -> float:
         dequantized: bytes that are written and read again because weights are dequantized.
     """
     return flops / (gpu.tflops * 1e12 * UTILIZATION) + 2 * dequantized / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE)
-
-
-def decoding_seconds(weights: float, cache: float, gpu: Gpu) -> float:
-    """Seconds for one token at batch 1, when weights and cache are read once.
-
-    Args:
-        weights: bytes of the weights.
-        cache: bytes of the keys and values of the tokens so far.
-        gpu: that it runs on.
-    """
-    return (weights + cache) / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE)

@@ -63,6 +63,11 @@ class Entry:
         return json.dumps(same, sort_keys=True, default=str)
 
     @property
+    def data_identity(self) -> dict[str, Any]:
+        """What tells its data apart: not the place of a file whose content is known by its hash."""
+        return {name: value for name, value in self.data.items() if name != "source" or "sha256" not in self.data}
+
+    @property
     def label(self) -> str:
         """The name as it is printed.
 

@@ -17,6 +17,11 @@ def is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def or_nan(value: float | None) -> float:
+    """The value where it is a number, else NaN, which pictures leave out."""
+    return value if value is not None and math.isfinite(value) else math.nan
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """Format with ``digits`` significant digits; integers of more digits stay whole: ``4.09``, ``12.0``, ``14,813``."""
     if value is None or not math.isfinite(value):

@@ -73,16 +73,12 @@ def _draw_marks(errors: Sequence[RefitError], axes: Axes) -> None:
     """Draw an open mark for the cut alone and a solid one for the repaired layer, with a line between."""
     size = 8.0 if len(errors) <= 40 else 5.0
     places = range(len(errors))
-    cut = [_finite(item.cut) for item in errors]
-    repaired = [_finite(item.repaired) for item in errors]
+    cut = [numbers.or_nan(item.cut) for item in errors]
+    repaired = [numbers.or_nan(item.repaired) for item in errors]
     axes.vlines(places, repaired, cut, color=CUT, linewidth=1.5)
     axes.plot(places, cut, "o", color=CARD, markeredgecolor=CUT, markeredgewidth=2, markersize=size, label="cut")
     if not all(map(math.isnan, repaired)):
         axes.plot(places, repaired, "o", color=ACCENT, markersize=size, label="cut and repaired")
-
-
-def _finite(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _values(errors: Sequence[RefitError]) -> list[float]:
@@ -104,7 +100,7 @@ def _description(errors: Sequence[RefitError]) -> str:
 
 
 def _span(errors: Sequence[RefitError], repaired: bool) -> str:
-    values = [_finite(item.repaired if repaired else item.cut) for item in errors]
+    values = [numbers.or_nan(item.repaired if repaired else item.cut) for item in errors]
     finite = [value for value in values if math.isfinite(value)]
     return f"{numbers.percent(min(finite))} to {numbers.percent(max(finite))}" if finite else "unknown"
 

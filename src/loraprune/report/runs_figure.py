@@ -7,7 +7,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprune.report import drawing, figure, runs_words
+from loraprune.report import drawing, figure, numbers, runs_words
 from loraprune.report.drawing import ACCENT, CARD, CUT, SOFT, TEXT
 from loraprune.report.hover import Zone
 from loraprune.report.label_places import Box, label_places
@@ -70,7 +70,7 @@ def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
     shown = shown_in(group, cost)
     axes.grid(axis="x", visible=True)
     for model in group.models if cost.name == SECONDS else ():
-        if model.number is None and _finite(model.quality):
+        if model.number is None and numbers.is_number(model.quality):
             _draw_level(axes, model, higher_is_better=group.quality.higher_is_better)
     front = _front(shown, cost)
     if len(front) > 1:
@@ -83,7 +83,7 @@ def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
         set_time_ticks(axes.xaxis, figures, 3)
     else:
         set_ticks(axes.xaxis, figures, lambda value: runs_words.cost_text(value, cost), 4)
-    qualities = [_height(model) for model in group.models if _finite(model.quality)]
+    qualities = [_height(model) for model in group.models if numbers.is_number(model.quality)]
     set_ticks(axes.yaxis, qualities, lambda value: runs_words.quality_text(value, group.quality), 6)
     axes.margins(0.14)
     axes.set_title(_panel_title(cost))
@@ -113,7 +113,7 @@ def _front(shown: Sequence[ComparedModel], cost: Cost) -> list[ComparedModel]:
 
 def shown_in(group: RunGroup, cost: Cost) -> list[ComparedModel]:
     """Models that are points of a panel."""
-    return [model for model in group.models if cost.name in model.costs and _finite(model.quality)]
+    return [model for model in group.models if cost.name in model.costs and numbers.is_number(model.quality)]
 
 
 def _panel_title(cost: Cost) -> str:
@@ -237,7 +237,3 @@ def description(group: RunGroup) -> str:
 def _height(model: ComparedModel) -> float:
     """Where a model lies vertically."""
     return math.nan if model.quality is None else model.quality
-
-
-def _finite(value: float | None) -> bool:
-    return value is not None and math.isfinite(value)

@@ -39,7 +39,7 @@ def _picture(scores: Sequence[Row], before: str, after: str, width: float) -> st
     with drawing.drawing(width, _TASK_HEIGHT * len(scores) + _AXIS_HEIGHT) as canvas:
         axes = canvas.subplots()
         places = range(len(scores))
-        firsts, seconds = [_share(row.dense) for row in scores], [_share(row.pruned) for row in scores]
+        firsts, seconds = [numbers.or_nan(row.dense) for row in scores], [numbers.or_nan(row.pruned) for row in scores]
         style: dict[str, Any] = {"color": REMOVED, "edgecolor": CUT, "linewidth": 1}
         first = axes.barh([place - _THICKNESS / 2 for place in places], firsts, _THICKNESS, label=before, **style)
         second = axes.barh([place + _THICKNESS / 2 for place in places], seconds, _THICKNESS, color=ACCENT, label=after)
@@ -55,10 +55,6 @@ def _picture(scores: Sequence[Row], before: str, after: str, width: float) -> st
         axes.grid(axis="x", visible=True)
         canvas.legend(loc="outside upper left", ncols=2)
         return drawing.svg_of(canvas, _description(scores, before, after), _zones(scores, before, after, axes))
-
-
-def _share(value: float | None) -> float:
-    return value if value is not None and math.isfinite(value) else math.nan
 
 
 def _name(row: Row, width: float) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from loraprune.benchmarking.memory import counter_of
 from loraprune.recipes.loading import default_device
 from loraprune.recipes.records.record import machine_description
+from loraprune.recipes.records.timestamp import timestamp
 from loraprune.versions import versions
 
 
@@ -23,7 +23,7 @@ def circumstances(device: torch.device, command: str | None) -> dict[str, Any]:
         "device_name": device_name(device),
         "memory_counter": counter_of(device),
     }
-    created = datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+    created = timestamp()
     return {"machine": machine, "versions": versions(), "created": created, "command": command}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import importlib.metadata
 import logging
 import time
@@ -21,6 +20,7 @@ from loraprune.recipes.evaluations.results_file import ResultsFile
 from loraprune.recipes.measured.measurable import Measurable, check_measurable
 from loraprune.recipes.measured.measured_model import MeasuredModel, load_measured, named_device
 from loraprune.recipes.records.record import machine_description
+from loraprune.recipes.records.timestamp import timestamp
 from loraprune.versions import versions
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def _measured(blank: Entry, evaluation: Evaluation, loaded: MeasuredModel, told:
         blank,
         parameters=loaded.model.num_parameters(),
         values=values,
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=timestamp(),
         seconds=round(time.time() - started, 3),
         versions=_versions(blank.kind),
         machine=machine_description(),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import math
 import os
 import platform
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 
 from loraprune.plan import Plan
+from loraprune.recipes.records.timestamp import timestamp
 from loraprune.versions import versions
 
 
@@ -35,7 +35,7 @@ def run_record(
     record: dict[str, Any] = {
         "base_model": base,
         "task": task,
-        "created": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        "created": timestamp(),
         "command": command,
         "settings": settings,
         "metrics": metrics,

@@ -75,6 +75,12 @@ class CardWords:
     command: str = "prune"
 
 
+def base_name(record: dict[str, Any]) -> str:
+    """The last part of the base model's name, as a reader knows it."""
+    name: str = record["base_model"].rstrip("/").rpartition("/")[2]
+    return name
+
+
 def card(
     record: dict[str, Any],
     task: Task,
@@ -101,7 +107,7 @@ def card(
     command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
     recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=100)
     base = record["base_model"]
-    return f"""{_front(base, words.tag)}# {base.rstrip("/").rpartition("/")[2]}, {title}
+    return f"""{_front(base, words.tag)}# {base_name(record)}, {title}
 
 {what} {_loading(task.auto_class, runtimes)}
 
@@ -146,7 +152,7 @@ def model_card(record: dict[str, Any], task: Task, structure: Structure, runtime
     pruning = record["metrics"]["pruning"]
     settings = record["settings"]["pruning"]
     widths = pruning["cuts"][-1]["widths"] if pruning["cuts"] else {}
-    name = record["base_model"].rstrip("/").rpartition("/")[2]
+    name = base_name(record)
     return card(
         record,
         task,

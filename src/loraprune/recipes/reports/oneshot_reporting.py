@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraprune.recipes.preparing_oneshot import OneshotJob
-from loraprune.recipes.reports.card import CardWords, all_widths, card, removed_kinds, removed_shares
+from loraprune.recipes.reports.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
 from loraprune.recipes.tasks.measures import NONZERO, PARAMETERS, Measure
 
 NOTED_DEVIATION = 0.002
@@ -43,7 +43,7 @@ def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
 def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) -> str:
     """Write the model card of a run without training."""
     metrics, config = record["metrics"], job.oneshot
-    name = record["base_model"].rstrip("/").rpartition("/")[2]
+    name = base_name(record)
     if config.structured:
         pruning = metrics["pruning"]
         title = f"{pruning['ratio']:.0%} pruned"

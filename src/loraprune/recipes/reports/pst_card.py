@@ -5,13 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from loraprune.recipes.reports.card import CardWords, card
+from loraprune.recipes.reports.card import CardWords, base_name, card
 from loraprune.recipes.tasks.task import Task
-
-
-def _name(record: dict[str, Any]) -> str:
-    name: str = record["base_model"].rstrip("/").rpartition("/")[2]
-    return name
 
 
 def pst_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
@@ -23,7 +18,7 @@ def pst_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str
         runtimes,
         title=f"{sparsity['pattern']} sparse",
         what=(
-            f"A sparse copy of `{_name(record)}`: {sparsity['reached']:.2%} of the weights that LoRA adapted are\n"
+            f"A sparse copy of `{base_name(record)}`: {sparsity['reached']:.2%} of the weights that LoRA adapted are\n"
             "zero. The masks were learnt (PST) while LoRA tuned the model, and the adapter is merged. Shapes and file\n"
             "size are those of the original, and plain inference is no faster. A further merged LoRA adapter would\n"
             "fill the zeros; `loraprune recover` tunes and keeps them."

@@ -6,20 +6,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from loraprune.recipes.records.base_history import in_words
-from loraprune.recipes.reports.card import CardWords, card
+from loraprune.recipes.reports.card import CardWords, base_name, card
 from loraprune.recipes.tasks.task import Task
-
-
-def _name(record: dict[str, Any]) -> str:
-    name: str = record["base_model"].rstrip("/").rpartition("/")[2]
-    return name
 
 
 def recovery_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
     """Write the model card."""
     metrics = record["metrics"]
     was = in_words(record.get("base_pruning", {}))
-    base = f"`{_name(record)}` ({was})" if was else f"`{_name(record)}`"
+    base = f"`{base_name(record)}` ({was})" if was else f"`{base_name(record)}`"
     facts = "No weight was removed."
     if "sparsity" in metrics:
         before, after = metrics["sparsity"]["before"], metrics["sparsity"]["after"]

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from loraprune.evaluation.results import Entry, read_results
 from loraprune.recipes.measured.belonging import Known, Owners
@@ -86,9 +85,4 @@ def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
 def _condition(entry: Entry) -> str:
     """How a figure was measured: all that it depends on but the model and the kind of device."""
     settings = {name: value for name, value in entry.settings.items() if name != "device"}
-    return json.dumps([entry.kind, entry.name, settings, _identity(entry.data)], sort_keys=True, default=str)
-
-
-def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells data apart: not the place of a file whose content is known by its hash."""
-    return {name: value for name, value in data.items() if name != "source" or "sha256" not in data}
+    return json.dumps([entry.kind, entry.name, settings, entry.data_identity], sort_keys=True, default=str)

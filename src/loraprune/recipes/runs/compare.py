@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.evaluation.results import Entry
+from loraprune.recipes.records.timestamp import timestamp
 from loraprune.recipes.runs.folders import Run, last_part, read_runs
 from loraprune.recipes.runs.groups import Measured, grouped
 from loraprune.recipes.runs.qualities import entry_figures, record_figures
@@ -68,7 +68,7 @@ def compare_runs(
         groups=groups,
         other_qualities=tuple(other for other in quality_names(measured.figures) if other != name),
         notes=(*without(measured.figures, name), *subjects.notes(), *notes),
-        created=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+        created=timestamp(),
         versions={library: version for library, version in versions().items() if library in ("loraprune", "python")},
         command=command,
     )

@@ -156,15 +156,10 @@ def _entry_figure(entry: Entry, key: str, name: str) -> Figure:
             higher_is_better=kind.higher_is_better,
         ),
         value=_number(entry.values[key]),
-        condition=_key(entry.kind, entry.name, key, settings, _identity(entry.data), tokens, version, items),
+        condition=_key(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
         dtype=str(entry.settings.get("dtype") or ""),
         parameters=entry.parameters,
     )
-
-
-def _identity(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What tells data apart: not the place of a file whose content is known by its hash."""
-    return {name: value for name, value in data.items() if name != "source" or "sha256" not in data}
 
 
 def _average_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
