@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from gpu_model import Shape, random_model, with_lora
 
-from loraprune.benchmarking.forward_pass import forward_contender
-from loraprune.benchmarking.training_step import TrainingStep, Work, cut_at_random_, recompute_
-from loraprune.benchmarking.turns import in_turns, wait_for
-from loraprune.training.config import PruningConfig
+from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work, cut_at_random_, recompute_
+from loraprune.measure.benchmark.forward_pass import forward_contender
+from loraprune.measure.benchmark.timing import in_turns, wait_for
+from loraprune.pruning.config import PruningConfig
 
 PAPER_ACCUMULATION = 128
 STEPS_A_CUT = 10  # the paper prunes every 10 steps; scores that do not change with the data are read only then

@@ -11,9 +11,9 @@ import torch
 from gpu_model import PRESETS, random_model, with_lora
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from loraprune.criteria import CRITERIA
-from loraprune.training.callback import PruningCallback
-from loraprune.training.config import PruningConfig
+from loraprune.importance.registry import CRITERIA
+from loraprune.pruning.callback import PruningCallback
+from loraprune.pruning.config import PruningConfig
 
 TRAINED_ELSEWHERE = ("pst",)  # it is no criterion of groups: the joint recipe trains masks of single weights for it
 REFUSED = {(bits, "taylor") for bits in (8, 4)}  # a quantized weight has no gradient

@@ -19,21 +19,21 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 from trl.trainer.utils import add_fused_lm_head
 
-from loraprune.benchmarking.memory import LiveBytes
+from loraprune.checkpoint.quantizing import quantization_config
 from loraprune.cli.console import quiet_libraries
-from loraprune.estimation.step import StepSettings, simulate
-from loraprune.quantization import prepare_
-from loraprune.recipes.lora import lora_config
-from loraprune.recipes.planning.config import EstimateConfig
-from loraprune.recipes.planning.estimate import estimate
-from loraprune.recipes.planning.shape_models import ShapeModels
-from loraprune.recipes.quantized_base import adapter_in_32_bits_
-from loraprune.recipes.quantizing import quantization_config
-from loraprune.recipes.tasks import task_of_config
-from loraprune.structure import describe
-from loraprune.training.callback import gradients_finite
-from loraprune.training.config import PruningConfig
-from loraprune.training.run import PruningRun
+from loraprune.layers.quantized import prepare_
+from loraprune.measure.benchmark.memory import LiveBytes
+from loraprune.measure.estimation.config import EstimateConfig
+from loraprune.measure.estimation.estimate import estimate
+from loraprune.measure.estimation.shape_models import ShapeModels
+from loraprune.measure.estimation.simulated_step import StepSettings, simulate
+from loraprune.pruning.callback import gradients_finite
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.state import PruningRun
+from loraprune.recipes.steps.quantized import adapter_in_32_bits_
+from loraprune.structure.describe import describe
+from loraprune.tasks.lora import lora_config
+from loraprune.tasks.registry import task_of_config
 
 FAR = 10**6  # steps: no cut falls due
 

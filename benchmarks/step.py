@@ -18,12 +18,12 @@ from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from loraprune.benchmarking.forward_pass import forward_latency
-from loraprune.benchmarking.training_step import TrainingStep, Work
-from loraprune.benchmarking.turns import Times, in_turns
-from loraprune.export import finish
-from loraprune.training.config import PruningConfig
-from loraprune.training.run import PruningRun
+from loraprune.checkpoint.save import finish
+from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work
+from loraprune.measure.benchmark.forward_pass import forward_latency
+from loraprune.measure.benchmark.timing import Times, in_turns
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.state import PruningRun
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -4,7 +4,7 @@
 
 About an hour on two cores in bf16 with ``torch.compile``, minutes on a GPU. Started again with the same
 ``--work-dir``, it goes on from the last saved state. The finished model, its tokenizer and its card are written
-to ``src/loraprune/demo/demo-llama``.
+to ``src/loraprune/data/demo-llama``.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from transformers import (
 )
 from transformers.trainer_utils import get_last_checkpoint
 
-from loraprune.demo.corpus import HELD_OUT_MODULES, standard_library_text
-from loraprune.evaluation.perplexity import HeldOut, pack_text, perplexity
+from loraprune.data.demo import HELD_OUT_MODULES, standard_library_text
+from loraprune.metrics.perplexity import HeldOut, pack_text, perplexity
 
-BUNDLED = Path(__file__).resolve().parents[1] / "src/loraprune/demo/demo-llama"
+BUNDLED = Path(__file__).resolve().parents[1] / "src/loraprune/data/demo-llama"
 VOCABULARY = 4096
 CONTEXT = 512
 END = "<|endoftext|>"

@@ -16,10 +16,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 from tests.checkpoints import tiny_checkpoint, write_texts
+from tests.finished_run import finished_run
 from tests.models import tiny_model
 from transformers import PreTrainedModel
 
-from loraprune.structure import Structure, describe
+from loraprune import PruneResult
+from loraprune.structure.describe import Structure, describe
 
 # The same examples in every run; no limit on the time of one example, which a busy machine would break.
 settings.register_profile(
@@ -66,3 +68,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of short texts."""
     return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=80)
+
+
+@pytest.fixture(scope="session")
+def finished(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> PruneResult:
+    """A run with everything that can be asked for; no test changes it."""
+    return finished_run(checkpoint, data, tmp_path_factory.mktemp("finished") / "out")

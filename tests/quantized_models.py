@@ -10,8 +10,8 @@ import torch
 from tests.models import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loraprune.quantization import prepare_
-from loraprune.recipes.quantizing import QUANTIZATIONS, quantization_config
+from loraprune.checkpoint.quantizing import QUANTIZATIONS, quantization_config
+from loraprune.layers.quantized import prepare_
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 128,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraprune.evaluation.results import Entry, Results
+from loraprune.measure.evaluation.results import Entry, Results
 
 MACHINE = {"platform": "Linux-6", "processor": "x86_64", "cpus": 2, "threads": 1}
 DENSE = {"parameters": 1000, "bytes": 4000, "perplexity": 4.0, "latency_ms": 10.0}

@@ -6,8 +6,8 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from loraprune.plan import Plan
-from loraprune.structure import Structure
+from loraprune.structure.describe import Structure
+from loraprune.structure.plan import Plan
 
 
 @st.composite

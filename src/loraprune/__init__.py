@@ -6,33 +6,33 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from loraprune._version import __version__
-from loraprune.registration import register_with_transformers
+from loraprune.checkpoint.register import register_with_transformers
 
 if TYPE_CHECKING:
-    from loraprune.estimation.result import Estimate
-    from loraprune.export import save_pruned
-    from loraprune.plan import Plan
-    from loraprune.recipes.benchmark.bench import bench
-    from loraprune.recipes.benchmark.config import BenchConfig
-    from loraprune.recipes.benchmark.result import BenchResult, read_bench
+    from loraprune.checkpoint.exports.semi_structured import load_semi_structured
+    from loraprune.checkpoint.save import save_pruned
+    from loraprune.measure.benchmark.bench import bench
+    from loraprune.measure.benchmark.config import BenchConfig
+    from loraprune.measure.benchmark.result import BenchResult, read_bench
+    from loraprune.measure.estimation.config import EstimateConfig
+    from loraprune.measure.estimation.estimate import estimate
+    from loraprune.measure.estimation.result import Estimate
+    from loraprune.measure.evaluation.config import EvaluationConfig
+    from loraprune.measure.evaluation.evaluations_evaluate import evaluate
+    from loraprune.pruning.callback import PruningCallback
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.pruning.oneshot_config import OneshotConfig
+    from loraprune.pruning.pst_callback import PstCallback
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
-    from loraprune.recipes.evaluations.config import EvaluationConfig
-    from loraprune.recipes.evaluations.evaluate import evaluate
-    from loraprune.recipes.joint import PruneResult, prune
     from loraprune.recipes.oneshot import OneshotResult, oneshot
-    from loraprune.recipes.oneshot_config import OneshotConfig
-    from loraprune.recipes.options import RunOptions
-    from loraprune.recipes.planning.config import EstimateConfig
-    from loraprune.recipes.planning.estimate import estimate
+    from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
-    from loraprune.recipes.runs.compare import compare_runs
-    from loraprune.report.runs import RunsComparison
-    from loraprune.runtimes.semi_structured_folder import load_semi_structured
-    from loraprune.sparse_lora import keep_zeros_
-    from loraprune.structure import Structure, describe
-    from loraprune.training.callback import PruningCallback
-    from loraprune.training.config import PruningConfig
-    from loraprune.training.pst_callback import PstCallback
+    from loraprune.report.comparison.result import RunsComparison
+    from loraprune.report.comparison.runs_compare import compare_runs
+    from loraprune.sparsity.masked_lora import keep_zeros_
+    from loraprune.structure.describe import Structure, describe
+    from loraprune.structure.plan import Plan
+    from loraprune.tasks.options import RunOptions
 
 __all__ = [
     "BenchConfig",
@@ -69,36 +69,36 @@ __all__ = [
 ]
 
 _HOMES = {
-    "BenchConfig": "loraprune.recipes.benchmark.config",
-    "BenchResult": "loraprune.recipes.benchmark.result",
+    "BenchConfig": "loraprune.measure.benchmark.config",
+    "BenchResult": "loraprune.measure.benchmark.result",
     "ComparisonConfig": "loraprune.recipes.compare_criteria",
     "CriteriaComparison": "loraprune.recipes.compare_criteria",
-    "EvaluationConfig": "loraprune.recipes.evaluations.config",
-    "Estimate": "loraprune.estimation.result",
-    "EstimateConfig": "loraprune.recipes.planning.config",
-    "OneshotConfig": "loraprune.recipes.oneshot_config",
+    "EvaluationConfig": "loraprune.measure.evaluation.config",
+    "Estimate": "loraprune.measure.estimation.result",
+    "EstimateConfig": "loraprune.measure.estimation.config",
+    "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
-    "Plan": "loraprune.plan",
-    "PruneResult": "loraprune.recipes.joint",
-    "PruningCallback": "loraprune.training.callback",
-    "PruningConfig": "loraprune.training.config",
-    "PstCallback": "loraprune.training.pst_callback",
-    "RunOptions": "loraprune.recipes.options",
-    "RunsComparison": "loraprune.report.runs",
-    "Structure": "loraprune.structure",
-    "bench": "loraprune.recipes.benchmark.bench",
+    "Plan": "loraprune.structure.plan",
+    "PruneResult": "loraprune.recipes.prune",
+    "PruningCallback": "loraprune.pruning.callback",
+    "PruningConfig": "loraprune.pruning.config",
+    "PstCallback": "loraprune.pruning.pst_callback",
+    "RunOptions": "loraprune.tasks.options",
+    "RunsComparison": "loraprune.report.comparison.result",
+    "Structure": "loraprune.structure.describe",
+    "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
-    "compare_runs": "loraprune.recipes.runs.compare",
-    "describe": "loraprune.structure",
-    "evaluate": "loraprune.recipes.evaluations.evaluate",
-    "estimate": "loraprune.recipes.planning.estimate",
-    "keep_zeros_": "loraprune.sparse_lora",
-    "load_semi_structured": "loraprune.runtimes.semi_structured_folder",
+    "compare_runs": "loraprune.report.comparison.runs_compare",
+    "describe": "loraprune.structure.describe",
+    "evaluate": "loraprune.measure.evaluation.evaluations_evaluate",
+    "estimate": "loraprune.measure.estimation.estimate",
+    "keep_zeros_": "loraprune.sparsity.masked_lora",
+    "load_semi_structured": "loraprune.checkpoint.exports.semi_structured",
     "oneshot": "loraprune.recipes.oneshot",
-    "prune": "loraprune.recipes.joint",
-    "read_bench": "loraprune.recipes.benchmark.result",
+    "prune": "loraprune.recipes.prune",
+    "read_bench": "loraprune.measure.benchmark.result",
     "recover": "loraprune.recipes.recover",
-    "save_pruned": "loraprune.export",
+    "save_pruned": "loraprune.checkpoint.save",
 }
 
 

@@ -15,10 +15,10 @@ from tests.zoo.row import logits
 from torch import nn
 
 from loraprune.architectures import spec_for, supported
-from loraprune.export import finish
-from loraprune.masking import masked
-from loraprune.structure import describe, head_dim_of
-from loraprune.wrapping import base_model
+from loraprune.checkpoint.save import finish
+from loraprune.layers.unwrap import base_model
+from loraprune.structure.describe import describe, head_dim_of
+from loraprune.surgery.masking import masked
 
 TOLERANCE = 1e-5
 

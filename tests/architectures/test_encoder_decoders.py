@@ -6,9 +6,9 @@ import pytest
 import torch
 from tests.zoo import ROWS
 
-from loraprune.plan import Plan
-from loraprune.slicing import slice_
-from loraprune.structure import describe
+from loraprune.structure.describe import describe
+from loraprune.structure.plan import Plan
+from loraprune.surgery.slicing import slice_
 
 T5 = [row for row in ROWS if row.config().is_encoder_decoder]
 BY_NAME = {row.name: row for row in ROWS}

@@ -8,9 +8,9 @@ from tests.zoo import ROWS, Row
 from tests.zoo.row import logits
 
 from loraprune.architectures import spec_for
-from loraprune.evidence.gates import GateProbes
-from loraprune.layerwise import LayerwisePass, WholeModelPass
-from loraprune.structure import describe
+from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
+from loraprune.importance.evidence.gates import GateProbes
+from loraprune.structure.describe import describe
 
 # Of what is inside experts, see the tests of `evidence` and `experts`.
 KINDS = ("heads", "query_heads", "channels", "shared_channels")

@@ -8,8 +8,8 @@ from tests.zoo.row import Row
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from loraprune.structure import describe
-from loraprune.widths import legal_widths
+from loraprune.structure.describe import describe
+from loraprune.structure.widths import legal_widths
 
 BY_NAME = {row.name: row for row in ROWS}
 EVERY_FAMILY = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

@@ -15,7 +15,7 @@ from tests.zoo.cases import cut_
 from tests.zoo.plans import ragged_plan
 from tests.zoo.row import logits
 
-from loraprune.structure import describe
+from loraprune.structure.describe import describe
 
 torch_pruning = pytest.importorskip("torch_pruning", reason="needs torch-pruning, of the extra 'test'")
 

@@ -12,7 +12,7 @@ from tests.zoo.cases import CASES
 from tests.zoo.process import Checkpoint, load_elsewhere
 from tests.zoo.row import logits
 
-from loraprune.export import finish
+from loraprune.checkpoint.save import finish
 
 
 @pytest.mark.slow

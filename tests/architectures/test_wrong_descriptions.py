@@ -11,8 +11,8 @@ from loraprune import architectures
 from loraprune.architectures import DimensionSpec, MemberSpec, Number, StackSpec, register
 from loraprune.architectures.llama import LLAMA
 from loraprune.architectures.spec import Unit
-from loraprune.kinds import protected_layers
-from loraprune.structure import describe
+from loraprune.structure.describe import describe
+from loraprune.structure.kinds import protected_layers
 
 UP = MemberSpec(module="mlp.up_proj", axis="output", segments=(("channel",),))
 DOWN = MemberSpec(module="mlp.down_proj", axis="input", segments=(("channel",),))

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from tests.checkpoint.adapters import plain_adapter, rewrite
 from tests.checkpoints import sentences, tiny_checkpoint
 from tests.cli.conftest import Command
-from tests.recipes.measured.adapters import plain_adapter, rewrite
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from tests.checkpoints import tiny_checkpoint
 from tests.cli.conftest import Command
-from tests.evaluation.tasks.conftest import choice_items, context_items, write_items
+from tests.metrics.tasks.conftest import choice_items, context_items, write_items
 
 pytest.importorskip("lm_eval", reason="the extra 'evaluation' is not installed")
 

@@ -13,10 +13,10 @@ from transformers import ElectraConfig
 
 from loraprune import architectures
 from loraprune.architectures import read_spec, spec_for
-from loraprune.export import finish
-from loraprune.plan import Plan
-from loraprune.slicing import slice_
-from loraprune.structure import describe
+from loraprune.checkpoint.save import finish
+from loraprune.structure.describe import describe
+from loraprune.structure.plan import Plan
+from loraprune.surgery.slicing import slice_
 
 BY_NAME = {row.name: row for row in ROWS}
 

@@ -9,7 +9,7 @@ from tests.models import tiny_config
 
 from loraprune.cli.plan import parser
 from loraprune.cli.prune_options import OPTIONS
-from loraprune.estimation.presets import PRESETS
+from loraprune.measure.estimation.gpus import PRESETS
 
 NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio"}
 """Options that a run does not have, or has for one value."""

@@ -15,8 +15,8 @@ from tests.cli.conftest import QUICK, Command
 from transformers import AutoModelForCausalLM
 
 from loraprune.cli.prune_options import OPTIONS
-from loraprune.criteria.compresso import CompressoOptions
-from loraprune.training.config import PruningConfig
+from loraprune.importance.compresso import CompressoOptions
+from loraprune.pruning.config import PruningConfig
 
 
 def record(folder: Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from tests.cli.conftest import QUICK, Command
 
 from loraprune.cli.numbers import indices
 from loraprune.cli.recipes import published
-from loraprune.kinds import protected_layers
+from loraprune.structure.kinds import protected_layers
 
 SMALL = ["--gradient-accumulation-steps=1"]
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprune.cli.main import main
 from loraprune.cli.prune import settle_quantization
-from loraprune.quantization import is_quantized_model
+from loraprune.layers.quantized import is_quantized_model
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprune import RunOptions, recover
 from loraprune.cli import prune_options, recover_options
-from loraprune.interruption import InterruptedRunError
+from loraprune.recipes.steps.interruption import InterruptedRunError
 
 QUICK = ["--max-steps=6", "--max-length=32", "--per-device-train-batch-size=4", "--learning-rate=1e-2"]
 

@@ -12,12 +12,12 @@ import pytest
 import yaml
 from tests.cli.conftest import QUICK, Command
 
+from loraprune.checkpoint.fingerprint import folder_fingerprint
 from loraprune.cli.oneshot_options import OPTIONS as ONESHOT_OPTIONS
 from loraprune.cli.prune_options import OPTIONS
 from loraprune.cli.training_command import training_fields
-from loraprune.evaluation.results import Entry, Results
-from loraprune.recipes.measured.fingerprint import folder_fingerprint
-from loraprune.report.data import ReportData
+from loraprune.measure.evaluation.results import Entry, Results
+from loraprune.record.report_data import ReportData
 
 
 def record(folder: Path) -> dict[str, Any]:

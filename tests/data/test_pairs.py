@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from tests.recipes.tasks.models import byte_tokenizer
+from tests.tasks.models import byte_tokenizer
 
 from loraprune.data.pairs import prepare_pairs
 from loraprune.data.prepared import PreparedRows

@@ -6,9 +6,9 @@ import pytest
 from datasets import Dataset
 from tests.checkpoints import tiny_tokenizer
 
-from loraprune.data.encoding import IGNORED_LABEL, EncodedRow
 from loraprune.data.formats import prepare_dataset
 from loraprune.data.row_prompt import RowPrompt
+from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow
 
 PROMPT = "Be small."
 TEXTS = Dataset.from_dict({"text": ["one two three four five six seven"] * 6})

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from datasets import Dataset
-from tests.recipes.tasks.models import tiny_bert, word_tokenizer
+from tests.tasks.models import tiny_bert, word_tokenizer
 
 from loraprune.data.prepared import PreparedRows
 from loraprune.data.sentences import prepare_sentences

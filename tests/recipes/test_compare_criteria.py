@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 from tests.checkpoints import byte_model, tiny_tokenizer
-from tests.recipes.conftest import QUICK
+from tests.finished_run import QUICK
 
 from loraprune import ComparisonConfig, CriteriaComparison, compare_criteria
-from loraprune.recipes.lora import LoraOptions
+from loraprune.tasks.lora import LoraOptions
 
 TRAINING = {name: value for name, value in QUICK.items() if name != "max_steps"}
 
@@ -84,7 +84,7 @@ def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None
 
 
 def test_criteria_that_learn_masks_are_refused() -> None:
-    from loraprune.criteria import CRITERIA
+    from loraprune.importance.registry import CRITERIA
     from loraprune.recipes.compare_criteria import LEARNING
 
     for name in set(CRITERIA) & set(LEARNING):

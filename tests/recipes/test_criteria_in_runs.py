@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.recipes.conftest import QUICK
+from tests.finished_run import QUICK
 from tests.zoo import ROWS
 
 from loraprune import PruneResult, PruningConfig, RunOptions, prune
-from loraprune.criteria.reach import check_reach
-from loraprune.structure import describe
+from loraprune.importance.criterion import check_reach
+from loraprune.structure.describe import describe
 
 RUNS: dict[str, dict[str, Any]] = {
     "taylor": {"criterion": "taylor"},

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.checkpoints import BOS, EOS, VOCABULARY, tiny_tokenizer
-from tests.recipes.conftest import QUICK
+from tests.finished_run import QUICK
 from transformers import (
     AutoModelForCausalLM,
     MixtralConfig,

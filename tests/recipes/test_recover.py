@@ -11,10 +11,10 @@ import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from tests.checkpoints import VOCABULARY, byte_model, tiny_checkpoint, tiny_tokenizer, write_texts
+from tests.finished_run import CONFIG, QUICK
 from tests.models import PROJECTIONS, logits_of, token_ids
-from tests.recipes.conftest import CONFIG, QUICK
-from tests.recipes.tasks.models import digits, learned_images, tiny_vit
 from tests.recipes.test_mixtures import mixture
+from tests.tasks.models import digits, learned_images, tiny_vit
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -26,8 +26,8 @@ from transformers import (
 )
 
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, keep_zeros_, oneshot, prune, recover
-from loraprune.interruption import InterruptedRunError
-from loraprune.recipes.lora import LoraOptions
+from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.tasks.lora import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)
 TRAINING = {**QUICK, "learning_rate": 1e-2}

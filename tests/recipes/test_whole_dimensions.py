@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 from tests.checkpoints import VOCABULARY, tiny_checkpoint
+from tests.finished_run import QUICK
 from tests.models import logits_of, token_ids
-from tests.recipes.conftest import QUICK
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from loraprune import OneshotConfig, PruningConfig, RunOptions, oneshot, prune

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from loraprune.report import html
-from loraprune.report.data import (
+from loraprune.record.report_data import (
     Completion,
     Cut,
     GroupMap,
@@ -24,6 +23,7 @@ from loraprune.report.data import (
     Row,
     Unit,
 )
+from loraprune.report import html
 
 if TYPE_CHECKING:
     from collections.abc import Callable

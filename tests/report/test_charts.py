@@ -13,18 +13,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.report.conftest import recovered_report
 
-from loraprune.report import charts, training_figure
-from loraprune.report.data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
-from loraprune.report.importance_figure import importance_figure, power_of_ten
-from loraprune.report.layers_figure import layers_figure
-from loraprune.report.map_figure import map_figure
-from loraprune.report.phases_figure import phases_figure
-from loraprune.report.refit_figure import refit_figure, refit_table
-from loraprune.report.scores_figure import scores_figure
-from loraprune.report.stability_figure import stability_figure
+from loraprune.record.report_data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
+from loraprune.report import charts
+from loraprune.report.figures import run
+from loraprune.report.figures.cut import map_figure
+from loraprune.report.figures.layers_figure import layers_figure
+from loraprune.report.figures.phases_figure import phases_figure
+from loraprune.report.figures.refit_figure import refit_figure, refit_table
+from loraprune.report.figures.scores import importance_figure, power_of_ten
+from loraprune.report.figures.scores_figure import scores_figure
+from loraprune.report.figures.stability_figure import stability_figure
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -91,20 +92,20 @@ def test_colors_are_those_of_the_page(any_page: str) -> None:
 
 
 def test_cuts_are_marked_in_both_panels(sample: ReportData) -> None:
-    run = training_figure.training_figure(sample)
-    assert run.wide.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
-    assert "Vertical lines mark cuts" in run.caption
-    assert run.wide.count("<use") > run.wide.count("stroke-dasharray: 2,3")
+    picture = run.training_figure(sample)
+    assert picture.wide.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
+    assert "Vertical lines mark cuts" in picture.caption
+    assert picture.wide.count("<use") > picture.wide.count("stroke-dasharray: 2,3")
 
 
 def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) -> None:
-    assert "over 150 training steps" in training_figure.description(sample)
-    assert "over 155 training steps" in training_figure.description(replace(sample, steps=155))
+    assert "over 150 training steps" in run.description(sample)
+    assert "over 155 training steps" in run.description(replace(sample, steps=155))
 
 
 def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(sample: ReportData) -> None:
     logged = replace(sample, history=tuple(point for point in sample.history if point.step % 50 == 0))
-    picture = training_figure.training_figure(logged).wide
+    picture = run.training_figure(logged).wide
     drawn_paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--accent\)', picture)
     assert max(path.count("L") for path in drawn_paths) >= 2 * len(sample.cuts)
 
@@ -112,9 +113,9 @@ def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(samp
 def test_a_run_that_prunes_nothing_is_drawn_as_its_loss_alone(sample: ReportData) -> None:
     report = recovered_report()
     (section,) = charts.sections(report)
-    alone = training_figure.training_figure(report)
+    alone = run.training_figure(report)
     assert section.figures[0] == alone
-    both = training_figure.training_figure(sample)
+    both = run.training_figure(sample)
     heights = [float(drawn(figure.wide).attrib["viewBox"].split()[3]) for figure in (both, alone)]
     assert heights[1] < heights[0]
     assert "Share removed" in both.wide

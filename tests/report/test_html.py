@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.report.conftest import bare_report, recovered_report
 
+from loraprune.record.report_data import Completion, Cut, GroupMap, LayerWidth, RefitError, ReportData, Row, Unit
 from loraprune.report import html
-from loraprune.report.data import Completion, Cut, GroupMap, LayerWidth, RefitError, ReportData, Row, Unit
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from loraprune.record.report_data import Cut, LayerWidth
 from loraprune.report import tables
-from loraprune.report.data import Cut, LayerWidth
 
 
 def test_the_table_of_cuts_shows_one_width_or_a_range() -> None:

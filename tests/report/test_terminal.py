@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from tests.report.conftest import recovered_report
 
-from loraprune.report.data import Row, Unit
+from loraprune.record.report_data import Row, Unit
 from loraprune.report.terminal import comparison_table
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 TIMES = "\N{MULTIPLICATION SIGN}"
 

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 from tests.report.conftest import bare_report, recovered_report
 
-from loraprune.report.data import Row, Unit
+from loraprune.record.report_data import Row, Unit
 from loraprune.report.tile import tiles
 from loraprune.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 TIMES, MINUS = "\N{MULTIPLICATION SIGN}", "\N{MINUS SIGN}"
 

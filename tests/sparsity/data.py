@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from loraprune.evidence.features import FeatureStatistics
+from loraprune.calibration.features import FeatureStatistics
 
 
 def generator(seed):

@@ -9,7 +9,7 @@ from transformers import GptOssConfig, GptOssForCausalLM
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.sparsity.matrices import Matrix, matrices_of
-from loraprune.structure import describe
+from loraprune.structure.describe import describe
 
 ROW = {row.name: row for row in ROWS}
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.sparsity import golden
 from tests.sparsity.data import inputs_of, statistics_of, weight_of
 
-from loraprune.least_squares import NotPositiveDefiniteError
+from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.sparsity.methods import (
     METHODS,
     ORDERS,

@@ -6,10 +6,10 @@ import torch
 from tests.sparsity import golden
 from tests.sparsity.data import inputs_of, weight_of
 
-from loraprune.least_squares import NotPositiveDefiniteError
+from loraprune.calibration.least_squares import NotPositiveDefiniteError
+from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts
 from loraprune.sparsity.obs import better_rows, inverse, output_error, prune_columns
 from loraprune.sparsity.pattern import parse_pattern
-from loraprune.sparsity.selection import lowest_of_matrix, lowest_of_parts
 
 ROWS, WIDTH = 5, 12
 

@@ -13,10 +13,10 @@ from tests.zoo.row import adapted
 from torch import nn
 
 from loraprune.architectures import spec_for
-from loraprune.kinds import EXCLUSIVE
-from loraprune.plan import Plan
-from loraprune.slicing import slice_
-from loraprune.structure import Structure, describe
+from loraprune.structure.describe import Structure, describe
+from loraprune.structure.kinds import EXCLUSIVE
+from loraprune.structure.plan import Plan
+from loraprune.surgery.slicing import slice_
 
 PLANS = {"uniform": uniform_plan, "ragged": ragged_plan}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import random
 
-from loraprune.dimensions import PrunableDimension, Structure
-from loraprune.plan import Plan
+from loraprune.structure.dimensions import PrunableDimension, Structure
+from loraprune.structure.plan import Plan
 
 
 def _groups(dimension: PrunableDimension, count: int, seed: str) -> tuple[int, ...]:

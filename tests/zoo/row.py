@@ -13,8 +13,8 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from loraprune.structure import Structure, describe
-from loraprune.wrapping import base_model
+from loraprune.layers.unwrap import base_model
+from loraprune.structure.describe import Structure, describe
 
 # In a mixture of experts peft takes these names for those of the experts, which are one tensor today, and leaves the
 # layers alone that bear them. As parameters it finds them.

@@ -1,1 +1,1 @@
-"""The command line: one file a subcommand; they parse, print and exit."""
+"""The command line: one file a command."""

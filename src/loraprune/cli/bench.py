@@ -94,9 +94,9 @@ def _run(arguments: Sequence[str], console: Console) -> int:
 
     from loraprune.cli.bench_progress import BenchProgress
     from loraprune.cli.bench_tables import show
-    from loraprune.recipes.benchmark.bench import bench
-    from loraprune.recipes.benchmark.config import BenchConfig
-    from loraprune.report.atomic import write_text
+    from loraprune.measure.benchmark.bench import bench
+    from loraprune.measure.benchmark.config import BenchConfig
+    from loraprune.record.atomic import write_text
 
     quiet_libraries()
     config = BenchConfig(**fields_of(OPTIONS, values, "bench"))

@@ -8,12 +8,12 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.report import numbers
+from loraprune.record import numbers
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.recipes.benchmark.result import BenchResult, Figure
+    from loraprune.measure.benchmark.result import BenchResult, Figure
 
 
 def show(console: Console, result: BenchResult) -> None:

@@ -14,7 +14,7 @@ from loraprune.cli.recipes import ArgumentError, Parser, suggestion, with_dashes
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.report.runs import RunsComparison
+    from loraprune.report.comparison.result import RunsComparison
 
 NAMED_OTHERS = 8
 
@@ -86,7 +86,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import shlex
 
-    from loraprune.recipes.runs.compare import compare_runs
+    from loraprune.report.comparison.runs_compare import compare_runs
 
     _check_outputs(options)
     comparison = compare_runs(
@@ -112,8 +112,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
     Raises:
         ValueError: a name has a wrong suffix, or is that of a folder or of a file that is read.
     """
-    from loraprune.report.paper import check_picture
-    from loraprune.report.runs_page import check_page
+    from loraprune.report.comparison.page import check_page
+    from loraprune.report.picture_files import check_picture
 
     outputs = [path for path in (options.output, options.picture, options.json) if path is not None]
     read = {path.resolve() for path in (*options.evaluation, *options.bench)}
@@ -132,8 +132,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def show(console: Console, comparison: RunsComparison) -> None:
     """Print a table for each group, what the stars mean, and what to know."""
-    from loraprune.report import runs_words
-    from loraprune.report.runs_table import runs_table
+    from loraprune.report.comparison import runs_words
+    from loraprune.report.comparison.runs_table import runs_table
 
     several = len(comparison.groups) > 1
     for position, group in enumerate(comparison.groups, start=1):
@@ -163,9 +163,9 @@ def _others(names: Sequence[str]) -> str:
 
 
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
-    from loraprune.report.atomic import write_text
-    from loraprune.report.runs_page import write_page
-    from loraprune.report.runs_picture import write_picture
+    from loraprune.record.atomic import write_text
+    from loraprune.report.comparison.page import write_page
+    from loraprune.report.comparison.runs_picture import write_picture
 
     if options.json is not None:
         write_text(options.json, comparison.to_text())

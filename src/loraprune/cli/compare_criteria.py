@@ -33,9 +33,9 @@ def main(arguments: Sequence[str]) -> int:
 def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
-    from loraprune.recipes.lora import LoraOptions
-    from loraprune.recipes.options import RunOptions
-    from loraprune.report.atomic import write_text
+    from loraprune.record.atomic import write_text
+    from loraprune.tasks.lora import LoraOptions
+    from loraprune.tasks.options import RunOptions
 
     values = asked.values
     output: Path | None = values.get("output")

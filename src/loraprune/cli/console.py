@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from loraprune.interruption import InterruptedRunError
+from loraprune.recipes.steps.interruption import InterruptedRunError
 
 WRONG_INVOCATION = 2
 FAILED = 1

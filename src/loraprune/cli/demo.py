@@ -35,9 +35,9 @@ def main(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]
     from loraprune.cli.progress import TrainingProgress
     from loraprune.cli.results import show_result
-    from loraprune.demo import demo_model
+    from loraprune.data.demo_init import demo_model
+    from loraprune.pruning.config import PruningConfig
     from loraprune.recipes.demo import run_demo
-    from loraprune.training.config import PruningConfig
 
     demo_model()
     PruningConfig(ratio=options.ratio)

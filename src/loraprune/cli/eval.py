@@ -116,7 +116,7 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
 
 def _asks_the_hub(values: dict[str, Any]) -> bool:
     """Whether anything is named that is not in a folder here; the base of an adapter aside."""
-    from loraprune.evaluation.texts import TEXT_SETS
+    from loraprune.metrics.texts import TEXT_SETS
 
     measured = [values.get(name) for name in ("ppl", "tasks", "prompts", "data")]
     further = [task for task in values.get("tasks", ()) if not task.endswith((".jsonl", ".json", ".csv"))]
@@ -131,10 +131,10 @@ def _asks_the_hub(values: dict[str, Any]) -> bool:
 def _run(values: dict[str, Any], console: Console) -> int:
     if _asks_the_hub(values):
         stay_offline_without_hub()
-    from loraprune.cli.evaluation_table import show_entries
     from loraprune.cli.steps import StepsProgress
-    from loraprune.recipes.evaluations.config import EvaluationConfig
-    from loraprune.recipes.evaluations.evaluate import evaluate
+    from loraprune.measure.evaluation.config import EvaluationConfig
+    from loraprune.measure.evaluation.evaluations_evaluate import evaluate
+    from loraprune.report.evaluation import show_entries
 
     quiet_libraries()
     quiet = values.pop("quiet", False)

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 
 if TYPE_CHECKING:
-    from loraprune.runtimes.gguf.file import GgufResult
-    from loraprune.runtimes.onnx import OnnxResult
-    from loraprune.runtimes.sparse_checkpoint import SparseFolderResult
+    from loraprune.checkpoint.exports.gguf.file import GgufResult
+    from loraprune.checkpoint.exports.onnx import OnnxResult
+    from loraprune.checkpoint.exports.sparse_checkpoint import SparseFolderResult
 
 FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.format == "gguf":
         _gguf(options, folder)
     elif options.format == "onnx":
-        from loraprune.runtimes.onnx import write_onnx
+        from loraprune.checkpoint.exports.onnx import write_onnx
 
         onnx_result = write_onnx(folder, options.output or folder / "model.onnx", overwrite=options.overwrite)
         _show(_onnx_lines(onnx_result), ())
@@ -73,7 +73,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _gguf(options: argparse.Namespace, folder: Path) -> None:
-    from loraprune.runtimes.gguf.file import write_gguf
+    from loraprune.checkpoint.exports.gguf.file import write_gguf
 
     outtype = options.outtype or "f16"
     result = write_gguf(
@@ -100,12 +100,12 @@ def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwr
     """
     output = output or sparse_folder(folder, form)
     if form == "semi-structured":
-        from loraprune.runtimes.semi_structured_folder import write_semi_structured
+        from loraprune.checkpoint.exports.semi_structured import write_semi_structured
 
         result = write_semi_structured(folder, output, overwrite=overwrite)
         how = f"Load it: loraprune.load_semi_structured({str(output)!r}), on a GPU of compute capability 8.0 or more"
     else:
-        from loraprune.runtimes.compressed_tensors import export_compressed_tensors
+        from loraprune.checkpoint.exports.compressed_tensors import export_compressed_tensors
 
         result = export_compressed_tensors(folder, output, overwrite=overwrite)
         how = f"Run it: vllm serve {output}, with a vLLM from before its pull request 36799 (2026), which ended that"

@@ -43,7 +43,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from loraprune.architectures import UnsupportedArchitectureError, read_spec, register, spec_for
-    from loraprune.recipes.loading import load_config
+    from loraprune.checkpoint.load import load_config
 
     quiet_libraries()
     spec = None if options.architecture is None else read_spec(options.architecture)
@@ -66,9 +66,9 @@ def _run(options: argparse.Namespace) -> int:
 
 def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> int:
     from loraprune.architectures.writing import spec_text
+    from loraprune.checkpoint.load import checkpoint_dtype, meta_model
     from loraprune.cli.structure_table import as_values, show
-    from loraprune.recipes.loading import checkpoint_dtype, meta_model
-    from loraprune.structure import describe
+    from loraprune.structure.describe import describe
 
     model = meta_model(config)
     structure = describe(model, options.dimensions, options.keep_layers)
@@ -83,8 +83,8 @@ def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> in
 
 
 def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> int:
+    from loraprune.checkpoint.undescribed import look_at
     from loraprune.cli.outline_table import as_values, show
-    from loraprune.recipes.undescribed import look_at
 
     seen = look_at(config)
     if options.json:

@@ -24,8 +24,8 @@ from loraprune.cli.recipes import (
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.recipes.oneshot_config import OneshotConfig
-    from loraprune.recipes.options import RunOptions
+    from loraprune.pruning.oneshot_config import OneshotConfig
+    from loraprune.tasks.options import RunOptions
 
 DESCRIPTION = """Prune a model on calibration data, without training.
 
@@ -96,9 +96,9 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     from loraprune.architectures import read_spec, register
     from loraprune.cli.oneshot_results import show_oneshot_result
     from loraprune.cli.steps import StepsProgress
+    from loraprune.pruning.oneshot_config import OneshotConfig
     from loraprune.recipes.oneshot import oneshot
-    from loraprune.recipes.oneshot_config import OneshotConfig
-    from loraprune.recipes.options import RunOptions
+    from loraprune.tasks.options import RunOptions
 
     quiet_libraries()
     if values.get("architecture") is not None:
@@ -133,21 +133,21 @@ def _check_format(form: str, model: str, config: OneshotConfig, options: RunOpti
     Raises:
         ValueError: it is for 2:4 alone, or this machine or the installed packages cannot do it.
     """
-    from loraprune.export import check_output
+    from loraprune.checkpoint.save import check_output
 
     if form == "dense":
         return
     if config.structured or str(config.pattern) != "2:4":
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
-        from loraprune.recipes.loading import checkpoint_dtype, load_config
-        from loraprune.runtimes.semi_structured import check_semi_structured
+        from loraprune.checkpoint.exports.runtimes_semi_structured import check_semi_structured
+        from loraprune.checkpoint.load import checkpoint_dtype, load_config
 
         check_semi_structured()
         checkpoint = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
         check_semi_structured(dtype=checkpoint_dtype(checkpoint))
     else:
-        from loraprune.runtimes.compressed_tensors import check_package
+        from loraprune.checkpoint.exports.compressed_tensors import check_package
 
         check_package()
     assert options.output is not None

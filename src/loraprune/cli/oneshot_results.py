@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 
 from loraprune.cli.results import show_end, show_report
-from loraprune.report.numbers import percent
+from loraprune.record.numbers import percent
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from loraprune.recipes.oneshot import OneshotResult
-    from loraprune.sparsity.layers import MatrixRecord
+    from loraprune.sparsity.whole_model import MatrixRecord
 
 
 def sparsity_table(matrices: Sequence[MatrixRecord]) -> Table:

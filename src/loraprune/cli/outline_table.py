@@ -10,8 +10,8 @@ from loraprune.cli.progress import count
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.outlining import BlockKind, Layer
-    from loraprune.recipes.undescribed import Undescribed
+    from loraprune.checkpoint.undescribed import Undescribed
+    from loraprune.structure.drafting import BlockKind, Layer
 
 SHOWN_INDICES = 8
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.numbers import indices, names, parameter_count
-from loraprune.estimation.presets import PRESETS
+from loraprune.measure.estimation.gpus import PRESETS
 
 PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "dimensions",
            "keep_layers", "refit", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
@@ -96,9 +96,9 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(f"The folder of {options.output} does not exist. Make it, or name another file.")
     from loraprune.architectures import read_spec, register
     from loraprune.cli.plan_table import show
-    from loraprune.recipes.planning.estimate import Estimator
-    from loraprune.recipes.planning.shape_models import find_config
-    from loraprune.report.atomic import write_text
+    from loraprune.measure.estimation.estimate import Estimator
+    from loraprune.measure.estimation.shape_models import find_config
+    from loraprune.record.atomic import write_text
 
     quiet_libraries()
     if options.architecture is not None:
@@ -120,9 +120,9 @@ def _run(options: argparse.Namespace) -> int:
 def _settings(options: argparse.Namespace) -> Any:
     """The run that was asked about."""
     from loraprune.cli.prune import settle_quantization
-    from loraprune.recipes.lora import LoraOptions
-    from loraprune.recipes.planning.config import EstimateConfig
-    from loraprune.training.config import PruningConfig
+    from loraprune.measure.estimation.config import EstimateConfig
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.tasks.lora import LoraOptions
 
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     given |= {name: False for name in (*PRUNING, *RUN) if getattr(options, name, None) is False}

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-from loraprune.report.numbers import MISSING, count, file_size, percent, significant
+from loraprune.record.numbers import MISSING, count, file_size, percent, significant
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from loraprune.estimation.result import Estimate, ModelSize
+    from loraprune.measure.estimation.result import Estimate, ModelSize
 
 GIB = 1024**3
 KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN channels", "hidden": "hidden size"}
@@ -129,8 +129,8 @@ def _remedies(estimate: Estimate) -> Iterator[str]:
 
 
 def _lines(estimates: Sequence[Estimate]) -> Iterator[str]:
-    from loraprune.estimation.gpus import CONTEXT, FRAGMENTED
-    from loraprune.estimation.timing import UTILIZATION
+    from loraprune.measure.estimation.estimation_gpus import CONTEXT, FRAGMENTED
+    from loraprune.measure.estimation.timing import UTILIZATION
 
     first = estimates[0]
     if any(abs(found.ratio - found.asked) > 0.0005 for found in estimates):

@@ -79,10 +79,10 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
 def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.cli.results import show_result
-    from loraprune.recipes.joint import prune
-    from loraprune.recipes.lora import LoraOptions
-    from loraprune.recipes.options import RunOptions
-    from loraprune.training.config import PruningConfig
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.recipes.prune import prune
+    from loraprune.tasks.lora import LoraOptions
+    from loraprune.tasks.options import RunOptions
 
     values = asked.values
     pruning = fields_of(OPTIONS, values, "pruning")

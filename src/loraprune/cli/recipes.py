@@ -24,7 +24,7 @@ class Parser(argparse.ArgumentParser):
 
 def published() -> dict[str, Path]:
     """The recipes that the package brings, by name: the methods of the field with their published settings."""
-    folder = Path(__file__).parent.parent / "published"
+    folder = Path(__file__).parent.parent / "recipes" / "published"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 

@@ -22,9 +22,9 @@ def main(arguments: Sequence[str]) -> int:
 def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.cli.results import show_result
-    from loraprune.recipes.lora import LoraOptions
-    from loraprune.recipes.options import RunOptions
     from loraprune.recipes.recover import recover
+    from loraprune.tasks.lora import LoraOptions
+    from loraprune.tasks.options import RunOptions
 
     values = asked.values
     progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)

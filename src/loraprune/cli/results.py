@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from rich.text import Text
 
+from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.report.terminal import comparison_table
-from loraprune.runtimes.overview import runtimes_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PreTrainedModel
 
-    from loraprune.recipes.joint import PruneResult
-    from loraprune.report.data import ReportData
+    from loraprune.recipes.prune import PruneResult
+    from loraprune.record.report_data import ReportData
 
 
 def show_result(console: Console, result: PruneResult) -> None:

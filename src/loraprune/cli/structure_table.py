@@ -6,13 +6,13 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.progress import count
-from loraprune.kinds import EXCLUSIVE
-from loraprune.widths import legal_widths
+from loraprune.structure.kinds import EXCLUSIVE
+from loraprune.structure.widths import legal_widths
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.dimensions import PrunableDimension, Structure
+    from loraprune.structure.dimensions import PrunableDimension, Structure
 
 GROUPS = {
     "query_heads": "one query head",

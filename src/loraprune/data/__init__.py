@@ -1,1 +1,1 @@
-"""What a model is tuned on: data read from files or the hub, as token ids with labels that mark the answers."""
+"""Training and calibration data: files, folders and hub data sets made into rows."""

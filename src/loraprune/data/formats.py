@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 
 from loraprune.data.chat import chat_writer, normalize_messages
 from loraprune.data.columns import Columns, DataFormat, Row, columns_of, detect_format, numbered_batches
-from loraprune.data.encoding import EncodedRow, encode_documents, encode_passages
 from loraprune.data.packing import pack_documents, pack_rows
 from loraprune.data.passages import Passage, instruction_passage, prompt_completion_passage, text_value
 from loraprune.data.row_prompt import RowPrompt
+from loraprune.data.tokenize import EncodedRow, encode_documents, encode_passages
 
 __all__ = ["DataFormat", "PreparedData", "detect_format", "prepare_dataset"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from loraprune.data.encoding import EncodedRow
+from loraprune.data.tokenize import EncodedRow
 
 
 def pack_documents(documents: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRow]:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 from datasets import Dataset
 
 from loraprune.data.columns import Columns, DataFormat, Row, columns_of, numbered_batches
-from loraprune.data.encoding import closed
 from loraprune.data.passages import text_value
 from loraprune.data.prepared import PreparedRows
+from loraprune.data.tokenize import closed
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

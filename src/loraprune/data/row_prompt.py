@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from transformers import PreTrainedTokenizerBase
 
-from loraprune.data.encoding import IGNORED_LABEL, EncodedRow, opening_ids, tokenize
+from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow, opening_ids, tokenize
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""Whole runs, readable from top to bottom."""
+"""Whole runs, each readable from top to bottom."""

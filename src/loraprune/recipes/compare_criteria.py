@@ -9,27 +9,27 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.agreement import Agreement, agreements
-from loraprune.allocation import ALLOCATIONS, check_reachable
-from loraprune.averaging import Scores
-from loraprune.criteria import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, make_criterion
-from loraprune.criteria.options import LISTENERS, CriterionOptions
-from loraprune.criteria.reach import check_reach
-from loraprune.criteria.whole_blocks import for_structure
-from loraprune.recipes.lora import LoraOptions
-from loraprune.recipes.options import RunOptions
-from loraprune.recipes.preparing import TrainingJob, prepare
-from loraprune.structure import Structure
-from loraprune.training.config import PruningConfig
-from loraprune.training.listening import ListeningCallback
-from loraprune.widths import LegalWidths, legal_widths
+from loraprune.allocation.agreement import Agreement, agreements
+from loraprune.allocation.uniform import ALLOCATIONS, check_reachable
+from loraprune.importance.criterion import check_reach
+from loraprune.importance.moving_average import Scores
+from loraprune.importance.options import LISTENERS, CriterionOptions
+from loraprune.importance.registry import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, make_criterion
+from loraprune.importance.whole_blocks import for_structure
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.watching import ListeningCallback
+from loraprune.recipes.steps.check import TrainingJob, prepare
+from loraprune.structure.describe import Structure
+from loraprune.structure.widths import LegalWidths, legal_widths
+from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from loraprune.evaluation.batches import Collator
+    from loraprune.metrics.batches import Collator
 
 logger = logging.getLogger("loraprune")
 

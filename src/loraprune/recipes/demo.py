@@ -10,12 +10,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.demo import PROMPT, demo_data, demo_model
-from loraprune.export import check_output
-from loraprune.interruption import InterruptedRunError
-from loraprune.recipes.joint import PruneResult, prune
-from loraprune.recipes.options import RunOptions
-from loraprune.training.config import PruningConfig
+from loraprune.checkpoint.save import check_output
+from loraprune.data.demo_init import PROMPT, demo_data, demo_model
+from loraprune.pruning.config import PruningConfig
+from loraprune.recipes.prune import PruneResult, prune
+from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

@@ -11,24 +11,24 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from loraprune.export import save_checkpoint
-from loraprune.phases import WRITING
-from loraprune.recipes.keeping_zeros import filling_note
-from loraprune.recipes.measured.adapter_folder import COURSE_FILE, MASKS_FILE, REFITTED_FILE, course_text
-from loraprune.recipes.preparing import TrainingJob
-from loraprune.recipes.quantized_base import quantization_notes
-from loraprune.recipes.records.event_files import copy_event_files
-from loraprune.recipes.reports.card import model_card
-from loraprune.recipes.reports.page_of_run import write_page
-from loraprune.recipes.reports.pst_card import pst_card
-from loraprune.recipes.reports.recovery_card import recovery_card
-from loraprune.recipes.reports.reporting import importance_of, report_of, shown_measures
-from loraprune.report.data import ReportData
-from loraprune.runtimes.overview import runtimes_of
-from loraprune.training.callback import PruningCallback
-from loraprune.training.pst import PstRun
-from loraprune.training.state import refitted_weights
-from loraprune.zeros import Zeros
+from loraprune.checkpoint.adapter import COURSE_FILE, MASKS_FILE, REFITTED_FILE, course_text
+from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.save import save_checkpoint
+from loraprune.pruning.callback import PruningCallback
+from loraprune.pruning.phases import WRITING
+from loraprune.pruning.pst import PstRun
+from loraprune.pruning.resume import refitted_weights
+from loraprune.recipes.steps.check import TrainingJob
+from loraprune.recipes.steps.quantized import quantization_notes
+from loraprune.recipes.steps.zeros import filling_note
+from loraprune.record.report_data import ReportData
+from loraprune.report.card import model_card
+from loraprune.report.from_record import importance_of, report_of, shown_measures
+from loraprune.report.page_of_run import write_page
+from loraprune.report.pst_card import pst_card
+from loraprune.report.recovery_card import recovery_card
+from loraprune.sparsity.zeros import Zeros
+from loraprune.tasks.event_files import copy_event_files
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -8,34 +8,34 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.averaging import Scores
-from loraprune.biases import give_biases_
-from loraprune.evaluation.batches import Collator
-from loraprune.export import finish, save_checkpoint
-from loraprune.inference import inference_mode
-from loraprune.layerwise import Calibration, calibration_pass
-from loraprune.output_error import ConsumerError
-from loraprune.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
-from loraprune.plan import Plan
-from loraprune.recipes.measuring import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.calibration.block_by_block import Calibration, calibration_pass
+from loraprune.calibration.progress import ToldOf
+from loraprune.calibration.residual_stream import has_stream
+from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.save import finish, save_checkpoint
+from loraprune.importance.moving_average import Scores
+from loraprune.layers.inference import inference_mode
+from loraprune.metrics.batches import Collator
+from loraprune.pruning.oneshot import StructuredOptions, prune_
+from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
 from loraprune.recipes.oneshot_calibration import draw, facts_of, warn_of_few_tokens
-from loraprune.recipes.oneshot_config import OneshotConfig
-from loraprune.recipes.options import RunOptions
-from loraprune.recipes.preparing_oneshot import OneshotJob, prepare_oneshot
-from loraprune.recipes.records.base_history import history_of
-from loraprune.recipes.records.course import dimensions_of
-from loraprune.recipes.records.recipe import oneshot_recipe
-from loraprune.recipes.records.record import run_record
-from loraprune.recipes.reports.oneshot_reporting import card_of, measures_of, notes_of
-from loraprune.recipes.reports.page_of_run import write_page
-from loraprune.recipes.reports.reporting import importance_of, report_of
-from loraprune.report.data import ReportData
-from loraprune.runtimes.overview import runtimes_of
-from loraprune.sparsity.layers import MatrixRecord, sparsify_
-from loraprune.stream import has_stream
-from loraprune.structure import Structure
-from loraprune.telling import ToldOf
-from loraprune.training_free.pruning import StructuredOptions, prune_
+from loraprune.recipes.oneshot_reporting import card_of, measures_of, notes_of
+from loraprune.recipes.steps.check_oneshot import OneshotJob, prepare_oneshot
+from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.steps.record import oneshot_recipe
+from loraprune.record.course import dimensions_of
+from loraprune.record.history import history_of
+from loraprune.record.report_data import ReportData
+from loraprune.record.run_record import run_record
+from loraprune.report.from_record import importance_of, report_of
+from loraprune.report.page_of_run import write_page
+from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
+from loraprune.structure.describe import Structure
+from loraprune.structure.plan import Plan
+from loraprune.surgery.bias import give_biases_
+from loraprune.surgery.output_error import ConsumerError
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -6,9 +6,9 @@ import logging
 
 import torch
 
-from loraprune.layerwise import Calibration
-from loraprune.recipes.preparing_oneshot import OneshotJob
-from loraprune.training.calibration import draw_batches, draw_calibration
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.pruning.calibration_data import draw_batches, draw_calibration
+from loraprune.recipes.steps.check_oneshot import OneshotJob
 
 logger = logging.getLogger("loraprune")
 

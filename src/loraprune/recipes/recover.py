@@ -7,18 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.recipes.joint import PruneResult, run, run_folder
-from loraprune.recipes.lora import LoraOptions
-from loraprune.recipes.options import RunOptions
-from loraprune.recipes.preparing import prepare
-from loraprune.training.config import PruningConfig
+from loraprune.pruning.config import PruningConfig
+from loraprune.recipes.prune import PruneResult, run, run_folder
+from loraprune.recipes.steps.check import prepare
+from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from loraprune.evaluation.batches import Collator
+    from loraprune.metrics.batches import Collator
 
 
 def recover(

@@ -1,1 +1,1 @@
-"""The report of a run: its data, a web page and a table for the terminal."""
+"""What a run looks like: card, tables and page, drawn from the record alone."""

@@ -5,18 +5,18 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraprune.report.importance_figure import importance_figure
-from loraprune.report.layers_figure import layers_figure
-from loraprune.report.map_figure import map_figure
-from loraprune.report.phases_figure import phases_figure
-from loraprune.report.refit_figure import refit_figure
-from loraprune.report.stability_figure import stability_figure
-from loraprune.report.training_figure import training_figure
+from loraprune.report.figures.cut import map_figure
+from loraprune.report.figures.layers_figure import layers_figure
+from loraprune.report.figures.phases_figure import phases_figure
+from loraprune.report.figures.refit_figure import refit_figure
+from loraprune.report.figures.run import training_figure
+from loraprune.report.figures.scores import importance_figure
+from loraprune.report.figures.stability_figure import stability_figure
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from loraprune.report.data import LayerWidth, ReportData
+    from loraprune.record.report_data import LayerWidth, ReportData
     from loraprune.report.figure import Figure
 
 

@@ -6,15 +6,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.report import atomic, comparison, page, tables
+from loraprune.record import atomic
+from loraprune.report import before_after, page, tables
 from loraprune.report.charts import sections
-from loraprune.report.refit_figure import refit_table
-from loraprune.report.scores_figure import scores_figure
+from loraprune.report.figures.refit_figure import refit_table
+from loraprune.report.figures.scores_figure import scores_figure
 from loraprune.report.tile import tiles
 from loraprune.report.verdict import verdict
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 
 def write_report(data: ReportData, path: str | Path) -> None:
@@ -41,12 +42,12 @@ def render_report(data: ReportData) -> str:
         data=data,
         created=readable_time(data.created),
         verdict=verdict(data),
-        summary=comparison.summary(data),
+        summary=before_after.summary(data),
         tiles=tiles(data),
-        rows=comparison.format_rows(data),
-        unrecovered=comparison.has_unrecovered(data),
+        rows=before_after.format_rows(data),
+        unrecovered=before_after.has_unrecovered(data),
         sections=sections(data),
-        scores=[comparison.format_row(row) for row in data.scores],
+        scores=[before_after.format_row(row) for row in data.scores],
         scores_figure=scores_figure(data.scores, data.before, data.after) if data.scores else None,
         widths=tables.width_grid(data.layers),
         cuts=tables.cut_grid(data.cuts, "zero" if sparse else "removed"),

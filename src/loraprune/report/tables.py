@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from loraprune.report import numbers
+from loraprune.record import numbers
 from loraprune.report.figure import in_words
 from loraprune.report.grid import Grid
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loraprune.report.data import Cut, LayerWidth
+    from loraprune.record.report_data import Cut, LayerWidth
 
 
 def width_grid(layers: Sequence[LayerWidth]) -> Grid:

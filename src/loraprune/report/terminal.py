@@ -8,10 +8,10 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.report import comparison
+from loraprune.report import before_after
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 
 def comparison_table(data: ReportData) -> Table:
@@ -20,7 +20,7 @@ def comparison_table(data: ReportData) -> Table:
     The column of the model without recovery is left out where nothing of it was measured. How a row was measured
     stands in a second line under its label.
     """
-    unrecovered = comparison.has_unrecovered(data)
+    unrecovered = before_after.has_unrecovered(data)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
     table.add_column(data.before, justify="right", no_wrap=True)
@@ -28,7 +28,7 @@ def comparison_table(data: ReportData) -> Table:
         table.add_column("without recovery", justify="right")
     table.add_column(data.after, justify="right", no_wrap=True, style="bold")
     table.add_column("change", justify="right", no_wrap=True)
-    for row in comparison.format_rows(data):
+    for row in before_after.format_rows(data):
         label = Text(row.label)
         if row.detail:
             label.append(f"\n{row.detail}", style="dim")

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraprune.report import comparison, numbers
-from loraprune.report.data import Row, Unit
+from loraprune.record import numbers
+from loraprune.record.report_data import Row, Unit
+from loraprune.report import before_after
 
 if TYPE_CHECKING:
-    from loraprune.report.data import ReportData
+    from loraprune.record.report_data import ReportData
 
 _UNITS = (Unit.PARAMETERS, Unit.BYTES, Unit.MILLISECONDS, Unit.PERPLEXITY, Unit.ACCURACY)
 _MEANINGS = {
@@ -61,7 +62,7 @@ def tiles(data: ReportData) -> list[Tile]:
 
 
 def _tile(row: Row, sparse: bool) -> Tile:
-    text = comparison.format_row(row)
+    text = before_after.format_row(row)
     meaning = ""
     if text.change != numbers.MISSING and row.dense is not None and row.pruned is not None:
         fell, stayed, rose = _MEANINGS[row.unit]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraprune.report import comparison, numbers
-from loraprune.report.data import Unit
+from loraprune.record import numbers
+from loraprune.record.report_data import Unit
+from loraprune.report import before_after
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loraprune.report.data import ReportData, Row
+    from loraprune.record.report_data import ReportData, Row
 
 _SPEED = (Unit.MILLISECONDS, Unit.TOKENS_PER_SECOND)
 _QUALITY = (Unit.PERPLEXITY, Unit.ACCURACY, Unit.LOSS)
@@ -49,15 +50,15 @@ def _size(data: ReportData) -> str:
 
 
 def _speed(row: Row | None) -> str:
-    change = comparison.change(row.dense, row.pruned, row.unit) if row is not None else numbers.MISSING
+    change = before_after.change(row.dense, row.pruned, row.unit) if row is not None else numbers.MISSING
     if change == numbers.MISSING:
         return ""
-    return "is as fast as before" if change == comparison.UNCHANGED else f"is {change}"
+    return "is as fast as before" if change == before_after.UNCHANGED else f"is {change}"
 
 
 def _quality(row: Row) -> str:
     before, after = row.dense or 0.0, row.pruned or 0.0
-    shown = comparison.format_row(row)
+    shown = before_after.format_row(row)
     label = row.label[:1].lower() + row.label[1:]
     if shown.dense == shown.pruned:
         return f"{label} stays at {shown.pruned}."

@@ -1,1 +1,1 @@
-"""Unstructured and N:M sparsity: which weights become zero, and what the others become to make up for them."""
+"""Single weights made zero: scores, masks, SparseGPT, PST, and LoRA that keeps zeros."""

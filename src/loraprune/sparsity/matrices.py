@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprune.axes import is_matrix, is_stacked, matrix_shape, weight_oi
-from loraprune.expert_adapters import expert_weight_oi
-from loraprune.experts import up_parameter
+from loraprune.layers.axes import is_matrix, is_stacked, matrix_shape, weight_oi
+from loraprune.layers.expert_adapters import expert_weight_oi
+from loraprune.layers.experts import up_parameter
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from loraprune.sparsity import scores
+from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts, lowest_of_rows, lowest_of_rows_by_share
 from loraprune.sparsity.obs import BLOCK_SIZE, Chooser, better_rows, inverse, output_error, prune_columns
 from loraprune.sparsity.pattern import SparsityPattern
-from loraprune.sparsity.selection import lowest_of_matrix, lowest_of_parts, lowest_of_rows, lowest_of_rows_by_share
 
 if TYPE_CHECKING:
-    from loraprune.evidence.features import FeatureStatistics
+    from loraprune.calibration.features import FeatureStatistics
 
 Method = Literal["magnitude", "wanda", "sparsegpt", "magnitude+obs", "wanda+obs"]
 METHODS: tuple[str, ...] = get_args(Method)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
-from loraprune.least_squares import damped_cholesky
+from loraprune.calibration.least_squares import damped_cholesky
 
 BLOCK_SIZE = 128
 WIDEST_IN_64_BITS = 16384

@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from loraprune.masked_products import Factors, sum_of_products
-from loraprune.sparsity.selection import lowest
+from loraprune.sparsity.masked_product import Factors, sum_of_products
+from loraprune.sparsity.masks import lowest
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,15 +9,15 @@ from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from loraprune.masked_products import Factors
-from loraprune.sparse_lora import HARMLESS_INITS, PLAIN_DTYPES, ZeroKeepingLinear
+from loraprune.layers.unwrap import base_model
+from loraprune.sparsity.masked_lora import HARMLESS_INITS, PLAIN_DTYPES, ZeroKeepingLinear
+from loraprune.sparsity.masked_product import Factors
 from loraprune.sparsity.pst import LearntScores, PstOptions, kept_highest, pst_product, pst_score
-from loraprune.wrapping import base_model
 
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from loraprune.structure import Structure
+    from loraprune.structure.describe import Structure
 
 
 class PstLinear(Linear):

@@ -1,0 +1,128 @@
+"""The allocation ``global``: groups of all layers compete, and widths differ from layer to layer."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Sequence
+
+from loraprune.allocation.choices import Choice, choices, positions_of
+from loraprune.importance.moving_average import Scores
+from loraprune.structure.dimensions import PrunableDimension, Structure
+from loraprune.structure.plan import Plan
+from loraprune.structure.widths import LegalWidths
+
+FLOOR = 0.1
+"""Share of its groups that every dimension keeps at least: a layer without heads or channels is not asked for, and
+scores taken on the dense model say little about a layer of which nearly everything is gone."""
+
+
+def floor_of(dimension: PrunableDimension, multiple: int) -> int:
+    """Groups that each stratum of a dimension keeps at least; channels keep a multiple of ``multiple``."""
+    least = max(math.ceil(FLOOR * dimension.per_stratum / multiple) * multiple, dimension.floor, 1)
+    return min(least, dimension.per_stratum)
+
+
+def smallest_share(structure: Structure, legal: LegalWidths) -> float:
+    """Share of the prunable parameters that is left when every dimension is at its floor."""
+    kept = 0
+    for dimension in structure:
+        multiple = legal.multiples.get(dimension.kind, 1)
+        protected = dimension.layer in structure.protected
+        each = dimension.per_stratum if protected else floor_of(dimension, multiple)
+        kept += each * dimension.strata * dimension.parameters_per_group
+    return kept / structure.prunable_parameters
+
+
+class _Ladder:
+    """Steps down of one choice, from the least important groups up: what each costs and what it frees."""
+
+    def __init__(self, choice: Choice, multiple: int, comparable: bool, ranked: bool) -> None:
+        self.choice = choice
+        self.count = choice.scores.shape[1]
+        self._floor = floor_of(choice.dimension, multiple)
+        self._multiple = multiple
+        self._losses = choice.losses()
+        per_group = choice.parameters_per_step
+        if ranked:
+            self._unit = float(len(choice.dimensions) * choice.scores.shape[0])
+        elif comparable:
+            self._unit = float(per_group)
+        else:
+            self._unit = max(float(choice.scores.double().sum()) / self.count, 1e-300)
+        self._per_group = per_group
+
+    def next_count(self) -> int | None:
+        """Groups a stratum after the next step; None at the floor."""
+        after = (self.count - 1) // self._multiple * self._multiple
+        return after if after >= self._floor else None
+
+    def price(self) -> float | None:
+        """Importance that the next step loses for each parameter that it frees."""
+        after = self.next_count()
+        if after is None:
+            return None
+        return (self._losses[after] - self._losses[self.count]) / ((self.count - after) * self._unit)
+
+    def freed(self) -> int:
+        """Parameters that the next step frees."""
+        after = self.next_count()
+        return 0 if after is None else (self.count - after) * self._per_group
+
+    def step(self) -> int:
+        """Take the next step; returns the parameters that it frees."""
+        freed, after = self.freed(), self.next_count()
+        assert after is not None
+        self.count = after
+        return freed
+
+
+def allocate_globally(
+    structure: Structure,
+    plan: Plan,
+    scores: Scores,
+    ratio: float,
+    legal: LegalWidths,
+    *,
+    comparable: bool,
+    ranked: bool = False,
+) -> Plan:
+    """Remove the groups that lose least importance for each parameter, wherever they are.
+
+    Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor`` scores of both
+    estimate the same thing, a change of the loss, and are compared as they are, as are the probabilities of
+    ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean
+    of their dimension first, so that only the order within a dimension counts. Scores that are ``ranked`` (FLAP's,
+    standardized within each dimension) say themselves which group goes next; a step of several groups has their mean.
+
+    Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
+    step that would go past the ratio is left out while finer ones are left that meet it.
+    """
+    wanted = ratio * structure.prunable_parameters - plan.removed_parameters(structure)
+    ladders = [
+        _Ladder(choice, legal.multiples.get(choice.dimension.kind, 1), comparable, ranked)
+        for choice in choices(structure, scores)
+    ]
+    queue = [(price, index) for index, ladder in enumerate(ladders) if (price := ladder.price()) is not None]
+    heapq.heapify(queue)
+    half_step = 0.5 * min((ladder.freed() for ladder in ladders if ladder.next_count() is not None), default=0)
+    too_far: list[_Ladder] = []
+    while queue and wanted > half_step:
+        _, index = heapq.heappop(queue)
+        ladder = ladders[index]
+        if ladder.freed() > wanted + half_step:
+            too_far.append(ladder)
+            continue
+        wanted -= ladder.step()
+        price = ladder.price()
+        if price is not None:
+            heapq.heappush(queue, (price, index))
+    if wanted > half_step and too_far:  # finer steps are used up
+        nearest = min(too_far, key=lambda ladder: abs(wanted - ladder.freed()))
+        if abs(wanted - nearest.freed()) < wanted:
+            nearest.step()
+    kept: dict[str, Sequence[int]] = {}
+    for ladder in ladders:
+        if ladder.count < ladder.choice.scores.shape[1]:
+            kept |= positions_of(ladder.choice, ladder.choice.kept(ladder.count))
+    return plan.keep(kept)

@@ -1,0 +1,293 @@
+"""One pass over the blocks of a model on calibration data: with cached hidden states, or by running whole models."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import nn
+
+from loraprune.calibration.features import FeatureStatistics, watched_features
+from loraprune.calibration.placing import placed
+from loraprune.calibration.routed_tokens import RoutedTokens
+from loraprune.layers.unwrap import base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loraprune.structure.dimensions import Structure
+
+TOKENS_PER_BATCH = 8192
+
+Watched = TypeVar("Watched")
+
+Calibration = Sequence["torch.Tensor | Mapping[str, torch.Tensor]"]
+"""Token ids, 1-D tensors of any lengths; or mappings of a model's inputs, each a batch."""
+
+
+@dataclass
+class BlockCalls:
+    """What the blocks are called with for one batch of calibration sequences.
+
+    Attributes:
+        hidden: hidden states that enter the next block, shape ``(batch, tokens, hidden)``.
+        arguments: what each block is called with beside them, by position and by name (masks and position embeddings;
+            shared tensors, not copies).
+    """
+
+    hidden: torch.Tensor
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+
+
+CACHES = ("past_key_values", "past_key_value", "layer_past")
+
+
+class _Recorder(nn.Module):
+    """Stands in for a block: keeps what it is called with and passes the hidden states on."""
+
+    def __init__(self, block: nn.Module, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], as_tuple: bool) -> None:
+        super().__init__()
+        self._as_tuple = as_tuple
+        self._calls = calls
+        # A decoder may read attributes of its blocks (the type of attention, say).
+        self.__dict__["_block"] = block
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(self.__dict__["_block"], name)
+
+    def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        self._calls.append((args, {**kwargs, **{name: None for name in CACHES if name in kwargs}}))
+        self.hidden = hidden_states
+        # Some decoders take the first entry of what a block returns, some take it whole.
+        return (hidden_states, None) if self._as_tuple else hidden_states
+
+
+def equal_length_batches(sequences: Sequence[torch.Tensor], tokens: int = TOKENS_PER_BATCH) -> list[torch.Tensor]:
+    """Batches of sequences of equal length, so that nothing is padded; longest first, about ``tokens`` tokens each."""
+    batches: list[torch.Tensor] = []
+    by_length = sorted(sequences, key=len, reverse=True)
+    for length, group in groupby(by_length, key=len):
+        batches += torch.stack(list(group)).split(max(1, tokens // length))
+    return batches
+
+
+def _record(model: nn.Module, structure: Structure, batch: torch.Tensor) -> BlockCalls:
+    """Run everything before the first block on a batch, and learn how each block is called."""
+    assert structure.spec.decoder is not None
+    decoder = model.get_submodule(structure.spec.decoder)
+    parent_name, _, list_name = structure.blocks[0].rpartition(".")[0].rpartition(".")
+    parent = model.get_submodule(parent_name)
+    blocks = getattr(parent, list_name)
+    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = []
+    as_tuple = structure.spec.blocks_return_tuples
+    recorders = nn.ModuleList([_Recorder(block, arguments, as_tuple) for block in blocks])
+    setattr(parent, list_name, recorders)
+    try:
+        decoder(input_ids=batch, use_cache=False)
+    finally:
+        setattr(parent, list_name, blocks)
+    first: Any = recorders[0]
+    return BlockCalls(hidden=first.hidden, arguments=arguments)
+
+
+class _Stop(Exception):  # noqa: N818 (not an error)
+    """Leaves a block once its consumer has been reached."""
+
+
+def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
+    """What a layer is called with, over runs that are left as soon as they reach it."""
+    reached: list[tuple[Any, ...]] = []
+    found = False
+
+    def keep(module: nn.Module, args: tuple[Any, ...]) -> None:
+        reached.append(args)
+        raise _Stop
+
+    # Before any mask on the layer: what comes of it is that of all inputs.
+    handle = model.get_submodule(module_name).register_forward_pre_hook(keep, prepend=True)
+    try:
+        for run in runs:
+            with suppress(_Stop):
+                run()
+            if reached:
+                found = True
+                yield reached.pop()
+    finally:
+        handle.remove()
+    if not found:
+        raise RuntimeError(f"{module_name} was not reached by the calibration data.")
+
+
+class CalibrationPass(ABC):
+    """A way to run a model on calibration data and to see what enters one of its layers."""
+
+    _model: PreTrainedModel
+
+    @abstractmethod
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """Calls that each run the model on a part of the data, at least up to the layer that is looked at."""
+
+    def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has nothing to move on)
+        """Go on to the next block, as the present one is now."""
+
+    @torch.no_grad()
+    def features(self, module_name: str, *, moment: bool) -> FeatureStatistics:
+        """Statistics of the inputs of a layer as the model is now; the runs end as soon as they reach it.
+
+        Args:
+            module_name: of the layer, in the block that the pass has come to.
+            moment: also the second moment.
+        """
+        statistics = FeatureStatistics(moment=moment)
+        for args in _inputs_of(self._model, module_name, self._runs()):
+            statistics.add(args[0])
+        return statistics
+
+    @torch.no_grad()
+    def features_of(self, module_names: Sequence[str], *, moment: bool) -> dict[str, FeatureStatistics]:
+        """The same for several layers in one run of the block; layers that read the same tensor share one object.
+
+        A layer that no calibration data reached has no entry.
+        """
+        return watched_features(self._model, module_names, self._runs(), moment=moment)
+
+    @torch.no_grad()
+    def routed_tokens(self, module_name: str) -> RoutedTokens:
+        """What stacked experts are called with as the model is now."""
+        return RoutedTokens(list(_inputs_of(self._model, module_name, self._runs())))
+
+
+class LayerwisePass(CalibrationPass):
+    """Hidden states of a calibration set, moved forward one decoder block at a time.
+
+    Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
+    block. The model must be in evaluation mode; no gradient is kept.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        structure: its description.
+        sequences: token ids, 1-D tensors of any lengths.
+        device: to compute on, where that is not the model's. Weights and hidden states then stay where the model is;
+            on the device are one block, one batch, and what is asked of the block (statistics; of stacked experts the
+            hidden states that are routed to them).
+    """
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: nn.Module,
+        structure: Structure,
+        sequences: Sequence[torch.Tensor],
+        device: torch.device | None = None,
+    ) -> None:
+        if not sequences:
+            raise ValueError("A calibration set needs at least one sequence.")
+        self._model = base_model(model)
+        self._structure = structure
+        self._home = next(self._model.parameters()).device
+        self._device = self._home if device is None else device
+        self._calls = [
+            _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
+        ]
+        self.layer = 0
+
+    def _block(self) -> nn.Module:
+        return self._model.get_submodule(self._structure.blocks[self.layer])
+
+    def _run(self, calls: BlockCalls) -> torch.Tensor:
+        positional, named = placed(calls.arguments[self.layer], self._device)
+        block = self._block()
+        if self._device != self._home:  # a model that is spread over devices stays as it is
+            block.to(self._device)
+        output = block(calls.hidden.to(self._device), *positional, **named)
+        return output[0] if isinstance(output, tuple) else output
+
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """The current block, once for each batch."""
+        return [partial(self._run, calls) for calls in self._calls]
+
+    @torch.no_grad()
+    def advance(self) -> None:
+        """Run the current block as it is now and go to the next one."""
+        for _ in self.advance_watching(nullcontext):
+            pass
+
+    def advance_watching(
+        self, watch: Callable[[], AbstractContextManager[Watched]]
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Watched]]:
+        """The same, batch by batch, with a look at each.
+
+        Args:
+            watch: a context that is entered for the time of each batch; what it gives is handed on.
+
+        Yields:
+            Hidden states before and after the block, where they are kept, and what ``watch`` gave.
+        """
+        for calls in self._calls:
+            before = calls.hidden
+            with watch() as watched:
+                calls.hidden = self._run(calls).to(self._home)
+            calls.arguments[self.layer] = ((), {})
+            yield before, calls.hidden, watched
+        if self._device != self._home:
+            self._block().to(self._home)
+        self.layer += 1
+
+    def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
+        """What a layer of the present block is called with, batch by batch, and the hidden states before the block."""
+        for args, calls in zip(_inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):
+            yield args, calls.hidden
+
+
+class WholeModelPass(CalibrationPass):
+    """The same for models whose blocks hand each other more than hidden states: every look runs the model to there.
+
+    Slower than :class:`LayerwisePass` (up to a forward pass for every look), and right for any model.
+
+    Args:
+        model: the model or the ``PeftModel`` around it, in evaluation mode.
+        calibration: token ids, or mappings of the model's inputs.
+    """
+
+    def __init__(self, model: nn.Module, calibration: Calibration) -> None:
+        if not calibration:
+            raise ValueError("A calibration set needs at least one sequence.")
+        self._model = base_model(model)
+        sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+        self._batches: list[Mapping[str, Any]] = [{"input_ids": batch} for batch in equal_length_batches(sequences)]
+        self._batches += [item for item in calibration if not isinstance(item, torch.Tensor)]
+
+    def _runs(self) -> Sequence[Callable[[], Any]]:
+        """The whole model, once for each batch."""
+        return [partial(self._run, batch) for batch in self._batches]
+
+    def _run(self, batch: Mapping[str, Any]) -> None:
+        model: Any = self._model
+        model(**placed(dict(batch), next(model.parameters()).device))
+
+
+def token_sequences(structure: Structure, calibration: Calibration) -> list[torch.Tensor] | None:
+    """Calibration data that can go from block to block; None where whole models have to be run."""
+    sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+    if structure.spec.decoder is None or len(sequences) < len(calibration):
+        return None
+    return sequences
+
+
+def calibration_pass(
+    model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
+) -> CalibrationPass:
+    """Begin the pass that fits a model and its calibration data."""
+    sequences = token_sequences(structure, calibration)
+    if sequences is None:
+        return WholeModelPass(model, calibration)
+    return LayerwisePass(model, structure, sequences, device)

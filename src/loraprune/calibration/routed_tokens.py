@@ -1,0 +1,76 @@
+"""What the experts of one block are called with on calibration data, and what that makes of each expert's inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.calibration.features import FeatureStatistics
+from loraprune.layers.expert_adapters import effective_expert_weight
+from loraprune.layers.experts import expert_hidden, up_parameter
+from loraprune.layers.unwrap import base_layer
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class RoutedTokens:
+    """Hidden states that enter stacked experts, with their routing.
+
+    Args:
+        calls: for each batch the hidden states ``(tokens, hidden)``, and for each token its experts and their weights,
+            both ``(tokens, k)``.
+    """
+
+    def __init__(self, calls: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
+        self._calls = calls
+
+    def _of(self, expert: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+        """Hidden states of the tokens that are routed to an expert, with the weights of their routing."""
+        for hidden, top_k_index, top_k_weights in self._calls:
+            rows, columns = (top_k_index == expert).nonzero(as_tuple=True)
+            if len(rows):
+                yield hidden[rows].float(), top_k_weights[rows, columns, None].float()
+
+    def _inside(self, module: nn.Module, expert: int, *, weighted: bool) -> Iterator[torch.Tensor]:
+        """What enters an expert's down projection."""
+        layer: Any = base_layer(module)
+        weight = effective_expert_weight(module, up_parameter(layer), expert)
+        for hidden, routing in self._of(expert):
+            inside = expert_hidden(layer, hidden, expert, weight)
+            yield inside * routing if weighted else inside
+
+    @torch.no_grad()
+    def features(self, module: nn.Module, parameter: str, expert: int, *, moment: bool) -> FeatureStatistics | None:
+        """Statistics of what enters one of the matrices of an expert; None where no token is routed to it.
+
+        Args:
+            module: the stacked experts, or peft's wrappers around them.
+            parameter: which of their matrices.
+            expert: which expert.
+            moment: also the second moment.
+        """
+        statistics = FeatureStatistics(moment=moment)
+        down = parameter == "down_proj"
+        entering = self._inside(module, expert, weighted=False) if down else (hidden for hidden, _ in self._of(expert))
+        for inputs in entering:
+            statistics.add(inputs)
+        return statistics if statistics.rows else None
+
+    @torch.no_grad()
+    def weighted_features(self, module: nn.Module, expert: int, *, moment: bool) -> FeatureStatistics | None:
+        """Statistics of ``w·h``, of what enters one expert's down projection; None where no token is routed to it.
+
+        An expert's output counts as much as its routing weight ``w`` says, and so does an error in it.
+
+        Args:
+            module: the stacked experts, or peft's wrappers around them.
+            expert: which one.
+            moment: also the second moment, shape ``(channels, channels)``.
+        """
+        statistics = FeatureStatistics(moment=moment)
+        for inputs in self._inside(module, expert, weighted=True):
+            statistics.add(inputs)
+        return statistics if statistics.rows else None

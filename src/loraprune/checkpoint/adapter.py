@@ -1,0 +1,167 @@
+"""LoRA adapters on disk, those of pruned models too: found and checked, and what a run writes beside its own."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from loraprune.checkpoint.load import CheckpointError
+from loraprune.structure.plan import Plan
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+COURSE_FILE = "loraprune_adapter.json"
+"""What happened to the base of an adapter that loraprune trained, beside the adapter."""
+REFITTED_FILE = "refitted_base_weights.safetensors"
+MASKS_FILE = "pst_masks.safetensors"
+WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFolder:
+    """An adapter, before anything of it is loaded.
+
+    Attributes:
+        folder: that holds it; of a hub adapter, where it was stored.
+        base: checkpoint that it belongs on; ``base_revision``: of a hub checkpoint.
+        plan: the groups that are left of the base; None of a base that stays whole.
+        dimensions: kinds of dimensions that the plan is of; ``keep_layers``: layers that it leaves alone.
+        keeps_zeros: whether zeros of the base stay zero under the adapter.
+        masked: whether masks of single weights belong to it.
+    """
+
+    folder: Path
+    base: str
+    base_revision: str | None = None
+    plan: Plan | None = None
+    dimensions: tuple[str, ...] | None = None
+    keep_layers: tuple[int | str, ...] = ()
+    keeps_zeros: bool = False
+    masked: bool = False
+
+
+def course_text(
+    *,
+    plan: Plan | None = None,
+    dimensions: Sequence[str] | None = None,
+    keep_layers: Sequence[int | str] = (),
+    keeps_zeros: bool = False,
+) -> str:
+    """What :func:`find_adapter` must know of an adapter that a run of ours saves."""
+    values = {
+        "format": 1,
+        "plan": None if plan is None else plan.to_json(),
+        "dimensions": None if dimensions is None else list(dimensions),
+        "keep_layers": list(keep_layers),
+        "keep_zeros": keeps_zeros,
+    }
+    return json.dumps(values)
+
+
+def find_adapter(name: str, *, base: str | None = None, revision: str | None = None) -> AdapterFolder | None:
+    """The adapter in a folder or in a hub repository; None where there is none.
+
+    Args:
+        name: a folder, or a name on the hub.
+        base: to use in place of the one that the adapter names.
+        revision: of a hub adapter.
+
+    Raises:
+        CheckpointError: it has no weights in safetensors, names no base, is of a kind that cannot be merged, or lies
+            in one folder with a whole model.
+    """
+    folder = _folder_of(name, revision)
+    if folder is None:
+        return None
+    values = _read(folder / CONFIG_FILE)
+    whole = [file for file in WHOLE_MODEL if (folder / file).is_file()]
+    if whole:
+        raise CheckpointError(
+            f"{name} holds an adapter ({CONFIG_FILE}) and a whole model ({whole[0]}): which of them is meant cannot be "
+            "told. Move one of them into a folder of its own."
+        )
+    if not (folder / WEIGHTS_FILE).is_file():
+        raise CheckpointError(f"{name} has an {CONFIG_FILE} and no {WEIGHTS_FILE}: weights are read from there only.")
+    base_name = base or values.get("base_model_name_or_path")
+    if not base_name:
+        raise CheckpointError(f"{name} is an adapter that names no base. Name the base with --base.")
+    _check_kind(name, values)
+    return _with_course(
+        AdapterFolder(folder=folder, base=str(base_name), base_revision=None if base else values.get("revision")), name
+    )
+
+
+def _folder_of(name: str, revision: str | None) -> Path | None:
+    path = Path(name).expanduser()
+    if path.exists():
+        return path if (path / CONFIG_FILE).is_file() else None
+    if name.startswith((".", "/", "~")):
+        return None
+    from transformers.utils import cached_file
+
+    found = None
+    for file in (CONFIG_FILE, WEIGHTS_FILE, COURSE_FILE, REFITTED_FILE, MASKS_FILE):
+        try:
+            stored = cached_file(
+                name,
+                file,
+                revision=revision,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
+        except (OSError, ValueError):
+            stored = None
+        if file == CONFIG_FILE:
+            if stored is None:
+                return None
+            found = Path(stored).parent
+    return found
+
+
+def _read(path: Path) -> Mapping[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from error
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is no mapping of names to values.")
+    return values
+
+
+def _check_kind(name: str, values: Mapping[str, Any]) -> None:
+    from peft import PEFT_TYPE_TO_TUNER_MAPPING, PeftType
+
+    kind = str(values.get("peft_type"))
+    tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(kind)) if kind in PeftType.__members__ else None
+    if not hasattr(tuner, "merge_and_unload"):
+        raise CheckpointError(
+            f"{name} is an adapter of type {kind}, which cannot be merged into its base. Adapters of the kind of LORA "
+            "are read."
+        )
+
+
+def _with_course(found: AdapterFolder, name: str) -> AdapterFolder:
+    folder, masked = found.folder, (found.folder / MASKS_FILE).is_file()
+    if not (folder / COURSE_FILE).is_file():
+        if masked or (folder / REFITTED_FILE).is_file():
+            raise CheckpointError(
+                f"{name} is the adapter of a model that loraprune pruned, and {COURSE_FILE}, which says what was cut, "
+                "is missing. Name the finished checkpoint instead."
+            )
+        return found
+    values = _read(folder / COURSE_FILE)
+    if values.get("format") != 1:
+        raise CheckpointError(f"{folder / COURSE_FILE} is of a version that this loraprune cannot read. Update it.")
+    plan, dimensions = values.get("plan"), values.get("dimensions")
+    return replace(
+        found,
+        plan=None if plan is None else Plan.from_json(plan),
+        dimensions=None if dimensions is None else tuple(dimensions),
+        keep_layers=tuple(values.get("keep_layers") or ()),
+        keeps_zeros=bool(values.get("keep_zeros")),
+        masked=masked,
+    )

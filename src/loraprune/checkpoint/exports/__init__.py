@@ -1,0 +1,1 @@
+"""Saved folders in the formats of other runtimes."""

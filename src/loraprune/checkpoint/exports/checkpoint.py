@@ -1,0 +1,153 @@
+"""A checkpoint folder as other runtimes need it: config, widths of each block, tensors one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.checkpoint.exports.block_widths import BlockWidths, block_widths
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PretrainedConfig
+
+RAGGED_PREFIX = "loraprune_"
+"""A ragged checkpoint's ``model_type`` is this and the family it was pruned from."""
+
+_INDEX = "model.safetensors.index.json"
+_WEIGHTS = "model.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """Where a tensor lies, and its shape."""
+
+    file: Path
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """A folder with ``config.json`` and safetensors.
+
+    Attributes:
+        folder: where it lies.
+        model_type: family; that of the unpruned model for a ragged checkpoint.
+        values: ``config.json`` as it stands.
+        tensors: every stored tensor by its name.
+    """
+
+    folder: Path
+    model_type: str
+    values: Mapping[str, Any]
+    tensors: Mapping[str, StoredTensor]
+
+    def config(self) -> PretrainedConfig:
+        """The config as the family's class reads it: with its defaults, and older ways of writing made new.
+
+        Raises:
+            RuntimeFormatError: transformers does not know the family, or rejects the values.
+        """
+        from transformers import AutoConfig
+
+        values = {key: value for key, value in self.values.items() if key not in ("model_type", "pruned", "auto_map")}
+        try:
+            return AutoConfig.for_model(self.model_type, **values)
+        except ValueError as error:
+            raise RuntimeFormatError(f"{self.folder / 'config.json'} cannot be read: {_first_line(error)}") from error
+
+    def widths(self) -> tuple[BlockWidths, ...]:
+        """Widths of every decoder block of a Llama-like model."""
+        return block_widths(self.config().to_dict(), self.values.get("pruned"))
+
+    def load(self, name: str) -> Tensor:
+        """Read one tensor."""
+        from safetensors import safe_open
+
+        with safe_open(self.tensors[name].file, framework="pt") as file:
+            tensor: Tensor = file.get_tensor(name)
+        return tensor
+
+
+def read_checkpoint(folder: Path) -> Checkpoint:
+    """Read a checkpoint's config and the headers of its weights; no weights yet.
+
+    Raises:
+        RuntimeFormatError: it is no checkpoint, or not one of merged 16- or 32-bit weights in safetensors.
+    """
+    values = read_config(folder)
+    if values.get("quantization_config"):
+        raise RuntimeFormatError(
+            f"{folder} holds quantized weights. Export needs them in 16 or 32 bits: save it dequantized first."
+        )
+    return Checkpoint(
+        folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder, _weight_files(folder))
+    )
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The values of a checkpoint's ``config.json``.
+
+    Raises:
+        RuntimeFormatError: there is none, or it is not the JSON of a model.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        if (folder / "adapter_config.json").is_file():
+            raise RuntimeFormatError(f"{folder} holds an adapter only. Merge it into its model and save that first.")
+        raise RuntimeFormatError(
+            f"{folder} is no checkpoint: it has no config.json. Name a folder that `loraprune prune` or "
+            "save_pretrained wrote."
+        )
+    try:
+        values = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RuntimeFormatError(f"{file} is no JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise RuntimeFormatError(f"{file} names no model_type, so it is no model's config.")
+    return values
+
+
+def _family(values: Mapping[str, Any]) -> str:
+    pruned = values.get("pruned")
+    if pruned is None:
+        return str(values["model_type"])
+    return str(pruned.get("base_model_type") or values["model_type"].removeprefix(RAGGED_PREFIX))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if index.is_file():
+        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
+        files = [folder / name for name in sorted(set(names))]
+    else:
+        files = [folder / _WEIGHTS]
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
+        raise RuntimeFormatError(
+            f"{folder} has no {missing[0]}. Weights are read from safetensors only: save the model with "
+            "save_pretrained."
+        )
+    return files
+
+
+def _tensors(folder: Path, files: list[Path]) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError, safe_open
+
+    tensors: dict[str, StoredTensor] = {}
+    for path in files:
+        try:
+            with safe_open(path, framework="pt") as file:
+                for name in file.keys():  # noqa: SIM118 - a handle, not a dict
+                    tensors[name] = StoredTensor(file=path, shape=tuple(file.get_slice(name).get_shape()))
+        except SafetensorError as error:
+            raise RuntimeFormatError(f"{path} cannot be read: {_first_line(error)}") from error
+    return tensors
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,133 @@
+"""Which of llama.cpp's architectures computes what a checkpoint computes, and the numbers it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraprune.checkpoint.exports.block_widths import BlockWidths
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.gguf.rotary import is_scaled
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class GgufArchitecture:
+    """One of llama.cpp's architectures, as far as Llama-like models need it.
+
+    Attributes:
+        name: in the file.
+        interleaved: its rotary embedding turns neighboring features, where transformers turns the two halves of a
+            head: the rows of queries and keys change places.
+        biases: layers that may have one.
+        head_norms: it normalizes queries and keys.
+        per_block: it takes widths of their own for every block.
+    """
+
+    name: str
+    interleaved: bool
+    biases: tuple[str, ...]
+    head_norms: bool = False
+    per_block: bool = False
+
+
+_ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
+_ALL = (*_ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj")
+
+LLAMA = GgufArchitecture(name="llama", interleaved=True, biases=_ALL)
+DECI = GgufArchitecture(name="deci", interleaved=True, biases=_ALL, per_block=True)
+QWEN2 = GgufArchitecture(name="qwen2", interleaved=False, biases=_ATTENTION_INPUTS)
+QWEN3 = GgufArchitecture(name="qwen3", interleaved=False, biases=_ATTENTION_INPUTS, head_norms=True)
+
+FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
+
+
+def check_family(model_type: str) -> None:
+    """Make sure that models of a family can be written.
+
+    Raises:
+        RuntimeFormatError: they cannot.
+    """
+    if model_type not in FAMILIES:
+        raise RuntimeFormatError(
+            f"A {model_type} model cannot be written as GGUF here; these can: {', '.join(FAMILIES)}. transformers "
+            "loads the folder as it is, and llama.cpp's own convert_hf_to_gguf.py may know the family."
+        )
+
+
+def architecture_for(model_type: str, config: PretrainedConfig, widths: Sequence[BlockWidths]) -> GgufArchitecture:
+    """Choose the architecture of a checkpoint.
+
+    Args:
+        model_type: one of the families.
+        config: of that family.
+        widths: of every block.
+
+    Raises:
+        RuntimeFormatError: none computes what the checkpoint computes.
+    """
+    activation = getattr(config, "hidden_act", "silu")
+    if activation != "silu":
+        raise RuntimeFormatError(
+            f"llama.cpp computes Llama-like models with the activation silu, and this one has {activation}. "
+            "transformers loads it."
+        )
+    ragged = len(set(widths)) > 1
+    if model_type == "qwen3":
+        if ragged:
+            raise RuntimeFormatError(
+                "Widths that differ from layer to layer: llama.cpp takes them in its architecture deci only, which "
+                "does not normalize queries and keys as qwen3 does. transformers loads the folder after `import "
+                "loraprune`; a checkpoint of uniform widths can be exported."
+            )
+        if is_scaled(config):
+            raise RuntimeFormatError(
+                "llama.cpp's architecture qwen3 has no place for the scaled rotary embedding of this checkpoint. "
+                "transformers loads it."
+            )
+        return QWEN3
+    if ragged:
+        return DECI
+    square = widths[0].num_attention_heads * head_dim_of(config) == config.hidden_size
+    # llama.cpp's qwen2 knows square query projections only; its llama takes any, with biases too.
+    return QWEN2 if model_type == "qwen2" and square and not is_scaled(config) else LLAMA
+
+
+def head_dim_of(config: PretrainedConfig) -> int:
+    """Width of a head, which older configs leave to be computed."""
+    head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return head_dim
+
+
+def context_of(config: PretrainedConfig) -> int:
+    """Longest text for which attention over everything is what the model computes."""
+    longest: int = config.max_position_embeddings
+    window: int | None = getattr(config, "sliding_window", None)
+    return longest if window is None else min(longest, window)
+
+
+def metadata(architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]) -> dict[str, Any]:
+    """The numbers of the architecture by their keys in the file."""
+
+    def all_blocks(name: str) -> int | list[int]:
+        values = [getattr(block, name) for block in widths]
+        return values if architecture.per_block else values[0]
+
+    values: dict[str, Any] = {
+        "context_length": context_of(config),
+        "embedding_length": config.hidden_size,
+        "block_count": len(widths),
+        "feed_forward_length": all_blocks("intermediate_size"),
+        "attention.head_count": all_blocks("num_attention_heads"),
+        "attention.head_count_kv": all_blocks("num_key_value_heads"),
+        "attention.key_length": head_dim_of(config),
+        "attention.value_length": head_dim_of(config),
+        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
+        "rope.dimension_count": head_dim_of(config),
+        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
+        "vocab_size": config.vocab_size,
+    }
+    return {f"{architecture.name}.{key}": value for key, value in values.items()}

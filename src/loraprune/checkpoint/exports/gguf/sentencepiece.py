@@ -1,0 +1,92 @@
+"""SentencePiece-like merges (Llama 2, Mistral): spaces are characters, what is unknown falls apart into bytes.
+
+llama.cpp merges by the score of what comes out, whichever two tokens it is made of; the tokenizers library by the rank
+of the pair. The two agree where every way to make a token is among the merges, as it is for vocabularies that come
+from SentencePiece.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
+from loraprune.checkpoint.exports.gguf.vocabulary import TokenType, Vocabulary
+
+SPACE = "▁"
+_ESCAPED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
+_PREFIXED = {"type": "Prepend", "prepend": SPACE}
+
+
+def sentencepiece_merging(description: Mapping[str, Any], merges: Sequence[Merge], vocabulary: Vocabulary) -> Merging:
+    """Translate a SentencePiece-like tokenizer.
+
+    Args:
+        description: the content of its ``tokenizer.json``.
+        merges: its merges.
+        vocabulary: its tokens.
+
+    Raises:
+        RuntimeFormatError: llama.cpp has no such tokenizer.
+    """
+    notes = []
+    if len(vocabulary.of_type(TokenType.BYTE)) < 256:
+        notes.append(
+            "the vocabulary has no tokens for single bytes: llama.cpp ends the program when it meets a character "
+            "that is not in the vocabulary"
+        )
+    unlisted = _unlisted(vocabulary, merges)
+    if unlisted:
+        first, second = unlisted[0]
+        notes.append(
+            f"{len(unlisted)} pairs of tokens make a token without being among the merges ({first!r} and {second!r}, "
+            "for one); llama.cpp merges them too, so that some words get other tokens"
+        )
+    prefix, metaspace = _spaces(description)
+    if prefix and metaspace:
+        notes.append("llama.cpp puts a space in front of every text, also of one that starts with a space")
+    return Merging(
+        model="llama",
+        pre="default",
+        scores=_scores(vocabulary, merges),
+        add_space_prefix=prefix,
+        notes=tuple(notes),
+    )
+
+
+def _spaces(description: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether text gets a space in front, and whether a pre-tokenizer puts it there."""
+    normalizer, cutting = description["normalizer"], description["pre_tokenizer"]
+    changes: list[Any] = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
+    if cutting is None and changes in ([_PREFIXED, _ESCAPED], [_ESCAPED]):
+        return _PREFIXED in changes, False
+    if not changes and cutting is not None and cutting["type"] == "Metaspace" and cutting["replacement"] == SPACE:
+        inner = any(SPACE in token[1:] for token in description["model"]["vocab"])
+        if not (cutting.get("split", True) and inner):
+            return cutting.get("prepend_scheme", "always") != "never", True
+    raise RuntimeFormatError(
+        "llama.cpp has no tokenizer that changes and cuts text as this one does (the normalizer and pre_tokenizer of "
+        "tokenizer.json). transformers loads the folder as it is."
+    )
+
+
+def _scores(vocabulary: Vocabulary, merges: Sequence[Merge]) -> list[float]:
+    """The earlier a token is merged, the higher its score; what no merge makes comes last."""
+    ranks: dict[str, int] = {}
+    for rank, (first, second) in enumerate(merges):
+        ranks.setdefault(first + second, rank)
+    return [-float(ranks.get(token, len(merges))) for token in vocabulary.tokens]
+
+
+def _unlisted(vocabulary: Vocabulary, merges: Sequence[Merge]) -> list[Merge]:
+    """Pairs of tokens that make a token and are not among the merges."""
+    normal = set(vocabulary.of_type(TokenType.NORMAL))
+    listed = set(merges)
+    return [
+        (token[:cut], token[cut:])
+        for token in vocabulary.tokens
+        if token in normal
+        for cut in range(1, len(token))
+        if token[:cut] in normal and token[cut:] in normal and (token[:cut], token[cut:]) not in listed
+    ]

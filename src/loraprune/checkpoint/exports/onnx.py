@@ -1,0 +1,151 @@
+"""Write a checkpoint as an ONNX file, and compare what onnxruntime computes with what torch does."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from loraprune.checkpoint.exports.appearing import appearing_files, check_free
+from loraprune.checkpoint.exports.checkpoint import read_checkpoint
+from loraprune.checkpoint.exports.errors import RuntimeFormatError, require
+from loraprune.checkpoint.exports.onnx_inputs import OnnxInputs, inputs_for, loader_of
+
+if TYPE_CHECKING:
+    from torch.onnx import ONNXProgram
+    from transformers import PreTrainedModel
+
+TOLERANCE = 1e-3
+"""Difference that is still rounding, as a share of the largest logit."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxResult:
+    """What was written.
+
+    Attributes:
+        file: where.
+        size: in bytes, with the file of tensors beside it that a large model has.
+        model_class: of the transformers library.
+        inputs: names and shapes; a word stands for a length that may change.
+        difference: largest one between the logits of onnxruntime and of torch; None where it was not checked.
+    """
+
+    file: Path
+    size: int
+    model_class: str
+    inputs: Mapping[str, tuple[str | int, ...]]
+    difference: float | None
+
+
+class _Logits(nn.Module):
+    """A model as a function of its inputs, in order, to its logits."""
+
+    def __init__(self, model: PreTrainedModel, inputs: OnnxInputs) -> None:
+        super().__init__()
+        self.model, self._names, self._options = model, tuple(inputs.traced), inputs.options
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        logits: Tensor = self.model(**dict(zip(self._names, tensors, strict=True)), **self._options).logits
+        return logits
+
+
+def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxResult:
+    """Write a language model or an image classifier as an ONNX file, in 32 bits.
+
+    Args:
+        folder: a checkpoint that transformers loads (with this package imported, ragged ones too).
+        output: file to make; it appears complete or not at all.
+        overwrite: replace an existing file.
+
+    Raises:
+        RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes something else; nothing has
+            been written then.
+    """
+    check_free(output, overwrite=overwrite)
+    for package in ("onnx", "onnxscript"):
+        require(package, package, "Writing ONNX")
+    checkpoint = read_checkpoint(folder)
+    model_class = str((checkpoint.values.get("architectures") or ["?"])[0])
+    model = _load(folder, loader_of(model_class))
+    inputs = inputs_for(model_class, model.config)
+    logits = _Logits(model, inputs).eval()
+    program = _export(logits, inputs)
+    with appearing_files(output) as temporary:
+        program.save(temporary)
+        difference = _difference(logits, inputs, temporary)
+        size = sum(path.stat().st_size for path in temporary.parent.iterdir())
+    return OnnxResult(file=output, size=size, model_class=model_class, inputs=inputs.shapes(), difference=difference)
+
+
+def _load(folder: Path, loader: str) -> PreTrainedModel:
+    import transformers
+
+    try:
+        model: PreTrainedModel = getattr(transformers, loader).from_pretrained(folder, dtype=torch.float32)
+    except ValueError as error:
+        raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
+    return model.eval()
+
+
+def _export(logits: nn.Module, inputs: OnnxInputs) -> ONNXProgram:
+    with _quiet():
+        try:
+            program = torch.onnx.export(
+                logits,
+                tuple(inputs.traced.values()),
+                dynamo=True,
+                dynamic_shapes=(tuple(inputs.axes[name] for name in inputs.traced),),
+                input_names=list(inputs.traced),
+                output_names=["logits"],
+                verbose=False,
+            )
+        except torch.onnx.OnnxExporterError as error:
+            reason = str(error.__cause__ or error).strip().splitlines()[0]
+            raise RuntimeFormatError(f"torch cannot write this model as ONNX: {reason}") from error
+    assert program is not None
+    # The exporter notes at every node from which file of this machine it came.
+    for graph in (program.model.graph, *program.model.functions.values()):
+        for node in graph:
+            node.metadata_props.clear()
+    return program
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep to itself what the exporter says about its own insides."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _difference(logits: nn.Module, inputs: OnnxInputs, path: Path) -> float | None:
+    if find_spec("onnxruntime") is None:
+        return None
+    onnxruntime = require("onnxruntime", "onnxruntime", "Checking ONNX")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    feed = {name: tensor.numpy() for name, tensor in inputs.checked.items()}
+    found = torch.from_numpy(session.run(["logits"], feed)[0])[inputs.compared]
+    with torch.no_grad():
+        expected = logits(*inputs.checked.values())[inputs.compared]
+    difference = float((found - expected).abs().max())
+    if not difference <= TOLERANCE * float(expected.abs().max()):
+        raise RuntimeFormatError(
+            f"onnxruntime computes other logits than torch (they differ by up to {difference:.2g}), so the file was "
+            "not kept. transformers loads the folder as it is."
+        )
+    return difference

@@ -1,0 +1,137 @@
+"""Folders of packed 2:4 weights, which load as a model with torch's semi-structured tensors.
+
+torch's tensors know no file format of their own and must not be pickled, so the folder holds kept weights and their
+places (:mod:`loraprune.checkpoint.exports.two_four`), and loading it makes the tensors anew.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.checkpoint.exports.checkpoint import read_config
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.runtimes_semi_structured import check_semi_structured, to_semi_structured_
+from loraprune.checkpoint.exports.sparse_checkpoint import (
+    SparseCheckpoint,
+    SparseFolderResult,
+    check_folder,
+    copy_companions,
+    empty_model,
+    read_sparse_checkpoint,
+    weight_of,
+)
+from loraprune.checkpoint.exports.two_four import pack, unpack
+from loraprune.checkpoint.save import appearing_folder, check_disk_space
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+FORMAT = 1
+"""Version of the folder that this code writes and reads."""
+
+DESCRIPTION = "semi_structured.json"
+_VALUES, _PLACES = ".kept", ".places"
+
+
+def write_semi_structured(folder: Path, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
+    """Write a 2:4 checkpoint as a folder for :func:`load_semi_structured`.
+
+    Args:
+        folder: a checkpoint with 2:4 zeros, in 16 bits.
+        output: folder to make; it appears complete or not at all.
+        overwrite: replace an existing folder.
+
+    Raises:
+        RuntimeFormatError: this machine could not run it, or the checkpoint is not 2:4.
+    """
+    check_folder(folder, output, overwrite=overwrite)
+    read_config(folder)
+    check_semi_structured()
+    found = read_sparse_checkpoint(folder)
+    check_semi_structured(dtype=found.checkpoint.load(weight_of(found.sparse[0])).dtype)
+    return write_packed(found, output)
+
+
+def write_packed(found: SparseCheckpoint, output: Path) -> SparseFolderResult:
+    """Write the folder; needs no special hardware."""
+    from safetensors.torch import save_file
+
+    files = found.tensors_by_file()
+    size_before = sum(path.stat().st_size for path in files)
+    check_disk_space(output, size_before)
+    packed = {weight_of(name) for name in found.sparse}
+    written, size = [], 0
+    with appearing_folder(output) as temporary:
+        copy_companions(found.checkpoint.folder, temporary)
+        for number, names in enumerate(files.values(), start=1):
+            tensors: dict[str, torch.Tensor] = {}
+            for name in names:
+                tensor = found.checkpoint.load(name)
+                if name in packed:
+                    tensors[name + _VALUES], tensors[name + _PLACES] = pack(tensor)
+                else:
+                    tensors[name] = tensor
+            # Not named as a plain checkpoint's weights, which transformers would load without what it does not know.
+            path = temporary / f"semi_structured-{number:05}-of-{len(files):05}.safetensors"
+            save_file(tensors, path, metadata={"format": "pt"})
+            written.append(path.name)
+            size += path.stat().st_size
+        description = {"format": FORMAT, "files": written}
+        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+    return SparseFolderResult(
+        folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense
+    )
+
+
+def load_semi_structured(folder: str | Path, device: torch.device | str = "cuda") -> PreTrainedModel:
+    """Load a folder that ``loraprune export --format semi-structured`` wrote, onto a GPU, for inference.
+
+    Raises:
+        RuntimeFormatError: it is no such folder, or the device does not multiply such tensors.
+    """
+    folder = Path(folder)
+    files = _files(folder)
+    check_semi_structured(device)
+    model: Any = load_unpacked(folder, files)
+    to_semi_structured_(model.to(device))
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+def load_unpacked(folder: Path, files: list[Path] | None = None) -> PreTrainedModel:
+    """The model of such a folder with ordinary weights; needs no special hardware."""
+    from safetensors.torch import load_file
+    from transformers import GenerationConfig
+
+    tensors: dict[str, torch.Tensor] = {}
+    for file in files if files is not None else _files(folder):
+        tensors.update(load_file(file))
+    for key in [key for key in tensors if key.endswith(_VALUES)]:
+        name = key.removesuffix(_VALUES)
+        tensors[name] = unpack(tensors.pop(key), tensors.pop(name + _PLACES))
+    empty: Any = empty_model(folder)
+    model: PreTrainedModel = type(empty).from_pretrained(
+        None, config=empty.config, state_dict=tensors, dtype=empty.config.dtype
+    )
+    if (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(folder)
+    return model.eval()
+
+
+def _files(folder: Path) -> list[Path]:
+    file = folder / DESCRIPTION
+    if not file.is_file():
+        raise RuntimeFormatError(
+            f"{folder} has no {DESCRIPTION}: name a folder that `loraprune export --format semi-structured` wrote."
+        )
+    description = json.loads(file.read_text(encoding="utf-8"))
+    if description.get("format") != FORMAT:
+        raise RuntimeFormatError(
+            f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {FORMAT}: export "
+            "the checkpoint again."
+        )
+    return [folder / Path(name).name for name in description["files"]]

@@ -1,0 +1,297 @@
+"""Checkpoints in: config, tokenizer and weights, with errors that say what to do."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.checkpoint.quantizing import quantization_config
+from loraprune.layers.quantized import prepare_
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+AUTO_CLASSES = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
+    "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+}
+"""Classes of transformers that load a model, and the list of the model classes that each of them loads."""
+PRUNED = "Pruned"
+"""What the name of a class for widths that no stock config can say begins with."""
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be loaded; the message says why and what to do."""
+
+
+def _is_local(name: str) -> bool:
+    return Path(name).exists() or name.startswith((".", "/", "~"))
+
+
+def load_config(
+    name: str,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    described: bool = True,
+    quantized: bool = False,
+) -> PretrainedConfig:
+    """Read the config of a checkpoint (a folder or a hub name) and make sure that its family has a description.
+
+    Args:
+        name: of the checkpoint.
+        trust_remote_code: run code that it brings.
+        revision: of a hub checkpoint.
+        described: whether the family must have a description.
+        quantized: whether the checkpoint may be quantized.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, it needs code of its own, or it is quantized and may not be.
+        UnsupportedArchitectureError: the family has no description.
+    """
+    from transformers import AutoConfig
+
+    if _is_local(name) and not (Path(name).expanduser() / "config.json").is_file():
+        raise CheckpointError(
+            f"{name} is no checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
+            "of the hub."
+        )
+    try:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except (OSError, ValueError, KeyError) as error:
+        text = str(error)
+        if "trust_remote_code" in text:
+            raise CheckpointError(
+                f"{name} needs code from its own repository. Read that code first; if you trust it, pass "
+                "--trust-remote-code."
+            ) from error
+        if isinstance(error, OSError):
+            raise CheckpointError(
+                f"{name} is neither a folder with a config.json nor a model that the hub gives out: "
+                f"{text.splitlines()[0]}"
+            ) from error
+        model_type = _model_type(name)
+        if model_type is not None and "does not recognize" in text:
+            raise UnsupportedArchitectureError(unsupported(model_type)) from error
+        raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
+    if described:
+        spec_for(config)
+    if getattr(config, "quantization_config", None) and not quantized:
+        raise CheckpointError(
+            f"{name} is quantized. Name the original checkpoint, in 16 or 32 bits; --load-in-8bit or --load-in-4bit "
+            "quantizes it while it is pruned, and --keep-quantized the result, too."
+        )
+    return config
+
+
+def _model_type(name: str) -> str | None:
+    """The type that a local config names, also one that transformers does not know."""
+    try:
+        value = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return value if isinstance(value, str) else None
+
+
+def load_tokenizer(
+    name: str, *, trust_remote_code: bool = False, revision: str | None = None
+) -> PreTrainedTokenizerBase:
+    """Load the tokenizer of a checkpoint.
+
+    Raises:
+        CheckpointError: it has none.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:
+        raise CheckpointError(
+            f"No tokenizer can be loaded from {name}: {str(error).splitlines()[0]} "
+            "Name a checkpoint that has one with --tokenizer."
+        ) from error
+    if len(tokenizer) == 0:
+        raise CheckpointError(f"The tokenizer of {name} is empty. Name a checkpoint that has one with --tokenizer.")
+    return tokenizer
+
+
+def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
+    """Let a tokenizer without a pad token pad with another token; padded positions are never attended to."""
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = (
+            tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens([0])[0]
+        )
+
+
+def load_image_processor(
+    name: str, *, required: bool = False, trust_remote_code: bool = False, revision: str | None = None
+) -> Any:
+    """Load what resizes and normalizes the images of a checkpoint; None where it has none.
+
+    Raises:
+        CheckpointError: it is required and missing.
+    """
+    try:
+        from transformers import AutoImageProcessor
+
+        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except Exception as error:
+        if not required:
+            return None
+        raise CheckpointError(f"No image processor can be loaded from {name}: {str(error).splitlines()[0]}") from error
+
+
+def loading_class(class_name: str) -> str | None:
+    """The class of transformers that loads a class of models (or ours over that one); None where none of those does."""
+    from transformers.models.auto import modeling_auto
+
+    wanted = {class_name, class_name.removeprefix(PRUNED)}
+    for auto_class, mapping in AUTO_CLASSES.items():
+        for known in getattr(modeling_auto, mapping).values():
+            if not wanted.isdisjoint((known,) if isinstance(known, str) else known):
+                return auto_class
+    return None
+
+
+def auto_class_of(config: PretrainedConfig) -> str:
+    """The class of transformers that loads a checkpoint: by the class that its config names, or by its family."""
+    names = getattr(config, "architectures", None) or ()
+    return (loading_class(names[0]) if names else None) or spec_for(config).auto_class
+
+
+def is_remote(config: PretrainedConfig) -> bool:
+    """Whether a config was made by code from its checkpoint, which happens only where the user trusts that code."""
+    return type(config).__module__.startswith("transformers_modules")
+
+
+def meta_model(config: PretrainedConfig, auto_class: str | None = None) -> PreTrainedModel:
+    """The model without its weights: names and shapes only, in no memory."""
+    with torch.device("meta"):
+        model = random_model(config, auto_class or auto_class_of(config))
+    model.tie_weights()
+    return model
+
+
+def random_model(config: PretrainedConfig, auto_class: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """A model of a config's shapes with random weights, by a class of transformers."""
+    import transformers
+
+    auto: Any = getattr(transformers, auto_class)
+    classes = auto._model_mapping.get(type(config), None)
+    if isinstance(classes, (tuple, list)) and not getattr(config, "architectures", None):
+        # With several classes to choose from, transformers wants to be told by the config.
+        config = copy.deepcopy(config)
+        config.architectures = [classes[0].__name__]
+    further = {} if dtype is None else {"dtype": dtype}
+    model: PreTrainedModel = auto.from_config(config, trust_remote_code=is_remote(config), **further)
+    return model
+
+
+def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
+    """Tokens that a model can read at most; None where its positions have no end.
+
+    Families like RoBERTa count positions from behind the padding's, so that their table holds more than can be used.
+    """
+    context = getattr(config, "max_position_embeddings", None)
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+            return module.num_embeddings - module.padding_idx - 1
+    return context if isinstance(context, int) else None
+
+
+def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
+    """The dtype in which a checkpoint's weights are stored, as its config says; float32 where it does not."""
+    dtype = getattr(config, "dtype", None)
+    if isinstance(dtype, str):
+        dtype = DTYPES.get(dtype.removeprefix("torch."))
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
+    """The dtype to train in: the checkpoint's own on an accelerator, 32 bits on a CPU, which is slow in 16.
+
+    A float16 checkpoint is trained in 32 bits where the accelerator has no bfloat16.
+    """
+    if device.type == "cpu":
+        return torch.float32
+    if stored.itemsize == 2 and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.float32
+    return stored
+
+
+def load_model(
+    name: str,
+    dtype: torch.dtype,
+    device: torch.device,
+    *,
+    auto_class: str = "AutoModelForCausalLM",
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+    quantization: str | None = None,
+    quantized: bool = False,
+) -> PreTrainedModel:
+    """Load a checkpoint's weights onto a device, by a class of transformers; quantize them on the way if asked to.
+
+    Args:
+        name: of the checkpoint.
+        dtype: of weights that are not quantized.
+        device: to load onto.
+        auto_class: that loads it.
+        trust_remote_code: run code that it brings.
+        revision: of a hub checkpoint.
+        quantization: one of :data:`~loraprune.checkpoint.quantizing.QUANTIZATIONS`, or None.
+        quantized: whether the checkpoint itself is quantized.
+
+    Raises:
+        CheckpointError: files are missing or broken, or tensors are missing from them.
+    """
+    import transformers
+
+    further: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
+    if quantization is not None:
+        further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
+    try:
+        loaded: Any = getattr(transformers, auto_class).from_pretrained(
+            name,
+            dtype=dtype,
+            **further,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    except Exception as error:
+        raise CheckpointError(
+            f"The weights of {name} cannot be loaded: {str(error).splitlines()[0]} "
+            "(weights are read from safetensors files only)"
+        ) from error
+    model, info = loaded
+    missing = sorted(_missing(info))
+    if missing:
+        raise CheckpointError(
+            f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
+        )
+    placed: PreTrainedModel = model if "device_map" in further else model.to(device)
+    prepare_(placed)
+    return placed
+
+
+def _missing(info: Any) -> set[str]:
+    keys = info["missing_keys"] if isinstance(info, dict) else info.missing_keys
+    return set(keys)
+
+
+def default_device() -> torch.device:
+    """The first accelerator, or the CPU."""
+    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")

@@ -1,0 +1,293 @@
+"""Models that no stock config can describe: a subclass of the stock class whose tensors are cut to listed shapes.
+
+The subclass exists as the text of a Python module. An output folder carries that text, so that the checkpoint loads
+with ``trust_remote_code``; this package runs the same text, so that it loads without.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import sys
+import types
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.architectures import PREFIX
+from loraprune.structure.describe import pruned_blocks
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
+
+FILE = "modeling_loraprune.py"
+FORMAT = 1
+
+CONFIG_SOURCE = """from huggingface_hub.dataclasses import strict
+from transformers import {config}
+
+
+@strict
+class Pruned{config}({config}):
+    model_type = "{prefix}{model_type}"
+    pruned: dict | None = None
+"""
+
+MODEL_SOURCE = '''import copy
+
+from torch import nn
+from transformers import {model}
+
+
+def find(model, name):
+    """A module by its name in the model that was saved; this one may be that model without its head, or with one."""
+    prefix = model.base_model_prefix + "."
+    for path in (name, name.removeprefix(prefix), prefix + name):
+        try:
+            return model.get_submodule(path)
+        except AttributeError:
+            continue
+    raise ValueError(f"The config lists a cut of {{name!r}}, which {{type(model).__name__}} does not have.")
+
+
+def cut(model, pruned):
+    """Bring a freshly built model to the listed widths."""
+    if not isinstance(pruned, dict) or pruned.get("format") != {format}:
+        raise ValueError("The config's description of pruned widths is broken, or of another version of loraprune.")
+    for name, length in pruned["lists"].items():
+        del find(model, name)[length:]
+    for name, shape in pruned["shapes"].items():
+        owner, _, leaf = name.rpartition(".")
+        module = find(model, owner)
+        old = getattr(module, leaf)
+        new = old.data[tuple(slice(length) for length in shape)].clone()
+        setattr(module, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
+        if isinstance(module, nn.Embedding):
+            module.embedding_dim = shape[1]
+        elif leaf == "weight" and len(shape) == 2:
+            sizes = shape[::-1] if hasattr(module, "nf") else shape  # GPT-2's Conv1D is transposed
+            for size, attributes in zip(sizes, (("out_features", "nf"), ("in_features", "nx"))):
+                for attribute in attributes:
+                    if hasattr(module, attribute):
+                        setattr(module, attribute, size)
+        if hasattr(module, "normalized_shape"):
+            module.normalized_shape = tuple(module.weight.shape)
+    for name, numbers in pruned["numbers"].items():
+        module = find(model, name) if name else model
+        for attribute, value in numbers.items():
+            owner, _, leaf = attribute.rpartition(".")
+            if owner:  # a config, which all layers share: this one gets its own
+                setattr(module, owner, copy.copy(getattr(module, owner)))
+            setattr(getattr(module, owner) if owner else module, leaf, value)
+
+
+class Pruned{model}({model}):
+    config_class = Pruned{config}
+
+    def __init__(self, config, *args, **kwargs):
+        super().__init__(config, *args, **kwargs)
+        if config.pruned is not None:
+            cut(self, config.pruned)
+'''
+
+HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
+
+``config.pruned`` lists the shapes of the tensors that were cut, and the numbers that modules keep of them.
+Everything else is {model} of the transformers library.
+"""
+
+'''
+
+AUTO_CLASSES = {
+    "ForCausalLM": "AutoModelForCausalLM",
+    "LMHeadModel": "AutoModelForCausalLM",
+    "ForConditionalGeneration": "AutoModelForSeq2SeqLM",
+    "ForImageClassification": "AutoModelForImageClassification",
+    "ForSequenceClassification": "AutoModelForSequenceClassification",
+    "ForMaskedLM": "AutoModelForMaskedLM",
+    "ForTokenClassification": "AutoModelForTokenClassification",
+    "ForQuestionAnswering": "AutoModelForQuestionAnswering",
+    "Model": "AutoModel",
+}
+"""Ending of a model class to the class of transformers that finds it."""
+
+
+def stock_values(structure: Structure, plan: Plan) -> dict[str, int] | None:
+    """What a stock config has to say for a plan, by attribute; None where it cannot."""
+    values: dict[str, int] = {}
+    for dimension in structure:
+        count = plan.count(dimension.name)
+        if not dimension.config and count < dimension.num_groups:
+            return None
+        for key, (factor, divisor) in (dimension.config or {}).items():
+            if values.setdefault(key, count * factor // divisor) != count * factor // divisor:
+                return None
+    return values
+
+
+def stock_classes(model: PreTrainedModel) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
+    """Config and model class that a model has in the transformers library, under ours if it has one of ours.
+
+    Raises:
+        ValueError: the class is none of the library's, so that no file can build on it.
+    """
+    import transformers
+
+    model_class: Any = type(model)
+    config_class: Any = type(model.config)
+    if model.config.model_type.startswith(PREFIX):
+        model_class, config_class = model_class.__bases__[0], config_class.__bases__[0]
+    for found in (model_class, config_class):
+        if getattr(transformers, found.__name__, None) is not found:
+            raise ValueError(
+                f"{found.__name__} is no class of the transformers library. Widths that its config cannot say can only "
+                "be saved for those: choose the same widths for all layers (--allocation balanced, no --keep-layers)."
+            )
+    return config_class, model_class
+
+
+@functools.cache
+def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedConfig]:
+    """Our config class over a stock one, made from its text once in a process."""
+    module = types.ModuleType(f"loraprune.generated.{model_type}")
+    sys.modules[module.__name__] = module
+    _run(CONFIG_SOURCE.format(config=config_name, model_type=model_type, prefix=PREFIX), module)
+    made: type[PretrainedConfig] = getattr(module, f"Pruned{config_name}")
+    return made
+
+
+@functools.cache
+def pruned_model_class(config_name: str, model_name: str, model_type: str) -> type[PreTrainedModel]:
+    """Our model class over a stock one, made from its text once in a process."""
+    module = sys.modules[pruned_config_class(config_name, model_type).__module__]
+    _run(MODEL_SOURCE.format(config=config_name, model=model_name, format=FORMAT), module)
+    made: Any = getattr(module, f"Pruned{model_name}")
+    text = source(config_name, model_name, model_type)
+
+    def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
+        """Save as every model does, with the modeling file beside the weights."""
+        self.config.auto_map = _auto_map(config_name, model_name, "AutoModel")
+        super(made, self).save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / FILE).write_text(text, encoding="utf-8")
+
+    made.save_pretrained = save_pretrained
+    found: type[PreTrainedModel] = made
+    return found
+
+
+def _run(text: str, module: types.ModuleType) -> None:
+    exec(compile(text, f"<{module.__name__}>", "exec"), module.__dict__)
+
+
+def source(config_name: str, model_name: str, model_type: str) -> str:
+    """The text of the modeling file for a stock class."""
+    parts = HEAD + CONFIG_SOURCE + "\n\n" + MODEL_SOURCE
+    imports: list[str] = []
+    lines: list[str] = []
+    for line in parts.format(
+        config=config_name, model=model_name, model_type=model_type, prefix=PREFIX, format=FORMAT
+    ).splitlines():
+        (imports if line.startswith(("import ", "from ")) else lines).append(line)
+    head = lines.index('"""', 1) + 1
+    rest = re.sub(r"\n{4,}", "\n\n\n", "\n".join(lines[head:]).strip())
+    plain = sorted({line for line in imports if line.startswith("import ")})
+    named = sorted(line for line in imports if line.startswith("from ") and "transformers" not in line)
+    both = f"from transformers import {config_name}, {model_name}"
+    return "\n".join([*lines[:head], "", *plain, "", *named, both, "", "", rest, ""])
+
+
+def _differing_shapes(model: nn.Module, stock: nn.Module) -> tuple[dict[str, list[int]], dict[str, int]]:
+    """Shapes of parameters and buffers that differ from the stock model's, and lengths of lists that lost modules."""
+    there = {**dict(stock.named_parameters()), **dict(stock.named_buffers())}
+    shapes = {
+        name: list(tensor.shape)
+        for name, tensor in (*model.named_parameters(), *model.named_buffers())
+        if name in there and there[name].shape != tensor.shape
+    }
+    before = {name: len(module) for name, module in stock.named_modules() if isinstance(module, nn.ModuleList)}
+    lists = {
+        name: len(module)
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) < before.get(name, 0)
+    }
+    return shapes, lists
+
+
+def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) -> PreTrainedModel:
+    """The same function as a model of our class, which carries its shapes in its config; the tensors are shared.
+
+    Args:
+        model: cut to the plan, without adapters.
+        structure: of the model before pruning.
+        plan: that it is at.
+    """
+    config_class, model_class = stock_classes(model)
+    values = model.config.to_dict()
+    for key in ("pruned", "auto_map", "architectures", "transformers_version"):
+        values.pop(key, None)
+    earlier = getattr(model.config, "pruned", None) or {"numbers": {}}
+    values["model_type"] = config_class.model_type
+    with torch.device("meta"):
+        stock = model_class(config_class.from_dict(values))
+    shapes, lists = _differing_shapes(model, stock)
+    numbers: dict[str, dict[str, int]] = {name: dict(kept) for name, kept in earlier["numbers"].items()}
+    blocks = {block: dict(own) for block, own in pruned_blocks(model.config).items()}
+    for dimension in structure:
+        count = plan.count(dimension.name)
+        for number in dimension.numbers:
+            numbers.setdefault(number.module, {})[number.name] = number.value(count)
+        own = blocks.setdefault(structure.blocks[dimension.layer], {})
+        said = dimension.config or dimension.recorded
+        own |= {key: count * factor // divisor for key, (factor, divisor) in said.items()}
+    names = (config_class.__name__, model_class.__name__, config_class.model_type)
+    values.pop("model_type")
+    config: Any = pruned_config_class(names[0], names[2]).from_dict(values)
+    config.pruned = {
+        "format": FORMAT,
+        "base_model_type": config_class.model_type,
+        "blocks": blocks,
+        "shapes": shapes,
+        "lists": lists,
+        "numbers": numbers,
+    }
+    config.auto_map = _auto_map(names[0], names[1], structure.spec.auto_class)
+    if len({plan.count(dimension.name) for dimension in structure.of_kind("experts")}) > 1:
+        config.output_router_logits = False  # the loss that reads them counts equally many experts in all layers
+    config._attn_implementation = model.config._attn_implementation
+    return rebuilt(model, pruned_model_class(*names), config)
+
+
+def _auto_map(config_name: str, model_name: str, otherwise: str) -> dict[str, str]:
+    """What a config says of the classes in the modeling file; ``otherwise`` is the auto class of an unusual ending."""
+    auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if model_name.endswith(ending)), otherwise)
+    stem = Path(FILE).stem
+    return {"AutoConfig": f"{stem}.Pruned{config_name}", auto_class: f"{stem}.Pruned{model_name}"}
+
+
+def rebuilt(model: PreTrainedModel, model_class: Any, config: PretrainedConfig) -> PreTrainedModel:
+    """A model of another class and config with the same tensors."""
+    with torch.device("meta"):
+        other = model_class(config)
+    other.load_state_dict(model.state_dict(), assign=True, strict=True)
+    other.tie_weights()
+    # Buffers that no checkpoint holds (rotary frequencies) are still on the meta device.
+    buffers = dict(model.named_buffers())
+    for name, buffer in list(other.named_buffers()):
+        if buffer.is_meta:
+            owner, _, leaf = name.rpartition(".")
+            setattr(other.get_submodule(owner), leaf, buffers[name])
+    if getattr(model, "generation_config", None) is not None:
+        other.generation_config = model.generation_config
+    other.config.dtype = model.config.dtype
+    finished: PreTrainedModel = other.eval()
+    return finished
+
+
+def is_pruned_class(model: PreTrainedModel) -> bool:
+    """Whether a model needs our modeling file."""
+    return bool(model.config.model_type.startswith(PREFIX))

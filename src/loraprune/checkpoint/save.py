@@ -1,0 +1,265 @@
+"""From a pruned model to an ordinary checkpoint: config, merge, and a folder that appears complete or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt, stock_values
+from loraprune.record.versions import versions
+from loraprune.structure.blocks import write_depth_
+from loraprune.structure.describe import Structure, head_dim_of
+from loraprune.structure.plan import Plan
+from loraprune.surgery.merging import cast_, merged
+from loraprune.surgery.slicing import slice_
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+FREE_SPACE_MARGIN = 1.1
+
+
+class OutputExistsError(ValueError):
+    """The output folder exists and holds something."""
+
+
+def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) -> None:
+    """Write the widths of a plan into a stock config, in place.
+
+    Raises:
+        ValueError: no stock config can say them, for one because they differ from layer to layer.
+    """
+    values = stock_values(structure, plan)
+    if values is None:
+        raise ValueError(
+            "The widths differ from layer to layer, or the config has no attribute for them; a stock config holds one "
+            "width for all layers."
+        )
+    keys = structure.spec.config
+    head_dim = head_dim_of(config, structure.spec) if {keys.heads, keys.hidden} & set(values) else None
+    for dimension in structure.of_kind("blocks"):
+        write_depth_(config, structure.spec, plan.kept[dimension.name], dimension.num_groups)
+    for key, value in {**values, **structure.spec.fixed}.items():
+        setattr(config, key, value)
+    if head_dim is not None:
+        setattr(config, keys.head_dim, head_dim)
+
+
+def _config_refuses(structure: Structure, values: Mapping[str, int]) -> bool:
+    """Whether the stock config refuses a number of heads."""
+    heads = values.get(structure.spec.config.heads)
+    return structure.spec.heads_divide_hidden and heads is not None and structure.hidden_size % heads != 0
+
+
+def _has_biases(config: PretrainedConfig) -> bool:
+    return bool(getattr(config, "attention_bias", False) or getattr(config, "mlp_bias", False))
+
+
+def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
+    """Make sure that a model may be exported as the related class that accepts any head count.
+
+    Raises:
+        ValueError: it has biases, which that class does not have.
+    """
+    if structure.spec.relaxed_class is not None and _has_biases(config):
+        raise ValueError(
+            f"Any head count needs an export as {structure.spec.relaxed_class}, which has no biases, and this model "
+            "has some. Use --head-rounding config."
+        )
+
+
+def _as_relaxed_class(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
+    """The same function as a model of the class that accepts any head count; the tensors are shared."""
+    import transformers
+    from transformers import AutoConfig
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    assert structure.spec.relaxed_class is not None
+    values = model.config.to_dict()
+    for key in ("model_type", "architectures", "transformers_version", "mlp_bias", "attention_bias", "pretraining_tp"):
+        values.pop(key, None)
+    config = AutoConfig.for_model(structure.spec.relaxed_class, **values, sliding_window=None)
+    config._attn_implementation = model.config._attn_implementation
+    relaxed = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[structure.spec.relaxed_class]
+    return rebuilt(model, getattr(transformers, relaxed), config)
+
+
+def finish(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    dtype: torch.dtype | None = None,
+    *,
+    original: PreTrainedModel | None = None,
+    refitted: Collection[str] = (),
+) -> PreTrainedModel:
+    """Merge the adapter and write the widths into the config: a plain model of the transformers library.
+
+    The model that is passed in is used up. The adapter is merged in 32 bits, and the sum is rounded once.
+
+    Where a stock config cannot say the widths, it is a model of our class: see
+    :mod:`loraprune.checkpoint.pruned_class`.
+
+    Args:
+        model: a sliced model or the ``PeftModel`` around it.
+        structure: of the model before pruning.
+        plan: that the model is at.
+        dtype: of the result; None leaves the model's own.
+        original: of a quantized model, the one that it was made from, uncut and in 16 or 32 bits: its weights take the
+            place of the quantized ones. It is used up. None dequantizes. Either way the result is in CPU memory.
+        refitted: names of quantized layers whose own weights are kept: those that a refit has changed.
+    """
+    if original is not None:
+        slice_(original, structure, Plan.full(structure), plan)
+    plain: Any = merged(model, dtype, original, refitted)
+    if dtype is not None:
+        cast_(plain, dtype)
+    # trl replaces the forward of the instance while it trains.
+    plain.__dict__.pop("forward", None)
+    if dtype is not None:
+        plain.config.dtype = dtype
+    values = stock_values(structure, plan)
+    refused = values is not None and _config_refuses(structure, values)
+    relaxable = structure.spec.relaxed_class is not None and not _has_biases(plain.config)
+    if values is None or is_pruned_class(plain) or (refused and not relaxable):
+        plain = as_pruned_class(plain, structure, plan)
+    else:
+        write_widths_(plain.config, structure, plan)
+        _share_config_(plain)
+        if refused:
+            plain = _as_relaxed_class(plain, structure)
+    finished: PreTrainedModel = plain.eval()
+    return finished
+
+
+def _share_config_(model: PreTrainedModel) -> None:
+    """Modules that got a config of their own, for the time in which widths differed, share the model's again."""
+    for module in model.modules():
+        if module.__dict__.pop("_loraprune_own_config", False):
+            module.config = model.config  # type: ignore[assignment]
+
+
+def check_output(output: Path, *, overwrite: bool) -> None:
+    """Make sure that a folder may be written.
+
+    Raises:
+        OutputExistsError: it exists and is not empty, and ``overwrite`` is off; or it is a file.
+    """
+    if output.is_file():
+        raise OutputExistsError(f"{output} is a file; the result is a folder.")
+    if output.is_dir() and any(output.iterdir()) and not overwrite:
+        raise OutputExistsError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+
+
+def check_disk_space(folder: Path, needed_bytes: int) -> None:
+    """Make sure that what will be written fits.
+
+    Raises:
+        OSError: it does not; the message says how much is needed and how much is free.
+    """
+    existing = folder.absolute()
+    while not existing.exists():
+        existing = existing.parent
+    free = shutil.disk_usage(existing).free
+    needed = int(needed_bytes * FREE_SPACE_MARGIN)
+    if free < needed:
+        raise OSError(
+            f"The result needs about {needed / 1e9:.2f} GB in {existing}, and {free / 1e9:.2f} GB are free. "
+            "Free some space, or choose another output folder."
+        )
+
+
+@contextmanager
+def appearing_folder(output: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise."""
+    output = output.resolve()
+    output.parent.mkdir(parents=True, exist_ok=True)
+    mark = uuid.uuid4().hex[:8]
+    temporary = output.with_name(f".{output.name}.{mark}.partial")
+    temporary.mkdir()
+    try:
+        yield temporary
+        if output.exists():
+            old = output.with_name(f".{output.name}.{mark}.old")
+            output.replace(old)
+            try:
+                temporary.replace(output)
+            except BaseException:
+                old.replace(output)
+                raise
+            shutil.rmtree(old)
+        else:
+            temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def save_checkpoint(
+    output: Path,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    *,
+    record: dict[str, Any],
+    card: str,
+    extras: Callable[[Path], None] | None = None,
+) -> None:
+    """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
+
+    Args:
+        output: folder to make; an existing one is replaced.
+        model: merged, with its config.
+        tokenizer: saved beside it, or None.
+        record: what was done; goes to ``pruning.json``.
+        card: text of ``README.md``.
+        extras: writes further files into the folder, after the weights and before the record, to which it may add.
+    """
+    with appearing_folder(output) as folder:
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save_pretrained(folder)
+        if extras is not None:
+            extras(folder)
+        # Options may be numbers of NumPy, as of a sweep.
+        text = json.dumps(record, indent=2, default=lambda value: value.item())
+        (folder / "pruning.json").write_text(text, encoding="utf-8")
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:
+    """Save what a Trainer with a :class:`~loraprune.PruningCallback` leaves behind as an ordinary checkpoint.
+
+    Args:
+        callback: the callback of the run.
+        model: ``trainer.model``; its adapter is merged.
+        tokenizer: saved beside the model.
+        output: folder to make; it must not exist or be empty.
+
+    Raises:
+        OutputExistsError: the folder holds something.
+        ValueError: training has not begun.
+    """
+    run = callback.run
+    if run is None:
+        raise ValueError("The callback has seen no training yet, so there is nothing to save.")
+    output = Path(output)
+    check_output(output, overwrite=False)
+    finished = finish(model, run.structure, run.plan)
+    finished.config.use_cache = True  # switched off by trainers
+    record = {
+        "settings": {"pruning": asdict(run.config)},
+        "pruning": run.summary(),
+        "plan": run.plan.to_json(),
+        "versions": versions(),
+    }
+    card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
+    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    return output

@@ -1,1 +1,0 @@
-"""What a criterion looks at, and the hooks and reads that get it."""

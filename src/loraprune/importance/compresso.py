@@ -1,0 +1,227 @@
+"""Compresso: hard-concrete gates on the groups, learnt together with LoRA under a target for the parameters.
+
+Source: Guo et al. 2023 (arXiv 2310.05015), section 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from loraprune.importance.evidence.learned_gates import LearnedGates
+from loraprune.importance.hard_concrete import expected_gates, keep_probability, log_alpha_of, sampled_gates
+from loraprune.importance.lagrangian import expected_parameters, lagrangian, target_at
+from loraprune.importance.moving_average import Scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.structure.describe import Structure
+    from loraprune.structure.plan import Plan
+
+Ramp = Literal["linear", "cubic"]
+RAMPS: tuple[str, ...] = get_args(Ramp)
+
+DEFAULT_PROMPT = (
+    "Some heads and channels of this model are being switched off while it learns. Parts that are missing now will not "
+    "come back, so rely on those that are left, and answer as well as the whole model would."
+)
+"""Our own words; the paper's prompt says the same at greater length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompressoOptions:
+    """Options of the criterion ``compresso``.
+
+    Attributes:
+        learning_rate: of the gates (Adam).
+        multiplier_learning_rate: of the two Lagrange multipliers (Adam, ascending).
+        warmup: share of the steps before the cut over which the target rises from 0 to the ratio.
+        ramp: how it rises, ``linear`` (the authors') or ``cubic`` (fast at first).
+        initial_drop: ``log α`` starts at ``log((1 − drop) / drop)``: a small value is a gate that is nearly always
+            open.
+        prompt: text put before every row of the data (causal language models only), or ``default`` for ours.
+    """
+
+    learning_rate: float = 0.5
+    multiplier_learning_rate: float = 0.5
+    warmup: float = 0.5
+    ramp: str = "linear"
+    initial_drop: float = 0.01
+    prompt: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("learning_rate", "multiplier_learning_rate"):
+            value = getattr(self, name)
+            if not value > 0.0:
+                raise ValueError(f"compresso.{name} is {value}; it must be above 0, or the gates learn nothing.")
+        if not 0.0 <= self.warmup <= 1.0:
+            raise ValueError(f"compresso.warmup is {self.warmup}; it must lie in [0, 1]: a share of the steps.")
+        if self.ramp not in RAMPS:
+            raise ValueError(f"compresso.ramp is {self.ramp!r}; choose one of {', '.join(RAMPS)}.")
+        if not 0.0 < self.initial_drop < 1.0:
+            raise ValueError(f"compresso.initial_drop is {self.initial_drop}; it must lie in (0, 1), such as 0.01.")
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("The pruning prompt is empty. Give a text, or leave the option out.")
+
+    @property
+    def prompt_text(self) -> str | None:
+        """The prompt in full, or None."""
+        return DEFAULT_PROMPT if self.prompt == "default" else self.prompt
+
+
+SPREAD = 0.05
+"""Deviation of the first ``log α``: no two groups of a layer start alike."""
+
+MOST = 6.0
+"""``log α`` stays within ±6, where a gate can still be turned by its gradient."""
+
+
+class Compresso:
+    """The criterion ``compresso``: a gate on every group is learnt, and its probability to be open is the score.
+
+    The score of a group is ``P(z > 0)`` times its parameters, the expected number of parameters that it keeps. Per
+    parameter, as allocations compare groups of different kinds, that is the probability itself. One multiplier for
+    the whole model prices a parameter the same wherever it is, so that scores compare across kinds and layers.
+
+    Args:
+        options: how the gates are learnt.
+        seed: of the first gates and of the samples.
+    """
+
+    comparable = True
+    every_step = False
+
+    def __init__(self, options: CompressoOptions | None = None, seed: int = 0) -> None:
+        self.options = options or CompressoOptions()
+        self.seed = seed
+        self._structure: Structure | None = None
+        self._gates: LearnedGates | None = None
+        self._steps = 0
+        self._step = 0
+        self._ratio = 0.0
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Put gates on the consumers; they are open until :meth:`begin`."""
+        self._structure, self._gates = structure, LearnedGates(model, structure)
+        counts = self._gates.num_groups()
+        self._sizes = list(counts.values())
+        per_group = {dimension.name: dimension.parameters_per_group for dimension in structure}
+        self._parameters_G = torch.tensor([float(per_group[name]) for name in counts]).repeat_interleave(
+            torch.tensor(self._sizes)
+        )
+        start = log_alpha_of(self.options.initial_drop)
+        noise = torch.randn(sum(self._sizes), generator=self._generator(-1)) * SPREAD
+        self.log_alpha_G = (start + noise).clamp_(-MOST, MOST).requires_grad_()
+        self.multipliers = torch.zeros(2, requires_grad=True)
+        self._optimizer = torch.optim.Adam(
+            [
+                {"params": [self.log_alpha_G], "lr": self.options.learning_rate},
+                {"params": [self.multipliers], "lr": self.options.multiplier_learning_rate, "maximize": True},
+            ]
+        )
+
+    def begin(self, steps: int, ratio: float) -> None:
+        """Start to learn: the gates work from now on.
+
+        Args:
+            steps: optimizer steps until the cut.
+            ratio: share of the prunable parameters that should go.
+        """
+        self._steps, self._ratio = steps, ratio
+        self._sample()
+
+    def _generator(self, step: int) -> torch.Generator:
+        # By step, so that a run that is resumed draws what the uninterrupted one draws.
+        return torch.Generator().manual_seed((self.seed * 1_000_003 + step + 1) % 2**63)
+
+    def _named(self, values_G: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert self._gates is not None
+        return dict(zip(self._gates.num_groups(), values_G.split(self._sizes), strict=True))
+
+    def _uniform(self) -> torch.Tensor:
+        eps = torch.finfo(torch.float32).eps
+        uniform = torch.rand(len(self.log_alpha_G), generator=self._generator(self._step))
+        return uniform.clamp_(eps, 1.0 - eps)
+
+    @torch.no_grad()
+    def _sample(self) -> None:
+        assert self._gates is not None
+        sampled = sampled_gates(self.log_alpha_G, self._uniform())
+        self._gates.set(self._named(sampled), self._named(expected_gates(self.log_alpha_G)))
+
+    def expected_ratio(self) -> torch.Tensor:
+        """Share of the prunable parameters that the gates are expected to remove, differentiable in ``log α``."""
+        assert self._structure is not None
+        kept = expected_parameters(keep_probability(self.log_alpha_G), self._parameters_G)
+        return (self._parameters_G.double().sum() - kept) / self._structure.prunable_parameters
+
+    def learn(self, usable: bool = True) -> None:
+        """Turn the gates after the backward passes of a step, and draw those of the next one.
+
+        The gradient is that of ``loss + λ₁·(ŝ − t) + λ₂·(ŝ − t)²``. The loss knows ``log α`` through the sample
+        alone and the rest knows nothing else, so that both parts are computed apart and added up here.
+
+        Args:
+            usable: whether loss and gradients of the step are finite; otherwise nothing is learnt from it.
+        """
+        assert self._gates is not None
+        gradients = self._gates.take()
+        if usable and gradients is not None:
+            options = self.options
+            target = target_at(self._step, self._steps, self._ratio, options.warmup, options.ramp)
+            sampled = sampled_gates(self.log_alpha_G, self._uniform())
+            through_loss = (sampled * torch.cat(list(gradients.values()))).sum()
+            (through_loss + lagrangian(self.expected_ratio(), target, self.multipliers)).backward()
+            self._optimizer.step()
+            self._optimizer.zero_grad()
+            with torch.no_grad():
+                self.log_alpha_G.clamp_(-MOST, MOST)
+        self._step += 1
+        self._sample()
+
+    @torch.no_grad()
+    def scores(self, plan: Plan) -> Scores | None:
+        """``P(z > 0)`` times the parameters of each group; of a protected layer, as of gates that never close."""
+        assert self._structure is not None
+        scores = {
+            dimension.name: torch.full((plan.count(dimension.name),), float(dimension.parameters_per_group))
+            for dimension in self._structure
+        }
+        return scores | self._named(keep_probability(self.log_alpha_G) * self._parameters_G)
+
+    @torch.no_grad()
+    def gates(self) -> dict[str, torch.Tensor]:
+        """The gates of evaluation mode, one value a group."""
+        return self._named(expected_gates(self.log_alpha_G))
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything that has been learnt, for a checkpoint."""
+        tensors = {
+            "log_alpha": self.log_alpha_G.detach().clone(),
+            "multipliers": self.multipliers.detach().clone(),
+            "step": torch.tensor(self._step),
+        }
+        for name, parameter in (("log_alpha", self.log_alpha_G), ("multipliers", self.multipliers)):
+            tensors |= {f"{name}/{key}": value.clone() for key, value in self._optimizer.state[parameter].items()}
+        return tensors
+
+    @torch.no_grad()
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from what :meth:`state` gave, after :meth:`begin`."""
+        self._step = int(tensors["step"])
+        for name, parameter in (("log_alpha", self.log_alpha_G), ("multipliers", self.multipliers)):
+            parameter.copy_(tensors[name])
+            prefix = f"{name}/"
+            state = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+            if state:
+                self._optimizer.state[parameter] = state
+        self._sample()
+
+    def detach(self) -> None:
+        """Take the gates off."""
+        if self._gates is not None:
+            self._gates.remove()

@@ -1,0 +1,96 @@
+"""Criteria that look at what enters each consumer while the model is trained."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.importance.evidence.inputs import EnteringFeatures
+from loraprune.importance.moving_average import Scores
+from loraprune.layers.axes import is_matrix
+from loraprune.layers.lora import effective_weight
+from loraprune.layers.unwrap import base_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.calibration.features import FeatureStatistics
+    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import PrunableDimension
+    from loraprune.structure.plan import Plan
+
+
+def group_positions(dimension: PrunableDimension, num_groups: int, length: int) -> torch.Tensor:
+    """Columns of the consumer that belong to each group, shape ``(groups, columns a group)``."""
+    # All groups at once: a layer has thousands of channels, and every step of a run asks.
+    groups = torch.arange(num_groups)[:, None]
+    parts, offset = [], 0
+    for size in dimension.consumer.segments:
+        parts.append(offset + groups * size + torch.arange(size))
+        offset += num_groups * size
+    assert offset <= length
+    return torch.cat(parts, dim=1)
+
+
+class FeatureCriterion:
+    """Scores groups by the consumer's weights and the statistics of its inputs since the last step.
+
+    The statistics are those of the training's own forward passes, of tokens that are no padding where the model is
+    told which those are. The weight is the effective one, ``W + s·B·A``, at the time of scoring.
+    """
+
+    name = ""
+    comparable = False
+    every_step = True
+
+    def __init__(self) -> None:
+        self._model: nn.Module | None = None
+        self._structure: Structure | None = None
+        self._features: EnteringFeatures | None = None
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of the groups of one dimension, shape ``(groups,)``."""
+        raise NotImplementedError
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Watch what enters the consumers.
+
+        Raises:
+            ValueError: a consumer is no linear layer.
+        """
+        base = base_model(model)
+        for dimension in structure:
+            consumer = dimension.consumer
+            if not is_matrix(base.get_submodule(consumer.module), consumer.parameter):
+                raise ValueError(
+                    f"The criterion {self.name!r} scores groups by what enters one linear layer, and {dimension.name} "
+                    f"is read by {consumer.module}.{consumer.parameter}, which is none. Use the criterion 'fisher', or "
+                    "leave these out (--dimensions)."
+                )
+        self._model, self._structure = base, structure
+        self._features = EnteringFeatures(base, [dimension.consumer.module for dimension in structure])
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """Scores from the forward passes since the last call; None where a consumer was not reached."""
+        assert self._model is not None
+        assert self._structure is not None
+        assert self._features is not None
+        statistics = self._features.take()
+        scores: Scores = {}
+        for dimension in self._structure:
+            name = dimension.consumer.module
+            if name not in statistics:
+                return None
+            weight_OI = effective_weight(self._model.get_submodule(name))
+            positions = group_positions(dimension, plan.count(dimension.name), weight_OI.shape[1])
+            scores[dimension.name] = self.group_scores(weight_OI, statistics[name], positions.to(weight_OI.device))
+        return scores
+
+    def detach(self) -> None:
+        """Stop to watch."""
+        if self._features is not None:
+            self._features.remove()
+        self._model = self._structure = self._features = None

@@ -1,0 +1,1 @@
+"""What criteria look at, and the hooks that collect it."""

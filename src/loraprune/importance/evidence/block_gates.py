@@ -1,0 +1,65 @@
+"""Gates on the channels of the residual stream: on everything that is written to it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.importance.evidence.gate_squares import gate_gradients
+from loraprune.importance.evidence.gradient_tap import listen
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class StreamGates:
+    """One gate a channel, which multiplies that channel of the embedding and of every layer that adds to the stream.
+
+    The gradient of a gate is the sum over the writers, sequence by sequence, and is squared only then. Each writer
+    hears its part in the backward pass; the embedding, on which all others depend, hears it last.
+
+    Args:
+        embedding: writes to the stream first.
+        writers: the layers of the blocks that add to it.
+        anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
+    """
+
+    def __init__(self, embedding: nn.Module, writers: Sequence[nn.Module], anchor: torch.Tensor) -> None:
+        self._pending: torch.Tensor | None = None
+        self._total: torch.Tensor | None = None
+        self._sequences = 0
+        self._anchor = anchor
+        self._handles = [writer.register_forward_hook(self._hook(self._add)) for writer in writers]
+        self._handles.append(embedding.register_forward_hook(self._hook(self._finish)))
+
+    def _hook(self, heard: Callable[[torch.Tensor, torch.Tensor], None]) -> Any:
+        def gate(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
+            return listen(output, self._anchor, heard) if torch.is_grad_enabled() else None
+
+        return gate
+
+    def _add(self, written: torch.Tensor, gradients: torch.Tensor) -> None:
+        part = gate_gradients(written, gradients, (1,))
+        self._pending = part if self._pending is None else self._pending + part
+
+    def _finish(self, written: torch.Tensor, gradients: torch.Tensor) -> None:
+        self._add(written, gradients)
+        assert self._pending is not None
+        squares = self._pending.square().sum(0)
+        self._total = squares if self._total is None else self._total + squares
+        self._sequences += len(self._pending)
+        self._pending = None
+
+    def take(self) -> torch.Tensor | None:
+        """Mean squares since the last call, shape ``(hidden,)``; None when there were none."""
+        total, sequences = self._total, self._sequences
+        self._pending = self._total = None
+        self._sequences = 0
+        return None if total is None else total / sequences
+
+    def remove(self) -> None:
+        """Take the gates off."""
+        for handle in self._handles:
+            handle.remove()

@@ -1,0 +1,134 @@
+"""Gradients of group gates, read off the backward pass at no stored activation of their own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, Protocol
+
+import torch
+from torch import nn
+
+from loraprune.importance.evidence.block_gates import StreamGates
+from loraprune.importance.evidence.evidence_block_gates import BlockGates
+from loraprune.importance.evidence.expert_gates import ExpertChannelGates, WholeExpertGates
+from loraprune.importance.evidence.gate_squares import GateSquares
+from loraprune.importance.evidence.gradient_tap import listen
+from loraprune.importance.evidence.sequences import SequenceCounts
+from loraprune.layers.unwrap import base_model
+from loraprune.structure.hidden import stream_writers
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import Member, PrunableDimension, Structure
+
+
+class _Gates(Protocol):
+    """Gates on the groups of one dimension."""
+
+    def take(self) -> torch.Tensor | None: ...
+
+    def remove(self) -> None: ...
+
+
+def _autocasts(device: str) -> bool:
+    """Whether autocast is on for a kind of device; on the meta device there is none."""
+    return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
+
+
+class ConsumerGates:
+    """Gates on what enters the consumer of a dimension.
+
+    Args:
+        module: the consumer, or peft's wrapper around it.
+        segments: features a group takes, per segment.
+        anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
+        sequences: says how many sequences the running forward pass holds.
+    """
+
+    def __init__(
+        self, module: nn.Module, segments: tuple[int, ...], anchor: torch.Tensor, sequences: Callable[[], int]
+    ) -> None:
+        self._module: Any = module
+        self._squares = GateSquares(segments)
+        self._anchor = anchor
+        self._sequences = sequences
+        self._casts = bool(getattr(module, "cast_input_dtype_enabled", True))
+        self._handle = module.register_forward_pre_hook(self._gate)
+
+    def _gate(self, module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
+        inputs = args[0]
+        # Under autocast peft would cast the input up to the adapter's 32 bits, and autocast at once down again,
+        # into a copy that LoRA's A then keeps. Without that detour A keeps the same tensor as the gate.
+        if hasattr(module, "lora_A"):
+            module.cast_input_dtype_enabled = self._casts and not _autocasts(inputs.device.type)
+        if not torch.is_grad_enabled():
+            return None
+        heard = self._squares.add
+        if inputs.dim() == 2:  # the tokens of all sequences in one row, as around the experts of a mixture
+            batch = (self._sequences(), -1)
+
+            def heard(inputs: torch.Tensor, gradients: torch.Tensor) -> None:
+                self._squares.add(inputs.unflatten(0, batch), gradients.unflatten(0, batch))
+
+        return (listen(inputs, self._anchor, heard), *args[1:])
+
+    def take(self) -> torch.Tensor | None:
+        """Mean squares since the last call, shape ``(groups,)``; None when there were none."""
+        return self._squares.take()
+
+    def remove(self) -> None:
+        """Take the gates off."""
+        self._handle.remove()
+        if hasattr(self._module, "lora_A"):
+            self._module.cast_input_dtype_enabled = self._casts
+
+
+def _gates_on(
+    dimension: PrunableDimension, model: nn.Module, anchor: torch.Tensor, sequences: Callable[[], int]
+) -> _Gates:
+    consumer: Member = dimension.consumer
+    module: Any = model.get_submodule(consumer.module)
+    if dimension.kind == "blocks":
+        return BlockGates(module, anchor)
+    if dimension.kind == "hidden":
+        embedding, *writers = (model.get_submodule(name) for name in stream_writers(dimension))
+        return StreamGates(embedding, writers, anchor)
+    if consumer.stacked:
+        return ExpertChannelGates(module, anchor, sequences)
+    if consumer.axis == "experts":
+        return WholeExpertGates(module, anchor, sequences)
+    return ConsumerGates(module, consumer.segments, anchor, sequences)
+
+
+class GateProbes:
+    """Gates on every consumer of a model; they change nothing and listen to each backward pass.
+
+    Right under gradient accumulation and checkpointing, because evidence is gathered in the backward pass alone,
+    one sequence at a time: how sequences are grouped into micro-batches does not matter.
+    """
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        base = base_model(model)
+        anchor = torch.zeros((), requires_grad=True)
+        blocks = dict.fromkeys(structure.blocks[d.layer] for d in structure if not d.spans_blocks)
+        self._sequences = SequenceCounts(base, blocks)
+        self._gates: dict[str, _Gates] = {
+            dimension.name: _gates_on(
+                dimension,
+                base,
+                anchor,
+                partial(self._sequences.of, structure.blocks[dimension.layer]),
+            )
+            for dimension in structure
+        }
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """Mean squares since the last call, for the dimensions that saw a backward pass."""
+        taken = {name: gates.take() for name, gates in self._gates.items()}
+        return {name: values for name, values in taken.items() if values is not None}
+
+    def remove(self) -> None:
+        """Take the gates off."""
+        for gates in self._gates.values():
+            gates.remove()
+        self._sequences.remove()

@@ -1,0 +1,43 @@
+"""Gate-Fisher: the mean over sequences of the squared gradient of a gate on each group."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loraprune.importance.evidence.gates import GateProbes
+from loraprune.importance.moving_average import Scores
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.structure.describe import Structure
+    from loraprune.structure.plan import Plan
+
+
+class Fisher:
+    """The default criterion: exact gate gradients, one sequence at a time, at the cost of one product a consumer.
+
+    It reads neither the base weights nor their gradients nor LoRA's, so a quantized base is the same to it.
+    """
+
+    comparable = True
+    every_step = True
+
+    def __init__(self) -> None:
+        self._probes: GateProbes | None = None
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Put gates on the consumers."""
+        self._probes = GateProbes(model, structure)
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """Mean squares over the sequences since the last call."""
+        if self._probes is None:
+            raise RuntimeError("The criterion is not attached to a model.")
+        return self._probes.take() or None
+
+    def detach(self) -> None:
+        """Take the gates off."""
+        if self._probes is not None:
+            self._probes.remove()
+            self._probes = None

@@ -1,0 +1,175 @@
+"""LoRA-guided importance: the gradient of a weight estimated from the gradients of its LoRA factors."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+
+from loraprune.importance.criteria_reductions import reduced
+from loraprune.importance.moving_average import Scores
+from loraprune.importance.reductions import over_experts, over_rows
+from loraprune.layers.axes import is_matrix, is_stacked
+from loraprune.layers.expert_adapters import effective_expert_weight, expert_factors
+from loraprune.layers.lora import effective_weight, lora_factors
+from loraprune.layers.unwrap import base_layer, base_model
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.layers.lora import LoraFactors
+    from loraprune.structure.describe import Member, Structure
+    from loraprune.structure.plan import Plan
+
+LoraForm = Literal["squared", "absolute"]
+LORA_FORMS: tuple[str, ...] = get_args(LoraForm)
+
+
+def estimated_gradient(
+    a: torch.Tensor, b: torch.Tensor, grad_a: torch.Tensor, grad_b: torch.Tensor, scaling: float
+) -> torch.Tensor:
+    """Estimate of a weight's gradient, ``s·(gB·A + B·gA − gB·gA)``: how much one step of LoRA would change it.
+
+    Args:
+        a: ``lora_A``, shape ``(r, in)``.
+        b: ``lora_B``, shape ``(out, r)``; some rows of it are enough, with the same rows of ``grad_b``.
+        grad_a: gradient of ``a``.
+        grad_b: gradient of ``b``.
+        scaling: ``s = alpha / r``, by which LoRA multiplies ``B·A``.
+
+    Source: LoRAPrune (arXiv 2305.18403), Eq. 10. The paper has no scaling.
+    """
+    # gB·(A − gA) + B·gA as one product.
+    left = torch.cat([grad_b, b], dim=1).float()
+    right = torch.cat([a - grad_a, grad_a], dim=0).float()
+    return scaling * (left @ right)
+
+
+def _importance(weight: torch.Tensor, gradient: torch.Tensor, form: str) -> torch.Tensor:
+    """Importance of weights; both arguments have one shape, and the first is used up."""
+    importance = weight.mul_(gradient)
+    return importance.square_() if form == "squared" else importance.abs_()
+
+
+def _block_importance(module: nn.Module, factors: list[LoraFactors], rows: slice, form: str) -> torch.Tensor:
+    """Importance of the weights in some rows of a layer, shape ``(rows, in)``."""
+    weight = effective_weight(module, rows)
+    gradient = torch.zeros_like(weight)
+    for f in factors:
+        assert f.a.grad is not None
+        assert f.b.grad is not None
+        gradient += estimated_gradient(f.a, f.b[rows], f.a.grad, f.b.grad[rows], f.scaling)
+    return _importance(weight, gradient, form)
+
+
+def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str) -> torch.Tensor:
+    """Importance of the weights of one of several stacked experts, shape ``(out, in)``."""
+    weight = effective_expert_weight(module, parameter, expert)
+    gradient = torch.zeros_like(weight)
+    for f in expert_factors(module, parameter, expert):
+        if f.grad_a is not None and f.grad_b is not None:
+            gradient += estimated_gradient(f.a, f.b, f.grad_a, f.grad_b, f.scaling)
+    return _importance(weight, gradient, form)
+
+
+def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
+    """Sum of the importance of the weights that one layer gives to each group; None without gradients."""
+    if is_stacked(base_layer(module), member.parameter):
+        if not any(f.grad_a is not None for f in expert_factors(module, member.parameter, 0)):
+            return None
+        return over_experts(
+            module,
+            member,
+            num_groups,
+            lambda expert: _expert_importance(module, member.parameter, expert, form),
+        )
+    factors = [f for f in lora_factors(module) if f.a.grad is not None and f.b.grad is not None]
+    if not factors:
+        return None
+    return over_rows(module, member, num_groups, lambda rows: _block_importance(module, factors, rows, form))
+
+
+@torch.no_grad()
+def layer_importance(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
+    """Importance that one layer gives to the groups of one of its sides, shape ``(num_groups,)``.
+
+    Rows (or experts) are taken one block after the other, so that no temporary is as large as the weight of a large
+    layer. None where LoRA does not adapt the layer or has no gradient yet.
+    """
+    scores = _per_group(module, member, num_groups, form)
+    if scores is None or form != "absolute":
+        return scores
+    return scores / (torch.linalg.vector_norm(scores) + 1e-8)
+
+
+def _is_adapted(module: nn.Module, parameter: str) -> bool:
+    """Whether LoRA adapts a parameter of a layer that has a place in the scores."""
+    if is_stacked(base_layer(module), parameter):
+        return bool(expert_factors(module, parameter, 0))
+    return is_matrix(module, parameter) and bool(lora_factors(module))
+
+
+class LoraGuided:
+    """The criterion of the LoRAPrune paper (Eq. 4 and 10).
+
+    The scores are read after the Trainer's gradient clipping, as the public code reads them.
+
+    Args:
+        form: ``squared`` is the paper's; ``absolute`` that of the authors' code, which takes absolute values and
+            divides each layer's scores by their L2 norm before it adds the layers of a group.
+        reduction: of the layers of a group: see :func:`loraprune.importance.criteria_reductions.reduced`; the paper's
+            is the sum.
+    """
+
+    comparable = True
+    every_step = True
+
+    def __init__(self, form: str = "squared", reduction: str = "sum") -> None:
+        if form not in LORA_FORMS:
+            raise ValueError(f"The form of the lora criterion is {form!r}; choose one of {', '.join(LORA_FORMS)}.")
+        self.form = form
+        self.reduction = reduction
+        self._model: nn.Module | None = None
+        self._structure: Structure | None = None
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Remember the model; gradients are read from its parameters.
+
+        Raises:
+            ValueError: a dimension has no layer that LoRA adapts, so that nothing can be said of it.
+        """
+        self._model, self._structure = base_model(model), structure
+        for dimension in structure:
+            layers = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
+            if not any(_is_adapted(module, member.parameter) for module, member in layers):
+                which = (
+                    "the experts (target_parameters of peft's LoraConfig)"
+                    if dimension.of_experts
+                    else "q, k, v, o, gate, up and down projections (--lora-target-modules)"
+                )
+                raise ValueError(
+                    f"The criterion 'lora' needs LoRA on at least one layer of every group, and {dimension.name} has "
+                    f"none. Adapt {which}, or use the criterion 'fisher'."
+                )
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """The layers' importance for each group; None before the first backward pass."""
+        assert self._model is not None
+        assert self._structure is not None
+        scores: Scores = {}
+        for dimension in self._structure:
+            modules = [(self._model.get_submodule(member.module), member) for member in dimension.all_members]
+            parts = [
+                layer_importance(module, member, plan.count(dimension.name), self.form)
+                for module, member in modules
+                if _is_adapted(module, member.parameter)
+            ]
+            found = [part for part in parts if part is not None]
+            if not found:
+                return None
+            scores[dimension.name] = reduced(found, self.reduction)
+        return scores
+
+    def detach(self) -> None:
+        """Forget the model."""
+        self._model = self._structure = None

@@ -1,0 +1,176 @@
+"""Greedy elimination by the refit error itself: which groups, once removed and refitted, cost the output least."""
+
+from __future__ import annotations
+
+import torch
+
+from loraprune.calibration.least_squares import (
+    DAMPING_ATTEMPTS,
+    LEAST_RAISED_DAMPING,
+    NotPositiveDefiniteError,
+    damped_cholesky,
+)
+
+MOST_ROUNDS = 256
+WIDEST_IN_64_BITS = 2048
+# At least two rounding steps of 32 bits, so that scores which differ by as much stay apart.
+TIE_BREAK = 2.0**-22
+# Smaller shares of the largest error are rounding errors.
+FLOOR = 2.0**-50
+
+
+class _Elimination:
+    """The consumer refitted to the columns that are left, and the inverse of their damped second moment.
+
+    Columns stand group by group, so that the blocks of all groups are views; columns of no group come last and stay.
+    What belongs to removed groups is zero.
+
+    Args:
+        weight_OI: the consumer; changed.
+        inverse_II: ``P``; changed.
+        groups: how many there are.
+        size: columns of each.
+    """
+
+    def __init__(self, weight_OI: torch.Tensor, inverse_II: torch.Tensor, groups: int, size: int) -> None:
+        self.weight_OI, self.inverse_II = weight_OI, inverse_II
+        self.groups, self.size = groups, size
+        self.removed_G = torch.zeros(groups, dtype=torch.bool, device=weight_OI.device)
+        self.broken = torch.zeros((), dtype=torch.bool, device=weight_OI.device)
+
+    def _factor(self, blocks: torch.Tensor) -> torch.Tensor:
+        """Cholesky factors; that there is none is only remembered, since asking would wait for the device."""
+        factor, info = torch.linalg.cholesky_ex(blocks)
+        self.broken |= (info != 0).any()
+        return factor
+
+    def errors(self) -> torch.Tensor:
+        """``tr(W_g (P_gg)⁻¹ W_gᵀ)``: what the removal of each group costs now; infinite for those removed."""
+        by_group = (self.groups, self.size)
+        length = self.groups * self.size
+        blocks_GKK = self.inverse_II[:length, :length].unflatten(1, by_group).unflatten(0, by_group)
+        blocks_GKK = blocks_GKK.diagonal(dim1=0, dim2=2).permute(2, 0, 1)
+        identity_KK = torch.eye(self.size, dtype=blocks_GKK.dtype, device=blocks_GKK.device)
+        blocks_GKK = torch.where(self.removed_G[:, None, None], identity_KK, blocks_GKK)
+        weight_OGK = self.weight_OI[:, :length].unflatten(1, by_group)
+        if self.size == 1:  # thousands of factors of one number each
+            self.broken |= (blocks_GKK <= 0).any()
+            errors_G = weight_OGK.square().sum((0, 2)) / blocks_GKK[:, 0, 0]
+        else:
+            halves_GKO = torch.linalg.solve_triangular(
+                self._factor(blocks_GKK), weight_OGK.permute(1, 2, 0), upper=False
+            )
+            errors_G = halves_GKO.square().sum((1, 2))
+        return errors_G.masked_fill(self.removed_G, torch.inf)
+
+    def marginal_errors(self, chosen: torch.Tensor, *, remove: bool = False) -> torch.Tensor:
+        """What each of several groups costs once those before it are removed and the rest is refitted.
+
+        The factor of their joint block gives all of it at once: row k of ``L⁻¹ W_Dᵀ`` is what column k still holds
+        after the columns before it, over the root of its own entry of the inverse by then.
+
+        Args:
+            chosen: groups in the order of their removal.
+            remove: whether to remove them as well.
+        """
+        columns = (chosen[:, None] * self.size + torch.arange(self.size, device=chosen.device)).flatten()
+        rows_DI = self.inverse_II[columns]
+        factor_DD = self._factor(rows_DI[:, columns])
+        halves_DO = torch.linalg.solve_triangular(factor_DD, self.weight_OI[:, columns].T, upper=False)
+        if remove:
+            halves_DI = torch.linalg.solve_triangular(factor_DD, rows_DI, upper=False)
+            self.weight_OI.addmm_(halves_DO.T, halves_DI, alpha=-1)
+            self.inverse_II.addmm_(halves_DI.T, halves_DI, alpha=-1)
+            self.weight_OI[:, columns] = 0
+            self.inverse_II[columns] = 0
+            self.inverse_II[:, columns] = 0
+            self.removed_G[chosen] = True
+        return halves_DO.square().sum(1).unflatten(0, (len(chosen), self.size)).sum(1)
+
+    def choose(self, count: int, left: int) -> torch.Tensor:
+        """The groups to remove next, cheapest first.
+
+        Of two groups that stand in for each other each is cheap, but not both. So where several go at once, twice as
+        many are looked at, and those are taken that are cheap after the ones before them, too.
+        """
+        looked_at = self.errors().argsort(stable=True)[: count if count == 1 else min(2 * count, left)]
+        if len(looked_at) == count:
+            return looked_at
+        return looked_at[self.marginal_errors(looked_at).argsort(stable=True)[:count]]
+
+    def run(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Remove everything: groups in the order of their removal, and their errors; None where rounding broke it."""
+        at_once = -(-self.groups // MOST_ROUNDS)
+        order, errors = [], []
+        for done in range(0, self.groups, at_once):
+            left = self.groups - done
+            order.append(self.choose(min(at_once, left), left))
+            errors.append(self.marginal_errors(order[-1], remove=True))
+        errors_G = torch.cat(errors)
+        return None if self.broken or not torch.isfinite(errors_G).all() else (torch.cat(order), errors_G)
+
+
+def _as_scores(order_G: torch.Tensor, errors_G: torch.Tensor) -> torch.Tensor:
+    """Scores, by group, that rise strictly in the order of removal and are about the errors.
+
+    The cumulative maximum alone leaves ties, which a ranking breaks by position. A relative increment for each place
+    in the order breaks them as the elimination did; over 10,000 groups it adds a quarter of a percent.
+    """
+    rising = errors_G.double() if errors_G.device.type != "mps" else errors_G
+    rising = rising.cummax(0).values
+    rising = rising.clamp_min(max(float(rising[-1]) * FLOOR, torch.finfo(torch.float32).tiny))
+    rising = rising * (1 + TIE_BREAK * torch.arange(len(rising), device=rising.device))
+    scores_G = torch.empty(len(order_G), dtype=torch.float32, device=order_G.device)
+    scores_G[order_G] = rising.to(torch.float32)
+    return scores_G
+
+
+@torch.no_grad()
+def osscar_group_scores(
+    weight_OI: torch.Tensor, moment_II: torch.Tensor, positions_GK: torch.Tensor, damping: float
+) -> torch.Tensor:
+    """Error of the refitted consumer that each group's removal adds, when groups go greedily, the cheapest first.
+
+    Backward elimination: with ``P = (H + δ·mean diagonal·I)⁻¹``, removing group g and refitting all other columns
+    adds ``tr(W_g (P_gg)⁻¹ W_gᵀ)``. The cheapest group goes, ``W`` and ``P`` follow, and so on until none is left. Up
+    to :data:`MOST_ROUNDS` groups go one by one; of more, equally many go in each of as many rounds, with their exact
+    joint error.
+
+    Keeping the k groups with the highest scores is the greedy choice for every k, and the scores of the others add up
+    to about the error of the refit (to more where a removal cost less than one before it, since scores never fall).
+
+    Args:
+        weight_OI: effective weight of the consumer.
+        moment_II: second moment ``H`` of its inputs.
+        positions_GK: columns that belong to each group, int64. Columns of no group stay and are refitted.
+        damping: ``δ``, raised step by step as :func:`loraprune.calibration.least_squares.damped_cholesky` does where it
+            is too weak.
+
+    Returns:
+        One score a group, float32, shape ``(groups,)``.
+
+    Raises:
+        NotPositiveDefiniteError: the moment cannot be factored even with raised damping.
+
+    Source: the layer-wise objective of OSSCAR (arXiv 2403.12983), without its local search; greedily by blocks as in
+    ZipLM (arXiv 2302.04089).
+    """
+    groups, size = positions_GK.shape
+    columns = positions_GK.flatten()
+    free = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=columns.device)
+    free[columns] = False
+    columns = torch.cat([columns, free.nonzero()[:, 0]])
+    in_64_bits = weight_OI.shape[1] <= WIDEST_IN_64_BITS and weight_OI.device.type != "mps"
+    dtype = torch.float64 if in_64_bits else torch.float32
+    moment_II = moment_II[columns][:, columns].to(dtype)
+    for _ in range(DAMPING_ATTEMPTS):
+        factor_II, used = damped_cholesky(moment_II, damping)
+        inverse_II = torch.cholesky_inverse(factor_II)
+        del factor_II
+        # As much as rounding can take from the diagonal while everything is removed.
+        inverse_II.diagonal().mul_(1 + 8 * torch.finfo(dtype).eps)
+        found = _Elimination(weight_OI[:, columns].to(dtype), inverse_II, groups, size).run()
+        if found is not None:
+            return _as_scores(*found)
+        damping = 10 * max(used, LEAST_RAISED_DAMPING)
+    raise NotPositiveDefiniteError("The second moment of the inputs is too close to singular for an elimination.")

@@ -1,0 +1,69 @@
+"""Criteria by name: what turns evidence into one importance score a group."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from loraprune.importance.compresso import Compresso, CompressoOptions
+from loraprune.importance.criteria_criterion import Criterion, LearnedCriterion
+from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS, GroupReduction
+from loraprune.importance.fisher import Fisher
+from loraprune.importance.flap import Flap
+from loraprune.importance.lora import LORA_FORMS, LoraForm, LoraGuided
+from loraprune.importance.magnitude import Magnitude
+from loraprune.importance.options import CriterionOptions
+from loraprune.importance.position import Position
+from loraprune.importance.taylor import Taylor
+from loraprune.importance.taylor_forms import TAYLOR_FORMS, TaylorForm
+from loraprune.importance.trivial import Random
+from loraprune.importance.wanda import Wanda
+
+__all__ = [
+    "CRITERIA",
+    "GROUP_REDUCTIONS",
+    "LORA_FORMS",
+    "TAYLOR_FORMS",
+    "Compresso",
+    "CompressoOptions",
+    "Criterion",
+    "CriterionOptions",
+    "Fisher",
+    "Flap",
+    "GroupReduction",
+    "LearnedCriterion",
+    "LoraForm",
+    "LoraGuided",
+    "Magnitude",
+    "Position",
+    "Random",
+    "Taylor",
+    "TaylorForm",
+    "Wanda",
+]
+
+_MAKERS: dict[str, Callable[[CriterionOptions], Criterion]] = {
+    "fisher": lambda options: Fisher(),
+    "lora": lambda options: LoraGuided(options.lora_form, options.group_reduction),
+    "taylor": lambda options: Taylor(options.taylor_form, options.group_reduction, offload=options.offload_grads),
+    "magnitude": lambda options: Magnitude(options.group_reduction),
+    "wanda": lambda options: Wanda(),
+    "flap": lambda options: Flap(),
+    "random": lambda options: Random(options.seed),
+    "position": lambda options: Position(),
+    "compresso": lambda options: Compresso(options.compresso, options.seed),
+}
+
+CRITERIA: tuple[str, ...] = tuple(_MAKERS)
+"""Criteria that score groups; ``pst``, which makes single weights zero, is none of them."""
+
+
+def make_criterion(options: CriterionOptions) -> Criterion:
+    """Build a criterion by its name.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    maker = _MAKERS.get(options.name)
+    if maker is None:
+        raise ValueError(f"There is no criterion {options.name!r}; choose one of {', '.join(CRITERIA)}.")
+    return maker(options)

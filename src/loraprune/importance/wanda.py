@@ -1,0 +1,46 @@
+"""Wanda for groups: the size of a consumer's weights times the size of what they are multiplied with."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.importance.consumer_inputs import FeatureCriterion
+
+if TYPE_CHECKING:
+    from loraprune.calibration.features import FeatureStatistics
+
+
+@torch.no_grad()
+def wanda_group_scores(
+    weight_OI: torch.Tensor, mean_square_I: torch.Tensor, positions_GK: torch.Tensor
+) -> torch.Tensor:
+    """``Σ_j Σ_i |W_ij|·sqrt(E[x_j²])`` over the columns j of each group and all rows i.
+
+    Args:
+        weight_OI: effective weight of the consumer.
+        mean_square_I: mean square of each of its input features over the calibration tokens.
+        positions_GK: columns that belong to each group, int64.
+
+    Returns:
+        One score a group, float32, shape ``(groups,)``.
+
+    Source: Wanda (arXiv 2306.11695), Eq. 1, added up over the group. The paper takes the norm over all tokens rather
+    than the root of the mean, which is one factor for the whole layer.
+    """
+    norm_I = torch.linalg.vector_norm(weight_OI, ord=1, dim=0, dtype=torch.float32)
+    score_I = norm_I * mean_square_I.to(torch.float32).sqrt()
+    return score_I[positions_GK].sum(1)
+
+
+class Wanda(FeatureCriterion):
+    """Wanda's score in the joint recipe: what enters the consumers in the training's own forward passes."""
+
+    name = "wanda"
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        """See :func:`wanda_group_scores`."""
+        return wanda_group_scores(weight_OI, inputs.mean_square, positions_GK)

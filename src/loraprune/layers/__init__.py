@@ -1,0 +1,1 @@
+"""One layer under its wrappers: LoRA, quantized layers, stacked experts."""

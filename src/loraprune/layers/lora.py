@@ -1,0 +1,86 @@
+"""The LoRA factors of a layer: reading them, and the weight they make together with the base."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraprune.layers.axes import base_weight
+from loraprune.layers.unwrap import base_layer, base_model
+
+
+@dataclass(frozen=True)
+class LoraFactors:
+    """The factors of one active adapter on one linear layer.
+
+    Attributes:
+        a: ``lora_A``, shape ``(r, in)``.
+        b: ``lora_B``, shape ``(out, r)``.
+        scaling: ``alpha / r`` (or as the variant has it).
+    """
+
+    a: nn.Parameter
+    b: nn.Parameter
+    scaling: float
+
+
+def lora_factors(module: Any) -> list[LoraFactors]:
+    """Factors of the active adapters of a layer; empty where LoRA does not adapt it."""
+    if not hasattr(module, "lora_A"):
+        return []
+    return [
+        LoraFactors(module.lora_A[name].weight, module.lora_B[name].weight, float(module.scaling[name]))
+        for name in module.active_adapters
+        if name in module.lora_A
+    ]
+
+
+def has_variant(module: Any) -> bool:
+    """Whether a layer's adapter is a variant (DoRA, for one) whose weight is not simply ``W + s·B·A``."""
+    return bool(getattr(module, "lora_variant", None))
+
+
+def check_tied_adapters(model: Any) -> None:
+    """Make sure that no adapter tells apart what the model holds once: an embedding and a head that share a weight.
+
+    Raises:
+        ValueError: one does. Merged and saved, the two would be one again, and the model another one.
+    """
+    base = base_model(model)
+    tied = bool(getattr(base.config, "tie_word_embeddings", False))
+    if not tied or any(getattr(config, "ensure_weight_tying", False) for config in _configs(model)):
+        return
+    for module in (base.get_input_embeddings(), base.get_output_embeddings()):
+        if getattr(module, "lora_embedding_A", None) or getattr(module, "lora_A", None):
+            raise ValueError(
+                "The embedding and the head of this model share one weight, and the adapter is on one of them alone, "
+                "which a merged checkpoint cannot hold. Leave embed_tokens and lm_head out of LoRA's target modules."
+            )
+
+
+def _configs(model: Any) -> list[Any]:
+    """Configurations of a model's adapters; empty without any."""
+    return list(getattr(model, "peft_config", {}).values())
+
+
+def lora_delta(module: Any, rows: slice = slice(None)) -> torch.Tensor | None:
+    """``Σ s·B·A`` over the active adapters in 32 bits, for some rows of the layer; None without adapter."""
+    parts = [f.scaling * (f.b[rows].float() @ f.a.float()) for f in lora_factors(module)]
+    return torch.stack(parts).sum(0) if len(parts) > 1 else (parts[0] if parts else None)
+
+
+@torch.no_grad()
+def effective_weight(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
+    """``W + s·B·A`` in 32 bits, shape ``(out, in)``, for some rows of the layer. A new tensor."""
+    weight = base_weight(base_layer(module), rows)
+    delta = lora_delta(module, rows)
+    return weight if delta is None else weight.add_(delta)
+
+
+def row_blocks(rows: int, columns: int, elements: int = 1 << 22) -> list[slice]:
+    """Cut the rows of a matrix into blocks of about ``elements`` entries, so that temporaries stay small."""
+    step = max(1, elements // max(columns, 1))
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]

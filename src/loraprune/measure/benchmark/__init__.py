@@ -1,0 +1,1 @@
+"""Speed and memory of models that take turns: ``loraprune bench``."""

@@ -1,0 +1,190 @@
+"""Benchmarks of a whole run: load the models, let them take turns, and put the figures together."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, working_dtype
+from loraprune.layers.unwrap import base_model
+from loraprune.measure.benchmark.benchmark_inference import decoding, prefill
+from loraprune.measure.benchmark.benchmark_memory import check_memory, memory_reported
+from loraprune.measure.benchmark.config import BenchConfig
+from loraprune.measure.benchmark.contenders import Rival, in_memory, rivals_of
+from loraprune.measure.benchmark.flops import CONVENTION
+from loraprune.measure.benchmark.machine import circumstances, device_of, threads
+from loraprune.measure.benchmark.memory import weight_bytes
+from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, writes_text
+from loraprune.measure.benchmark.result import BenchedModel, BenchResult, Figure
+from loraprune.measure.benchmark.rounds import Progress, Rounds
+from loraprune.measure.benchmark.training_step import TrainingBench
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def bench(
+    models: str | Path | Sequence[str | Path] | Mapping[str, PreTrainedModel],
+    config: BenchConfig | None = None,
+    *,
+    command: str | None = None,
+    progress: Progress | None = None,
+) -> BenchResult:
+    """Measure speed, memory and operations of models that take turns; the first is what the others are compared with.
+
+    Args:
+        models: folders or hub names of checkpoints and adapters, or models in memory by what they are called. An
+            adapter is measured unmerged and merged. The profile ``training`` takes the name of one base.
+        config: what to measure, and how often.
+        command: what the user typed, for the record.
+        progress: is told what is timed and how far that is.
+
+    Raises:
+        ValueError: a model cannot be measured, does not fit the others or what was asked for, or there is not enough
+            memory.
+    """
+    config = config or BenchConfig()
+    given = next(iter(models.values()), None) if isinstance(models, Mapping) else None
+    device = device_of(config.device) if given is None else next(given.parameters()).device
+    if config.attn_implementation == "flex_attention" and device.type == "cpu":
+        raise ValueError("Flex attention is made for an accelerator, and this is a CPU. Choose sdpa or eager.")
+    rounds = Rounds(repeats=config.count, warmup=config.warm, progress=progress)
+    with threads(config.threads), memory_reported(device, one_at_a_time=config.one_at_a_time):
+        if config.profile == "training":
+            return _training(models, config, device, rounds, command)
+        rivals = in_memory(models) if isinstance(models, Mapping) else rivals_of(_names(models), config)
+        return _inference(rivals, config, device, rounds, command)
+
+
+def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
+    listed = [models] if isinstance(models, (str, Path)) else list(models)
+    if not listed:
+        raise ValueError("No model was given. Name at least one folder or hub name.")
+    return [str(Path(name).expanduser()) if str(name).startswith("~") else str(name) for name in listed]
+
+
+def _inference(
+    rivals: Sequence[Rival], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
+) -> BenchResult:
+    """Load, measure, and put together."""
+    dtype = rivals[0].dtype or _dtype(config) or working_dtype(checkpoint_dtype(rivals[0].config), device)
+    contexts = [rival.context for rival in rivals]
+    tokens = config.tokens_for(contexts)
+    prompt = config.prompt_for(tokens, contexts) if config.decode_batch else tokens
+    if not config.one_at_a_time and rivals[0].dtype is None:
+        check_memory(rivals, dtype, device)
+    groups = [[rival] for rival in rivals] if config.one_at_a_time else [list(rivals)]
+    benched: list[BenchedModel] = []
+    figures: list[Figure] = []
+    left_out: dict[str, str] = {}
+    for group in groups:
+        models = {rival.label: _loaded(rival, dtype, device, config) for rival in group}
+        benched += [_benched(rival, models[rival.label]) for rival in group]
+        size = InputSize(batch_size=config.batch_size, tokens=tokens, seed=config.seed)
+        figures += prefill(models, size, rounds)
+        if config.decode_batch and not all(writes_text(base_model(model)) for model in models.values()):
+            left_out["decoding"] = f"a model for {group[0].task} writes no text"
+        else:
+            for batch in config.decode_batch:
+                figures += decoding(models, replace(size, batch_size=batch, tokens=prompt), config.new_tokens, rounds)
+        text = not reads_images(base_model(next(iter(models.values()))))
+        del models
+        _release()
+    settings = _settings(config, dtype) | ({"tokens": tokens, "prompt_tokens": prompt} if text else {})
+    return BenchResult(
+        profile="inference",
+        models=tuple(benched),
+        figures=tuple(_compared(figures, in_turns=not config.one_at_a_time)),
+        left_out=left_out,
+        settings=settings,
+        **circumstances(device, command),
+    )
+
+
+def _training(
+    models: Any, config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
+) -> BenchResult:
+    """Measure the training steps of one model."""
+    if isinstance(models, Mapping):
+        raise ValueError("The profile 'training' loads its model itself. Pass the name of a checkpoint.")
+    names = _names(models)
+    if len(names) > 1:
+        raise ValueError(
+            f"The profile 'training' measures one model, and {len(names)} were given. Run it once for each."
+        )
+    prepared = TrainingBench.of(names[0], config, device, _dtype(config))
+    figures, left_out, size = prepared.run(rounds)
+    _release()
+    model = BenchedModel(
+        label=Path(names[0]).name,
+        name=names[0],
+        parameters=prepared.structure.num_parameters,
+        memory_bytes=size,
+        attn_implementation=config.attn_implementation or prepared.shapes.config._attn_implementation,
+    )
+    return BenchResult(
+        profile="training",
+        models=(model,),
+        figures=tuple(_compared(figures, in_turns=not config.one_at_a_time)),
+        left_out=left_out,
+        settings=_settings(config, prepared.dtype) | {"tokens": prepared.tokens},
+        **circumstances(device, command),
+    )
+
+
+def _loaded(rival: Rival, dtype: torch.dtype, device: torch.device, config: BenchConfig) -> PreTrainedModel:
+    model = rival.load(dtype, device)
+    if config.attn_implementation is not None:
+        try:
+            base_model(model).set_attn_implementation(config.attn_implementation)
+        except (ValueError, ImportError) as error:
+            raise ValueError(
+                f"{rival.label} cannot run with the attention {config.attn_implementation!r}: "
+                f"{str(error).splitlines()[0]}"
+            ) from error
+    return model
+
+
+def _benched(rival: Rival, model: PreTrainedModel) -> BenchedModel:
+    size, source = rival.file_bytes(model)
+    return BenchedModel(
+        label=rival.label,
+        name=rival.name,
+        adapter=rival.adapter,
+        random_weights=rival.random_weights,
+        parameters=sum(value.numel() for value in model.parameters()),
+        file_bytes=size,
+        file_bytes_from=source,
+        memory_bytes=weight_bytes(model),
+        attn_implementation=base_model(model).config._attn_implementation,
+        fingerprint=rival.fingerprint(),
+    )
+
+
+def _compared(figures: Sequence[Figure], *, in_turns: bool) -> Iterator[Figure]:
+    """Figures with their share of the first one of the same measure."""
+    first: dict[tuple[str, Any], Figure] = {}
+    for figure in figures:
+        reference = first.setdefault((figure.measure, figure.settings.get("batch_size")), figure)
+        yield replace(figure, share=figure.over(reference, in_turns=in_turns))
+
+
+def _settings(config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:
+    settled = {"dtype": str(dtype).removeprefix("torch."), "repeats": config.count, "warmup": config.warm}
+    return asdict(config) | settled | {"flops": CONVENTION, "turns": not config.one_at_a_time}
+
+
+def _dtype(config: BenchConfig) -> torch.dtype | None:
+    return None if config.dtype is None else DTYPES[config.dtype]
+
+
+def _release() -> None:
+    """Give back the memory of models that are gone."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

@@ -1,0 +1,233 @@
+"""A training step of plain LoRA tuning, of each criterion, with masks and with slices, as figures."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.architectures import spec_for
+from loraprune.checkpoint.load import (
+    auto_class_of,
+    checkpoint_dtype,
+    context_of,
+    load_config,
+    load_model,
+    meta_model,
+    working_dtype,
+)
+from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work, cut_at_random_, recompute_
+from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
+from loraprune.measure.benchmark.memory import weight_bytes
+from loraprune.measure.benchmark.random_inputs import InputSize, in_words, training_inputs, writes_text
+from loraprune.measure.benchmark.result import Figure
+from loraprune.measure.benchmark.rounds import Rounds
+from loraprune.measure.benchmark.timing import Call, Contender, in_turns
+from loraprune.structure.describe import Structure, describe
+from loraprune.tasks.lora import LoraOptions, lora_config
+from loraprune.tasks.registry import task_of_config
+from loraprune.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+PLAIN = "plain LoRA"
+READINGS = 3
+"""Times that scores are read where only a cut reads them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingBench:
+    """A model whose training steps are measured, before its weights are loaded.
+
+    Attributes:
+        name: as it was given.
+        config: of what is measured.
+        model_config: of the model.
+        task: that it is tuned for.
+        shapes: the model without weights; ``structure``: what can be pruned in it.
+        dtype: of its weights; ``device``: to train on.
+        tokens: of a sequence.
+    """
+
+    name: str
+    config: BenchConfig
+    model_config: PretrainedConfig
+    task: Task
+    shapes: PreTrainedModel
+    structure: Structure
+    dtype: torch.dtype
+    device: torch.device
+    tokens: int
+
+    @classmethod
+    def of(cls, name: str, config: BenchConfig, device: torch.device, dtype: torch.dtype | None) -> TrainingBench:
+        """Check what was asked for, before weights are loaded.
+
+        Raises:
+            ValueError: the model cannot be pruned, or its sequences are shorter than asked for.
+        """
+        further = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
+        model_config = load_config(name, **further)  # type: ignore[arg-type]
+        task = task_of_config(model_config, spec_for(model_config).auto_class)
+        task.check_model(model_config)
+        shapes = meta_model(model_config, task.auto_class)
+        context = context_of(model_config, shapes) if task.has_tokenizer else None
+        return cls(
+            name=name,
+            config=config,
+            model_config=model_config,
+            task=task,
+            shapes=shapes,
+            structure=describe(shapes),
+            dtype=dtype or working_dtype(checkpoint_dtype(model_config), device),
+            device=device,
+            tokens=config.tokens_for([context]),
+        )
+
+    @property
+    def accelerated(self) -> bool:
+        """Whether an accelerator trains."""
+        return self.device.type == "cuda"
+
+    @property
+    def autocast(self) -> torch.dtype | None:
+        """The dtype of autocast, on by default where ``loraprune prune`` switches it on."""
+        default = self.accelerated and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if (default if self.config.bf16 is None else self.config.bf16) else None
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether activations are computed again, by default likewise.
+
+        Raises:
+            ValueError: that was asked for and cannot be done.
+        """
+        able = self.shapes.supports_gradient_checkpointing
+        if self.config.gradient_checkpointing and not able:
+            raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
+        asked = self.config.gradient_checkpointing
+        return able and (self.accelerated if asked is None else asked)
+
+    @property
+    def size(self) -> InputSize:
+        """Of a micro-batch."""
+        return InputSize(batch_size=self.config.batch_size, tokens=self.tokens, seed=self.config.seed)
+
+    def tuned(self) -> Any:
+        """The model with a fresh adapter, loaded anew."""
+        from peft import get_peft_model
+
+        model: Any = load_model(
+            self.name,
+            self.dtype,
+            self.device,
+            auto_class=auto_class_of(self.model_config),
+            trust_remote_code=self.config.trust_remote_code,
+            revision=self.config.revision,
+            quantization=self.config.quantization,
+        )
+        if self.config.attn_implementation is not None:
+            model.set_attn_implementation(self.config.attn_implementation)
+        torch.manual_seed(self.config.seed)
+        options = LoraOptions(r=self.config.lora_r)
+        tuned = get_peft_model(model, lora_config(options, self.structure, self.shapes, self.task))
+        if self.recomputes:
+            recompute_(tuned)
+        return tuned
+
+    def work(self, model: Any) -> Work:
+        """Of one step."""
+        inner = model.get_base_model()
+        return Work(training_inputs(inner, self.size, self.device), self.config.accumulation, self.autocast)
+
+    def run(self, rounds: Rounds) -> tuple[list[Figure], dict[str, str], int]:
+        """Measure; gives figures, what was left out and why, and bytes of the model's weights with its adapter."""
+        with torch.random.fork_rng():
+            pruned = self.tuned()
+            cut = cut_at_random_(pruned, self.config.ratio, any_head_count=True)
+            masks = (cut.structure, cut.plan)
+            del cut  # it knows the model, which may have to make room
+            slices = {f"slices, {self.config.ratio:.0%}": TrainingStep(pruned, self.work(pruned))}
+            if self.config.one_at_a_time:
+                del pruned
+                sliced = self._measured(slices, rounds)
+                slices.clear()
+                gc.collect()
+                torch.cuda.empty_cache()
+            dense = self.tuned()
+            steps: dict[str, TrainingStep] = {PLAIN: TrainingStep(dense, self.work(dense))}
+            left_out = self._add_criteria_(steps, dense)
+            steps[f"masks, {self.config.ratio:.0%}"] = TrainingStep(dense, self.work(dense), masks=masks)
+            size = weight_bytes(dense)
+            if self.config.one_at_a_time:
+                return [*self._measured(steps, rounds), *sliced], left_out, size
+            return self._measured(steps | slices, rounds), left_out, size
+
+    def _add_criteria_(self, steps: dict[str, TrainingStep], model: Any) -> dict[str, str]:
+        """Add a step for each criterion that this model can be scored by; gives the others, and why not."""
+        from loraprune.pruning.config import PruningConfig
+
+        left_out = {}
+        for name in self.config.criteria or TIMED_CRITERIA:
+            try:
+                criterion = PruningConfig(
+                    criterion=name,
+                    ratio=self.config.ratio,
+                    refit=False,
+                    any_head_count=True,
+                    offload_grads=self.config.offload_grads and name == "taylor",
+                )
+                step = TrainingStep(model, self.work(model), criterion=criterion)
+                with step.turn() as call:
+                    call()
+            except ValueError as error:
+                left_out[name] = str(error)
+                continue
+            steps[name] = step
+        return left_out
+
+    def _measured(self, steps: dict[str, TrainingStep], rounds: Rounds) -> list[Figure]:
+        """Time steps in turns, and count their memory."""
+        stage = f"training step, {in_words(self.shapes, self.size)}"
+        times = rounds.run(stage, {name: step.contender() for name, step in steps.items()})
+        settings: dict[str, Any] = {
+            "batch_size": self.config.batch_size,
+            "input": in_words(self.shapes, self.size),
+            "accumulation": self.config.accumulation,
+            "gradient_checkpointing": self.recomputes,
+            "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
+            "quantization": self.config.quantization,
+            "lora_r": self.config.lora_r,
+        }
+        items = self.config.batch_size * self.config.accumulation
+        return [
+            Figure(
+                contender=name,
+                measure="training step",
+                settings=settings,
+                times=times[name],
+                tokens=items * self.tokens if writes_text(self.shapes) else None,
+                items=items,
+                peak_bytes=step.peak_bytes(),
+                cut_seconds=reading_seconds(step) if step.reads_at_cuts else None,
+            )
+            for name, step in steps.items()
+        ]
+
+
+def reading_seconds(step: TrainingStep) -> float:
+    """Median seconds to read scores that only a cut reads, after a step that gave the evidence."""
+
+    @contextmanager
+    def turn() -> Iterator[Call]:
+        with step.turn() as call:
+            call()
+            yield step.read_scores
+
+    contender = Contender(turn=turn, device=step.device)
+    return in_turns({"only": contender}, repeats=READINGS, warmup=1)["only"].median

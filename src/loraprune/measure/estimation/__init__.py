@@ -1,0 +1,1 @@
+"""Shapes, memory and time of a run before anything is loaded: ``loraprune plan``."""

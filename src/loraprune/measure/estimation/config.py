@@ -1,0 +1,71 @@
+"""What a run would be started with: everything that its memory and its time depend on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from loraprune.checkpoint.load import DTYPES
+from loraprune.checkpoint.quantizing import QUANTIZATIONS
+from loraprune.importance.options import check_options
+from loraprune.pruning.config import PruningConfig
+from loraprune.tasks.lora import LoraOptions
+
+DEVICES = ("cuda", "cpu")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EstimateConfig:
+    """A run of ``loraprune.prune`` to estimate; the defaults are those of such a run on an accelerator.
+
+    Attributes:
+        pruning: what would be pruned.
+        target_params: parameters of the result, instead of the ratio.
+        lora: the adapter.
+        batch_size: rows in a micro-batch.
+        max_length: tokens of a row; None is 1024, or the model's context where that is shorter.
+        gradient_accumulation_steps: micro-batches in a step.
+        gradient_checkpointing: compute activations again in the backward pass; None does so where the model can.
+        quantization: ``bnb-8bit``, ``bnb-4bit``, ``torchao-int8``, or None.
+        dtype: that the checkpoint is stored in; None takes it from the config.
+        bf16: matrix products in bfloat16 (autocast); None: on ``cuda``.
+        device: ``cuda``, or ``cpu`` (which the validation of the estimate runs on).
+    """
+
+    pruning: PruningConfig = field(default_factory=PruningConfig)
+    target_params: int | None = None
+    lora: LoraOptions = field(default_factory=LoraOptions)
+    batch_size: int = 8
+    max_length: int | None = None
+    gradient_accumulation_steps: int = 1
+    gradient_checkpointing: bool | None = None
+    quantization: str | None = None
+    dtype: str | None = None
+    bf16: bool | None = None
+    device: str = "cuda"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "gradient_accumulation_steps"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
+            raise ValueError(f"quantization is {self.quantization!r}; choose one of {', '.join(QUANTIZATIONS)}.")
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        if self.device not in DEVICES:
+            raise ValueError(f"device is {self.device!r}; choose one of {', '.join(DEVICES)}.")
+        if self.pruning.unstructured:
+            raise ValueError(
+                "The criterion 'pst' makes single weights zero, so that the model keeps its shapes: there is nothing "
+                "to plan. Leave it out."
+            )
+        if self.pruning.criterion == "compresso":
+            raise ValueError(
+                "The memory of the criterion 'compresso', which learns gates, is not part of the estimate. That of "
+                "'fisher' is nearest to it."
+            )
+        check_options(self.pruning.criterion_options)
+
+    @property
+    def autocast(self) -> bool:
+        """Whether matrix products are computed in bfloat16."""
+        return self.device == "cuda" if self.bf16 is None else self.bf16

@@ -1,0 +1,268 @@
+"""An estimate before any weight is loaded: what pruning a model will give, and what it will take."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.allocation.uniform import ratio_for_parameters
+from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, context_of
+from loraprune.importance.criterion import check_reach
+from loraprune.measure.estimation.config import EstimateConfig
+from loraprune.measure.estimation.depth import StepSize, step_size
+from loraprune.measure.estimation.estimation_gpus import GPUS, Gpu
+from loraprune.measure.estimation.forward import block_bytes, forward_size
+from loraprune.measure.estimation.planning_target import Target, find_target
+from loraprune.measure.estimation.refit import CalibrationSize
+from loraprune.measure.estimation.remedies import remedies
+from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
+from loraprune.measure.estimation.shape_models import ShapeModels, find_config
+from loraprune.measure.estimation.simulated_step import StepSettings, simulate
+from loraprune.measure.estimation.target import cut_size
+from loraprune.measure.estimation.timing import step_seconds
+from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+    from loraprune.structure.describe import Structure
+
+
+def estimate(
+    model: str | Path | PretrainedConfig,
+    config: EstimateConfig | None = None,
+    *,
+    trust_remote_code: bool = False,
+    revision: str | None = None,
+) -> Estimate:
+    """Say what a run of :func:`loraprune.prune` will take and give, from a model's config alone.
+
+    A training step is run on shapes: with the model's own code, the adapter and the criterion, in no memory. Every
+    figure is an estimate; docs/planning.md says what is assumed and how near it comes.
+
+    Args:
+        model: a checkpoint's folder or hub name, a ``config.json``, the name of a preset, or a config.
+        config: of the run; the default halves the prunable parameters.
+        trust_remote_code: run code that the checkpoint brings.
+        revision: of a hub checkpoint.
+
+    Raises:
+        ValueError: something given is wrong, or the model cannot be pruned that way.
+    """
+    if isinstance(model, (str, Path)):
+        found = find_config(str(model), trust_remote_code=trust_remote_code, revision=revision)
+        return Estimator(str(model), found, config or EstimateConfig()).estimate()
+    name = str(getattr(model, "_name_or_path", "") or "model")
+    return Estimator(name, copy.deepcopy(model), config or EstimateConfig()).estimate()
+
+
+class Estimator:
+    """Estimates for one model and several ratios; what does not depend on the ratio is worked out once.
+
+    Args:
+        name: of the model.
+        config: the model's.
+        settings: of the run.
+
+    Raises:
+        ValueError: the model cannot be pruned that way.
+    """
+
+    def __init__(self, name: str, config: PretrainedConfig, settings: EstimateConfig) -> None:
+        pruning = settings.pruning
+        self._name = name
+        self._models = ShapeModels.of(config, pruning.dimensions, pruning.keep_layers)
+        self._structure = self._models.structure
+        check_reach(pruning.criterion, self._structure, lora_form=pruning.lora_form)
+        self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
+        self._settings = self._settled(settings)
+        self._adapted: dict[Any, tuple[Any, Structure]] = {}
+        self._steps: dict[Any, StepSize] = {}
+        self._blocks: dict[Any, int] = {}
+
+    def _settled(self, settings: EstimateConfig) -> EstimateConfig:
+        """What a run would choose where nothing was said."""
+        models = self._models
+        can, recompute = models.can_recompute, settings.gradient_checkpointing
+        if recompute and not can:
+            raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
+        length = settings.max_length
+        if models.task.has_tokenizer:
+            context = context_of(models.config, models.dense)
+            length = length or (min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH)
+            check_length(length, context)
+        return replace(
+            settings,
+            gradient_checkpointing=can and settings.device == "cuda" if recompute is None else recompute,
+            max_length=length,
+            bf16=settings.autocast,
+            pruning=replace(settings.pruning, refit=settings.pruning.refit and not self._structure.spans_blocks),
+        )
+
+    def estimate(self, ratio: float | None = None) -> Estimate:
+        """The estimate for a ratio; None takes the one of the settings.
+
+        Raises:
+            ValueError: the ratio cannot be reached.
+        """
+        settings = self._settings
+        if ratio is None and settings.target_params is not None:
+            ratio = ratio_for_parameters(self._structure, settings.target_params)
+        if ratio is not None:
+            settings = replace(settings, pruning=replace(settings.pruning, ratio=ratio))
+        target = find_target(self._models, settings.pruning)
+        nothing = find_target(self._models, replace(settings.pruning, ratio=0.0))
+        step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
+        after = self._step(settings, self._stored, target, listening=False)
+        return Estimate(
+            model=self._name,
+            model_type=self._structure.spec.model_type,
+            asked=settings.pruning.ratio,
+            ratio=target.ratio,
+            settings=self._as_values(settings),
+            before=self._size(nothing),
+            after=self._size(target),
+            memory=StepMemory.of(step, plain, self._cut(settings, target, self._stored)),
+            memory_after=StepMemory.of(after, after),
+            step_flops=step.flops * settings.gradient_accumulation_steps,
+            step_flops_after=after.flops * settings.gradient_accumulation_steps,
+            gpus=tuple(self._fit(gpu, settings, target, after) for gpu in GPUS),
+            notes=tuple(self._notes(settings)),
+        )
+
+    def _step(
+        self, settings: EstimateConfig, dtype: torch.dtype, target: Target | None = None, *, listening: bool = True
+    ) -> StepSize:
+        """One training step: before the first cut, or of the model after the last one."""
+        depth = len(self._structure.blocks) if target is None else target.depth
+        made_of = self._made_of(settings, dtype, target)
+        key = (made_of, depth, repr(replace(settings, pruning=replace(settings.pruning, ratio=0.0))), listening)
+        if key not in self._steps:
+            try:
+                simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening))
+            except (RuntimeError, TypeError) as error:
+                # Code that looks at values, of which there are none.
+                raise ValueError(
+                    f"A training step of this {self._structure.spec.model_type} model cannot be run on shapes alone: "
+                    f"{str(error).splitlines()[0]}"
+                ) from error
+            self._steps[key] = step_size(simulated, depth)
+        return self._steps[key]
+
+    def _made_of(self, settings: EstimateConfig, dtype: torch.dtype, target: Target | None) -> Any:
+        """Make a model with its adapter, once; gives its key."""
+        blocks = self._models.few if target is None else target.blocks
+        key = (None if target is None else target.ratio, blocks, dtype, settings.quantization)
+        if key not in self._adapted:
+            plan = None if target is None else target.plan
+            self._adapted[key] = self._models.adapted(blocks, plan, dtype, settings)
+        return key
+
+    def _step_settings(self, settings: EstimateConfig, listening: bool) -> StepSettings:
+        rows, tokens = settings.batch_size, settings.max_length or 0
+        return StepSettings(
+            inputs=self._models.inputs(rows, tokens),
+            labels=self._models.labels(rows, tokens),
+            fused=self._models.task.name == "causal-lm",
+            device=settings.device,
+            autocast=settings.autocast,
+            checkpointing=bool(settings.gradient_checkpointing),
+            micro_batches=settings.gradient_accumulation_steps,
+            criterion=settings.pruning.criterion_options if listening else None,
+        )
+
+    def _size(self, target: Target) -> ModelSize:
+        """The model at a target."""
+        tokens = self._settings.max_length or 0
+        model, structure = self._models.pruned(target.blocks, target.plan, self._stored)
+        cached = self._models.task.name == "causal-lm"
+        forward = forward_size(model, structure, self._models.inputs(1, tokens), cached=cached, depth=target.depth)
+        parameters = self._structure.num_parameters - target.removed
+        widths = {
+            kind: sorted(target.counts[dimension.name] for dimension in self._structure.of_kind(kind))
+            for kind in self._structure.kinds
+            if kind != "blocks"
+        }
+        return ModelSize(
+            blocks=target.depth,
+            widths={kind: (counts[0], counts[-1]) for kind, counts in widths.items()},
+            hidden_size=widths["hidden"][0] if "hidden" in widths else self._structure.hidden_size,
+            parameters=parameters,
+            file_bytes=parameters * self._stored.itemsize,
+            forward_flops=forward.flops,
+            cache_bytes=forward.cache / tokens if forward.cache else None,
+        )
+
+    def _cut(self, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> float:
+        """Bytes at the fullest moment of a cut; 0 where nothing is refitted."""
+
+        def block(data: CalibrationSize) -> int:
+            made_of = self._made_of(settings, dtype, None)
+            key = (made_of, data)
+            if key not in self._blocks:
+                inputs = self._models.inputs(data.rows, data.tokens)
+                self._blocks[key] = block_bytes(*self._adapted[made_of], inputs, device=settings.device)
+            return self._blocks[key]
+
+        step = self._step(settings, dtype)
+        size = cut_size(self._models, settings, target, dtype, block)
+        return step.weights + step.states + size if size else 0.0
+
+    def _needed(self, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> float:
+        step = self._step(settings, dtype)
+        return max(step.peak, self._cut(settings, target, dtype))
+
+    def _fit(self, gpu: Gpu, settings: EstimateConfig, target: Target, after: StepSize) -> GpuFit:
+        dtype = self._stored
+        if not gpu.bfloat16:
+            dtype, settings = torch.float32, replace(settings, bf16=False)
+        needed = self._needed(settings, target, dtype)
+        micro, traffic = settings.gradient_accumulation_steps, self._dequantized(settings, dtype)
+        return GpuFit(
+            gpu=gpu.name,
+            usable=gpu.usable,
+            needed=needed,
+            dtype=str(dtype).removeprefix("torch."),
+            seconds=step_seconds(self._step(settings, dtype).flops * micro, gpu, dequantized=traffic),
+            seconds_after=step_seconds(after.flops * micro, gpu, dequantized=traffic * (1 - target.ratio)),
+            remedy=None if needed <= gpu.usable else self._remedy(gpu, settings, target, dtype),
+        )
+
+    def _dequantized(self, settings: EstimateConfig, dtype: torch.dtype) -> float:
+        """Bytes of weights that a step writes anew: in every pass of every micro-batch."""
+        if settings.quantization is None:
+            return 0.0
+        passes = (3 if settings.gradient_checkpointing else 2) * settings.gradient_accumulation_steps
+        return float(self._structure.prunable_parameters * dtype.itemsize * passes)
+
+    def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> str | None:
+        """Options with which the run fits, the mildest first; None where none of them is enough."""
+        for flags, changed in remedies(settings, can_recompute=self._models.can_recompute):
+            # The weights alone may be too much: then there is nothing to work out.
+            bound = self._structure.num_parameters * LEAST_BYTES.get(changed.quantization or "", dtype.itemsize)
+            if bound <= gpu.usable and self._needed(changed, target, dtype) <= gpu.usable:
+                return flags
+        return None
+
+    def _as_values(self, settings: EstimateConfig) -> dict[str, Any]:
+        return asdict(settings) | {"dtype": str(self._stored).removeprefix("torch.")}
+
+    def _notes(self, settings: EstimateConfig) -> Iterator[str]:
+        pruning = settings.pruning
+        if len(self._structure.kinds) > 1 and pruning.allocation != "uniform" and pruning.ratio > 0.0:
+            how = "differ from layer to layer" if pruning.allocation == "global" else "are split by importance"
+            yield (
+                f"With allocation {pruning.allocation}, widths {how}, which only the run can tell. Those shown are "
+                "those of an even split: as many parameters, another division."
+            )
+        if pruning.refit and any(dimension.of_experts for dimension in self._structure):
+            yield "The memory of refitting experts is not part of the estimate."
+
+
+LEAST_BYTES = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
+"""Bytes of a weight, at least."""

@@ -1,0 +1,97 @@
+"""A forward pass without gradients on the meta device: its arithmetic, and the cache of keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.layers.unwrap import base_model
+from loraprune.measure.estimation.kernels import Kernels, use_fused_attention_
+from loraprune.measure.estimation.live import LiveShapes
+from loraprune.measure.estimation.simulated_step import tensors_of, watch_blocks
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from loraprune.structure.describe import Structure
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardSize:
+    """What a forward pass takes.
+
+    Attributes:
+        flops: floating point operations.
+        cache: bytes of the keys and values of all inputs; 0 where none are kept.
+    """
+
+    flops: float
+    cache: float
+
+
+@torch.no_grad()
+def forward_size(
+    model: PreTrainedModel, structure: Structure, inputs: Mapping[str, torch.Tensor], *, cached: bool, depth: int
+) -> ForwardSize:
+    """Run a forward pass on shapes alone.
+
+    Args:
+        model: without an adapter, on the meta device.
+        structure: its description.
+        inputs: of the model.
+        cached: whether it keeps keys and values.
+        depth: blocks of the model asked about; the model itself may have fewer, all alike.
+    """
+    model.eval()
+    live = LiveShapes()
+    live.begin("forward")
+    further = {"use_cache": True} if cached else {}
+    with ExitStack() as stack:
+        stack.callback(use_fused_attention_(model))
+        for handle in watch_blocks(model, structure, live):
+            stack.callback(handle.remove)
+        stack.enter_context(live)
+        stack.enter_context(Kernels(live, "cuda", autocast=False))
+        output: Any = model(**inputs, **further)
+    caches = [_bytes(layer) for layer in getattr(getattr(output, "past_key_values", None), "layers", ())]
+    more = depth - len(structure.blocks)
+    return ForwardSize(
+        flops=sum(live.flops.values()) + more * live.flops.get("forward 1", 0),
+        cache=sum(caches) + (more * caches[1] if more else 0) if caches else 0.0,
+    )
+
+
+@torch.no_grad()
+def block_bytes(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], *, device: str) -> int:
+    """The most bytes that a block makes in a forward pass without gradients, beside what enters it.
+
+    Args:
+        model: with its adapter, on the meta device.
+        structure: its description.
+        inputs: of the model.
+        device: that is stood in for.
+    """
+    model.eval()
+    live = LiveShapes(tensors_of(model))
+    live.begin("forward")
+    base = base_model(model)
+    with ExitStack() as stack:
+        stack.callback(use_fused_attention_(base))
+        for handle in watch_blocks(model, structure, live):
+            stack.callback(handle.remove)
+        stack.enter_context(live)
+        stack.enter_context(Kernels(live, device, autocast=False))
+        decoder: Any = base.base_model
+        decoder(**inputs, **({} if structure.spec.decoder is None else {"use_cache": False}))
+    block = f"forward {min(1, len(structure.blocks) - 1)}"
+    return live.peaks[block] - live.starts[block]
+
+
+def _bytes(layer: Any) -> int:
+    kept = (getattr(layer, "keys", None), getattr(layer, "values", None))
+    return sum(tensor.numel() * tensor.element_size() for tensor in kept if isinstance(tensor, torch.Tensor))

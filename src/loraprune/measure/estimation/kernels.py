@@ -1,0 +1,165 @@
+"""Stand-ins on the meta device for what depends on the real one: autocast, and the fused attention kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch.overrides import TorchFunctionMode
+
+from loraprune.measure.estimation.live import LiveShapes
+
+ATTENTION = "loraprune_estimate"
+"""Name of the stand-in among the attention functions of transformers."""
+
+_LOWERED = {
+    F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm, torch.bmm,
+    torch.Tensor.bmm, torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm, torch.addbmm, F.conv1d,
+    F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention,
+}  # fmt: skip
+"""What autocast computes in 16 bits, on every device."""
+
+_RAISED_ON_CUDA = {
+    F.layer_norm, torch.layer_norm, F.group_norm, F.softmax, torch.softmax, torch.Tensor.softmax, F.log_softmax,
+    torch.log_softmax, F.cross_entropy, F.nll_loss, F.mse_loss, torch.pow, torch.Tensor.pow, torch.Tensor.__pow__,
+    torch.rsqrt, torch.Tensor.rsqrt, torch.exp, torch.Tensor.exp, torch.log, torch.Tensor.log, torch.cumsum,
+    torch.Tensor.cumsum, torch.norm, torch.Tensor.norm, torch.sum, torch.Tensor.sum, torch.prod, F.softplus,
+}  # fmt: skip
+"""What autocast computes in 32 bits on CUDA. Source: the op reference of torch.amp."""
+
+
+_GROUPED = {getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)} - {None}
+"""Products of rows with the matrix of the expert that each is routed to; on the meta device for bfloat16 alone."""
+
+
+class Kernels(TorchFunctionMode):
+    """Makes operations on the meta device take the memory that they would take on a device.
+
+    Args:
+        live: counts.
+        device: ``cuda`` or ``cpu``.
+        autocast: whether matrix products are computed in bfloat16.
+    """
+
+    def __init__(self, live: LiveShapes, device: str, autocast: bool) -> None:
+        super().__init__()
+        self._live = live
+        self._device = device
+        self._autocast = autocast
+        self._raised = _RAISED_ON_CUDA if device == "cuda" else {F.mse_loss}
+        # Autocast keeps the 16-bit copies of trained 32-bit weights until it ends.
+        self._copies: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def __exit__(self, *error: Any) -> None:
+        self._copies.clear()
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if self._autocast and func in _LOWERED:
+            args = tuple(self._lowered(value) for value in args)
+            kwargs = {name: self._lowered(value) for name, value in kwargs.items()}
+        elif self._autocast and func in self._raised and kwargs.get("dtype") is None:
+            args = tuple(_raised(value) for value in args)
+            kwargs = {name: _raised(value) for name, value in kwargs.items()}
+        if func is F.scaled_dot_product_attention and args[0].device.type == "meta":
+            query, key, value, *_ = args
+            return fused_attention(self._live, self._device, query, key, value)
+        if func in _GROUPED and args[0].device.type == "meta":
+            # Every row meets the matrix of one expert, all of which have one shape.
+            return args[0] @ args[1][0]
+        return func(*args, **kwargs)
+
+    def _lowered(self, value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or value.dtype != torch.float32 or value.device.type != "meta":
+            return value
+        if not (value.requires_grad and value.is_leaf):
+            return value.to(torch.bfloat16)
+        if id(value) not in self._copies:
+            self._copies[id(value)] = (value, value.to(torch.bfloat16))
+        return self._copies[id(value)][1]
+
+
+def _raised(value: Any) -> Any:
+    if isinstance(value, torch.Tensor) and value.dtype == torch.bfloat16:
+        return value.float()
+    return value
+
+
+class _Attention(torch.autograd.Function):
+    """Keeps what fused kernels keep: queries, keys, values, the output, and one number a row of the scores."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, live: LiveShapes, device: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+    ) -> torch.Tensor:
+        batch, heads, tokens, _ = query.shape
+        output = query.new_empty((batch, tokens, heads, value.shape[-1])).transpose(1, 2)
+        sums = query.new_empty((batch, heads, tokens), dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, sums)
+        ctx.live, ctx.device = live, device
+        live.add_flops(_products(query, key, value))
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
+        query, key, value, _, sums = ctx.saved_tensors
+        # Five products in place of two: the scores are computed again.
+        ctx.live.add_flops(5 * _products(query, key, value) // 2)
+        beside = []
+        if ctx.device == "cuda":
+            # The gradient of the queries is added up in 32 bits; those of shared keys and values come head by head.
+            beside = [query.new_empty(query.shape, dtype=torch.float32), torch.empty_like(sums)]
+            if key.shape[1] != query.shape[1]:
+                shape = (*query.shape[:2], *key.shape[2:])
+                beside += [key.new_empty(shape), key.new_empty((*shape[:-1], value.shape[-1]))]
+        made = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
+        del beside
+        return None, None, *made
+
+
+def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
+    """Operations of the two products of attention, masked scores counted too, as torch's counter does."""
+    batch, heads, tokens, width = query.shape
+    return 2 * batch * heads * tokens * key.shape[2] * (width + value.shape[-1])
+
+
+def fused_attention(
+    live: LiveShapes, device: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
+) -> torch.Tensor:
+    """What ``scaled_dot_product_attention`` gives, by shape; heads may share keys and values."""
+    attention: Any = _Attention
+    output: torch.Tensor = attention.apply(live, device, query, key, value)
+    return output
+
+
+def attention_function(
+    module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
+    """For transformers' attention interface: no mask is made for a function that it has no mask for."""
+    output = F.scaled_dot_product_attention(query, key, value)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def use_fused_attention_(model: Any) -> Callable[[], None]:
+    """Let a model on the meta device compute attention by the stand-in.
+
+    Returns:
+        What sets everything back.
+    """
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(ATTENTION, attention_function)
+    changed = []
+    for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
+        if getattr(config, "_attn_implementation", None) == "sdpa":
+            config._attn_implementation = ATTENTION
+            changed.append(config)
+
+    def back() -> None:
+        for config in changed:
+            config._attn_implementation = "sdpa"
+
+    return back

@@ -1,0 +1,102 @@
+"""What a cut with refit takes beside weights and optimizer: calibration data, second moments, factors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from loraprune.calibration.block_by_block import TOKENS_PER_BATCH
+
+FLOAT, DOUBLE = 4, 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Consumer:
+    """A layer that is refitted.
+
+    Attributes:
+        outputs: of the layer.
+        inputs: before the cut.
+        kept: inputs after it.
+    """
+
+    outputs: int
+    inputs: int
+    kept: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CalibrationSize:
+    """The calibration data of a refit.
+
+    Attributes:
+        sequences: how many.
+        tokens: of each.
+        hidden: width of the hidden states.
+        itemsize: bytes of one number of them.
+    """
+
+    sequences: int
+    tokens: int
+    hidden: int
+    itemsize: int
+
+    @property
+    def kept(self) -> int:
+        """Bytes of the hidden states that go from block to block."""
+        return self.sequences * self.tokens * self.hidden * self.itemsize
+
+    @property
+    def rows(self) -> int:
+        """Sequences that go through a block at once."""
+        return min(max(TOKENS_PER_BATCH // self.tokens, 1), self.sequences)
+
+    @property
+    def batch(self) -> int:
+        """Tokens of these sequences."""
+        return self.rows * self.tokens
+
+
+def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cuda") -> int:
+    """The most bytes that the refit of one layer takes, calibration data included, once its block has been run.
+
+    Followed through :meth:`loraprune.calibration.features.FeatureStatistics.add`,
+    :func:`loraprune.calibration.least_squares.refit_columns` and :func:`loraprune.surgery.output_error.output_error`,
+    statement by statement; the layer's own forward pass counts with its input and a few hidden states.
+    """
+    o, i, k, t = consumer.outputs, consumer.inputs, consumer.kept, data.batch
+    moment, kept_moment = i * i * FLOAT, k * k * FLOAT
+    passing = t * (i + 3 * data.hidden) * data.itemsize
+    single = 0 if data.itemsize == FLOAT else t * i * FLOAT
+    # Squares are added up in 64 bits, in a copy; on a CPU that copy is made where nobody counts it.
+    squares = t * i * (FLOAT + (DOUBLE if device == "cuda" else 0))
+    gathering = passing + single + max(squares, 2 * moment)
+    weight = o * i * FLOAT
+    delta = o * i * FLOAT
+    selecting = 2 * moment + weight + k * i * FLOAT + kept_moment
+    missing = 2 * moment + weight + kept_moment + k * i * FLOAT + (k + o) * (i - k) * FLOAT + k * o * FLOAT
+    factoring = 2 * moment + weight + 3 * kept_moment + k * o * FLOAT
+    solving = 2 * moment + weight + 2 * kept_moment + 3 * k * o * FLOAT
+    reading = 2 * moment + weight + 2 * delta
+    # The error that the cut and its repair make, for the report.
+    gone, part = i - k, o * k * FLOAT
+    beside = 2 * moment + weight + 2 * part + o * gone * FLOAT
+    comparing = (
+        beside
+        + kept_moment
+        + max(k * i * FLOAT, gone * i * FLOAT + part + max(gone * gone * FLOAT + 2 * o * gone * FLOAT, 3 * part))
+    )
+    return data.kept + max(gathering, reading, selecting, missing, factoring, solving, comparing)
+
+
+def cut_bytes(consumers: Iterable[Consumer], data: CalibrationSize, block: int, *, device: str = "cuda") -> int:
+    """The most bytes that a cut takes: consumers are refitted one after the other.
+
+    Args:
+        consumers: that lose inputs.
+        data: that they are refitted on.
+        block: bytes that a block makes in its forward pass on one batch of the data.
+        device: that is computed on.
+    """
+    found = [refit_bytes(consumer, data, device=device) for consumer in consumers]
+    return max(*found, data.kept + block) if found else 0

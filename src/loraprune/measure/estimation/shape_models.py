@@ -1,0 +1,195 @@
+"""Models without weights for an estimate: as they are, cut, quantized, with an adapter, and with fewer blocks."""
+
+from __future__ import annotations
+
+import copy
+import difflib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.checkpoint.load import CheckpointError, load_config, meta_model
+from loraprune.measure.estimation.depth import FEW
+from loraprune.measure.estimation.gpus import PRESETS
+from loraprune.measure.estimation.quantized import quantize_shapes_
+from loraprune.structure.blocks import write_depth_
+from loraprune.structure.describe import Structure, describe
+from loraprune.structure.plan import Plan
+from loraprune.surgery.slicing import slice_
+from loraprune.tasks.lora import lora_config
+from loraprune.tasks.registry import task_of_config
+from loraprune.tasks.task import Task
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.measure.estimation.config import EstimateConfig
+
+NEAR = 0.75
+"""How alike a name has to be to one of the presets for that to be what was meant."""
+
+
+def find_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
+    """The config of a folder, of a ``config.json``, of a preset, or of a model of the hub.
+
+    Raises:
+        CheckpointError: there is no such thing.
+        UnsupportedArchitectureError: the family has no description.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return _of_values(_read(path), name)
+    if not path.exists() and name in PRESETS:
+        return _of_values(PRESETS[name], name)
+    if not path.exists() and "/" not in name:
+        near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=NEAR)
+        if near:
+            raise CheckpointError(
+                f"There is no folder {name!r} and no preset of that name. Did you mean {near[0]!r}? "
+                "Models of the hub are named with their owner: OWNER/NAME."
+            )
+    return load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise CheckpointError(f"{path} is no config of a model: it names no model_type.")
+    return values
+
+
+def _of_values(values: dict[str, Any], name: str) -> PretrainedConfig:
+    from transformers import AutoConfig
+
+    kind, further = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
+    if further.get("quantization_config"):
+        raise CheckpointError(
+            f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit say how it is "
+            "quantized while it is pruned."
+        )
+    try:
+        config: PretrainedConfig = AutoConfig.for_model(kind, **copy.deepcopy(further))
+    except Exception as error:  # configs check their values, and each version raises errors of its own
+        if "Unrecognized model identifier" in str(error):
+            raise UnsupportedArchitectureError(unsupported(kind)) from error
+        raise CheckpointError(f"The config of {name} cannot be read: {str(error).splitlines()[0]}") from error
+    spec_for(config)
+    return config
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShapeModels:
+    """Makes the models of an estimate.
+
+    Attributes:
+        config: of the model as it is.
+        structure: its description, with the kinds that would be pruned.
+        task: that it is tuned for.
+        dense: the model, on the meta device.
+        alike: whether its blocks are, so that a few of them say what many take.
+    """
+
+    config: PretrainedConfig
+    structure: Structure
+    task: Task
+    dense: PreTrainedModel
+    alike: bool
+
+    @classmethod
+    def of(cls, config: PretrainedConfig, kinds: Any, keep_layers: Any) -> ShapeModels:
+        """Describe a model.
+
+        Raises:
+            ValueError: it has no such dimensions or layers, or is made for something that it cannot be tuned for.
+        """
+        task = task_of_config(config, spec_for(config).auto_class)
+        task.check_model(config)
+        dense = meta_model(config, task.auto_class)
+        structure = describe(dense, kinds, keep_layers)
+        alike = "blocks" in (*structure.whole, *structure.kinds)
+        return cls(config=config, structure=structure, task=task, dense=dense, alike=alike)
+
+    @property
+    def can_recompute(self) -> bool:
+        """Whether the model can drop activations and compute them again."""
+        return bool(self.dense.supports_gradient_checkpointing)
+
+    @property
+    def few(self) -> int:
+        """Blocks that are enough to look at."""
+        return min(FEW, len(self.structure.blocks)) if self.alike else len(self.structure.blocks)
+
+    def plain(self, blocks: int, dtype: torch.dtype) -> tuple[Any, Structure]:
+        """The model with so many blocks."""
+        config = copy.deepcopy(self.config)
+        total = len(self.structure.blocks)
+        if blocks != total:
+            write_depth_(config, self.structure.spec, range(blocks), total)
+        model: Any = meta_model(config, self.task.auto_class)
+        kinds = [kind for kind in self.structure.kinds if kind != "blocks"] or None
+        keep = tuple(sorted(self.structure.protected)) if blocks == total else ()
+        return model.to(dtype), describe(model, kinds, keep)
+
+    def pruned(self, blocks: int, plan: Plan | None, dtype: torch.dtype) -> tuple[Any, Structure]:
+        """The same, cut; a plan of a model with more blocks will do, and None leaves it as it is."""
+        model, structure = self.plain(blocks, dtype)
+        return model, structure if plan is None else cut_shapes_(model, structure, plan)
+
+    def adapted(
+        self,
+        blocks: int,
+        plan: Plan | None,
+        dtype: torch.dtype,
+        settings: EstimateConfig,
+    ) -> tuple[Any, Structure]:
+        """The same, cut, with its base quantized and an adapter on it."""
+        from peft import get_peft_model
+
+        model, structure = self.plain(blocks, dtype)
+        every_group = settings.pruning.criterion == "lora"
+        adapter = lora_config(settings.lora, structure, model, self.task, every_group=every_group)
+        if plan is not None:
+            structure = cut_shapes_(model, structure, plan)
+        if settings.quantization is not None:
+            quantize_shapes_(model, settings.quantization, dtype, settings.device)
+            adapter.fan_in_fan_out = False
+        return get_peft_model(model, adapter), structure
+
+    def inputs(self, rows: int, tokens: int) -> dict[str, torch.Tensor]:
+        """What the model is called with, beside labels."""
+        if self.task.name == "causal-lm":
+            # With a mask, models that make one of their own do not look for rows that were packed.
+            return {"input_ids": _numbers(rows, tokens), "attention_mask": _numbers(rows, tokens)}
+        if self.task.name == "text-to-text":
+            return {"input_ids": _numbers(rows, tokens), "decoder_input_ids": _numbers(rows, tokens)}
+        if self.task.has_tokenizer:
+            return {"input_ids": _numbers(rows, tokens)}
+        size = getattr(self.config, "image_size", 224)
+        height, width = size if isinstance(size, (list, tuple)) else (size, size)
+        channels = int(getattr(self.config, "num_channels", 3))
+        return {"pixel_values": torch.empty((rows, channels, height, width), device="meta")}
+
+    def labels(self, rows: int, tokens: int) -> torch.Tensor | None:
+        """For the model's own loss; None of causal language models, whose loss is trl's."""
+        if self.task.name == "causal-lm":
+            return None
+        return _numbers(rows, tokens) if self.task.writes_text else _numbers(rows)
+
+
+def _numbers(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, dtype=torch.long, device="meta")
+
+
+def cut_shapes_(model: Any, structure: Structure, plan: Plan) -> Structure:
+    """Cut a model on the meta device to what a plan keeps of its dimensions; gives what is left of its structure."""
+    full = Plan.full(structure)
+    kept = {name: plan.kept[name] for name in full.kept if name in plan.kept}
+    slice_(model, structure, full, Plan({**full.kept, **kept}))
+    return structure.shrunk({name: len(groups) for name, groups in kept.items()})

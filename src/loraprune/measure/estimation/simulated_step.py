@@ -1,0 +1,281 @@
+"""One training step of an adapted model on the meta device: what it takes, part by part and moment by moment."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from loraprune.importance.criteria_criterion import Criterion
+from loraprune.importance.moving_average import MovingAverage, updated
+from loraprune.importance.registry import CriterionOptions, make_criterion
+from loraprune.importance.taylor import Taylor
+from loraprune.importance.whole_blocks import WholeBlocks, for_structure
+from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.measure.estimation.kernels import Kernels, use_fused_attention_
+from loraprune.measure.estimation.live import LiveShapes
+from loraprune.measure.estimation.loss import fused_loss
+from loraprune.measure.estimation.quantized import QuantizedShape
+from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.structure.describe import Structure
+
+PARTS = ("weights", "adapter", "optimizer", "gradients")
+"""What is there the whole time; gradients from the backward pass on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepSettings:
+    """What a step depends on beside the model.
+
+    Attributes:
+        inputs: of the model, without labels; on the meta device.
+        fused: whether the loss is that of trl's head, which takes the hidden states; else the model's own.
+        labels: for the model's own loss.
+        device: that is stood in for, ``cuda`` or ``cpu``.
+        autocast: whether products are computed in bfloat16.
+        checkpointing: whether each block's activations are computed again in the backward pass.
+        micro_batches: backward passes in a step.
+        criterion: that listens; None is plain LoRA.
+        states: tensors of a parameter's size that the optimizer keeps, in 32 bits.
+    """
+
+    inputs: Mapping[str, Any]
+    fused: bool
+    labels: torch.Tensor | None = None
+    device: str = "cuda"
+    autocast: bool = True
+    checkpointing: bool = True
+    micro_batches: int = 1
+    criterion: CriterionOptions | None = field(default_factory=CriterionOptions)
+    states: int = 2
+
+
+def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
+    """Everything that a model holds: parameters, buffers, and what stand-ins of quantized layers hold beside them."""
+    yield from model.parameters()
+    yield from model.buffers()
+    for module in model.modules():
+        yield from getattr(module, "stored", ())
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    """Bytes of the storages of some tensors, each counted once."""
+    return sum({t.untyped_storage()._cdata: t.untyped_storage().nbytes() for t in tensors}.values())
+
+
+@contextmanager
+def _listening(model: nn.Module, structure: Structure, settings: StepSettings) -> Iterator[Criterion | None]:
+    if settings.criterion is None:
+        yield None
+        return
+    criterion = for_structure(make_criterion(settings.criterion), settings.criterion.name, structure)
+    inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
+    if isinstance(inner, Taylor):
+        inner.micro_batches = settings.micro_batches
+    criterion.attach(model, structure)
+    try:
+        yield criterion
+    finally:
+        criterion.detach()
+
+
+def watch_blocks(model: nn.Module, structure: Structure, live: LiveShapes) -> list[Any]:
+    """Let a segment begin with each block, forwards and backwards."""
+    base = base_model(model)
+    handles = []
+
+    def entered(number: int) -> Callable[..., None]:
+        return lambda module, args: live.begin(f"forward {number}") if "forward" in live.segment else None
+
+    def left(number: int) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, output: Any) -> None:
+            hidden = output[0] if isinstance(output, tuple) else output
+            if isinstance(hidden, torch.Tensor) and hidden.requires_grad:
+                hidden.register_hook(lambda gradient: live.begin(f"backward {number}"))
+            if number == len(structure.blocks) - 1 and "forward" in live.segment:
+                live.begin("forward loss")
+
+        return hook
+
+    for number, name in enumerate(structure.blocks):
+        block = base.get_submodule(name)
+        handles += [block.register_forward_pre_hook(entered(number)), block.register_forward_hook(left(number))]
+    return handles
+
+
+def _checkpointed_(model: nn.Module, kernels: Callable[[], Kernels]) -> Callable[[], None]:
+    """Compute activations again as transformers does, with the stand-in for autocast on. Gives the way back."""
+    again = partial(
+        checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), kernels())
+    )
+    base = base_model(model)
+    base._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=again)
+    return lambda: base._set_gradient_checkpointing(enable=False)
+
+
+def _loss(model: nn.Module, settings: StepSettings) -> torch.Tensor:
+    base: Any = base_model(model)
+    if not settings.fused:
+        loss: torch.Tensor = base(**settings.inputs, labels=settings.labels).loss
+        return loss
+    hidden = base.base_model(**{**settings.inputs, "use_cache": False}).last_hidden_state
+    return fused_loss(hidden, base.get_output_embeddings(), settings.device, autocast=settings.autocast)
+
+
+def _casts_of_adapters_(model: nn.Module, structure: Structure, settings: StepSettings) -> Callable[[], None]:
+    """Leave out peft's own cast to 32 bits where there is none: of bitsandbytes' layers under autocast, behind gates.
+
+    The criterion's gates ask whether autocast is on, which it cannot be on the meta device. Gives the way back.
+    """
+    changed: list[Any] = []
+    gated = {dimension.consumer.module for dimension in structure if not dimension.spans_blocks}
+    behind_gates = settings.criterion is not None and settings.criterion.name == "fisher"
+    for name, module in base_model(model).named_modules():
+        if not settings.autocast or not hasattr(module, "lora_A"):
+            continue
+        layer = base_layer(module)
+        of_bitsandbytes = isinstance(layer, QuantizedShape) and layer.quantization != "torchao-int8"
+        if of_bitsandbytes or (behind_gates and name in gated):
+            changed.append(module)
+    for module in changed:
+        module.cast_input_dtype_enabled = False
+
+    def back() -> None:
+        for module in changed:
+            module.cast_input_dtype_enabled = True
+
+    return back
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulatedStep:
+    """What one training step took, on shapes.
+
+    Attributes:
+        blocks: of the model.
+        left: bytes that another micro-batch had left: gradients, and what a criterion keeps until the end of a step.
+        parts: bytes of each of :data:`PARTS`.
+        of_block: the same for a single block, the second one where there are several.
+        activations: bytes that wait for the backward pass when the loss is known.
+        starts: bytes that were alive when a segment began.
+        peaks: the most bytes that were alive in a segment. Segments are ``forward``, ``forward 0`` (of the first block)
+            and so on, ``forward loss``, ``backward loss``, ``backward 2`` and so on down to 0, ``backward end`` (when
+            the loss still holds what is left of the graph), ``update``.
+        flops: floating point operations of a segment; what is computed again counts as backward.
+    """
+
+    blocks: int
+    left: int
+    parts: dict[str, int]
+    of_block: dict[str, int]
+    activations: int
+    starts: dict[str, int]
+    peaks: dict[str, int]
+    flops: dict[str, int]
+
+
+def simulate(model: nn.Module, structure: Structure, settings: StepSettings) -> SimulatedStep:
+    """Run one training step on shapes alone.
+
+    Args:
+        model: with its adapter, on the meta device, in the dtypes that it would be trained in; left as it was.
+        structure: its description.
+        settings: of the step.
+    """
+    model.train()
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    states = [torch.empty_like(p, dtype=torch.float32) for p in trained for _ in range(settings.states)]
+    given = [v for v in (*settings.inputs.values(), settings.labels) if isinstance(v, torch.Tensor)]
+    live = LiveShapes([*tensors_of(model), *states, *given])
+    try:
+        with ExitStack() as stack:
+            kept, left = _run(model, structure, settings, live, stack)
+        of_block = _parts(
+            base_model(model).get_submodule(structure.blocks[min(1, len(structure.blocks) - 1)]), settings
+        )
+        parts = _parts(model, settings)
+    finally:
+        for parameter in trained:
+            parameter.grad = None
+    return SimulatedStep(
+        blocks=len(structure.blocks),
+        left=left,
+        parts=parts,
+        of_block=of_block,
+        activations=kept,
+        starts=live.starts,
+        peaks=live.peaks,
+        flops=dict(live.flops),
+    )
+
+
+def _parts(module: nn.Module, settings: StepSettings) -> dict[str, int]:
+    """Bytes of what a module holds after a backward pass, by :data:`PARTS`."""
+    trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    mine = {id(parameter) for parameter in trained}
+    return {
+        "weights": bytes_of(tensor for tensor in tensors_of(module) if id(tensor) not in mine),
+        "adapter": bytes_of(trained),
+        "optimizer": sum(p.numel() for p in trained) * torch.float32.itemsize * settings.states,
+        "gradients": bytes_of(p.grad for p in trained if p.grad is not None),
+    }
+
+
+def _run(
+    model: nn.Module, structure: Structure, settings: StepSettings, live: LiveShapes, stack: ExitStack
+) -> tuple[int, int]:
+    """The last micro-batch of a step, and the scores.
+
+    Returns:
+        Bytes that waited for the backward pass, and bytes that the micro-batch before had left.
+    """
+    kernels = partial(Kernels, live, settings.device, settings.autocast)
+    stack.callback(use_fused_attention_(base_model(model)))
+    for handle in watch_blocks(model, structure, live):
+        stack.callback(handle.remove)
+    if settings.checkpointing:
+        stack.callback(_checkpointed_(model, kernels))
+    stack.callback(_casts_of_adapters_(model, structure, settings))
+    criterion = stack.enter_context(_listening(model, structure, settings))
+    stack.enter_context(live)
+    average = MovingAverage()
+    if criterion is not None and criterion.every_step:
+        # The average of earlier steps is there already.
+        average = updated(average, _some_scores(structure), 0.9)
+    before, left = live.now, 0
+    if settings.micro_batches > 1:
+        _micro_batch(model, settings, live, kernels)
+        left = live.now - before
+        live.forget()
+    kept = _micro_batch(model, settings, live, kernels)
+    live.begin("update")
+    scores = criterion.scores(Plan.full(structure)) if criterion is not None else None
+    if scores:
+        average = updated(average, scores, 0.9)
+    return kept, left
+
+
+def _micro_batch(model: nn.Module, settings: StepSettings, live: LiveShapes, kernels: Callable[[], Kernels]) -> int:
+    """One forward and backward pass; gives the bytes that waited for the latter."""
+    live.begin("forward")
+    before = live.now
+    with kernels():
+        loss = _loss(model, settings)
+    kept = live.now - before
+    live.begin("backward loss")
+    loss.backward()
+    live.begin("backward end")
+    return kept
+
+
+def _some_scores(structure: Structure) -> dict[str, torch.Tensor]:
+    return {dimension.name: torch.empty(dimension.num_groups, device="meta") for dimension in structure}

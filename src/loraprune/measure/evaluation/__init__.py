@@ -1,0 +1,1 @@
+"""Perplexity, tasks and completions of several models: ``loraprune eval``."""

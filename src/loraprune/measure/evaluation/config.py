@@ -1,0 +1,109 @@
+"""What to evaluate models on, and how."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+from loraprune.checkpoint.load import DTYPES
+
+DEFAULT_TEXT = "wikitext2"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationConfig:
+    """What to evaluate models on, and how.
+
+    Attributes:
+        ppl: texts to measure perplexity on: ``wikitext2``, ``ptb``, ``c4``, files, and ``NAME=FILE``. Where nothing at
+            all is asked for, causal language models are measured on WikiText-2.
+        tasks: names of lm-eval's tasks, ``commonsense`` (the seven of the LoRAPrune paper), or files of items.
+        prompts: texts to go on from, or files of them; None writes nothing, and an empty tuple takes our own prompts.
+        data: labelled images or texts, or pairs of source and target: a file, a folder or a hub data set.
+        split: of ``data``, where it is a folder or a hub data set; ``data_name``: configuration of a hub data set.
+        max_length: tokens of a segment, of a task's request and of a row; None is 2048 or the smallest context of the
+            models for perplexity, and each model's own context for the others.
+        stride: tokens between the starts of two segments; None is the segment's length.
+        batch_size: None finds one that fits.
+        limit: segments, items of a task, and rows to measure at most.
+        num_fewshot: examples before an item; None leaves it to the task.
+        max_new_tokens: that a prompt is gone on with.
+        sample: draw the tokens of completions, instead of taking the likeliest.
+        temperature: of drawn tokens; ``top_p``: share of the likeliest that are drawn from.
+        seed: of everything that is drawn.
+        dtype: to compute in: float32, bfloat16 or float16; None is the checkpoint's own, and float32 on a CPU.
+        device: such as ``cuda:0``; None is the first accelerator, or the CPU.
+        output: file to keep the results in; None keeps none.
+        force: measure again what the file holds already.
+        tokenizer: checkpoint to take the tokenizer from; None is each model's own.
+        base: of an adapter, in place of the one that it names.
+        trust_remote_code: run code that a checkpoint brings.
+        revision: of hub checkpoints.
+    """
+
+    ppl: tuple[str, ...] = ()
+    tasks: tuple[str, ...] = ()
+    prompts: tuple[str, ...] | None = None
+    data: str | Path | None = None
+    split: str = "validation"
+    data_name: str | None = None
+    max_length: int | None = None
+    stride: int | None = None
+    batch_size: int | None = None
+    limit: int | None = None
+    num_fewshot: int | None = None
+    max_new_tokens: int = 64
+    sample: bool = False
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int = 42
+    dtype: str | None = None
+    device: str | None = None
+    output: Path | None = None
+    force: bool = False
+    tokenizer: str | None = None
+    base: str | None = None
+    trust_remote_code: bool = False
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("ppl", "tasks", "prompts"):
+            value = getattr(self, name)
+            if isinstance(value, (str, Path)):
+                raise TypeError(f"{name} is {value!r}; give a tuple of texts, such as ({str(value)!r},).")
+            if value is not None:
+                object.__setattr__(self, name, tuple(str(item) for item in value))
+        if self.output is not None:
+            object.__setattr__(self, "output", Path(self.output).expanduser())
+            if self.output.is_dir():
+                raise ValueError(f"The output {self.output} is a folder; results are kept in a file. Name one in it.")
+        self._check_numbers()
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        self._check_sampling()
+
+    def _check_numbers(self) -> None:
+        least = {"max_length": 2, "stride": 1, "batch_size": 1, "limit": 1, "num_fewshot": 0}
+        for field in fields(self):
+            value = getattr(self, field.name)
+            if field.name in least and value is not None and value < least[field.name]:
+                raise ValueError(f"{_flag(field.name)} is {value}; it must be at least {least[field.name]}.")
+        if self.stride is not None and self.max_length is not None and self.stride >= self.max_length:
+            raise ValueError(
+                f"--stride is {self.stride}, and --max-length {self.max_length}: windows overlap with a stride below "
+                "the length only. Leave it out for segments one after the other."
+            )
+
+    def _check_sampling(self) -> None:
+        for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
+            if value is not None and not self.sample:
+                raise ValueError(f"{_flag(name)} is for drawn completions. Say --sample, or leave it out.")
+
+    @property
+    def asks_for_nothing(self) -> bool:
+        """Whether it is left to us what to measure."""
+        return not self.ppl and not self.tasks and self.prompts is None and self.data is None
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")

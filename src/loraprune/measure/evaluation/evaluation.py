@@ -1,0 +1,76 @@
+"""The form of everything that a model can be evaluated on."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from loraprune.calibration.progress import ToldOf
+from loraprune.measure.model import MeasuredModel
+from loraprune.tasks.source import Measurable
+
+
+class Evaluation(ABC):
+    """One measure of a model, such as the perplexity of one text.
+
+    Attributes:
+        kind: one of :data:`loraprune.measure.evaluation.results.KINDS`.
+        name: of the data.
+        data: where the data comes from, and its hash.
+        tasks: names of the tasks of models that it is for.
+        option: of the command line that asks for it.
+    """
+
+    kind: ClassVar[str]
+    tasks: ClassVar[tuple[str, ...]]
+    option: ClassVar[str]
+    name: str
+    data: Mapping[str, Any]
+
+    @classmethod
+    def check_kind(cls, model: Measurable) -> None:
+        """Make sure that models of this kind are measured so; nothing of the data is needed.
+
+        Raises:
+            ValueError: they are not.
+        """
+        if model.task.name not in cls.tasks:
+            raise ValueError(
+                f"{cls.option} is for {' and '.join(cls.tasks)} models, and {model.name} is made for "
+                f"{model.task.name}. Evaluate it by itself."
+            )
+
+    @abstractmethod
+    def check(self, model: Measurable) -> None:
+        """Make sure that a model of the right kind fits the data, without its weights.
+
+        Raises:
+            ValueError: it does not.
+        """
+
+    @abstractmethod
+    def settings(self, model: Measurable) -> dict[str, Any]:
+        """Everything but data, dtype and device that the figures depend on."""
+
+    @abstractmethod
+    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+        """The figures by name, of a model that was checked.
+
+        Args:
+            model: in memory.
+            told: told how far it is.
+        """
+
+
+def check_context(length: int, model: Measurable) -> None:
+    """Make sure that a model can read so many tokens.
+
+    Raises:
+        ValueError: it cannot.
+    """
+    if model.context is not None and length > model.context:
+        raise ValueError(
+            f"--max-length is {length}, and {model.name} reads {model.context} tokens at most. Use "
+            f"--max-length {model.context} or less."
+        )

@@ -1,0 +1,1 @@
+"""Pure measures of a model: perplexity, accuracy, completions, tasks."""

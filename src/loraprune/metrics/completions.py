@@ -1,0 +1,168 @@
+"""What a model writes on: completions of prompts, greedy or sampled, to be read side by side."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.layers.inference import inference_mode
+from loraprune.metrics.tasks.random_numbers import own_random_numbers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraprune.calibration.progress import Told
+
+DEFAULT_PROMPTS = (
+    "The old lighthouse keeper opened the door and saw",
+    "To make a good cup of tea, first",
+    "The three most important causes of the war were",
+    "Once there was a little girl who wanted to fly. One day,",
+)
+"""Short beginnings of kinds that a language model should know: a story, directions, a list, a tale for children."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writing:
+    """How completions are written.
+
+    Attributes:
+        max_new_tokens: at most so many; fewer where the model ends, or its context does.
+        sample: draw each token instead of taking the likeliest.
+        temperature: when sampling; below 1 the likely tokens become likelier.
+        top_p: when sampling: from the likeliest tokens that have this share together; 1 takes all.
+        repetition_penalty: divides the logits of tokens that were there before; 1 is none.
+        seed: when sampling; each prompt starts from it anew, so that a completion does not depend on the others.
+
+    Raises:
+        ValueError: a value is out of range.
+    """
+
+    max_new_tokens: int = 64
+    sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    repetition_penalty: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"--max-new-tokens must be at least 1, not {self.max_new_tokens}.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(
+                f"--temperature must be above 0, not {self.temperature}. Leave --sample out for greedy text."
+            )
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"--top-p must be above 0 and at most 1, not {self.top_p}.")
+        if not (math.isfinite(self.repetition_penalty) and self.repetition_penalty > 0):
+            raise ValueError(f"A repetition penalty must be above 0, not {self.repetition_penalty}; 1 is none.")
+
+
+def read_prompts(given: Sequence[str]) -> list[str]:
+    """Prompts as typed, and those of files: one a line, or separated by empty lines if the file has any.
+
+    A file is what has the ending ``.txt`` or is there. Lines of a prompt of several lines stay as they are.
+
+    Raises:
+        ValueError: a file is missing or has no prompt, or a prompt is empty.
+    """
+    prompts: list[str] = []
+    for text in given:
+        path = Path(text)
+        if not text.strip():
+            raise ValueError("A prompt is empty. Write a few words that the model goes on from.")
+        if "\n" not in text and (text.endswith(".txt") or _is_file(path)):
+            prompts += _from_file(path)
+        else:
+            prompts.append(text)
+    return prompts
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a prompt can be longer than a file's name may be
+        return False
+
+
+def _from_file(path: Path) -> list[str]:
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text: {error}. Save it as UTF-8.") from error
+    except OSError as error:
+        raise ValueError(f"The file of prompts {path} cannot be read: {error.strerror}.") from error
+    lines = [line.rstrip() for line in text.splitlines()]
+    blocks = [block.strip("\n") for block in "\n".join(lines).strip("\n").split("\n\n")]
+    prompts = [block for block in (blocks if len(blocks) > 1 else lines) if block.strip()]
+    if not prompts:
+        raise ValueError(f"{path} has no prompts. Write one a line, or several lines each with empty lines between.")
+    return prompts
+
+
+@torch.no_grad()
+def complete_prompts(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    writing: Writing | None = None,
+    *,
+    told: Told | None = None,
+) -> list[str]:
+    """Go on from each prompt, without repeating it; an encoder–decoder model writes its target for it.
+
+    Random numbers of the caller stay as they were, and do not matter. A prompt that leaves no room for a token loses
+    its beginning.
+
+    Args:
+        model: causal or encoder–decoder.
+        tokenizer: of the model.
+        prompts: one or more.
+        writing: how; None: greedily, 64 tokens.
+        told: hears of every completion.
+
+    Raises:
+        ValueError: the tokenizer makes no token of a prompt.
+    """
+    writing = writing or Writing()
+    completions = []
+    with inference_mode(model):
+        for number, prompt in enumerate(prompts, start=1):
+            completions.append(_complete(model, tokenizer, prompt, writing))
+            if told is not None:
+                told(number, len(prompts))
+    return completions
+
+
+def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, writing: Writing) -> str:
+    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True, verbose=False).to(model.device)
+    ids, new_tokens = inputs["input_ids"], writing.max_new_tokens
+    if ids.shape[1] == 0:
+        raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
+    encoder_decoder = model.config.is_encoder_decoder
+    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    if context and not encoder_decoder:
+        # A long prompt gives way, but keeps half of the context.
+        ids = ids[:, -(context - min(new_tokens, context // 2)) :]
+        new_tokens = min(new_tokens, context - ids.shape[1])
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    sampling: dict[str, Any] = {"temperature": writing.temperature, "top_p": writing.top_p, "top_k": 0}
+    generator: Any = model
+    with own_random_numbers(writing.seed):
+        output = generator.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            max_new_tokens=new_tokens,
+            do_sample=writing.sample,
+            num_beams=1,
+            pad_token_id=pad,
+            repetition_penalty=writing.repetition_penalty,
+            **(sampling if writing.sample else {}),
+        )
+    text = tokenizer.decode(output[0, 0 if encoder_decoder else ids.shape[1] :], skip_special_tokens=True)
+    return str(text)

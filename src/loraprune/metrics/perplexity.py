@@ -1,0 +1,133 @@
+"""Perplexity of a causal language model on held-out sequences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.layers.inference import inference_mode
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+IGNORED = -100
+TOKENS_PER_BATCH = 4096
+LOGITS_PER_BATCH = 1 << 27
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perplexity:
+    """Perplexity together with what it was measured on.
+
+    A perplexity without its segment length says nothing: published LLaMA-7B figures exist at 128, 2048 and
+    4096 tokens, and they do not compare.
+
+    Attributes:
+        perplexity: ``exp`` of the mean negative log-likelihood of the predicted tokens.
+        num_tokens: tokens predicted; the first of a sequence is not.
+        segment_length: tokens of the longest sequence; each sequence starts without context.
+        bits_per_byte: the same likelihood in bits per byte of UTF-8 text, or None where the number of bytes is
+            unknown. It compares models with different tokenizers.
+    """
+
+    perplexity: float
+    num_tokens: int
+    segment_length: int
+    bits_per_byte: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Sequences to measure on.
+
+    Attributes:
+        sequences: pairs of token ids and labels, 1-D int64 tensors of one length; a label of -100 is not measured.
+        num_bytes: bytes of UTF-8 text that the sequences stand for, where known.
+    """
+
+    sequences: Sequence[tuple[torch.Tensor, torch.Tensor]]
+    num_bytes: int | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequences)
+
+
+def pack_text(
+    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment_length: int, max_segments: int | None = None
+) -> HeldOut:
+    """Join texts, each closed by the end-of-text token, and cut them into segments; a short tail is dropped.
+
+    Raises:
+        ValueError: all texts together are shorter than one segment.
+    """
+    end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
+    needed = max_segments * segment_length if max_segments else None
+    token_ids: list[int] = []
+    num_bytes = 0
+    for text in texts:
+        token_ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
+        num_bytes += len(text.encode("utf-8"))
+        if needed and len(token_ids) >= needed:
+            break
+    num_segments = len(token_ids) // segment_length
+    if max_segments:
+        num_segments = min(num_segments, max_segments)
+    if num_segments == 0:
+        raise ValueError(
+            f"The text has {len(token_ids)} tokens, less than one segment of {segment_length}. "
+            "Give more text or a shorter segment length."
+        )
+    used = num_segments * segment_length
+    segments = torch.tensor(token_ids[:used]).view(num_segments, segment_length)
+    return HeldOut(
+        sequences=[(segment, segment) for segment in segments], num_bytes=round(num_bytes * used / len(token_ids))
+    )
+
+
+def _batches(held_out: HeldOut, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Sequences of equal length together, so that nothing is padded."""
+    batches = []
+    ordered = sorted(held_out.sequences, key=lambda pair: len(pair[0]), reverse=True)
+    for length, group in groupby(ordered, key=lambda pair: len(pair[0])):
+        ids, labels = (torch.stack(column) for column in zip(*group, strict=True))
+        size = max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary) // length)
+        batches += list(zip(ids.split(size), labels.split(size), strict=True))
+    return batches
+
+
+@torch.no_grad()
+def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
+    """Measure the perplexity of a model; likelihoods are summed in 32 bits whatever its dtype.
+
+    Raises:
+        ValueError: no token is left to predict.
+    """
+    device = next(model.parameters()).device
+    total = 0.0
+    num_tokens = 0
+    with inference_mode(model):
+        for ids, labels in _batches(held_out, model.config.vocab_size):
+            targets = labels[:, 1:].to(device)
+            logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
+            total += torch.nn.functional.cross_entropy(
+                logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
+            ).item()
+            num_tokens += int((targets != IGNORED).sum())
+    if num_tokens == 0:
+        raise ValueError("The held-out data has no token to predict.")
+    mean = total / num_tokens
+    bits_per_byte = None
+    if held_out.num_bytes:
+        all_tokens = sum(len(ids) for ids, _ in held_out.sequences)
+        bits_per_byte = mean * all_tokens / held_out.num_bytes / math.log(2)
+    return Perplexity(
+        perplexity=math.exp(mean) if mean < 700.0 else math.inf,
+        num_tokens=num_tokens,
+        segment_length=max(len(ids) for ids, _ in held_out.sequences),
+        bits_per_byte=bits_per_byte,
+    )

@@ -1,0 +1,152 @@
+"""Which tasks were asked for, by name or as a file: checked before any weight is loaded."""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprune.metrics.tasks.configs import VERSION
+from loraprune.metrics.tasks.harness import harness_index
+from loraprune.metrics.tasks.local import read_items
+from loraprune.metrics.tasks.mmlu import NUM_FEWSHOT, read_subjects
+from loraprune.metrics.tasks.tasks_local import LocalTask
+
+COMMONSENSE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
+"""The seven zero-shot tasks of the LoRAPrune paper (section 4.1)."""
+
+GROUPS: Mapping[str, tuple[str, ...]] = {"commonsense": COMMONSENSE}
+"""Groups of ours: each task of one is scored, and reused, on its own."""
+
+SHOTS: Mapping[str, int] = {"mmlu": NUM_FEWSHOT}
+"""Few-shot examples where papers take another number than the harness does by itself."""
+
+_FILES = (".jsonl", ".json", ".csv")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ChosenTask:
+    """One task that is going to be scored.
+
+    Attributes:
+        name: of the harness, or of the file.
+        num_fewshot: examples before each question; None if each task of the harness says it itself.
+        group: that it was chosen by, if any.
+        data: what is asked: of files their hashes, of the harness data set and version. Plain values.
+        subjects: of local files, their items; several where a folder was named.
+    """
+
+    name: str
+    num_fewshot: int | None
+    group: str | None = None
+    data: Mapping[str, Any] = field(default_factory=dict)
+    subjects: Sequence[LocalTask] = ()
+
+
+def check_tasks(names: Sequence[str], *, num_fewshot: int | None = None, limit: int | None = None) -> list[ChosenTask]:
+    """Resolve names of tasks, groups and files, and read the files; no model is needed, and no network.
+
+    A name without a folder and an ending is one of the harness; ``./mmlu`` is a folder. What is named twice, or by a
+    group as well, is scored once.
+
+    Args:
+        names: of lm-eval's tasks, groups and tags; ``commonsense``; files ``*.jsonl`` and ``*_test.csv``; folders of
+            MMLU csv files.
+        num_fewshot: examples before each question; None: 5 for MMLU, and for the others what the task says itself
+            (mostly 0).
+        limit: score the first items only, so many of each task or subject.
+
+    Raises:
+        ValueError: lm-eval is missing, a name is unknown (the nearest ones are suggested), a file is wrong.
+    """
+    for option, value, least in (("--num-fewshot", num_fewshot, 0), ("--limit", limit, 1)):
+        if value is not None and value < least:
+            raise ValueError(f"{option} must be at least {least}, not {value}.")
+    if importlib.util.find_spec("lm_eval") is None:
+        raise ValueError('Tasks are scored by lm-eval. Install it: pip install "loraprune[evaluation]"')
+    chosen: dict[str, ChosenTask] = {}
+    for name in names:
+        if _is_path(name):
+            task = _from_path(name, num_fewshot)
+            known = chosen.get(task.name)
+            if known is not None and known.data != task.data:
+                raise ValueError(f"Two of the tasks are called {task.name}. Rename a file, or score one at a time.")
+            chosen.setdefault(task.name, task)
+        elif name in GROUPS:
+            for member in GROUPS[name]:
+                chosen.setdefault(member, _from_harness(member, num_fewshot, group=name))
+        else:
+            for task in _of_harness(name, num_fewshot):
+                chosen.setdefault(task.name, task)
+    return list(chosen.values())
+
+
+def _is_path(name: str) -> bool:
+    if name.endswith(_FILES) or os.sep in name or name in (".", ".."):
+        return True
+    return Path(name).exists() and name not in GROUPS and name not in harness_index()
+
+
+def _from_path(name: str, num_fewshot: int | None) -> ChosenTask:
+    path = Path(name).expanduser()
+    if not path.exists():
+        raise ValueError(f"There is no task file {name}.{_near_files(path)}")
+    if path.is_dir() or path.suffix == ".csv":
+        shots = NUM_FEWSHOT if num_fewshot is None else num_fewshot
+        subjects = read_subjects(path, num_fewshot=shots)
+        title = path.name if path.is_file() else path.resolve().name + "/"
+    elif path.suffix in (".jsonl", ".json"):
+        shots = num_fewshot or 0
+        title = path.name
+        subjects = [read_items(path, title)]
+        subjects[0].check_fewshot(shots)
+    else:
+        raise ValueError(f"{name} is no task file: one is a .jsonl, an MMLU _test.csv or a folder of these.")
+    files = {file: digest for subject in subjects for file, digest in subject.files.items()}
+    return ChosenTask(name=title, num_fewshot=shots, data={"version": VERSION, "sha256": files}, subjects=subjects)
+
+
+def _near_files(path: Path) -> str:
+    folder = path.parent
+    if not folder.is_dir():
+        return f" There is no folder {folder}."
+    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    return f" Did you mean {folder / near[0]}?" if near else ""
+
+
+def _of_harness(name: str, num_fewshot: int | None) -> list[ChosenTask]:
+    entry = harness_index().get(name)
+    if entry is None:
+        # Nearly all of the harness' names are subjects and languages of larger tasks; short names are the likely ones.
+        known = sorted({*harness_index(), *GROUPS}, key=len)
+        near = difflib.get_close_matches(name, known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else ""
+        raise ValueError(
+            f"There is no task {name!r}.{hint} Name a task of lm-eval, the group {', '.join(GROUPS)}, or a file with "
+            "items (.jsonl, or a folder of MMLU csv files)."
+        )
+    if entry.kind.name == "TAG":
+        return [
+            _from_harness(member, num_fewshot, group=name) for member in sorted(entry.tags) if member in harness_index()
+        ]
+    return [_from_harness(name, num_fewshot)]
+
+
+def _from_harness(name: str, num_fewshot: int | None, group: str | None = None) -> ChosenTask:
+    entry = harness_index().get(name)
+    config: Mapping[str, Any] = (entry.cfg if entry is not None else None) or {}
+    shots = num_fewshot if num_fewshot is not None else SHOTS.get(name, config.get("num_fewshot"))
+    metadata = config.get("metadata")
+    data = {
+        "harness": "lm-eval",
+        "dataset": config.get("dataset_path"),
+        "dataset_name": config.get("dataset_name"),
+        "version": metadata.get("version") if isinstance(metadata, Mapping) else None,
+    }
+    return ChosenTask(
+        name=name, num_fewshot=shots, group=group, data={key: value for key, value in data.items() if value is not None}
+    )

@@ -1,0 +1,64 @@
+"""lm-eval without its log lines and progress bars; what it counts goes to our own display."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from loraprune.calibration.progress import Told
+
+_WORK = ("Running loglikelihood requests", "Running generate_until requests")
+"""The bars of lm-eval that go with the model's work; the others are over at once."""
+
+
+class _SilentBar:
+    """Stands in for a tqdm bar and prints nothing."""
+
+    def __init__(self, iterable: Iterable[Any] | None = None, *_: Any, told: Told | None = None, **named: Any) -> None:
+        self._iterable = iterable if iterable is not None else ()
+        self._told = told if named.get("desc") in _WORK else None
+        self._total = named.get("total") or 0
+        self._done = 0
+        self.update(0)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._iterable)
+
+    def update(self, steps: int = 1) -> None:
+        self._done += steps
+        if self._told is not None:
+            self._told(self._done, self._total)
+
+    def close(self) -> None: ...
+
+
+@contextmanager
+def quiet_harness(told: Told | None = None) -> Iterator[None]:
+    """Keep lm-eval from printing; ``told`` hears how many requests a model has answered."""
+    import datasets
+    from tqdm import tqdm  # type: ignore[import-untyped]
+
+    logger = logging.getLogger("lm_eval")
+    level, bars = logger.level, datasets.is_progress_bar_enabled()
+    logger.setLevel(logging.CRITICAL)
+    datasets.disable_progress_bars()
+
+    def silent(*positional: Any, **named: Any) -> _SilentBar:
+        return _SilentBar(*positional, told=told, **named)
+
+    # Some of its bars cannot be switched off by an argument; each module holds the class by name.
+    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("lm_eval.")]
+    patched = [module for module in modules if vars(module).get("tqdm") is tqdm]
+    for module in patched:
+        vars(module)["tqdm"] = silent
+    try:
+        yield
+    finally:
+        for module in patched:
+            vars(module)["tqdm"] = tqdm
+        if bars:
+            datasets.enable_progress_bars()
+        logger.setLevel(level)

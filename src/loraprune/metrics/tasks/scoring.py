@@ -1,0 +1,218 @@
+"""Scores a model in tasks, through lm-eval."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from accelerate.utils import find_executable_batch_size
+from accelerate.utils.memory import should_reduce_batch_size
+
+from loraprune.layers.inference import inference_mode
+from loraprune.metrics.tasks.choosing import ChosenTask, check_tasks
+from loraprune.metrics.tasks.lm_eval import quiet_harness
+from loraprune.metrics.tasks.loading import LoadedTask, load_task
+from loraprune.metrics.tasks.random_numbers import own_random_numbers
+from loraprune.metrics.tasks.scores import TaskScore
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraprune.calibration.progress import ToldOf
+
+TOKENS_PER_BATCH = 4096
+LOGITS_PER_BATCH = 1 << 27
+ACCELERATOR_FACTOR = 4
+"""An accelerator starts with batches so much larger; both halve them when memory runs out."""
+
+
+def score_tasks(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    tasks: Sequence[str | ChosenTask],
+    *,
+    num_fewshot: int | None = None,
+    limit: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    max_length: int | None = None,
+    seed: int = 0,
+    told: ToldOf | None = None,
+) -> list[TaskScore]:
+    """Score a model in tasks, one after the other.
+
+    Args:
+        model: causal or encoder–decoder, as it is in memory.
+        tokenizer: of the model; it is not changed.
+        tasks: names as :func:`check_tasks` takes them, or what it returns; ``num_fewshot`` is for names.
+        num_fewshot: examples before each question; None: as :func:`check_tasks` says.
+        limit: the first items only, so many of each task or subject.
+        batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
+        max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
+        seed: of the few-shot examples that are drawn, and of sampling where a task samples.
+        told: hears of every answered request.
+
+    Raises:
+        ValueError: see :func:`check_tasks`; or a task's data cannot be loaded; or one batch does not fit into memory.
+    """
+    names = [task for task in tasks if isinstance(task, str)]
+    by_name = {name: check_tasks([name], num_fewshot=num_fewshot, limit=limit) for name in names}
+    chosen: dict[str, ChosenTask] = {}
+    for task in tasks:
+        for one in by_name[task] if isinstance(task, str) else [task]:
+            chosen.setdefault(one.name, one)
+    return [
+        score_task(
+            model,
+            tokenizer,
+            load_task(task),
+            limit=limit,
+            batch_size=batch_size,
+            max_length=max_length,
+            seed=seed,
+            told=told,
+        )
+        for task in chosen.values()
+    ]
+
+
+def score_task(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    task: LoadedTask,
+    *,
+    limit: int | None = None,
+    batch_size: int | Literal["auto"] = "auto",
+    max_length: int | None = None,
+    seed: int = 0,
+    told: ToldOf | None = None,
+) -> TaskScore:
+    """Score a model in one task; the arguments are those of :func:`score_tasks`.
+
+    Raises:
+        ValueError: one batch does not fit into memory, or the task is of a kind that cannot be asked of this model.
+    """
+    from loraprune.metrics.tasks.model import HarnessModel
+
+    name = task.chosen.name
+    for one in task.harness["tasks"].values():
+        _prepare_(one, task.chosen.num_fewshot, seed)
+
+    def attempt(tokens: int) -> TaskScore:
+        scorer = HarnessModel(
+            model,
+            tokenizer,
+            tokens_per_batch=tokens,
+            batch_size=None if batch_size == "auto" else batch_size,
+            max_length=max_length,
+        )
+        return _score(task, _evaluate(scorer, task.harness, limit), scorer)
+
+    work = None if told is None else lambda done, total: told(f"{name} requests", done, total)
+    with quiet_harness(work), inference_mode(model), own_random_numbers(seed):
+        try:
+            if batch_size != "auto":
+                return attempt(0)
+            return _halving(attempt, _tokens_at_first(model))
+        except RuntimeError as error:
+            if not should_reduce_batch_size(error) and "No executable batch size" not in str(error):
+                raise
+            raise ValueError(f"{name}: {_too_large(batch_size)}") from error
+
+
+def _prepare_(task: Any, num_fewshot: int | None, seed: int) -> None:
+    """Set the number of examples as lm-eval's own ``simple_evaluate`` does: a task that fixes 0 keeps it."""
+    own = task.get_config("num_fewshot")
+    if own != 0 and (num_fewshot is not None or own is None):
+        task.set_config(key="num_fewshot", value=num_fewshot or 0)
+    task.set_fewshot_seed(seed=seed)
+
+
+def _evaluate(scorer: Any, tasks: Mapping[str, Any], limit: int | None) -> Mapping[str, Any]:
+    from lm_eval.api.metrics import acc_all, mean
+    from lm_eval.evaluator import evaluate
+
+    # Errors of a mean are computed. Others would be drawn by 100,000 resamplings in processes of their own: left out.
+    known = all(how in (mean, acc_all) for task in tasks["tasks"].values() for how in task.aggregation().values())
+    results: Mapping[str, Any] = evaluate(
+        scorer, tasks, limit=limit, bootstrap_iters=1 if known else 0, log_samples=False
+    )
+    return results
+
+
+def _halving(attempt: Any, tokens: int) -> TaskScore:
+    """Try with ever smaller batches until memory suffices."""
+
+    def smaller() -> int:
+        nonlocal tokens
+        tokens //= 2
+        return tokens
+
+    score: TaskScore = find_executable_batch_size(attempt, starting_batch_size=tokens, reduce_batch_size_fn=smaller)()
+    return score
+
+
+def _tokens_at_first(model: PreTrainedModel) -> int:
+    factor = 1 if model.device.type == "cpu" else ACCELERATOR_FACTOR
+    embeddings: Any = model.get_input_embeddings()
+    vocabulary: int = embeddings.weight.shape[0]
+    return max(1, factor * min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary))
+
+
+def _too_large(batch_size: int | str) -> str:
+    if batch_size == "auto":
+        return "a single request does not fit into memory. Use a shorter --max-length or fewer examples."
+    return f"a batch of {batch_size} does not fit into memory. Use a smaller --batch-size, or auto."
+
+
+def _score(task: LoadedTask, results: Mapping[str, Any], scorer: Any) -> TaskScore:
+    """The harness' results as ours: of the task itself, or of the group and its tasks."""
+    name = task.chosen.name
+    top = _part(name, results, task.harness["tasks"], finite=not scorer.num_not_finite)
+    return replace(
+        top,
+        num_requests=scorer.num_requests,
+        num_truncated=scorer.num_truncated,
+        num_not_finite=scorer.num_not_finite,
+        group=task.chosen.group,
+    )
+
+
+def _part(key: str, results: Mapping[str, Any], tasks: Mapping[str, Any], *, finite: bool) -> TaskScore:
+    entry = results["results"][key]
+    version = results["versions"].get(key)
+    subtasks = [_part(child, results, tasks, finite=finite) for child in results["group_subtasks"].get(key, ())]
+    return TaskScore(
+        name=key,
+        version=None if version in (None, "N/A") else str(version),
+        num_fewshot=results["n-shot"].get(key),
+        num_items=entry.get("sample_len", 0),
+        values={metric: value if finite else math.nan for metric, value in _metrics(entry)},
+        chance=_chance(tasks[key]) if key in tasks else _chance_of_group(subtasks),
+        subtasks=subtasks,
+    )
+
+
+def _chance(task: Any) -> float | None:
+    """What guessing gives: the mean of one in so many choices."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    choices = Counter(instance.doc_id for instance in task.instances)
+    return sum(1 / count for count in choices.values()) / len(choices)
+
+
+def _chance_of_group(subtasks: Sequence[TaskScore]) -> float | None:
+    chances = [(subtask.chance, subtask.num_items) for subtask in subtasks]
+    if not chances or any(chance is None for chance, _ in chances):
+        return None
+    return sum(chance * items for chance, items in chances if chance is not None) / max(1, sum(n for _, n in chances))
+
+
+def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """lm-eval writes ``acc,none`` and ``acc_stderr,none``: metric and filter of the answers."""
+    for key, value in entry.items():
+        metric, comma, chosen_answer = key.partition(",")
+        if comma and isinstance(value, (int, float)):
+            yield metric if chosen_answer == "none" else f"{metric} ({chosen_answer})", float(value)

@@ -1,0 +1,136 @@
+"""Perplexity of a causal language model on a text, by token and by word, and bits per byte."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.layers.inference import inference_mode
+from loraprune.metrics.perplexity import LOGITS_PER_BATCH
+from loraprune.metrics.windows import Windows
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loraprune.calibration.progress import Told
+
+TOKENS_PER_BATCH = {"cpu": 4096}
+"""Tokens to begin with, by kind of device."""
+TOKENS_PER_BATCH_ELSEWHERE = 16384
+LARGEST_EXPONENT = 700.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextPerplexity:
+    """How well a model foretells a text.
+
+    Attributes:
+        perplexity: ``exp`` of the mean negative log-likelihood of a scored token.
+        word_perplexity: ``exp`` of the summed one by the words that begin in the scored text. It compares models with
+            different tokenizers, and so does
+        bits_per_byte: the summed one in bits by the UTF-8 bytes of the scored text.
+        num_tokens: tokens scored.
+        num_words: words that begin in their text; ``num_bytes``: its bytes.
+        num_segments: windows.
+    """
+
+    perplexity: float
+    word_perplexity: float
+    bits_per_byte: float
+    num_tokens: int
+    num_words: int
+    num_bytes: int
+    num_segments: int
+
+
+def text_perplexity(
+    model: PreTrainedModel, windows: Windows, *, batch_size: int | None = None, told: Told | None = None
+) -> TextPerplexity:
+    """Measure a model on windows of a text.
+
+    Likelihoods are computed in 32 bits and summed in 64, whatever the model's dtype; the batch size changes nothing
+    but the last digits of the former.
+
+    Args:
+        model: on its device.
+        windows: of the text.
+        batch_size: windows in a batch; None begins with one that should fit and halves it until it does.
+        told: told how many tokens are done.
+
+    Raises:
+        ValueError: there is no memory for a single window.
+    """
+    total = _summed(model, windows, batch_size, told or (lambda done, of: None))
+    count = windows.num_scored
+    return TextPerplexity(
+        perplexity=_exp(total / count),
+        word_perplexity=_exp(total / windows.num_words) if windows.num_words else math.inf,
+        bits_per_byte=total / math.log(2) / windows.num_bytes if windows.num_bytes else math.inf,
+        num_tokens=count,
+        num_words=windows.num_words,
+        num_bytes=windows.num_bytes,
+        num_segments=len(windows.ids_WL),
+    )
+
+
+def _exp(value: float) -> float:
+    return math.exp(value) if value < LARGEST_EXPONENT else math.inf if not math.isnan(value) else math.nan
+
+
+def _summed(model: Any, windows: Windows, batch_size: int | None, told: Told) -> float:
+    """The negative log-likelihood of all scored tokens, in nats."""
+    from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
+
+    count, done, total = len(windows.ids_WL), 0, 0.0
+    size = batch_size or starting_batch_size(model, windows.length)
+    told(0, count * windows.length)
+    with inference_mode(model), torch.no_grad():
+        while done < count:
+            try:
+                total += _batch_nll(model, windows, done, done + size)
+            except Exception as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if size == 1 or batch_size is not None:
+                    raise _no_memory(batch_size, windows.length) from error
+            else:
+                done = min(done + size, count)
+                told(done * windows.length, count * windows.length)
+                continue
+            # Out of reach of the error, which holds on to the tensors of the failed batch.
+            size //= 2
+            clear_device_cache(garbage_collection=True)
+    return total
+
+
+def _no_memory(batch_size: int | None, length: int) -> ValueError:
+    many = "one segment" if batch_size is None else f"{batch_size} segments (--batch-size)"
+    return ValueError(
+        f"There is no memory for {many} of {length:,} tokens. Take shorter ones with --max-length, or 16 bits with "
+        "--dtype bfloat16."
+    )
+
+
+def starting_batch_size(model: Any, length: int) -> int:
+    """Windows in a batch to begin with: by the tokens, and by the logits that they give."""
+    device = next(model.parameters()).device
+    tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
+    vocabulary = model.get_output_embeddings()
+    width = vocabulary.weight.shape[0] if vocabulary is not None and hasattr(vocabulary, "weight") else 32000
+    return max(1, min(tokens, LOGITS_PER_BATCH // width) // length)
+
+
+def _batch_nll(model: Any, windows: Windows, start: int, end: int) -> float:
+    ids = windows.ids_WL[start:end].to(next(model.parameters()).device)
+    logits = model(input_ids=ids, use_cache=False).logits
+    total = 0.0
+    for row, first in enumerate(windows.first_scored[start:end]):
+        # One window at a time: logits in 32 bits take more memory than all else.
+        losses = torch.nn.functional.cross_entropy(
+            logits[row, first - 1 : -1].float(), ids[row, first:], reduction="none"
+        )
+        total += losses.cpu().double().sum().item()  # not every accelerator has 64 bits
+    return total

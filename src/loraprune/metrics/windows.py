@@ -1,0 +1,111 @@
+"""A text as windows of tokens: which of them are scored, and how many words and bytes those stand for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from loraprune.metrics.texts import Text
+
+_WORD = re.compile(r"\S+")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Windows:
+    """Windows of one length over a text.
+
+    Attributes:
+        ids_WL: token ids, a window a row.
+        first_scored: of each window, the place of the first token that is scored; all after it are, too.
+        num_bytes: UTF-8 bytes of the scored tokens' text; ``num_words``: words that begin in it.
+    """
+
+    ids_WL: torch.Tensor
+    first_scored: tuple[int, ...]
+    num_bytes: int
+    num_words: int
+
+    @property
+    def length(self) -> int:
+        """Tokens in a window."""
+        return self.ids_WL.shape[1]
+
+    @property
+    def num_scored(self) -> int:
+        """Tokens that are scored in all."""
+        return sum(self.length - first for first in self.first_scored)
+
+
+def cut_into_windows(
+    text: Text, tokenizer: PreTrainedTokenizerBase, *, length: int, stride: int | None = None, limit: int | None = None
+) -> Windows:
+    """Tokenize a text at once and cut it into windows; a last one that would not be full is dropped.
+
+    The tokenizer adds its special tokens as it does by default: most put one token before the text, none between
+    windows. Without a stride, windows follow one another, and all tokens of a window but its first are scored. With
+    one, each window begins ``stride`` tokens after the one before, and only its last ``stride`` tokens are scored (of
+    the first window all but the first), so that every token but those has at least ``length - stride`` before it.
+
+    Args:
+        text: to cut.
+        tokenizer: of the model.
+        length: tokens in a window.
+        stride: tokens between the starts of two windows, less than ``length``; None is ``length``.
+        limit: windows at most; the text's own limit holds, too.
+
+    Raises:
+        ValueError: the text is shorter than one window.
+    """
+    fast = bool(tokenizer.is_fast)
+    encoded: Any = tokenizer(text.text, return_offsets_mapping=fast, verbose=False)
+    ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    step = stride or length
+    count = (len(ids) - length) // step + 1 if len(ids) >= length else 0
+    if count == 0:
+        raise ValueError(
+            f"The text {text.name!r} has {len(ids):,} tokens for this tokenizer, less than one segment of {length:,}. "
+            "Give a longer text, or shorter segments with --max-length."
+        )
+    count = min(number for number in (count, limit, text.max_segments) if number is not None)
+    ids_WL = ids.unfold(0, length, step)[:count].contiguous()
+    first = (1, *((1 if stride is None else length - stride) for _ in range(count - 1)))
+    if fast:
+        scored = np.zeros(len(ids), dtype=bool)
+        for window, start in enumerate(first):
+            scored[window * step + start : window * step + length] = True
+        num_bytes, num_words = _covered(text.text, encoded["offset_mapping"], scored)
+    else:
+        num_bytes, num_words = _decoded(tokenizer, ids_WL, first)
+    return Windows(ids_WL=ids_WL, first_scored=first, num_bytes=num_bytes, num_words=num_words)
+
+
+def _covered(text: str, offsets: list[tuple[int, int]], scored: np.ndarray[Any, Any]) -> tuple[int, int]:
+    """Bytes and words of the scored tokens, exactly.
+
+    A token stands for what lies between the end of the text of those before it and its own: space that a tokenizer
+    counts to no token goes with the next one, a character that is cut into several tokens with the first of them. A
+    word counts where it begins.
+    """
+    ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
+    code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
+    widths = 1 + sum((code_points >= limit).astype(np.int64) for limit in (0x80, 0x800, 0x10000))
+    bytes_before = np.concatenate([[0], np.cumsum(widths)])
+    words = np.array([match.start() for match in _WORD.finditer(text)], dtype=np.int64)
+    num_bytes = np.diff(bytes_before[ends], prepend=0)[scored].sum()
+    num_words = np.diff(np.searchsorted(words, ends, side="left"), prepend=0)[scored].sum()
+    return int(num_bytes), int(num_words)
+
+
+def _decoded(tokenizer: PreTrainedTokenizerBase, ids_WL: torch.Tensor, first: tuple[int, ...]) -> tuple[int, int]:
+    """The same by decoding, for tokenizers that do not say where a token lies; off by a space a window at most."""
+    pieces = [
+        str(tokenizer.decode(ids[start:], skip_special_tokens=True)) for ids, start in zip(ids_WL, first, strict=True)
+    ]
+    return sum(len(piece.encode("utf-8")) for piece in pieces), sum(len(piece.split()) for piece in pieces)

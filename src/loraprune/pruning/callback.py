@@ -1,0 +1,314 @@
+"""The callback that prunes a model while a Trainer tunes it with LoRA."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.layers.unwrap import base_model
+from loraprune.pruning.calibration_data import draw_batches, draw_calibration
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.live import live_values
+from loraprune.pruning.phases import (
+    AFTER_CUTS,
+    BEFORE_CUTS,
+    BETWEEN_CUTS,
+    CUTTING,
+    MASKING,
+    PREPARING,
+    TRAINING,
+    Phases,
+)
+from loraprune.pruning.resume import restore_, save_state
+from loraprune.pruning.state import PruningRun
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
+
+
+SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
+"""Values of ``optim`` whose state is one number or one tensor of the parameter's shape."""
+
+
+class TrainingDivergedError(ArithmeticError):
+    """Loss or gradients stayed NaN or Inf; the last good state is saved."""
+
+
+def gradients_finite(model: nn.Module) -> bool:
+    """Whether every gradient of a model is finite; one transfer from the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+def _check_router_loss(model: Any, run: PruningRun) -> None:
+    """Make sure that no load-balancing loss counts the experts of the config while whole experts go.
+
+    Raises:
+        ValueError: it does.
+    """
+    config = base_model(model).config
+    if "experts" in run.structure.kinds and getattr(config, "output_router_logits", False):
+        raise ValueError(
+            "Whole experts are pruned, and the loss that balances the load of experts cannot follow that. Switch it "
+            "off: SFTConfig(router_aux_loss_coef=0.0), or config.output_router_logits = False."
+        )
+
+
+class PruningCallback(TrainerCallback):
+    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA.
+
+    Example::
+
+        callback = PruningCallback(PruningConfig(ratio=0.5))
+        SFTTrainer(model, train_dataset=data, peft_config=LoraConfig(...), callbacks=[callback]).train()
+
+    After ``train()`` the model has fewer heads and channels; merge the adapter and save it with
+    :func:`loraprune.save_pruned`.
+
+    It adds to the Trainer's logs: see :func:`loraprune.pruning.live.live_values`. What writes these (``report_to``)
+    gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
+    itself nor each other. Without that call a warning says so.
+
+    Args:
+        config: what to prune.
+        calibration: data for the refit: token ids (1-D tensors) or batches of the model's inputs (mappings); None
+            draws it from the training data.
+
+    Attributes:
+        run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
+        interrupted: set by whoever stops the run to go on with it later; then missing cuts are no reason to warn.
+        history: one entry a log: step, loss, ratio, parameters, seconds since the start.
+        phases: what the time was spent on; with that of an interrupted run that this one goes on from.
+        steps: optimizer steps that were made.
+    """
+
+    _cuts = True
+    """Whether tensors are cut, and with them what the optimizer knows of them."""
+
+    def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
+        self.config = config or PruningConfig()
+        if self._cuts and self.config.unstructured:
+            raise ValueError("The criterion 'pst' makes single weights zero and cuts nothing: use PstCallback for it.")
+        self.run: PruningRun | None = None
+        self.history: list[dict[str, Any]] = []
+        self.skipped_steps: list[int] = []
+        self.phases = Phases()
+        self.steps = 0
+        self._calibration = calibration
+        self._skipped_in_a_row = 0
+        self.interrupted = False
+        self._diverged = False
+        self._leads = False
+        self._is_live = True
+        self._started = 0.0
+
+    def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
+        """Bring an unpruned model to the state of a checkpoint of an interrupted run, in place.
+
+        Call it before the Trainer is built, then ``trainer.train(resume_from_checkpoint=checkpoint)``.
+
+        Raises:
+            FileNotFoundError: the folder holds no state of a pruning run.
+            ValueError: the run was started with another configuration or model.
+        """
+        self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
+        self._take_over_time()
+
+    def _take_over_time(self) -> None:
+        """Go on counting where the interrupted run had come to."""
+        assert self.run is not None
+        self.phases.take_over(self.run.phases.seconds)
+        self.run.phases = self.phases
+
+    def lead_(self, trainer: Trainer) -> None:
+        """Stand before a Trainer's other callbacks, so that those that write logs get what this one adds to them.
+
+        Example::
+
+            trainer = SFTTrainer(model, args=SFTConfig(report_to="tensorboard"), callbacks=[callback], ...)
+            callback.lead_(trainer)
+        """
+        callbacks = trainer.callback_handler.callbacks
+        callbacks[:] = [self, *(other for other in callbacks if other is not self)]
+        self._leads = True
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Describe the model, fix the schedule, start to gather evidence."""
+        if args.world_size > 1:
+            raise ValueError(
+                f"Pruning runs in one process, and this run has {args.world_size}. Start it with one process."
+            )
+        if args.load_best_model_at_end and self.config.ratio > 0.0:
+            raise ValueError(
+                "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "
+                "Switch it off."
+            )
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"This process sees {args.n_gpu} GPUs and would run them under DataParallel. Make one visible with "
+                "CUDA_VISIBLE_DEVICES=0."
+            )
+        if self._cuts and self.config.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
+            raise ValueError(
+                f"The optimizer {str(getattr(args.optim, 'value', args.optim))!r} keeps a state that cannot be cut "
+                f"with the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+            )
+        if args.fp16:
+            raise ValueError("fp16 training is not supported: its loss scaling would get into the scores. Use bf16.")
+        self._warn_of_deaf_writers(args)
+        model = kwargs["model"]
+        if self.run is None:
+            if state.global_step > 0 and self.config.ratio > 0.0:
+                raise ValueError(
+                    "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
+                    "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
+                )
+            self.run = self._new_run(model)
+            self.run.phases = self.phases
+        if self._calibration is None and self.run.refits and self.config.ratio > 0.0:
+            self._calibration = self._draw(model, kwargs["train_dataloader"])
+        _check_router_loss(model, self.run)
+        self.run.micro_batches = args.gradient_accumulation_steps
+        self.run.begin(model, state.max_steps, self._calibration)
+        spent = self.history[-1]["seconds"] if self.history else 0.0
+        self._started = time.monotonic() - spent
+        self.phases.begin(PREPARING)
+
+    def _warn_of_deaf_writers(self, args: TrainingArguments) -> None:
+        writers = [args.report_to] if isinstance(args.report_to, str) else args.report_to or []
+        named = ", ".join(name for name in writers if name != "none")
+        if named and not self._leads:
+            warnings.warn(
+                f"report_to={named} gets nothing of what pruning adds to the logs. Call callback.lead_(trainer) once "
+                "the Trainer is built.",
+                stacklevel=2,
+            )
+
+    def _new_run(self, model: nn.Module) -> PruningRun:
+        return PruningRun.of(model, self.config)
+
+    def _save(self, model: nn.Module, folder: Path) -> None:
+        assert self.run is not None
+        save_state(self.run, model, folder, self.history, self.skipped_steps)
+
+    def _draw(self, model: nn.Module, loader: Any) -> Calibration:
+        """Calibration data from the training data: token ids for causal language models, their inputs for others."""
+        assert self.run is not None
+        count, seed = self.config.calibration_sequences, self.config.seed
+        if self.run.structure.spec.auto_class == "AutoModelForCausalLM":
+            return draw_calibration(loader.dataset, count, seed)
+        return draw_batches(loader.dataset, loader.collate_fn, count, seed, base_model(model).dtype)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take in the evidence of the step; leave out a step whose gradients are not finite."""
+        assert self.run is not None
+        finite = gradients_finite(kwargs["model"])
+        self.run.observe(usable=finite)
+        if finite:
+            self._skipped_in_a_row = 0
+            return
+        step = state.global_step + 1
+        self.skipped_steps.append(step)
+        self._skipped_in_a_row += 1
+        # Without gradients the optimizer leaves every parameter as it is.
+        kwargs["optimizer"].zero_grad(set_to_none=True)
+        warnings.warn(f"Step {step}: NaN or Inf in the gradients; the step is skipped.", stacklevel=2)
+        if self._skipped_in_a_row > self.config.max_skipped_steps:
+            self._diverged = True
+            control.should_save = True
+            control.should_training_stop = True
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Make the cut that is due."""
+        assert self.run is not None
+        self.steps = state.global_step
+        self.phases.lap(self._phase(self.run))
+        if not self._diverged and self.run.cut_if_due(state.global_step, kwargs.get("optimizer")) is not None:
+            self.phases.lap(CUTTING if self._cuts else MASKING)
+
+    def _phase(self, run: PruningRun) -> str:
+        """What the last step belongs to."""
+        if not run.schedule or not self._cuts:
+            return TRAINING
+        if not run.pending:
+            return AFTER_CUTS
+        return BETWEEN_CUTS if run.records else BEFORE_CUTS
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Add ratio, size and :func:`live_values` to what the Trainer logs; keep the course for the report."""
+        if logs is None or self.run is None or "loss" not in logs:
+            return
+        logs["sparsity_ratio"] = self.run.ratio
+        if self._cuts:
+            logs["base_parameters"] = self.run.num_parameters
+        logs |= self._live_values(self.run)
+        self.history.append(
+            {
+                "step": state.global_step,
+                "loss": float(logs["loss"]),
+                "ratio": self.run.ratio,
+                "parameters": self.run.num_parameters,
+                "seconds": time.monotonic() - self._started,
+            }
+        )
+
+    def _live_values(self, run: PruningRun) -> dict[str, float]:
+        """:func:`live_values`; a run does not end because of what is there to be looked at."""
+        if not self._is_live:
+            return {}
+        try:
+            return live_values(run, since=self.history[-1]["step"] if self.history else 0)
+        except Exception as error:
+            self._is_live = False
+            warnings.warn(
+                "From here on the logs lack importance, stability, errors and times: they could not be computed "
+                f"({type(error).__name__}: {error}).",
+                stacklevel=2,
+            )
+            return {}
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Put the state of pruning into the checkpoint that the Trainer just wrote."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if self.run is not None and folder.is_dir():
+            self._save(kwargs["model"], folder)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take off all hooks; a run that diverged ends with an error here."""
+        assert self.run is not None
+        pending = [] if self.interrupted else self.run.pending
+        self.phases.lap(self._phase(self.run))
+        self.run.end()
+        if self._diverged:
+            first = self.skipped_steps[-self._skipped_in_a_row]
+            saved = "" if args.save_strategy == "no" else f"The last good state is saved in {args.output_dir}. "
+            raise TrainingDivergedError(
+                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. {saved}"
+                "Try a lower learning rate, and check the data."
+            )
+        if pending:
+            warnings.warn(
+                f"Training ended at step {state.global_step}, before {len(pending)} of "
+                f"{len(self.run.schedule)} cuts: the ratio reached is {self.run.ratio:.4f}.",
+                stacklevel=2,
+            )

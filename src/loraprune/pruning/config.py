@@ -1,0 +1,194 @@
+"""What to prune, when and how: the configuration of :class:`~loraprune.pruning.callback.PruningCallback`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from loraprune.allocation.uniform import ALLOCATIONS
+from loraprune.importance.compresso import CompressoOptions
+from loraprune.importance.registry import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, CriterionOptions
+from loraprune.sparsity.pst import PstOptions
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def _listed(name: str, value: Any, kinds: tuple[type, ...], what: str) -> tuple[Any, ...]:
+    """A list of values of some types as a tuple."""
+    if not isinstance(value, (list, tuple)) or not all(type(item) in kinds for item in value):
+        raise ValueError(f"{name} is {value!r}; it must be a list of {what}.")
+    return tuple(value)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruningConfig:
+    """Configuration of structured pruning during training.
+
+    Attributes:
+        ratio: sparsity ratio: removed parameters as a share of those of the prunable dimensions, in [0, 1). With 0
+            nothing is pruned and the run is plain fine-tuning.
+        criterion: ``fisher`` (squared gradient of a gate on each group), ``lora`` (the LoRAPrune paper's), ``taylor``
+            (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt
+            gates), of whole blocks ``position``; ``pst`` makes single weights zero.
+        lora_form: for the criterion ``lora``: ``squared`` (paper, Eq. 10) or ``absolute`` (the authors' code).
+        taylor_form: for the criterion ``taylor``: ``squared`` (the LoRAPrune paper's vanilla criterion) or LLM-Pruner's
+            ``first``, ``second``, ``mix`` and ``vectorize``; see :mod:`loraprune.importance.taylor_forms`.
+        group_reduction: for ``taylor``, ``lora`` and ``magnitude``: how the scores of the layers of a group become one:
+            ``sum``, ``mean``, ``max``, ``prod``, ``first`` or ``last``.
+        offload_grads: for ``taylor``: gradients of the weights that wait for the end of a step do so in the machine's
+            memory.
+        prune_start: fraction of the run before the first cut.
+        prune_end: fraction of the run at which the last cut is made; the rest is recovery.
+        cuts: number of cuts between the two, with ratios on a cubic curve.
+        cut_every: optimizer steps from one cut to the next, in place of a number of cuts.
+        allocation: ``balanced`` (one head count and one channel count for all layers, split so that least importance
+            is lost), ``uniform`` (heads and channels lose the same share, as in the paper) or ``global`` (groups of all
+            layers compete; widths differ from layer to layer, and the result needs our modeling file).
+        dimensions: kinds of dimensions to prune (``heads``, ``query_heads``, ``channels``, ``expert_channels``,
+            ``experts``, ..., or alone ``blocks`` or ``hidden``); None takes the family's default.
+        keep_layers: layers that keep all of their groups; negative ones count from the end, and a text such as
+            ``"10%"`` is that share of the layers, from the first on. The ratio stays one of all prunable parameters,
+            so that the other layers lose more.
+        average_decay: λ of the moving average of scores, in [0, 1).
+        average_bias_correction: divide out that the average starts at zero; off as in the paper.
+        refit: repair each consumer by least squares after a cut.
+        refit_damping: ridge of the refit as a share of the mean diagonal of the second moment.
+        calibration_sequences: training sequences that the refit looks at.
+        channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
+        any_head_count: allow head counts that the model's own config refuses; the result is then exported as the
+            related architecture that accepts them (a Llama as a Mistral).
+        apply: ``slice`` cuts the tensors; ``mask`` multiplies with zeros during training and cuts at its end.
+        seed: of the draw of calibration sequences and of the criterion ``random``. ``loraprune.prune`` and the command
+            line set it to the training's seed.
+        max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
+        pst: how the criterion ``pst`` learns its scores. It makes single weights zero: ``ratio`` is the share of the
+            weights that LoRA adapts, with new masks every ``cut_every`` steps (1), and nothing is refitted.
+        compresso: how the criterion ``compresso`` learns its gates; it makes the last cut alone, whatever ``cuts``.
+    """
+
+    ratio: float = 0.5
+    criterion: str = "fisher"
+    lora_form: str = "squared"
+    taylor_form: str = "squared"
+    group_reduction: str = "sum"
+    offload_grads: bool = False
+    prune_start: float = 0.1
+    prune_end: float = 0.3
+    cuts: int = 5
+    cut_every: int | None = None
+    allocation: str = "balanced"
+    dimensions: tuple[str, ...] | None = None
+    keep_layers: tuple[int | str, ...] = ()
+    average_decay: float = 0.9
+    average_bias_correction: bool = True
+    refit: bool = True
+    refit_damping: float = 0.01
+    calibration_sequences: int = 128
+    channel_multiple: int | None = None
+    any_head_count: bool = False
+    apply: Literal["slice", "mask"] = "slice"
+    seed: int = 42
+    max_skipped_steps: int = 5
+    compresso: CompressoOptions = field(default_factory=CompressoOptions)
+    pst: PstOptions = field(default_factory=PstOptions)
+
+    def __post_init__(self) -> None:
+        # Lists, as JSON and YAML have them, compare unequal to tuples.
+        if self.dimensions is not None:
+            kinds = _listed("dimensions", self.dimensions, (str,), "kinds, such as [heads, channels]")
+            object.__setattr__(self, "dimensions", kinds)
+            if not kinds:
+                raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
+        if isinstance(self.compresso, Mapping):
+            object.__setattr__(self, "compresso", CompressoOptions(**self.compresso))
+        if isinstance(self.pst, Mapping):
+            object.__setattr__(self, "pst", PstOptions(**self.pst))
+        layers = _listed("keep_layers", self.keep_layers, (int, str), "whole numbers and shares, such as [0, -1]")
+        object.__setattr__(self, "keep_layers", layers)
+        if not 0.0 <= self.ratio < 1.0:
+            raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+        _one_of("criterion", self.criterion, (*CRITERIA, "pst"))
+        if self.unstructured:
+            self._check_unstructured()
+        _one_of("lora_form", self.lora_form, LORA_FORMS)
+        _one_of("taylor_form", self.taylor_form, TAYLOR_FORMS)
+        _one_of("group_reduction", self.group_reduction, GROUP_REDUCTIONS)
+        _one_of("allocation", self.allocation, ALLOCATIONS)
+        _one_of("apply", self.apply, ("slice", "mask"))
+        if self.pst != PstOptions() and not self.unstructured:
+            raise ValueError(
+                f"Options of pst were given, and the criterion is {self.criterion!r}. Leave them out, or choose the "
+                "criterion 'pst'."
+            )
+        if not 0.0 <= self.prune_start <= self.prune_end <= 1.0 or self.prune_end == 0.0:
+            raise ValueError(
+                f"prune_start is {self.prune_start} and prune_end {self.prune_end}; both are fractions of the run, "
+                "with 0 <= prune_start <= prune_end <= 1 and prune_end above 0."
+            )
+        if self.cuts < 1:
+            raise ValueError(f"cuts is {self.cuts}; at least one cut is needed.")
+        if self.cut_every is not None and self.cut_every < 1:
+            raise ValueError(f"cut_every is {self.cut_every}; at least one step lies between two cuts.")
+        if not 0.0 <= self.average_decay < 1.0:
+            raise ValueError(f"average_decay is {self.average_decay}; it must lie in [0, 1).")
+        if self.refit_damping < 0.0:
+            raise ValueError(f"refit_damping is {self.refit_damping}; it cannot be negative.")
+        if self.refit and self.calibration_sequences < 1:
+            raise ValueError("calibration_sequences is below 1: the refit needs at least one, or switch it off.")
+        if self.refit and self.apply == "mask":
+            raise ValueError("The refit needs sliced tensors: switch it off, or use apply='slice'.")
+        if self.channel_multiple is not None and self.channel_multiple < 1:
+            raise ValueError(f"channel_multiple is {self.channel_multiple}; it must be at least 1.")
+        if self.compresso != CompressoOptions() and self.criterion != "compresso":
+            raise ValueError(
+                f"Options of compresso (such as a pruning prompt) were given, and the criterion is {self.criterion!r}. "
+                "Leave them out, or choose the criterion 'compresso'."
+            )
+        if self.max_skipped_steps < 0:
+            raise ValueError(f"max_skipped_steps is {self.max_skipped_steps}; it cannot be negative.")
+
+    def _check_unstructured(self) -> None:
+        """Refuse what speaks of groups where single weights go; what a default says of groups means nothing then."""
+        for name, without in (
+            ("allocation", "balanced"),
+            ("dimensions", None),
+            ("channel_multiple", None),
+            ("any_head_count", False),
+            ("apply", "slice"),
+            ("lora_form", "squared"),
+            ("taylor_form", "squared"),
+            ("group_reduction", "sum"),
+            ("offload_grads", False),
+        ):
+            if getattr(self, name) != without:
+                raise ValueError(
+                    f"{name} is {getattr(self, name)!r}, which speaks of groups, and the criterion 'pst' makes single "
+                    "weights zero. Leave it out."
+                )
+
+    @property
+    def unstructured(self) -> bool:
+        """Whether single weights become zero and no group goes."""
+        return self.criterion == "pst"
+
+    @property
+    def criterion_options(self) -> CriterionOptions:
+        """Which criterion, and how it scores."""
+        return CriterionOptions(
+            name=self.criterion,
+            lora_form=self.lora_form,
+            taylor_form=self.taylor_form,
+            group_reduction=self.group_reduction,
+            offload_grads=self.offload_grads,
+            seed=self.seed,
+            compresso=self.compresso,
+        )
+
+    @property
+    def free_head_counts(self) -> bool:
+        """Whether any head count may be chosen: asked for, or since our modeling file takes them all."""
+        return self.any_head_count or self.allocation == "global"

@@ -1,0 +1,206 @@
+"""Scores of groups from gradients of the loss on calibration data, without training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.utils.checkpoint import checkpoint
+
+from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
+from loraprune.calibration.placing import placed
+from loraprune.calibration.progress import Told
+from loraprune.importance.moving_average import Scores
+from loraprune.importance.registry import Criterion, CriterionOptions, make_criterion
+from loraprune.importance.taylor import base_gradients, taylor_scores
+from loraprune.importance.whole_blocks import block_by_block, for_structure, joined
+from loraprune.layers.inference import inference_mode
+from loraprune.layers.unwrap import base_model
+from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.structure.describe import Structure
+
+TOKENS_PER_GRADIENT = 2048
+"""Tokens in a batch with a backward pass: its activations are all in memory at once."""
+
+
+def _batches(calibration: Calibration) -> Iterator[dict[str, Any]]:
+    """Batches of a model's inputs with labels."""
+    sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
+    for batch in equal_length_batches(sequences, TOKENS_PER_GRADIENT):
+        yield {"input_ids": batch, "labels": batch, "use_cache": False}
+    yield from (dict(item) for item in calibration if not isinstance(item, torch.Tensor))
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """No parameter of a model asks for a gradient; afterwards those do that did."""
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    model.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in trained:
+            parameter.requires_grad = True
+
+
+def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """A forward pass that keeps its inputs alone, and runs once more in the backward pass."""
+
+    def run(*args: Any, **kwargs: Any) -> Any:
+        # What runs twice would write to a cache twice.
+        kwargs |= {name: None for name in CACHES if name in kwargs}
+        if "use_cache" in kwargs:
+            kwargs["use_cache"] = False
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+
+    return run
+
+
+@contextmanager
+def _recomputing(model: nn.Module, structure: Structure) -> Iterator[None]:
+    """Let an accelerator drop the activations of each block and compute them again.
+
+    The gradient checkpointing of transformers works in training mode alone, in which some blocks have a dropout of
+    their own (OPT, Falcon), and lets the embeddings require gradients from then on.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        yield
+        return
+    blocks: list[Any] = [model.get_submodule(name) for name in structure.blocks]
+    own = [block.__dict__.get("forward") for block in blocks]
+    for block in blocks:
+        block.forward = _recomputed(block.forward)
+    try:
+        yield
+    finally:
+        for block, forward in zip(blocks, own, strict=True):
+            del block.forward
+            if forward is not None:
+                block.forward = forward
+
+
+def gradient_scores(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    calibration: Calibration,
+    options: CriterionOptions,
+    told: Told = lambda done, total: None,
+) -> Scores:
+    """Score the groups that a model has now by the loss on calibration data.
+
+    Every sequence (or image) counts the same: the loss is its own mean.
+
+    Args:
+        model: at ``plan``.
+        structure: of the model before any pruning.
+        plan: groups that it has.
+        calibration: token ids, or mappings of the model's inputs with labels.
+        options: of ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
+            (importance of the group's weights from their gradients; ``L`` is the mean loss).
+        told: hears how many batches are done, and how many there are.
+
+    Raises:
+        ValueError: the calibration data give no loss, for want of labels; a form of ``taylor`` that cannot be had of
+            stacked experts.
+        ArithmeticError: they give NaN or Inf.
+    """
+    base: Any = base_model(model)
+    scores = _of_experts if options.name == "taylor" and _has_experts(base, structure) else _listening
+    found = scores(base, structure, plan, list(_batches(calibration)), options, told)
+    if not all(bool(torch.isfinite(values).all()) for values in found.values()):
+        raise ArithmeticError(
+            "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
+        )
+    return found
+
+
+def _has_experts(base: Any, structure: Structure) -> bool:
+    """Whether anything that is pruned has weights in stacked experts, which nobody can listen to."""
+    if any(dimension.of_experts for dimension in structure):
+        return True
+    whole = "blocks" in structure.kinds
+    return whole and any(dimension.of_experts for dimension in block_by_block(base, structure))
+
+
+@contextmanager
+def _backward_ready(base: Any, structure: Structure) -> Iterator[None]:
+    """The model as it is in use, with gradients of what is listened to and of no parameter."""
+    with ExitStack() as stack:
+        stack.enter_context(inference_mode(base))
+        stack.enter_context(torch.enable_grad())
+        stack.enter_context(_frozen(base))
+        stack.enter_context(_recomputing(base, structure))
+        yield
+
+
+def _listening(
+    base: Any,
+    structure: Structure,
+    plan: Plan,
+    batches: list[dict[str, Any]],
+    options: CriterionOptions,
+    told: Told,
+) -> Scores:
+    """Scores by a criterion that listens to the backward passes."""
+    criterion: Criterion = for_structure(make_criterion(options), options.name, structure)
+    criterion.attach(base, structure)
+    try:
+        with _backward_ready(base, structure):
+            _run_backward(base, batches, each_alone=options.name == "fisher", told=told)
+            scores = criterion.scores(plan)
+    finally:
+        criterion.detach()
+    assert scores is not None
+    return scores
+
+
+def _of_experts(
+    base: Any,
+    structure: Structure,
+    plan: Plan,
+    batches: list[dict[str, Any]],
+    options: CriterionOptions,
+    told: Told,
+) -> Scores:
+    """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
+    form = options.taylor_form
+    if form not in ("squared", "first") or options.offload_grads:
+        raise ValueError(
+            "Of stacked experts the method 'taylor' has the forms squared and first, and their gradients stay with the "
+            "weights. Choose one of these without offload_grads, or the method 'fisher'."
+        )
+    if "blocks" in structure.kinds:
+        # The weights of a block are those of all of its layers.
+        alone = block_by_block(base, structure)
+        return joined(structure, _of_experts(base, alone, Plan.full(alone), batches, options, told))
+    with _backward_ready(base, structure), base_gradients(base, structure):
+        _run_backward(base, batches, each_alone=False, told=told)
+        return taylor_scores(base, structure, plan, form, options.group_reduction)
+
+
+def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, told: Told) -> None:
+    """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
+    device = next(model.parameters()).device
+    total = sum(_rows(batch) for batch in batches)
+    told(0, len(batches))
+    for done, batch in enumerate(batches, 1):
+        loss = model(**placed(batch, device)).loss
+        if loss is None:
+            raise ValueError(
+                "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or choose "
+                "a method without gradients, such as flap."
+            )
+        # The loss of a batch is its mean.
+        (loss * _rows(batch) / (1 if each_alone else total)).backward()
+        told(done, len(batches))
+
+
+def _rows(batch: dict[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))

@@ -1,0 +1,172 @@
+"""Structured pruning without training: score, choose widths, cut and repair, in one cut or several."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.allocation.choices import Choice
+from loraprune.allocation.uniform import allocate
+from loraprune.calibration.block_by_block import Calibration, CalibrationPass, calibration_pass, token_sequences
+from loraprune.calibration.progress import Told, ToldOf
+from loraprune.importance.flap import standardized
+from loraprune.importance.moving_average import Scores
+from loraprune.pruning.consumer_scores import consumer_scores
+from loraprune.pruning.scores import COMPARABLE, CONSUMER_METHODS, ScoreOptions, score_groups
+from loraprune.structure.plan import Plan
+from loraprune.surgery.output_error import ConsumerError
+from loraprune.surgery.refit import Chooser, cut_
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import PrunableDimension
+    from loraprune.structure.widths import LegalWidths
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredOptions:
+    """What is cut, and how it is repaired.
+
+    Attributes:
+        ratio: share of the prunable parameters that goes.
+        scores: how groups are scored.
+        allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.uniform.allocate`.
+        repair: ``stream``, ``refit``, ``bias`` or ``none``: see :func:`loraprune.surgery.refit.cut_`.
+        damping: of the refit.
+        cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
+        device: to compute on, one block at a time, where that is not the model's.
+    """
+
+    ratio: float
+    scores: ScoreOptions
+    allocation: str = "uniform"
+    repair: str = "stream"
+    damping: float = 0.01
+    cuts: int = 1
+    device: torch.device | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class StructuredResult:
+    """What was cut.
+
+    Attributes:
+        plan: groups that stayed.
+        importance: last score of every group; shape ``(num_groups,)`` each.
+        errors: of each consumer that least squares repaired, cut by cut.
+    """
+
+    plan: Plan
+    importance: Scores = field(default_factory=dict)
+    errors: tuple[tuple[ConsumerError, ...], ...] = ()
+
+
+def prune_(
+    model: nn.Module,
+    structure: Structure,
+    legal: LegalWidths,
+    calibration: Calibration,
+    options: StructuredOptions,
+    told: ToldOf = lambda what, done, total: None,
+) -> StructuredResult:
+    """Cut a model, in place.
+
+    Scores that look at activations are taken twice: once on the whole model, to choose the widths (not for
+    ``uniform``, where they follow from the ratio), and again block by block on what the cut blocks before have become,
+    to choose the groups.
+
+    Args:
+        model: without an adapter.
+        structure: its description.
+        legal: widths that may be chosen.
+        calibration: token ids or mappings of the model's inputs; may be empty where neither scores nor repair look
+            at data.
+        options: how.
+        told: hears how far the work is.
+    """
+    plan = Plan.full(structure)
+    importance: Scores = {}
+    errors: list[tuple[ConsumerError, ...]] = []
+    for cut in range(options.cuts):
+        place = f" {cut + 1}/{options.cuts}" if options.cuts > 1 else ""
+        if _widths_follow_from_ratio(structure, calibration, options):
+            # Any scores do: the groups are chosen when their block is reached.
+            scores = {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
+        else:
+            scores = _scores(model, structure, plan, calibration, options, partial(told, f"scoring{place}"))
+            _remember(importance, structure, plan, scores)
+        ranked = options.scores.method == "flap" and options.allocation == "global"
+        if ranked:
+            scores = {name: standardized(values) for name, values in scores.items()}
+        after = allocate(
+            structure,
+            plan,
+            scores,
+            options.ratio * (cut + 1) / options.cuts,
+            legal,
+            options.allocation,
+            final_ratio=options.ratio,
+            comparable=options.scores.method in COMPARABLE,
+            ranked=ranked,
+        )
+        before, seen = plan, Scores()
+        noted: list[ConsumerError] = []
+        plan = cut_(
+            model,
+            structure,
+            plan,
+            after,
+            calibration=calibration or None,
+            damping=options.damping,
+            repair=options.repair,
+            choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
+            device=options.device,
+            told=partial(told, f"cutting{place}"),
+            noted=noted.append,
+        )
+        _remember(importance, structure, before, seen)
+        errors.append(tuple(noted))
+    return StructuredResult(plan=plan, importance=importance, errors=tuple(errors))
+
+
+def _scores(
+    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions, told: Told
+) -> Scores:
+    """Scores to allocate by."""
+    make_pass = partial(calibration_pass, model, structure, calibration, options.device)
+    return score_groups(model, structure, plan, options.scores, calibration, make_pass, told)
+
+
+def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, options: StructuredOptions) -> bool:
+    """Whether no score is needed to choose the widths, and the cut itself chooses the groups of every block."""
+    if options.allocation != "uniform" or options.scores.method not in CONSUMER_METHODS:
+        return False
+    tied = any(dimension.tied for dimension in structure)
+    return bool(token_sequences(structure, calibration)) and not tied
+
+
+def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> Chooser:
+    """Chooses groups by their scores at the time; notes these in ``seen``."""
+
+    def choose(dimension: PrunableDimension, count: int, kept: int, calibration: CalibrationPass) -> Sequence[int]:
+        scores = consumer_scores(options.scores.method, model, dimension, count, calibration, options.scores.damping)
+        seen[dimension.name] = scores
+        return Choice((dimension,), scores.view(dimension.strata, -1)).kept(kept // dimension.strata)
+
+    return choose
+
+
+def _remember(importance: Scores, structure: Structure, plan: Plan, scores: Scores) -> None:
+    """Note scores of groups that a plan keeps under the groups' first numbers."""
+    for dimension in structure:
+        name = dimension.name
+        if name not in scores:
+            continue
+        known = importance.setdefault(name, torch.full((dimension.num_groups,), float("nan")))
+        known[list(plan.kept[name])] = scores[name].float().cpu()

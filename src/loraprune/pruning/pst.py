@@ -1,0 +1,227 @@
+"""The course of PST through a run: scores that are learnt, masks that grow, and what survives an interruption."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraprune.allocation.schedule import Cut, cut_schedule
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.pruning.resume import TENSOR_FILE, read_course, write_course
+from loraprune.pruning.state import CutRecord, PruningRun
+from loraprune.sparsity.masked_product import packed, unpacked
+from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
+from loraprune.structure.describe import describe
+from loraprune.structure.kinds import protected_layers
+from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.pruning.config import PruningConfig
+
+_PARTS = ("u", "v", "r", "c")
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass
+class PstRun(PruningRun):
+    """A run in which single weights become zero. Its plan keeps all groups; ``ratio`` is the share of zeros.
+
+    Scores have an optimizer of their own, Adam without weight decay: what the Trainer clips, decays and saves is the
+    adapter alone, as without PST.
+    """
+
+    def __post_init__(self) -> None:
+        self._model: nn.Module | None = None
+        self.layers: dict[str, PstLinear] = {}
+        self.schedule: list[Cut] = []
+        self.adapter_learning_rate = 0.0
+        self._optimizer: torch.optim.Adam | None = None
+        self._weights = 0
+        self._restored: dict[str, torch.Tensor] = {}
+
+    @classmethod
+    def of(cls, model: nn.Module, config: PruningConfig) -> PstRun:
+        """A run that has not begun."""
+        structure = describe(model)
+        return cls(config=config, structure=structure, plan=Plan.full(structure))
+
+    @property
+    def refits(self) -> bool:
+        """Nothing is cut that a refit could repair."""
+        return False
+
+    @property
+    def ratio(self) -> float:
+        """Share of zeros in the matrices that LoRA adapts, reached so far."""
+        return self.zeros / self._weights if self._weights else 0.0
+
+    @property
+    def zeros(self) -> int:
+        """Weights that are masked."""
+        masks = [layer.kept for layer in self.layers.values() if layer.kept is not None]
+        return sum(mask.numel() - int(mask.sum()) for mask in masks)
+
+    def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
+        """Set the schedule, and make PST layers of the model's."""
+        if self._model not in (None, model):
+            raise ValueError("This PstCallback was used for another model. Make a new one for each run.")
+        self._check_steps(total_steps)
+        self._model, config = model, self.config
+        self.schedule = cut_schedule(
+            total_steps=total_steps,
+            start=config.prune_start,
+            end=config.prune_end,
+            cuts=config.cuts,
+            ratio=config.ratio,
+            every=config.cut_every or 1,
+        )
+        count = len(self.structure.blocks)
+        keep = protected_layers(config.keep_layers, count) if config.keep_layers else frozenset()
+        masked = pst_layers_(model, self.structure, config.pst, keep, config.seed)
+        everything = pst_weights(model, self)
+        self._weights, maskable = everything, sum(layer.weight_oi().numel() for layer in masked.values())
+        self._stretch = everything / maskable
+        if config.ratio * self._stretch > 1.0:
+            raise ValueError(
+                f"ratio is {config.ratio:g} of all adapted weights, and only {1 / self._stretch:.2g} of them are in "
+                "layers that may be pruned. Lower the ratio, or keep fewer layers."
+            )
+        self.layers = masked
+        self._restore()
+        if not self.pending:
+            self._release()
+
+    def _check_steps(self, total_steps: int) -> None:
+        if self.total_steps not in (0, total_steps):
+            raise ValueError(
+                f"The run was started with {self.total_steps} steps and would now have {total_steps}, so that the "
+                "masks would grow otherwise. Resume with the same data, batch size and number of steps."
+            )
+        self.total_steps = total_steps
+
+    def _learnt(self) -> dict[str, torch.Tensor]:
+        return {
+            f"{name}/{part}": tensor
+            for name, layer in self.layers.items()
+            if layer.learnt is not None
+            for part, tensor in zip(_PARTS, layer.learnt.tensors, strict=True)
+        }
+
+    def observe(self, usable: bool = True) -> None:
+        """Take a step of the scores' own optimizer; nothing where the step is not usable."""
+        learnt = self._learnt()
+        gradients = [tensor.grad for tensor in learnt.values() if tensor.grad is not None]
+        if usable and gradients and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
+            rate = self.config.pst.learning_rate
+            optimizer = self._adam()
+            optimizer.param_groups[0]["lr"] = self.adapter_learning_rate if rate is None else rate
+            optimizer.step()
+        for tensor in learnt.values():
+            tensor.grad = None
+
+    def _adam(self) -> torch.optim.Adam:
+        if self._optimizer is None:
+            self._optimizer = torch.optim.Adam(list(self._learnt().values()), weight_decay=0.0)
+        return self._optimizer
+
+    def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
+        """Choose masks anew where it is time; the last ones are final."""
+        due = [cut for cut in self.pending if cut.step <= step]
+        if not due:
+            return None
+        for layer in self.layers.values():
+            layer.mask_(due[-1].ratio * self._stretch)
+        record = CutRecord(step, self.ratio, {})
+        self.records += [record] * len(due)
+        if not self.pending:
+            self._release()
+        return record
+
+    def _release(self) -> None:
+        """Stop to learn scores; from now on a step forms the gradient of the masked weight alone."""
+        for layer in self.layers.values():
+            layer.learnt = None
+        self._optimizer = None
+
+    def end(self) -> None:
+        """Leave the masks as they are, until the adapter is merged."""
+        self._release()
+
+    def summary(self) -> dict[str, Any]:
+        """Where sparsity stands, as plain values."""
+        return {
+            "pattern": f"{100 * self.config.ratio:.4g}%",
+            "target": self.config.ratio,
+            "reached": self.ratio,
+            "zeros": self.zeros,
+            "weights": self._weights,
+            "masks": [{"step": record.step, "ratio": record.ratio} for record in self.records],
+        }
+
+    def masks(self) -> dict[str, torch.Tensor]:
+        """The masks by layer, eight weights to a byte, for a file."""
+        return {name: packed(layer.kept).cpu() for name, layer in self.layers.items() if layer.kept is not None}
+
+    def save(self, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]) -> None:
+        """Write scores, their optimizer's state, masks and course into a checkpoint folder."""
+        learnt = self._learnt()
+        tensors = {f"mask/{name}": mask for name, mask in self.masks().items()}
+        tensors |= {f"learnt/{name}": tensor.detach().cpu() for name, tensor in learnt.items()}
+        state = self._optimizer.state if self._optimizer is not None else {}
+        for name, tensor in learnt.items():
+            tensors |= {f"{moment}/{name}": state[tensor][moment].cpu() for moment in _MOMENTS if tensor in state}
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSOR_FILE)
+        write_course(self, folder, history, skipped_steps, {})
+
+    @classmethod
+    def restored(
+        cls, model: nn.Module, folder: Path, config: PruningConfig
+    ) -> tuple[PstRun, list[dict[str, Any]], list[int]]:
+        """A run to go on with, and the history and the skipped steps so far; masks are set when it begins."""
+        state = read_course(folder, config)
+        run = cls.of(model, config)
+        run.records = [CutRecord.from_json(record) for record in state["cuts"]]
+        run.phases.take_over(state.get("phases", {}))
+        run.total_steps = state["total_steps"]
+        run._restored = load_file(folder / TENSOR_FILE)
+        return run, state["history"], state["skipped_steps"]
+
+    @torch.no_grad()
+    def _restore(self) -> None:
+        tensors, self._restored = self._restored, {}
+        if not tensors:
+            return
+        for name, layer in self.layers.items():
+            weight_OI = layer.weight_oi()
+            if f"mask/{name}" in tensors:
+                layer.kept = unpacked(tensors[f"mask/{name}"].to(weight_OI.device), weight_OI.shape)
+        for name, tensor in self._learnt().items():
+            if f"learnt/{name}" in tensors:
+                tensor.copy_(tensors[f"learnt/{name}"])
+            if f"step/{name}" in tensors:
+                state = {moment: tensors[f"{moment}/{name}"] for moment in _MOMENTS}
+                self._adam().state[tensor] = {
+                    key: value if key == "step" else value.to(tensor.device) for key, value in state.items()
+                }
+
+
+def pst_weights(model: nn.Module, run: PruningRun) -> int:
+    """Weights of the blocks' matrices that LoRA adapts, those of layers that are kept included."""
+    from peft.tuners.lora.layer import Embedding, LoraLayer
+
+    from loraprune.layers.unwrap import base_model
+
+    base = base_model(model)
+    layers: list[Any] = [
+        module
+        for block in run.structure.blocks
+        for module in base.get_submodule(block).modules()
+        if isinstance(module, LoraLayer) and not isinstance(module, Embedding)
+    ]
+    return sum(int(layer.get_base_layer().weight.numel()) for layer in layers)

@@ -1,0 +1,172 @@
+"""The state of a pruning run inside a Trainer's checkpoint, so that an interrupted run can go on."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from loraprune.importance.criteria_criterion import LearnedCriterion
+from loraprune.importance.moving_average import MovingAverage
+from loraprune.layers.quantized import is_quantized, prepare_, set_weight_, source_of
+from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.state import CutRecord, PruningRun
+from loraprune.structure.describe import describe
+from loraprune.structure.plan import Plan
+from loraprune.surgery.slicing import slice_
+
+if TYPE_CHECKING:
+    from torch import nn
+
+STATE_FILE = "loraprune_state.json"
+TENSOR_FILE = "loraprune_state.safetensors"
+_FORMAT = 1
+
+
+def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tensor]:
+    """Base weights that a refit, or gates folded in, have changed: neither the original model nor the plan has them.
+
+    Of quantized layers, what was quantized last, refit or not: it depends on the cuts on the way, too.
+    """
+    base = base_model(model)
+    found = {}
+    changed = run.refits or isinstance(run.criterion, LearnedCriterion)
+    for dimension in run.structure if run.records else ():
+        for member in dimension.all_members:
+            layer = base_layer(base.get_submodule(member.module))
+            weight = source_of(layer)
+            if weight is None and changed and member is dimension.consumer and not is_quantized(layer):
+                weight = getattr(layer, member.parameter)
+            if weight is None and member.axis == "norm" and dimension.kind == "hidden":
+                weight = getattr(layer, member.parameter)  # scaled at each cut, and rounded
+            if weight is not None:
+                found[f"{member.module}.{member.parameter}"] = weight.detach().cpu().contiguous()
+    return found
+
+
+def save_state(
+    run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]
+) -> None:
+    """Write plan, averages, cuts, refitted weights, history and skipped steps into a checkpoint folder.
+
+    The JSON file comes last and appears at once: a checkpoint without it is not complete.
+    """
+    tensors = {f"average/{name}": value.cpu().contiguous() for name, value in run.average.values.items()}
+    tensors |= {f"importance/{name}": value.cpu().contiguous() for name, value in run.importance.items()}
+    tensors |= {f"learned/{name}": value.cpu().contiguous() for name, value in run.learned_state().items()}
+    tensors |= {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
+    save_file(tensors, folder / TENSOR_FILE)
+    further = {"plan": run.plan.to_json(), "updates": run.average.updates}
+    write_course(run, folder, history, skipped_steps, further)
+
+
+def write_course(
+    run: PruningRun,
+    folder: Path,
+    history: list[dict[str, Any]],
+    skipped_steps: list[int],
+    further: dict[str, Any],
+) -> None:
+    """Write the plain values of a run's state: configuration, course, and what else there is to tell."""
+    state = {
+        "format": _FORMAT,
+        "config": asdict(run.config),
+        "total_steps": run.total_steps,
+        **further,
+        "cuts": [asdict(record) for record in run.records],
+        "history": history,
+        "skipped_steps": skipped_steps,
+        "phases": run.phases.seconds,
+    }
+    temporary = folder / f"{STATE_FILE}.tmp"
+    # Options may be numbers of NumPy, as of a sweep.
+    temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
+    temporary.replace(folder / STATE_FILE)
+
+
+def last_checkpoint(run_dir: Path) -> Path | None:
+    """The newest complete checkpoint of a run, or None."""
+    found = [
+        (int(path.name.rpartition("-")[2]), path)
+        for path in run_dir.glob("checkpoint-*")
+        if path.name.rpartition("-")[2].isdigit() and (path / STATE_FILE).is_file()
+    ]
+    return max(found)[1] if found else None
+
+
+def read_course(folder: Path, config: PruningConfig) -> dict[str, Any]:
+    """Read what :func:`write_course` wrote, of a run with the same configuration.
+
+    Raises:
+        FileNotFoundError: the folder holds no state of a pruning run.
+        ValueError: the run was started with another pruning configuration.
+    """
+    path = folder / STATE_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
+    state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    saved = PruningConfig(**state["config"])
+    if saved != config:
+        before, now = asdict(saved), asdict(config)
+        changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])
+        raise ValueError(
+            f"The run in {folder.parent} was started with other pruning options ({changed}). Resume it with the same "
+            "options, or start anew with --overwrite."
+        )
+    return state
+
+
+def restore_(
+    model: nn.Module, folder: Path, config: PruningConfig
+) -> tuple[PruningRun, list[dict[str, Any]], list[int]]:
+    """Bring an unpruned model to the structure and the refitted weights of a checkpoint, in place.
+
+    Call it before the Trainer is built; the Trainer then loads adapter, optimizer and data position from the same
+    folder.
+
+    Returns:
+        The run to go on with, and the history and the skipped steps so far.
+
+    Raises:
+        FileNotFoundError: the folder holds no state of a pruning run.
+        ValueError: the run was started with another pruning configuration, or with another model.
+    """
+    state = read_course(folder, config)
+    prepare_(model)
+    structure = describe(model, config.dimensions, config.keep_layers)
+    plan = Plan.from_json(state["plan"])
+    plan.check(structure)
+    tensors = load_file(folder / TENSOR_FILE)
+
+    def named(prefix: str) -> dict[str, torch.Tensor]:
+        return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+
+    if config.apply == "slice":
+        slice_(model, structure, Plan.full(structure), plan)
+    base = base_model(model)
+    with torch.no_grad():
+        for name, weight in named("weight/").items():
+            module, _, parameter = name.rpartition(".")
+            layer = base_layer(base.get_submodule(module))
+            if is_quantized(layer):
+                set_weight_(layer, weight)
+            else:
+                getattr(layer, parameter).data.copy_(weight)
+    device = next(base.parameters()).device
+    run = PruningRun(
+        config=config,
+        structure=structure,
+        plan=plan,
+        average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
+        records=[CutRecord.from_json(record) for record in state["cuts"]],
+        importance=named("importance/"),
+        learned=named("learned/"),
+        total_steps=state["total_steps"],
+    )
+    run.phases.take_over(state.get("phases", {}))
+    return run, state["history"], state["skipped_steps"]

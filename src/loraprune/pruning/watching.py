@@ -1,0 +1,103 @@
+"""A callback with which several criteria watch one training run, of which nothing is pruned."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from loraprune.importance.moving_average import MovingAverage, Scores, averaged, updated
+from loraprune.importance.registry import Taylor
+from loraprune.importance.whole_blocks import WholeBlocks
+from loraprune.pruning.callback import TrainingDivergedError, gradients_finite
+from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from loraprune.importance.registry import Criterion
+    from loraprune.structure.describe import Structure
+
+
+class ListeningCallback(TrainerCallback):
+    """Lets criteria gather evidence side by side: all see the same steps, and each has a moving average of its own.
+
+    Args:
+        criteria: by name.
+        structure: of the model.
+        decay: λ of the averages.
+        bias_correction: divide out that the averages start at zero.
+
+    Attributes:
+        scores: of every criterion, once training has ended.
+        skipped_steps: steps whose gradients were not finite; nobody learnt from them.
+    """
+
+    def __init__(
+        self, criteria: Mapping[str, Criterion], structure: Structure, *, decay: float, bias_correction: bool
+    ) -> None:
+        self.scores: dict[str, Scores] = {}
+        self.skipped_steps: list[int] = []
+        self._criteria = dict(criteria)
+        self._structure = structure
+        self._decay = decay
+        self._bias_correction = bias_correction
+        self._averages = dict.fromkeys(self._criteria, MovingAverage())
+        self._plan = Plan.full(structure)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Start to gather evidence."""
+        for criterion in self._criteria.values():
+            inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
+            if isinstance(inner, Taylor):
+                inner.micro_batches = args.gradient_accumulation_steps
+            criterion.attach(kwargs["model"], self._structure)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Take in the evidence of the step; leave out a step whose gradients are not finite."""
+        usable = gradients_finite(kwargs["model"])
+        for name, criterion in self._criteria.items():
+            if not criterion.every_step:
+                continue
+            # Read in any case, so that the evidence of a step that is left out does not get into the next one.
+            scores = criterion.scores(self._plan)
+            if usable and scores is not None and all(bool(torch.isfinite(value).all()) for value in scores.values()):
+                self._averages[name] = updated(self._averages[name], scores, self._decay)
+        if not usable:
+            step = state.global_step + 1
+            self.skipped_steps.append(step)
+            kwargs["optimizer"].zero_grad(set_to_none=True)
+            warnings.warn(f"Step {step}: NaN or Inf in the gradients; the step is skipped.", stacklevel=2)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Read the scores, and take off all hooks."""
+        for name, criterion in self._criteria.items():
+            scores = self._final_scores(name, criterion)
+            if scores is not None:
+                self.scores[name] = {dimension: value.float().cpu() for dimension, value in scores.items()}
+        self.detach()
+        missing = [name for name in self._criteria if name not in self.scores]
+        if missing:
+            raise TrainingDivergedError(
+                f"In none of the {state.global_step} steps was there a finite score of the criterion {missing[0]!r}. "
+                "Try a lower learning rate, and check the data."
+            )
+
+    def _final_scores(self, name: str, criterion: Criterion) -> Scores | None:
+        if not criterion.every_step:
+            return criterion.scores(self._plan)
+        return averaged(self._averages[name], self._decay, self._bias_correction) or None
+
+    def detach(self) -> None:
+        """Take off all hooks: at the end of training, or when it was stopped."""
+        for criterion in self._criteria.values():
+            criterion.detach()

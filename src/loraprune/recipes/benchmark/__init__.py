@@ -1,1 +1,0 @@
-"""Benchmarks of models: what is measured, of which models, and the result."""

@@ -1,1 +1,0 @@
-"""Models that are measured: checkpoints and adapters in, whatever wrote them."""

@@ -1,1 +1,0 @@
-"""Estimates of runs before any weight is loaded: shapes, memory, time."""

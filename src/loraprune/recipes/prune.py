@@ -1,0 +1,277 @@
+"""The joint recipe: prune a model while LoRA tunes it, and hand back an ordinary checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.pruning.callback import PruningCallback
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT
+from loraprune.pruning.pst_callback import PstCallback
+from loraprune.recipes.joint_output import adapter_copy, joint_report, save
+from loraprune.recipes.steps.check import TrainingJob, prepare
+from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.recipes.steps.measure import measure_dense, measure_pruned
+from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable
+from loraprune.recipes.steps.record import training_recipe
+from loraprune.recipes.steps.settings import run_settings
+from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
+from loraprune.recipes.steps.zeros import settle_zeros
+from loraprune.record.course import dimensions_of
+from loraprune.record.history import history_of
+from loraprune.record.report_data import ReportData
+from loraprune.record.run_record import run_record
+from loraprune.sparsity.zeros import Zeros, zeros_of
+from loraprune.structure.describe import Structure
+from loraprune.structure.plan import Plan
+from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import RunOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+
+    from loraprune.metrics.batches import Collator
+
+logger = logging.getLogger("loraprune")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneResult:
+    """What a run gives back.
+
+    Attributes:
+        model: merged and ready to use.
+        tokenizer: of a model that reads text, else None.
+        image_processor: of a model that reads images, where it has one.
+        plan: which groups stayed.
+        structure: of the model before pruning.
+        metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
+        report: the same as the report shows it.
+        output: folder of the checkpoint, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    plan: Plan
+    structure: Structure
+    metrics: dict[str, Any] = field(repr=False)
+    report: ReportData = field(repr=False)
+    output: Path | None = None
+    image_processor: Any = None
+
+
+def prune(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset,
+    config: PruningConfig | None = None,
+    *,
+    training: Mapping[str, Any] | None = None,
+    lora: LoraConfig | LoraOptions | None = None,
+    tokenizer: PreTrainedTokenizerBase | str | None = None,
+    options: RunOptions | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    image_processor: Any = None,
+    collator: Collator | None = None,
+) -> PruneResult:
+    """Prune a model while LoRA tunes it.
+
+    The model's class decides what it is tuned for: going on with text, writing a target for a source (encoder–decoder
+    models), classifying images, classifying texts.
+
+    Args:
+        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
+        dataset: a file, a folder, a hub data set's name, or a loaded data set. Columns of causal language models: text,
+            prompt and completion, instruction and output, or messages; of encoder–decoder models: source and target,
+            or prompt and completion, or instruction and output; of classifiers: image or text, and label.
+        config: what to prune; the default halves the prunable parameters.
+        training: fields of trl's SFTConfig, by name; of transformers' TrainingArguments (and max_length, for text) for
+            all but causal language models.
+        lora: our options or peft's configuration; the default is the paper's (r 8, alpha 16, all layers in groups).
+        tokenizer: of the model; None loads it from the checkpoint.
+        options: where the result goes, what is measured, and so on.
+        callbacks: further callbacks of the Trainer.
+        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
+        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
+
+    Returns:
+        The pruned model in memory, and its folder if one was asked for.
+
+    Raises:
+        ValueError: something given is wrong; raised before any long work.
+        InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
+        TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
+    """
+    options = options or RunOptions()
+    with run_folder(options) as run_dir:
+        job = prepare(
+            model,
+            dataset,
+            config or PruningConfig(),
+            training or {},
+            lora,
+            tokenizer,
+            options,
+            run_dir,
+            image_processor=image_processor,
+            collator=collator,
+        )
+        return run(job, run_dir, callbacks)
+
+
+@contextmanager
+def run_folder(options: RunOptions) -> Iterator[Path]:
+    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output."""
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+        yield options.run_dir or Path(scratch)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Base:
+    """The model before the run.
+
+    Attributes:
+        measures: its quality.
+        zeros: of its blocks' linear layers.
+        config: its own; ``generation_config``: likewise, where it has one.
+    """
+
+    measures: dict[str, Any]
+    zeros: Zeros
+    config: Any
+    generation_config: Any
+
+
+def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+    """Train, merge, measure and save; see :func:`prune`."""
+    started = time.time()
+    if job.options.overwrite and job.checkpoint is None:
+        # Only now that everything was checked: an interrupted run is worth something.
+        shutil.rmtree(run_dir, ignore_errors=True)
+    pruning = PstCallback(job.pruning) if job.unstructured else PruningCallback(job.pruning)
+    phases = pruning.phases
+    logger.info("Loading %s", job.name)
+    with phases.timed(LOADING):
+        model = job.load_model() if job.model is None else job.model
+        attach_originals_(job, model)
+        zeros = zeros_of(model, job.structure)
+    job = replace(job, keep_zeros=settle_zeros(job, model, zeros))
+    with phases.timed(DENSE if not job.recovery else BASE):
+        measures = measure_dense(job, model)
+    base = _Base(
+        measures=measures,
+        zeros=zeros,
+        # Trainers set special tokens and switch caches off; the result keeps the model's own.
+        config=copy.deepcopy(model.config),
+        generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
+    )
+    if job.checkpoint is not None:
+        logger.info("Going on from %s", job.checkpoint)
+        pruning.restore_(model, job.checkpoint)
+    try:
+        with phases.timed(PREPARING):
+            trainer = build_trainer(job, model, pruning, callbacks)
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
+    train(trainer, pruning, job, run_dir)
+    try:
+        return _finish(job, trainer, pruning, base, run_dir, started)
+    except KeyboardInterrupt:
+        saved = remove_unsaved(run_dir, job)
+        how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
+        raise InterruptedRunError(f"Stopped before the result was written: {how}.") from None
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
+
+
+def _finish(
+    job: TrainingJob,
+    trainer: Trainer,
+    pruning: PruningCallback,
+    base: _Base,
+    run_dir: Path,
+    started: float,
+) -> PruneResult:
+    """Merge, measure and save."""
+    assert pruning.run is not None
+    phases = pruning.phases
+    logger.info("Merging the adapter")
+    with phases.timed(MERGING):
+        adapter = adapter_copy(trainer.model, pruning, job, run_dir)
+        finished: Any = trainer.model
+        _restore_config_(finished.get_base_model(), base.config, base.generation_config)
+        merged = finished_model(job, finished, pruning.run)
+    zeros = zeros_of(merged, job.structure)
+    counts_zeros = base.zeros.are_sparsity or job.unstructured
+    course = {
+        **({} if job.recovery or job.unstructured else {"pruning": _cuts(job, pruning)}),
+        **({"sparsity": _sparsity(job, pruning, base.zeros, zeros)} if counts_zeros else {}),
+        "steps": pruning.steps,
+        "history": pruning.history,
+        "skipped_steps": pruning.skipped_steps,
+        "data": dict(job.rows.prepared.facts),
+    }
+    with phases.timed(RESULT):
+        metrics = measure_pruned(
+            job, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(job, merged)
+        )
+    if counts_zeros:
+        metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
+        metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
+    metrics["seconds"] = time.time() - started + phases.earlier
+    metrics["phases"] = dict(phases.seconds)
+    record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
+    record["recipe"] = training_recipe(job)
+    history = history_of(job)
+    if history is not None:
+        record["base_pruning"] = history
+    report = joint_report(job, record, pruning, base.zeros)
+    if job.options.output is not None:
+        report = save(job, merged, record, report, pruning, adapter, run_dir)
+        metrics["phases"] = record["metrics"]["phases"]
+        if not job.options.keep_run:
+            shutil.rmtree(run_dir, ignore_errors=True)
+    return PruneResult(
+        model=merged,
+        tokenizer=job.tokenizer,
+        plan=pruning.run.plan,
+        structure=pruning.run.structure,
+        metrics=metrics,
+        report=report,
+        output=job.options.output,
+        image_processor=job.image_processor,
+    )
+
+
+def _cuts(job: TrainingJob, pruning: PruningCallback) -> dict[str, Any]:
+    """The course of pruning, and what the plan is of."""
+    assert pruning.run is not None
+    return pruning.run.summary() | {"dimensions": dimensions_of(job.structure)}
+
+
+def _sparsity(job: TrainingJob, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
+    """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
+    assert pruning.run is not None
+    counted = {"before": before.to_json(), "after": after.to_json()}
+    return pruning.run.summary() | counted if job.unstructured else counted
+
+
+def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
+    """Take back what Trainers change in the configs."""
+    for name in ("pad_token_id", "use_cache", "output_router_logits", "router_aux_loss_coef"):
+        if hasattr(config, name):
+            setattr(base.config, name, getattr(config, name))
+    if generation_config is not None:
+        base.generation_config = generation_config

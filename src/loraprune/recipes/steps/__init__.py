@@ -1,0 +1,1 @@
+"""Steps that the recipes share: check, train, measure, record."""

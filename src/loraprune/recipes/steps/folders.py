@@ -1,0 +1,97 @@
+"""Whether a run may write where it wants to, and where an interrupted one goes on from."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.checkpoint.load import working_dtype
+from loraprune.checkpoint.save import check_disk_space, check_output
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.resume import last_checkpoint
+from loraprune.structure.describe import Structure
+from loraprune.tasks.options import RunOptions
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import TrainingArguments
+
+RUN_ENTRIES = ("checkpoint-", "adapter", "runs", "README.md")
+"""What a Trainer and we write into a run's folder."""
+
+
+def check_folders(options: RunOptions) -> Path | None:
+    """Find out whether the run may write where it wants to, and where it goes on from."""
+    output, run_dir = options.output, options.run_dir
+    if output is None or run_dir is None:
+        return None
+    check_output(output, overwrite=options.overwrite)
+    foreign = [path.name for path in run_dir.glob("*") if not path.name.startswith(RUN_ENTRIES)]
+    if foreign:
+        raise ValueError(
+            f"The state of the run goes to {run_dir}, but that folder holds something else ({foreign[0]}). Move it "
+            "away, or name another output folder."
+        )
+    checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
+    if options.resume:
+        if checkpoint is None:
+            raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
+        return checkpoint
+    if checkpoint is not None and not options.overwrite:
+        raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
+    return None
+
+
+def check_sources_outside_output(model: object, dataset: object, options: RunOptions) -> None:
+    """Make sure that replacing the output folder deletes nothing that the run reads."""
+    if options.output is None:
+        return
+    output = options.output.resolve()
+    for source in (model, dataset, options.eval_data):
+        if isinstance(source, (str, Path)) and Path(source).exists() and Path(source).resolve().is_relative_to(output):
+            raise ValueError(f"{source} lies in the output folder {options.output}. Name another output folder.")
+    if isinstance(model, (str, Path)) and Path(model).is_dir() and output.is_relative_to(Path(model).resolve()):
+        raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")
+
+
+def check_space(
+    structure: Structure,
+    stored: torch.dtype,
+    device: torch.device,
+    pruning: PruningConfig,
+    arguments: TrainingArguments,
+    options: RunOptions,
+) -> None:
+    """Make sure that the result fits on the disk, with the refitted weights that each saved state holds."""
+    if options.output is None:
+        return
+    consumers = sum(
+        dimension.num_groups * dimension.consumer.group_size * structure.hidden_size for dimension in structure
+    )
+    states = (arguments.save_total_limit or 2) + 1 if pruning.refit and arguments.save_strategy != "no" else 0
+    in_states = states * consumers * working_dtype(stored, device).itemsize
+    check_disk_space(options.output, structure.num_parameters * stored.itemsize + in_states)
+
+
+def check_same_adapter(checkpoint: Path, lora: LoraConfig, name: str) -> None:
+    """Make sure that a run goes on with the model and the adapter that it was started with."""
+    saved = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
+    if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights != "gaussian":
+        raise ValueError(
+            f"A run with init_lora_weights={lora.init_lora_weights!r} changes the base and cannot be resumed."
+        )
+    before = {"model": saved.get("base_model_name_or_path"), "r": saved["r"], "alpha": saved["lora_alpha"]}
+    now = {"model": name, "r": lora.r, "alpha": lora.lora_alpha}
+    changed = [f"{key}: {before[key]} -> {now[key]}" for key in now if before[key] not in (None, "", now[key])]
+    if not isinstance(lora.target_modules, str) and set(saved["target_modules"]) != set(lora.target_modules or []):
+        changed.append("target modules")
+    if isinstance(lora.target_modules, str) and lora.target_modules not in ("all-linear", saved["target_modules"]):
+        changed.append("target modules")
+    if changed:
+        raise ValueError(
+            f"The interrupted run was started differently ({', '.join(changed)}). Resume it with the same options, or "
+            "start anew with --overwrite."
+        )

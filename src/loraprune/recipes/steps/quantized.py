@@ -1,0 +1,206 @@
+"""Runs whose base is quantized: where the exact weights come from, and what becomes of them in the end."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from loraprune.checkpoint.load import load_model
+from loraprune.checkpoint.save import finish
+from loraprune.layers.axes import base_weight
+from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
+from loraprune.layers.unwrap import base_model
+from loraprune.recipes.steps.measure import free_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from torch import nn
+    from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
+
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.pruning.state import PruningRun
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.job import Job
+    from loraprune.tasks.options import RunOptions
+
+logger = logging.getLogger("loraprune")
+
+STATE_FILE = "loraprune_base.json"
+READS_BASE_WEIGHTS = ("pst",)
+"""Criteria that mask single base weights, of which a quantized layer has none."""
+
+
+FOLDED = ("compresso",)
+"""Criteria whose gates become part of the consumers' weights."""
+
+
+def check_quantized_base(
+    options: RunOptions, pruning: PruningConfig, loaded: nn.Module | None, *, recovery: bool = False
+) -> None:
+    """Make sure that a quantized base goes with everything else that was asked for.
+
+    Raises:
+        ValueError: it does not.
+    """
+    quantized = options.quantization is not None if loaded is None else is_quantized_model(loaded)
+    if options.quantization is not None and loaded is not None:
+        raise ValueError(
+            f"quantization is {options.quantization!r}, and the model was passed in: quantize it as you load it "
+            "(quantization_config of from_pretrained), or pass the name of its checkpoint."
+        )
+    if options.keep_quantized and not quantized:
+        raise ValueError(
+            "keep_quantized (--keep-quantized) saves the result as the base is quantized, and it is not: say "
+            "--load-in-8bit, --load-in-4bit or --quantization, or leave it out."
+        )
+    if quantized and recovery:
+        raise ValueError(
+            "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
+            "out."
+        )
+    if quantized and pruning.criterion in READS_BASE_WEIGHTS:
+        raise ValueError(
+            f"The criterion {pruning.criterion!r} masks single base weights, and the base is quantized. "
+            "Use 'fisher' or 'lora', or leave the quantization out."
+        )
+
+
+def attach_originals_(job: TrainingJob, model: PreTrainedModel) -> None:
+    """Give each consumer of a quantized model the weight that it was quantized from, for refits to start from.
+
+    These are in CPU memory, in the checkpoint's dtype. The others are read from the checkpoint in the end.
+    """
+    names = refitted_layers(job)
+    if job.options.quantization is None or not names:
+        return
+    original = load_original(job)
+    for name, layer in quantized_layers(model):
+        if name in names:
+            set_source_(layer, base_weight(original.get_submodule(name)).to(job.stored_dtype))
+
+
+def load_original(job: Job) -> PreTrainedModel:
+    """The model of the checkpoint in its own dtype, in CPU memory."""
+    return load_model(
+        job.name,
+        job.stored_dtype,
+        torch.device("cpu"),
+        auto_class=job.task.auto_class,
+        trust_remote_code=job.options.trust_remote_code,
+        revision=job.options.revision,
+    )
+
+
+def refitted_layers(job: TrainingJob) -> Collection[str]:
+    """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
+    changes = job.pruning.refit or job.pruning.criterion in FOLDED
+    if not changes or job.pruning.ratio == 0.0:
+        return ()
+    return {dimension.consumer.module for dimension in job.structure}
+
+
+def finished_model(job: TrainingJob, model: nn.Module, run: PruningRun) -> PreTrainedModel:
+    """The result of a run: merged, and quantized again where that was asked for."""
+    if not is_quantized_model(model):
+        return finish(model, run.structure, run.plan, dtype=job.stored_dtype)
+    quantization = base_model(model).config.quantization_config
+    original = None if job.options.quantization is None else load_original(job)
+    finished: Any = finish(
+        model, run.structure, run.plan, dtype=job.stored_dtype, original=original, refitted=refitted_layers(job)
+    )
+    if job.options.keep_quantized:
+        return _quantized_again(finished, quantization, job)
+    needed = finished.num_parameters() * max(job.stored_dtype.itemsize, 2)
+    if job.device.type != "cpu" and needed * 1.2 < free_memory(job.device):
+        finished.to(job.device)
+    return finished
+
+
+def is_measurable(job: TrainingJob, merged: PreTrainedModel) -> bool:
+    """Whether a result is where the run computes: merged from a quantized base it may be too large for that."""
+    if merged.device.type == job.computing.type:
+        return True
+    logger.info("The result is too large to be measured on %s.", job.computing)
+    return False
+
+
+def _quantized_again(finished: PreTrainedModel, quantization: Any, job: TrainingJob) -> PreTrainedModel:
+    """Quantize a finished model as its base was: through a folder, as everybody's quantized models are made."""
+    auto: Any = type(finished)
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as folder:
+        finished.save_pretrained(folder)
+        name = finished.config._name_or_path
+        quantized: PreTrainedModel = auto.from_pretrained(
+            folder,
+            quantization_config=quantization,
+            dtype=job.stored_dtype,
+            device_map={"": job.device},
+            use_safetensors=True,
+        )
+    quantized.config._name_or_path = name
+    prepare_(quantized)
+    return quantized.eval()
+
+
+def quantization_notes(job: TrainingJob) -> tuple[str, ...]:
+    """What a reader of the report has to know of the base; empty where it was not quantized."""
+    name = job.options.quantization
+    if name is None and not job.base_quantized:
+        return ()
+    measured = (
+        f"The base was quantized ({name or 'as it was passed in'}) while it was tuned and pruned, and the quality of "
+        "the dense model is that of the quantized one; its size and its time are those of the original."
+    )
+    if job.options.keep_quantized:
+        return (f"{measured} The result is quantized likewise, after the merge.",)
+    if name is None:
+        return (
+            f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
+            "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
+        )
+    dtype = str(job.stored_dtype).removeprefix("torch.")
+    return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
+
+
+def adapter_in_32_bits_(model: nn.Module) -> None:
+    """Undo that trl keeps the adapter of a bitsandbytes base in bfloat16: small updates would get lost in rounding."""
+    if not is_quantized_model(model):
+        return
+    for parameter in model.parameters():
+        if parameter.requires_grad and parameter.dtype == torch.bfloat16:
+            parameter.data = parameter.data.float()
+
+
+class RememberQuantization(TrainerCallback):
+    """Writes into each checkpoint of the run how the base is quantized: the same adapter means two models."""
+
+    def __init__(self, quantization: str | None) -> None:
+        self._quantization = quantization
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write it into the checkpoint that the Trainer just wrote."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / STATE_FILE).write_text(json.dumps({"quantization": self._quantization}), encoding="utf-8")
+
+
+def check_same_quantization(checkpoint: Path, quantization: str | None) -> None:
+    """Make sure that a run that is resumed has the base that it was started with.
+
+    Raises:
+        ValueError: it has another one.
+    """
+    path = checkpoint / STATE_FILE
+    before = json.loads(path.read_text(encoding="utf-8"))["quantization"] if path.is_file() else None
+    if before != quantization:
+        raise ValueError(
+            f"The interrupted run was started with quantization {before}, and not {quantization}. Resume it with the "
+            "same options, or start anew with --overwrite."
+        )

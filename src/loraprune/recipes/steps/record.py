@@ -1,0 +1,141 @@
+"""A finished run as a recipe: options that, given as ``--config``, make the same settings again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, fields
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+from loraprune.pruning.config import PruningConfig
+from loraprune.recipes.steps.settings import training_settings
+from loraprune.record.run_record import plain
+from loraprune.tasks.lora import LoraOptions
+
+if TYPE_CHECKING:
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.check_oneshot import OneshotJob
+
+TOLD = ("ratio", "criterion", "allocation", "prune_start", "prune_end", "cuts", "refit", "calibration_sequences")
+"""Options of pruning that a recipe holds even where they are the default."""
+
+OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences")
+"""Options on how data is read; which data it is, the user says."""
+
+OF_THE_MACHINE = (
+    "output_dir",
+    "report_to",
+    "run_name",
+    "logging_steps",
+    "logging_strategy",
+    "logging_first_step",
+    "save_steps",
+    "save_strategy",
+    "save_total_limit",
+    "use_cpu",
+    "disable_tqdm",
+    "dataloader_num_workers",
+)
+"""Training arguments that do not shape the result."""
+
+
+def training_recipe(job: TrainingJob) -> dict[str, Any]:
+    """Options of ``loraprune prune`` and ``loraprune recover``."""
+    if job.recovery:
+        pruning = {"keep_zeros": bool(job.keep_zeros)} | _changed(job.pruning, only=("max_skipped_steps",))
+    else:
+        pruning = _pruning(job.pruning)
+    base = {"quantization": job.options.quantization, "keep_quantized": job.options.keep_quantized or None}
+    return _told({**pruning, **base, **_lora(job), **_training(job), **_changed(job.options, only=OF_DATA)})
+
+
+def oneshot_recipe(job: OneshotJob) -> dict[str, Any]:
+    """Options of ``loraprune oneshot``."""
+    config = job.oneshot
+    values: dict[str, Any] = {"ratio": job.ratio} if config.structured else {"sparsity": config.sparsity}
+    values["method"] = config.name
+    if config.structured:
+        values |= {"allocation": config.value("allocation"), "repair": config.value("repair")}
+    values |= {
+        "damping": config.damping,
+        "calibration_sequences": config.calibration_sequences,
+        "max_length": job.max_length,
+        "seed": config.seed,
+    }
+    further = {name: value for name, value in _changed(config).items() if name not in values}
+    return _told({**values, **_named(further), **_changed(job.options, only=OF_DATA)})
+
+
+def _pruning(config: PruningConfig) -> dict[str, Any]:
+    """What is pruned: the options that matter most, and those that are not the default."""
+    told = {name: getattr(config, name) for name in TOLD if not config.unstructured or name in ("ratio", "criterion")}
+    changed = _changed(config, without=("seed", "pst", "compresso", *told))
+    if config.unstructured:
+        changed.pop("refit", None)
+    pst = {f"pst_{name}": value for name, value in _changed(config.pst).items()}
+    compresso = {
+        "pruning_prompt" if name == "prompt" else f"compresso_{name}": value
+        for name, value in _changed(config.compresso).items()
+    }
+    return {**told, **_named(changed), **pst, **compresso}
+
+
+def _lora(job: TrainingJob) -> dict[str, Any]:
+    """The adapter: as it was asked for, or of peft's own configuration what an option can say."""
+    given = job.lora_options
+    if given is None:
+        targets = job.lora.target_modules
+        given = LoraOptions(
+            r=job.lora.r,
+            alpha=job.lora.lora_alpha,
+            dropout=job.lora.lora_dropout,
+            target_modules=None if targets is None or isinstance(targets, str) else sorted(targets),
+        )
+    return {
+        "lora_r": given.r,
+        "lora_alpha": given.alpha,
+        "lora_dropout": given.dropout,
+        "lora_target_modules": None if given.target_modules is None else list(given.target_modules),
+        "lora_experts": given.experts or None,
+    }
+
+
+def _training(job: TrainingJob) -> dict[str, Any]:
+    """What shapes the result, and what the user said beyond."""
+    values = training_settings(job.arguments, job.max_length)
+    values.pop("num_train_epochs" if values["max_steps"] > 0 else "max_steps")
+    return values | {name: value for name, value in job.given.items() if name not in (*values, *OF_THE_MACHINE)}
+
+
+def _changed(config: Any, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, Any]:
+    """Fields that are not at their default."""
+    found = {}
+    for field in fields(config):
+        if field.name in without or (only and field.name not in only) or field.default is MISSING:
+            continue
+        value = getattr(config, field.name)
+        if value != field.default:
+            found[field.name] = value
+    return found
+
+
+def _named(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields under the names and in the words of the command line."""
+    named = dict(values)
+    if named.pop("any_head_count", False):
+        named["head_rounding"] = "any"
+    return named
+
+
+def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+    """As plain values, without what is unknown; lists of kinds and of layers as the command line has them."""
+    told = {}
+    for name, value in values.items():
+        if name in ("dimensions", "keep_layers") and value is not None:
+            value = ",".join(map(str, value))
+        if isinstance(value, Enum):
+            value = value.value
+        value = plain(value)
+        if value is not None and isinstance(value, (bool, int, float, str, list, dict)):
+            told[name] = value
+    return told

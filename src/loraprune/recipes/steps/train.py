@@ -1,0 +1,108 @@
+"""Training to the end, or until the user stops: what a run of the joint recipe does between loading and merging."""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.pruning.callback import PruningCallback
+from loraprune.pruning.resume import last_checkpoint
+from loraprune.recipes.steps.check import TrainingJob
+from loraprune.recipes.steps.interrupt import StopOnInterrupt
+from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
+from loraprune.recipes.steps.zeros import RememberKeeping
+from loraprune.sparsity.masked_lora import keep_zeros_
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer, TrainerCallback
+
+logger = logging.getLogger("loraprune")
+
+
+def build_trainer(
+    job: TrainingJob, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
+) -> Trainer:
+    """The Trainer of the run, with the adapter on the model: one that keeps zeros where that is wanted.
+
+    Raises:
+        ValueError: the adapter cannot keep zeros.
+    """
+    from transformers import PrinterCallback
+
+    trainer = job.task.trainer(job, model, callbacks)
+    if job.keep_zeros:
+        adapted: Any = trainer.model
+        logger.info("LoRA keeps the zeros of %d of the weights that it adapts", keep_zeros_(adapted))
+    if job.base_quantized:
+        base: Any = trainer.model
+        adapter_in_32_bits_(base)
+    trainer.remove_callback(PrinterCallback)
+    pruning.lead_(trainer)
+    if job.options.quantization is not None:
+        trainer.callback_handler.callbacks.insert(0, RememberQuantization(job.options.quantization))
+    if job.recovery:
+        # Before that: a checkpoint is complete once the state of pruning is in it.
+        trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(job.keep_zeros)))
+    return trainer
+
+
+def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> None:
+    """Train to the end, or raise when the user stops."""
+    interrupt = StopOnInterrupt(pruning)
+    trainer.add_callback(interrupt)
+    logger.info("Training on %d %s", len(job.train_rows), job.task.row_name)
+    stopped = False
+    pruning.phases.begin()
+    try:
+        if job.checkpoint is not None and _training_is_over(job.checkpoint):
+            _take_finished_adapter(trainer, pruning, job.checkpoint)
+        else:
+            trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+    except KeyboardInterrupt:
+        stopped = True
+    except BaseException:
+        remove_unsaved(run_dir, job)
+        raise
+    finally:
+        interrupt.release()
+    if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
+        saved = remove_unsaved(run_dir, job)
+        where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
+        how = "the same command with --resume goes on from there" if saved else "start again"
+        raise InterruptedRunError(
+            f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
+            f"output folder. {where}: {how}."
+        )
+
+
+def remove_unsaved(run_dir: Path, job: TrainingJob) -> Path | None:
+    """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise."""
+    saved = last_checkpoint(run_dir) if job.options.output else None
+    if saved is None and run_dir.is_dir():
+        shutil.rmtree(run_dir)
+    return saved
+
+
+def _training_is_over(checkpoint: Path) -> bool:
+    """Whether the run was stopped after its last step: in measuring or saving."""
+    state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
+    return bool(state["global_step"] >= state["max_steps"])
+
+
+def _take_finished_adapter(trainer: Trainer, pruning: PruningCallback, checkpoint: Path) -> None:
+    """Load the last adapter: the Trainer itself would do one step too many."""
+    assert pruning.run is not None
+    assert trainer.model is not None
+    pruning.steps = _step_of(checkpoint)
+    pruning.run.begin(trainer.model, pruning.steps)
+    trainer._load_from_checkpoint(str(checkpoint))
+    pruning.run.end()
+
+
+def _step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])

@@ -1,0 +1,117 @@
+"""Whether the zeros of a sparse model stay while it is tuned, and what the user is told of them."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from transformers import TrainerCallback
+
+from loraprune.sparsity.matrices import matrices_of
+
+if TYPE_CHECKING:
+    from torch import nn
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.sparsity.zeros import Zeros
+
+logger = logging.getLogger("loraprune")
+
+STATE_FILE = "loraprune_zeros.json"
+
+
+def settle_zeros(job: TrainingJob, model: nn.Module, zeros: Zeros) -> bool:
+    """Decide whether the zeros stay, and say what that means for a model that has some.
+
+    Args:
+        job: that is about to begin.
+        model: loaded, without an adapter.
+        zeros: of the model.
+
+    Raises:
+        ValueError: they cannot stay, since a layer that has some is trained as a whole; or an interrupted run decided
+            otherwise.
+    """
+    keeps = zeros.are_sparsity if job.keep_zeros is None else job.keep_zeros
+    if keeps:
+        _check_trained_whole(job, model)
+    if job.checkpoint is not None and job.recovery:
+        _check_same(job.checkpoint, keeps)
+    if not zeros.are_sparsity:
+        return keeps
+    if keeps:
+        logger.info("%s of the weights of the blocks' linear layers are zero, and they stay zero", _percent(zeros))
+    else:
+        logger.warning("warning: %s", filling_note(job, zeros))
+    return keeps
+
+
+def filling_note(job: TrainingJob, zeros: Zeros) -> str:
+    """What happens to the zeros of a sparse model where they are not kept."""
+    found = f"{_percent(zeros)} of the weights of the blocks' linear layers are zero before this run, and "
+    if job.recovery:
+        return f"{found}merging the LoRA adapter fills them. Leave out --no-keep-zeros (keep_zeros=False) to keep them."
+    filling = "the merge of the LoRA adapter fills them"
+    if job.pruning.refit:
+        filling = "refit and the merge of the LoRA adapter fill them"
+    return f"{found}{filling}. `loraprune recover` tunes a sparse model and keeps its zeros."
+
+
+def _percent(zeros: Zeros) -> str:
+    return f"{100 * zeros.share:.3g} %"
+
+
+def _check_trained_whole(job: TrainingJob, model: nn.Module) -> None:
+    """Make sure that no layer with zeros in the blocks is trained itself instead of by LoRA.
+
+    Raises:
+        ValueError: one is.
+    """
+    names = list(job.lora.modules_to_save or [])
+    for block in job.structure.blocks if names else ():
+        for matrix in matrices_of(model, block):
+            # As peft looks for them: names of the layer, or of a module around it, that end so.
+            parts = matrix.module_name.split(".")
+            around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
+            whole = [name for name in names if any(path.endswith(name) for path in around)]
+            weight = matrix.weight_oi()
+            if whole and int(torch.count_nonzero(weight)) < weight.numel():
+                raise ValueError(
+                    f"modules_to_save={whole[0]!r} trains {matrix.name} as a whole, which fills its zeros. Leave it "
+                    "out, so that LoRA adapts it, or give the zeros up (--no-keep-zeros, keep_zeros=False)."
+                )
+
+
+class RememberKeeping(TrainerCallback):
+    """Writes into each checkpoint of the run whether zeros stay: the same adapter means two models."""
+
+    def __init__(self, keeps: bool) -> None:
+        self._keeps = keeps
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write it into the checkpoint that the Trainer just wrote."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / STATE_FILE).write_text(json.dumps({"keep_zeros": self._keeps}), encoding="utf-8")
+
+
+def _check_same(checkpoint: Path, keeps: bool) -> None:
+    """Make sure that a run that is resumed goes on as it began.
+
+    Raises:
+        ValueError: it would treat the zeros otherwise.
+    """
+    path = checkpoint / STATE_FILE
+    if not path.is_file():
+        return  # a run that prunes: its state tells it apart
+    before = bool(json.loads(path.read_text(encoding="utf-8"))["keep_zeros"])
+    if before != keeps:
+        words = {True: "kept the zeros of the weights", False: "did not keep the zeros of the weights"}
+        raise ValueError(
+            f"The interrupted run {words[before]}. Resume it with "
+            f"{'--keep-zeros' if before else '--no-keep-zeros'}, or start anew with --overwrite."
+        )

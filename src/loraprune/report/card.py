@@ -1,0 +1,175 @@
+"""The model card of a pruned checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from loraprune.importance.compresso import CompressoOptions
+from loraprune.report.from_record import shown_measures
+from loraprune.structure.describe import Structure
+from loraprune.tasks.measures import CARD_FORMATS, Measure
+from loraprune.tasks.task import Task
+
+GROUPS = {
+    "heads": "attention heads",
+    "query_heads": "query heads",
+    "channels": "FFN channels",
+    "expert_channels": "channels of experts",
+    "experts": "experts",
+    "blocks": "whole blocks",
+    "hidden": "channels of the hidden size",
+}
+"""Kinds of prunable dimensions in words; others are called as they are."""
+
+
+def _row(metrics: dict[str, Any], measure: Measure) -> str:
+    before, after = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
+    if before is None or after is None or measure.card is None:
+        return ""
+    form = CARD_FORMATS[measure.unit]
+    return f"| {measure.card(metrics['pruned'])} | {before:{form}} | {after:{form}} |\n"
+
+
+def _widths(kind: str, counts: list[int], structure: Structure) -> str:
+    name = "KV heads" if kind == "heads" and structure.query_heads_per_group > 1 else kind.replace("_", " ")
+    low, high = min(counts), max(counts)
+    return f"{low} {name}" if low == high else f"{low} to {high} {name}"
+
+
+def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
+    """A sentence that says what every layer has."""
+    if structure.spans_blocks and widths:
+        (dimension,) = structure
+        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {GROUPS[dimension.kind]} are left."
+    kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
+    return f"Every layer has {kept}." if kept else "Nothing was pruned."
+
+
+def _front(base: str, tag: str) -> str:
+    """What the hub reads: tags, and the base model where it is one of the hub's."""
+    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
+    hub_name = f"base_model: {base}\n" if is_hub_name else ""
+    return f"---\nlibrary_name: transformers\n{hub_name}tags: [loraprune, {tag}]\n---\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardWords:
+    """Words that depend on the recipe.
+
+    Attributes:
+        tag: for the hub.
+        before: heads the figures of the model before the run; ``after``: those of the result.
+        recorded: what the record holds beside settings, versions, seed and measures.
+        command: that takes the recipe.
+    """
+
+    tag: str = "pruned"
+    before: str = "dense"
+    after: str = "pruned"
+    recorded: str = "the groups that stayed"
+    command: str = "prune"
+
+
+def base_name(record: dict[str, Any]) -> str:
+    """The last part of the base model's name, as a reader knows it."""
+    name: str = record["base_model"].rstrip("/").rpartition("/")[2]
+    return name
+
+
+def card(
+    record: dict[str, Any],
+    task: Task,
+    runtimes: Sequence[str],
+    *,
+    title: str,
+    what: str,
+    facts: str,
+    words: CardWords | None = None,
+) -> str:
+    """Write the card of a run.
+
+    Args:
+        record: see :func:`loraprune.record.run_record.run_record`.
+        task: that the model is made for.
+        runtimes: what loads the result, and how.
+        title: what follows the model's name in the heading.
+        what: sentences on what was done.
+        facts: sentences on how much.
+        words: that depend on the recipe; None for one that prunes.
+    """
+    words = words or CardWords()
+    rows = "".join(_row(record["metrics"], measure) for measure in shown_measures(task.measures, record["metrics"]))
+    command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
+    recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=100)
+    base = record["base_model"]
+    return f"""{_front(base, words.tag)}# {base_name(record)}, {title}
+
+{what} {_loading(task.auto_class, runtimes)}
+
+| | {words.before} | {words.after} |
+|---|---|---|
+{rows}
+{facts}
+
+## How it was made
+{command}As a recipe: save this as `recipe.yaml` and run
+`loraprune {words.command} MODEL --data DATA --config recipe.yaml -o OUT`.
+
+```yaml
+{recipe}```
+
+With loraprune {record["versions"].get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
+measure, and {words.recorded}. The license is that of the base model.
+"""
+
+
+def removed_shares(pruning: dict[str, Any]) -> str:
+    """How much went, in both ways of counting."""
+    return (
+        f"Removed: {pruning['ratio']:.2%} of the parameters of the prunable dimensions (target "
+        f"{pruning['target_ratio']:.2%}),\n{1 - pruning['parameters'] / pruning['parameters_before']:.2%} of all "
+        "parameters."
+    )
+
+
+def removed_kinds(structure: Structure) -> str:
+    """What was removed, in words."""
+    return " and ".join(GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
+
+
+def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
+    listed = "\n".join(f"- {runtime}" for runtime in runtimes)
+    return f"`{auto_class}.from_pretrained` loads it.\nWhere it runs:\n\n{listed}"
+
+
+def model_card(record: dict[str, Any], task: Task, structure: Structure, runtimes: Sequence[str]) -> str:
+    """Write the card of a run of the joint recipe."""
+    pruning = record["metrics"]["pruning"]
+    settings = record["settings"]["pruning"]
+    widths = pruning["cuts"][-1]["widths"] if pruning["cuts"] else {}
+    name = base_name(record)
+    return card(
+        record,
+        task,
+        runtimes,
+        title=f"{pruning['ratio']:.0%} pruned",
+        what=(
+            f"A structurally pruned copy of `{name}`: {removed_kinds(structure)} were removed\nwhile LoRA tuned the "
+            f"model, and the adapter is merged. {all_widths(widths, structure)}"
+        ),
+        facts=(
+            f"{removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
+            f"refit {'on' if settings['refit'] else 'off'}.{_prompt_note(settings)}"
+        ),
+    )
+
+
+def _prompt_note(settings: dict[str, Any]) -> str:
+    """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
+    prompt = CompressoOptions(**settings.get("compresso", {})).prompt_text
+    return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"

@@ -1,0 +1,145 @@
+"""What quality is held against: parameters, latency and training time of runs that compare."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from loraprune.pruning import phases
+from loraprune.record import numbers
+from loraprune.report.comparison.latencies import latency_of, machines_in_words, told_of
+from loraprune.report.comparison.qualities import Figure
+from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
+from loraprune.report.comparison.results import Subject
+from loraprune.report.comparison.runs import Run
+from loraprune.report.comparison.speeds import Speed, SpeedSource
+
+SPARSE_SHARE = 0.99
+"""A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
+
+NOT_TRAINING = (phases.LOADING, phases.DENSE, phases.MERGING, phases.RESULT, phases.WRITING)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Costs:
+    """Costs of the models of one group.
+
+    Attributes:
+        shown: parameters, and those that any of them has a figure of.
+        sizes: how large each model is, as a record has it.
+        speeds: latencies.
+        seconds: of runs.
+        notes: what the reader has to know.
+    """
+
+    shown: tuple[Cost, ...]
+    sizes: Mapping[Subject, Mapping[str, Any]]
+    speeds: Mapping[Subject, Speed]
+    seconds: Mapping[str, float]
+    notes: tuple[str, ...]
+
+    def of(self, subject: Subject) -> dict[str, Any]:
+        """Fields of a compared model."""
+        size, speed = self.sizes.get(subject, {}), self.speeds.get(subject)
+        latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
+        figures = {
+            PARAMETERS: _counted(size),
+            LATENCY: None if speed is None or latency is None else speed.shown(relative=latency.relative),
+            SECONDS: None if subject.began else self.seconds.get(subject.name),
+        }
+        return {
+            "costs": {cost: float(value) for cost, value in figures.items() if value is not None},
+            "sparse": _is_sparse(size),
+            "stored_parameters": size.get("parameters"),
+            "bytes": size.get("bytes"),
+            "latency_ms": None if speed is None else speed.milliseconds,
+            "relative_latency": None if speed is None else speed.relative,
+        }
+
+
+def costs_of(
+    runs: Sequence[Run],
+    references: Mapping[str, Mapping[str, Any]],
+    figures: Mapping[str, Figure],
+    sources: Sequence[SpeedSource],
+) -> Costs:
+    """Gather costs.
+
+    Args:
+        runs: of one group.
+        references: sizes of the models that they began with.
+        figures: of their qualities, which may know the parameters of a model without a record.
+        sources: of latencies.
+    """
+    sizes = {Subject(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
+    sparse = [run.name for run in runs if _is_sparse(sizes[Subject(run.name)])]
+    notes = told_of(
+        "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
+        sparse,
+    )
+    sizes |= {Subject(name, began=True): size for name, size in references.items()}
+    latency, speeds, notes_of_latency = latency_of(runs, list(references), sources)
+    time, seconds, notes_of_time = _training_time(runs)
+    size = Cost(
+        name=PARAMETERS, label="Parameters", detail="of sparse models, those that are not zero" if sparse else ""
+    )
+    shown = (size, *(cost for cost in (latency, time) if cost is not None))
+    return Costs(
+        shown=shown, sizes=sizes, speeds=speeds, seconds=seconds, notes=(*notes, *notes_of_latency, *notes_of_time)
+    )
+
+
+def _is_sparse(size: Mapping[str, Any]) -> bool:
+    nonzero, parameters = size.get("nonzero"), size.get("parameters")
+    return bool(nonzero and parameters and nonzero < SPARSE_SHARE * parameters)
+
+
+def _counted(size: Mapping[str, Any]) -> Any:
+    return size.get("nonzero") if _is_sparse(size) else size.get("parameters")
+
+
+def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], list[str]]:
+    """Seconds of each run and of those that it went on from; of training where all records know it, else of all."""
+    recorded = [run for run in runs if run.record is not None]
+    only_training = bool(recorded) and all(_phases(part) for run in recorded for part in run.chain())
+    seconds: dict[str, float] = {}
+    partial = []
+    for run in recorded:
+        parts = [_seconds(part, only_training=only_training) for part in run.chain()]
+        known = [part for part in parts if part is not None]
+        if not known or len(known) < len(parts):
+            continue
+        seconds[run.name] = sum(known)
+        if not list(run.chain())[-1].began_dense:
+            partial.append(run.name)
+    if not seconds:
+        return None, {}, []
+    notes = told_of(
+        "Time of {names}: without what came before, since the record of the base is not here; name that folder, too.",
+        partial,
+    )
+    machines = {run.name: run.machine for run in recorded if run.name in seconds}
+    why = ""
+    if len(set(machines.values())) > 1:
+        why = "taken on different machines"
+        listed = [f"{name} ({machine})" for name, machine in machines_in_words(machines).items()]
+        notes += told_of("Times come from different machines, and have no front: {names}.", listed)
+    elif partial:
+        why = "of some runs only a part is known"
+    detail = "tuning, cuts and repairs" if only_training else "the whole run, with its measurements"
+    return Cost(name=SECONDS, label="Training time", detail=detail, why_no_front=why), seconds, notes
+
+
+def _phases(run: Run) -> Mapping[str, float]:
+    metrics = (run.record or {}).get("metrics") or {}
+    found = metrics.get("phases")
+    return found if isinstance(found, Mapping) else {}
+
+
+def _seconds(run: Run, *, only_training: bool) -> float | None:
+    if only_training:
+        return sum(seconds for phase, seconds in _phases(run).items() if phase not in NOT_TRAINING)
+    metrics = (run.record or {}).get("metrics") or {}
+    seconds = metrics.get("seconds")
+    return float(seconds) if isinstance(seconds, (int, float)) and numbers.is_number(seconds) else None

@@ -1,0 +1,206 @@
+"""Measures of quality that runs have, and which of them compare with each other."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraprune.measure.evaluation.results import Entry
+from loraprune.record.report_data import Unit
+from loraprune.report.comparison.result import Quality
+from loraprune.report.comparison.runs import Run, last_part
+
+TOLERANCE = 1e-3
+"""Relative difference up to which two runs measured the same dense model on the same data."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What a figure with a certain key is."""
+
+    label: str
+    unit: Unit
+    higher_is_better: bool = False
+
+
+KINDS: dict[str, Kind] = {
+    "perplexity": Kind(label="perplexity", unit=Unit.PERPLEXITY),
+    "acc": Kind(label="accuracy", unit=Unit.ACCURACY, higher_is_better=True),
+    "accuracy": Kind(label="accuracy", unit=Unit.ACCURACY, higher_is_better=True),
+    "acc_norm": Kind(label="normalized accuracy", unit=Unit.ACCURACY, higher_is_better=True),
+    "exact_match": Kind(label="exact match", unit=Unit.ACCURACY, higher_is_better=True),
+    "word_perplexity": Kind(label="perplexity per word", unit=Unit.PERPLEXITY),
+    "bits_per_byte": Kind(label="bits per byte", unit=Unit.BITS_PER_BYTE),
+    "loss": Kind(label="loss", unit=Unit.LOSS),
+}
+"""Keys of figures in records and results; of one entry, the first is the one meant where none is named."""
+
+FACTS = ("segment_length", "num_tokens", "num_examples", "num_generated")
+"""What a record says a quality was measured on."""
+
+NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
+"""Settings of an evaluation that change the last digits of a figure at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A figure of one model.
+
+    Attributes:
+        quality: what it measures.
+        value: the figure; NaN where the model gave none.
+        condition: what has to be the same for two figures to compare.
+        anchor: what the same measurement says of ``reference``; compared with a tolerance. None where another file
+            tells what the data was.
+        reference: name of the model that the anchor is of.
+        dtype: that it was measured in, where known.
+        parameters: of the model, where the file of the figure knows them.
+    """
+
+    quality: Quality
+    value: float
+    condition: str
+    anchor: float | None = None
+    reference: str = ""
+    dtype: str = ""
+    parameters: int | None = field(default=None, compare=False)
+
+    def compares_with(self, other: Figure) -> bool:
+        """Whether the two are the same measurement of two models."""
+        if (self.condition, self.reference) != (other.condition, other.reference):
+            return False
+        if self.anchor is None or other.anchor is None:
+            return self.anchor is other.anchor
+        return math.isclose(self.anchor, other.anchor, rel_tol=TOLERANCE, abs_tol=1e-9)
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
+def _key(*parts: Any) -> str:
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def record_figures(run: Run) -> dict[str, Figure]:
+    """Figures that a run's own record has, by name of the measure."""
+    found = {}
+    task = str((run.record or {}).get("task") or "")
+    for key, kind in KINDS.items():
+        if key not in run.after or key not in run.before:
+            continue
+        facts = {name: run.after[name] for name in _facts_of(key, run.after)}
+        before = {name: run.before.get(name) for name in facts}
+        reference, anchor = _anchor(run, key, facts) if before == facts else (run.base_name, math.nan)
+        found[key] = Figure(
+            quality=Quality(
+                name=key,
+                label=f"held-out {kind.label}",
+                unit=kind.unit,
+                detail=in_words(facts),
+                higher_is_better=kind.higher_is_better,
+            ),
+            value=_number(run.after[key]),
+            condition=_key("record", task, key, facts),
+            anchor=anchor,
+            reference=last_part(reference),
+        )
+    return found
+
+
+def _facts_of(key: str, measures: Mapping[str, Any]) -> list[str]:
+    wanted = ("num_generated",) if key == "exact_match" else tuple(name for name in FACTS if name != "num_generated")
+    return [name for name in wanted if measures.get(name) is not None]
+
+
+def _anchor(run: Run, key: str, facts: Mapping[str, Any]) -> tuple[str, float]:
+    """The model that tells whether two runs were measured on the same data, and what it scored."""
+    before = _number(run.before[key])
+    base = run.base
+    if base is None:
+        return run.base_name, before
+    same = all(base.after.get(name) == value for name, value in facts.items())
+    if same and math.isclose(_number(base.after.get(key)), before, rel_tol=TOLERANCE, abs_tol=1e-9):
+        return _anchor(base, key, facts)
+    return run.base_name, before
+
+
+def entry_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
+    """Figures of one model that ``loraprune eval`` measured, by name of the measure; newer entries win."""
+    found: dict[str, Figure] = {}
+    for entry in entries:
+        keys = [key for key in KINDS if key in entry.values]
+        for position, key in enumerate(keys):
+            name = entry.label if position == 0 else f"{entry.label}:{key}"
+            found[name] = _entry_figure(entry, key, name)
+    return found | _average_figures([entry for entry in entries if entry.kind == "task"])
+
+
+def _entry_figure(entry: Entry, key: str, name: str) -> Figure:
+    kind = KINDS[key]
+    settings = {setting: value for setting, value in entry.settings.items() if setting not in NEUTRAL}
+    # Perplexities per token compare between models only if these cut the text into the same tokens.
+    tokens = entry.values.get("num_tokens") if key in ("perplexity", "loss") else None
+    version = entry.values.get("version")
+    items = entry.values.get("num_items")
+    shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label says it
+    return Figure(
+        quality=Quality(
+            name=name,
+            label=f"{entry.label} {kind.label}",
+            unit=kind.unit,
+            detail=in_words({**shown, "num_tokens": tokens, "num_items": items}),
+            higher_is_better=kind.higher_is_better,
+        ),
+        value=_number(entry.values[key]),
+        condition=_key(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
+        dtype=str(entry.settings.get("dtype") or ""),
+        parameters=entry.parameters,
+    )
+
+
+def _average_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
+    """Averages over tasks, as the evaluation prints them."""
+    by_name = {entry.name: entry for entry in entries}
+    if len(by_name) < 2:
+        return {}
+    from loraprune.metrics.tasks.scores import averages
+
+    found: dict[str, Figure] = {}
+    for average in averages({name: entry.values for name, entry in by_name.items()}):
+        parts = [_entry_figure(by_name[name], key, "") for name, key in average.metrics.items()]
+        name = f"{average.tasks}:{average.metric}" if found else average.tasks
+        found[name] = Figure(
+            quality=Quality(
+                name=name,
+                label=f"{average.tasks}, {average.metric}",
+                unit=Unit.ACCURACY,
+                detail=", ".join(average.metrics),
+                higher_is_better=True,
+            ),
+            value=average.value,
+            condition=_key(name, sorted(part.condition for part in parts)),
+            dtype=parts[0].dtype,
+            parameters=parts[0].parameters,
+        )
+    return found
+
+
+_WORDS: dict[str, Callable[[int], str]] = {
+    "segment_length": "{:,}-token segments".format,
+    "num_tokens": "{:,} tokens".format,
+    "num_examples": "{:,} examples".format,
+    "num_generated": "{:,} generated".format,
+    "num_items": "{:,} items".format,
+    "num_fewshot": "{}-shot".format,
+    "limit": "the first {:,} only".format,
+}
+
+
+def in_words(facts: Mapping[str, Any]) -> str:
+    """What a figure was measured on: ``"128-token segments, 12,800 tokens"``."""
+    whole = {name: value for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)}
+    return ", ".join(_WORDS[name](value) for name, value in whole.items() if name in _WORDS)

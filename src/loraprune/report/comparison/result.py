@@ -1,0 +1,149 @@
+"""What a comparison of runs tells, as plain values."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from loraprune.record import json as codec
+from loraprune.record.report_data import Unit
+
+FORMAT = "loraprune-comparison"
+FORMAT_VERSION = 1
+
+PARAMETERS, LATENCY, SECONDS = "parameters", "latency", "seconds"
+"""Names of the costs that quality is held against."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """The measure of quality that a group of models shares.
+
+    Attributes:
+        name: what ``--quality`` calls it.
+        label: what the reader sees: ``"Held-out perplexity"``.
+        unit: of the figures.
+        detail: what it was measured on and how; the same for all of the group.
+        higher_is_better: whether a high figure is a good one.
+    """
+
+    name: str
+    label: str
+    unit: Unit
+    detail: str = ""
+    higher_is_better: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Something that quality is held against; less of it is better.
+
+    Attributes:
+        name: :data:`PARAMETERS`, :data:`LATENCY` or :data:`SECONDS`.
+        label: what the reader sees: ``"Forward pass"``.
+        detail: how it was measured.
+        relative: whether figures are factors, each to a model's own dense one.
+        why_no_front: why the figures cannot be ranked, so that no front is marked; empty where they can.
+    """
+
+    name: str
+    label: str
+    detail: str = ""
+    relative: bool = False
+    why_no_front: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ComparedModel:
+    """One point of the comparison.
+
+    Attributes:
+        number: that stands for it in the picture; None of a model that runs began with.
+        name: of the run.
+        folder: its place as it was given, or the name of a model.
+        what: what it is: ``"50% pruned by fisher"``, ``"dense"``.
+        quality: in the unit of its group, or None where the figure is not finite.
+        costs: figures by name of the cost; one that is unknown is missing.
+        best_for: names of the costs on whose Pareto front it lies.
+        sparse: whether its parameters are counted without those that are zero, which are stored all the same.
+        stored_parameters: all parameters.
+        bytes: size of the weights as a file.
+        latency_ms: of a forward pass, as measured.
+        relative_latency: the same as a factor to the latency of its dense model, timed in turns with it.
+    """
+
+    number: int | None
+    name: str
+    folder: str
+    what: str = ""
+    quality: float | None
+    costs: Mapping[str, float] = field(default_factory=dict)
+    best_for: tuple[str, ...] = ()
+    sparse: bool = False
+    stored_parameters: float | None = None
+    bytes: float | None = None
+    latency_ms: float | None = None
+    relative_latency: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunGroup:
+    """Models whose qualities compare with each other.
+
+    Attributes:
+        base: the dense model, or several, comma-separated.
+        quality: the measure.
+        costs: parameters, and those that any of the models has a figure of.
+        models: those that runs began with first, then the runs in the order given.
+        notes: what the reader has to know.
+    """
+
+    base: str
+    quality: Quality
+    costs: tuple[Cost, ...]
+    models: tuple[ComparedModel, ...]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """The base and the measure in one line."""
+        return f"{self.base}: {self.quality.label}" if self.base else self.quality.label
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunsComparison:
+    """Several runs side by side.
+
+    Attributes:
+        groups: within each, figures compare; between them they do not.
+        other_qualities: names of further measures that the runs have.
+        notes: why there are several groups, which runs are left out, and the like.
+        created: time, ISO 8601.
+        versions: of the libraries that compared.
+        command: the command line, or empty.
+    """
+
+    groups: tuple[RunGroup, ...]
+    other_qualities: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    created: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    command: str = ""
+
+    @property
+    def title(self) -> str:
+        """Heading of the page."""
+        numbers = {model.name for group in self.groups for model in group.models if model.number is not None}
+        return f"{len(numbers)} runs compared" if len(numbers) > 1 else f"{next(iter(numbers), 'Models')} compared"
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything as plain values that strict JSON can hold."""
+        encoded = codec.encode(self)
+        assert isinstance(encoded, dict)
+        return {"format": FORMAT, "version": FORMAT_VERSION, **encoded}
+
+    def to_text(self) -> str:
+        """The same as text."""
+        return json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"

@@ -1,0 +1,224 @@
+"""Folders of runs as a comparison reads them: the record, and the run that made the model that a run began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from loraprune.record.history import FILE, in_words, summary_of
+
+REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
+"""What a record's summary of the run before it has in common with that run's own."""
+
+STATE_SUFFIX = ".run"
+"""Of the folder that holds the state of an unfinished run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One of the folders that are compared.
+
+    Attributes:
+        name: that it is shown under.
+        folder: as it was given.
+        record: content of its ``pruning.json``; None of a model that loraprune did not make.
+        base: the run that made the model that this one began with, where it was found.
+    """
+
+    name: str
+    folder: Path
+    record: Mapping[str, Any] | None = field(default=None, repr=False)
+    base: Run | None = None
+
+    @property
+    def before(self) -> Mapping[str, Any]:
+        """Measures of the model that the run began with."""
+        return _side(self.record, "dense")
+
+    @property
+    def after(self) -> Mapping[str, Any]:
+        """Measures of the result."""
+        return _side(self.record, "pruned")
+
+    @property
+    def base_name(self) -> str:
+        """Name of the model that the run began with; of a plain model, its own."""
+        return str(self.folder) if self.record is None else str(self.record.get("base_model") or "")
+
+    @property
+    def began_dense(self) -> bool:
+        """Whether the run began with a model that loraprune had not pruned."""
+        return self.record is not None and not _history(self.record)
+
+    @property
+    def dense_name(self) -> str:
+        """Name of the dense model at the beginning of it all, as far as that is known."""
+        if self.base is not None:
+            return self.base.dense_name
+        name, history = self.base_name, _history(self.record or {})
+        while history:
+            name, history = str(history.get("base_model") or name), _history(history)
+        return name
+
+    @property
+    def what(self) -> str:
+        """What was done, in words: ``"50% pruned by fisher"``."""
+        if self.record is None:
+            return ""
+        summary = summary_of(dict(self.record))
+        words = in_words(summary).replace("`", "")
+        return ", ".join(filter(None, (words, "recovered"))) if summary.get("recipe") == "recover" else words
+
+    @property
+    def base_words(self) -> str:
+        """What the model that the run began with was: ``"dense"``, ``"2:4 sparse by wanda"``."""
+        if self.base is not None:
+            return self.base.what
+        return "dense" if self.began_dense else in_words(dict(_history(self.record or {}))).replace("`", "")
+
+    @property
+    def machine(self) -> tuple[str, ...]:
+        """What speed depends on, as far as the record knows it; the platform comes last."""
+        machine = (self.record or {}).get("machine") or {}
+        threads = f"{machine['threads']} of {machine.get('cpus')} CPU threads" if machine.get("threads") else None
+        parts = (machine.get("accelerator"), machine.get("processor"), threads, machine.get("platform"))
+        return tuple(str(part) for part in parts if part)
+
+    def chain(self) -> Iterator[Run]:
+        """This run and those that came before it."""
+        run: Run | None = self
+        while run is not None:
+            yield run
+            run = run.base
+
+
+def last_part(name: str) -> str:
+    """A folder's or model's own name."""
+    return name.rstrip("/").rpartition("/")[2] or name
+
+
+def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None, plain: Sequence[str] = ()) -> list[Run]:
+    """Read the records of the folders, and of the runs that these went on from.
+
+    Args:
+        folders: of runs, or of models that other files tell about.
+        names: that they are shown under; None takes those of the folders.
+        plain: names of models that files of figures tell about: such a folder needs no record.
+
+    Raises:
+        ValueError: a folder is no run, a record is damaged, or names and folders do not go together.
+    """
+    if not folders:
+        raise ValueError("Name at least one folder of a run.")
+    paths = [Path(folder).parent if Path(folder).name == FILE else Path(folder) for folder in folders]
+    resolved = [path.resolve() for path in paths]
+    twice = next((path for index, path in enumerate(paths) if resolved[index] in resolved[:index]), None)
+    if twice is not None:
+        raise ValueError(f"{twice} is named twice. Name each folder once.")
+    shown = _names(paths, names)
+    runs = [
+        Run(name=name, folder=path, record=_record(path, known=last_part(str(path)) in map(last_part, plain)))
+        for path, name in zip(paths, shown, strict=True)
+    ]
+    return [_with_base(run, runs) for run in runs]
+
+
+def _names(paths: Sequence[Path], names: Sequence[str] | None) -> list[str]:
+    if names is None:
+        return _distinct([path.resolve().parts for path in paths])
+    if len(names) != len(paths):
+        raise ValueError(f"There are {len(paths)} runs and {len(names)} names. Give one name for each run, in order.")
+    twice = next((name for name in names if list(names).count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"The name {twice!r} is given twice. Give each run one of its own.")
+    return list(names)
+
+
+def _distinct(parts: Sequence[tuple[str, ...]]) -> list[str]:
+    """As many last parts of each path as tell it from the others."""
+    found = []
+    for own in parts:
+        others = [other for other in parts if other != own]
+        count = 1
+        while count < len(own) and any(other[-count:] == own[-count:] for other in others):
+            count += 1
+        found.append("/".join(own[-count:]))
+    return found
+
+
+def _record(folder: Path, *, known: bool) -> Mapping[str, Any] | None:
+    """The record of a folder; None where there is none and none is needed."""
+    path = folder / FILE
+    if not path.is_file():
+        if known:
+            return None
+        raise ValueError(_no_run(folder))
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is damaged and cannot be read: {error}. Leave this run out.") from error
+    if not isinstance(record, dict) or not all(isinstance(_side(record, key), Mapping) for key in ("dense", "pruned")):
+        raise ValueError(f"{path} is damaged: it is no record of a run. Leave this run out.")
+    for side in ("dense", "pruned"):
+        if not _side(record, side):
+            raise ValueError(f"{path} is damaged: it holds no measures of the {side} model. Leave this run out.")
+    return record
+
+
+def _no_run(folder: Path) -> str:
+    if folder.is_file():
+        return (
+            f"{folder} is a file; runs are folders. Leave it out: a pattern that ends in a slash names folders alone."
+        )
+    if not folder.is_dir():
+        return f"There is no folder {folder}. Name one that loraprune prune, oneshot or recover wrote."
+    if folder.name.endswith(STATE_SUFFIX):
+        return f"{folder} holds the state of an unfinished run. Finish it with --resume, and name its result."
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
+    hint = f" It holds runs: name {folder / inside[0]} and the like, or {folder}/*/." if inside else ""
+    return (
+        f"{folder} is no run: it holds no {FILE}.{hint} "
+        "A model that loraprune did not make can be compared by what `loraprune eval` measured: --evaluation FILE."
+    )
+
+
+def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
+    """The run with those that it went on from: of the runs given, or where its record says."""
+    history = _history(run.record or {})
+    if not history or depth == 0:
+        return run
+    own_name = last_part(run.base_name)
+    places = [other.folder for other in runs]
+    places += [Path(run.base_name), run.folder.parent / own_name]
+    for place in sorted(places, key=lambda place: place.name != own_name):
+        try:
+            record = _record(place, known=True)
+        except ValueError:
+            continue
+        if record is not None and _is_of(record, history):
+            base = next((other for other in runs if other.folder == place), None)
+            base = base or Run(name=own_name, folder=place, record=record)
+            base = _with_base(base, runs, depth - 1)
+            return Run(name=run.name, folder=run.folder, record=run.record, base=base)
+    return run
+
+
+def _is_of(record: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
+    """Whether a record is that of the run that a later one remembers: several may end in one second."""
+    summary = summary_of(dict(record))
+    same = all(summary.get(key) == history[key] for key in REMEMBERED if key in history)
+    return history.get("created") is not None and same
+
+
+def _side(record: Mapping[str, Any] | None, side: str) -> Mapping[str, Any]:
+    metrics = (record or {}).get("metrics")
+    found = metrics.get(side) if isinstance(metrics, Mapping) else None
+    return found if isinstance(found, Mapping) else {}
+
+
+def _history(record: Mapping[str, Any]) -> Mapping[str, Any]:
+    history = record.get("base_pruning")
+    return history if isinstance(history, Mapping) else {}

@@ -1,0 +1,95 @@
+"""Ticks of the axes of a comparison: few, round, and short to read."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+
+if TYPE_CHECKING:
+    from matplotlib.axis import Axis
+
+LOG_FROM = 8.0
+"""Spread of the figures (largest over smallest) from which an axis is logarithmic."""
+
+_WIDE = 100.0
+_UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+_TIMES = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000)
+_CLOSE_TIMES = (
+    *(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800, 3_600, 10_800, 36_000),
+    *(86_400, 259_200, 864_000, 2_592_000),
+)
+"""What ticks of times can be on a logarithmic axis, of figures that spread very widely and of others."""
+
+
+def set_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str], most: int) -> None:
+    """Scale an axis for figures, with logarithms where they spread widely, and choose its ticks.
+
+    Args:
+        axis: of a panel.
+        values: that are shown; finite.
+        text: writes one.
+        most: ticks, about.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+
+    if spreads(values):
+        _take_logarithms(axis)
+        wide = max(values) / min(values) >= _WIDE
+        axis.set_major_locator(LogLocator(subs=(1,) if wide else (1, 2, 5), numticks=most + 3))
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(MaxNLocator(most))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: without_zeros(text(value))))
+
+
+def spreads(values: Sequence[float]) -> bool:
+    """Whether figures spread so widely that logarithms show them better."""
+    return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FROM
+
+
+def set_time_ticks(axis: Axis, seconds: Sequence[float], most: int) -> None:
+    """The same for lengths of time: whole seconds, minutes, hours or days."""
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+
+    if spreads(seconds):
+        _take_logarithms(axis)
+        wide = max(seconds) / min(seconds) >= _WIDE
+        axis.set_major_locator(FixedLocator(_TIMES if wide else _CLOSE_TIMES))
+        axis.set_minor_locator(NullLocator())
+        axis.set_minor_formatter(NullFormatter())
+    else:
+        axis.set_major_locator(FixedLocator(_even_times(seconds, most)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
+
+
+def _take_logarithms(axis: Axis) -> None:
+    name = "xscale" if axis is axis.axes.xaxis else "yscale"
+    axis.axes.set(**{name: "log"})
+
+
+def _even_times(seconds: Sequence[float], most: int) -> list[float]:
+    """Round times at even distances; the only figure itself."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = (min(seconds), max(seconds)) if seconds else (0.0, 1.0)
+    if low == high:
+        return [low]
+    unit = next((size for size, _ in _UNITS if high - low >= 2 * size), 1.0)
+    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)
+    return [float(tick) * unit for tick in ticks]
+
+
+def time_text(seconds: float) -> str:
+    """A length of time in one unit if it is round (``10 min``, ``1.5 h``), else in two (``5 min 10 s``)."""
+    size, name = next(((size, name) for size, name in _UNITS if abs(seconds) >= size), _UNITS[-1])
+    count = without_zeros(f"{seconds / size:.3g}")
+    return f"{count} {name}" if math.isclose(float(count) * size, seconds) else numbers.duration(seconds)
+
+
+def without_zeros(text: str) -> str:
+    """``5.00 ms`` as ``5 ms``, ``2.50 M`` as ``2.5 M``."""
+    return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1].rstrip("."), text)

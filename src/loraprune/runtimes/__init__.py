@@ -1,1 +1,0 @@
-"""Finished checkpoints for other runtimes: llama.cpp (GGUF), onnxruntime (ONNX), and the formats of 2:4 weights."""

@@ -1,0 +1,207 @@
+"""A whole model made sparse, block by block: each block on what the sparse blocks before it make of the data."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loraprune.calibration.features import FeatureStatistics
+from loraprune.calibration.least_squares import NotPositiveDefiniteError
+from loraprune.calibration.progress import Told
+from loraprune.layers.inference import inference_mode
+from loraprune.layers.unwrap import base_model
+from loraprune.sparsity.matrices import Matrix, matrices_of
+from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
+from loraprune.sparsity.troubles import Troubles
+
+if TYPE_CHECKING:
+    from loraprune.calibration.block_by_block import CalibrationPass
+    from loraprune.calibration.routed_tokens import RoutedTokens
+    from loraprune.structure.dimensions import Structure
+
+RAISED_DAMPING = 0.1
+"""Damping of updates whose second moment has fewer tokens than features: most of its directions are not known."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MatrixRecord:
+    """What became of a matrix.
+
+    Attributes:
+        name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
+        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before.
+        seconds: that it took, without the calibration data's way through the block.
+        error: squared error of its outputs as a share of the squared outputs, where the method knows it.
+        damping: that its updates needed, where the method has any.
+    """
+
+    name: str
+    layer: int
+    kind: str
+    weights: int
+    zeros: int
+    zeros_before: int
+    seconds: float
+    error: float | None = None
+    damping: float | None = None
+
+    @property
+    def sparsity(self) -> float:
+        """Share of the weights that are zero."""
+        return self.zeros / self.weights
+
+
+def check_widths(model: nn.Module, structure: Structure, options: SparsityOptions) -> None:
+    """Make sure that every matrix can have the pattern; the model may be one without weights.
+
+    Raises:
+        ValueError: a row is not a multiple of M long, or nothing of a matrix would go.
+    """
+    pattern = options.pattern
+    for layer, block in enumerate(structure.blocks):
+        if layer in structure.protected:
+            continue
+        for matrix in matrices_of(base_model(model), block):
+            rows, width = matrix.weight_oi().shape
+            pattern.check_width(width, matrix.name)
+            compared = compared_weights(rows, width, options)
+            if pattern.count(compared) == 0:
+                raise ValueError(
+                    f"A sparsity of {pattern.ratio:g} removes nothing from {matrix.name}: {compared} weights are "
+                    "compared with each other. Ask for more."
+                )
+
+
+def sparsify_(
+    model: nn.Module,
+    structure: Structure,
+    calibration: CalibrationPass | None,
+    options: SparsityOptions,
+    told: Told = lambda done, total: None,
+) -> list[MatrixRecord]:
+    """Make the linear layers of all blocks sparse, in place.
+
+    Args:
+        model: without an adapter.
+        structure: its description; blocks that it protects are left alone.
+        calibration: a pass that has not begun; None for methods that look at nothing but weights.
+        options: what is done to each matrix.
+        told: hears how many blocks are done, and how many there are.
+
+    Returns:
+        What became of each matrix, in their order.
+
+    Raises:
+        ArithmeticError: calibration data make NaN or Inf.
+    """
+    records: list[MatrixRecord] = []
+    troubles = Troubles()
+    told(0, len(structure.blocks))
+    with inference_mode(model), torch.no_grad():
+        for layer, block in enumerate(structure.blocks):
+            if layer not in structure.protected:
+                matrices = list(matrices_of(base_model(model), block))
+                with_inputs = _with_inputs(matrices, calibration, evidence_of(options.method))
+                made = {
+                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, options, troubles)
+                    for matrix, inputs in with_inputs
+                }
+                records += [made[matrix.name] for matrix in matrices]
+            if calibration is not None:
+                calibration.advance()
+            told(layer + 1, len(structure.blocks))
+    troubles.warn()
+    return records
+
+
+def _with_inputs(
+    matrices: Sequence[Matrix], calibration: CalibrationPass | None, evidence: Evidence
+) -> Iterator[tuple[Matrix, FeatureStatistics | None]]:
+    """Each matrix with the statistics of what enters it before any matrix of the block is changed."""
+    if calibration is None or evidence is Evidence.NOTHING:
+        yield from ((matrix, None) for matrix in matrices)
+        return
+    moment = evidence is Evidence.MOMENT
+    names = [matrix.module_name for matrix in matrices if matrix.expert is None]
+    routed: dict[str, RoutedTokens] = {}
+    for matrix in matrices:
+        if matrix.expert is not None and matrix.module_name not in routed:
+            routed[matrix.module_name] = calibration.routed_tokens(matrix.module_name)
+    features = calibration.features_of(names, moment=moment)
+    # An expert's down projection reads what its up projection makes: it has to be looked at first.
+    for matrix in sorted(matrices, key=lambda matrix: matrix.parameter != "down_proj"):
+        if matrix.expert is None:
+            yield matrix, features.get(matrix.module_name)
+        else:
+            tokens = routed[matrix.module_name]
+            yield matrix, tokens.features(matrix.module, matrix.parameter, matrix.expert, moment=moment)
+
+
+def _sparsify_matrix_(
+    matrix: Matrix, layer: int, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
+) -> MatrixRecord:
+    """Make one matrix sparse; where nothing can be said of its inputs, by magnitude."""
+    started = time.perf_counter()
+    weight = matrix.weight_oi().float()
+    before = int((weight == 0).sum())
+    result = _result(matrix.name, weight, inputs, options, troubles)
+    matrix.write_(result.weight_OI)
+    zeros = int((matrix.weight_oi() == 0).sum())
+    return MatrixRecord(
+        name=matrix.name,
+        layer=layer,
+        kind=matrix.kind,
+        weights=weight.numel(),
+        zeros=zeros,
+        zeros_before=before,
+        seconds=time.perf_counter() - started,
+        error=result.error,
+        damping=result.damping,
+    )
+
+
+def _result(
+    name: str, weight: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
+) -> SparseMatrix:
+    if evidence_of(options.method) is Evidence.NOTHING:
+        return sparsify(weight, None, options)
+    if inputs is None:
+        troubles.note("idle", name, "no calibration token arrives there, so that weights go by magnitude.")
+        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
+    if not inputs.is_finite:
+        raise ArithmeticError(
+            f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
+            "this dtype?"
+        )
+    asked = options.damping
+    if evidence_of(options.method) is Evidence.MOMENT and inputs.rows < weight.shape[1]:
+        options = replace(options, damping=max(asked, RAISED_DAMPING))
+        troubles.note(
+            "few tokens",
+            name,
+            f"{inputs.rows} calibration tokens are fewer than {weight.shape[1]} input features, so that the updates "
+            f"are damped by {options.damping:g} ({asked:g} was asked for). More calibration sequences help.",
+        )
+    try:
+        result = sparsify(weight, inputs, options)
+    except NotPositiveDefiniteError:
+        troubles.note(
+            "not inverted",
+            name,
+            "the second moment of the inputs cannot be inverted, even with a thousandfold damping, so that weights go "
+            "by magnitude, without updates.",
+        )
+        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
+    if result.damping is not None and result.damping > options.damping:
+        troubles.note(
+            "damped more",
+            name,
+            f"the second moment of the inputs is not positive definite with a damping of {options.damping:g}; it was "
+            f"raised to {result.damping:g}.",
+        )
+    return result

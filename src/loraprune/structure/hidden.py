@@ -1,0 +1,154 @@
+"""The dimension ``hidden``: the width of the residual stream, which embedding, norms, blocks and head share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.architectures import PREFIX
+from loraprune.architectures.spec import ArchitectureSpec, Axis
+from loraprune.layers.axes import axis_length, parameters_per_position
+from loraprune.layers.unwrap import base_layer
+from loraprune.structure.dimensions import WHOLE_MODEL, Member, PrunableDimension, Remembered
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+KIND = "hidden"
+
+
+def _present(model: nn.Module, *paths: str) -> list[str]:
+    """Those of some paths that the model has; a model without its head has them without its prefix."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    wanted = dict.fromkeys(name for path in paths for name in (path, path.removeprefix(prefix)))
+    return [name for name in wanted if _has(model, name)]
+
+
+def _has(model: nn.Module, name: str) -> bool:
+    """Whether a model has a module; a list of all names would have to be made anew for every question."""
+    try:
+        model.get_submodule(name)
+    except AttributeError:
+        return False
+    return True
+
+
+def _sides(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> Iterator[tuple[str, Axis]]:
+    """Every layer that carries the stream, in the order of the forward pass, and the side that does."""
+    stream = spec.stream
+    assert stream is not None
+    yield from ((name, "output") for name in _present(model, stream.embedding))
+    for block in blocks:
+        yield from ((f"{block}.{path}", "norm") for path in stream.norms)
+        yield from ((f"{block}.{path}", "output") for path in stream.writers)
+        yield from ((f"{block}.{path}", "input") for path in stream.readers)
+    yield from ((name, "norm") for name in _present(model, stream.final_norm))
+    yield from ((name, "input") for name in _present(model, *stream.heads))
+
+
+def _is_tied(model: nn.Module, spec: ArchitectureSpec, head: str) -> bool:
+    """Whether a head's weight is that of the embedding, which is cut once."""
+    assert spec.stream is not None
+    (embedding,) = _present(model, spec.stream.embedding)
+    return base_layer(model.get_submodule(head)).weight is base_layer(model.get_submodule(embedding)).weight
+
+
+def _adapter_trouble(model: nn.Module, spec: ArchitectureSpec, name: str) -> str | None:
+    """Why what peft put around a layer cannot be cut with it; None where it can, or is not there."""
+    assert spec.stream is not None
+    module: Any = model.get_submodule(name)
+    embeds = name in _present(model, spec.stream.embedding)
+    if embeds and hasattr(module, "modules_to_save"):
+        return f"{name} is trained as a whole; leave it out of modules_to_save"
+    if embeds and hasattr(module, "get_base_layer"):
+        return f"{name} has an adapter, and that of an embedding cannot be cut; leave it out of target_modules"
+    if not embeds and hasattr(module, "get_base_layer") and _is_tied(model, spec, name):
+        return f"{name} has an adapter, and its weight is that of the embedding; leave it out of target_modules"
+    return None
+
+
+def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]) -> str | None:
+    """Why the hidden size of a model cannot shrink; None where it can."""
+    if spec.stream is None:
+        return (
+            "the description of the family does not say which layers carry the residual stream (it does for decoders "
+            "with RMS norms before their layers, such as Llama's)"
+        )
+    if config.model_type.startswith(PREFIX):
+        return "it was saved with a modeling file of loraprune, which lists the shapes of its layers"
+    width = getattr(config, spec.config.hidden, None)
+    for name, axis in _sides(model, spec, blocks):
+        trouble = _adapter_trouble(model, spec, name)
+        if trouble is not None:
+            return trouble
+        if axis_length(model.get_submodule(name), axis) != width:
+            return f"{name} is not as wide as its config says ({width})"
+    return None
+
+
+def hidden_dimension(
+    model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
+) -> PrunableDimension:
+    """The hidden size of a model that :func:`refusal` lets pass; its consumer is the last layer of a block to read it.
+
+    The attribute ``multiple`` is what the config needs: Llama's wants its number of heads to divide the hidden size.
+    """
+    width, heads = int(getattr(config, spec.config.hidden)), int(getattr(config, spec.config.heads))
+    tied = {name for name, axis in _sides(model, spec, blocks) if axis == "input" and _is_tied(model, spec, name)}
+    members = [
+        Member(module=name, axis=axis, segments=(1,)) for name, axis in _sides(model, spec, blocks) if name not in tied
+    ]
+    consumer = next(m for m in reversed(members) if m.axis == "input" and m.module.startswith(blocks[-1]))
+    return PrunableDimension(
+        name=KIND,
+        kind=KIND,
+        layer=WHOLE_MODEL,
+        num_groups=width,
+        members=tuple(member for member in members if member is not consumer),
+        consumer=consumer,
+        parameters_per_group=sum(parameters_per_position(model.get_submodule(m.module), m.axis) for m in members),
+        fine=True,
+        multiple=heads if spec.heads_divide_hidden and width % heads == 0 else 1,
+        numbers=tuple(Remembered(module=name, name="in_features", factor=1) for name in sorted(tied)),
+        config={spec.config.hidden: (1, 1)},
+    )
+
+
+_ROUNDED_OFF = "_loraprune_rounded_off"
+
+
+@torch.no_grad()
+def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequence[int], num_groups: int) -> None:
+    """Let norms over fewer channels give what they gave of the wider stream with zeros in it.
+
+    An RMS norm divides by the root of a mean: over ``K`` channels in place of ``H``, of which the others are zero, it
+    is larger by ``sqrt(H/K)``, and so the weight becomes (up to the norm's epsilon).
+
+    In 16 bits a small cut scales by less than half a step. What rounding took away is remembered, as a factor of each
+    weight, so that many small cuts end where a large one does.
+
+    Args:
+        model: cut already.
+        dimension: the hidden size.
+        positions: which of the channels before the cut stayed.
+        num_groups: ``H``, the channels before the cut.
+    """
+    for member in dimension.members:
+        if member.axis != "norm":
+            continue
+        norm = base_layer(model.get_submodule(member.module))
+        weight = norm.weight.data
+        exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) * (num_groups / len(positions)) ** 0.5
+        rounded_off: torch.Tensor | None = getattr(norm, _ROUNDED_OFF, None)
+        if rounded_off is not None:
+            exact *= rounded_off.to(weight.device)[torch.as_tensor(positions, device=weight.device)]
+        weight.copy_(exact)
+        setattr(norm, _ROUNDED_OFF, torch.where(weight == 0, 1.0, exact / weight))
+
+
+def stream_writers(dimension: PrunableDimension) -> list[str]:
+    """Names of the layers that write to the stream, the embedding first."""
+    return [member.module for member in dimension.members if member.axis == "output"]

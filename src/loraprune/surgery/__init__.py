@@ -1,0 +1,1 @@
+"""A plan applied to a model: mask, slice, refit, bias, merge."""

@@ -1,0 +1,106 @@
+"""Bias compensation: the mean of what a cut takes away goes into the bias of the layer that consumed it."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.importance.flap import bias_of_removed
+from loraprune.layers.axes import axis_length
+from loraprune.layers.lora import effective_weight
+from loraprune.layers.unwrap import base_layer, base_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from transformers import PreTrainedModel
+
+    from loraprune.calibration.features import FeatureStatistics
+    from loraprune.structure.dimensions import PrunableDimension, Structure
+
+SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "bias")
+"""What configs call the switch that gives linear layers a bias. Whether the class heeds it is looked up in a model."""
+
+
+def _has_bias(model: nn.Module, name: str) -> bool:
+    return getattr(base_layer(model.get_submodule(name)), "bias", None) is not None
+
+
+def _stock(model: PreTrainedModel, switches: Sequence[str]) -> nn.Module:
+    """A model of the same class without weights, with the switches on."""
+    config = copy.deepcopy(model.config)
+    for switch in switches:
+        setattr(config, switch, True)
+    with torch.device("meta"):
+        return type(model)(config)
+
+
+def bias_switches(model: PreTrainedModel, structure: Structure) -> list[str]:
+    """What has to be switched on in the config so that every consumer has a bias; the model may be without weights.
+
+    Raises:
+        ValueError: some consumer cannot have one.
+    """
+    if any(dimension.of_experts for dimension in structure.open):
+        raise ValueError(
+            "Experts cannot be repaired by their biases. Choose --repair refit, or prune other dimensions."
+        )
+    missing = [d for d in structure.open if not _has_bias(model, d.consumer.module)]
+    switches = [switch for switch in SWITCHES if missing and getattr(model.config, switch, None) is False]
+    helpful = []
+    for switch in switches:
+        stock = _stock(model, [switch])
+        found = [dimension for dimension in missing if _has_bias(stock, dimension.consumer.module)]
+        if found:
+            helpful.append(switch)
+            missing = [dimension for dimension in missing if dimension not in found]
+    if missing:
+        kinds = ", ".join(dict.fromkeys(dimension.kind for dimension in missing))
+        raise ValueError(
+            f"Bias compensation needs a bias on {missing[0].consumer.module}, and the config of "
+            f"{structure.spec.model_type} models cannot say one there. Choose --repair refit or none, or leave the "
+            f"{kinds} out (--dimensions)."
+        )
+    return helpful
+
+
+@torch.no_grad()
+def give_biases_(model: PreTrainedModel, structure: Structure) -> None:
+    """Give every consumer a bias of zeros, by way of the config, so that a stock class still loads the model.
+
+    Raises:
+        ValueError: see :func:`bias_switches`.
+    """
+    switches = bias_switches(model, structure)
+    if not switches:
+        return
+    for name, module in _stock(model, switches).named_modules():
+        wanted = getattr(module, "bias", None)
+        mine: Any = model.get_submodule(name)
+        if isinstance(wanted, nn.Parameter) and getattr(mine, "bias", None) is None:
+            mine.bias = nn.Parameter(
+                torch.zeros(axis_length(mine, "output"), dtype=mine.weight.dtype, device=mine.weight.device)
+            )
+    for switch in switches:
+        setattr(model.config, switch, True)
+
+
+@torch.no_grad()
+def compensate_(model: nn.Module, dimension: PrunableDimension, kept: torch.Tensor, inputs: FeatureStatistics) -> None:
+    """Add what the columns that go gave on average to the bias of a consumer, before the cut.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        dimension: about to be cut.
+        kept: columns of the consumer that stay.
+        inputs: statistics of what enters it.
+    """
+    consumer = base_model(model).get_submodule(dimension.consumer.module)
+    weight = effective_weight(consumer)
+    removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    removed[kept] = False
+    bias: torch.Tensor = base_layer(consumer).bias
+    bias.add_(bias_of_removed(weight, inputs.mean, removed.nonzero()[:, 0]).to(bias.dtype))

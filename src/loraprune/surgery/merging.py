@@ -1,0 +1,124 @@
+"""Merging an adapter into its base layer by layer, in 32 bits; also into a base that was quantized."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.layers.axes import base_weight
+from loraprune.layers.lora import lora_factors
+from loraprune.layers.quantized import exact_weight, is_quantized, is_quantized_model, quantized_layers
+from loraprune.layers.unwrap import base_layer, base_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loraprune.layers.lora import LoraFactors
+
+QUANTIZED_MARKS = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "quantization_method", "hf_quantizer")
+
+
+def cast_(model: nn.Module, dtype: torch.dtype) -> None:
+    """Cast the parameters of a model, but for quantized weights.
+
+    Its buffers stay as they are: rotary frequencies need their 32 bits.
+    """
+    quantized = {id(layer.weight) for _, layer in quantized_layers(model)}
+    for parameter in model.parameters():
+        if id(parameter) not in quantized:
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def merged(
+    model: Any,
+    dtype: torch.dtype | None,
+    original: PreTrainedModel | None = None,
+    refitted: Collection[str] = (),
+) -> PreTrainedModel:
+    """The plain model of a ``PeftModel``, which is used up: weight and update are added before they are rounded.
+
+    Args:
+        model: with an adapter, or without one.
+        dtype: of the result; None leaves the model's own.
+        original: of a quantized model, the one in 16 or 32 bits that it was made from, cut like it. Its weights take
+            the place of the quantized ones, so that the result carries no error of quantization. None dequantizes.
+        refitted: names of layers that keep their own base weights nonetheless.
+    """
+    if is_quantized_model(model):
+        return _merged_plain(model, dtype, original, refitted)
+    return _merged_in_place(model, dtype) if hasattr(model, "merge_and_unload") else base_model(model)
+
+
+@torch.no_grad()
+def _merged_in_place(model: Any, dtype: torch.dtype | None) -> PreTrainedModel:
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for module in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
+        _merge_layer_(module, dtype)
+    plain: PreTrainedModel = model.unload()
+    return plain
+
+
+def _merge_layer_(module: Any, dtype: torch.dtype | None) -> None:
+    layer = module.get_base_layer()
+    stored = next(layer.parameters()).dtype
+    cast_(module, torch.promote_types(stored, torch.float32))
+    module.merge()
+    cast_(layer, dtype or stored)
+
+
+def _merged_plain(
+    model: Any, dtype: torch.dtype | None, original: PreTrainedModel | None, refitted: Collection[str]
+) -> PreTrainedModel:
+    """Put a plain layer in the place of each quantized one. The result is in CPU memory: it is larger than what was."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    base = base_model(model)
+    own = dtype or base.dtype
+    factors: dict[str, list[LoraFactors]] = {}
+    for name, module in list(base.named_modules()):
+        if not isinstance(module, BaseTunerLayer):
+            continue
+        if is_quantized(base_layer(module)):
+            factors[name] = lora_factors(module)
+        else:
+            _merge_layer_(module, dtype)
+    plain: Any = model.unload() if hasattr(model, "unload") else base
+    for name, layer in list(quantized_layers(plain)):
+        if original is None or name in refitted:
+            weight = exact_weight(layer).cpu()
+        else:
+            weight = base_weight(original.get_submodule(name)).cpu()
+        for f in factors.get(name, ()):
+            weight += (f.scaling * (f.b.float() @ f.a.float())).cpu()
+        parent, _, last = name.rpartition(".")
+        setattr(plain.get_submodule(parent), last, _plain_layer(layer, weight.to(own)))
+    _unmark_(plain)
+    placed: PreTrainedModel = plain.to("cpu")
+    return placed
+
+
+def _plain_layer(layer: Any, weight_OI: torch.Tensor) -> nn.Module:
+    """A layer of the class that was quantized, with its bias."""
+    from transformers.pytorch_utils import Conv1D
+
+    rows, columns = weight_OI.shape
+    is_conv = getattr(layer, "source_cls", None) is Conv1D
+    with torch.device("meta"):
+        plain: Any = Conv1D(rows, columns) if is_conv else nn.Linear(columns, rows, bias=layer.bias is not None)
+    plain.weight = nn.Parameter(weight_OI.T.contiguous() if is_conv else weight_OI)
+    if layer.bias is not None:
+        plain.bias = nn.Parameter(layer.bias.data.to("cpu", weight_OI.dtype))
+    return plain
+
+
+def _unmark_(model: Any) -> None:
+    """Make transformers forget that a model was quantized."""
+    for name in QUANTIZED_MARKS:
+        model.__dict__.pop(name, None)
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config

@@ -1,0 +1,277 @@
+"""Least-squares repair of the layer that consumed what a cut took away."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+import torch
+from torch import nn
+
+from loraprune.calibration.block_by_block import (
+    Calibration,
+    CalibrationPass,
+    LayerwisePass,
+    WholeModelPass,
+    token_sequences,
+)
+from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
+from loraprune.calibration.progress import Told
+from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
+from loraprune.layers.axes import axis_length, weight_oi
+from loraprune.layers.inference import inference_mode
+from loraprune.layers.lora import effective_weight, lora_delta
+from loraprune.layers.quantized import exact_weight, is_quantized, set_weight_, source_of
+from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.structure.plan import Plan
+from loraprune.surgery.bias import compensate_
+from loraprune.surgery.expert_refit import refit_experts_
+from loraprune.surgery.masking import masked
+from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
+from loraprune.surgery.slicing import slice_, slice_dimension_
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import PrunableDimension, Structure
+
+logger = logging.getLogger("loraprune")
+
+Repair = Literal["refit", "stream", "bias", "none"]
+REPAIRS: tuple[str, ...] = get_args(Repair)
+
+Chooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
+"""Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
+over the calibration data, arrived at the dimension's block. Gives their positions, ascending."""
+
+
+@torch.no_grad()
+def set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.Tensor) -> None:
+    """Choose columns of the base weight so that base and adapter together make ``weight``; the adapter stays as it is.
+
+    ``columns`` are their positions, or None where ``weight`` is the whole.
+    """
+    delta = lora_delta(module)
+    layer = base_layer(module)
+    base = exact_weight(layer) if is_quantized(layer) else weight_oi(layer).data
+    if columns is None:
+        base.copy_(weight if delta is None else weight - delta)
+    else:
+        base[:, columns] = (weight if delta is None else weight - delta[:, columns]).to(base.dtype)
+    if is_quantized(layer):
+        set_weight_(layer, base)
+
+
+@torch.no_grad()
+def weight_before(module: nn.Module) -> torch.Tensor:
+    """The effective weight that a refit starts from: of a quantized layer, that which was quantized, if it is kept."""
+    layer = base_layer(module)
+    if source_of(layer) is None:
+        return effective_weight(module)
+    delta = lora_delta(module)
+    return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
+
+
+@torch.no_grad()
+def _refitted(
+    model: nn.Module,
+    dimension: PrunableDimension,
+    positions: Sequence[int],
+    num_groups: int,
+    moment: torch.Tensor,
+    damping: float,
+    target: StreamStatistics | None = None,
+) -> tuple[torch.Tensor, torch.Tensor | None, OutputError]:
+    """Positions of the columns that stay, what they should be, and the error of both.
+
+    The columns are None, with a warning, where no refit is possible.
+    """
+    consumer = base_model(model).get_submodule(dimension.consumer.module)
+    before = weight_before(consumer)
+    columns = dimension.consumer.positions(torch.as_tensor(positions), num_groups, before.shape[1]).to(before.device)
+    after = None
+    try:
+        after = refit_columns(before, moment, columns, damping, None if target is None else target.cross)
+    except NotPositiveDefiniteError:
+        warnings.warn(
+            f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
+            "is made without it. More calibration sequences or more damping help.",
+            stacklevel=2,
+        )
+    if target is None:
+        return columns, after, output_error(before, moment, columns, after)
+    return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
+
+
+def cut_(
+    model: nn.Module,
+    structure: Structure,
+    before: Plan,
+    after: Plan,
+    *,
+    calibration: Calibration | None = None,
+    damping: float = 0.01,
+    optimizer: object | None = None,
+    repair: str = "refit",
+    choose: Chooser | None = None,
+    device: torch.device | None = None,
+    told: Told = lambda done, total: None,
+    noted: Noted = lambda error: None,
+) -> Plan:
+    """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
+
+    With calibration data the cut goes block by block: each consumer is repaired on the outputs of the blocks
+    before it as they are after their own cut, and only one second moment is in memory at a time.
+
+    Args:
+        model: the model or the ``PeftModel`` around it, at plan ``before``.
+        structure: of the model before any pruning.
+        before: plan that the model is at.
+        after: plan to cut down to.
+        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where whole
+            blocks or parts of the hidden size go, there is no consumer to repair.
+        damping: ridge of the refit as a share of the mean diagonal of the second moment.
+        optimizer: its state shrinks with the parameters.
+        repair: ``refit`` (least squares: what the consumer gave before), ``stream`` (least squares: what makes up the
+            residual stream of the uncut model, so that later layers repair what earlier cuts changed, see
+            :mod:`loraprune.calibration.residual_stream`; a plain refit where blocks do more than to add to a stream),
+            ``bias`` (the mean of what goes is added to the consumer's bias, which must be there) or ``none``.
+        choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
+            blocks before it have become. Not asked where blocks cannot be cut one by one.
+        device: to compute on, one block at a time, where that is not the model's.
+        told: hears how far a cut with repair is.
+        noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
+
+    Returns:
+        The plan that the model is at now: ``after``, unless ``choose`` chose others.
+    """
+    if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
+        slice_(model, structure, before, after, optimizer)
+        return after
+    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told, noted)
+    with inference_mode(model):
+        sequences = token_sequences(structure, calibration)
+        if sequences is not None:
+            if repair == "stream":
+                cut.targets = StreamTargets(model, structure, sequences, device)
+            return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, device))
+        return cut.at_once_(model, WholeModelPass(model, calibration))
+
+
+@dataclass
+class _Cut:
+    """A cut with repair; see :func:`cut_`."""
+
+    structure: Structure
+    before: Plan
+    after: Plan
+    damping: float
+    optimizer: object | None
+    repair: str
+    choose: Chooser | None
+    told: Told
+    noted: Noted
+    targets: StreamTargets | None = None
+
+    def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
+        """Each block is cut and repaired before the calibration data moves on to the next."""
+        changed = self.after.positions_in(self.before)
+        self.told(0, len(self.structure.blocks))
+        made: dict[str, Sequence[int]] = {}
+        for layer in range(len(self.structure.blocks)):
+            self._begin_block(layer)
+            for dimension in self.structure.of_layer(layer):
+                if dimension.name not in changed:
+                    continue
+                count = self.before.count(dimension.name)
+                positions: Sequence[int] = changed[dimension.name]
+                if self.choose is not None and dimension.tied is None:
+                    positions = self.choose(dimension, count, len(positions), layerwise)
+                made[dimension.name] = positions
+                weight = self._repair_(model, dimension, positions, count, layerwise)
+                slice_dimension_(model, dimension, positions, count, self.optimizer)
+                if weight is not None:
+                    set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+            layerwise.advance()
+            self.told(layer + 1, len(self.structure.blocks))
+        return self.before.keep(made)
+
+    def _begin_block(self, layer: int) -> None:
+        """Run the block as it is on the stream of the uncut model, where that is the target."""
+        if self.targets is None:
+            return
+        try:
+            self.targets.begin_block(layer)
+        except NoStreamError as error:
+            logger.info("%s The refit restores what each layer gave itself.", error)
+            self.targets = None
+
+    def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:
+        """All blocks wear masks while their consumers are repaired in the order of the forward pass; then all are cut.
+
+        For models whose blocks depend on each other's widths (a position bias that all share, say), so that a model
+        cut in part cannot run.
+        """
+        changed = self.after.positions_in(self.before)
+        counts = {dimension.name: self.before.count(dimension.name) for dimension in self.structure}
+        now = self.structure.shrunk(counts)
+        with masked(model, now, Plan.full(now).keep(changed)):
+            for done, dimension in enumerate(now, 1):
+                if dimension.name in changed:
+                    repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
+                    if repaired is not None:
+                        set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
+                self.told(done, len(now.dimensions))
+        slice_(model, self.structure, self.before, self.after, self.optimizer)
+        return self.after
+
+    def _repair_(
+        self,
+        model: nn.Module,
+        dimension: PrunableDimension,
+        positions: Sequence[int],
+        num_groups: int,
+        calibration: CalibrationPass,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Repair a consumer that is about to be cut; positions and new values of the columns that stay, if any."""
+        if self.repair == "none":
+            return None
+        if dimension.of_experts:
+            self._note(dimension, refit_experts_(model, dimension, positions, num_groups, calibration, self.damping))
+            return None
+        name = dimension.consumer.module
+        if self.targets is not None and isinstance(calibration, LayerwisePass):
+            target = self.targets.statistics(calibration, name)
+            return self._refit(model, dimension, positions, num_groups, target.moment, target)
+        inputs = calibration.features(name, moment=self.repair != "bias")
+        if self.repair == "bias":
+            length = axis_length(base_model(model).get_submodule(name), "input")
+            kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
+            compensate_(model, dimension, kept, inputs)
+            return None
+        return self._refit(model, dimension, positions, num_groups, inputs.moment)
+
+    def _refit(
+        self,
+        model: nn.Module,
+        dimension: PrunableDimension,
+        positions: Sequence[int],
+        num_groups: int,
+        moment: torch.Tensor,
+        target: StreamStatistics | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Solve for the columns that stay, and tell of the error."""
+        columns, weight, error = _refitted(model, dimension, positions, num_groups, moment, self.damping, target)
+        self._note(dimension, error)
+        return None if weight is None else (columns, weight)
+
+    def _note(self, dimension: PrunableDimension, error: OutputError | None) -> None:
+        shares = None if error is None else relative(error)
+        if shares is not None:
+            cut, repaired = shares
+            self.noted(
+                ConsumerError(
+                    dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
+                )
+            )

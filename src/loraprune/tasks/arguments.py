@@ -1,0 +1,139 @@
+"""Training arguments: those of the task's Trainer, with the few defaults that pruning changes."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.tasks.event_files import check_report_to
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+    from loraprune.metrics.batches import Collator
+    from loraprune.tasks.task import Task
+
+DEFAULTS: dict[str, Any] = {
+    "learning_rate": 1e-4,
+    "lr_scheduler_type": "cosine",
+    "num_train_epochs": 2,
+    "logging_steps": 5,
+    "save_steps": 100,
+    "save_total_limit": 2,
+    "report_to": "none",
+}
+"""Values that differ from the Trainer's own; learning rate, schedule and epochs are those of the LoRAPrune paper."""
+
+DEFAULT_MAX_LENGTH = 1024
+RECOMPUTATION = ("activation_checkpointing", "gradient_checkpointing")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelFacts:
+    """What of a model bears on its training.
+
+    Attributes:
+        device: it is trained on.
+        context: tokens that it can read at most, or None.
+        recomputes: whether it can drop activations and compute them again.
+    """
+
+    device: torch.device
+    context: int | None
+    recomputes: bool = True
+
+
+def training_arguments(
+    task: Task, given: Mapping[str, Any], facts: ModelFacts, *, run_dir: Path, collator: Collator | None = None
+) -> tuple[TrainingArguments, int | None]:
+    """Complete what the user gave to the arguments of the task's Trainer.
+
+    bf16 and gradient checkpointing are on by default on an accelerator and off on a CPU, where they only cost time.
+
+    Returns:
+        The arguments, and the maximal length of a row of text (None where rows are no text).
+
+    Raises:
+        ValueError: a name is none of the task's arguments, a value is wrong, or sequences would be longer than the
+            model's context.
+    """
+    accelerated = facts.device.type != "cpu"
+    cls = task.arguments_class()
+    known = {field.name for field in fields(cls) if field.init}
+    if "max_length" not in known:
+        _check_names(task, given, known)
+    values: dict[str, Any] = {
+        **DEFAULTS,
+        "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
+        **_recomputation(given, known, on=accelerated and facts.recomputes),
+        "use_cpu": not accelerated,
+        "max_length": min(DEFAULT_MAX_LENGTH, facts.context) if facts.context else DEFAULT_MAX_LENGTH,
+        "output_dir": str(run_dir),
+        **task.defaults(collator),
+        **given,
+    }
+    if values.get("fp16"):
+        raise ValueError(
+            "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
+        )
+    if not facts.recomputes and any(values.get(name) for name in RECOMPUTATION):
+        raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
+    max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
+    arguments = cls(**values)
+    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
+        raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
+    if task.has_tokenizer:
+        check_length(max_length, facts.context)
+    check_report_to(arguments)
+    arguments.disable_tqdm = True
+    # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments, max_length if task.has_tokenizer else None
+
+
+def _recomputation(given: Mapping[str, Any], known: set[str], *, on: bool) -> dict[str, bool]:
+    """Whether activations are computed again, by the name that the arguments have for it, unless the user says it."""
+    name = next(name for name in RECOMPUTATION if name in known)
+    if "max_length" in known:  # trl's arguments, where the old name is on by default
+        name = RECOMPUTATION[-1]
+    return {} if any(name in given for name in RECOMPUTATION) else {name: on}
+
+
+def _check_names(task: Task, given: Mapping[str, Any], known: set[str]) -> None:
+    """Refuse what only trl's Trainer for causal language models has, and what no Trainer has."""
+    allowed = known | ({"max_length"} if task.has_tokenizer else set())
+    for name in given:
+        if name in allowed:
+            continue
+        from trl import SFTConfig
+
+        if name in {field.name for field in fields(SFTConfig)}:
+            raise ValueError(
+                f"A run of {task.name} does not have the training option {name!r}, which is one of trl's for language "
+                "models. Leave it out."
+            )
+        near = difflib.get_close_matches(name, sorted(allowed), n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        raise ValueError(f"There is no training option {name!r}.{hint}")
+
+
+def check_length(max_length: int | None, context: int | None) -> None:
+    """Make sure that a model can read rows of a length.
+
+    Raises:
+        ValueError: they would be too short to learn from, or longer than the model's context.
+    """
+    if max_length is None or max_length < 2:
+        raise ValueError(f"max_length is {max_length}; sequences need at least 2 tokens.")
+    if context is not None and max_length > context:
+        raise ValueError(
+            f"max_length is {max_length}, longer than the model's context of {context} tokens. "
+            f"Use --max-length {context} or less."
+        )

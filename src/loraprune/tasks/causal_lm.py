@@ -1,0 +1,139 @@
+"""Causal language models: tuned by trl's SFTTrainer, measured by perplexity."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.checkpoint.load import give_pad_token_
+from loraprune.data.formats import prepare_dataset
+from loraprune.data.prepared import PreparedRows
+from loraprune.metrics.batches import Collator
+from loraprune.metrics.perplexity import HeldOut, perplexity
+from loraprune.record.report_data import Unit
+from loraprune.tasks.measures import FILE_SIZE, PARAMETERS, Measure, Metrics
+from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, random_tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.job import Job
+
+
+def _held_out(metrics: Metrics) -> str:
+    return f"{metrics.get('segment_length')}-token segments, {metrics.get('num_tokens', 0):,} held-out tokens"
+
+
+class CausalLM(Task):
+    """Go on with a text."""
+
+    name = "causal-lm"
+    auto_class = "AutoModelForCausalLM"
+    adapter_type = "CAUSAL_LM"
+    writes_text = True
+    row_name = "sequences"
+    measures = (
+        PARAMETERS,
+        FILE_SIZE,
+        Measure(
+            key="perplexity",
+            label="Held-out perplexity",
+            unit=Unit.PERPLEXITY,
+            detail=_held_out,
+            card=lambda metrics: f"held-out perplexity ({metrics.get('segment_length')}-token segments)",
+        ),
+        Measure(key="bits_per_byte", label="Bits per byte", unit=Unit.BITS_PER_BYTE, detail=_held_out),
+        Measure(
+            key="latency_ms",
+            label="Forward pass",
+            unit=Unit.MILLISECONDS,
+            detail=lambda metrics: f"1 × {metrics.get('latency_tokens')} tokens, median, taking turns",
+            card=lambda metrics: f"forward pass, {metrics.get('latency_tokens')} tokens (ms)",
+        ),
+    )
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """trl's, which knows what Trainers of language models need."""
+        from trl import SFTConfig
+
+        arguments: type[TrainingArguments] = SFTConfig
+        return arguments
+
+    def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
+        """None: trl's own are right."""
+        return {}
+
+    def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
+        """Tokenize; plain text is packed, of everything else the answers are trained."""
+        assert setup.max_length is not None
+        data = prepare_dataset(
+            rows,
+            setup.processor,
+            max_length=setup.max_length,
+            answers_only=setup.options.answers_only,
+            prompt=setup.prompt,
+        )
+        return PreparedRows(
+            dataset=data.dataset,
+            facts={
+                "format": data.format.value,
+                "tokens": data.num_tokens,
+                "trained_tokens": data.num_trained_tokens,
+                "truncated_rows": data.num_truncated,
+                "dropped_rows": data.num_dropped,
+                "empty_rows": data.num_empty,
+            },
+            lost={
+                f"cut to {setup.max_length} tokens (--max-length)": data.num_truncated,
+                "left out, since nothing to train is left of them within --max-length": data.num_dropped,
+                "left out, since they hold no text or no answer": data.num_empty,
+            },
+            total=len(data.dataset) + data.num_dropped + data.num_empty,
+        )
+
+    def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:
+        """The user's own, or trl's."""
+        return setup.collator
+
+    def held_out(self, rows: Dataset, collator: Collator | None) -> HeldOut:
+        """Sequences with their labels; nothing is padded, so that no collator is needed."""
+        sequences = []
+        for row in rows:
+            ids = torch.tensor(row["input_ids"])
+            sequences.append((ids, torch.tensor(row["labels"]) if "labels" in row else ids))
+        return HeldOut(sequences=sequences)
+
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+        """Trl's SFTTrainer, on rows that are tokenized already."""
+        from trl import SFTTrainer
+
+        tokenizer = copy.deepcopy(job.processor)
+        give_pad_token_(tokenizer)
+        return SFTTrainer(
+            model=model,
+            args=job.arguments,
+            train_dataset=job.train_rows,
+            data_collator=job.collator,
+            processing_class=tokenizer,
+            peft_config=job.lora,
+            callbacks=list(callbacks),
+        )
+
+    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+        """Perplexity, and what it was measured on."""
+        assert isinstance(job.held_out, HeldOut)
+        return {key: value for key, value in asdict(perplexity(model, job.held_out)).items() if value is not None}
+
+    def workload(self, job: Job) -> Workload:
+        """One sequence."""
+        tokens = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+        return Workload(
+            inputs=lambda model, device: {"input_ids": random_tokens(model, tokens, device), "use_cache": False},
+            facts={"latency_tokens": tokens},
+        )

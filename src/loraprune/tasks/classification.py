@@ -1,0 +1,139 @@
+"""Image classifiers: tuned by transformers' Trainer, measured by accuracy."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.checkpoint.load import load_image_processor
+from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
+from loraprune.data.labels import ModelLabels, label_numbers
+from loraprune.data.prepared import PreparedRows
+from loraprune.layers.inference import inference_mode
+from loraprune.metrics.batches import Collator, HeldOutRows, placed
+from loraprune.metrics.evaluation_accuracy import accuracy
+from loraprune.tasks.labels import check_classifier, check_labels
+from loraprune.tasks.measures import classifier_measures
+from loraprune.tasks.options import RunOptions
+from loraprune.tasks.task import Setup, Task, Workload
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.recipes.steps.job import Job
+
+logger = logging.getLogger("loraprune")
+
+
+class ImageClassification(Task):
+    """Tell which of several classes an image is of."""
+
+    name = "image-classification"
+    auto_class = "AutoModelForImageClassification"
+    row_name = "images"
+    measures = classifier_measures("images")
+    eval_rows = 1000
+    has_tokenizer = False
+    trains_head = True
+
+    def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
+        """The collator reads columns that the model does not know."""
+        return {"label_names": ["labels"], "remove_unused_columns": False}
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """One label of several, no regression and no set of labels."""
+        check_classifier(config)
+
+    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+        """The one that was given, or the checkpoint's, or None."""
+        if given is not None and not isinstance(given, (str, Path)):
+            return given
+        source = name if given is None else str(given)
+        if source is None:
+            return None
+        return load_image_processor(
+            source,
+            required=given is not None,
+            trust_remote_code=options.trust_remote_code,
+            revision=options.revision if given is None else None,
+        )
+
+    def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
+        """Check columns, labels, and the first images; pixels are read when a batch is made."""
+        if setup.collator is None:
+            columns = image_columns(rows)
+            if columns.ready:
+                rows = rows.with_format("torch", columns=[PIXEL_COLUMN], output_all_columns=True)
+            elif setup.processor is None:
+                raise ValueError(
+                    "The model has no image processor to resize and normalize images with. Pass image_processor= (an "
+                    f"object or a checkpoint's name), or give finished input in a column {PIXEL_COLUMN!r}."
+                )
+        prepared = PreparedRows(
+            dataset=rows,
+            facts={"format": "images and labels", "images": len(rows), "labels": setup.config.num_labels},
+            total=len(rows),
+        )
+        self._check_batch(self.collator(prepared, setup)([rows[0]]), setup)
+        return prepared
+
+    def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
+        """The user's own, or one that reads images by the image processor."""
+        if setup.collator is not None:
+            return setup.collator
+        columns = image_columns(prepared.dataset)
+        config = setup.config
+        return ImageCollator(
+            columns=columns,
+            numbers=label_numbers(prepared.dataset, columns.label, ModelLabels.of(config)),
+            processor=setup.processor,
+            channels=int(getattr(config, "num_channels", 3)),
+            dtype=setup.dtype,
+        )
+
+    def _check_batch(self, batch: Mapping[str, Any], setup: Setup) -> None:
+        """Make sure that a model can be called with a batch.
+
+        Raises:
+            ValueError: the collator gives no pixels or no labels, or images of another size than the model's.
+        """
+        pixels = batch.get(PIXEL_COLUMN)
+        if not isinstance(pixels, torch.Tensor):
+            raise ValueError(
+                f"The collator gives {', '.join(map(str, batch)) or 'nothing'}; an image classifier is called with "
+                f"{PIXEL_COLUMN!r} and 'labels', as tensors."
+            )
+        check_labels(batch, setup.config)
+        model = setup.model
+        inputs = {name: value for name, value in batch.items() if name != "labels"}
+        try:
+            with inference_mode(model), torch.no_grad():
+                model(**placed(inputs, next(model.parameters()).device, model.dtype))
+        except (ValueError, RuntimeError, TypeError) as error:
+            raise ValueError(
+                f"The images do not fit the model. A batch of one is {tuple(pixels.shape)}, and the model is made for "
+                f"{getattr(setup.config, 'num_channels', 3)} channels and images of size "
+                f"{getattr(setup.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
+            ) from error
+
+    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+        """Accuracy and loss."""
+        assert isinstance(job.held_out, HeldOutRows)
+        return asdict(accuracy(model, job.held_out))
+
+    def workload(self, job: Job) -> Workload:
+        """One image of the training data."""
+        assert job.collator is not None
+        batch = dict(job.collator([job.train_rows[0]]))
+        batch.pop("labels", None)
+        shape = "×".join(map(str, batch[PIXEL_COLUMN].shape[1:]))
+        return Workload(
+            inputs=lambda model, device: placed(batch, device, model.dtype),
+            facts={"latency_input": f"one image of {shape}"},
+        )

@@ -1,0 +1,197 @@
+"""The adapter of a run: peft's LoraConfig from a few options."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from loraprune.layers.axes import is_stacked, is_transposed
+from loraprune.layers.unwrap import base_layer
+from loraprune.structure.describe import Structure, describe
+from loraprune.tasks.renamed_layers import renamed_layers
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from transformers import PreTrainedModel
+
+    from loraprune.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """LoRA as in the LoRAPrune paper, unless set otherwise.
+
+    Attributes:
+        r: rank.
+        alpha: ``B·A`` is scaled by ``alpha / r``.
+        dropout: on the adapter's input. Above 0 it costs one more stored tensor for each consumer while the
+            criterion ``fisher`` listens.
+        target_modules: names of the layers to adapt, or ends of them; None adapts every linear layer that belongs to
+            a group, whether or not groups of its kind are pruned.
+        experts: also adapt the stacked weights of experts that belong to groups (peft's ``target_parameters``).
+    """
+
+    r: int = 8
+    alpha: int = 16
+    dropout: float = 0.0
+    target_modules: Sequence[str] | None = None
+    experts: bool = False
+
+    def __post_init__(self) -> None:
+        if self.r < 1:
+            raise ValueError(f"The rank of LoRA is {self.r}; it must be at least 1.")
+        if not 0.0 <= self.dropout < 1.0:
+            raise ValueError(f"The dropout of LoRA is {self.dropout}; it must lie in [0, 1).")
+        if self.experts and self.dropout > 0.0:
+            raise ValueError("Stacked experts cannot be adapted with dropout. Set the dropout of LoRA to 0.")
+
+
+def lora_config(
+    options: LoraOptions, structure: Structure, model: PreTrainedModel, task: Task, *, every_group: bool = False
+) -> LoraConfig:
+    """Build peft's configuration.
+
+    Args:
+        options: ours.
+        structure: of the model.
+        model: the model itself, or its shapes on the meta device.
+        task: that it is tuned for.
+        every_group: whether something of every group has to be adapted, as the criterion ``lora`` needs it.
+
+    Raises:
+        ValueError: a layer that is named is none of the model's blocks (the message lists those there are), or groups
+            are left out that must not be.
+    """
+    from peft import LoraConfig
+
+    layers = adaptable_layers(structure, model)
+    present = sorted({_last(layer) for layer in layers})
+    wanted = list(options.target_modules) if options.target_modules else present
+    unknown = [name for name in wanted if not any(_ends_with(layer, name) for layer in layers)]
+    if unknown:
+        raise ValueError(f"LoRA cannot adapt {', '.join(unknown)}: the layers of the blocks are {', '.join(present)}.")
+    chosen = {layer for layer in layers if any(_ends_with(layer, name) for name in wanted)}
+    experts = _expert_parameters(structure, model) if options.experts else []
+    if options.experts and not experts:
+        raise ValueError(f"A {structure.spec.model_type} model has no stacked experts that belong to groups.")
+    if not chosen and not experts:
+        raise ValueError(
+            "LoRA has nothing to adapt: the groups of this model have no linear layers. Adapt the experts too "
+            "(LoraOptions(experts=True))."
+        )
+    if every_group:
+        _check_every_group(structure, chosen, options.experts)
+    renamed = renamed_layers(chosen, model)
+    if renamed and options.dropout > 0.0:
+        names = ", ".join(sorted({_last(name) for name in renamed}))
+        raise ValueError(
+            f"In a {structure.spec.model_type} model {names} can only be adapted without dropout. Set the dropout of "
+            "LoRA to 0."
+        )
+    parameters = experts + sorted({f"{_without_block(name)}.weight" for name in renamed})
+    chosen -= renamed
+    wanted = [name for name in wanted if any(_ends_with(layer, name) for layer in chosen)]
+    further: dict[str, Any] = {"target_parameters": parameters} if parameters else {}
+    if task.trains_head:
+        further["modules_to_save"] = head_modules(model) or None
+    return LoraConfig(
+        r=options.r,
+        lora_alpha=options.alpha,
+        lora_dropout=options.dropout,
+        target_modules=target_modules(wanted, chosen, [name for name, _ in model.named_modules()]) if chosen else [],
+        fan_in_fan_out=any(is_transposed(model.get_submodule(layer)) for layer in chosen),
+        task_type=task.adapter_type,
+        **further,
+    )
+
+
+def _check_every_group(structure: Structure, chosen: Collection[str], experts: bool) -> None:
+    for dimension in structure:
+        if dimension.spans_blocks:
+            continue  # of which every block has a part
+        if dimension.of_experts and not experts:
+            raise ValueError(
+                f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt the "
+                "experts too (LoraOptions(experts=True)), or use the criterion 'fisher'."
+            )
+        if not dimension.of_experts and not any(member.module in chosen for member in dimension.all_members):
+            raise ValueError(
+                f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt more "
+                "layers (--lora-target-modules), or use the criterion 'fisher'."
+            )
+
+
+def adaptable_layers(structure: Structure, model: PreTrainedModel) -> set[str]:
+    """Names of the linear layers that belong to a group, also of a kind that is not pruned.
+
+    Routers and stacked experts are left out.
+    """
+    described = [structure, *(describe(model, [kind]) for kind in structure.left_out)]
+    members = {
+        member.module
+        for part in described
+        for dimension in part
+        if not dimension.spans_blocks
+        for member in dimension.all_members
+        if not member.stacked and member.axis != "experts"
+    }
+    layers: dict[str, nn.Module] = {name: base_layer(model.get_submodule(name)) for name in members}
+    return {name for name, layer in layers.items() if isinstance(layer, nn.Linear) or is_transposed(layer)}
+
+
+def _expert_parameters(structure: Structure, model: nn.Module) -> list[str]:
+    """Parameters of stacked experts that belong to a group, without the part of their names that differs by block."""
+    found = {
+        f"{member.module}.{member.parameter}"
+        for dimension in structure
+        for member in dimension.all_members
+        if is_stacked(base_layer(model.get_submodule(member.module)), member.parameter)
+    }
+    return sorted({_without_block(name) for name in found})
+
+
+def head_modules(model: PreTrainedModel) -> list[str]:
+    """Modules behind the blocks: a classifier's own layers."""
+    return [
+        name
+        for name, child in model.named_children()
+        if name != model.base_model_prefix and next(child.parameters(), None) is not None
+    ]
+
+
+def target_modules(wanted: Sequence[str], chosen: Collection[str], names: Collection[str]) -> list[str] | str:
+    """What tells peft to adapt the layers ``chosen`` and no others.
+
+    Args:
+        wanted: names that layers end with.
+        chosen: full names of the layers to adapt.
+        names: of all modules of the model.
+
+    Returns:
+        The short names where they mean these layers alone; else a regular expression of the full names. (A list of full
+        names would be shortened by peft, and so not be found again when a run is resumed.)
+    """
+    if {name for name in names if any(_ends_with(name, short) for short in wanted)} == set(chosen):
+        return list(wanted)
+    by_place = sorted({re.sub(r"\\\.\d+(?=\\\.|$)", r"\\.\\d+", re.escape(name)) for name in chosen})
+    pattern = "|".join(by_place)
+    if {name for name in names if re.fullmatch(pattern, name)} == set(chosen):
+        return pattern
+    return "|".join(re.escape(name) for name in sorted(chosen))
+
+
+def _without_block(name: str) -> str:
+    """The part of a name below its block."""
+    return re.split(r"\.\d+\.", name)[-1]
+
+
+def _last(name: str) -> str:
+    return name.rpartition(".")[2]
+
+
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")

@@ -1,0 +1,66 @@
+"""The tasks that models can be tuned for, and which of them a model is made for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loraprune.checkpoint.load import loading_class
+from loraprune.tasks.causal_lm import CausalLM
+from loraprune.tasks.classification import ImageClassification
+from loraprune.tasks.seq2seq import TextToText
+from loraprune.tasks.task import Task
+from loraprune.tasks.text_classification import TextClassification
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+__all__ = ["TASKS", "Task", "TaskError", "task_for", "task_of_config", "task_of_model"]
+
+TASKS: tuple[Task, ...] = (CausalLM(), TextToText(), ImageClassification(), TextClassification())
+
+
+class TaskError(ValueError):
+    """A model is made for something that it cannot be tuned for here."""
+
+
+def _by_auto_class(auto_class: str | None) -> Task | None:
+    return next((task for task in TASKS if task.auto_class == auto_class), None)
+
+
+def task_for(class_names: Sequence[str], auto_class: str) -> Task:
+    """The task of a model.
+
+    Args:
+        class_names: its class, then those above it; or what its config names; empty where it names none.
+        auto_class: that loads models of its family, for a class that transformers does not have.
+
+    Raises:
+        TaskError: the class is one of transformers', but of none of the tasks.
+    """
+    import transformers
+
+    for name in class_names:
+        task = _by_auto_class(loading_class(name))
+        if task is not None:
+            return task
+    if class_names and hasattr(transformers, class_names[0]):
+        known = ", ".join(f"{task.name} ({task.auto_class})" for task in TASKS)
+        raise TaskError(
+            f"The model is a {class_names[0]}, and models are tuned for: {known}. Load it by one of these classes, "
+            "such as AutoModelForSequenceClassification.from_pretrained(NAME, num_labels=…), and pass the loaded model."
+        )
+    default = _by_auto_class(auto_class)
+    if default is None:
+        raise TaskError(f"Models that {auto_class} loads cannot be tuned yet.")
+    return default
+
+
+def task_of_model(model: PreTrainedModel, auto_class: str) -> Task:
+    """The task of a loaded model."""
+    return task_for([base.__name__ for base in type(model).__mro__], auto_class)
+
+
+def task_of_config(config: PretrainedConfig, auto_class: str) -> Task:
+    """The task of a checkpoint."""
+    return task_for(list(getattr(config, "architectures", None) or ())[:1], auto_class)

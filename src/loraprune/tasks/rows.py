@@ -1,0 +1,124 @@
+"""Rows to train on and rows to measure on."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.data.prepared import PreparedRows
+from loraprune.data.sources import load_source
+from loraprune.metrics.batches import Collator, HeldOutRows
+from loraprune.metrics.perplexity import HeldOut
+from loraprune.tasks.task import Setup, Task
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PretrainedConfig
+
+logger = logging.getLogger("loraprune")
+
+HELD_OUT_SHARE = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitRows:
+    """What a run is trained on and measured on.
+
+    Attributes:
+        prepared: all rows of the training data, with the facts about them.
+        train: those to train on.
+        held_out: those to measure on, or None.
+        collator: of the Trainer; None leaves it to the Trainer.
+    """
+
+    prepared: PreparedRows
+    train: Dataset
+    held_out: HeldOut | HeldOutRows | None
+    collator: Collator | None
+
+
+def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: int) -> SplitRows:
+    """Prepare the data, and set rows aside to measure on: of ``eval_data``, or a twentieth of the training data.
+
+    Raises:
+        ValueError: the data does not fit the task or the model.
+    """
+    options = setup.options
+    prepared = _prepared(task, dataset, options.split, setup)
+    tell_of_lost_rows(prepared)
+    rows = prepared.dataset
+    collator = task.collator(prepared, setup)
+    wanted = task.eval_rows if options.eval_sequences is None else options.eval_sequences
+    if wanted == 0:
+        return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator)
+    if options.eval_data is not None:
+        other = _prepared(task, options.eval_data, options.eval_split, setup)
+        held = other.dataset.select(range(min(wanted, len(other.dataset))))
+        held_out = task.held_out(held, task.collator(other, setup))
+        return SplitRows(prepared=prepared, train=rows, held_out=held_out, collator=collator)
+    count = min(wanted, len(rows) // HELD_OUT_SHARE)
+    if count == 0:
+        names = " and ".join(measure.label.lower() for measure in task.measures if measure.of_quality)
+        logger.info("The data is too short to hold some of it out: %s is not measured.", names)
+        return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator)
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    held_out = task.held_out(rows.select(sorted(order[:count])), collator)
+    return SplitRows(prepared=prepared, train=rows.select(sorted(order[count:])), held_out=held_out, collator=collator)
+
+
+def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
+    """Rows for a run that looks at no data: those of ``eval_data`` alone, or none."""
+    options = setup.options
+    wanted = task.eval_rows if options.eval_sequences is None else options.eval_sequences
+    if options.eval_data is None or wanted == 0:
+        from datasets import Dataset
+
+        nothing = PreparedRows(dataset=Dataset.from_dict({}), facts={}, total=0)
+        return SplitRows(prepared=nothing, train=nothing.dataset, held_out=None, collator=setup.collator)
+    prepared = _prepared(task, options.eval_data, options.eval_split, setup)
+    collator = task.collator(prepared, setup)
+    held_out = task.held_out(prepared.dataset.select(range(min(wanted, len(prepared.dataset)))), collator)
+    return SplitRows(prepared=prepared, train=prepared.dataset.select(()), held_out=held_out, collator=collator)
+
+
+def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup) -> PreparedRows:
+    options = setup.options
+    if not isinstance(source, (str, Path)):
+        rows = source
+    elif Path(source).is_file():
+        rows = load_source(str(source))
+    else:
+        rows = load_source(str(source), split=split, name=options.data_name)
+    return task.prepare(rows, setup)
+
+
+def tell_of_lost_rows(prepared: PreparedRows) -> None:
+    """Say which rows are not trained on as they stand: a user may have meant otherwise."""
+    for what, number in prepared.lost.items():
+        if number:
+            logger.warning("warning: training rows %s: %d of %d", what, number, prepared.total)
+
+
+def check_token_ids(rows: Dataset, vocabulary_size: int, config: PretrainedConfig) -> None:
+    """Make sure that the model has an embedding for every token of the data.
+
+    Args:
+        rows: with ``input_ids``.
+        vocabulary_size: of the tokenizer.
+        config: of the model.
+
+    Raises:
+        ValueError: it has not.
+    """
+    vocabulary = getattr(config, "vocab_size", None)
+    if vocabulary is None or vocabulary_size <= vocabulary:
+        return
+    largest = max(max(row["input_ids"]) for row in rows)
+    if largest >= vocabulary:
+        raise ValueError(
+            f"The tokenizer does not fit the model: the data has token {largest}, and the model knows {vocabulary}."
+        )

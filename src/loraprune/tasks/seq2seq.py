@@ -1,0 +1,113 @@
+"""Encoder–decoder models: tuned by transformers' Seq2SeqTrainer, measured by perplexity and exact matches."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from loraprune.checkpoint.load import give_pad_token_
+from loraprune.data.pairs import prepare_pairs
+from loraprune.data.prepared import PreparedRows
+from loraprune.metrics.accuracy import target_quality
+from loraprune.metrics.batches import Collator, HeldOutRows
+from loraprune.record.report_data import Unit
+from loraprune.tasks.measures import FILE_SIZE, FORWARD_PASS, PARAMETERS, Measure, Metrics
+from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, adapted, random_tokens
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.job import Job
+
+LATENCY_TARGET_TOKENS = 64
+
+
+def _tokens(metrics: Metrics) -> str:
+    return f"{metrics.get('num_tokens', 0):,} held-out target tokens"
+
+
+def _written(metrics: Metrics) -> str:
+    return f"{metrics.get('num_generated', 0):,} held-out targets"
+
+
+class TextToText(Task):
+    """Write a target for a source."""
+
+    name = "text-to-text"
+    auto_class = "AutoModelForSeq2SeqLM"
+    adapter_type = "SEQ_2_SEQ_LM"
+    writes_text = True
+    row_name = "pairs"
+    measures = (
+        PARAMETERS,
+        FILE_SIZE,
+        Measure(
+            key="perplexity",
+            label="Held-out perplexity",
+            unit=Unit.PERPLEXITY,
+            detail=_tokens,
+            card=lambda metrics: f"held-out perplexity ({_tokens(metrics)})",
+        ),
+        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda metrics: f"nats, {_tokens(metrics)}"),
+        Measure(
+            key="exact_match",
+            label="Exact match",
+            unit=Unit.ACCURACY,
+            detail=lambda metrics: f"{_written(metrics)}, greedy decoding",
+            card=lambda metrics: f"exact match ({_written(metrics)})",
+        ),
+        FORWARD_PASS,
+    )
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """Those of the Seq2SeqTrainer."""
+        from transformers import Seq2SeqTrainingArguments
+
+        return Seq2SeqTrainingArguments
+
+    def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
+        """Tokenize sources and targets."""
+        assert setup.max_length is not None
+        return prepare_pairs(rows, setup.processor, max_length=setup.max_length)
+
+    def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
+        """The user's own, or one that pads sources and targets; the model shifts the targets itself."""
+        from transformers import DataCollatorForSeq2Seq
+
+        if setup.collator is not None:
+            return setup.collator
+        tokenizer = copy.deepcopy(setup.processor)
+        give_pad_token_(tokenizer)
+        return DataCollatorForSeq2Seq(tokenizer)
+
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+        """Transformers' Seq2SeqTrainer."""
+        from transformers import Seq2SeqTrainer
+
+        return Seq2SeqTrainer(**adapted(job, model, callbacks))
+
+    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+        """Likelihood of the targets, and how many of them greedy decoding writes."""
+        assert isinstance(job.held_out, HeldOutRows)
+        return asdict(target_quality(model, job.held_out, job.processor, generated=len(job.held_out)))
+
+    def workload(self, job: Job) -> Workload:
+        """One source and a short target."""
+        source = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+        target = min(LATENCY_TARGET_TOKENS, source)
+
+        def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
+            ids = random_tokens(model, source, device)
+            further = {"attention_mask": torch.ones_like(ids), "use_cache": False}
+            return {"input_ids": ids, "decoder_input_ids": random_tokens(model, target, device), **further}
+
+        return Workload(
+            inputs=inputs,
+            facts={"latency_input": f"{source} source and {target} target tokens"},
+        )

@@ -1,0 +1,181 @@
+"""What a model is tuned to do: the one place where kinds of model differ for a run."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+
+from loraprune.data.prepared import PreparedRows
+from loraprune.metrics.batches import Collator, HeldOutRows
+from loraprune.metrics.perplexity import HeldOut
+from loraprune.tasks.measures import Measure
+from loraprune.tasks.options import RunOptions
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import (
+        PretrainedConfig,
+        PreTrainedModel,
+        Trainer,
+        TrainerCallback,
+        TrainingArguments,
+    )
+
+    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.job import Job
+
+LATENCY_TOKENS = 512
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """What rows are prepared with.
+
+    Attributes:
+        config: of the model.
+        model: the model itself, or its shapes on the meta device.
+        dtype: in which the model is trained.
+        processor: tokenizer, or image processor where there is one.
+        max_length: tokens in a row at most; None where rows are no text.
+        collator: the user's own, or None.
+        options: of the run.
+        prompt: text put before every row, or None.
+    """
+
+    config: PretrainedConfig
+    model: PreTrainedModel
+    dtype: torch.dtype
+    processor: Any
+    max_length: int | None
+    collator: Collator | None
+    options: RunOptions
+    prompt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workload:
+    """What the latency of a model is measured with.
+
+    Attributes:
+        inputs: makes the arguments of a call of a model on a device.
+        facts: about it, for the record.
+    """
+
+    inputs: Callable[[PreTrainedModel, torch.device], Mapping[str, Any]]
+    facts: Mapping[str, Any]
+
+
+class Task(ABC):
+    """A kind of model together with the data, the Trainer and the measures that go with it.
+
+    Attributes:
+        name: as the record calls it.
+        auto_class: class of transformers that loads such a model.
+        adapter_type: peft's name of the task, or None where peft has none.
+        row_name: what a held-out row is called, in the plural.
+        measures: in the order in which they are shown.
+        eval_rows: held-out rows that are measured at most, unless the user says otherwise.
+        has_tokenizer: whether rows are text.
+        writes_text: whether the model can go on from a prompt.
+        trains_head: whether the layers behind the blocks are trained too.
+    """
+
+    name: ClassVar[str]
+    auto_class: ClassVar[str]
+    adapter_type: ClassVar[str | None] = None
+    row_name: ClassVar[str]
+    measures: ClassVar[tuple[Measure, ...]]
+    eval_rows: ClassVar[int] = 64
+    has_tokenizer: ClassVar[bool] = True
+    writes_text: ClassVar[bool] = False
+    trains_head: ClassVar[bool] = False
+
+    def arguments_class(self) -> type[TrainingArguments]:
+        """Class of the training arguments."""
+        from transformers import TrainingArguments
+
+        return TrainingArguments
+
+    def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
+        """Training arguments that this task sets unless the user does."""
+        return {"label_names": ["labels"], "remove_unused_columns": own_collator is None}
+
+    def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027 (most tasks take every model)
+        """Refuse a model of the right class that is set up for something else.
+
+        Raises:
+            ValueError: the message says what the model would have to be.
+        """
+
+    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+        """The image processor of a model that has one.
+
+        Args:
+            given: by the user: an object, a checkpoint's name, or None.
+            name: of the model's checkpoint; None where it has none.
+            options: of the run.
+
+        Raises:
+            ValueError: one was given to a model that reads no images.
+        """
+        if given is not None:
+            raise ValueError(
+                f"An image processor was given, but a model for {self.name} reads no images. Leave it out."
+            )
+
+    @abstractmethod
+    def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
+        """Make rows to train on (or to measure on) of a data set.
+
+        Raises:
+            ValueError: the data does not fit the task or the model.
+        """
+
+    @abstractmethod
+    def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:
+        """What makes batches of the rows; None leaves that to the Trainer."""
+
+    def held_out(self, rows: Dataset, collator: Collator | None) -> HeldOut | HeldOutRows:
+        """Prepared rows in the form in which they are measured on."""
+        assert collator is not None
+        return HeldOutRows(rows=rows, collator=collator)
+
+    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+        """The Trainer of the run, with the adapter on the model."""
+        from transformers import Trainer
+
+        return Trainer(**adapted(job, model, callbacks))
+
+    @abstractmethod
+    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+        """Measures of a model on the held-out rows, by the keys of :attr:`measures`."""
+
+    @abstractmethod
+    def workload(self, job: Job) -> Workload:
+        """What latency is measured with."""
+
+
+def adapted(job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
+    """Arguments of a Trainer of transformers, with the adapter on the model."""
+    from peft import get_peft_model
+    from transformers import set_seed
+
+    # Before the adapter gets its random factors: the Trainer itself sets the seed only afterwards.
+    set_seed(job.arguments.seed)
+    return {
+        "model": get_peft_model(model, job.lora),
+        "args": job.arguments,
+        "train_dataset": job.train_rows,
+        "data_collator": job.collator,
+        "processing_class": job.processor,
+        "callbacks": list(callbacks),
+    }
+
+
+def random_tokens(model: PreTrainedModel, count: int, device: torch.device) -> torch.Tensor:
+    """Token ids of one sequence."""
+    return torch.randint(model.config.vocab_size, (1, count), device=device)

@@ -1,1 +1,0 @@
-"""Pruning while a Trainer trains: the callback, its configuration and its saved state."""

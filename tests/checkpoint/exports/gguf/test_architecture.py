@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from tests.models import tiny_config
+
+from loraprune.checkpoint.exports.block_widths import BlockWidths
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, context_of, metadata
+
+NARROW = BlockWidths(num_attention_heads=4, num_key_value_heads=2, intermediate_size=10)
+WIDE = BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=24)
+YARN = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 16}
+LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("family", "widths", "changes", "name"),
+    [
+        ("llama", [NARROW, NARROW], {}, "llama"),
+        ("llama", [NARROW, WIDE], {}, "deci"),
+        ("mistral", [NARROW, NARROW], {}, "llama"),
+        ("mistral", [WIDE, NARROW], {}, "deci"),
+        ("qwen2", [WIDE, WIDE], {}, "qwen2"),
+        ("qwen2", [WIDE, WIDE], {"rope_parameters": LINEAR}, "llama"),
+        ("qwen2", [NARROW, NARROW], {}, "llama"),  # llama.cpp's qwen2 knows no head width of its own
+        ("qwen2", [NARROW, WIDE], {}, "deci"),
+        ("qwen3", [NARROW, NARROW], {}, "qwen3"),
+    ],
+)
+def test_the_architecture_is_one_that_knows_such_widths(
+    family: str, widths: list[BlockWidths], changes: dict[str, Any], name: str
+) -> None:
+    assert architecture_for(family, tiny_config(family, **changes), widths).name == name
+
+
+@pytest.mark.parametrize(
+    ("family", "widths", "changes", "message"),
+    [
+        ("qwen3", [NARROW, WIDE], {}, "deci only, which does not normalize queries and keys"),
+        ("qwen3", [WIDE, WIDE], {"rope_parameters": LINEAR}, "no place for the scaled rotary embedding"),
+        ("llama", [WIDE, WIDE], {"hidden_act": "gelu"}, "activation silu, and this one has gelu"),
+        ("qwen2", [WIDE, WIDE], {"rope_parameters": YARN}, "type 'yarn' cannot be written"),
+    ],
+)
+def test_what_llama_cpp_cannot_compute_is_refused_with_what_can(
+    family: str, widths: list[BlockWidths], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RuntimeFormatError, match=message) as error:
+        architecture_for(family, tiny_config(family, **changes), widths)
+    assert "transformers loads" in str(error.value)
+
+
+def test_other_families_are_refused() -> None:
+    with pytest.raises(RuntimeFormatError, match="A gemma2 model cannot be written as GGUF here; these can: llama"):
+        check_family("gemma2")
+
+
+def test_widths_are_one_number_or_one_for_each_block() -> None:
+    config = tiny_config("llama")
+    for widths, expected in (
+        ([NARROW, NARROW], {"head_count": 4, "head_count_kv": 2, "length": 10}),
+        ([NARROW, WIDE], {"head_count": [4, 8], "head_count_kv": [2, 4], "length": [10, 24]}),
+    ):
+        architecture = architecture_for("llama", config, widths)
+        values = metadata(architecture, config, widths)
+        name = architecture.name
+        assert values[f"{name}.attention.head_count"] == expected["head_count"]
+        assert values[f"{name}.attention.head_count_kv"] == expected["head_count_kv"]
+        assert values[f"{name}.feed_forward_length"] == expected["length"]
+
+
+@pytest.mark.parametrize(("window", "context"), [(None, 64), (32, 32), (4096, 64)])
+def test_the_context_ends_where_a_sliding_window_would_begin_to_slide(window: int | None, context: int) -> None:
+    assert context_of(tiny_config("mistral", sliding_window=window)) == context

@@ -1,0 +1,152 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tests.checkpoint.exports.tokenizers import byte_level, named, sentencepiece
+from tests.models import tiny_config
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, load_tokenizer
+from loraprune.checkpoint.exports.gguf.vocabulary import TokenType
+
+
+def translate(tokenizer: PreTrainedTokenizerBase, size: int | None = None, **changes: Any) -> GgufTokenizer:
+    config = tiny_config(vocab_size=size or len(tokenizer))
+    for name, value in changes.items():
+        setattr(config, name, value)
+    return gguf_tokenizer(tokenizer, config)
+
+
+def changed(tokenizer: PreTrainedTokenizerBase, **values: Any) -> PreTrainedTokenizerFast:
+    """The tokenizer with other values in its ``tokenizer.json``; ``model__x`` is ``x`` of the model."""
+    description = json.loads(tokenizer.backend_tokenizer.to_str())
+    for name, value in values.items():
+        where, _, leaf = name.rpartition("__")
+        (description[where] if where else description)[leaf] = value
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(description)))
+
+
+@pytest.mark.parametrize("make", [byte_level, sentencepiece])
+def test_tokens_stand_at_their_ids_and_unused_rows_have_names(make: Any) -> None:
+    tokenizer = make()
+    found = translate(tokenizer, len(tokenizer) + 2).vocabulary
+    size = len(tokenizer)
+    assert found.tokens[:size] == tuple(tokenizer.convert_ids_to_tokens(list(range(size))))
+    assert found.tokens[size:] == (f"[PAD{size}]", f"[PAD{size + 1}]")
+    assert found.types[size:] == (TokenType.UNUSED, TokenType.UNUSED)
+
+
+def test_special_added_and_byte_tokens_have_their_types() -> None:
+    found = translate(byte_level()).vocabulary
+    assert found.of_type(TokenType.CONTROL) == ["<s>", "</s>", "<|im_start|>", "<|im_end|>"]
+    assert found.of_type(TokenType.USER_DEFINED) == ["<tool>"]
+    assert found.of_type(TokenType.BYTE, TokenType.UNKNOWN) == []
+    found = translate(sentencepiece()).vocabulary
+    assert found.of_type(TokenType.CONTROL) == ["<s>", "</s>"]
+    assert found.of_type(TokenType.UNKNOWN) == ["<unk>"]
+    assert found.of_type(TokenType.BYTE) == [f"<0x{byte:02X}>" for byte in range(256)]
+
+
+def test_byte_level_merges_keep_their_order() -> None:
+    tokenizer = named("qwen2")
+    merging = translate(tokenizer).merging
+    assert (merging.model, merging.pre, list(merging.scores)) == ("gpt2", "qwen2", [])
+    expected = json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]
+    assert [list(merge) for merge in merging.merges] == expected
+
+
+def test_sentencepiece_scores_fall_in_the_order_of_the_merges() -> None:
+    tokenizer = sentencepiece()
+    found = translate(tokenizer)
+    assert (found.merging.model, list(found.merging.merges), found.notes) == ("llama", [], ())
+    merged = ["".join(merge) for merge in json.loads(tokenizer.backend_tokenizer.to_str())["model"]["merges"]]
+    scores = dict(zip(found.vocabulary.tokens, found.merging.scores, strict=True))
+    order = list(dict.fromkeys(merged))
+    assert [scores[token] for token in order] == sorted((scores[token] for token in order), reverse=True)
+    assert all(scores[token] < scores[order[-1]] for token in scores if token not in order)
+
+
+def test_what_is_added_to_a_text_is_found_out() -> None:
+    framed = translate(byte_level(frame=True))
+    assert (framed.add_bos, framed.add_eos) == (True, True)
+    assert framed.special == {"bos": 0, "eos": 1}
+    bare = translate(byte_level())
+    assert (bare.add_bos, bare.add_eos) == (False, False)
+    front = translate(sentencepiece())
+    assert (front.add_bos, front.add_eos, front.merging.add_space_prefix) == (True, False, True)
+    assert front.special == {"unk": 0, "bos": 1, "eos": 2}
+
+
+def test_special_ids_that_the_tokenizer_does_not_name_come_from_the_config() -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=byte_level().backend_tokenizer)
+    found = translate(tokenizer, bos_token_id=3, eos_token_id=[1, 2], pad_token_id=100000)
+    assert found.special == {"bos": 3, "eos": 1}
+
+
+def test_the_chat_template_comes_along() -> None:
+    tokenizer = byte_level()
+    tokenizer.chat_template = "{{ messages }}"
+    assert translate(tokenizer).chat_template == "{{ messages }}"
+    assert translate(byte_level()).chat_template is None
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "note"),
+    [
+        (lambda: sentencepiece(byte_tokens=False), "ends the program when it meets a character"),
+        (lambda: sentencepiece(complete=False), "pairs of tokens make a token without being among the merges"),
+        (lambda: sentencepiece(metaspace=True), "a space in front of every text"),
+        (lambda: byte_level(normalizer=normalizers.NFC()), "does not compose accents"),
+    ],
+)
+def test_where_llama_cpp_may_differ_is_said(tokenizer: Any, note: str) -> None:
+    (found,) = translate(tokenizer()).notes
+    assert note in found
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "message"),
+    [
+        (lambda: byte_level(normalizer=normalizers.Lowercase()), r"this tokenizer does \(Lowercase\)"),
+        (lambda: changed(byte_level(), model__merges=[]), "no byte-level tokenizer without merges"),
+        (lambda: changed(byte_level(), model__dropout=0.1), "no merges with dropout"),
+        (lambda: changed(sentencepiece(), normalizer={"type": "NFKC"}), "changes and cuts text as this one does"),
+        (lambda: changed(sentencepiece(), pre_tokenizer={"type": "Whitespace"}), "changes and cuts text"),
+        (
+            lambda: PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)], 0))),
+            "of the type Unigram cannot be written",
+        ),
+    ],
+)
+def test_a_tokenizer_that_llama_cpp_does_not_have_is_refused(tokenizer: Any, message: str) -> None:
+    with pytest.raises(RuntimeFormatError, match=message):
+        translate(tokenizer())
+
+
+def test_words_cut_at_spaces_are_refused_where_tokens_reach_over_them() -> None:
+    tokenizer = sentencepiece(metaspace=True)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)
+    translate(tokenizer)
+    vocabulary = json.loads(backend.to_str())["model"]["vocab"]
+    with pytest.raises(RuntimeFormatError, match="changes and cuts text"):
+        translate(changed(tokenizer, model__vocab={**vocabulary, "a▁b": len(vocabulary)}))
+
+
+def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused() -> None:
+    tokenizer = byte_level()
+    size = len(tokenizer)
+    with pytest.raises(
+        RuntimeFormatError, match=f"ids up to {size - 1}, and the model's embedding has {size - 1} rows"
+    ):
+        translate(tokenizer, size - 1)
+
+
+def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeFormatError, match=r"has no tokenizer\.json. Put it there first"):
+        load_tokenizer(tmp_path)

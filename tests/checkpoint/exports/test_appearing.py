@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from loraprune.checkpoint.exports.appearing import appearing_files, check_free
+from loraprune.checkpoint.exports.errors import RuntimeFormatError
+
+
+def test_all_files_of_a_finished_block_lie_beside_each_other(tmp_path: Path) -> None:
+    with appearing_files(tmp_path / "new" / "model.onnx") as path:
+        path.write_text("graph")
+        path.with_name("model.onnx.data").write_text("tensors")
+        assert not (tmp_path / "new" / "model.onnx").exists()
+    assert {file.name: file.read_text() for file in (tmp_path / "new").iterdir()} == {
+        "model.onnx": "graph",
+        "model.onnx.data": "tensors",
+    }
+
+
+@pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])
+def test_a_failed_block_leaves_what_was_there(tmp_path: Path, failure: type[BaseException]) -> None:
+    output = tmp_path / "model.gguf"
+    output.write_text("old")
+
+    def fail() -> None:
+        with appearing_files(output) as path:
+            path.write_text("half")
+            raise failure
+
+    with pytest.raises(failure):
+        fail()
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]
+    assert output.read_text() == "old"
+
+
+def test_an_existing_file_is_replaced_on_request_only(tmp_path: Path) -> None:
+    output = tmp_path / "model.gguf"
+    check_free(output, overwrite=False)
+    output.write_text("old")
+    check_free(output, overwrite=True)
+    with pytest.raises(RuntimeFormatError, match=r"model\.gguf exists.*--overwrite"):
+        check_free(output, overwrite=False)
+    with pytest.raises(RuntimeFormatError, match="is a folder; name a file with -o"):
+        check_free(tmp_path, overwrite=True)

@@ -1,0 +1,187 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from loraprune import OneshotConfig
+from loraprune.pruning.oneshot_config import DEFAULTS, ONLY_SPARSE, ONLY_STRUCTURED
+from loraprune.pruning.scores import STRUCTURED_METHODS
+from loraprune.sparsity.methods import METHODS
+
+BOTH = sorted({*METHODS} & {*STRUCTURED_METHODS})
+
+
+class TestKind:
+    def test_a_ratio_is_structured_and_a_sparsity_is_not(self) -> None:
+        assert OneshotConfig(ratio=0.5).structured
+        assert not OneshotConfig(sparsity=0.5).structured
+        assert not OneshotConfig(sparsity="2:4").structured
+
+    @pytest.mark.parametrize("method", [*METHODS, *STRUCTURED_METHODS])
+    def test_a_method_alone_says_the_kind_if_only_one_has_it(self, method: str) -> None:
+        if method in BOTH:
+            with pytest.raises(ValueError, match=f"Say how much is to go: .* {method} can do both"):
+                OneshotConfig(method=method)
+            return
+        config = OneshotConfig(method=method)
+        assert config.structured == (method in STRUCTURED_METHODS)
+        assert (config.ratio, config.sparsity) == ((0.5, None) if config.structured else (None, 0.5))
+
+    @pytest.mark.parametrize("method", BOTH)
+    def test_methods_of_both_kinds_go_with_either_amount(self, method: str) -> None:
+        assert OneshotConfig(method=method, ratio=0.5).name == method
+        assert OneshotConfig(method=method, sparsity=0.5).name == method
+
+    @pytest.mark.parametrize("method", sorted({*METHODS} - {*STRUCTURED_METHODS}))
+    def test_a_ratio_is_refused_by_methods_that_make_zeros(self, method: str) -> None:
+        with pytest.raises(ValueError, match=r"A ratio was given.* weights become zero: give a sparsity instead"):
+            OneshotConfig(method=method, ratio=0.5)
+
+    @pytest.mark.parametrize("method", sorted({*STRUCTURED_METHODS} - {*METHODS}))
+    def test_a_sparsity_is_refused_by_methods_that_cut_groups(self, method: str) -> None:
+        with pytest.raises(ValueError, match=r"A sparsity was given.* heads and channels go: give a ratio instead"):
+            OneshotConfig(method=method, sparsity=0.5)
+
+    def test_an_unknown_method_is_refused_with_all_that_there_are(self) -> None:
+        with pytest.raises(ValueError, match="There is no method 'wnada'") as refused:
+            OneshotConfig(method="wnada", ratio=0.5)
+        for method in {*METHODS, *STRUCTURED_METHODS}:
+            assert method in str(refused.value)
+
+    @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
+    def test_a_ratio_lies_between_0_and_1(self, ratio: float) -> None:
+        with pytest.raises(ValueError, match=f"ratio is {ratio:g}; it must lie between 0 and 1"):
+            OneshotConfig(ratio=ratio)
+
+    def test_one_amount_is_given(self) -> None:
+        with pytest.raises(ValueError, match="Give one of them"):
+            OneshotConfig(ratio=0.5, sparsity="2:4")
+        with pytest.raises(ValueError, match="Say how much is to go"):
+            OneshotConfig()
+
+
+class TestOptionsOfOneKind:
+    VALUES: dict[str, Any] = {  # noqa: RUF012
+        "repair": "bias",
+        "allocation": "uniform",
+        "dimensions": ("heads",),
+        "cuts": 1,
+        "channel_multiple": 1,
+        "any_head_count": False,
+        "taylor_form": "squared",
+        "group_reduction": "sum",
+        "offload_grads": False,
+        "within": "row",
+        "variant": False,
+        "order": "sequential",
+        "block_size": 128,
+    }
+
+    def test_all_of_them_are_tried_here_and_have_a_default(self) -> None:
+        assert self.VALUES.keys() == {*ONLY_STRUCTURED, *ONLY_SPARSE} == DEFAULTS.keys()
+
+    @pytest.mark.parametrize("name", VALUES)
+    def test_they_are_refused_by_the_other_kind_even_with_the_value_of_the_default(self, name: str) -> None:
+        other: dict[str, Any] = {"sparsity": 0.5} if name in ONLY_STRUCTURED else {"ratio": 0.5}
+        with pytest.raises(ValueError, match=f"{name} is an option of pruning where .* Leave it out"):
+            OneshotConfig(**other, **{name: self.VALUES[name]})
+
+    def test_a_default_is_in_force_where_nothing_is_given(self) -> None:
+        config = OneshotConfig(ratio=0.5, cuts=3)
+        assert config.value("cuts") == 3
+        assert config.value("repair") == DEFAULTS["repair"]
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"method": "sparsegpt", "variant": True}, "variant is a way of wanda"),
+            ({"method": "wanda", "sparsity": "2:4", "variant": True}, "variant is a way of wanda"),
+            ({"method": "sparsegpt", "order": "iterative"}, "order is an option of the methods magnitude"),
+            ({"method": "sparsegpt", "within": "row"}, "within is an option of wanda and magnitude"),
+            ({"method": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of methods with"),
+            ({"method": "wanda", "sparsity": 0.5, "block_size": 64}, "wanda has none"),
+        ],
+        ids=str,
+    )
+    def test_an_option_of_another_method_is_refused(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OneshotConfig(**values)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"cuts": 0}, "cuts is 0; it must be at least 1"),
+        ({"channel_multiple": -8}, "channel_multiple is -8"),
+        ({"calibration_sequences": 0}, "calibration_sequences is 0"),
+        ({"damping": -0.1}, r"damping is -0.1; it must lie in \[0, 1\)"),
+        ({"damping": float("nan")}, "damping is nan"),
+        ({"damping": 1.0}, "damping is 1"),
+        ({"repair": "mend"}, "repair is 'mend'; choose one of "),
+        ({"allocation": "fair"}, "allocation is 'fair'; choose one of "),
+    ],
+    ids=str,
+)
+def test_a_wrong_value_is_refused_with_its_range(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        OneshotConfig(ratio=0.5, **values)
+
+
+class TestData:
+    @pytest.mark.parametrize("method", METHODS)
+    def test_only_magnitude_makes_zeros_without_data(self, method: str) -> None:
+        assert OneshotConfig(method=method, sparsity=0.5).needs_data == (method != "magnitude")
+
+    @pytest.mark.parametrize("method", STRUCTURED_METHODS)
+    def test_groups_are_cut_without_data_if_neither_score_nor_repair_looks_at_any(self, method: str) -> None:
+        config = OneshotConfig(method=method, ratio=0.5, repair="none")
+        assert config.needs_data == config.scores_need_data == (method not in ("magnitude", "random", "position"))
+        assert OneshotConfig(method=method, ratio=0.5).needs_data
+
+
+class TestSettings:
+    def test_they_hold_defaults_and_nothing_of_the_other_kind(self) -> None:
+        structured = OneshotConfig(ratio=0.5, keep_layers=(0, -1)).settings()
+        assert (structured["method"], structured["repair"]) == ("osscar", DEFAULTS["repair"])
+        assert structured["keep_layers"] == (0, -1)
+        assert not structured.keys() & {*ONLY_SPARSE, "sparsity"}
+        sparse = OneshotConfig(sparsity="2:4").settings()
+        assert (sparse["method"], sparse["sparsity"], sparse["block_size"]) == ("sparsegpt", "2:4", 128)
+        assert not sparse.keys() & {*ONLY_STRUCTURED, "ratio"}
+
+    def test_the_unstructured_methods_hear_of_all_that_is_theirs(self) -> None:
+        values: dict[str, Any] = {"method": "wanda+obs", "order": "iterative", "damping": 0.2, "block_size": 7}
+        options = OneshotConfig(sparsity="4:8", **values).sparsity_options()
+        assert {name: getattr(options, name) for name in values} == values
+        assert (options.pattern.n, options.pattern.m, options.variant) == (4, 8, False)
+        assert OneshotConfig(method="wanda", sparsity=0.5, variant=True).sparsity_options().variant
+
+    def test_lists_are_accepted_where_tuples_are_meant(self) -> None:
+        config = OneshotConfig(ratio=0.5, keep_layers=[0], dimensions=["heads"])  # type: ignore[arg-type]
+        assert (config.keep_layers, config.dimensions) == ((0,), ("heads",))
+
+
+class TestOptionsOfScores:
+    def test_forms_and_reductions_reach_the_scores(self) -> None:
+        config = OneshotConfig(ratio=0.5, method="taylor", taylor_form="mix", group_reduction="max", offload_grads=True)
+        options = config.score_options().criterion
+        assert (options.name, options.taylor_form, options.group_reduction) == ("taylor", "mix", "max")
+        assert options.offload_grads
+        assert config.settings()["taylor_form"] == "mix"
+
+    @pytest.mark.parametrize(
+        ("values", "message"),
+        [
+            ({"taylor_form": "third", "method": "taylor"}, "taylor_form is 'third'; choose one of squared, first"),
+            ({"group_reduction": "median", "method": "taylor"}, "group_reduction is 'median'; choose one of sum"),
+            ({"taylor_form": "first", "method": "fisher"}, "taylor_form is an option of the method 'taylor', and the"),
+            (
+                {"group_reduction": "max", "method": "osscar"},
+                "group_reduction is an option of the method",
+            ),
+        ],
+    )
+    def test_what_has_no_effect_or_no_meaning_is_refused(self, values: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OneshotConfig(ratio=0.5, **values)

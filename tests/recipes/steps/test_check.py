@@ -1,0 +1,193 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from datasets import Dataset
+from tests.checkpoints import CONTEXT, sentences, tiny_tokenizer, write_jsonl, write_texts
+from tests.finished_run import CONFIG, QUICK
+
+from loraprune import PruningConfig, RunOptions, prune
+from loraprune.checkpoint import save as export
+from loraprune.recipes.steps.check import TrainingJob, prepare
+
+
+@pytest.fixture(scope="module")
+def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Sixty rows, no two alike."""
+    path = tmp_path_factory.mktemp("questions") / "questions.jsonl"
+    return write_jsonl(path, ({"prompt": text[:8], "completion": text[8:]} for text in sentences(60)))
+
+
+def job(model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any) -> TrainingJob:
+    training = {**QUICK, "max_length": CONTEXT, **changes.pop("training", {})}
+    return prepare(model, data, config, training, None, None, RunOptions(**changes), run_dir)
+
+
+def held_out_texts(job: TrainingJob) -> list[str]:
+    assert job.held_out is not None
+    return [job.tokenizer.decode(ids) for ids, _ in job.held_out.sequences]
+
+
+def trained_texts(job: TrainingJob) -> list[str]:
+    return [job.tokenizer.decode(row) for row in job.train_rows["input_ids"]]
+
+
+class TestHeldOut:
+    def test_a_twentieth_is_held_out_and_not_trained_on(self, checkpoint: Path, questions: Path) -> None:
+        prepared = job(checkpoint, questions)
+        held_out, trained = held_out_texts(prepared), trained_texts(prepared)
+        assert (len(held_out), len(trained)) == (3, 57)
+        assert set(held_out).isdisjoint(trained)
+        whole = [text + "</s>" for text in sentences(60)]
+        assert sorted([*held_out, *trained]) == sorted(whole)
+
+    def test_no_more_is_held_out_than_is_measured(self, checkpoint: Path, questions: Path) -> None:
+        prepared = job(checkpoint, questions, eval_sequences=2)
+        assert (len(held_out_texts(prepared)), len(trained_texts(prepared))) == (2, 58)
+
+    def test_another_seed_holds_out_other_rows(self, checkpoint: Path, questions: Path) -> None:
+        first, same, other = (held_out_texts(job(checkpoint, questions, training={"seed": s})) for s in (1, 1, 2))
+        assert first == same != other
+
+    def test_questions_of_held_out_rows_are_not_measured(self, checkpoint: Path, questions: Path) -> None:
+        prepared = job(checkpoint, questions)
+        assert prepared.held_out is not None
+        for ids, labels in prepared.held_out.sequences:
+            assert (labels[:8] == -100).all()
+            assert torch.equal(labels[8:], ids[8:])
+
+    def test_data_too_short_to_hold_some_out_is_trained_on_whole(self, checkpoint: Path, tmp_path: Path) -> None:
+        rows = ({"prompt": "a", "completion": text} for text in sentences(19))
+        prepared = job(checkpoint, write_jsonl(tmp_path / "short.jsonl", rows))
+        assert prepared.held_out is None
+        assert len(prepared.train_rows) == 19
+
+    def test_data_that_is_named_to_measure_on_leaves_the_training_data_whole(
+        self, checkpoint: Path, questions: Path, tmp_path: Path
+    ) -> None:
+        other = write_jsonl(tmp_path / "other.jsonl", ({"prompt": "q", "completion": str(n)} for n in range(9)))
+        prepared = job(checkpoint, questions, eval_data=str(other), eval_sequences=4)
+        assert len(trained_texts(prepared)) == 60
+        assert held_out_texts(prepared) == [f"q{n}</s>" for n in range(4)]
+
+    def test_nothing_is_held_out_where_nothing_is_measured(self, checkpoint: Path, questions: Path) -> None:
+        prepared = job(checkpoint, questions, eval_sequences=0)
+        assert prepared.held_out is None
+        assert len(trained_texts(prepared)) == 60
+
+
+class TestArguments:
+    def test_defaults_are_those_of_the_paper(self, checkpoint: Path, data: Path) -> None:
+        arguments = prepare(checkpoint, data, CONFIG, {}, None, None, RunOptions(), Path("unused")).arguments
+        assert arguments.learning_rate == 1e-4
+        assert arguments.lr_scheduler_type == "cosine"
+        assert arguments.num_train_epochs == 2
+        assert arguments.max_length == CONTEXT  # the model's context, where that is below 1024
+        assert arguments.report_to == []
+
+    @pytest.mark.skipif(torch.cuda.is_available(), reason="on an accelerator both are on")
+    def test_16_bits_and_recomputation_are_off_on_a_cpu_unless_asked_for(self, checkpoint: Path, data: Path) -> None:
+        plain = prepare(checkpoint, data, CONFIG, {}, None, None, RunOptions(), Path("unused")).arguments
+        assert (plain.bf16, plain.activation_checkpointing, plain.use_cpu) == (False, False, True)
+        asked = job(checkpoint, data, training={"bf16": True, "activation_checkpointing": True}).arguments
+        assert (asked.bf16, asked.activation_checkpointing) == (True, True)
+        old_name = job(checkpoint, data, training={"gradient_checkpointing": True}).arguments
+        assert old_name.activation_checkpointing is True
+
+    @pytest.mark.parametrize(
+        ("length", "message"),
+        [
+            (CONTEXT + 1, rf"longer than the model's context of {CONTEXT} tokens. Use --max-length {CONTEXT} or less"),
+            (1, "max_length is 1; sequences need at least 2 tokens"),
+            (None, "max_length is None"),
+        ],
+    )
+    def test_a_wrong_length_is_refused(self, checkpoint: Path, data: Path, length: int | None, message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            job(checkpoint, data, training={"max_length": length})
+
+    def test_the_seed_of_training_is_the_seed_of_pruning(self, checkpoint: Path, data: Path) -> None:
+        assert job(checkpoint, data, training={"seed": 7}).pruning.seed == 7
+
+
+class TestFolders:
+    def test_a_full_disk_is_noticed_before_any_work(
+        self, checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(export.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
+        with pytest.raises(OSError, match=r"needs about 0\.00 GB in .*Free some space"):
+            job(checkpoint, data, output=tmp_path / "out")
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_output_that_holds_something_is_refused_before_the_data_is_read(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        (tmp_path / "mine.txt").write_text("mine")
+        with pytest.raises(ValueError, match="exists and is not empty"):
+            job(checkpoint, tmp_path / "no-such-data.jsonl", output=tmp_path)
+
+    def test_an_output_that_holds_what_the_run_reads_is_refused_even_with_overwrite(
+        self, checkpoint: Path, data: Path, tmp_path: Path
+    ) -> None:
+        inside = write_texts(tmp_path / "data.jsonl")
+        with pytest.raises(ValueError, match=f"{inside} lies in the output folder {tmp_path}"):
+            job(checkpoint, inside, output=tmp_path, overwrite=True)
+        with pytest.raises(ValueError, match=f"{checkpoint} lies in the output folder"):
+            job(checkpoint, data, output=checkpoint, overwrite=True)
+
+
+class TestTokenizer:
+    def test_one_that_knows_more_tokens_than_the_model_is_refused_where_the_data_has_them(
+        self, checkpoint: Path, tmp_path: Path
+    ) -> None:
+        tokenizer = tiny_tokenizer()
+        tokenizer.add_tokens(["zebra"])
+        tokenizer.save_pretrained(tmp_path / "tokenizer")
+
+        def prepared(text: str) -> TrainingJob:
+            data = write_jsonl(tmp_path / "data.jsonl", [{"text": text * 30}])
+            return prepare(
+                checkpoint, data, CONFIG, QUICK, None, str(tmp_path / "tokenizer"), RunOptions(), Path("unused")
+            )
+
+        with pytest.raises(ValueError, match="the data has token 261, and the model knows 261"):
+            prepared("a zebra ")
+        assert len(prepared("a horse ").train_rows) > 0
+
+
+def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
+    prepared = job(tmp_path, data)
+    assert prepared.structure.num_parameters == job(checkpoint, data).structure.num_parameters
+    assert prepared.model is None
+
+
+def test_a_tokenizer_of_another_checkpoint_may_be_named(tmp_path: Path, checkpoint: Path) -> None:
+    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    data = write_texts(tmp_path / "data.jsonl")
+    prepared = prepare(tmp_path, data, CONFIG, QUICK, None, str(checkpoint), RunOptions(), Path("unused"))
+    assert prepared.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
+
+
+def test_rows_that_are_cut_or_left_out_are_said(checkpoint: Path, caplog: pytest.LogCaptureFixture) -> None:
+    rows = Dataset.from_list(
+        [{"prompt": "a", "completion": "b" * 200}]
+        + [{"prompt": "a" * 200, "completion": "b"}, {"prompt": "a", "completion": ""}]
+        + [{"prompt": "a", "completion": "b"}] * 2
+    )
+    with caplog.at_level("WARNING", logger="loraprune"):
+        prune(
+            checkpoint,
+            rows,
+            PruningConfig(ratio=0.5, calibration_sequences=2),
+            training={"max_steps": 1, "max_length": 32, "per_device_train_batch_size": 1},
+            options=RunOptions(eval_sequences=0, latency=False),
+        )
+    said = caplog.text
+    assert "training rows cut to 32 tokens (--max-length): 1 of 5" in said
+    assert "left out, since nothing to train is left of them within --max-length: 1 of 5" in said
+    assert "left out, since they hold no text or no answer: 1 of 5" in said
