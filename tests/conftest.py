@@ -21,7 +21,8 @@ from tests.models import tiny_model
 from transformers import PreTrainedModel
 
 from loraprune import PruneResult
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 
 # The same examples in every run; no limit on the time of one example, which a busy machine would break.
 settings.register_profile(

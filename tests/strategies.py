@@ -6,7 +6,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 
 

@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from loraprune.report.comparison.result import RunsComparison
     from loraprune.report.comparison.runs_compare import compare_runs
     from loraprune.sparsity.masked_lora import keep_zeros_
-    from loraprune.structure.describe import Structure, describe
+    from loraprune.structure.describe import describe
+    from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
     from loraprune.tasks.options import RunOptions
 

@@ -29,7 +29,8 @@ from loraprune.checkpoint.save import (
     write_widths_,
 )
 from loraprune.layers.lora import effective_weight
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 

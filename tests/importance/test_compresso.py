@@ -11,10 +11,10 @@ import torch
 from tests.models import sequence_losses, tiny_model, token_ids, with_lora
 
 from loraprune import PruningConfig
+from loraprune.importance.compresso import Compresso, CompressoOptions
 from loraprune.importance.evidence.learned_gates import LearnedGates, check_gateable
 from loraprune.importance.hard_concrete import expected_gates, keep_probability, log_alpha_of, sampled_gates
 from loraprune.importance.lagrangian import expected_parameters, lagrangian, target_at
-from loraprune.importance.registry import Compresso, CompressoOptions
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 

@@ -10,7 +10,8 @@ from torch.utils._pytree import tree_leaves
 from loraprune.importance import reductions
 from loraprune.importance.lora import LoraGuided, estimated_gradient, layer_importance
 from loraprune.layers.lora import row_blocks
-from loraprune.structure.describe import Member, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Member
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 

@@ -13,7 +13,8 @@ from loraprune.importance import reductions
 from loraprune.importance.taylor import base_gradients, summed_taylor, taylor_scores
 from loraprune.layers.lora import row_blocks
 from loraprune.layers.unwrap import base_model
-from loraprune.structure.describe import Member, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Member
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 

@@ -14,10 +14,11 @@ from tests.zoo.row import adapted, structure_of
 import loraprune.pruning.consumer_scores as consumers
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
+from loraprune.importance.consumer_inputs import group_positions
 from loraprune.importance.flap import flap_group_scores
 from loraprune.importance.osscar import osscar_group_scores
 from loraprune.importance.wanda import wanda_group_scores
-from loraprune.pruning.consumer_scores import consumer_scores, group_positions
+from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_

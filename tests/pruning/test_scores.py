@@ -8,8 +8,8 @@ from tests.zoo.row import structure_of
 
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.importance.magnitude import Magnitude
+from loraprune.importance.options import CriterionOptions
 from loraprune.importance.position import Position
-from loraprune.importance.registry import CriterionOptions
 from loraprune.importance.trivial import Random
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores

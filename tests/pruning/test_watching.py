@@ -9,7 +9,8 @@ from tests.pruning.runs import Poison, adapted_model, num_hooks, train
 
 from loraprune import PruningCallback, PruningConfig
 from loraprune.importance.options import CriterionOptions
-from loraprune.importance.registry import Taylor, make_criterion
+from loraprune.importance.registry import make_criterion
+from loraprune.importance.taylor import Taylor
 from loraprune.pruning.callback import TrainingDivergedError
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.structure.describe import describe

@@ -10,7 +10,8 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from loraprune.sparsity.zeros import zeros_of
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 
 
 def zero_(weight: torch.Tensor, count: int) -> None:

@@ -8,7 +8,8 @@ from tests.models import FAMILIES, tiny_config, tiny_model, with_lora
 from transformers import AutoModelForCausalLM, CTRLConfig
 
 from loraprune.architectures import UnsupportedArchitectureError
-from loraprune.structure.describe import Member, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Member
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 

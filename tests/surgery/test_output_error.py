@@ -10,7 +10,8 @@ import torch
 from tests.models import tiny_model, token_ids
 from tests.zoo import ROWS
 
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError, OutputError, output_error, relative, target_error
 from loraprune.surgery.refit import cut_

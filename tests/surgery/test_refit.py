@@ -13,10 +13,11 @@ from tests.models import FAMILIES, factors, features, logits_of, projections, ti
 
 import loraprune.surgery.refit as refit
 from loraprune.calibration.block_by_block import LayerwisePass
+from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import NotPositiveDefiniteError, cut_, refit_columns
+from loraprune.surgery.refit import cut_
 from loraprune.surgery.slicing import slice_
 
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 40, 33, 50)]

@@ -13,7 +13,8 @@ from tests.zoo.row import adapted
 from torch import nn
 
 from loraprune.architectures import spec_for
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.kinds import EXCLUSIVE
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_

@@ -14,7 +14,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.layers.unwrap import base_model
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 
 # In a mixture of experts peft takes these names for those of the experts, which are one tensor today, and leaves the
 # layers alone that bear them. As parameters it finds them.

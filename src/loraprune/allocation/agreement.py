@@ -9,7 +9,7 @@ from itertools import combinations
 from loraprune.allocation.uniform import allocate
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths
 

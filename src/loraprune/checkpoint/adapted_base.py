@@ -15,7 +15,8 @@ from loraprune.checkpoint.save import finish
 from loraprune.layers.unwrap import base_layer
 from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import merged
 from loraprune.surgery.slicing import slice_

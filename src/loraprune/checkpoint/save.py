@@ -17,7 +17,8 @@ from torch import nn
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt, stock_values
 from loraprune.record.versions import versions
 from loraprune.structure.blocks import write_depth_
-from loraprune.structure.describe import Structure, head_dim_of
+from loraprune.structure.describe import head_dim_of
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_, merged
 from loraprune.surgery.slicing import slice_

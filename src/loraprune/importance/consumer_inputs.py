@@ -16,8 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.calibration.features import FeatureStatistics
-    from loraprune.structure.describe import Structure
-    from loraprune.structure.dimensions import PrunableDimension
+    from loraprune.structure.dimensions import PrunableDimension, Structure
     from loraprune.structure.plan import Plan
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraprune.importance.evidence.learned_gates import check_gateable
 
 if TYPE_CHECKING:
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 AT_CONSUMERS = ("wanda", "flap", "osscar")
 """Criteria that look at what enters the one layer that reads a dimension."""

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.layers.lora import LoraFactors
-    from loraprune.structure.describe import Member, Structure
+    from loraprune.structure.dimensions import Member, Structure
     from loraprune.structure.plan import Plan
 
 LoraForm = Literal["squared", "absolute"]

@@ -17,7 +17,7 @@ from loraprune.layers.unwrap import base_layer, base_model
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Member, Structure
+    from loraprune.structure.dimensions import Member, Structure
     from loraprune.structure.plan import Plan
 
 

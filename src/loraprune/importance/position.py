@@ -11,7 +11,7 @@ from loraprune.importance.moving_average import Scores
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
 

@@ -17,7 +17,7 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 READ_WEIGHTS = ("lora", "taylor", "magnitude")
 """Criteria that sum over the weights of a group."""

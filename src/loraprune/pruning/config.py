@@ -8,7 +8,11 @@ from typing import Any, Literal
 
 from loraprune.allocation.uniform import ALLOCATIONS
 from loraprune.importance.compresso import CompressoOptions
-from loraprune.importance.registry import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, CriterionOptions
+from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
+from loraprune.importance.lora import LORA_FORMS
+from loraprune.importance.options import CriterionOptions
+from loraprune.importance.registry import CRITERIA
+from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions
 
 

@@ -12,8 +12,10 @@ from torch.utils.checkpoint import checkpoint
 from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
 from loraprune.calibration.placing import placed
 from loraprune.calibration.progress import Told
+from loraprune.importance.criteria_criterion import Criterion
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.registry import Criterion, CriterionOptions, make_criterion
+from loraprune.importance.options import CriterionOptions
+from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import base_gradients, taylor_scores
 from loraprune.importance.whole_blocks import block_by_block, for_structure, joined
 from loraprune.layers.inference import inference_mode
@@ -23,7 +25,7 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 TOKENS_PER_GRADIENT = 2048
 """Tokens in a batch with a backward pass: its activations are all in memory at once."""

@@ -11,7 +11,7 @@ from loraprune.importance.moving_average import Scores, averaged
 
 if TYPE_CHECKING:
     from loraprune.pruning.state import CutRecord, PruningRun
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 QUANTILES = (0.1, 0.5, 0.9)
 

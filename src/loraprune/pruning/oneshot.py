@@ -24,8 +24,7 @@ from loraprune.surgery.refit import Chooser, cut_
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
-    from loraprune.structure.dimensions import PrunableDimension
+    from loraprune.structure.dimensions import PrunableDimension, Structure
     from loraprune.structure.widths import LegalWidths
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprune.allocation.uniform import ALLOCATIONS
+from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
 from loraprune.importance.options import check_options
-from loraprune.importance.registry import GROUP_REDUCTIONS, TAYLOR_FORMS
+from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.pruning.scores import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern

@@ -11,7 +11,8 @@ import torch
 from loraprune.calibration.block_by_block import Calibration, CalibrationPass
 from loraprune.calibration.progress import Told
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.registry import CriterionOptions, make_criterion
+from loraprune.importance.options import CriterionOptions
+from loraprune.importance.registry import make_criterion
 from loraprune.importance.whole_blocks import for_structure
 from loraprune.layers.inference import inference_mode
 from loraprune.pruning.consumer_scores import consumer_scores
@@ -20,7 +21,7 @@ from loraprune.pruning.gradients import gradient_scores
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
 StructuredMethod = Literal["fisher", "taylor", "osscar", "flap", "wanda", "magnitude", "random", "position"]

@@ -16,15 +16,17 @@ from loraprune.importance.criteria_criterion import LearnedCriterion
 from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, check_reach
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, selected, updated
-from loraprune.importance.registry import Taylor, make_criterion
+from loraprune.importance.registry import make_criterion
 from loraprune.importance.stability import stability
+from loraprune.importance.taylor import Taylor
 from loraprune.importance.whole_blocks import WholeBlocks, for_structure
 from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized_model, prepare_
 from loraprune.layers.unwrap import base_model
 from loraprune.pruning.phases import Phases
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.surgery.folding import fold_gates_

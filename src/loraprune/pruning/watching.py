@@ -10,7 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, updated
-from loraprune.importance.registry import Taylor
+from loraprune.importance.taylor import Taylor
 from loraprune.importance.whole_blocks import WholeBlocks
 from loraprune.pruning.callback import TrainingDivergedError, gradients_finite
 from loraprune.structure.plan import Plan
@@ -18,8 +18,8 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.importance.registry import Criterion
-    from loraprune.structure.describe import Structure
+    from loraprune.importance.criteria_criterion import Criterion
+    from loraprune.structure.dimensions import Structure
 
 
 class ListeningCallback(TrainerCallback):

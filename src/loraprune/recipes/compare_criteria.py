@@ -11,15 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.uniform import ALLOCATIONS, check_reachable
+from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
 from loraprune.importance.criterion import check_reach
+from loraprune.importance.lora import LORA_FORMS
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.options import LISTENERS, CriterionOptions
-from loraprune.importance.registry import CRITERIA, GROUP_REDUCTIONS, LORA_FORMS, TAYLOR_FORMS, make_criterion
+from loraprune.importance.registry import CRITERIA, make_criterion
+from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.importance.whole_blocks import for_structure
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.steps.check import TrainingJob, prepare
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.lora import LoraOptions
 from loraprune.tasks.options import RunOptions

@@ -31,7 +31,7 @@ from loraprune.record.run_record import run_record
 from loraprune.report.from_record import importance_of, report_of
 from loraprune.report.page_of_run import write_page
 from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.output_error import ConsumerError

@@ -31,7 +31,7 @@ from loraprune.record.history import history_of
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import run_record
 from loraprune.sparsity.zeros import Zeros, zeros_of
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.lora import LoraOptions
 from loraprune.tasks.options import RunOptions

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.record.report_data import Cut, GroupMap, HistoryPoint, LayerWidth, RefitError
 
 if TYPE_CHECKING:
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 MAP_CELLS = 64
 """Cells of a map of one layer, at most."""

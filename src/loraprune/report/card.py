@@ -11,7 +11,7 @@ import yaml
 
 from loraprune.importance.compresso import CompressoOptions
 from loraprune.report.from_record import shown_measures
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.tasks.measures import CARD_FORMATS, Measure
 from loraprune.tasks.task import Task
 

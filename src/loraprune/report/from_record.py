@@ -9,7 +9,7 @@ from loraprune.importance.moving_average import Scores
 from loraprune.record.course import cuts_of, group_maps, points_of, refit_errors_of, widths_of
 from loraprune.record.report_data import Completion, Headline, Importance, Recovery, ReportData, Row
 from loraprune.report.matrix_details import matrices_of, matrix_table, zeroed_layers
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.measures import NONZERO, PARAMETERS, Measure
 

@@ -17,7 +17,7 @@ from loraprune.sparsity.pst import LearntScores, PstOptions, kept_highest, pst_p
 if TYPE_CHECKING:
     from peft import LoraConfig
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 
 class PstLinear(Linear):

@@ -13,7 +13,7 @@ from loraprune.layers.unwrap import base_model
 from loraprune.sparsity.matrices import matrices_of
 
 if TYPE_CHECKING:
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 SPARSE_FROM = 0.01
 """Share of zeros from which a matrix counts as sparse: rounding alone leaves a few of a million weights."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 
 
 @dataclass(frozen=True)

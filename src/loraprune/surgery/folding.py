@@ -14,7 +14,7 @@ from loraprune.surgery.refit import set_columns_, weight_before
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 
 @torch.no_grad()

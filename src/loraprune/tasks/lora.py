@@ -11,7 +11,8 @@ from torch import nn
 
 from loraprune.layers.axes import is_stacked, is_transposed
 from loraprune.layers.unwrap import base_layer
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.tasks.renamed_layers import renamed_layers
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ import pytest
 import torch
 from tests.models import projections, tiny_model, token_ids, with_lora
 
-from loraprune.importance.registry import Flap, Wanda
+from loraprune.importance.flap import Flap
+from loraprune.importance.wanda import Wanda
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

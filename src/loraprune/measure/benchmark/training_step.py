@@ -27,7 +27,8 @@ from loraprune.measure.benchmark.random_inputs import InputSize, in_words, train
 from loraprune.measure.benchmark.result import Figure
 from loraprune.measure.benchmark.rounds import Rounds
 from loraprune.measure.benchmark.timing import Call, Contender, in_turns
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.tasks.lora import LoraOptions, lora_config
 from loraprune.tasks.registry import task_of_config
 from loraprune.tasks.task import Task

@@ -30,7 +30,7 @@ from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 
 def estimate(

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

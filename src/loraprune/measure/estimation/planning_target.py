@@ -14,7 +14,7 @@ from loraprune.structure.widths import LegalWidths, legal_widths
 if TYPE_CHECKING:
     from loraprune.measure.estimation.shape_models import ShapeModels
     from loraprune.pruning.config import PruningConfig
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 
 @dataclass(frozen=True, kw_only=True)

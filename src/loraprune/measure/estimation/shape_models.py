@@ -17,7 +17,8 @@ from loraprune.measure.estimation.depth import FEW
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.measure.estimation.quantized import quantize_shapes_
 from loraprune.structure.blocks import write_depth_
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 from loraprune.tasks.lora import lora_config

@@ -13,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from loraprune.importance.criteria_criterion import Criterion
 from loraprune.importance.moving_average import MovingAverage, updated
-from loraprune.importance.registry import CriterionOptions, make_criterion
+from loraprune.importance.options import CriterionOptions
+from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.whole_blocks import WholeBlocks, for_structure
 from loraprune.layers.unwrap import base_layer, base_model
@@ -26,7 +27,7 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.structure.describe import Structure
+    from loraprune.structure.dimensions import Structure
 
 PARTS = ("weights", "adapter", "optimizer", "gradients")
 """What is there the whole time; gradients from the backward pass on."""

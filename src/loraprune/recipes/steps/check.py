@@ -26,7 +26,8 @@ from loraprune.recipes.steps.job import Job
 from loraprune.recipes.steps.pst import check_pst
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.sparsity.pst_layer import check_adapter
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import legal_widths
 from loraprune.tasks.arguments import ModelFacts, training_arguments
 from loraprune.tasks.lora import LoraOptions, lora_config

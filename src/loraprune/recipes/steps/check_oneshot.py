@@ -19,7 +19,8 @@ from loraprune.pruning.scores import GRADIENT_METHODS
 from loraprune.recipes.steps.folders import check_sources_outside_output
 from loraprune.recipes.steps.job import Job
 from loraprune.sparsity.whole_model import check_widths
-from loraprune.structure.describe import Structure, describe
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.surgery.bias import bias_switches
 from loraprune.tasks.arguments import check_length

@@ -12,7 +12,7 @@ from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_output
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import last_checkpoint
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import torch
 from loraprune.checkpoint.load import load_model, working_dtype
 from loraprune.metrics.batches import Collator, HeldOutRows
 from loraprune.metrics.perplexity import HeldOut
-from loraprune.structure.describe import Structure
+from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import SplitRows
 from loraprune.tasks.task import Task
