@@ -27,8 +27,8 @@ from transformers import AutoModelForCausalLM
 
 import loraprune
 from loraprune import PruningConfig, RunOptions
-from loraprune.data.demo_init import demo_data, demo_model
-from loraprune.measure.benchmark.forward_pass import forward_latency
+from loraprune.data.demo import demo_data, demo_model
+from loraprune.measure.benchmark.inference import forward_latency
 
 ALLOCATIONS = ("balanced", "uniform", "global")
 

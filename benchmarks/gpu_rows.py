@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from gpu_model import Shape, random_model, with_lora
 
-from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work, cut_at_random_, recompute_
-from loraprune.measure.benchmark.forward_pass import forward_contender
+from loraprune.measure.benchmark.inference import forward_contender
 from loraprune.measure.benchmark.timing import in_turns, wait_for
+from loraprune.measure.benchmark.training_step import TrainingStep, Work, cut_at_random_, recompute_
 from loraprune.pruning.config import PruningConfig
 
 PAPER_ACCUMULATION = 128

@@ -19,7 +19,7 @@ from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
 from trl.trainer.utils import add_fused_lm_head
 
-from loraprune.checkpoint.quantizing import quantization_config
+from loraprune.checkpoint.load import quantization_config
 from loraprune.cli.console import quiet_libraries
 from loraprune.layers.quantized import prepare_
 from loraprune.measure.benchmark.memory import LiveBytes

@@ -172,7 +172,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     name = Path(options.model).name
     if options.model == "demo":
-        from loraprune.data.demo_init import demo_data, demo_model
+        from loraprune.data.demo import demo_data, demo_model
 
         options.model = str(demo_model())
         options.train, options.held_out = (str(path) for path in demo_data(options.out.parent / "demo-text"))

@@ -118,7 +118,7 @@ def main() -> None:
     datasets.disable_progress_bars()
     options.name = Path(options.model).name
     if options.model == "demo":
-        from loraprune.data.demo_init import demo_data, demo_model
+        from loraprune.data.demo import demo_data, demo_model
 
         folder = options.out.parent / "demo-text"
         options.model = str(demo_model())

@@ -19,9 +19,9 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.checkpoint.save import finish
-from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work
-from loraprune.measure.benchmark.forward_pass import forward_latency
+from loraprune.measure.benchmark.inference import forward_latency
 from loraprune.measure.benchmark.timing import Times, in_turns
+from loraprune.measure.benchmark.training_step import TrainingStep, Work
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.state import PruningRun
 

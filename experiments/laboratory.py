@@ -27,12 +27,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
-from loraprune.data.demo_init import demo_data, demo_model
+from loraprune.data.demo import demo_data, demo_model
 from loraprune.metrics.text_perplexity import text_perplexity
 from loraprune.metrics.texts import find_texts, read_text
 from loraprune.metrics.windows import Windows, cut_into_windows
-from loraprune.record.run_record import machine_description
-from loraprune.record.versions import versions
+from loraprune.record.run_record import machine_description, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT = 128

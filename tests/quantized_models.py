@@ -10,7 +10,7 @@ import torch
 from tests.models import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loraprune.checkpoint.quantizing import QUANTIZATIONS, quantization_config
+from loraprune.checkpoint.load import QUANTIZATIONS, quantization_config
 from loraprune.layers.quantized import prepare_
 
 WIDTHS: dict[str, Any] = {

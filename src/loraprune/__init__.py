@@ -18,17 +18,17 @@ if TYPE_CHECKING:
     from loraprune.measure.estimation.estimate import estimate
     from loraprune.measure.estimation.result import Estimate
     from loraprune.measure.evaluation.config import EvaluationConfig
-    from loraprune.measure.evaluation.evaluations_evaluate import evaluate
+    from loraprune.measure.evaluation.evaluate import evaluate
     from loraprune.pruning.callback import PruningCallback
     from loraprune.pruning.config import PruningConfig
     from loraprune.pruning.oneshot_config import OneshotConfig
-    from loraprune.pruning.pst_callback import PstCallback
+    from loraprune.pruning.pst import PstCallback
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
+    from loraprune.report.comparison.compare import compare_runs
     from loraprune.report.comparison.result import RunsComparison
-    from loraprune.report.comparison.runs_compare import compare_runs
     from loraprune.sparsity.masked_lora import keep_zeros_
     from loraprune.structure.describe import describe
     from loraprune.structure.dimensions import Structure
@@ -83,15 +83,15 @@ _HOMES = {
     "PruneResult": "loraprune.recipes.prune",
     "PruningCallback": "loraprune.pruning.callback",
     "PruningConfig": "loraprune.pruning.config",
-    "PstCallback": "loraprune.pruning.pst_callback",
+    "PstCallback": "loraprune.pruning.pst",
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",
     "Structure": "loraprune.structure.describe",
     "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
-    "compare_runs": "loraprune.report.comparison.runs_compare",
+    "compare_runs": "loraprune.report.comparison.compare",
     "describe": "loraprune.structure.describe",
-    "evaluate": "loraprune.measure.evaluation.evaluations_evaluate",
+    "evaluate": "loraprune.measure.evaluation.evaluate",
     "estimate": "loraprune.measure.estimation.estimate",
     "keep_zeros_": "loraprune.sparsity.masked_lora",
     "load_semi_structured": "loraprune.checkpoint.exports.semi_structured",

@@ -5,7 +5,7 @@ from collections import OrderedDict
 import torch
 from transformers import BatchEncoding, DynamicCache
 
-from loraprune.calibration.placing import placed
+from loraprune.calibration.block_by_block import placed
 
 META, CPU = torch.device("meta"), torch.device("cpu")
 

@@ -9,7 +9,7 @@ from tests.zoo import ROWS, Row
 
 from loraprune.calibration.block_by_block import LayerwisePass
 from loraprune.calibration.residual_stream import NoStreamError, StreamTargets, stream_writers
-from loraprune.layers.inference import inference_mode
+from loraprune.layers.unwrap import inference_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

@@ -13,8 +13,8 @@ from tests.cli.conftest import Command
 from tokenizers import pre_tokenizers
 
 from loraprune.checkpoint.exports import compressed_tensors, semi_structured
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.compressed_tensors import check_package
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
 
 pytest.importorskip("gguf", reason="gguf is not installed")
 

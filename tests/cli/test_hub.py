@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from loraprune.cli import hub
+from loraprune.cli import options as hub
 from loraprune.cli.eval import _asks_the_hub
-from loraprune.cli.hub import stay_offline_without_hub
+from loraprune.cli.options import stay_offline_without_hub
 
 
 @pytest.fixture

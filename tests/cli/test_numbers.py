@@ -4,8 +4,8 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from loraprune.cli.numbers import indices, parameter_count
-from loraprune.cli.progress import count, duration
+from loraprune.cli.options import indices, parameter_count
+from loraprune.record.numbers import clock, short_count
 
 
 @pytest.mark.parametrize(
@@ -36,8 +36,8 @@ def test_what_is_no_number_is_refused_with_examples(text: str) -> None:
 
 
 def test_times_and_counts_are_written_for_people() -> None:
-    assert [duration(seconds) for seconds in (0, 75.4, 3600, 36_061)] == ["0:00", "1:15", "1:00:00", "10:01:01"]
-    assert [count(number) for number in (7, 999, 4_523, 4_523_000, 7e9)] == ["7", "999", "4.52k", "4.52M", "7B"]
+    assert [clock(seconds) for seconds in (0, 75.4, 3600, 36_061)] == ["0:00", "1:15", "1:00:00", "10:01:01"]
+    assert [short_count(number) for number in (7, 999, 4_523, 4_523_000, 7e9)] == ["7", "999", "4.52k", "4.52M", "7B"]
 
 
 def test_layers_are_numbers_ranges_and_shares() -> None:

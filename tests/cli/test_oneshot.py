@@ -20,7 +20,7 @@ from tests.models import PROJECTIONS
 from tests.zoo.process import Checkpoint, load_elsewhere
 from transformers import AutoModelForCausalLM
 
-from loraprune.cli.oneshot_options import OPTIONS
+from loraprune.cli.oneshot import OPTIONS
 from loraprune.pruning.oneshot_config import OneshotConfig
 
 LENGTH = 32
@@ -513,11 +513,11 @@ class TestWrongInvocation:
     def test_weights_of_32_bits_are_refused_before_the_run_where_the_hardware_is(
         self, refused: Any, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        from loraprune.checkpoint.exports import runtimes_semi_structured
+        from loraprune.checkpoint.exports import semi_structured
 
-        check = runtimes_semi_structured.check_semi_structured
+        check = semi_structured.check_semi_structured
         monkeypatch.setattr(
-            runtimes_semi_structured, "check_semi_structured", lambda dtype=None: check(dtype=dtype) if dtype else None
+            semi_structured, "check_semi_structured", lambda dtype=None: check(dtype=dtype) if dtype else None
         )
         assert "the weights are float32" in refused("--sparsity", "2:4", "--format=semi-structured")
 

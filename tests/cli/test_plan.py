@@ -8,7 +8,7 @@ from tests.cli.conftest import Command
 from tests.models import tiny_config
 
 from loraprune.cli.plan import parser
-from loraprune.cli.prune_options import OPTIONS
+from loraprune.cli.prune import OPTIONS
 from loraprune.measure.estimation.gpus import PRESETS
 
 NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio"}

@@ -14,7 +14,7 @@ from tests.checkpoints import CONTEXT, byte_model, tiny_checkpoint, tiny_tokeniz
 from tests.cli.conftest import QUICK, Command
 from transformers import AutoModelForCausalLM
 
-from loraprune.cli.prune_options import OPTIONS
+from loraprune.cli.prune import OPTIONS
 from loraprune.importance.compresso import CompressoOptions
 from loraprune.pruning.config import PruningConfig
 

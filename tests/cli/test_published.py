@@ -10,8 +10,7 @@ import pytest
 import yaml
 from tests.cli.conftest import QUICK, Command
 
-from loraprune.cli.numbers import indices
-from loraprune.cli.recipes import published
+from loraprune.cli.options import indices, published
 from loraprune.structure.kinds import protected_layers
 
 SMALL = ["--gradient-accumulation-steps=1"]

@@ -14,8 +14,9 @@ from tests.recipes.test_recover import CtrlC
 from transformers import AutoModelForCausalLM
 
 from loraprune import RunOptions, recover
-from loraprune.cli import prune_options, recover_options
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.cli import prune as prune_command
+from loraprune.cli import recover as recover_command
+from loraprune.pruning.errors import InterruptedRunError
 
 QUICK = ["--max-steps=6", "--max-length=32", "--per-device-train-batch-size=4", "--learning-rate=1e-2"]
 
@@ -244,16 +245,16 @@ def test_help_shows_the_options_of_this_command_and_none_of_pruning(run: Command
     assert finished.code == 0
     assert "usage: loraprune recover MODEL --data DATA -o OUT [options]" in finished.out
     assert "zero stay zero" in " ".join(finished.out.split())
-    own, others = set(recover_options.OPTIONS), set(prune_options.OPTIONS)
-    assert all(option.flag in finished.out for option in recover_options.OPTIONS.values())
+    own, others = set(recover_command.OPTIONS), set(prune_command.OPTIONS)
+    assert all(option.flag in finished.out for option in recover_command.OPTIONS.values())
     assert own - others == {"keep_zeros"}
-    assert not any(f"{prune_options.OPTIONS[name].flag} " in finished.out for name in others - own)
+    assert not any(f"{prune_command.OPTIONS[name].flag} " in finished.out for name in others - own)
 
 
 def test_both_commands_say_the_same_of_what_they_share() -> None:
     differing = {
         name
-        for name, option in recover_options.OPTIONS.items()
-        if name in prune_options.OPTIONS and prune_options.OPTIONS[name].help != option.help
+        for name, option in recover_command.OPTIONS.items()
+        if name in prune_command.OPTIONS and prune_command.OPTIONS[name].help != option.help
     }
     assert differing == {"output", "save_adapter"}

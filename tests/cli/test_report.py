@@ -13,9 +13,9 @@ import yaml
 from tests.cli.conftest import QUICK, Command
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
-from loraprune.cli.oneshot_options import OPTIONS as ONESHOT_OPTIONS
-from loraprune.cli.prune_options import OPTIONS
-from loraprune.cli.training_command import training_fields
+from loraprune.cli.oneshot import OPTIONS as ONESHOT_OPTIONS
+from loraprune.cli.prune import OPTIONS
+from loraprune.cli.training_options import training_fields
 from loraprune.measure.evaluation.results import Entry, Results
 from loraprune.record.report_data import ReportData
 

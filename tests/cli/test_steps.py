@@ -6,15 +6,14 @@ import itertools
 import pytest
 from rich.console import Console
 
-from loraprune.cli import steps
-from loraprune.cli.progress import PLAIN_LINES
-from loraprune.cli.steps import StepsProgress
+from loraprune.cli import progress
+from loraprune.cli.progress import PLAIN_LINES, StepsProgress
 
 
 @pytest.fixture(autouse=True)
 def _a_step_takes_ten_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = itertools.count(0.0, 10.0)
-    monkeypatch.setattr(steps.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
 
 
 def console(*, terminal: bool) -> tuple[Console, io.StringIO]:

@@ -6,7 +6,7 @@ import pytest
 from tests.data.conftest import MakeTokenizer
 
 from loraprune.data.chat import chat_writer, normalize_messages
-from loraprune.data.passages import Passage
+from loraprune.data.tokenize import Passage
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from loraprune.data.columns import DataFormat, columns_of, detect_format, numbered_batches
+from loraprune.data.formats import DataFormat, columns_of, detect_format, numbered_batches
 
 
 @pytest.mark.parametrize(

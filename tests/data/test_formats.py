@@ -12,10 +12,9 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from loraprune.data.columns import DataFormat
-from loraprune.data.formats import PreparedData, prepare_dataset
-from loraprune.data.passages import instruction_prompt
+from loraprune.data.formats import DataFormat, PreparedData, prepare_dataset
 from loraprune.data.sources import load_source
+from loraprune.data.tokenize import instruction_prompt
 
 ANSWERS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": "say aloud: ", "completion": "a longer one"}]
 

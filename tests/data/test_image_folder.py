@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from loraprune.data.image_folder import read_image_folder
+from loraprune.data.images import read_image_folder
 from loraprune.data.sources import load_source
 
 

@@ -3,8 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.data.packing import pack_documents, pack_rows
-from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow
+from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow, pack_documents, pack_rows
 
 
 def rows_of(lengths: list[int]) -> list[EncodedRow]:

@@ -3,8 +3,8 @@ from __future__ import annotations
 from datasets import Dataset
 from tests.tasks.models import byte_tokenizer
 
+from loraprune.data.formats import PreparedRows
 from loraprune.data.pairs import prepare_pairs
-from loraprune.data.prepared import PreparedRows
 
 
 def texts(rows: PreparedRows) -> list[tuple[str, str]]:

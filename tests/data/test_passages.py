@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.data.passages import instruction_passage, instruction_prompt, prompt_completion_passage
+from loraprune.data.tokenize import instruction_passage, instruction_prompt, prompt_completion_passage
 
 
 def test_the_completion_follows_the_prompt_directly() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from datasets import Dataset
 
-from loraprune.data.readers import read_file
+from loraprune.data.sources import read_file
 
 
 def write(path: Path, text: str) -> Path:

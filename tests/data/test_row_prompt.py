@@ -7,8 +7,7 @@ from datasets import Dataset
 from tests.checkpoints import tiny_tokenizer
 
 from loraprune.data.formats import prepare_dataset
-from loraprune.data.row_prompt import RowPrompt
-from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow
+from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow, RowPrompt
 
 PROMPT = "Be small."
 TEXTS = Dataset.from_dict({"text": ["one two three four five six seven"] * 6})

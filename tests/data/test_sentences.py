@@ -3,7 +3,7 @@ from __future__ import annotations
 from datasets import Dataset
 from tests.tasks.models import tiny_bert, word_tokenizer
 
-from loraprune.data.prepared import PreparedRows
+from loraprune.data.formats import PreparedRows
 from loraprune.data.sentences import prepare_sentences
 
 CONFIG = tiny_bert().config

@@ -4,8 +4,15 @@ import pytest
 from tests.data.conftest import MakeTokenizer
 from transformers import PreTrainedTokenizerBase, tokenization_utils_base
 
-from loraprune.data.passages import Passage
-from loraprune.data.tokenize import IGNORED_LABEL, EncodedRow, encode_documents, encode_passages, opening_ids, tokenize
+from loraprune.data.tokenize import (
+    IGNORED_LABEL,
+    EncodedRow,
+    Passage,
+    encode_documents,
+    encode_passages,
+    opening_ids,
+    tokenize,
+)
 
 
 def passage(text: str, *answers: str, is_complete: bool = False) -> Passage:

@@ -11,10 +11,18 @@ import torch
 from tests.models import sequence_losses, tiny_model, token_ids, with_lora
 
 from loraprune import PruningConfig
-from loraprune.importance.compresso import Compresso, CompressoOptions
+from loraprune.importance.compresso import (
+    Compresso,
+    CompressoOptions,
+    expected_gates,
+    expected_parameters,
+    keep_probability,
+    lagrangian,
+    log_alpha_of,
+    sampled_gates,
+    target_at,
+)
 from loraprune.importance.evidence.learned_gates import LearnedGates, check_gateable
-from loraprune.importance.hard_concrete import expected_gates, keep_probability, log_alpha_of, sampled_gates
-from loraprune.importance.lagrangian import expected_parameters, lagrangian, target_at
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 

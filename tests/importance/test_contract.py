@@ -11,17 +11,15 @@ import torch
 from tests.models import FAMILIES, features, logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 
 from loraprune.importance.compresso import Compresso
-from loraprune.importance.criteria_criterion import Criterion
+from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.fisher import Fisher
 from loraprune.importance.flap import Flap
 from loraprune.importance.lora import LoraGuided
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.options import CriterionOptions
-from loraprune.importance.position import Position
 from loraprune.importance.registry import CRITERIA, make_criterion
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.importance.trivial import Random
+from loraprune.importance.trivial import Position, Random
 from loraprune.importance.wanda import Wanda
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

@@ -9,8 +9,8 @@ from tests.zoo.experts import ROWS
 from tests.zoo.row import adapted, structure_of
 from torch import nn
 
-from loraprune.layers.expert_adapters import effective_expert_weight, expert_delta, expert_factors
 from loraprune.layers.experts import expert_hidden
+from loraprune.layers.lora import effective_expert_weight, expert_delta, expert_factors
 from loraprune.layers.unwrap import adapter_of
 
 PARAMETERS = ("gate_up_proj", "down_proj")

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from loraprune.layers.inference import inference_mode
+from loraprune.layers.unwrap import inference_mode
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import torch
 from datasets import Dataset
 from torch import nn
 
-from loraprune.metrics.batches import ROWS_PER_BATCH, HeldOutRows, placed
-from loraprune.metrics.evaluation_accuracy import accuracy
+from loraprune.metrics.accuracy import accuracy
+from loraprune.metrics.perplexity import ROWS_PER_BATCH, HeldOutRows, placed
 
 
 class Table(nn.Module):

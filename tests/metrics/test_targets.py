@@ -11,7 +11,7 @@ from transformers import DataCollatorForSeq2Seq, PreTrainedModel
 
 from loraprune.data.pairs import prepare_pairs
 from loraprune.metrics.accuracy import target_quality
-from loraprune.metrics.batches import HeldOutRows
+from loraprune.metrics.perplexity import HeldOutRows
 
 PAIRS = {"source": ["ab", "a longer one", "c"], "target": ["ba", "x", "yes it is"]}
 

@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 import loraprune.pruning.gradients as gradients
-from loraprune.importance.options import CriterionOptions
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

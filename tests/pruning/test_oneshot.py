@@ -20,12 +20,13 @@ from loraprune.importance.flap import flap_group_scores, standardized
 from loraprune.importance.osscar import osscar_group_scores
 from loraprune.importance.wanda import wanda_group_scores
 from loraprune.layers.axes import axis_length, weight_oi
-from loraprune.pruning.oneshot import StructuredOptions, prune_
-from loraprune.pruning.scores import (
+from loraprune.pruning.oneshot import (
     CONSUMER_METHODS,
     STRUCTURED_METHODS,
     WEIGHT_METHODS,
     ScoreOptions,
+    StructuredOptions,
+    prune_,
     score_groups,
 )
 from loraprune.structure.describe import describe

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 
 from loraprune import OneshotConfig
+from loraprune.pruning.oneshot import STRUCTURED_METHODS
 from loraprune.pruning.oneshot_config import DEFAULTS, ONLY_SPARSE, ONLY_STRUCTURED
-from loraprune.pruning.scores import STRUCTURED_METHODS
 from loraprune.sparsity.methods import METHODS
 
 BOTH = sorted({*METHODS} & {*STRUCTURED_METHODS})

@@ -7,13 +7,12 @@ from tests.zoo import ROWS
 from tests.zoo.row import structure_of
 
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.options import CriterionOptions
-from loraprune.importance.position import Position
-from loraprune.importance.trivial import Random
+from loraprune.importance.trivial import Position, Random
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
-from loraprune.pruning.scores import (
+from loraprune.pruning.oneshot import (
     CONSUMER_METHODS,
     GRADIENT_METHODS,
     STRUCTURED_METHODS,

@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.models import projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS, reduced
+from loraprune.importance.reductions import GROUP_REDUCTIONS, reduced
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.structure.describe import describe

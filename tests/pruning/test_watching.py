@@ -8,7 +8,7 @@ import torch
 from tests.pruning.runs import Poison, adapted_model, num_hooks, train
 
 from loraprune import PruningCallback, PruningConfig
-from loraprune.importance.options import CriterionOptions
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import Taylor
 from loraprune.pruning.callback import TrainingDivergedError

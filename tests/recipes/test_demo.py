@@ -11,10 +11,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from loraprune.cli.main import main
-from loraprune.data.demo import HELD_OUT_MODULES, library_root, standard_library_text
-from loraprune.data.demo_init import demo_data, demo_model
+from loraprune.data.demo import HELD_OUT_MODULES, demo_data, demo_model, library_root, standard_library_text
 from loraprune.metrics.perplexity import pack_text, perplexity
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.tasks.options import RunOptions
 
 

@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
-from loraprune.pruning.scores import STRUCTURED_METHODS
+from loraprune.pruning.oneshot import STRUCTURED_METHODS
 from loraprune.sparsity.methods import METHODS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}

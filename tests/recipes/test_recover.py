@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, keep_zeros_, oneshot, prune, recover
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.tasks.lora import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)

@@ -8,8 +8,7 @@ import pytest
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
 from loraprune.measure.evaluation.results import Entry, Results, ResultsError
-from loraprune.recipes.report import rows_of, with_entries
-from loraprune.recipes.run_entries import RunEntries, find_entries
+from loraprune.recipes.report import RunEntries, find_entries, rows_of, with_entries
 from loraprune.record.report_data import Completion, Headline, ReportData, Row, Unit
 
 HEADLINE = Headline(

@@ -14,7 +14,7 @@ from tests.models import logits_of, token_ids
 from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from loraprune import OneshotConfig, PruningConfig, RunOptions, oneshot, prune
-from loraprune.report.html import render_report
+from loraprune.report.page import render_report
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)
 KINDS = ("blocks", "hidden")

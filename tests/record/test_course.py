@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from tests.models import tiny_model
 
-from loraprune.record.course import cuts_of, dimensions_of, group_maps, points_of, refit_errors_of, widths_of
 from loraprune.record.report_data import GroupMap, LayerWidth
+from loraprune.record.run_record import cuts_of, dimensions_of, group_maps, points_of, refit_errors_of, widths_of
 from loraprune.structure.describe import describe
 
 

@@ -8,8 +8,7 @@ import torch
 import yaml
 
 import loraprune
-from loraprune.record.run_record import machine_description, plain
-from loraprune.record.versions import versions
+from loraprune.record.run_record import machine_description, plain, versions
 
 
 def test_our_own_version_is_known_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ from loraprune.record.report_data import (
     Row,
     Unit,
 )
-from loraprune.report import html
+from loraprune.report import page as html
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from loraprune.record.report_data import Row, Unit
-from loraprune.report.card_table import with_rows
+from loraprune.report.card import with_rows
 
 CARD = """# A model
 

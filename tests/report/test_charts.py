@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from tests.report.conftest import recovered_report
 
 from loraprune.record.report_data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
-from loraprune.report import charts
-from loraprune.report.figures import run
-from loraprune.report.figures.cut import map_figure
-from loraprune.report.figures.layers_figure import layers_figure
-from loraprune.report.figures.phases_figure import phases_figure
-from loraprune.report.figures.refit_figure import refit_figure, refit_table
-from loraprune.report.figures.scores import importance_figure, power_of_ten
-from loraprune.report.figures.scores_figure import scores_figure
-from loraprune.report.figures.stability_figure import stability_figure
+from loraprune.report import page as charts
+from loraprune.report.figures import training
+from loraprune.report.figures.group_map import map_figure
+from loraprune.report.figures.importance import importance_figure, power_of_ten
+from loraprune.report.figures.phases import phases_figure
+from loraprune.report.figures.repair import refit_figure, refit_table
+from loraprune.report.figures.stability import stability_figure
+from loraprune.report.figures.task_scores import scores_figure
+from loraprune.report.figures.widths import layers_figure
 
 if TYPE_CHECKING:
     from loraprune.record.report_data import ReportData
@@ -92,20 +92,20 @@ def test_colors_are_those_of_the_page(any_page: str) -> None:
 
 
 def test_cuts_are_marked_in_both_panels(sample: ReportData) -> None:
-    picture = run.training_figure(sample)
+    picture = training.training_figure(sample)
     assert picture.wide.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
     assert "Vertical lines mark cuts" in picture.caption
     assert picture.wide.count("<use") > picture.wide.count("stroke-dasharray: 2,3")
 
 
 def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) -> None:
-    assert "over 150 training steps" in run.description(sample)
-    assert "over 155 training steps" in run.description(replace(sample, steps=155))
+    assert "over 150 training steps" in training.description(sample)
+    assert "over 155 training steps" in training.description(replace(sample, steps=155))
 
 
 def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(sample: ReportData) -> None:
     logged = replace(sample, history=tuple(point for point in sample.history if point.step % 50 == 0))
-    picture = run.training_figure(logged).wide
+    picture = training.training_figure(logged).wide
     drawn_paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--accent\)', picture)
     assert max(path.count("L") for path in drawn_paths) >= 2 * len(sample.cuts)
 
@@ -113,9 +113,9 @@ def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(samp
 def test_a_run_that_prunes_nothing_is_drawn_as_its_loss_alone(sample: ReportData) -> None:
     report = recovered_report()
     (section,) = charts.sections(report)
-    alone = run.training_figure(report)
+    alone = training.training_figure(report)
     assert section.figures[0] == alone
-    both = run.training_figure(sample)
+    both = training.training_figure(sample)
     heights = [float(drawn(figure.wide).attrib["viewBox"].split()[3]) for figure in (both, alone)]
     assert heights[1] < heights[0]
     assert "Share removed" in both.wide

@@ -3,7 +3,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from loraprune.measure.evaluation.results import Entry
-from loraprune.report.completions_table import printable, show_completions
+from loraprune.report.evaluation import printable, show_completions
 
 
 def entry(*completions: tuple[str, str]) -> Entry:

@@ -8,8 +8,7 @@ import sys
 
 import pytest
 
-from loraprune.report.drawing import ACCENT, REMOVED, drawing, svg_of
-from loraprune.report.hover import Zone
+from loraprune.report.drawing import ACCENT, REMOVED, Zone, drawing, svg_of
 
 
 def draw(label: str, width: float = 300, note: str = "$x$ & <y>") -> str:
@@ -63,5 +62,5 @@ def test_the_style_of_the_report_is_gone_afterwards() -> None:
 
 
 def test_matplotlib_is_loaded_when_something_is_drawn_and_not_before() -> None:
-    code = "import sys, loraprune.report.html; sys.exit('matplotlib' in sys.modules)"
+    code = "import sys, loraprune.report.page; sys.exit('matplotlib' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

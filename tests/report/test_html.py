@@ -11,7 +11,7 @@ import pytest
 from tests.report.conftest import bare_report, recovered_report
 
 from loraprune.record.report_data import Completion, Cut, GroupMap, LayerWidth, RefitError, ReportData, Row, Unit
-from loraprune.report import html
+from loraprune.report import page as html
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -11,7 +11,7 @@ from importlib.resources import files
 import pytest
 
 from loraprune.report import drawing
-from loraprune.report.figures import cut
+from loraprune.report.figures import group_map
 
 STYLE = files("loraprune.report").joinpath("page.css.j2").read_text(encoding="utf-8")
 LIGHT, DARK = STYLE.split("@media screen and (prefers-color-scheme: dark)")
@@ -56,7 +56,7 @@ def test_pictures_can_be_seen(scheme: str) -> None:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_the_pixels_of_a_map_have_the_color_of_what_stayed(scheme: str) -> None:
-    assert variables(scheme)["accent"] == cut.KEPT
+    assert variables(scheme)["accent"] == group_map.KEPT
 
 
 def test_every_color_of_pictures_is_one_of_the_page() -> None:

@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from loraprune.measure.evaluation.results import Entry
-from loraprune.report.task_table import task_notes, task_table
+from loraprune.report.evaluation import task_notes, task_table
 
 
 def entry(name: str, **values: Any) -> Entry:

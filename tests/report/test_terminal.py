@@ -10,7 +10,7 @@ from rich.console import Console
 from tests.report.conftest import recovered_report
 
 from loraprune.record.report_data import Row, Unit
-from loraprune.report.terminal import comparison_table
+from loraprune.report.before_after import comparison_table
 
 if TYPE_CHECKING:
     from loraprune.record.report_data import ReportData

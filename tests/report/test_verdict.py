@@ -10,8 +10,7 @@ import pytest
 from tests.report.conftest import bare_report, recovered_report
 
 from loraprune.record.report_data import Row, Unit
-from loraprune.report.tile import tiles
-from loraprune.report.verdict import verdict
+from loraprune.report.headline import tiles, verdict
 
 if TYPE_CHECKING:
     from loraprune.record.report_data import ReportData

@@ -11,6 +11,7 @@ from tests.sparsity import golden
 from tests.sparsity.data import inputs_of, statistics_of, weight_of
 
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
+from loraprune.sparsity.masks import magnitude, parse_pattern, wanda
 from loraprune.sparsity.methods import (
     METHODS,
     ORDERS,
@@ -21,8 +22,6 @@ from loraprune.sparsity.methods import (
     evidence_of,
     sparsify,
 )
-from loraprune.sparsity.pattern import parse_pattern
-from loraprune.sparsity.scores import magnitude, wanda
 
 ROWS, WIDTH, TOKENS = 6, 16, 50
 PATTERNS = pytest.mark.parametrize("pattern", ["0.5", "0.3", "2:4", "1:4", "4:8"])

@@ -17,9 +17,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
+from loraprune.sparsity.masks import parse_pattern
 from loraprune.sparsity.matrices import matrices_of
 from loraprune.sparsity.methods import METHODS, SparsityOptions, sparsify
-from loraprune.sparsity.pattern import parse_pattern
 from loraprune.sparsity.whole_model import RAISED_DAMPING, check_widths, sparsify_
 from loraprune.structure.describe import describe
 

@@ -14,8 +14,7 @@ from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import weight_oi
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.pruning.oneshot import StructuredOptions, prune_
-from loraprune.pruning.scores import ScoreOptions
+from loraprune.pruning.oneshot import ScoreOptions, StructuredOptions, prune_
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import legal_widths

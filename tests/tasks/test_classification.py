@@ -23,7 +23,7 @@ from transformers import (
 )
 
 from loraprune import PruneResult, PruningConfig
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.tasks.lora import LoraOptions
 
 IMAGES = Path(__file__).parents[2] / ".." / "shared" / "data" / "images"

@@ -8,8 +8,7 @@ from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 from loraprune.structure.describe import describe
 from loraprune.tasks.causal_lm import CausalLM
-from loraprune.tasks.lora import LoraOptions, adaptable_layers, lora_config
-from loraprune.tasks.renamed_layers import renamed_layers
+from loraprune.tasks.lora import LoraOptions, adaptable_layers, lora_config, renamed_layers
 
 
 def a_dense_first_layer():

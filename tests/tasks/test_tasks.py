@@ -84,7 +84,7 @@ def test_a_meta_model_is_of_the_class_that_the_config_names() -> None:
 
 
 def test_every_measure_of_a_task_can_be_written_in_a_card() -> None:
-    from loraprune.tasks.measures import CARD_FORMATS
+    from loraprune.tasks.task import CARD_FORMATS
 
     for task in TASKS:
         keys = [measure.key for measure in task.measures]

@@ -13,7 +13,7 @@ from tests.tasks.runs import CtrlC, losses, run
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, LlamaForSequenceClassification
 
 from loraprune import PruneResult, PruningConfig
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,6 @@ import torch
 from torch import nn
 
 from loraprune.calibration.features import FeatureStatistics, watched_features
-from loraprune.calibration.placing import placed
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_model
 
@@ -291,3 +290,17 @@ def calibration_pass(
     if sequences is None:
         return WholeModelPass(model, calibration)
     return LayerwisePass(model, structure, sequences, device)
+
+
+# Tensors inside tuples, lists and mappings, moved to a device.
+
+
+def placed(value: Any, device: torch.device) -> Any:
+    """The value with every tensor in it on the device; what is there already is not copied."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, Mapping):
+        return {key: placed(item, device) for key, item in value.items()}
+    if type(value) in (tuple, list):
+        return type(value)(placed(item, device) for item in value)
+    return value

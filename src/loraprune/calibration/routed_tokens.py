@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.calibration.features import FeatureStatistics
-from loraprune.layers.expert_adapters import effective_expert_weight
 from loraprune.layers.experts import expert_hidden, up_parameter
+from loraprune.layers.lora import effective_expert_weight
 from loraprune.layers.unwrap import base_layer
 
 if TYPE_CHECKING:

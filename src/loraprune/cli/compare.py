@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, report_errors, results_console
-from loraprune.cli.recipes import ArgumentError, Parser, suggestion, with_dashes
+from loraprune.cli.options import ArgumentError, Parser, suggestion, with_dashes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -86,7 +86,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
 def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
     import shlex
 
-    from loraprune.report.comparison.runs_compare import compare_runs
+    from loraprune.report.comparison.compare import compare_runs
 
     _check_outputs(options)
     comparison = compare_runs(
@@ -132,8 +132,8 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def show(console: Console, comparison: RunsComparison) -> None:
     """Print a table for each group, what the stars mean, and what to know."""
-    from loraprune.report.comparison import runs_words
-    from loraprune.report.comparison.runs_table import runs_table
+    from loraprune.report.comparison import result as runs_words
+    from loraprune.report.comparison.page import runs_table
 
     several = len(comparison.groups) > 1
     for position, group in enumerate(comparison.groups, start=1):
@@ -164,8 +164,8 @@ def _others(names: Sequence[str]) -> str:
 
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
     from loraprune.record.atomic import write_text
+    from loraprune.report.comparison.figure import write_picture
     from loraprune.report.comparison.page import write_page
-    from loraprune.report.comparison.runs_picture import write_picture
 
     if options.json is not None:
         write_text(options.json, comparison.to_text())

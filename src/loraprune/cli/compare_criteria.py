@@ -7,16 +7,58 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.cli.compare_criteria_options import GROUPS, OPTIONS
 from loraprune.cli.console import results_console
-from loraprune.cli.options import fields_of
+from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
+from loraprune.cli.prune import OPTIONS as PRUNING
 from loraprune.cli.prune import settle_quantization
-from loraprune.cli.training_command import Invocation, TrainingCommand
+from loraprune.cli.training_options import ARCHITECTURE, LORA, Invocation, TrainingCommand, sources
 
 if TYPE_CHECKING:
     from rich.table import Table
 
     from loraprune.recipes.compare_criteria import CriteriaComparison
+
+
+# The options of ``loraprune compare-criteria`` that are not training options, declared once.
+
+DATA = ("data", "tokenizer", "image_processor", "split", "data_name", "answers_only", "trust_remote_code", "revision")
+"""Options of a training run that say what goes in; nothing of a comparison is measured or resumed."""
+
+SHARED = (
+    "dimensions",
+    "keep_layers",
+    "average_decay",
+    "average_bias_correction",
+    "lora_form",
+    "taylor_form",
+    "group_reduction",
+    "offload_grads",
+)
+"""Options of ``loraprune prune`` that mean the same here."""
+
+QUANTIZED = ("load_in_8bit", "load_in_4bit", "quantization")
+
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "what goes in and where it goes": (
+        *(item for item in sources("") if item.name in DATA),
+        option("output", "call", "JSON file of the agreement (none)", type=Path),
+    ),
+    "comparison": (
+        option("criteria", "pruning", "criteria, at least two; the first is compared with the others first "
+               "(lora,fisher,taylor)", type=names),
+        option("ratios", "pruning", "sparsity ratios (0.1,0.2,0.3,0.4,0.5)", type=numbers),
+        option("steps", "pruning", "training steps that the criteria watch (20)", type=int),
+        option("allocation", "pruning", "uniform: every criterion removes equally many groups of each layer; "
+               "balanced, global: as many as its scores say (uniform)"),
+        *(PRUNING[name] for name in SHARED if name in PRUNING),
+        ARCHITECTURE,
+    ),
+    "quantized base": tuple(PRUNING[name] for name in QUANTIZED if name in PRUNING),
+    "LoRA": LORA,
+    "what is shown": (option("quiet", "call", "results only", **SWITCH),),
+}  # fmt: skip
+
+OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
 
 DESCRIPTION = """Tune a model for some steps while several criteria watch, and show which share of the groups that one
 would remove the other would remove too, by kind of dimension and sparsity ratio. Nothing is removed."""

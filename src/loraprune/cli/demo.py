@@ -33,9 +33,9 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]
+    from loraprune.cli.console import show_result
     from loraprune.cli.progress import TrainingProgress
-    from loraprune.cli.results import show_result
-    from loraprune.data.demo_init import demo_model
+    from loraprune.data.demo import demo_model
     from loraprune.pruning.config import PruningConfig
     from loraprune.recipes.demo import run_demo
 

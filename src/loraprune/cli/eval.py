@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.hub import stay_offline_without_hub
-from loraprune.cli.recipes import ArgumentError, Parser, suggestion, with_dashes
+from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hub, suggestion, with_dashes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -131,9 +130,9 @@ def _asks_the_hub(values: dict[str, Any]) -> bool:
 def _run(values: dict[str, Any], console: Console) -> int:
     if _asks_the_hub(values):
         stay_offline_without_hub()
-    from loraprune.cli.steps import StepsProgress
+    from loraprune.cli.progress import StepsProgress
     from loraprune.measure.evaluation.config import EvaluationConfig
-    from loraprune.measure.evaluation.evaluations_evaluate import evaluate
+    from loraprune.measure.evaluation.evaluate import evaluate
     from loraprune.report.evaluation import show_entries
 
     quiet_libraries()

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.numbers import indices, names
+from loraprune.cli.options import indices, names
+from loraprune.record.numbers import short_count
 
 if TYPE_CHECKING:
+    from rich.console import Console
     from transformers import PretrainedConfig
+
+    from loraprune.checkpoint.undescribed import Undescribed
+    from loraprune.structure.dimensions import PrunableDimension, Structure
+    from loraprune.structure.drafting import BlockKind, Layer
 
 
 def parser() -> argparse.ArgumentParser:
@@ -67,7 +74,6 @@ def _run(options: argparse.Namespace) -> int:
 def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> int:
     from loraprune.architectures.writing import spec_text
     from loraprune.checkpoint.load import checkpoint_dtype, meta_model
-    from loraprune.cli.structure_table import as_values, show
     from loraprune.structure.describe import describe
 
     model = meta_model(config)
@@ -75,22 +81,22 @@ def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> in
     others = [describe(model, (kind,)) for kind in (*structure.left_out, *structure.whole)]
     dtype = checkpoint_dtype(config)
     if options.json:
-        print(json.dumps(as_values(options.model, structure, others, str(dtype).removeprefix("torch.")), indent=2))
+        values = structure_values(options.model, structure, others, str(dtype).removeprefix("torch."))
+        print(json.dumps(values, indent=2))
     else:
-        show(results_console(), options.model, structure, others, dtype.itemsize)
+        show_structure(results_console(), options.model, structure, others, dtype.itemsize)
     _write_draft(options, spec_text(structure.spec))
     return 0
 
 
 def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> int:
     from loraprune.checkpoint.undescribed import look_at
-    from loraprune.cli.outline_table import as_values, show
 
     seen = look_at(config)
     if options.json:
-        print(json.dumps(as_values(options.model, config.model_type, seen), indent=2))
+        print(json.dumps(outline_values(options.model, config.model_type, seen), indent=2))
     else:
-        show(results_console(), options.model, config.model_type, seen, with_draft=options.draft is None)
+        show_outline(results_console(), options.model, config.model_type, seen, with_draft=options.draft is None)
     _write_draft(options, seen.draft)
     return 0
 
@@ -101,3 +107,247 @@ def _write_draft(options: argparse.Namespace, text: str) -> None:
     if options.draft.exists():
         raise ValueError(f"{options.draft} exists. Name a new file with --draft.")
     options.draft.write_text(text, encoding="utf-8")
+
+
+# The layers of a model that loraprune does not know, as text and as plain values.
+
+SHOWN_INDICES = 8
+
+
+def outline_values(model: str, model_type: str, seen: Undescribed) -> dict[str, Any]:
+    """Everything as plain values."""
+    return {
+        "model": model,
+        "model_type": model_type,
+        "model_class": seen.model_class,
+        "described": False,
+        "parameters": seen.num_parameters,
+        "stacks": [asdict(stack) for stack in seen.stacks],
+        "draft": seen.draft,
+    }
+
+
+def show_outline(console: Console, model: str, model_type: str, seen: Undescribed, *, with_draft: bool) -> None:
+    """Print the layers of every kind of block, and the start of a description."""
+
+    def line(text: str = "") -> None:
+        console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+    line(f"{model}: {seen.model_class} ({model_type}), {short_count(seen.num_parameters)} parameters.")
+    line(f"loraprune has no description of {model_type!r}. Its layers, and a start for a description:")
+    for stack in seen.stacks:
+        for kind in stack.kinds:
+            line()
+            line(f"{stack.path}: {_blocks_text(kind)}")
+            width = max(len(layer.name) for layer in kind.layers)
+            for layer in kind.layers:
+                line(f"  {layer.name:{width}}  {_layer_text(layer)}")
+    if not seen.stacks:
+        line("It has no list of blocks with linear layers in them.")
+    if with_draft:
+        line()
+        line(seen.draft.rstrip())
+        line()
+        line("--draft FILE.yaml writes this start to a file; complete it, and pass it with --architecture FILE.yaml.")
+
+
+def _blocks_text(kind: BlockKind) -> str:
+    indices = ", ".join(map(str, kind.indices[:SHOWN_INDICES]))
+    more = ", ..." if len(kind.indices) > SHOWN_INDICES else ""
+    return f"{len(kind.indices)} block{'s' if len(kind.indices) > 1 else ''} ({indices}{more})"
+
+
+def _layer_text(layer: Layer) -> str:
+    if layer.inputs is None or layer.outputs is None:
+        return f"{layer.type} {'x'.join(map(str, layer.shape))}"
+    experts = f"{layer.experts} x " if layer.experts is not None else ""
+    return f"{layer.type} {experts}{layer.inputs} -> {layer.outputs}{' with bias' if layer.bias else ''}"
+
+
+# What can be pruned in a model, as a table and as plain values.
+
+GROUPS = {
+    "query_heads": "one query head",
+    "channels": "one FFN channel",
+    "expert_channels": "one FFN channel of one expert",
+    "experts": "one expert",
+    "shared_channels": "one FFN channel of the shared expert",
+    "blocks": "one whole block",
+    "hidden": "one channel of the hidden size, in every layer",
+}
+
+
+def structure_values(model: str, structure: Structure, others: Sequence[Structure], dtype: str) -> dict[str, Any]:
+    """Everything as plain values.
+
+    Args:
+        model: as the user named it.
+        structure: of the kinds that are pruned.
+        others: the same model with each of the kinds that are not.
+        dtype: in which its weights are stored.
+    """
+    from loraprune.structure.widths import legal_widths
+
+    legal = legal_widths(structure)
+    return {
+        "model": model,
+        "model_type": structure.spec.model_type,
+        "dtype": dtype,
+        "parameters": structure.num_parameters,
+        "prunable_parameters": structure.prunable_parameters,
+        "query_heads_per_kv_head": structure.query_heads_per_group,
+        "kinds": list(structure.kinds),
+        "other_kinds": {other.kinds[0]: _needs(other, structure) for other in others},
+        "keep_layers": sorted(structure.protected),
+        "legal_counts": {kind: list(counts) for kind, counts in legal.counts.items()},
+        "multiples": dict(legal.multiples),
+        "dimensions": [_dimension_values(dimension) for dimension in structure],
+    }
+
+
+def _dimension_values(dimension: PrunableDimension) -> dict[str, Any]:
+    return {
+        "name": dimension.name,
+        "kind": dimension.kind,
+        "layer": dimension.layer,
+        "groups": dimension.num_groups,
+        "strata": dimension.strata,
+        "parameters_per_group": dimension.parameters_per_group,
+        "members": [
+            {
+                "module": member.module,
+                "parameter": member.parameter,
+                "axis": member.axis,
+                "segments": list(member.segments),
+            }
+            for member in dimension.all_members
+        ],
+        "consumer": dimension.consumer.module,
+        "config": sorted(dimension.config or {}),
+    }
+
+
+def show_structure(
+    console: Console, model: str, structure: Structure, others: Sequence[Structure], itemsize: int
+) -> None:
+    """Print one line a kind of dimension, what stays, and what could be pruned besides."""
+    from rich import box
+    from rich.table import Table
+
+    hidden = f", hidden size {structure.hidden_size}" if structure.hidden_size else ""
+    _line(
+        console,
+        f"{model}: {structure.spec.model_type}, {len(structure.blocks)} layers{hidden}, "
+        f"{short_count(structure.num_parameters)} parameters "
+        f"({structure.num_parameters * itemsize / 1e9:.3g} GB as stored)",
+    )
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("prunable dimension", "one group is"):
+        table.add_column(column)
+    for column in ("groups a layer", "parameters a group", "in all layers", "share"):
+        table.add_column(column, justify="right")
+    for kind in structure.kinds:
+        dimensions = structure.of_kind(kind)
+        total = sum(dimension.num_parameters for dimension in dimensions)
+        table.add_row(
+            kind,
+            _group_text(kind, structure),
+            _groups_a_layer(dimensions),
+            _range(dimension.parameters_per_group for dimension in dimensions),
+            short_count(total),
+            f"{total / structure.num_parameters:.1%}",
+        )
+    rest = structure.num_parameters - structure.prunable_parameters
+    table.add_row("(stays)", "", "", "", short_count(rest), f"{rest / structure.num_parameters:.1%}")
+    console.print(table)
+    for text in (*_legal_lines(structure), *_notes(structure, others)):
+        _line(console, text)
+
+
+def _line(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False, soft_wrap=True)
+
+
+def _legal_lines(structure: Structure) -> Iterable[str]:
+    from loraprune.structure.widths import legal_widths
+
+    legal = legal_widths(structure)
+    for kind, counts in legal.counts.items():
+        strata = structure.of_kind(kind)[0].strata
+        each = " of each KV head" if strata > 1 else ""
+        yield f"{kind} that may stay{each}: {_numbers(counts)}."
+    for kind, multiple in legal.multiples.items():
+        if multiple > 1:
+            yield f"{kind} that may stay: multiples of {multiple}."
+
+
+def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
+    """What differs from layer to layer, what is kept, what a stock config cannot say, and what else there is."""
+    for kind in structure.kinds:
+        counts = [dimension.num_groups for dimension in structure.of_kind(kind)]
+        if len(set(counts)) > 1:
+            yield f"{kind} by layer: {', '.join(map(str, counts))}."
+    if structure.protected:
+        yield f"Layers that keep everything: {', '.join(map(str, sorted(structure.protected)))}."
+    for kind in structure.kinds:
+        if not structure.of_kind(kind)[0].config:
+            yield f"No stock config can say fewer {kind}: the result is saved with a modeling file of its own."
+    if structure.spec.ragged_refusal and any(dimension.tied or dimension.alibi for dimension in structure):
+        yield f"All layers keep the same widths: {structure.spec.ragged_refusal}."
+    for other in others:
+        kind = other.kinds[0]
+        first = other.dimensions[0]
+        needs = "".join(f"; {need}" for need in _needs(other, structure))
+        if other.spans_blocks:
+            yield (
+                f"With --dimensions {kind}, alone: {_group_text(kind, other)}, {first.num_groups:,} in all, "
+                f"{first.parameters_per_group:,} parameters each."
+            )
+            continue
+        yield (
+            f"With --dimensions also {kind}: {_group_text(kind, other)}, {_groups_a_layer(other.dimensions)} a layer, "
+            f"{first.parameters_per_group:,} parameters each{needs}."
+        )
+
+
+def _needs(other: Structure, structure: Structure) -> list[str]:
+    """What comes with pruning a kind that is not pruned unless it is chosen."""
+    from loraprune.structure.kinds import EXCLUSIVE
+
+    kind = other.kinds[0]
+    if other.spans_blocks:
+        return ["alone"]
+    found = [
+        f"instead of {', '.join(sorted(pair - {kind}))}"
+        for pair in EXCLUSIVE
+        if kind in pair and (pair - {kind}) & set(structure.kinds)
+    ]
+    if not other.dimensions[0].config:
+        found.append("the result is saved with a modeling file of its own")
+    return found
+
+
+def _numbers(counts: Sequence[int]) -> str:
+    if len(counts) > 3 and list(counts) == list(range(counts[0], counts[-1] + 1)):
+        return f"{counts[0]} to {counts[-1]}"
+    return ", ".join(map(str, counts))
+
+
+def _range(numbers: Iterable[int]) -> str:
+    found = sorted(set(numbers))
+    return f"{found[0]:,}" if len(found) == 1 else f"{found[0]:,}-{found[-1]:,}"
+
+
+def _groups_a_layer(dimensions: Sequence[PrunableDimension]) -> str:
+    """``32``, ``16-64``, or ``8 x 64`` where eight experts have 64 each."""
+    strata = {dimension.strata for dimension in dimensions}
+    if strata == {1}:
+        return _range(dimension.num_groups for dimension in dimensions)
+    return f"{_range(strata)} x {_range(dimension.per_stratum for dimension in dimensions)}"
+
+
+def _group_text(kind: str, structure: Structure) -> str:
+    queries = structure.query_heads_per_group
+    if kind == "heads":
+        return "one head" if queries == 1 else f"one KV head with its {queries} query heads"
+    return GROUPS.get(kind, "one group")

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Mapping
+import difflib
+import logging
+import os
+import re
+import socket
+import threading
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
+from urllib.parse import urlparse
+from urllib.request import getproxies
+
+logger = logging.getLogger("loraprune")
 
 
 @dataclass(frozen=True)
@@ -68,3 +78,202 @@ def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: 
         for name, option in options.items()
         if option.target == target and values.get(name) is not None
     }
+
+
+# Finds out whether the hub can be reached at all, before libraries try it again and again.
+
+PATIENCE = 3.0
+"""Seconds that a name server has."""
+
+
+def stay_offline_without_hub() -> None:
+    """Let libraries read their caches only where the hub's name has no address; else they try for a minute.
+
+    Must be called before ``huggingface_hub`` is imported, which reads the environment then. Nothing is concluded where
+    a proxy asks name servers in our place, or where these take too long.
+    """
+    if "HF_HUB_OFFLINE" in os.environ or getproxies():
+        return
+    host = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
+    if host is not None and _has_no_address(host):
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        logger.warning("%s has no address here: what is not in the hub's cache cannot be read.", host)
+
+
+def _has_no_address(host: str) -> bool:
+    unknown = threading.Event()
+
+    def look_up() -> None:
+        try:
+            socket.getaddrinfo(host, 443)
+        except OSError:
+            unknown.set()
+
+    # A daemon, so that a name server that never answers does not keep the program from ending.
+    search = threading.Thread(target=look_up, daemon=True)
+    search.start()
+    search.join(PATIENCE)
+    return unknown.is_set()
+
+
+# Numbers as people type them: ``4.5B`` parameters.
+
+_FACTORS = {"": 1.0, "K": 1e3, "M": 1e6, "B": 1e9, "G": 1e9, "T": 1e12}
+
+
+def parameter_count(text: str | int | float) -> int:
+    """Read ``4.5B``, ``350M``, ``120k`` or a plain number.
+
+    Raises:
+        argparse.ArgumentTypeError: it is none of these.
+    """
+    if isinstance(text, (int, float)):
+        return int(text)
+    digits, suffix = text.strip().replace("_", "").replace(",", ""), ""
+    if digits and digits[-1].upper() in _FACTORS:
+        digits, suffix = digits[:-1], digits[-1].upper()
+    try:
+        return round(float(digits) * _FACTORS[suffix])
+    except (ValueError, OverflowError):
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of parameters; write 4.5B, 350M or 120000") from None
+
+
+def names(text: str) -> tuple[str, ...]:
+    """``heads,channels`` as a tuple; spaces do not matter."""
+    found = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not found:
+        raise argparse.ArgumentTypeError(f"{text!r} is an empty list; name at least one, or leave the option out")
+    return found
+
+
+def numbers(text: str) -> tuple[float, ...]:
+    """``0.1,0.2`` as a tuple.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is no number.
+    """
+    try:
+        return tuple(float(part) for part in names(text))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write it like 0.1,0.2,0.5") from None
+
+
+def indices(text: str) -> tuple[int | str, ...]:
+    """``0,1,-1`` as a tuple; ``4-7`` stands for 4 to 7, and a share such as ``10%`` stays as it is.
+
+    Raises:
+        argparse.ArgumentTypeError: a part is none of these.
+    """
+    found: list[int | str] = []
+    for part in names(text):
+        span = re.fullmatch(r"(\d+)-(\d+)", part)
+        if span is not None and int(span[1]) <= int(span[2]):
+            found += range(int(span[1]), int(span[2]) + 1)
+        elif re.fullmatch(r"-?\d+", part):
+            found.append(int(part))
+        elif re.fullmatch(r"\d+(\.\d+)?%", part):
+            found.append(part)
+        else:
+            raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1 or 0-3 or 10%")
+    return tuple(found)
+
+
+# Options from a YAML recipe and from the command line, as one.
+
+
+class ArgumentError(Exception):
+    """Carries a parser's complaint."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints can be put in our words."""
+
+    def error(self, message: str) -> NoReturn:
+        """Complain."""
+        raise ArgumentError(message)
+
+
+def published() -> dict[str, Path]:
+    """The recipes that the package brings, by name: the methods of the field with their published settings."""
+    folder = Path(__file__).parent.parent / "recipes" / "published"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Read a YAML recipe: a file, or one of the package's by its name.
+
+    Raises:
+        ValueError: it cannot be read or is no mapping.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
+            # To YAML, an unquoted 2:4 is a number to the base of sixty.
+            is_pattern = kind is yaml.ScalarNode and re.fullmatch(r"\d+:\d+", value)
+            resolver: Any = super()
+            return "tag:yaml.org,2002:str" if is_pattern else resolver.resolve(kind, value, implicit)
+
+    try:
+        source = path if path.exists() else published().get(str(path), path)
+        values = yaml.load(source.read_text(encoding="utf-8"), Loader)
+    except FileNotFoundError:
+        names = ", ".join(published())
+        raise ValueError(f"The recipe {path} does not exist. Published ones go by their names: {names}.") from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ValueError(f"The recipe {path} is no mapping of option names to values.")
+    return {str(key).replace("-", "_"): value for key, value in values.items()}
+
+
+def typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:
+    """A recipe's value as the command line would have read it: to YAML, 1e-4 is text.
+
+    Raises:
+        ValueError: the command line would have refused it.
+    """
+    flag = f"--{name.replace('_', '-')}"
+    action = parser._option_string_actions.get(flag)
+    if value is None or isinstance(value, dict) or (isinstance(value, list) and action and action.nargs is None):
+        return value
+    if action is None or isinstance(action, argparse.BooleanOptionalAction):
+        wanted, what = (str, "text") if action is None else (bool, "true or false")
+        if not isinstance(value, wanted):
+            raise ValueError(f"The recipe's {name} is {value!r}; it must be {what}.")
+        return value
+    try:
+        words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
+        return vars(parser.parse_args(words))[name]
+    except ArgumentError as error:
+        raise ValueError(f"The recipe's {name} is {value!r}: {error}") from None
+
+
+def check_known(recipe: Iterable[str], known: Collection[str]) -> None:
+    """Make sure that a recipe names options only.
+
+    Raises:
+        ValueError: a name is unknown; the nearest known one is suggested.
+    """
+    for name in recipe:
+        if name not in known:
+            near = difflib.get_close_matches(name, sorted(known), n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise ValueError(f"The recipe has an unknown option {name!r}.{hint}")
+
+
+def with_dashes(argument: str) -> str:
+    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def suggestion(message: str, known: Iterable[str]) -> str:
+    """The known option nearest to an unknown one that a parser complains of."""
+    marker = "unrecognized arguments: "
+    if marker not in message:
+        return ""
+    unknown = message.partition(marker)[2].split()[0].partition("=")[0]
+    names = ["--" + name.replace("_", "-") for name in known]
+    near = difflib.get_close_matches(unknown.replace("_", "-"), names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

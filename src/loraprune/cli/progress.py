@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import time
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, ProgressColumn, TaskProgressColumn, TextColumn
 from rich.text import Text
 from transformers import TrainerCallback
+
+from loraprune.record.numbers import clock, short_count
 
 if TYPE_CHECKING:
     from rich.progress import Task
@@ -17,27 +20,12 @@ if TYPE_CHECKING:
 PLAIN_LINES = 10
 
 
-def duration(seconds: float) -> str:
-    """``75.4`` as ``1:15``."""
-    minutes, seconds = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
-
-
-def count(number: float) -> str:
-    """``4523000`` as ``4.52M``."""
-    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= limit:
-            return f"{number / limit:.3g}{letter}"
-    return f"{number:.0f}"
-
-
 class _Remaining(ProgressColumn):
     """Time left, at the pace of the last steps: each cut makes the rest of the run faster."""
 
     def render(self, task: Task) -> Text:
         left = task.fields.get("left")
-        return Text("" if left is None else f"{duration(left)} left", style="cyan")
+        return Text("" if left is None else f"{clock(left)} left", style="cyan")
 
 
 class TrainingProgress(TrainerCallback):
@@ -91,9 +79,9 @@ class TrainingProgress(TrainerCallback):
             share = f"{logs['sparsity_ratio']:.1%}"
             left = logs.get("base_parameters")
             # Where single weights become zero, none is gone.
-            facts.append(f"{share} zero" if left is None else f"{share} pruned, {count(left)} left")
+            facts.append(f"{share} zero" if left is None else f"{share} pruned, {short_count(left)} left")
         if len(self._marks) > 2 and speed > 0:
-            facts.append(f"{count(speed)} tokens/s")
+            facts.append(f"{short_count(speed)} tokens/s")
         self._facts = "  ".join(facts)
 
     def _seconds_left(self, state: TrainerState) -> float | None:
@@ -109,7 +97,7 @@ class TrainingProgress(TrainerCallback):
         elif not self._quiet:
             every = max(1, state.max_steps // PLAIN_LINES)
             if state.global_step % every == 0:
-                end = "" if left is None else f"  {duration(left)} left"
+                end = "" if left is None else f"  {clock(left)} left"
                 self._console.print(
                     f"step {state.global_step}/{state.max_steps}  {self._facts}{end}", markup=False, highlight=False
                 )
@@ -125,3 +113,73 @@ class TrainingProgress(TrainerCallback):
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
+
+
+# The live line of work in steps: what is being done, how far it is, and the time left.
+
+
+class StepsProgress:
+    """Shows the pieces of work of a run one after the other; a live line in a terminal, else a few plain ones.
+
+    Args:
+        console: to print to.
+        quiet: print nothing.
+        rates: show how many steps are done in a second, too.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool = False, rates: bool = False) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._rates = rates
+        self._live: Progress | None = None
+        self._what = ""
+        self._started = 0.0
+        self._first = 0
+        self._lines = -1
+
+    def __enter__(self) -> StepsProgress:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        """A step is done."""
+        now = time.monotonic()
+        if what != self._what or done <= self._first:
+            self._close()
+            self._what, self._started, self._first, self._lines = what, now, done, -1
+            self._open(what, total)
+        steps, seconds = done - self._first, max(now - self._started, 1e-9)
+        left = f"{clock(seconds / steps * (total - done))} left" if steps else ""
+        if self._rates and steps:
+            rate = steps / seconds
+            left = f"{short_count(rate) if rate >= 10 else f'{rate:.2g}'}/s  {left}"
+        if self._live is not None:
+            self._live.update(self._task, completed=done, left=left)
+        elif not self._quiet and done * PLAIN_LINES // total > self._lines:
+            self._lines = done * PLAIN_LINES // total
+            self._console.print(f"{what} {done}/{total}  {left}".rstrip(), markup=False, highlight=False)
+        if done == total:
+            self._close()
+            self._what = ""
+
+    def _open(self, what: str, total: int) -> None:
+        if self._console.is_terminal and not self._quiet:
+            self._live = Progress(
+                TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}"),
+                BarColumn(bar_width=24),
+                TaskProgressColumn(),
+                TextColumn("{task.fields[left]}", style="cyan"),
+                console=self._console,
+                transient=True,
+            )
+            self._task = self._live.add_task(what, total=total, left="")
+            self._live.start()
+
+    def _close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None

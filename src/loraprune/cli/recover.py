@@ -5,9 +5,32 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraprune.cli.console import results_console
-from loraprune.cli.options import fields_of
-from loraprune.cli.recover_options import GROUPS, OPTIONS
-from loraprune.cli.training_command import Invocation, TrainingCommand
+from loraprune.cli.options import SWITCH, Option, fields_of, option
+from loraprune.cli.training_options import (
+    ARCHITECTURE,
+    LORA,
+    Invocation,
+    TrainingCommand,
+    kept,
+    max_skipped_steps,
+    sources,
+)
+
+# The options of ``loraprune recover`` that are not training options, declared once and grouped as they are used.
+
+GROUPS: dict[str, tuple[Option, ...]] = {
+    "what goes in and where it goes": sources("tuned checkpoint"),
+    "recovery": (
+        option("keep_zeros", "recovery", "weights of the blocks' linear layers that are zero stay zero, in training "
+               "and in the merge (on where the model is sparse)", **SWITCH),
+        max_skipped_steps("recovery"),
+        ARCHITECTURE,
+    ),
+    "LoRA": LORA,
+    "what is kept": kept("the unmerged adapter"),
+}  # fmt: skip
+
+OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
 
 DESCRIPTION = """Tune a pruned or sparse model with LoRA, and write an ordinary checkpoint with the adapter merged.
 
@@ -20,8 +43,8 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _work(asked: Invocation) -> None:
+    from loraprune.cli.console import show_result
     from loraprune.cli.progress import TrainingProgress
-    from loraprune.cli.results import show_result
     from loraprune.recipes.recover import recover
     from loraprune.tasks.lora import LoraOptions
     from loraprune.tasks.options import RunOptions

@@ -12,7 +12,7 @@ from loraprune.cli.console import open_console, quiet_libraries, report_errors, 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.recipes.report_again import ReportAgain
+    from loraprune.recipes.report import ReportAgain
 
 DESCRIPTION = """Make the report of a finished run again, and add what `loraprune eval` measured of the run and of the
 model that it began with. evaluation.json in the folder of the run counts by itself."""
@@ -50,7 +50,7 @@ def main(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     quiet_libraries()
-    from loraprune.recipes.report_again import report_again
+    from loraprune.recipes.report import report_again
 
     made = report_again(options.run, options.evaluation, output=options.output, card=options.card)
     show(results_console(), made)

@@ -10,7 +10,7 @@ from jinja2 import TemplateError
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from loraprune.data.passages import Passage
+from loraprune.data.tokenize import Passage
 
 Message = dict[str, Any]
 

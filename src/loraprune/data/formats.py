@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import Enum
 from itertools import islice
+from typing import Any
 
 import datasets
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from loraprune.data.chat import chat_writer, normalize_messages
-from loraprune.data.columns import Columns, DataFormat, Row, columns_of, detect_format, numbered_batches
-from loraprune.data.packing import pack_documents, pack_rows
-from loraprune.data.passages import Passage, instruction_passage, prompt_completion_passage, text_value
-from loraprune.data.row_prompt import RowPrompt
-from loraprune.data.tokenize import EncodedRow, encode_documents, encode_passages
-
-__all__ = ["DataFormat", "PreparedData", "detect_format", "prepare_dataset"]
+from loraprune.data.tokenize import (
+    EncodedRow,
+    Passage,
+    RowPrompt,
+    encode_documents,
+    encode_passages,
+    instruction_passage,
+    pack_documents,
+    pack_rows,
+    prompt_completion_passage,
+    text_value,
+)
 
 _TOKEN_IDS = List(Value("int32"))
 _CHUNK = 10_000  # rows that are held as Python lists at a time
@@ -187,3 +194,97 @@ def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, l
             "maximal length. Allow longer rows with --max-length, or train on all tokens with --no-answers-only."
         )
     raise ValueError("The data has nothing to train on: no row has two tokens. Give longer text.")
+
+
+# The formats that data comes in, told by the columns.
+
+Row = dict[str, Any]
+
+_BATCH = 1000
+
+
+class DataFormat(Enum):
+    """What one row of the data is."""
+
+    MESSAGES = "messages"
+    PROMPT_COMPLETION = "prompt_completion"
+    INSTRUCTION = "instruction"
+    SOURCE_TARGET = "source_target"
+    TEXT = "text"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Columns:
+    """The columns that make up a format."""
+
+    format: DataFormat
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        return " + ".join([*self.needed, *(f"{name} (optional)" for name in self.optional)])
+
+
+KNOWN_COLUMNS = (
+    Columns(format=DataFormat.MESSAGES, needed=("messages",)),
+    Columns(format=DataFormat.MESSAGES, needed=("conversations",)),
+    Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=("input",)),
+    Columns(format=DataFormat.TEXT, needed=("text",)),
+)
+"""In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""
+
+
+def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> Columns:
+    """Find the columns of ``dataset`` that are used, of the ``known`` ones.
+
+    Raises:
+        ValueError: the columns make up no known format.
+    """
+    for columns in known:
+        if set(columns.needed) <= set(dataset.column_names):
+            return columns
+    raise ValueError(
+        f"The data has the columns {', '.join(dataset.column_names) or '(none)'}, which make up no known format. "
+        f"Understood are: {'; '.join(map(str, known))}. Rename the columns."
+    )
+
+
+def detect_format(dataset: Dataset) -> DataFormat:
+    """Tell the format of ``dataset`` by its columns.
+
+    Raises:
+        ValueError: the columns make up no known format.
+    """
+    return columns_of(dataset).format
+
+
+def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, Row]]]:
+    """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only."""
+    used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
+    number = 0
+    for batch in dataset.select_columns(used).with_format(None).iter(batch_size=_BATCH):
+        rows = [dict(zip(used, values, strict=True)) for values in zip(*(batch[name] for name in used), strict=True)]
+        yield list(enumerate(rows, start=number + 1))
+        number += len(rows)
+
+
+# Rows that are ready to be trained on, and what became of those they were made of.
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreparedRows:
+    """What a task makes of a data set.
+
+    Attributes:
+        dataset: rows as the task's collator takes them.
+        facts: about the data, for the record.
+        lost: what became of rows that are not trained on as they stand, with their number.
+        total: rows that there were.
+    """
+
+    dataset: Dataset
+    facts: Mapping[str, Any]
+    lost: Mapping[str, int] = field(default_factory=dict)
+    total: int

@@ -7,10 +7,8 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from loraprune.data.columns import Columns, DataFormat, Row, columns_of, numbered_batches
-from loraprune.data.passages import text_value
-from loraprune.data.prepared import PreparedRows
-from loraprune.data.tokenize import closed
+from loraprune.data.formats import Columns, DataFormat, PreparedRows, Row, columns_of, numbered_batches
+from loraprune.data.tokenize import closed, text_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset
 
+from loraprune.data.formats import PreparedRows
 from loraprune.data.labels import LABEL_COLUMNS, ModelLabels, find_column, label_numbers
-from loraprune.data.passages import text_value
-from loraprune.data.prepared import PreparedRows
+from loraprune.data.tokenize import text_value
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase

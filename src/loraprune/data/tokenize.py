@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import PreTrainedTokenizerBase
-
-from loraprune.data.passages import Passage
 
 IGNORED_LABEL = -100
 """Label of a token that no loss is taken on."""
@@ -119,3 +118,154 @@ def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
     """How many tokens two sequences share from their start."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
+
+
+# Rows joined to longer ones, so that no computation goes to padding.
+
+
+def pack_documents(documents: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRow]:
+    """Join documents and cut them in blocks of exactly ``max_length`` tokens.
+
+    The tail that fills no block is dropped, unless it is all there is.
+    """
+    rest = EncodedRow(input_ids=[], labels=[])
+    is_first = True
+    for document in documents:
+        joined = rest + document
+        end = len(joined) - len(joined) % max_length
+        for start in range(0, end, max_length):
+            yield joined[start : start + max_length]
+            is_first = False
+        rest = joined[end:]
+    if is_first and len(rest):
+        yield rest
+
+
+def pack_rows(rows: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRow]:
+    """Join whole rows, in their order, as long as they fit in ``max_length`` tokens; no row is cut.
+
+    The rows of a block see each other, as documents do in packed text.
+    """
+    block: EncodedRow | None = None
+    for row in rows:
+        if block is not None and len(block) + len(row) <= max_length:
+            block = block + row
+        else:
+            if block is not None:
+                yield block
+            block = row
+    if block is not None:
+        yield block
+
+
+# Text whose answers are marked, and the formats of a question and an answer written as such text.
+
+_TASK = "### Instruction:\n{instruction}\n\n"
+_INPUT = "### Input:\n{input}\n\n"
+_RESPONSE = "### Response:\n"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """One row as text, with the parts of it that are answers.
+
+    Attributes:
+        text: the whole row.
+        answers: where the answers stand, as ``(start, end)`` in characters, in order and without overlap.
+        is_complete: whether ``text`` already holds the tokens that open and close a sequence, as what a chat
+            template writes does. The tokenizer's own are added otherwise.
+    """
+
+    text: str
+    answers: tuple[tuple[int, int], ...]
+    is_complete: bool
+
+
+def text_value(row: Mapping[str, Any], column: str, number: int) -> str:
+    """Text of ``column``, empty where the row has none.
+
+    Raises:
+        ValueError: the value is no text; the message names row ``number``.
+    """
+    value = row.get(column)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise ValueError(
+            f"Row {number}: the column {column!r} holds a {type(value).__name__} where text is needed. "
+            "Write it as text; a conversation belongs in a column 'messages'."
+        )
+    return value
+
+
+def instruction_prompt(instruction: str, input: str = "") -> str:
+    """Write an instruction, and the input it is about, as the prompt that tuning used."""
+    task = _TASK.format(instruction=instruction.strip())
+    return task + (_INPUT.format(input=input.strip()) if input.strip() else "") + _RESPONSE
+
+
+def _passage(prompt: str, answer: str) -> Passage | None:
+    if not answer.strip():
+        return None
+    text = prompt + answer
+    return Passage(text=text, answers=((len(prompt), len(text)),), is_complete=False)
+
+
+def prompt_completion_passage(row: Mapping[str, Any], number: int) -> Passage | None:
+    """Put the completion right behind the prompt; None without a completion."""
+    return _passage(text_value(row, "prompt", number), text_value(row, "completion", number))
+
+
+def instruction_passage(row: Mapping[str, Any], number: int) -> Passage | None:
+    """Write the output behind the prompt made of instruction and input; None without a task or an output."""
+    instruction, task_input = text_value(row, "instruction", number), text_value(row, "input", number)
+    if not instruction.strip() and not task_input.strip():
+        return None
+    answer = "output" if "output" in row else "response"  # as in LaMini
+    return _passage(instruction_prompt(instruction, task_input), text_value(row, answer, number))
+
+
+# A text before every row, which the model reads and is not trained to write.
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowPrompt:
+    """A prompt as tokens.
+
+    Attributes:
+        prompt: token ids.
+        opening: what the tokenizer opens a sequence with; in rows that have it, it stays in front.
+    """
+
+    prompt: list[int]
+    opening: list[int]
+
+    @classmethod
+    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> RowPrompt:
+        """Tokenize a prompt; an empty line parts it from the row.
+
+        Raises:
+            ValueError: it leaves no room for a row.
+        """
+        (prompt,) = tokenize(tokenizer, [f"{text.strip()}\n\n"])
+        if max_length - len(prompt) < 2:
+            raise ValueError(
+                f"The prompt before each row takes {len(prompt)} of {max_length} tokens (--max-length), which leaves "
+                "nothing to predict. Shorten it, or allow longer rows."
+            )
+        return cls(prompt=prompt, opening=opening_ids(tokenizer))
+
+    def before(self, row: EncodedRow) -> EncodedRow:
+        """Put the prompt before a row."""
+        split = len(self.opening) if row.input_ids[: len(self.opening)] == self.opening else 0
+        prompt = EncodedRow(input_ids=self.prompt, labels=[IGNORED_LABEL] * len(self.prompt))
+        # What follows the prompt was the row's first token, which nothing predicts; it stays so.
+        return _untrained(row[:split]) + prompt + row[split:] if split else prompt + _first_untrained(row)
+
+
+def _untrained(row: EncodedRow) -> EncodedRow:
+    return EncodedRow(input_ids=row.input_ids, labels=[IGNORED_LABEL] * len(row))
+
+
+def _first_untrained(row: EncodedRow) -> EncodedRow:
+    return _untrained(row[:1]) + row[1:]

@@ -5,6 +5,7 @@ Source: Guo et al. 2023 (arXiv 2310.05015), section 3.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -12,8 +13,6 @@ from typing import TYPE_CHECKING, Literal, get_args
 import torch
 
 from loraprune.importance.evidence.learned_gates import LearnedGates
-from loraprune.importance.hard_concrete import expected_gates, keep_probability, log_alpha_of, sampled_gates
-from loraprune.importance.lagrangian import expected_parameters, lagrangian, target_at
 from loraprune.importance.moving_average import Scores
 
 if TYPE_CHECKING:
@@ -225,3 +224,74 @@ class Compresso:
         """Take the gates off."""
         if self._gates is not None:
             self._gates.remove()
+
+
+# The hard-concrete distribution: gates between 0 and 1 that are exactly 0 or 1 with a learnable probability.
+#
+# Source: Louizos, Welling and Kingma 2018 (arXiv 1712.01312), Eq. 10 to 13.
+
+TEMPERATURE = 2 / 3
+"""β: how close to 0 and 1 the gates lie."""
+
+LOWEST, HIGHEST = -0.1, 1.1
+"""γ and ζ: the interval that a gate is stretched to before it is clamped to [0, 1]."""
+
+
+def sampled_gates(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
+    """A sample of each gate, differentiable in ``log_alpha``.
+
+    Args:
+        log_alpha: location of each gate: the higher, the likelier it is open.
+        uniform: samples from (0, 1), same shape.
+    """
+    noise = uniform.log() - (-uniform).log1p()
+    return _stretched(((noise + log_alpha) / TEMPERATURE).sigmoid())
+
+
+def expected_gates(log_alpha: torch.Tensor) -> torch.Tensor:
+    """The gates of a model that is used rather than trained: no sample, and exactly 0 or 1 where a gate is sure."""
+    return _stretched(log_alpha.sigmoid())
+
+
+def keep_probability(log_alpha: torch.Tensor) -> torch.Tensor:
+    """``P(z > 0) = sigmoid(log α − β·log(−γ/ζ))``."""
+    return (log_alpha - TEMPERATURE * math.log(-LOWEST / HIGHEST)).sigmoid()
+
+
+def log_alpha_of(drop: float) -> float:
+    """The location at which ``log α = logit(1 − drop)``: where gates start that are open but for a share ``drop``."""
+    return math.log((1.0 - drop) / drop)
+
+
+def _stretched(values: torch.Tensor) -> torch.Tensor:
+    return (values * (HIGHEST - LOWEST) + LOWEST).clamp(0.0, 1.0)
+
+
+# The constraint that the expected share of removed parameters meets a target, as a Lagrangian.
+#
+# Source: Wang, Wohlwend and Lei 2020 (arXiv 1910.04732), as in CoFi (Xia et al. 2022, arXiv 2204.00408) and Compresso
+# (arXiv 2310.05015).
+
+
+def expected_parameters(probabilities_G: torch.Tensor, parameters_G: torch.Tensor) -> torch.Tensor:
+    """``Σ_g P(z_g > 0) · parameters of g``, a scalar in 64 bits: a model may have 1e11 of them."""
+    return (probabilities_G.double() * parameters_G.double()).sum()
+
+
+def lagrangian(removed: torch.Tensor, target: float, multipliers: torch.Tensor) -> torch.Tensor:
+    """``λ₁·(ŝ − t) + λ₂·(ŝ − t)²``: added to the loss, descended in the gates and ascended in the multipliers.
+
+    Args:
+        removed: expected share ``ŝ`` of removed parameters, a scalar.
+        target: ``t``.
+        multipliers: ``λ₁`` and ``λ₂``.
+    """
+    excess = removed - target
+    return multipliers[0] * excess + multipliers[1] * excess.square()
+
+
+def target_at(step: int, steps: int, ratio: float, warmup: float, ramp: str) -> float:
+    """Target of a step (counted from 0) that rises from 0 to ``ratio`` over the first ``warmup`` of ``steps``."""
+    rising = warmup * steps
+    progress = min(step / rising, 1.0) if rising else 1.0
+    return ratio * (progress if ramp == "linear" else 1.0 - (1.0 - progress) ** 3)

@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import torch
+
+from loraprune.importance.compresso import CompressoOptions
 from loraprune.importance.evidence.learned_gates import check_gateable
+from loraprune.importance.moving_average import Scores
 
 if TYPE_CHECKING:
+    from torch import nn
+
     from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
 
 AT_CONSUMERS = ("wanda", "flap", "osscar")
 """Criteria that look at what enters the one layer that reads a dimension."""
@@ -69,3 +78,105 @@ def check_reach(
             "lora_form='absolute' divides the scores of each layer by their norm over its groups, and a block's layers "
             "have one group each: all blocks would be equal. Choose lora_form='squared'."
         )
+
+
+# What every criterion is: evidence in, one importance score a group out.
+
+
+class Criterion(Protocol):
+    """Scores the groups of a model while it is trained.
+
+    Attributes:
+        every_step: scores change with the data, and are averaged over the steps; otherwise they are read once,
+            at each cut.
+        comparable: scores of different kinds of groups have the same unit, an estimated change of the loss.
+    """
+
+    comparable: bool
+    every_step: bool
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Start to gather evidence."""
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """Scores of the groups that ``plan`` keeps, from the evidence since the last call; None when there is none.
+
+        Called after the backward passes of a step and before the optimizer's update.
+        """
+
+    def detach(self) -> None:
+        """Leave the model as it was."""
+
+
+@runtime_checkable
+class LearnedCriterion(Criterion, Protocol):
+    """A criterion that learns gates from the first step to the one cut that is made, and holds them on the model."""
+
+    def begin(self, steps: int, ratio: float) -> None:
+        """Start to learn, after :meth:`attach`: so many optimizer steps until the cut, so much to remove."""
+
+    def learn(self, usable: bool = True) -> None:
+        """Learn from the backward passes of a step; nothing where they are not usable."""
+
+    def gates(self) -> dict[str, torch.Tensor]:
+        """What each group is multiplied with outside of training, by dimension; of those that have gates."""
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """Everything learnt, for a checkpoint."""
+
+    def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Go on from a checkpoint, after :meth:`begin`."""
+
+
+# What a criterion can be told, and which criterion listens to what.
+
+REDUCED = ("taylor", "lora", "magnitude")
+"""Criteria that look at the weights of every layer of a group, and add up (or otherwise reduce) what the layers say."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CriterionOptions:
+    """Which criterion, and how it scores.
+
+    Attributes:
+        name: one of :data:`loraprune.importance.registry.CRITERIA`.
+        lora_form: of ``lora``, see :class:`loraprune.importance.lora.LoraGuided`.
+        taylor_form: of ``taylor``, see :mod:`loraprune.importance.taylor`.
+        group_reduction: of ``taylor``, ``lora`` and ``magnitude``: how the scores that the layers of a group give it
+            become one, see :func:`loraprune.importance.reductions.reduced`.
+        offload_grads: of ``taylor``: keep accumulated gradients in the machine's memory.
+        seed: of ``random`` and ``compresso``.
+        compresso: of ``compresso``.
+    """
+
+    name: str = "fisher"
+    lora_form: str = "squared"
+    taylor_form: str = "squared"
+    group_reduction: str = "sum"
+    offload_grads: bool = False
+    seed: int = 0
+    compresso: CompressoOptions = field(default_factory=CompressoOptions)
+
+
+LISTENERS: dict[str, tuple[str, ...]] = {
+    "lora_form": ("lora",),
+    "taylor_form": ("taylor",),
+    "group_reduction": REDUCED,
+    "offload_grads": ("taylor",),
+}
+"""Options, and the criteria that they are of."""
+
+
+def check_options(options: CriterionOptions, what: str = "criterion") -> None:
+    """Make sure that nothing is asked of a criterion that is for another one; ``what`` is what messages call it.
+
+    Raises:
+        ValueError: an option would have no effect.
+    """
+    default = CriterionOptions()
+    for option, names in LISTENERS.items():
+        if getattr(options, option) != getattr(default, option) and options.name not in names:
+            listed = " or ".join(filter(None, (", ".join(map(repr, names[:-1])), repr(names[-1]))))
+            raise ValueError(
+                f"{option} is an option of the {what} {listed}, and the {what} is {options.name!r}. Leave it out."
+            )

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from loraprune.importance.criteria_reductions import reduced
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.reductions import over_experts, over_rows
+from loraprune.importance.reductions import over_experts, over_rows, reduced
 from loraprune.layers.axes import is_matrix, is_stacked
-from loraprune.layers.expert_adapters import effective_expert_weight, expert_factors
-from loraprune.layers.lora import effective_weight, lora_factors
+from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_factors, lora_factors
 from loraprune.layers.unwrap import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -117,7 +115,7 @@ class LoraGuided:
     Args:
         form: ``squared`` is the paper's; ``absolute`` that of the authors' code, which takes absolute values and
             divides each layer's scores by their L2 norm before it adds the layers of a group.
-        reduction: of the layers of a group: see :func:`loraprune.importance.criteria_reductions.reduced`; the paper's
+        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`; the paper's
             is the sum.
     """
 

@@ -6,12 +6,10 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.importance.criteria_reductions import reduced
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.reductions import over_experts, over_rows
+from loraprune.importance.reductions import over_experts, over_rows, reduced
 from loraprune.layers.axes import is_matrix, is_stacked
-from loraprune.layers.expert_adapters import effective_expert_weight
-from loraprune.layers.lora import effective_weight
+from loraprune.layers.lora import effective_expert_weight, effective_weight
 from loraprune.layers.unwrap import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -38,7 +36,7 @@ class Magnitude:
     """Squared magnitude of the effective weights of each group: the data-free baseline.
 
     Args:
-        reduction: of the layers of a group: see :func:`loraprune.importance.criteria_reductions.reduced`.
+        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
     """
 
     comparable = False

@@ -5,17 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from loraprune.importance.compresso import Compresso, CompressoOptions
-from loraprune.importance.criteria_criterion import Criterion, LearnedCriterion
-from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS, GroupReduction
+from loraprune.importance.criterion import Criterion, CriterionOptions, LearnedCriterion
 from loraprune.importance.fisher import Fisher
 from loraprune.importance.flap import Flap
 from loraprune.importance.lora import LORA_FORMS, LoraForm, LoraGuided
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.options import CriterionOptions
-from loraprune.importance.position import Position
+from loraprune.importance.reductions import GROUP_REDUCTIONS, GroupReduction
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.taylor_forms import TAYLOR_FORMS, TaylorForm
-from loraprune.importance.trivial import Random
+from loraprune.importance.trivial import Position, Random
 from loraprune.importance.wanda import Wanda
 
 __all__ = [

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.importance.criteria_reductions import reduced
 from loraprune.importance.evidence.weight_gradients import WeightGradients
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.reductions import over_experts, over_rows
+from loraprune.importance.reductions import over_experts, over_rows, reduced
 from loraprune.importance.taylor_forms import TAYLOR_FORMS, LayerTaylor, importance
 from loraprune.layers.axes import is_matrix, is_stacked, is_transposed
-from loraprune.layers.expert_adapters import effective_expert_weight
-from loraprune.layers.lora import effective_weight
+from loraprune.layers.lora import effective_expert_weight, effective_weight
 from loraprune.layers.unwrap import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -119,7 +117,7 @@ def taylor_scores(
         structure: of the model before any pruning.
         plan: what the model is at.
         form: ``squared`` or ``first``.
-        reduction: of the layers of a group: see :func:`loraprune.importance.criteria_reductions.reduced`.
+        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
 
     Returns:
         One score a group, float32, by name of the dimension.
@@ -152,7 +150,7 @@ class Taylor:
     Args:
         form: see :func:`loraprune.importance.taylor_forms.importance`. For ``vectorize`` the sum is over one row (of a
             consumer: one column) of the weight, and the absolute values of a group's rows are added.
-        reduction: of the layers of a group: see :func:`loraprune.importance.criteria_reductions.reduced`.
+        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
         offload: gradients that wait do so in the machine's memory.
 
     Attributes:

@@ -47,3 +47,37 @@ class Random:
     def detach(self) -> None:
         """Forget the structure."""
         self._structure = None
+
+
+# Importance by place: the first blocks stay and the last ones go, whatever they compute.
+
+
+class Position:
+    """Scores that fall with a block's number, so that the first n blocks stay: for whole blocks alone.
+
+    Source: LLM-Pruner (arXiv 2305.11627), whose layer-wise mode keeps the first n layers.
+    """
+
+    comparable = False
+    every_step = False
+
+    def __init__(self) -> None:
+        self._structure: Structure | None = None
+
+    def attach(self, model: nn.Module, structure: Structure) -> None:
+        """Remember the structure."""
+        self._structure = structure
+
+    def scores(self, plan: Plan) -> Scores | None:
+        """The number of blocks after each one, and itself."""
+        assert self._structure is not None
+        return {
+            dimension.name: torch.tensor(
+                [dimension.num_groups - group for group in plan.kept[dimension.name]], dtype=torch.float32
+            )
+            for dimension in self._structure
+        }
+
+    def detach(self) -> None:
+        """Forget the structure."""
+        self._structure = None

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.importance.criteria_criterion import Criterion
+from loraprune.importance.criterion import Criterion
 from loraprune.importance.moving_average import Scores
 from loraprune.layers.axes import axis_length, is_matrix, is_stacked
 from loraprune.layers.unwrap import base_layer, base_model

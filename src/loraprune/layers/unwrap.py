@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
@@ -39,3 +41,21 @@ def adapter_of(module: Any, parameter: str) -> Any | None:
             return module
         module = module.base_layer
     return None
+
+
+# A model put into evaluation mode for the length of a block, and back as it was.
+
+
+@contextmanager
+def inference_mode(model: nn.Module) -> Iterator[None]:
+    """Switch ``model`` to evaluation mode (no dropout) and restore every module's own mode afterwards.
+
+    Modules are restored one by one: a model may hold frozen parts that stay in evaluation mode while it trains.
+    """
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.adapted_base import with_adapter
+from loraprune.checkpoint.adapter import with_adapter
 from loraprune.checkpoint.load import default_device, load_model
 from loraprune.tasks.source import Measurable, check_measurable
 from loraprune.tasks.task import Task

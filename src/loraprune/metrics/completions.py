@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.layers.inference import inference_mode
-from loraprune.metrics.tasks.random_numbers import own_random_numbers
+from loraprune.layers.unwrap import inference_mode
+from loraprune.metrics.tasks.lm_eval import own_random_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.layers.inference import inference_mode
+from loraprune.layers.unwrap import inference_mode
 from loraprune.metrics.perplexity import LOGITS_PER_BATCH
 from loraprune.metrics.windows import Windows
 

@@ -8,9 +8,9 @@ from typing import Any, Literal
 
 from loraprune.allocation.uniform import ALLOCATIONS
 from loraprune.importance.compresso import CompressoOptions
-from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.lora import LORA_FORMS
-from loraprune.importance.options import CriterionOptions
+from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.registry import CRITERIA
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions

@@ -12,8 +12,7 @@ from loraprune.importance.consumer_inputs import group_positions
 from loraprune.importance.flap import flap_group_scores
 from loraprune.importance.osscar import osscar_group_scores
 from loraprune.importance.wanda import wanda_group_scores
-from loraprune.layers.expert_adapters import effective_expert_weight
-from loraprune.layers.lora import effective_weight
+from loraprune.layers.lora import effective_expert_weight, effective_weight
 from loraprune.layers.unwrap import base_model
 
 if TYPE_CHECKING:

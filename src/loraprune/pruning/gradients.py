@@ -9,17 +9,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
-from loraprune.calibration.placing import placed
+from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches, placed
 from loraprune.calibration.progress import Told
-from loraprune.importance.criteria_criterion import Criterion
+from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.options import CriterionOptions
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import base_gradients, taylor_scores
 from loraprune.importance.whole_blocks import block_by_block, for_structure, joined
-from loraprune.layers.inference import inference_mode
-from loraprune.layers.unwrap import base_model
+from loraprune.layers.unwrap import base_model, inference_mode
 from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
@@ -13,10 +13,14 @@ from loraprune.allocation.choices import Choice
 from loraprune.allocation.uniform import allocate
 from loraprune.calibration.block_by_block import Calibration, CalibrationPass, calibration_pass, token_sequences
 from loraprune.calibration.progress import Told, ToldOf
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
+from loraprune.importance.registry import make_criterion
+from loraprune.importance.whole_blocks import for_structure
+from loraprune.layers.unwrap import inference_mode
 from loraprune.pruning.consumer_scores import consumer_scores
-from loraprune.pruning.scores import COMPARABLE, CONSUMER_METHODS, ScoreOptions, score_groups
+from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError
 from loraprune.surgery.refit import Chooser, cut_
@@ -25,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.structure.dimensions import PrunableDimension, Structure
+    from loraprune.structure.plan import Plan
     from loraprune.structure.widths import LegalWidths
 
 
@@ -169,3 +174,89 @@ def _remember(importance: Scores, structure: Structure, plan: Plan, scores: Scor
             continue
         known = importance.setdefault(name, torch.full((dimension.num_groups,), float("nan")))
         known[list(plan.kept[name])] = scores[name].float().cpu()
+
+
+# The methods by name, and one score for every group of a model by any of them.
+
+StructuredMethod = Literal["fisher", "taylor", "osscar", "flap", "wanda", "magnitude", "random", "position"]
+STRUCTURED_METHODS: tuple[str, ...] = get_args(StructuredMethod)
+GRADIENT_METHODS = ("fisher", "taylor")
+CONSUMER_METHODS = ("osscar", "flap", "wanda")
+WEIGHT_METHODS = ("magnitude", "random", "position")
+
+COMPARABLE = GRADIENT_METHODS
+"""Methods whose scores have one unit over all layers and kinds: a change of the loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoreOptions:
+    """How groups are scored.
+
+    Attributes:
+        method: one of :data:`STRUCTURED_METHODS`.
+        damping: of ``osscar``.
+        seed: of ``random``.
+        taylor_form, group_reduction, offload_grads: as in :class:`~loraprune.importance.criterion.CriterionOptions`.
+    """
+
+    method: str
+    damping: float = 0.01
+    seed: int = 42
+    taylor_form: str = "squared"
+    group_reduction: str = "sum"
+    offload_grads: bool = False
+
+    @property
+    def criterion(self) -> CriterionOptions:
+        """For the methods that are criteria of the joint recipe too."""
+        return CriterionOptions(
+            name=self.method,
+            taylor_form=self.taylor_form,
+            group_reduction=self.group_reduction,
+            offload_grads=self.offload_grads,
+            seed=self.seed,
+        )
+
+
+def score_groups(
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    options: ScoreOptions,
+    calibration: Calibration,
+    make_pass: Callable[[], CalibrationPass],
+    told: Told = lambda done, total: None,
+) -> Scores:
+    """Score all groups that a model has now, as it is now.
+
+    Args:
+        model: at ``plan``.
+        structure: of the model before any pruning.
+        plan: groups that it has.
+        options: how.
+        calibration: token ids or mappings of inputs; may be empty for methods that read weights alone.
+        make_pass: begins a pass over the same data.
+        told: hears how far the work is.
+    """
+    method = options.method
+    if method in WEIGHT_METHODS:
+        criterion = for_structure(make_criterion(options.criterion), method, structure)
+        criterion.attach(model, structure)
+        scores = criterion.scores(plan)
+        assert scores is not None
+        return scores
+    if method in GRADIENT_METHODS:
+        return gradient_scores(model, structure, plan, calibration, options.criterion, told)
+    found: Scores = {}
+    with inference_mode(model), torch.no_grad():
+        told(0, len(structure.blocks))
+        calibration_pass = make_pass()
+        for layer in range(len(structure.blocks)):
+            for dimension in structure.of_layer(layer):
+                count = plan.count(dimension.name)
+                found[dimension.name] = consumer_scores(
+                    method, model, dimension, count, calibration_pass, options.damping
+                )
+            calibration_pass.advance()
+            told(layer + 1, len(structure.blocks))
+    return found

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprune.allocation.uniform import ALLOCATIONS
-from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
-from loraprune.importance.options import check_options
+from loraprune.importance.criterion import check_options
+from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.pruning.scores import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
+from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
+from loraprune.sparsity.masks import SparsityPattern, parse_pattern
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
-from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 from loraprune.structure.dimensions import WHOLE_KINDS
 from loraprune.surgery.refit import REPAIRS
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprune.importance.criteria_criterion import LearnedCriterion
+from loraprune.importance.criterion import LearnedCriterion
 from loraprune.importance.moving_average import MovingAverage
 from loraprune.layers.quantized import is_quantized, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model

@@ -12,8 +12,7 @@ import torch
 from loraprune.allocation.schedule import Cut, cut_schedule
 from loraprune.allocation.uniform import allocate, check_reachable
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.criteria_criterion import LearnedCriterion
-from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, check_reach
+from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, LearnedCriterion, check_reach
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, selected, updated
 from loraprune.importance.registry import make_criterion
@@ -29,10 +28,9 @@ from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths
-from loraprune.surgery.folding import fold_gates_
 from loraprune.surgery.masking import Masks
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_, fold_gates_
 from loraprune.surgery.slicing import slice_
 
 if TYPE_CHECKING:

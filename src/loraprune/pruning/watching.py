@@ -18,7 +18,7 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.importance.criteria_criterion import Criterion
+    from loraprune.importance.criterion import Criterion
     from loraprune.structure.dimensions import Structure
 
 

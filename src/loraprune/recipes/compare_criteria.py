@@ -11,11 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.uniform import ALLOCATIONS, check_reachable
-from loraprune.importance.criteria_reductions import GROUP_REDUCTIONS
-from loraprune.importance.criterion import check_reach
+from loraprune.importance.criterion import LISTENERS, CriterionOptions, check_reach
 from loraprune.importance.lora import LORA_FORMS
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.options import LISTENERS, CriterionOptions
+from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.registry import CRITERIA, make_criterion
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.importance.whole_blocks import for_structure
@@ -32,7 +31,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from loraprune.metrics.batches import Collator
+    from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
 

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.save import check_output
-from loraprune.data.demo_init import PROMPT, demo_data, demo_model
+from loraprune.data.demo import PROMPT, demo_data, demo_model
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.recipes.prune import PruneResult, prune
-from loraprune.recipes.steps.interruption import InterruptedRunError
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:

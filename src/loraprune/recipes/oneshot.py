@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import torch
 
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ToldOf
@@ -14,28 +17,27 @@ from loraprune.calibration.residual_stream import has_stream
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.importance.moving_average import Scores
-from loraprune.layers.inference import inference_mode
-from loraprune.metrics.batches import Collator
+from loraprune.layers.unwrap import inference_mode
+from loraprune.metrics.perplexity import Collator
+from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.oneshot import StructuredOptions, prune_
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.pruning.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
-from loraprune.recipes.oneshot_calibration import draw, facts_of, warn_of_few_tokens
-from loraprune.recipes.oneshot_reporting import card_of, measures_of, notes_of
 from loraprune.recipes.steps.check_oneshot import OneshotJob, prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.record import oneshot_recipe
-from loraprune.record.course import dimensions_of
 from loraprune.record.history import history_of
 from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import run_record
-from loraprune.report.from_record import importance_of, report_of
-from loraprune.report.page_of_run import write_page
+from loraprune.record.run_record import dimensions_of, run_record
+from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
+from loraprune.report.from_record import importance_of, report_of, write_page
 from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.output_error import ConsumerError
 from loraprune.tasks.options import RunOptions
+from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -289,3 +291,109 @@ def _save(
     card = card_of(job, record, runtimes_of(finished))
     save_checkpoint(output, finished, job.processor, record=record, card=card, extras=extras)
     return report
+
+
+# The data that a run without training looks at.
+
+
+def draw(job: OneshotJob) -> Calibration:
+    """Rows that are looked at."""
+    config = job.oneshot
+    if not config.needs_data:
+        return []
+    if job.structure.spec.auto_class == "AutoModelForCausalLM" and job.task.name == "causal-lm":
+        drawn: Calibration = draw_calibration(job.train_rows, config.calibration_sequences, config.seed)
+        logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
+        return drawn
+    assert job.collator is not None
+    dtype = job.stored_dtype if job.model is not None else torch.float32
+    batches = draw_batches(job.train_rows, job.collator, config.calibration_sequences, config.seed, dtype)
+    rows = min(config.calibration_sequences, len(job.train_rows))
+    logger.info("Calibrating on %d %s", rows, job.task.row_name)
+    return batches
+
+
+def facts_of(calibration: Calibration) -> dict[str, int]:
+    """How much was looked at."""
+    rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
+    tokens = sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
+    return {"rows": rows} | ({"tokens": tokens} if tokens else {})
+
+
+def warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
+    """Say that there is less to look at than least squares have unknowns."""
+    solved = job.oneshot.value("repair") in ("refit", "stream") or job.oneshot.name == "osscar"
+    tokens = facts_of(calibration).get("tokens")
+    widest = max(
+        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
+        for dimension in job.structure.open
+    )
+    if solved and tokens is not None and tokens < widest:
+        logger.warning(
+            "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
+            "squares rest on their damping. More calibration sequences help.",
+            tokens,
+            widest,
+        )
+
+
+# What a run without training tells: notes for its report, and its model card.
+
+NOTED_DEVIATION = 0.002
+
+
+def measures_of(job: OneshotJob) -> tuple[Measure, ...]:
+    """Those of the task; where nothing becomes smaller, weights that are not zero in place of parameters."""
+    measures = job.task.measures
+    if job.oneshot.structured:
+        return measures
+    return tuple(NONZERO if measure is PARAMETERS else measure for measure in measures)
+
+
+def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
+    """What the reader has to know."""
+    if not job.oneshot.structured:
+        target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
+        if abs(reached - target) <= NOTED_DEVIATION:
+            return ()
+        return (f"The sparsity is {reached:.2%} rather than {target:.2%}: rows have whole numbers of weights.",)
+    reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
+    if reached == 0.0:
+        return (f"Nothing was removed: the ratio of {target:g} is less than half of the smallest step.",)
+    if abs(reached - target) <= NOTED_DEVIATION:
+        return ()
+    why = "head counts are those that the config accepts, and FFN widths are rounded"
+    if job.oneshot.value("allocation") == "global":
+        why = "a group goes as a whole or not at all"
+    if job.structure.spans_blocks:
+        why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
+    return (f"The ratio is {reached:.2%} rather than {target:.2%}: {why}.",)
+
+
+def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) -> str:
+    """Write the model card of a run without training."""
+    metrics, config = record["metrics"], job.oneshot
+    name = base_name(record)
+    if config.structured:
+        pruning = metrics["pruning"]
+        title = f"{pruning['ratio']:.0%} pruned"
+        what = (
+            f"A structurally pruned copy of `{name}`: {removed_kinds(job.structure)} were removed without training.\n"
+            f"{all_widths(pruning['widths'], job.structure)}"
+        )
+        facts = (
+            f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
+            f"`{pruning['repair']}`."
+        )
+    else:
+        sparsity = metrics["sparsity"]
+        title = f"{sparsity['pattern']} sparse"
+        how = f"{sparsity['pattern']}, method `{config.name}`"
+        what = (
+            f"A sparse copy of `{name}`, made without training: {sparsity['reached']:.2%} of the weights of the\n"
+            f"blocks' linear layers are zero ({how}). Shapes and file size are those of the\noriginal, and plain "
+            "inference is no faster. A merged LoRA adapter would fill the zeros; `loraprune recover`\ntunes and keeps "
+            "them."
+        )
+        facts = f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} weights."
+    return card(record, job.task, runtimes, title=title, what=what, facts=facts, words=CardWords(command="oneshot"))

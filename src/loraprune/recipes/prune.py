@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import logging
 import shutil
 import tempfile
@@ -13,26 +14,32 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors.torch import save_file
+
+from loraprune.checkpoint.adapter import COURSE_FILE, MASKS_FILE, REFITTED_FILE, course_text
+from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT
-from loraprune.pruning.pst_callback import PstCallback
-from loraprune.recipes.joint_output import adapter_copy, joint_report, save
+from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
+from loraprune.pruning.pst import PstCallback, PstRun
+from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.steps.check import TrainingJob, prepare
-from loraprune.recipes.steps.interruption import InterruptedRunError
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
-from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable
-from loraprune.recipes.steps.record import training_recipe
-from loraprune.recipes.steps.settings import run_settings
+from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
+from loraprune.recipes.steps.record import run_settings, training_recipe
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
-from loraprune.recipes.steps.zeros import settle_zeros
-from loraprune.record.course import dimensions_of
+from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.history import history_of
 from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import run_record
+from loraprune.record.run_record import dimensions_of, run_record
+from loraprune.report.card import model_card, pst_card, recovery_card
+from loraprune.report.from_record import importance_of, report_of, shown_measures, write_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
+from loraprune.tasks.event_files import copy_event_files
 from loraprune.tasks.lora import LoraOptions
 from loraprune.tasks.options import RunOptions
 
@@ -41,7 +48,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
 
-    from loraprune.metrics.batches import Collator
+    from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
 
@@ -275,3 +282,95 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
             setattr(base.config, name, getattr(config, name))
     if generation_config is not None:
         base.generation_config = generation_config
+
+
+# What a run of the joint recipe leaves behind: report and notes, the adapter, and the folder of the result.
+
+NOTED_DEVIATION = 0.002
+
+
+def adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> Path | None:
+    """Save the adapter before it is merged, where that was asked for."""
+    if not (job.options.save_adapter and job.options.output):
+        return None
+    folder = run_dir / "adapter"
+    model.save_pretrained(folder)
+    assert pruning.run is not None
+    course = course_text(keeps_zeros=bool(job.keep_zeros))
+    if isinstance(pruning.run, PstRun):
+        save_file(pruning.run.masks(), folder / MASKS_FILE)
+    elif not job.recovery:
+        save_file(refitted_weights(model, pruning.run), folder / REFITTED_FILE)
+        course = course_text(
+            plan=pruning.run.plan, dimensions=job.pruning.dimensions, keep_layers=job.pruning.keep_layers
+        )
+    (folder / COURSE_FILE).write_text(course, encoding="utf-8")
+    return folder
+
+
+def joint_report(job: TrainingJob, record: dict[str, Any], pruning: PruningCallback, zeros: Zeros) -> ReportData:
+    """The report of a run; ``zeros`` are those of the model before it."""
+    assert pruning.run is not None
+    measures, notes = shown_measures(job.task.measures, record["metrics"]), _notes(job, pruning, zeros)
+    importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
+    return report_of(record, measures, importance=importance, prompt=job.options.prompt, notes=notes)
+
+
+def _notes(job: TrainingJob, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
+    """What a reader of the report has to know."""
+    assert pruning.run is not None
+    notes = [*quantization_notes(job)]
+    if zeros.are_sparsity and not job.keep_zeros and not job.unstructured:
+        notes.append(filling_note(job, zeros))
+    if not job.unstructured and abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
+        multiple = pruning.run.legal_widths().channel_multiple
+        widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
+        why = f"{widths} those that the config accepts"
+        if job.structure.spans_blocks:
+            why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {why}.")
+    if pruning.skipped_steps:
+        steps = ", ".join(str(step) for step in pruning.skipped_steps)
+        notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
+    return tuple(notes)
+
+
+def save(
+    job: TrainingJob,
+    merged: PreTrainedModel,
+    record: dict[str, Any],
+    report: ReportData,
+    pruning: PruningCallback,
+    adapter: Path | None,
+    run_dir: Path,
+) -> ReportData:
+    """Write everything; record and report are told how long the weights took. Returns the report as written."""
+    output = job.options.output
+    assert output is not None
+    assert pruning.run is not None
+    plan = pruning.run.plan
+    logger.info("Writing %s", output)
+    pruning.phases.begin()
+
+    def extras(folder: Path) -> None:
+        nonlocal report
+        pruning.phases.lap(WRITING)
+        record["metrics"]["phases"] = dict(pruning.phases.seconds)
+        report = replace(report, phases=record["metrics"]["phases"])
+        if job.options.report:
+            write_page(report, folder, output)
+        copy_event_files(run_dir, folder)
+        if adapter is not None:
+            shutil.copytree(adapter, folder / "adapter")
+        if adapter is not None and not job.recovery and not job.unstructured:
+            (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
+
+    runtimes = runtimes_of(merged)
+    if job.unstructured:
+        card = pst_card(record, job.task, runtimes)
+    elif job.recovery:
+        card = recovery_card(record, job.task, runtimes)
+    else:
+        card = model_card(record, job.task, job.structure, runtimes)
+    save_checkpoint(output, merged, job.processor, record=record, card=card, extras=extras)
+    return report

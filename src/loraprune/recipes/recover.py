@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
 
-    from loraprune.metrics.batches import Collator
+    from loraprune.metrics.perplexity import Collator
 
 
 def recover(

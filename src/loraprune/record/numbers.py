@@ -44,6 +44,14 @@ def count(value: float | None) -> str:
     return _scaled(value, ("", " k", " M", " B", " T"))
 
 
+def short_count(number: float) -> str:
+    """Format a number of things for a progress line: ``704``, ``5.48M``, ``6.74B``."""
+    for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if number >= limit:
+            return f"{number / limit:.3g}{letter}"
+    return f"{number:.0f}"
+
+
 def file_size(num_bytes: float | None) -> str:
     """Format a number of bytes in powers of 1000: ``512 B``, ``10.9 MB``."""
     if num_bytes is not None and abs(num_bytes) < 1000:
@@ -69,6 +77,13 @@ def duration(seconds: float | None) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def clock(seconds: float) -> str:
+    """Format a length of time as a clock does: ``75.4`` as ``1:15``."""
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def percent(fraction: float | None, signed: bool = False) -> str:

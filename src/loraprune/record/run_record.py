@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import datetime
+import importlib.metadata
 import math
 import os
 import platform
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
-from loraprune.record.timestamp import timestamp
-from loraprune.record.versions import versions
+from loraprune._version import __version__
+from loraprune.record.report_data import Cut, GroupMap, HistoryPoint, LayerWidth, RefitError
 from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import Structure
 
 
 def machine_description() -> dict[str, Any]:
@@ -56,3 +62,135 @@ def plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         value = value.item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+# What a record tells of the course of a run, as a report shows it; records of earlier versions tell less.
+
+MAP_CELLS = 64
+"""Cells of a map of one layer, at most."""
+
+
+def dimensions_of(structure: Structure) -> list[dict[str, Any]]:
+    """What the record keeps of a model's prunable dimensions, so that a plan can be read without the model."""
+    return [
+        {
+            "name": dimension.name,
+            "kind": dimension.kind,
+            "layer": None if dimension.spans_blocks else dimension.layer,
+            "groups": dimension.num_groups,
+        }
+        for dimension in structure
+    ]
+
+
+def points_of(metrics: Mapping[str, Any]) -> tuple[HistoryPoint, ...]:
+    """The training steps that were logged."""
+    points = (dict(point) for point in metrics.get("history", ()))
+    return tuple(HistoryPoint(**{**point, "loss": _number(point["loss"])}) for point in points)
+
+
+def _number(value: float | None) -> float:
+    """A number of a record, in which NaN and infinities are None."""
+    return math.nan if value is None else value
+
+
+def cuts_of(pruning: Mapping[str, Any]) -> tuple[Cut, ...]:
+    """The cuts (or masks) in the order made; where several fell on one step, one."""
+    by_step = {cut["step"]: cut for cut in pruning.get("cuts", pruning.get("masks", ()))}
+    return tuple(
+        Cut(
+            step=cut["step"],
+            ratio=cut["ratio"],
+            widths={kind: tuple(counts) for kind, counts in cut.get("widths", {}).items()},
+            stability=cut.get("stability", {}),
+            seconds=cut.get("seconds"),
+        )
+        for cut in by_step.values()
+    )
+
+
+def refit_errors_of(pruning: Mapping[str, Any]) -> tuple[RefitError, ...]:
+    """Errors of the consumers at each cut; of several cuts without training, at the last one of each dimension."""
+    errors = pruning.get("refit_errors", ())
+    last: dict[str, int] = {}
+    for error in errors:
+        name = error["dimension"]
+        last[name] = max(error.get("cut_number", 0), last.get(name, 0))
+    return tuple(
+        RefitError(
+            step=error["step"],
+            kind=error["kind"],
+            layer=error["layer"],
+            cut=error["cut"],
+            repaired=error["repaired"],
+        )
+        for error in errors
+        if error.get("cut_number", 0) == last[error["dimension"]]
+    )
+
+
+def group_maps(
+    dimensions: Sequence[Mapping[str, Any]], kept: Mapping[str, Sequence[int]], cells: int = MAP_CELLS
+) -> tuple[GroupMap, ...]:
+    """Where in each layer groups went; nothing of dimensions that no layer has to itself.
+
+    Args:
+        dimensions: see :func:`dimensions_of`.
+        kept: groups that stayed, by name of the dimension.
+        cells: that a layer has at most; with more groups, runs of equally many neighbors share a cell.
+    """
+    maps = []
+    for dimension in dimensions:
+        if dimension["layer"] is None:
+            continue
+        total, stayed = dimension["groups"], set(kept[dimension["name"]])
+        size = math.ceil(total / cells)
+        runs = (range(start, min(start + size, total)) for start in range(0, total, size))
+        shares = tuple(sum(group in stayed for group in run) / len(run) for run in runs)
+        maps.append(GroupMap(kind=dimension["kind"], layer=dimension["layer"], kept=shares, groups_per_cell=size))
+    return tuple(maps)
+
+
+def widths_of(dimensions: Sequence[Mapping[str, Any]], kept: Mapping[str, Sequence[int]]) -> tuple[LayerWidth, ...]:
+    """Groups that stayed in each layer; of whole blocks, which ones; nothing of what has no layer."""
+    if [dimension["kind"] for dimension in dimensions] == ["blocks"]:
+        (blocks,) = dimensions
+        stayed = set(kept[blocks["name"]])
+        return tuple(
+            LayerWidth(layer=number, kind="blocks", total=1, kept=int(number in stayed))
+            for number in range(blocks["groups"])
+        )
+    return tuple(
+        LayerWidth(
+            layer=dimension["layer"],
+            kind=dimension["kind"],
+            total=dimension["groups"],
+            kept=len(kept[dimension["name"]]),
+        )
+        for dimension in dimensions
+        if dimension["layer"] is not None
+    )
+
+
+# The time that records bear; apart from the rest, so that reading records needs no torch.
+
+
+def timestamp() -> str:
+    """The time now, in ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+# Versions of what shapes a result.
+
+PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version(), "loraprune": __version__}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -5,11 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 from loraprune.record import numbers
 from loraprune.record.report_data import Recovery, ReportData, Row, Unit
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from loraprune.record.report_data import ReportData
 
 _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.PARAMETERS: numbers.count,
@@ -122,3 +128,29 @@ def _zeros(recovery: Recovery) -> str:
         return ""
     weights = f"{numbers.percent(before)} of the weights of the blocks' linear layers were zero"
     return f"; {weights} and still are" if after >= before else f"; {weights}, {numbers.percent(after)} are now"
+
+
+# The comparison of dense and pruned model as a table for the terminal.
+
+
+def comparison_table(data: ReportData) -> Table:
+    """Build the table of measures before and after; without colors where the output is no terminal.
+
+    The column of the model without recovery is left out where nothing of it was measured. How a row was measured
+    stands in a second line under its label.
+    """
+    unrecovered = has_unrecovered(data)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("", overflow="fold")
+    table.add_column(data.before, justify="right", no_wrap=True)
+    if unrecovered:
+        table.add_column("without recovery", justify="right")
+    table.add_column(data.after, justify="right", no_wrap=True, style="bold")
+    table.add_column("change", justify="right", no_wrap=True)
+    for row in format_rows(data):
+        label = Text(row.label)
+        if row.detail:
+            label.append(f"\n{row.detail}", style="dim")
+        middle = [row.unrecovered] if unrecovered else []
+        table.add_row(label, *(Text(cell) for cell in (row.dense, *middle, row.pruned, row.change)))
+    return table

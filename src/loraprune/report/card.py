@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loraprune.importance.compresso import CompressoOptions
+from loraprune.record.history import in_words
 from loraprune.report.from_record import shown_measures
 from loraprune.structure.dimensions import Structure
-from loraprune.tasks.measures import CARD_FORMATS, Measure
-from loraprune.tasks.task import Task
+from loraprune.tasks.task import CARD_FORMATS, Measure, Task
+
+if TYPE_CHECKING:
+    from loraprune.record.report_data import Row
 
 GROUPS = {
     "heads": "attention heads",
@@ -173,3 +177,102 @@ def _prompt_note(settings: dict[str, Any]) -> str:
     """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
     prompt = CompressoOptions(**settings.get("compresso", {})).prompt_text
     return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"
+
+
+# The table of a model card, brought up to date.
+
+HEAD = re.compile(r"^\| +\|.*\|\n\|(?:-+\|)+\n", re.MULTILINE)
+UNKNOWN = "–"
+
+
+def with_rows(card: str, rows: Sequence[Row]) -> str:
+    """A card whose table holds rows; one with the same name gives way.
+
+    Args:
+        card: text of a card that a run wrote.
+        rows: to put in, in their order.
+
+    Raises:
+        ValueError: the card has no table of measures.
+    """
+    head = HEAD.search(card)
+    if head is None:
+        raise ValueError("it holds no table of measures")
+    lines = card[head.end() :].splitlines(keepends=True)
+    count = next((place for place, line in enumerate(lines) if not line.startswith("|")), len(lines))
+    new = {_name(line): line for line in map(_line, rows)}
+    old = [line for line in lines[:count] if _name(line) not in new]
+    return card[: head.end()] + "".join([*old, *new.values(), *lines[count:]])
+
+
+def _name(line: str) -> str:
+    """The first cell without what stands in parentheses behind it: how much was measured may have changed."""
+    return line.split("|")[1].partition("(")[0].strip()
+
+
+def _line(row: Row) -> str:
+    form = CARD_FORMATS[row.unit]
+    dense, pruned = (UNKNOWN if value is None else f"{value:{form}}" for value in (row.dense, row.pruned))
+    detail = f" ({row.detail})" if row.detail else ""
+    return f"| {row.label}{detail} | {dense} | {pruned} |\n"
+
+
+# The model card of a run that makes single weights zero while LoRA tunes the model.
+
+
+def pst_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
+    """Write the model card."""
+    sparsity = record["metrics"]["sparsity"]
+    return card(
+        record,
+        task,
+        runtimes,
+        title=f"{sparsity['pattern']} sparse",
+        what=(
+            f"A sparse copy of `{base_name(record)}`: {sparsity['reached']:.2%} of the weights that LoRA adapted are\n"
+            "zero. The masks were learnt (PST) while LoRA tuned the model, and the adapter is merged. Shapes and file\n"
+            "size are those of the original, and plain inference is no faster. A further merged LoRA adapter would\n"
+            "fill the zeros; `loraprune recover` tunes and keeps them."
+        ),
+        facts=(
+            f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} adapted weights (target "
+            f"{sparsity['target']:.2%}); {sparsity['after']['share']:.2%} of all weights of the\nblocks' linear layers."
+        ),
+        words=CardWords(tag="sparse", after="sparse", recorded="when the masks grew"),
+    )
+
+
+# The model card of a run that tunes a pruned or sparse model.
+
+
+def recovery_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
+    """Write the model card."""
+    metrics = record["metrics"]
+    was = in_words(record.get("base_pruning", {}))
+    base = f"`{base_name(record)}` ({was})" if was else f"`{base_name(record)}`"
+    facts = "No weight was removed."
+    if "sparsity" in metrics:
+        before, after = metrics["sparsity"]["before"], metrics["sparsity"]["after"]
+        facts += (
+            f" Zeros in the blocks' linear layers: {before['zeros']:,} of {before['weights']:,} before\n"
+            f"({before['share']:.2%}), {after['zeros']:,} after ({after['share']:.2%})."
+        )
+    keeps = record["settings"]["recovery"]["keep_zeros"]
+    how = "LoRA tuned it, and the adapter is merged."
+    if keeps:
+        how = "LoRA tuned it, and the adapter is merged. Weights that\nwere zero were masked in both, and are zero."
+    return card(
+        record,
+        task,
+        runtimes,
+        title="recovered",
+        what=f"A copy of {base}: {how}",
+        facts=facts,
+        words=CardWords(
+            tag="recovered",
+            before="before",
+            after="after",
+            recorded="what is known of how the base was pruned",
+            command="recover",
+        ),
+    )

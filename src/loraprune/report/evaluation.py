@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
 from rich import box
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.record.numbers import MULTIPLICATION_SIGN, is_number, significant
-from loraprune.report.completions_table import show_completions
-from loraprune.report.task_table import task_notes, task_table
+from loraprune.record.numbers import MISSING, MULTIPLICATION_SIGN, is_number, significant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -158,3 +157,183 @@ def _in_points(values: Sequence[float | None]) -> list[str]:
             cell += f"  {MINUS if change < 0 else '+'}{abs(change):.1f}"
         cells.append(cell)
     return cells
+
+
+# Completions of the same prompts by several models: side by side where there is room, else one below the other.
+
+_LEAST_WIDTH = 32
+"""Columns of the terminal that a completion needs to be readable beside another one."""
+
+
+def show_completions(console: Console, columns: Sequence[tuple[str, Sequence[Entry]]]) -> None:
+    """Print every prompt and what each model made of it.
+
+    Args:
+        console: to print on.
+        columns: of each model its name as it is printed, and its entries; those of kind ``completions`` are shown.
+    """
+    texts = [(name, _by_prompt(entries)) for name, entries in columns]
+    for prompt in dict.fromkeys(prompt for _, own in texts for prompt in own):
+        console.print(Text(printable(prompt), style="bold"))
+        shown = [(name, printable(own[prompt]).strip("\n")) for name, own in texts if prompt in own]
+        if len(shown) > 1 and console.width // len(shown) >= _LEAST_WIDTH:
+            console.print(_side_by_side(shown))
+            continue
+        for name, completion in shown:
+            console.print(Text(f"  {name}", style="dim"))
+            console.print(Padding(Text(completion), (0, 0, 0, 4)))
+        console.print()
+
+
+def _by_prompt(entries: Sequence[Entry]) -> Mapping[str, str]:
+    return {
+        item["prompt"]: item["completion"]
+        for entry in entries
+        if entry.kind == "completions"
+        for item in entry.values.get("completions", ())
+    }
+
+
+def _side_by_side(shown: Sequence[tuple[str, str]]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="dim", expand=True)
+    for name, _ in shown:
+        table.add_column(Text(name), ratio=1, overflow="fold")
+    table.add_row(*(Text(completion) for _, completion in shown))
+    return table
+
+
+def printable(text: str) -> str:
+    """The text without characters that would steer the terminal; a model may write any."""
+    return "".join(
+        letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
+    )
+
+
+# Scores of tasks as a table for the terminal: a column a model, changes against the first, averages at the end.
+
+_SHARES = ("acc", "exact_match", "em", "f1", "mcc")
+"""Metrics that are shares of one, by what their names begin with; they are shown in percent."""
+
+_CAPTION = "accuracies in %; ±: standard error"
+_CHANGES = ", the largest of the models'; changes in points, against the first"
+
+_AVERAGED = {
+    "acc_norm": "average of acc_norm: acc where a task has none",
+    "paper": "paper: acc_norm of HellaSwag, ARC-challenge and OpenBookQA, acc of the others; that the papers' tables "
+    "take these is an assumption",
+}
+
+Column = tuple[str, Sequence["Entry"]]
+"""A model's name as it is printed, and its entries of kind ``task``."""
+
+
+def task_table(columns: Sequence[Column]) -> Table | None:
+    """Build the table; None if no model has a score. Accuracies are percentages, changes points of them."""
+    values = [{entry.name: entry.values for entry in entries if entry.kind == "task"} for _, entries in columns]
+    names = list(dict.fromkeys(name for own in values for name in own))
+    if not names:
+        return None
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        pad_edge=False,
+        header_style="bold",
+        caption=_CAPTION + (_CHANGES if len(columns) > 1 else ""),
+        caption_justify="left",
+    )
+    table.add_column("task", overflow="fold")
+    table.add_column("metric", no_wrap=True)
+    table.add_column("chance", justify="right", no_wrap=True)
+    table.add_column("±", justify="right", no_wrap=True)
+    for name, _ in columns:
+        table.add_column(Text(name), justify="right", overflow="fold")
+    for name in names:
+        _add_task(table, name, [own.get(name, {}) for own in values])
+    _add_averages(table, values)
+    return table
+
+
+def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> None:
+    """The rows of a task: its name, how it was asked, and a line a metric."""
+    first = next(own for own in values if own)
+    shots, items = first.get("num_fewshot"), first.get("num_items")
+    facts = [f"{shots}-shot" if shots else "", f"{items:,} items" if items else ""]
+    label = Text(name).append(f"\n{', '.join(filter(None, facts))}", style="dim")
+    metrics = list(dict.fromkeys(metric for own in values for metric in _metrics(own)))
+    for number, metric in enumerate(metrics):
+        chance = first.get("chance") if metric.startswith("acc") else None
+        errors = [own.get(f"{metric}_stderr") for own in values]
+        error = max((error for error in errors if error is not None and is_number(error)), default=None)
+        aside = [
+            Text("" if figure is None else _task_number(metric, figure), style="dim") for figure in (chance, error)
+        ]
+        cells = _task_cells(metric, [own.get(metric) for own in values])
+        table.add_row(label if number == 0 else Text(), metric, *aside, *cells)
+    if not metrics:
+        table.add_row(label)
+
+
+def _metrics(values: Mapping[str, Any]) -> Iterator[str]:
+    """Names of figures that have a standard error beside them, or that are accuracies."""
+    told = ("num_", "chance", "version", "group", "subtasks")
+    for name in values:
+        if not name.startswith(told) and "_stderr" not in name:
+            yield name
+
+
+def _task_cells(metric: str, values: Sequence[float | None]) -> list[Text]:
+    """The figures of a row, each but the first with its change."""
+    first = values[0]
+    cells = []
+    for number, value in enumerate(values):
+        cell = Text(_task_number(metric, value))
+        if number and value is not None and first is not None and is_number(value) and is_number(first):
+            cell.append(f" {_change(metric, value - first)}", style="cyan")
+        cells.append(cell)
+    return cells
+
+
+def _task_number(metric: str, value: float | None) -> str:
+    if value is None or not is_number(value):
+        return MISSING
+    return f"{100 * value:.1f}" if metric.startswith(_SHARES) else significant(value)
+
+
+def _change(metric: str, difference: float) -> str:
+    digits = _task_number(metric, abs(difference))
+    return ("\N{MINUS SIGN}" if difference < 0 and float(digits) else "+") + digits
+
+
+def _add_averages(table: Table, values: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
+    """Means over the tasks that every model has."""
+    from loraprune.metrics.tasks import averages
+
+    common = [name for name in values[0] if all(name in own for own in values)]
+    by_model = [averages({name: own[name] for name in common}) for own in values]
+    for number, means in enumerate(zip(*by_model, strict=True)):
+        if number == 0:
+            table.add_section()
+        label = Text(means[0].tasks if number == 0 else "", style="bold")
+        table.add_row(label, means[0].metric, "", "", *_task_cells("acc", [mean.value for mean in means]))
+        if means[0].metric in _AVERAGED:
+            table.caption = f"{table.caption}; {_AVERAGED[means[0].metric]}"
+
+
+def task_notes(columns: Sequence[Column]) -> list[str]:
+    """What to know of the scores: requests that were cut, likelihoods that were NaN."""
+    notes = []
+    for model, entries in columns:
+        scores = [(entry.name, entry.values) for entry in entries if entry.kind == "task"]
+        cut = [_share(name, own, "num_truncated") for name, own in scores if own.get("num_truncated")]
+        if cut:
+            notes.append(f"{model}: requests longer than its context lost their beginning: {', '.join(cut)}.")
+        lost = [_share(name, own, "num_not_finite") for name, own in scores if own.get("num_not_finite")]
+        if lost:
+            notes.append(
+                f"{model}: log-likelihoods are NaN, so that there are no scores: {', '.join(lost)}. "
+                "Try --dtype float32."
+            )
+    return notes
+
+
+def _share(name: str, values: Mapping[str, Any], count: str) -> str:
+    return f"{name} {values[count]:,} of {values['num_requests']:,}"

@@ -8,8 +8,6 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loraprune.report.grid import Grid
-
 FULL_WIDTH = 1040.0
 HALF_WIDTH = 504.0
 NARROW_WIDTH = 352.0
@@ -65,3 +63,14 @@ def in_words(kind: str) -> str:
 def capitalized(text: str) -> str:
     """A text with a capital letter at its beginning, the rest as it is."""
     return text[:1].upper() + text[1:]
+
+
+# Plain tables of a page.
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """A plain table: heads of the columns and the cells of every row."""
+
+    heads: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loraprune.importance.moving_average import Scores
-from loraprune.record.course import cuts_of, group_maps, points_of, refit_errors_of, widths_of
-from loraprune.record.report_data import Completion, Headline, Importance, Recovery, ReportData, Row
-from loraprune.report.matrix_details import matrices_of, matrix_table, zeroed_layers
+from loraprune.record import numbers
+from loraprune.record.report_data import (
+    Completion,
+    Details,
+    Headline,
+    Importance,
+    LayerWidth,
+    Recovery,
+    ReportData,
+    Row,
+)
+from loraprune.record.run_record import cuts_of, group_maps, points_of, refit_errors_of, widths_of
+from loraprune.sparsity.whole_model import MatrixRecord
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
-from loraprune.tasks.measures import NONZERO, PARAMETERS, Measure
+from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
+
+if TYPE_CHECKING:
+    from loraprune.record.report_data import ReportData
+
+logger = logging.getLogger("loraprune")
 
 
 def _row(metrics: dict[str, Any], measure: Measure) -> Row | None:
@@ -165,3 +183,83 @@ def headline_of(pruning: Mapping[str, Any]) -> Headline:
         prunable_before=pruning["prunable_parameters_before"],
         prunable_after=pruning["prunable_parameters"],
     )
+
+
+# What became of the matrices of a sparse model, as a report shows it.
+
+SEEN_DIFFERENCE = 0.005
+
+
+def matrices_of(sparsity: Mapping[str, Any]) -> tuple[MatrixRecord, ...]:
+    """Matrices as the record of a run without training has them; none of other runs."""
+    return tuple(MatrixRecord(**matrix) for matrix in sparsity.get("matrices", ()))
+
+
+def zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
+    """Weights of each layer that are not zero; nothing where every layer has the same share, which needs no picture."""
+    if not matrices:
+        return ()
+    totals: dict[int, list[int]] = {}
+    for matrix in matrices:
+        total = totals.setdefault(matrix.layer, [0, 0])
+        total[0] += matrix.weights
+        total[1] += matrix.weights - matrix.zeros
+    shares = [kept / weights for weights, kept in totals.values()]
+    if max(shares) - min(shares) < SEEN_DIFFERENCE:
+        return ()
+    return tuple(
+        LayerWidth(layer=layer, kind="weights_that_are_not_zero", total=weights, kept=kept)
+        for layer, (weights, kept) in totals.items()
+    )
+
+
+def matrix_table(matrices: Sequence[MatrixRecord]) -> tuple[Details, ...]:
+    """Zeros, error and time of every matrix; of stacked experts, of all that stand in one place."""
+    if not matrices:
+        return ()
+    places: dict[tuple[int, str], list[MatrixRecord]] = {}
+    for matrix in matrices:
+        places.setdefault((matrix.layer, matrix.kind), []).append(matrix)
+    rows = []
+    for (layer, kind), found in places.items():
+        weights, zeros = sum(matrix.weights for matrix in found), sum(matrix.zeros for matrix in found)
+        errors = [matrix.error for matrix in found if matrix.error is not None]
+        rows.append(
+            (
+                str(layer),
+                kind,
+                f"{weights:,}",
+                f"{zeros / weights:.2%}",
+                f"{sum(errors) / len(errors):.2%}" if errors else numbers.MISSING,
+                f"{sum(matrix.seconds for matrix in found):.2f}",
+            )
+        )
+    heads = ("layer", "matrix", "weights", "zeros", "output error", "seconds")
+    return (Details(title="Matrices", heads=heads, rows=tuple(rows)),)
+
+
+# The report of a run that is over: what can go wrong in drawing it is no reason to lose the model.
+
+
+def write_page(report: ReportData, folder: Path, output: Path) -> None:
+    """Write page and data of a report; where that fails, say so, and leave the data to make it from.
+
+    Args:
+        report: of the run.
+        folder: to write into.
+        output: where that folder will be, for the message.
+    """
+    page = folder / "report.html"
+    try:
+        from loraprune.report.page import write_report
+
+        write_report(report, page)
+    except Exception as error:
+        what = f"{type(error).__name__}: {error}".splitlines()[0]
+        logger.warning(
+            "warning: the report could not be drawn (%s). All else is there, and `loraprune report %s` tries it again.",
+            what,
+            output,
+        )
+        with suppress(Exception):
+            report.to_json(page.with_suffix(".json"))

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report.figure import in_words
-from loraprune.report.grid import Grid
+from loraprune.report.figure import Grid, in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from loraprune.layers.axes import is_matrix, is_stacked, matrix_shape, weight_oi
-from loraprune.layers.expert_adapters import expert_weight_oi
 from loraprune.layers.experts import up_parameter
+from loraprune.layers.lora import expert_weight_oi
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,15 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from loraprune.sparsity import scores
-from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts, lowest_of_rows, lowest_of_rows_by_share
+from loraprune.sparsity import masks as scores
+from loraprune.sparsity.masks import (
+    SparsityPattern,
+    lowest_of_matrix,
+    lowest_of_parts,
+    lowest_of_rows,
+    lowest_of_rows_by_share,
+)
 from loraprune.sparsity.obs import BLOCK_SIZE, Chooser, better_rows, inverse, output_error, prune_columns
-from loraprune.sparsity.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     from loraprune.calibration.features import FeatureStatistics

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -13,11 +14,9 @@ from torch import nn
 from loraprune.calibration.features import FeatureStatistics
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.calibration.progress import Told
-from loraprune.layers.inference import inference_mode
-from loraprune.layers.unwrap import base_model
+from loraprune.layers.unwrap import base_model, inference_mode
 from loraprune.sparsity.matrices import Matrix, matrices_of
 from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
-from loraprune.sparsity.troubles import Troubles
 
 if TYPE_CHECKING:
     from loraprune.calibration.block_by_block import CalibrationPass
@@ -205,3 +204,32 @@ def _result(
             f"raised to {result.damping:g}.",
         )
     return result
+
+
+# What is unusual about matrices, told once for all that it holds for: a large model has hundreds of them.
+
+
+class Troubles:
+    """Collects what is to be warned of, by kind."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, list[str]] = {}
+        self._first: dict[str, str] = {}
+
+    def note(self, kind: str, name: str, what: str) -> None:
+        """Something is unusual about a matrix.
+
+        Args:
+            kind: matrices with the same kind of trouble are told together.
+            name: of the matrix.
+            what: a sentence on it; of each kind, that of the first matrix is told.
+        """
+        self._names.setdefault(kind, []).append(name)
+        self._first.setdefault(kind, what)
+
+    def warn(self) -> None:
+        """Give one warning a kind."""
+        for kind, names in self._names.items():
+            others = len(names) - 1
+            more = f" and {others} more matri{'x' if others == 1 else 'ces'}" if others else ""
+            warnings.warn(f"{names[0]}{more}: {self._first[kind]}", stacklevel=3)

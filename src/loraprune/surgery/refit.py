@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -21,19 +21,21 @@ from loraprune.calibration.block_by_block import (
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.calibration.progress import Told
 from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
+from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
-from loraprune.layers.inference import inference_mode
-from loraprune.layers.lora import effective_weight, lora_delta
+from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
 from loraprune.layers.quantized import exact_weight, is_quantized, set_weight_, source_of
-from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.layers.unwrap import base_layer, base_model, inference_mode
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
-from loraprune.surgery.expert_refit import refit_experts_
 from loraprune.surgery.masking import masked
 from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.calibration.block_by_block import CalibrationPass
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
@@ -275,3 +277,92 @@ class _Cut:
                     dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
                 )
             )
+
+
+# The refit inside a mixture of experts: the down projection of each expert makes up for its own channels that go.
+
+
+@torch.no_grad()
+def refit_experts_(
+    model: nn.Module,
+    dimension: PrunableDimension,
+    positions: Sequence[int],
+    num_groups: int,
+    calibration: CalibrationPass,
+    damping: float,
+) -> OutputError | None:
+    """Rewrite the columns that stay, before the cut, so that each expert computes nearly what it did with all of them.
+
+    One second moment is in memory at a time, that of one expert. Where a whole expert goes, its tokens go to others,
+    whose weights have nothing in common with its own: there is nothing to refit.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        dimension: about to be cut.
+        positions: which of the groups that there are now stay, ascending.
+        num_groups: groups that there are now.
+        calibration: the pass over the calibration data, arrived at the experts' block.
+        damping: see :func:`loraprune.calibration.least_squares.refit_columns`.
+
+    Returns:
+        The error of all experts as one, each counted for the tokens that are routed to it and by their weights; None
+        where nothing is refitted.
+    """
+    consumer = dimension.consumer
+    if not consumer.stacked:
+        return None
+    module = base_model(model).get_submodule(consumer.module)
+    tokens = calibration.routed_tokens(consumer.module)
+    kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
+    left_alone = 0
+    errors = OutputError(wanted=0.0, cut=0.0)
+    for expert, kept in enumerate(kept_EK):
+        inputs = tokens.weighted_features(module, expert, moment=True)
+        base = expert_weight_oi(module, consumer.parameter, expert).data
+        columns = kept.to(base.device)
+        before = effective_expert_weight(module, consumer.parameter, expert)
+        try:
+            if inputs is None:
+                raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
+            after = refit_columns(before, inputs.moment, columns, damping)
+        except NotPositiveDefiniteError:
+            left_alone += 1
+            if inputs is not None:
+                errors += output_error(before, inputs.moment, columns, None).times(inputs.rows)
+            continue
+        errors += output_error(before, inputs.moment, columns, after).times(inputs.rows)
+        delta = expert_delta(module, consumer.parameter, expert)
+        base[:, columns] = (after if delta is None else after - delta[:, columns]).to(base.dtype)
+    if left_alone:
+        warnings.warn(
+            f"{dimension.name}: no refit of {left_alone} of {dimension.strata} experts, since too few calibration "
+            "tokens are routed to them. They are cut without it. More calibration sequences help.",
+            stacklevel=2,
+        )
+    return errors
+
+
+# Learnt gates made part of the layers that they stand before.
+
+
+@torch.no_grad()
+def fold_gates_(model: nn.Module, structure: Structure, gates: Mapping[str, torch.Tensor]) -> None:
+    """Multiply the columns of each consumer with the gates on its inputs, in place: the same function without gates.
+
+    The base weight takes up the change, and the adapter stays as it is; columns with a gate of 1 are not touched.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        structure: of the model.
+        gates: by dimension, one value a group; dimensions without any are left alone.
+    """
+    base = base_model(model)
+    for dimension in structure:
+        if dimension.name not in gates:
+            continue
+        module = base.get_submodule(dimension.consumer.module)
+        weight = weight_before(module)
+        gates_I = over_features(gates[dimension.name].to(weight.device), dimension.consumer, weight.shape[1])
+        columns = (gates_I != 1.0).nonzero()[:, 0]
+        if len(columns):
+            set_columns_(module, columns, weight[:, columns] * gates_I[columns])

@@ -15,7 +15,7 @@ from loraprune.tasks.event_files import check_report_to
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-    from loraprune.metrics.batches import Collator
+    from loraprune.metrics.perplexity import Collator
     from loraprune.tasks.task import Task
 
 DEFAULTS: dict[str, Any] = {

@@ -10,13 +10,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_
-from loraprune.data.formats import prepare_dataset
-from loraprune.data.prepared import PreparedRows
-from loraprune.metrics.batches import Collator
-from loraprune.metrics.perplexity import HeldOut, perplexity
+from loraprune.data.formats import PreparedRows, prepare_dataset
+from loraprune.metrics.perplexity import Collator, HeldOut, perplexity
 from loraprune.record.report_data import Unit
-from loraprune.tasks.measures import FILE_SIZE, PARAMETERS, Measure, Metrics
-from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, random_tokens
+from loraprune.tasks.task import (
+    FILE_SIZE,
+    LATENCY_TOKENS,
+    PARAMETERS,
+    Measure,
+    Metrics,
+    Setup,
+    Task,
+    Workload,
+    random_tokens,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset

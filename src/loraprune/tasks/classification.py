@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -10,17 +11,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.load import load_image_processor
+from loraprune.checkpoint.load import give_pad_token_, load_image_processor
+from loraprune.data.formats import PreparedRows
 from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
 from loraprune.data.labels import ModelLabels, label_numbers
-from loraprune.data.prepared import PreparedRows
-from loraprune.layers.inference import inference_mode
-from loraprune.metrics.batches import Collator, HeldOutRows, placed
-from loraprune.metrics.evaluation_accuracy import accuracy
-from loraprune.tasks.labels import check_classifier, check_labels
-from loraprune.tasks.measures import classifier_measures
+from loraprune.data.sentences import prepare_sentences
+from loraprune.layers.unwrap import inference_mode
+from loraprune.metrics.accuracy import accuracy
+from loraprune.metrics.perplexity import Collator, HeldOutRows, placed
 from loraprune.tasks.options import RunOptions
-from loraprune.tasks.task import Setup, Task, Workload
+from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifier_measures, random_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -136,4 +136,96 @@ class ImageClassification(Task):
         return Workload(
             inputs=lambda model, device: placed(batch, device, model.dtype),
             facts={"latency_input": f"one image of {shape}"},
+        )
+
+
+# Checks that classifiers of all kinds share.
+
+
+def check_classifier(config: PretrainedConfig) -> None:
+    """Make sure that a classifier tells one of several labels.
+
+    Raises:
+        ValueError: it has one output, or is set up for regression or for several labels at once.
+    """
+    kind = getattr(config, "problem_type", None)
+    if kind not in (None, "single_label_classification"):
+        raise ValueError(
+            f"The model's config says problem_type={kind!r}. Classifiers with one label an example are supported: "
+            "problem_type 'single_label_classification', or none."
+        )
+    count = ModelLabels.of(config).count
+    if count < 2:
+        raise ValueError(f"The model has {count} label, which is regression. Load it with num_labels=2 or more.")
+
+
+def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
+    """Make sure that a user's own collator gives labels that the model has.
+
+    Raises:
+        ValueError: it gives none, or others.
+    """
+    labels = batch.get("labels")
+    if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.is_floating_point():
+        raise ValueError(
+            f"The collator gives {', '.join(map(str, batch)) or 'nothing'}; a classifier needs 'labels', one whole "
+            "number a row."
+        )
+    count = ModelLabels.of(config).count
+    wrong = labels[(labels < 0) | (labels >= count)].tolist()
+    if wrong:
+        raise ValueError(
+            f"The collator gives the label {wrong[0]}, and the model has {count} labels (0 to {count - 1})."
+        )
+
+
+# Text classifiers: tuned by transformers' Trainer, measured by accuracy.
+
+
+class TextClassification(Task):
+    """Tell which of several classes a text, or a pair of texts, is of."""
+
+    name = "text-classification"
+    auto_class = "AutoModelForSequenceClassification"
+    adapter_type = "SEQ_CLS"
+    row_name = "texts"
+    measures = classifier_measures("texts")
+    eval_rows = 1000
+    trains_head = True
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """One label of several, no regression and no set of labels."""
+        check_classifier(config)
+
+    def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
+        """Tokenize texts or pairs of them."""
+        assert setup.max_length is not None
+        return prepare_sentences(rows, setup.processor, setup.config, max_length=setup.max_length)
+
+    def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
+        """The user's own, or one that pads."""
+        from transformers import DataCollatorWithPadding
+
+        if setup.collator is not None:
+            return setup.collator
+        tokenizer = copy.deepcopy(setup.processor)
+        give_pad_token_(tokenizer)
+        return DataCollatorWithPadding(tokenizer)
+
+    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+        """Accuracy and loss."""
+        assert isinstance(job.held_out, HeldOutRows)
+        return asdict(accuracy(model, job.held_out))
+
+    def workload(self, job: Job) -> Workload:
+        """One text."""
+        tokens = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+
+        def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
+            ids = random_tokens(model, tokens, device)
+            return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+        return Workload(
+            inputs=inputs,
+            facts={"latency_input": f"1 × {tokens} tokens"},
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.quantizing import check_quantization
+from loraprune.checkpoint.load import check_quantization
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.load import loading_class
 from loraprune.tasks.causal_lm import CausalLM
-from loraprune.tasks.classification import ImageClassification
+from loraprune.tasks.classification import ImageClassification, TextClassification
 from loraprune.tasks.seq2seq import TextToText
 from loraprune.tasks.task import Task
-from loraprune.tasks.text_classification import TextClassification
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel

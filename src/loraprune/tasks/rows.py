@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.data.prepared import PreparedRows
+from loraprune.data.formats import PreparedRows
 from loraprune.data.sources import load_source
-from loraprune.metrics.batches import Collator, HeldOutRows
-from loraprune.metrics.perplexity import HeldOut
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.tasks.task import Setup, Task
 
 if TYPE_CHECKING:

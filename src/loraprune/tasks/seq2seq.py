@@ -10,13 +10,24 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_
+from loraprune.data.formats import PreparedRows
 from loraprune.data.pairs import prepare_pairs
-from loraprune.data.prepared import PreparedRows
 from loraprune.metrics.accuracy import target_quality
-from loraprune.metrics.batches import Collator, HeldOutRows
+from loraprune.metrics.perplexity import Collator, HeldOutRows
 from loraprune.record.report_data import Unit
-from loraprune.tasks.measures import FILE_SIZE, FORWARD_PASS, PARAMETERS, Measure, Metrics
-from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, adapted, random_tokens
+from loraprune.tasks.task import (
+    FILE_SIZE,
+    FORWARD_PASS,
+    LATENCY_TOKENS,
+    PARAMETERS,
+    Measure,
+    Metrics,
+    Setup,
+    Task,
+    Workload,
+    adapted,
+    random_tokens,
+)
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 
 
 def test_all_files_of_a_finished_block_lie_beside_each_other(tmp_path: Path) -> None:

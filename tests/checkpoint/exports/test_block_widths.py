@@ -4,8 +4,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.checkpoint.exports.block_widths import BlockWidths, block_widths
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError, block_widths
 
 CONFIG = {"num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 100, "num_hidden_layers": 3}
 

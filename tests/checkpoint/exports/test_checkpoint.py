@@ -9,8 +9,7 @@ from safetensors.torch import load_file
 from tests.checkpoint.exports.folders import change_config, ragged_folder
 from tests.checkpoints import byte_model
 
-from loraprune.checkpoint.exports.checkpoint import read_checkpoint
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint
 
 
 @pytest.fixture

@@ -14,8 +14,8 @@ from tests.checkpoint.exports.two_four import HEAD, linear_layers, two_four_fold
 from transformers import PreTrainedModel
 
 from loraprune.checkpoint.exports import compressed_tensors
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.compressed_tensors import REQUIREMENT, check_package, export_compressed_tensors
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
 
 DENSE = "model.layers.0.mlp.down_proj"
 

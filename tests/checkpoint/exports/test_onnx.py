@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from loraprune.checkpoint.exports import onnx
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.onnx import write_onnx
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.structure.describe import describe

@@ -6,9 +6,9 @@ from tests.checkpoint.exports.two_four import linear_layers, make_two_four_
 from tests.models import tiny_model
 from torch import nn
 
-from loraprune.checkpoint.exports import runtimes_semi_structured
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
-from loraprune.checkpoint.exports.runtimes_semi_structured import check_semi_structured, to_semi_structured_
+from loraprune.checkpoint.exports import semi_structured
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
+from loraprune.checkpoint.exports.semi_structured import check_semi_structured, to_semi_structured_
 
 ROWS, COLUMNS = 16, 16
 """What the stand-in's shapes must be multiples of, as cuSPARSELt's in 16 bits."""
@@ -28,8 +28,8 @@ def stand_in(weight: torch.Tensor) -> torch.Tensor:
 def hardware(monkeypatch: pytest.MonkeyPatch) -> list[tuple[torch.device, torch.dtype]]:
     """Hardware that takes everything; returns what it was asked about."""
     asked: list[tuple[torch.device, torch.dtype]] = []
-    monkeypatch.setattr(runtimes_semi_structured, "check_semi_structured", lambda *question: asked.append(question))
-    monkeypatch.setattr(runtimes_semi_structured, "_semi_structured", stand_in)
+    monkeypatch.setattr(semi_structured, "check_semi_structured", lambda *question: asked.append(question))
+    monkeypatch.setattr(semi_structured, "_semi_structured", stand_in)
     return asked
 
 
@@ -39,7 +39,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
-    monkeypatch.setattr(runtimes_semi_structured, "_multiplies_right", lambda device, dtype: True)
+    monkeypatch.setattr(semi_structured, "_multiplies_right", lambda device, dtype: True)
     return monkeypatch
 
 
@@ -82,22 +82,22 @@ def test_what_torch_says_of_a_gpu_that_it_cannot_use_is_passed_on(gpu: pytest.Mo
     def fails(device: torch.device, dtype: torch.dtype) -> bool:
         raise RuntimeError("Supported only on GPUs with compute capability 8.x\nmore")
 
-    gpu.setattr(runtimes_semi_structured, "_multiplies_right", fails)
+    gpu.setattr(semi_structured, "_multiplies_right", fails)
     with pytest.raises(RuntimeFormatError, match=r"on Some GPU: Supported only on GPUs .* 8\.x The plain") as refused:
         check_semi_structured()
     assert "more" not in str(refused.value)
 
 
 def test_a_gpu_that_multiplies_wrong_is_refused(gpu: pytest.MonkeyPatch) -> None:
-    gpu.setattr(runtimes_semi_structured, "_multiplies_right", lambda device, dtype: False)
+    gpu.setattr(semi_structured, "_multiplies_right", lambda device, dtype: False)
     with pytest.raises(RuntimeFormatError, match="on Some GPU to wrong results"):
         check_semi_structured()
 
 
 @pytest.mark.parametrize(("factor", "right"), [(1.0, True), (1.5, False)])
 def test_the_trial_product_is_compared(monkeypatch: pytest.MonkeyPatch, factor: float, right: bool) -> None:
-    monkeypatch.setattr(runtimes_semi_structured, "_semi_structured", lambda weight: weight * factor)
-    assert runtimes_semi_structured._multiplies_right(torch.device("cpu"), torch.bfloat16) is right
+    monkeypatch.setattr(semi_structured, "_semi_structured", lambda weight: weight * factor)
+    assert semi_structured._multiplies_right(torch.device("cpu"), torch.bfloat16) is right
 
 
 def test_every_sparse_layer_is_replaced_and_the_rest_stays(

@@ -11,11 +11,11 @@ from tests.checkpoint.exports.two_four import linear_layers, two_four_folder
 from tests.models import logits_of, token_ids
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
-from loraprune.checkpoint.exports import runtimes_semi_structured, semi_structured
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
-from loraprune.checkpoint.exports.runtimes_semi_structured import check_semi_structured
+from loraprune.checkpoint.exports import semi_structured
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.semi_structured import (
     DESCRIPTION,
+    check_semi_structured,
     load_semi_structured,
     load_unpacked,
     write_packed,
@@ -29,9 +29,8 @@ DENSE = "model.layers.0.self_attn.k_proj"
 @pytest.fixture
 def hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     """Hardware that takes every matrix as it is."""
-    for module in (runtimes_semi_structured, semi_structured):
-        monkeypatch.setattr(module, "check_semi_structured", lambda *question, **named: None)
-    monkeypatch.setattr(runtimes_semi_structured, "_semi_structured", lambda weight: weight.detach())
+    monkeypatch.setattr(semi_structured, "check_semi_structured", lambda *question, **named: None)
+    monkeypatch.setattr(semi_structured, "_semi_structured", lambda weight: weight.detach())
 
 
 def assert_same(found: PreTrainedModel, expected: PreTrainedModel) -> None:

@@ -8,7 +8,7 @@ from tests.checkpoint.exports.two_four import HEAD, linear_layers, two_four_fold
 from tests.checkpoints import VOCABULARY
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.sparse_checkpoint import check_folder, copy_companions, read_sparse_checkpoint
 from loraprune.checkpoint.save import OutputExistsError
 

@@ -13,7 +13,7 @@ from tests.quantized_models import WIDTHS, need, plain_folder, quantized
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from loraprune.importance.options import CriterionOptions
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.registry import make_criterion
 from loraprune.layers.lora import effective_weight
 from loraprune.layers.quantized import (

@@ -14,13 +14,11 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import loraprune
 from loraprune.checkpoint.load import CheckpointError
-from loraprune.measure.benchmark.bench import bench
-from loraprune.measure.benchmark.benchmark_memory import memory_reported
+from loraprune.measure.benchmark.bench import bench, memory_reported
 from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
-from loraprune.measure.benchmark.contenders import unique_labels
+from loraprune.measure.benchmark.contenders import unique_labels, weight_files
 from loraprune.measure.benchmark.result import BenchFileError, read_bench
 from loraprune.measure.benchmark.training_step import TrainingBench
-from loraprune.measure.benchmark.weight_files import weight_files
 
 
 def quick(**changes: Any) -> BenchConfig:
@@ -202,7 +200,7 @@ def test_operations_are_counted_before_the_memory_so_that_no_first_call_is_measu
         before.append(len(calls))
         return 1
 
-    monkeypatch.setattr("loraprune.measure.benchmark.benchmark_inference.peak_bytes", noted)
+    monkeypatch.setattr("loraprune.measure.benchmark.inference.peak_bytes", noted)
     bench({"a": model}, quick(decode_batch=()))
     assert before == [1]
 
@@ -337,7 +335,7 @@ def test_what_does_not_fit_the_models_or_the_machine_is_refused(
 
 
 def test_too_little_memory_is_told_with_a_remedy(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loraprune.measure.benchmark.benchmark_memory.free_memory", lambda device: 1000)
+    monkeypatch.setattr("loraprune.measure.benchmark.bench.free_memory", lambda device: 1000)
     with pytest.raises(ValueError, match=r"weights of 2 models take .*--one-at-a-time"):
         bench([checkpoint, checkpoint], quick())
     assert bench([checkpoint, checkpoint], quick(one_at_a_time=True, decode_batch=())).figures

@@ -8,11 +8,11 @@ from tests.checkpoints import byte_model
 from tests.models import with_lora
 
 from loraprune.measure.benchmark.bench import bench
-from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work
 from loraprune.measure.benchmark.config import BenchConfig
 from loraprune.measure.benchmark.memory import peak_bytes, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, training_inputs
 from loraprune.measure.benchmark.timing import Contender, in_turns
+from loraprune.measure.benchmark.training_step import TrainingStep, Work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
 MEGA = 1 << 20

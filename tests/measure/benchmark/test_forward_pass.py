@@ -8,7 +8,7 @@ import torch
 from tests.checkpoints import VOCABULARY, byte_model
 
 from loraprune.measure.benchmark import timing as turns
-from loraprune.measure.benchmark.forward_pass import forward_latency
+from loraprune.measure.benchmark.inference import forward_latency
 
 
 def test_every_model_is_timed() -> None:

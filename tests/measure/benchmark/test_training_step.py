@@ -7,8 +7,8 @@ import torch
 from tests.models import tiny_model, token_ids, with_lora
 
 from loraprune.importance.registry import CRITERIA
-from loraprune.measure.benchmark.benchmarking_training_step import TrainingStep, Work, cut_at_random_, recompute_
 from loraprune.measure.benchmark.timing import in_turns
+from loraprune.measure.benchmark.training_step import TrainingStep, Work, cut_at_random_, recompute_
 from loraprune.pruning.config import PruningConfig
 from loraprune.surgery.masking import masked
 
@@ -92,7 +92,7 @@ def test_recomputing_takes_less_memory() -> None:
 def test_plain_tuning_does_not_pay_for_the_look_at_its_gradients(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
     monkeypatch.setattr(
-        "loraprune.measure.benchmark.benchmarking_training_step.gradients_finite", lambda model: not looked.append(1)
+        "loraprune.measure.benchmark.training_step.gradients_finite", lambda model: not looked.append(1)
     )
     model = with_lora(tiny_model(attention="sdpa"))
     with TrainingStep(model, work()).turn() as step:

@@ -2,8 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from loraprune.measure.estimation.estimation_gpus import GIB, GPUS, Gpu
-from loraprune.measure.estimation.timing import BANDWIDTH_SHARE, UTILIZATION, step_seconds
+from loraprune.measure.estimation.gpus import BANDWIDTH_SHARE, GIB, GPUS, UTILIZATION, Gpu, step_seconds
 
 CARD = Gpu(name="card", memory=10.0, tflops=100, bandwidth=1000)
 

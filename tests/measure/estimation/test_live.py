@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from loraprune.measure.estimation.live import LiveShapes
+from loraprune.measure.estimation.kernels import LiveShapes
 
 
 def test_bytes_are_counted_while_tensors_live() -> None:

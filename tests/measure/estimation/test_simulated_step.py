@@ -6,7 +6,7 @@ from benchmarks.memory_model import small_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from loraprune.importance.options import CriterionOptions
+from loraprune.importance.criterion import CriterionOptions
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.forward import forward_size
 from loraprune.measure.estimation.shape_models import ShapeModels

@@ -12,7 +12,7 @@ from tests.checkpoint.adapters import plain_adapter
 from tests.checkpoints import byte_model, sentences, tiny_checkpoint, tiny_tokenizer
 from tests.tasks.models import byte_tokenizer, opinions, reversals, tiny_bert, tiny_t5, word_tokenizer
 
-import loraprune.measure.evaluation.evaluations_evaluate as recipe
+import loraprune.measure.evaluation.evaluate as recipe
 from loraprune import EvaluationConfig, evaluate
 from loraprune.checkpoint.load import CheckpointError
 from loraprune.measure.evaluation.results import KINDS, ResultsError, read_results
@@ -204,7 +204,7 @@ class TestResultsFile:
         def fail(*given: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("loraprune.measure.evaluation.prompts.complete_prompts", fail)
+        monkeypatch.setattr("loraprune.measure.evaluation.subjects.complete_prompts", fail)
         config = EvaluationConfig(ppl=(notes,), prompts=(), max_length=32, output=tmp_path / "new" / "e.json")
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, config)

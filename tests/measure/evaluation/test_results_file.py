@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 
-from loraprune.measure.evaluation import results_file
-from loraprune.measure.evaluation.results import Entry, read_results
-from loraprune.measure.evaluation.results_file import ResultsFile
+from loraprune.measure.evaluation import results
+from loraprune.measure.evaluation.results import Entry, ResultsFile, read_results
 
 
 def entry(name: str) -> Entry:
@@ -18,13 +17,13 @@ def entry(name: str) -> Entry:
 
 
 def test_runs_that_write_at_the_same_time_lose_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    write = results_file.write_text
+    write = results.write_text
 
     def slow(*given: Any) -> None:
         time.sleep(0.02)
         write(*given)
 
-    monkeypatch.setattr(results_file, "write_text", slow)
+    monkeypatch.setattr(results, "write_text", slow)
     path = tmp_path / "e.json"
 
     def run(number: int) -> None:
@@ -56,6 +55,6 @@ def test_nor_does_a_full_disk(
     def full(*given: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(results_file, "write_text", full)
+    monkeypatch.setattr(results, "write_text", full)
     ResultsFile(tmp_path / "e.json", force=False).add(entry("first"))
     assert "No space left on device" in caplog.text

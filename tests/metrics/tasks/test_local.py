@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.metrics.tasks.local import read_items
-from loraprune.metrics.tasks.tasks_local import Form
+from loraprune.metrics.tasks.local import Form, read_items
 
 GOOD = {"query": "The sky is", "choices": ["blue", "square"], "gold": 0}
 CONTEXTS = {"context_options": ["Ann is", "Bea is"], "continuation": "here.", "gold": 1}

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from tests.metrics.tasks.conftest import write_subject
 
-from loraprune.metrics.tasks.mmlu import read_subjects
+from loraprune.metrics.tasks.local import read_subjects
 
 ROW = "What is old?,a mill,a bird,a stone,a river,C\n"
 

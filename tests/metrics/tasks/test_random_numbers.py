@@ -6,7 +6,7 @@ import numpy
 import pytest
 import torch
 
-from loraprune.metrics.tasks.random_numbers import own_random_numbers
+from loraprune.metrics.tasks.lm_eval import own_random_numbers
 
 
 def drawn() -> tuple[float, float, float]:

@@ -369,7 +369,7 @@ def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """A task of the harness whose data is on the hub."""
     from lm_eval.tasks import TaskManager
 
-    from loraprune.metrics.tasks import choosing, loading
+    from loraprune.metrics.tasks import choosing, scoring
 
     (tmp_path / "far.yaml").write_text(
         "task: far\ndataset_path: hub/far\ntest_split: test\noutput_type: multiple_choice\ndoc_to_text: query\n"
@@ -378,7 +378,7 @@ def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     )
     manager = TaskManager(include_path=tmp_path, include_defaults=False)
     monkeypatch.setattr(choosing, "harness_index", lambda: manager.task_index)
-    monkeypatch.setattr(loading, "harness_tasks", lambda: manager)
+    monkeypatch.setattr(scoring, "harness_tasks", lambda: manager)
 
 
 @pytest.mark.usefixtures("far")

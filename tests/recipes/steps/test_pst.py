@@ -14,7 +14,7 @@ from tests.recipes.test_recover import CtrlC, Trained, check_zeros_kept, losses,
 from transformers import AutoModelForCausalLM
 
 from loraprune import PruneResult, PruningConfig, RunOptions, prune, recover
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.tasks.lora import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)

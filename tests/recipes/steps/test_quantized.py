@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, 
 
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot, prune, recover
 from loraprune.layers.quantized import is_quantized_model, quantized_layers, weight_rows
-from loraprune.recipes.steps.interruption import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
@@ -230,7 +230,7 @@ class TestRefusals:
             RunOptions(quantization="int3")
 
     def test_missing_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("loraprune.checkpoint.quantizing.find_spec", lambda package: None)
+        monkeypatch.setattr("loraprune.checkpoint.load.find_spec", lambda package: None)
         with pytest.raises(ValueError, match=r'needs bitsandbytes, .*pip install "loraprune\[quantization\]"'):
             RunOptions(quantization="bnb-4bit")
 

@@ -10,8 +10,8 @@ import pytest
 from tests.run_folders import DENSE, MACHINE, created, entry, with_weights, write_bench, write_results, write_run
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
+from loraprune.report.comparison.compare import compare_runs
 from loraprune.report.comparison.result import ComparedModel, RunGroup, RunsComparison
-from loraprune.report.comparison.runs_compare import compare_runs
 
 GPU = {"platform": "Linux-5", "processor": "x86_64", "cpus": 64, "threads": 32, "accelerator": "H100"}
 

@@ -7,7 +7,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.report.comparison.label_places import label_places
+from loraprune.report.comparison.ticks import label_places
 
 AREA = (0.0, 0.0, 300.0, 300.0)
 SIZE = (14.0, 10.0)

@@ -12,10 +12,9 @@ from tests.report.test_html import Page
 
 from loraprune.record.report_data import Unit
 from loraprune.report import drawing
-from loraprune.report.comparison.figure import legend
+from loraprune.report.comparison.figure import legend, write_picture
 from loraprune.report.comparison.page import render_page, verdict, write_page
 from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunGroup, RunsComparison
-from loraprune.report.comparison.runs_picture import write_picture
 
 COSTS = (
     Cost(name="parameters", label="Parameters"),

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.report.comparison.pareto import pareto_front
+from loraprune.report.comparison.result import pareto_front
 
 figures = st.one_of(st.none(), st.integers(0, 4).map(float), st.floats())
 candidates = st.lists(st.tuples(figures, figures), max_size=12)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from loraprune.record.report_data import Importance
-from loraprune.report.figures.histogram import histogram
+from loraprune.report.figures.series import histogram
 
 
 def test_the_histogram_counts_every_group_once() -> None:

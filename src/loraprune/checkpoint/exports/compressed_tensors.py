@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError, require
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, require
 from loraprune.checkpoint.exports.sparse_checkpoint import (
     SparseCheckpoint,
     SparseFolderResult,

@@ -6,22 +6,20 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
-from loraprune.checkpoint.exports.checkpoint import read_checkpoint
-from loraprune.checkpoint.exports.errors import RuntimeFormatError, require
-from loraprune.checkpoint.exports.onnx_inputs import OnnxInputs, inputs_for, loader_of
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint, require
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 TOLERANCE = 1e-3
 """Difference that is still rounding, as a share of the largest logit."""
@@ -149,3 +147,85 @@ def _difference(logits: nn.Module, inputs: OnnxInputs, path: Path) -> float | No
             "not kept. transformers loads the folder as it is."
         )
     return difference
+
+
+# What a model is fed with while it is written as ONNX, and while the file is checked.
+
+_LANGUAGE = ("ForCausalLM", "LMHeadModel")
+_IMAGES = ("ForImageClassification",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxInputs:
+    """Examples for a model, all in the order of its arguments.
+
+    Attributes:
+        traced: example to write the model with.
+        checked: example of other lengths, to compare on.
+        axes: names of the lengths that may change, by input and axis.
+        compared: index of the logits that mean something.
+        options: further arguments of the model, the same in every call.
+    """
+
+    traced: dict[str, Tensor]
+    checked: dict[str, Tensor]
+    axes: dict[str, dict[int, str]]
+    compared: Tensor | slice
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def shapes(self) -> dict[str, tuple[str | int, ...]]:
+        """Shapes of the inputs; a word stands for a length that may change."""
+        return {
+            name: tuple(self.axes[name].get(axis, length) for axis, length in enumerate(tensor.shape))
+            for name, tensor in self.traced.items()
+        }
+
+
+def loader_of(model_class: str) -> str:
+    """Name of the class of transformers that loads a model.
+
+    Raises:
+        RuntimeFormatError: it is of a kind that is not written as ONNX.
+    """
+    if model_class.endswith(_LANGUAGE):
+        return "AutoModelForCausalLM"
+    if model_class.endswith(_IMAGES):
+        return "AutoModelForImageClassification"
+    raise RuntimeFormatError(
+        f"A model of the class {model_class} cannot be written as ONNX here; causal language models and image "
+        "classifiers can. transformers loads the folder as it is."
+    )
+
+
+def inputs_for(model_class: str, config: PretrainedConfig) -> OnnxInputs:
+    """Examples for a model of a class that :func:`loader_of` knows."""
+    generator = torch.Generator().manual_seed(0)
+    return (_images if model_class.endswith(_IMAGES) else _texts)(config, generator)
+
+
+def _images(config: PretrainedConfig, generator: torch.Generator) -> OnnxInputs:
+    size = config.image_size
+    height, width = (size, size) if isinstance(size, int) else size
+
+    def batch(count: int) -> dict[str, Tensor]:
+        return {"pixel_values": torch.randn(count, config.num_channels, height, width, generator=generator)}
+
+    return OnnxInputs(traced=batch(2), checked=batch(3), axes={"pixel_values": {0: "batch"}}, compared=slice(None))
+
+
+def _texts(config: PretrainedConfig, generator: torch.Generator) -> OnnxInputs:
+    def batch(count: int, length: int, padding: int) -> dict[str, Tensor]:
+        ids = torch.randint(config.vocab_size, (count, length), generator=generator)
+        mask = torch.ones_like(ids)
+        mask[0, :padding] = 0
+        return {"input_ids": ids, "attention_mask": mask}
+
+    checked = batch(3, 11, padding=2)
+    lengths = {0: "batch", 1: "sequence"}
+    return OnnxInputs(
+        traced=batch(2, 7, padding=1),
+        checked=checked,
+        axes={"input_ids": lengths, "attention_mask": lengths},
+        compared=checked["attention_mask"].bool(),  # what a padding position computes means nothing
+        options={"use_cache": False},
+    )

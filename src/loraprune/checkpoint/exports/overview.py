@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.exports.block_widths import block_widths
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, block_widths
 from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, head_dim_of
 from loraprune.layers.quantized import is_quantized_model, unfit_for_cpu
 from loraprune.structure.describe import describe

@@ -11,8 +11,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from loraprune.checkpoint.exports.checkpoint import Checkpoint, read_checkpoint
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.exports.two_four import is_two_four
 from loraprune.checkpoint.pruned_class import AUTO_CLASSES
 from loraprune.checkpoint.save import check_output

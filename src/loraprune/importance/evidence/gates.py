@@ -9,12 +9,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import torch
 from torch import nn
 
-from loraprune.importance.evidence.block_gates import StreamGates
-from loraprune.importance.evidence.evidence_block_gates import BlockGates
-from loraprune.importance.evidence.expert_gates import ExpertChannelGates, WholeExpertGates
+from loraprune.importance.evidence.block_gates import BlockGates, StreamGates
+from loraprune.importance.evidence.expert_gates import ExpertChannelGates, SequenceCounts, WholeExpertGates
 from loraprune.importance.evidence.gate_squares import GateSquares
 from loraprune.importance.evidence.gradient_tap import listen
-from loraprune.importance.evidence.sequences import SequenceCounts
 from loraprune.layers.unwrap import base_model
 from loraprune.structure.hidden import stream_writers
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.importance.evidence.sequences import SequenceCounts
+from loraprune.importance.evidence.expert_gates import SequenceCounts
 from loraprune.layers.unwrap import base_model
 
 if TYPE_CHECKING:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,17 +13,16 @@ import torch
 
 from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, working_dtype
 from loraprune.layers.unwrap import base_model
-from loraprune.measure.benchmark.benchmark_inference import decoding, prefill
-from loraprune.measure.benchmark.benchmark_memory import check_memory, memory_reported
-from loraprune.measure.benchmark.config import BenchConfig
+from loraprune.measure.benchmark.config import BenchConfig, circumstances, device_of, threads
 from loraprune.measure.benchmark.contenders import Rival, in_memory, rivals_of
 from loraprune.measure.benchmark.flops import CONVENTION
-from loraprune.measure.benchmark.machine import circumstances, device_of, threads
+from loraprune.measure.benchmark.inference import decoding, prefill
 from loraprune.measure.benchmark.memory import weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, writes_text
 from loraprune.measure.benchmark.result import BenchedModel, BenchResult, Figure
-from loraprune.measure.benchmark.rounds import Progress, Rounds
+from loraprune.measure.benchmark.timing import Progress, Rounds
 from loraprune.measure.benchmark.training_step import TrainingBench
+from loraprune.recipes.steps.measure import free_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -188,3 +188,48 @@ def _release() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+# Whether a benchmark has the memory that it needs, and what to do where it has not.
+
+GIGA = 1e9
+OUT_OF_MEMORY = "can't allocate memory"
+"""What torch says where a CPU has no more; an accelerator has an error of its own."""
+
+
+def check_memory(rivals: Sequence[Rival], dtype: torch.dtype, device: torch.device) -> None:
+    """Make sure that there is room for the weights of all models.
+
+    Raises:
+        ValueError: there is not.
+    """
+    needed = sum(rival.parameters() for rival in rivals) * dtype.itemsize
+    free = free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"The weights of {len(rivals)} models take {needed / GIGA:.3g} GB, and {device} has {free / GIGA:.3g} GB "
+            f"free. {_remedy(one_at_a_time=False)}"
+        )
+
+
+def _remedy(*, one_at_a_time: bool) -> str:
+    smaller = "choose fewer tokens, a smaller batch or --dtype bfloat16"
+    if one_at_a_time:
+        return f"{smaller.capitalize()}."
+    return f"Load one after the other (--one-at-a-time), or {smaller}."
+
+
+@contextmanager
+def memory_reported(device: torch.device, *, one_at_a_time: bool) -> Iterator[None]:
+    """Say what to do where there is not enough memory for a block.
+
+    Raises:
+        ValueError: there is not.
+    """
+    try:
+        yield
+    except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
+        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY in str(error)
+        if not short:
+            raise
+        raise ValueError(f"The memory of {device} does not suffice. {_remedy(one_at_a_time=one_at_a_time)}") from error

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loraprune.checkpoint.load import DTYPES
-from loraprune.checkpoint.quantizing import QUANTIZATIONS
-from loraprune.importance.options import check_options
+from loraprune.checkpoint.load import DTYPES, QUANTIZATIONS
+from loraprune.importance.criterion import check_options
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.lora import LoraOptions
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.layers.unwrap import base_model
-from loraprune.measure.estimation.kernels import Kernels, use_fused_attention_
-from loraprune.measure.estimation.live import LiveShapes
+from loraprune.measure.estimation.kernels import Kernels, LiveShapes, use_fused_attention_
 from loraprune.measure.estimation.simulated_step import tensors_of, watch_blocks
 
 if TYPE_CHECKING:

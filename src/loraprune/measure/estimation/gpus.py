@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
@@ -57,3 +58,74 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32),
 }  # fmt: skip
 """Config values by name. A folder or a file of the same name wins."""
+
+
+# Common accelerators: how much memory they have for a run, and how fast they compute.
+
+GIB = 1024**3
+
+CONTEXT = 1.0
+"""GiB that the CUDA context, cuBLAS workspaces and loaded kernels take. An assumption."""
+
+FRAGMENTED = 0.05
+"""Share of the memory that the caching allocator holds and cannot use. An assumption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gpu:
+    """One kind of accelerator.
+
+    Attributes:
+        name: as people say it.
+        memory: GiB that the driver reports.
+        tflops: peak of dense matrix products in bfloat16 with sums in 32 bits; without bfloat16, of 32 bits.
+        bandwidth: of its memory, in GB a second.
+        bfloat16: whether it computes in bfloat16; ``loraprune prune`` trains in 32 bits where it does not.
+    """
+
+    name: str
+    memory: float
+    tflops: float
+    bandwidth: float
+    bfloat16: bool = True
+
+    @property
+    def usable(self) -> float:
+        """Bytes that tensors may take."""
+        return (self.memory * (1 - FRAGMENTED) - CONTEXT) * GIB
+
+
+GPUS = (
+    Gpu(name="T4 16 GB", memory=15.0, tflops=8.1, bandwidth=320, bfloat16=False),
+    Gpu(name="L4 24 GB", memory=22.5, tflops=121, bandwidth=300),
+    Gpu(name="A10G 24 GB", memory=22.1, tflops=70, bandwidth=600),
+    Gpu(name="RTX 3090 24 GB", memory=24.0, tflops=71, bandwidth=936),
+    Gpu(name="RTX 4090 24 GB", memory=24.0, tflops=165, bandwidth=1008),
+    Gpu(name="RTX 5090 32 GB", memory=31.8, tflops=210, bandwidth=1792),
+    Gpu(name="A100 40 GB", memory=39.4, tflops=312, bandwidth=1555),
+    Gpu(name="L40S 48 GB", memory=44.7, tflops=362, bandwidth=864),
+    Gpu(name="A100 80 GB", memory=79.2, tflops=312, bandwidth=2039),
+    Gpu(name="H100 80 GB", memory=79.2, tflops=989, bandwidth=3350),
+    Gpu(name="H200 141 GB", memory=139.8, tflops=989, bandwidth=4800),
+)
+"""By memory. Peaks and bandwidths are those of the vendor's data sheets: dense; of H100 and H200, the SXM cards."""
+
+
+# From arithmetic to seconds: a share of the peak, and the traffic of weights that are dequantized anew each time.
+
+UTILIZATION = 0.35
+"""Share of a card's peak that LoRA tuning through transformers reaches. An assumption, not a measurement."""
+
+BANDWIDTH_SHARE = 0.7
+"""Share of the memory's bandwidth that copying kernels reach. An assumption."""
+
+
+def step_seconds(flops: float, gpu: Gpu, *, dequantized: float = 0.0) -> float:
+    """Seconds of a training step.
+
+    Args:
+        flops: floating point operations of the step.
+        gpu: that it runs on.
+        dequantized: bytes that are written and read again because weights are dequantized.
+    """
+    return flops / (gpu.tflops * 1e12 * UTILIZATION) + 2 * dequantized / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE)

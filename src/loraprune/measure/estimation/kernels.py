@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
-
-from loraprune.measure.estimation.live import LiveShapes
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 ATTENTION = "loraprune_estimate"
 """Name of the stand-in among the attention functions of transformers."""
@@ -163,3 +166,154 @@ def use_fused_attention_(model: Any) -> Callable[[], None]:
             config._attn_implementation = "sdpa"
 
     return back
+
+
+# Bytes and arithmetic of tensors that exist by shape alone: a training step on the meta device, watched.
+
+
+class LiveShapes(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made and not yet freed while it is on, and what computing them takes.
+
+    Tensors on the meta device take no memory, yet their storages have a size and a lifetime: those that the same
+    operations would have on a device. What a kernel allocates for itself is not seen.
+
+    Args:
+        held: tensors that are there all the time: weights, the optimizer's state.
+
+    Attributes:
+        now: bytes that are alive.
+        starts: bytes that were alive when each segment began, for the first time.
+        peaks: the most bytes that were alive in each segment.
+        flops: floating point operations of each segment, two for a multiplication with an addition.
+    """
+
+    def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = 0
+        self.starts: dict[str, int] = {}
+        self.peaks: dict[str, int] = {}
+        self.flops: dict[str, int] = defaultdict(int)
+        self._live: dict[int, tuple[int, Any]] = {}
+        self._segment = ""
+        for tensor in held:
+            self._count(tensor)
+
+    def begin(self, segment: str) -> None:
+        """What follows belongs to a segment, until the next one begins; a segment may come again."""
+        self._segment = segment
+        self.starts.setdefault(segment, self.now)
+        self.peaks[segment] = max(self.peaks.get(segment, 0), self.now)
+
+    @property
+    def segment(self) -> str:
+        """The one that runs."""
+        return self._segment
+
+    def forget(self) -> None:
+        """Forget all segments; what is alive stays counted."""
+        self.starts, self.peaks, self.flops, self._segment = {}, {}, defaultdict(int), ""
+
+    def add_flops(self, count: int) -> None:
+        """Arithmetic of a kernel that is stood in for."""
+        self.flops[self._segment] += count
+
+    def _forget(self, key: int, reference: object) -> None:
+        self.now -= self._live.pop(key)[0]
+
+    def _count(self, value: object) -> None:
+        if not isinstance(value, torch.Tensor):
+            return
+        storage = value.untyped_storage()
+        key = storage._cdata
+        if key in self._live:
+            return
+        size = storage.nbytes()
+        self._live[key] = (size, weakref.ref(storage, partial(self._forget, key)))
+        self.now += size
+        if self._segment and self.now > self.peaks[self._segment]:
+            self.peaks[self._segment] = self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        formula = flop_registry.get(func._overloadpacket)
+        if formula is not None:
+            self.flops[self._segment] += formula(*args, **(kwargs or {}), out_val=result)
+        for value in result if isinstance(result, (tuple, list)) else (result,):
+            self._count(value)
+        return result
+
+
+# The loss of a language model on the meta device: trl's head, which never makes all logits at once.
+
+TILE_TOKENS = 4096
+TILE_WORDS = 32768
+"""Logits that trl (1.10) computes at a time."""
+
+ROW_STATISTICS = 7
+"""Numbers in 32 bits that it keeps of each token while it goes through the vocabulary."""
+
+
+TORCH_TILES = (3.0, 7.25)
+"""Tiles in 32 bits that operations of torch make at a time where there is no Triton: forwards and backwards."""
+
+
+class _FusedLoss(torch.autograd.Function):
+    """Memory and arithmetic of trl's ``ChunkedLogProbFunction``."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, triton: bool) -> torch.Tensor:
+        ctx.save_for_backward(hidden, weight)
+        ctx.dtype, ctx.triton = dtype, triton
+        statistics = hidden.new_empty((ROW_STATISTICS, len(hidden)), dtype=torch.float32)
+        _tiles(hidden, weight, dtype, 0.0 if triton else TORCH_TILES[0])
+        del statistics
+        return hidden.new_empty(len(hidden), dtype=torch.float32)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        hidden, weight = ctx.saved_tensors
+        summed = hidden.new_empty(hidden.shape, dtype=torch.float32)
+        _tiles(hidden, weight, ctx.dtype, 0.0 if ctx.triton else TORCH_TILES[1], summed)
+        return summed.to(hidden.dtype), None, None, None
+
+
+def _tiles(
+    hidden: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, beside: float, gradient: torch.Tensor | None = None
+) -> None:
+    """Compute every logit once, in one buffer; a head in another dtype is converted tile by tile.
+
+    Args:
+        hidden: rows of hidden states.
+        weight: of the head.
+        dtype: to compute in.
+        beside: tiles in 32 bits that are made on the way.
+        gradient: of the hidden states, where that is added up from the tiles, too.
+    """
+    buffer = hidden.new_empty((min(len(hidden), TILE_TOKENS), TILE_WORDS), dtype=dtype)
+    for start in range(0, len(hidden), TILE_TOKENS):
+        rows = hidden[start : start + TILE_TOKENS].to(dtype)
+        for first in range(0, len(weight), TILE_WORDS):
+            words = weight[first : first + TILE_WORDS].to(dtype)
+            tile = buffer[: len(rows), : len(words)]
+            torch.mm(rows, words.T, out=tile)
+            work = hidden.new_empty(int(beside * tile.numel()), dtype=torch.float32)
+            del work
+            if gradient is not None:
+                torch.mm(tile, words)
+
+
+def fused_loss(hidden_BTH: torch.Tensor, head: torch.nn.Linear, device: str, *, autocast: bool) -> torch.Tensor:
+    """The mean loss over all tokens but the first of each sequence, by shape.
+
+    Args:
+        hidden_BTH: what the last block gives, normed.
+        head: the language model's.
+        device: that is stood in for: on ``cuda`` kernels of Triton work on one tile, on ``cpu`` operations of torch
+            make several of its size.
+        autocast: whether products are computed in bfloat16.
+    """
+    hidden = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])
+    dtype = torch.bfloat16 if autocast else hidden.dtype
+    fused: Any = _FusedLoss
+    losses: torch.Tensor = fused.apply(hidden, head.weight, dtype, device == "cuda")
+    return losses.mean()

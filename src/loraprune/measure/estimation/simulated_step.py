@@ -11,16 +11,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from loraprune.importance.criteria_criterion import Criterion
+from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.moving_average import MovingAverage, updated
-from loraprune.importance.options import CriterionOptions
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.whole_blocks import WholeBlocks, for_structure
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.measure.estimation.kernels import Kernels, use_fused_attention_
-from loraprune.measure.estimation.live import LiveShapes
-from loraprune.measure.estimation.loss import fused_loss
+from loraprune.measure.estimation.kernels import Kernels, LiveShapes, fused_loss, use_fused_attention_
 from loraprune.measure.estimation.quantized import QuantizedShape
 from loraprune.structure.plan import Plan
 

@@ -1,9 +1,8 @@
 """Tasks of multiple choice and the like: those of lm-eval, and local files in the same way."""
 
 from loraprune.metrics.tasks.choosing import COMMONSENSE, GROUPS, ChosenTask, check_tasks
-from loraprune.metrics.tasks.loading import LoadedTask, load_task
 from loraprune.metrics.tasks.scores import Average, TaskScore, averages
-from loraprune.metrics.tasks.scoring import score_task, score_tasks
+from loraprune.metrics.tasks.scoring import LoadedTask, load_task, score_task, score_tasks
 
 __all__ = [
     "COMMONSENSE",

@@ -10,11 +10,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraprune.metrics.tasks.configs import VERSION
-from loraprune.metrics.tasks.harness import harness_index
-from loraprune.metrics.tasks.local import read_items
-from loraprune.metrics.tasks.mmlu import NUM_FEWSHOT, read_subjects
-from loraprune.metrics.tasks.tasks_local import LocalTask
+from loraprune.metrics.tasks.lm_eval import harness_index
+from loraprune.metrics.tasks.local import NUM_FEWSHOT, VERSION, LocalTask, read_items, read_subjects
 
 COMMONSENSE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven zero-shot tasks of the LoRAPrune paper (section 4.1)."""

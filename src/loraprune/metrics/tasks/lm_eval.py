@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import logging
+import random
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
+
+import numpy
+import torch
 
 from loraprune.calibration.progress import Told
 
@@ -62,3 +67,40 @@ def quiet_harness(told: Told | None = None) -> Iterator[None]:
         if bars:
             datasets.enable_progress_bars()
         logger.setLevel(level)
+
+
+# Random numbers of one's own for the length of a block.
+
+
+@contextmanager
+def own_random_numbers(seed: int) -> Iterator[None]:
+    """Seed Python, NumPy and torch, and put all of them back as they were."""
+    python, arrays = random.getstate(), numpy.random.get_state()
+    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    with torch.random.fork_rng(devices=devices):
+        random.seed(seed)
+        numpy.random.seed(seed % 2**32)
+        torch.manual_seed(seed)
+        try:
+            yield
+        finally:
+            random.setstate(python)
+            numpy.random.set_state(arrays)
+
+
+# What lm-eval has: its index of tasks, read once.
+
+
+@cache
+def harness_tasks() -> Any:
+    """lm-eval's ``TaskManager``; takes some seconds, since it reads all of its task files."""
+    from lm_eval.tasks import TaskManager
+
+    with quiet_harness():
+        return TaskManager()
+
+
+def harness_index() -> Mapping[str, Any]:
+    """Entries of lm-eval's tasks, groups and tags by name: ``kind``, ``cfg`` and of a tag ``tags``, its members."""
+    index: Mapping[str, Any] = harness_tasks().task_index
+    return index

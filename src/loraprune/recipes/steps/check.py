@@ -9,21 +9,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.uniform import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import (
-    checkpoint_dtype,
-    context_of,
-    working_dtype,
-)
+from loraprune.checkpoint.load import checkpoint_dtype, context_of, working_dtype
 from loraprune.checkpoint.save import check_relaxed_class
-from loraprune.importance.criterion import check_reach
-from loraprune.importance.options import check_options
+from loraprune.importance.criterion import check_options, check_reach
 from loraprune.layers.quantized import is_quantized_model
-from loraprune.metrics.batches import Collator
+from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
 from loraprune.recipes.steps.job import Job
-from loraprune.recipes.steps.pst import check_pst
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
@@ -33,13 +27,16 @@ from loraprune.tasks.arguments import ModelFacts, training_arguments
 from loraprune.tasks.lora import LoraOptions, lora_config
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import check_token_ids, split_rows
-from loraprune.tasks.subject import find_subject, find_tokenizer
+from loraprune.tasks.source import find_subject, find_tokenizer
 from loraprune.tasks.task import Setup, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
+
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.tasks.options import RunOptions
 
 logger = logging.getLogger("loraprune")
 
@@ -233,3 +230,25 @@ def _check_ratio(
         )
         check_reachable(structure, pruning.ratio, legal, pruning.allocation)
     return pruning
+
+
+# What the joint recipe settles and refuses where single weights become zero (PST).
+
+
+def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfig, RunOptions]:
+    """The options of a run of PST: without refit, and without measures of what becomes smaller.
+
+    Raises:
+        ValueError: something asked for needs a smaller model.
+    """
+    if options.target_params is not None:
+        raise ValueError(
+            "target_params was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio."
+        )
+    if options.unrecovered:
+        raise ValueError(
+            "measure_unrecovered was given, and the criterion 'pst' has no cut to measure without tuning. Leave it out."
+        )
+    if pruning.ratio == 0.0:
+        raise ValueError("ratio is 0, which makes no weight zero: it must lie between 0 and 1.")
+    return replace(pruning, refit=False), replace(options, latency=False)

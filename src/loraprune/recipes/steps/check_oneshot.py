@@ -13,9 +13,9 @@ from loraprune.allocation.uniform import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import checkpoint_dtype, context_of, default_device, working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_output, check_relaxed_class
 from loraprune.importance.criterion import check_reach
-from loraprune.metrics.batches import Collator
+from loraprune.metrics.perplexity import Collator
+from loraprune.pruning.oneshot import GRADIENT_METHODS
 from loraprune.pruning.oneshot_config import OneshotConfig
-from loraprune.pruning.scores import GRADIENT_METHODS
 from loraprune.recipes.steps.folders import check_sources_outside_output
 from loraprune.recipes.steps.job import Job
 from loraprune.sparsity.whole_model import check_widths
@@ -26,7 +26,7 @@ from loraprune.surgery.bias import bias_switches
 from loraprune.tasks.arguments import check_length
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
-from loraprune.tasks.subject import Subject, find_subject, find_tokenizer
+from loraprune.tasks.source import Subject, find_subject, find_tokenizer
 from loraprune.tasks.task import Setup
 
 if TYPE_CHECKING:

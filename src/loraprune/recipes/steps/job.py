@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import load_model, working_dtype
-from loraprune.metrics.batches import Collator, HeldOutRows
-from loraprune.metrics.perplexity import HeldOut
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import SplitRows

@@ -12,7 +12,7 @@ import torch
 
 from loraprune.checkpoint.load import random_model, working_dtype
 from loraprune.layers.quantized import stored_bytes
-from loraprune.measure.benchmark.forward_pass import call_latency
+from loraprune.measure.benchmark.inference import call_latency
 from loraprune.metrics.completions import Writing, complete_prompts
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from loraprune.measure.evaluation.results import Entry
 from loraprune.record import numbers
+from loraprune.record.run_record import timestamp, versions
 from loraprune.report.comparison.costs import Costs, costs_of
-from loraprune.report.comparison.pareto import pareto_front
-from loraprune.report.comparison.qualities import Figure
-from loraprune.report.comparison.quality_choice import REMEDY
-from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup
-from loraprune.report.comparison.results import Subject
-from loraprune.report.comparison.runs import Run, last_part
-from loraprune.report.comparison.speeds import SpeedSource
+from loraprune.report.comparison.qualities import Figure, Subject, Subjects, entry_figures, read_entries, record_figures
+from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup, RunsComparison, pareto_front
+from loraprune.report.comparison.runs import Run, last_part, read_runs
+from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, named_source, recorded_speeds
+
+if TYPE_CHECKING:
+    from loraprune.measure.benchmark.result import BenchResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,3 +211,170 @@ def _quality_notes(first: Figure, figures: Mapping[str, Figure], references: Seq
     if first.anchor is None and not references:
         notes.append(f"The dense model was not measured in this way ({first.quality.name}), and is not shown.")
     return notes
+
+
+# The recipe of a comparison of runs: read what they left, and hold quality against parameters, latency and time.
+
+
+def compare_runs(
+    runs: Sequence[str | Path],
+    *,
+    evaluation: Sequence[str | Path] = (),
+    bench: Sequence[str | Path] = (),
+    quality: str | None = None,
+    latency: str | None = None,
+    names: Sequence[str] | None = None,
+    command: str = "",
+) -> RunsComparison:
+    """Compare runs: quality against parameters, latency and training time, each with its Pareto front.
+
+    Nothing is measured: figures are those of the runs' own records and of the files that are named. Figures that do
+    not compare (of other data, segment lengths or dense models) come into groups of their own.
+
+    Args:
+        runs: folders that ``prune``, ``oneshot`` or ``recover`` wrote, or of models that the files tell about.
+        evaluation: files of ``loraprune eval``; ``evaluation.json`` in a run's folder is read unasked.
+        bench: files of ``loraprune bench``.
+        quality: name of the measure, such as ``"perplexity"`` or ``"wikitext2@2048"``; None takes the one that most
+            runs have in common.
+        latency: name of the work that was timed: ``"recorded"``, or ``"prefill"``, ``"decoding"``, ``"decoding@8"``
+            of a benchmark; None takes what is known of most runs, benchmarks first.
+        names: that the runs are shown under, in their order; None takes those of the folders.
+        command: that is told to the reader.
+
+    Raises:
+        ValueError: a folder is no run, a file cannot be read, or the runs have no measure in common.
+    """
+    given = [runs] if isinstance(runs, (str, Path)) else list(runs)
+    entries = read_entries(evaluation, [Path(folder) for folder in given])
+    benches = _read_benches(bench)
+    told_of = [entry.model for _, entry in entries] + [model.name for result in benches for model in result.models]
+    found = read_runs(given, names, told_of)
+    measured, subjects = _measured(found, entries)
+    sources = [*benched_speeds(bench, benches, subjects), recorded_speeds(measured.runs)]
+    if latency is not None:
+        sources = [named_source(latency, sources)]
+    if quality is None:
+        name = common_quality(measured.figures, measured.model_figures)
+    else:
+        name = named_quality(quality, measured.figures)
+    groups, notes = grouped(measured, name, sources)
+    return RunsComparison(
+        groups=groups,
+        other_qualities=tuple(other for other in quality_names(measured.figures) if other != name),
+        notes=(*without(measured.figures, name), *subjects.notes(), *notes),
+        created=timestamp(),
+        versions={library: version for library, version in versions().items() if library in ("loraprune", "python")},
+        command=command,
+    )
+
+
+def _read_benches(files: Sequence[str | Path]) -> list[BenchResult]:
+    if not files:
+        return []
+    from loraprune.measure.benchmark.result import read_bench  # imports torch
+
+    return [read_bench(file) for file in files]
+
+
+def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tuple[Measured, Subjects]:
+    """Tell the dense models from the runs, and take figures of both from entries and records."""
+    began_with = {last_part(run.dense_name): run.dense_name for run in runs if run.record is not None}
+    plain = {run.folder.resolve().name: run for run in runs if run.record is None}
+    dense = {name: run for name, run in plain.items() if name in began_with}
+    compared = [run for run in runs if run.record is not None or run not in dense.values()]
+    subjects = Subjects.among(
+        {run.name: run.folder for run in compared},
+        {full: dense[name].folder if name in dense else Path(full) for name, full in began_with.items()},
+    )
+    by_subject: dict[Subject | None, list[Entry]] = {}
+    for file, entry in sorted(entries, key=lambda found: found[1].created):
+        by_subject.setdefault(subjects.of(entry.model, entry.fingerprint, file), []).append(entry)
+    figures = {run.name: entry_figures(by_subject.get(Subject(run.name), ())) for run in compared}
+    measured = Measured(
+        runs=tuple(compared),
+        figures={run.name: figures[run.name] | record_figures(run) for run in compared},
+        model_figures={name: entry_figures(by_subject.get(Subject(name, began=True), ())) for name in began_with},
+        model_names={name: dense[name].name if name in dense else name for name in began_with},
+    )
+    return measured, subjects
+
+
+# Which measure of quality a comparison of runs uses.
+
+Figures = Mapping[str, Mapping[str, Figure]]
+"""By name of the run and of the measure."""
+
+REMEDY = "Measure all of them alike with `loraprune eval` and name its file with --evaluation."
+
+
+def quality_names(figures: Figures) -> list[str]:
+    """All measures that any run has, in the order met."""
+    return list(dict.fromkeys(name for known in figures.values() for name in known))
+
+
+def named_quality(asked: str, figures: Figures) -> str:
+    """The measure that a user means: by its whole name, or by how one name alone begins.
+
+    Raises:
+        ValueError: no run has such a measure, or several names begin so.
+    """
+    known = quality_names(figures)
+    if asked in known:
+        return asked
+    # "wikitext2" means "wikitext2@2048", and "wikitext2:bits_per_byte" what ends alike
+    start, _, key = asked.partition(":")
+    alike = [name for name in known if name.startswith(start) and name.endswith(f":{key}" if key else "")]
+    plain = [name for name in alike if ":" not in name] or alike
+    if len(plain) == 1:
+        return plain[0]
+    near = plain or difflib.get_close_matches(asked, known, n=1)
+    hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
+    raise ValueError(f"No run has a measure {asked!r}.{hint} {_overview(figures)}")
+
+
+def common_quality(figures: Figures, dense: Figures) -> str:
+    """The measure that most runs share under the same conditions.
+
+    Of several, one that the dense model has, too, and the one met first.
+
+    Args:
+        figures: of the runs.
+        dense: of the models that they began with, as far as these were evaluated.
+
+    Raises:
+        ValueError: several runs have no measure in common, or a single one has none.
+    """
+    names = quality_names(figures)
+    shared = {name: [known[name] for known in figures.values() if name in known] for name in names}
+    if not names:
+        raise ValueError(f"Nothing is known of the quality of {', '.join(figures)}. {REMEDY}")
+
+    def rank(name: str) -> tuple[int, int, bool]:
+        beside_dense = shared[name][0].anchor is not None or any(name in known for known in dense.values())
+        return _largest_group(shared[name]), len(shared[name]), beside_dense
+
+    best = max(names, key=rank)
+    if len(figures) > 1 and len(shared[best]) == 1:
+        raise ValueError(f"The runs have no measure of quality in common. {_overview(figures)} {REMEDY}")
+    return best
+
+
+def without(figures: Figures, name: str) -> list[str]:
+    """A sentence about each run that lacks a measure."""
+    return [
+        f"{run} is left out: it has no {name} ({', '.join(known) or 'no measure at all'})."
+        for run, known in figures.items()
+        if name not in known
+    ]
+
+
+def _largest_group(figures: Sequence[Figure]) -> int:
+    return max(sum(figure.compares_with(other) for other in figures) for figure in figures)
+
+
+def _overview(figures: Figures) -> str:
+    lists = {run: ", ".join(known) or "none" for run, known in figures.items()}
+    if len(set(lists.values())) == 1:
+        return f"There is {next(iter(lists.values()))}."
+    return " ".join(f"{run} has {listed}." for run, listed in lists.items())

@@ -8,12 +8,10 @@ from typing import Any
 
 from loraprune.pruning import phases
 from loraprune.record import numbers
-from loraprune.report.comparison.latencies import latency_of, machines_in_words, told_of
-from loraprune.report.comparison.qualities import Figure
+from loraprune.report.comparison.qualities import Figure, Subject
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
-from loraprune.report.comparison.results import Subject
 from loraprune.report.comparison.runs import Run
-from loraprune.report.comparison.speeds import Speed, SpeedSource
+from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, told_of
 
 SPARSE_SHARE = 0.99
 """A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""

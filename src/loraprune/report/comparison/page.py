@@ -5,13 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
 from loraprune.record import atomic, numbers
 from loraprune.report import page
-from loraprune.report.comparison import runs_words
+from loraprune.report.comparison import result as runs_words
 from loraprune.report.comparison.figure import runs_figure
-from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS
+from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, RunGroup
 from loraprune.report.figure import capitalized
-from loraprune.report.html import readable_time
+from loraprune.report.page import readable_time
 
 if TYPE_CHECKING:
     from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunGroup, RunsComparison
@@ -143,3 +147,28 @@ def _aside(model: ComparedModel, cost: Cost, group: RunGroup) -> str:
     before = [other for other in group.models if other.number is None]
     other = before[0].name if len(before) == 1 and before[0].what not in ("", "dense") else "dense"
     return f"{numbers.percent(model.relative_latency)} of {other}"
+
+
+# A comparison of runs as a table for the terminal.
+
+
+def runs_table(group: RunGroup) -> Table:
+    """Build the table of a group: the models that runs began with, then the runs under their numbers."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    table.add_column("", justify="right", no_wrap=True)
+    table.add_column("run", overflow="fold", ratio=1)
+    table.add_column(group.quality.unit.value.replace("_", " "), justify="right")
+    for cost in group.costs:
+        table.add_column(
+            f"{cost.label}, share of dense".lower() if cost.relative else cost.label.lower(), justify="right"
+        )
+    for model in group.models:
+        name = Text(model.name)
+        if what := runs_words.kind_of(model):
+            name.append(f"\n{what}", style="dim")
+        cells = [Text(runs_words.quality_text(model.quality, group.quality), style="bold")]
+        for cost in group.costs:
+            mark = f" {runs_words.STAR}" if cost.name in model.best_for else "  "
+            cells.append(Text(runs_words.cost_text(model.costs.get(cost.name), cost) + mark, no_wrap=True))
+        table.add_row("" if model.number is None else str(model.number), name, *cells)
+    return table

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from loraprune.record import json as codec
+from loraprune.record import numbers
 from loraprune.record.report_data import Unit
 
 FORMAT = "loraprune-comparison"
@@ -147,3 +149,97 @@ class RunsComparison:
     def to_text(self) -> str:
         """The same as text."""
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+# The Pareto front: what nothing else beats in quality and in cost at once.
+
+
+def pareto_front(
+    costs: Sequence[float | None], qualities: Sequence[float | None], *, higher_is_better: bool
+) -> tuple[bool, ...]:
+    """Tell of each candidate whether it lies on the front.
+
+    A candidate is off it if another one is at least as good in both and better in one. Of candidates that are equal in
+    both, all lie on the front or none. One without a cost or a quality (None, NaN or infinite) does not, and beats
+    nothing.
+
+    Args:
+        costs: of the candidates; lower is better.
+        qualities: of the same candidates.
+        higher_is_better: whether a high quality is a good one (accuracy) or a bad one (perplexity).
+
+    Raises:
+        ValueError: there is not one quality for each cost.
+    """
+    if len(costs) != len(qualities):
+        raise ValueError(f"There are {len(costs)} costs and {len(qualities)} qualities. Give one of each a candidate.")
+    points: dict[int, tuple[float, float]] = {}
+    for index, (cost, quality) in enumerate(zip(costs, qualities, strict=True)):
+        if cost is not None and quality is not None and math.isfinite(cost) and math.isfinite(quality):
+            points[index] = (cost, -quality if higher_is_better else quality)
+    on_front = [False] * len(costs)
+    best = math.inf
+    # From cheap to dear: on the front is what is better than all that is cheaper, and equals the best of its own cost.
+    for cost in sorted({cost for cost, _ in points.values()}):
+        here = min(quality for price, quality in points.values() if price == cost)
+        if here < best:
+            best = here
+            for index, point in points.items():
+                on_front[index] = on_front[index] or point == (cost, here)
+    return tuple(on_front)
+
+
+# Figures of a comparison as text, alike in the terminal, on the page and under the pointer.
+
+STAR = "\N{BLACK STAR}"
+
+_EXACT_SECONDS = 9.5
+"""Below, whole seconds would hide which of two runs was shorter."""
+
+
+def quality_text(value: float | None, quality: Quality) -> str:
+    """A figure of quality."""
+    return numbers.percent(value) if quality.unit is Unit.ACCURACY else numbers.significant(value)
+
+
+def cost_text(value: float | None, cost: Cost) -> str:
+    """A figure of a cost."""
+    if cost.name == PARAMETERS:
+        return numbers.count(value)
+    if cost.name == LATENCY:
+        return numbers.percent(value) if cost.relative else numbers.milliseconds(value)
+    if value is not None and 0 < value < _EXACT_SECONDS:
+        return f"{numbers.significant(value, 2)} s"
+    return numbers.duration(value)
+
+
+def direction(quality: Quality) -> str:
+    """Which way is better."""
+    return "higher is better" if quality.higher_is_better else "lower is better"
+
+
+def kind_of(model: ComparedModel) -> str:
+    """What a model is; of one that nothing is known of, nothing."""
+    return f"{model.what}, sparse" if model.sparse and "sparse" not in model.what else model.what
+
+
+def in_words(model: ComparedModel, group: RunGroup) -> str:
+    """Everything about a model in one line."""
+    what = f" ({kind_of(model)})" if model.what else ""
+    number = "" if model.number is None else f"{model.number} "
+    parts = [f"{group.quality.label} {quality_text(model.quality, group.quality)}"]
+    for cost in group.costs:
+        if cost.name in model.costs:
+            best = f" {STAR}" if cost.name in model.best_for else ""
+            parts.append(f"{cost.label.lower()} {cost_text(model.costs[cost.name], cost)}{best}")
+    return f"{number}{model.name}{what}: {', '.join(parts)}"
+
+
+def front_legend(groups: tuple[RunGroup, ...]) -> str:
+    """What the star means; empty where nothing has one."""
+    if not any(model.best_for for group in groups for model in group.models):
+        return ""
+    among = "in its group" if len(groups) > 1 else "here"
+    return (
+        f"{STAR} on the Pareto front: nothing else {among} is as good in quality and in this column and better in one."
+    )

@@ -5,8 +5,7 @@ from typing import Any
 import pytest
 from tests.models import tiny_config
 
-from loraprune.checkpoint.exports.block_widths import BlockWidths
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, context_of, metadata
 
 NARROW = BlockWidths(num_attention_heads=4, num_key_value_heads=2, intermediate_size=10)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.exports.folders import RAGGED, UNUSED_ROWS, change_config, ragged_folder, uniform_folder
 from tests.checkpoint.exports.tokenizers import byte_level, sentencepiece
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf import writer
 from loraprune.checkpoint.exports.gguf.file import write_gguf
 

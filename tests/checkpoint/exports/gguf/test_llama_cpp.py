@@ -14,10 +14,10 @@ from tests.checkpoint.exports.tokenizers import CUTS, TEXTS, byte_level, named, 
 from tests.models import logits_of, token_ids, with_lora
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.file import write_gguf
 from loraprune.checkpoint.save import finish, save_checkpoint
-from loraprune.data.demo_init import PROMPT, demo_model
+from loraprune.data.demo import PROMPT, demo_model
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_

@@ -6,7 +6,7 @@ import pytest
 from tests.checkpoint.exports.tokenizers import CUTS, byte_level, named
 from tokenizers import Regex, pre_tokenizers
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.pre_tokenizers import KNOWN, SAMPLE, agreement, pre_tokenizer_for
 
 WORDS = pre_tokenizers.Sequence(

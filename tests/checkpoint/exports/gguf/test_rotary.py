@@ -7,7 +7,7 @@ import torch
 from tests.models import tiny_config
 from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.rotary import frequency_divisors, is_scaled
 
 LLAMA3 = {

@@ -9,9 +9,7 @@ from tests.checkpoints import byte_model
 from tests.models import tiny_config
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from loraprune.checkpoint.exports.block_widths import BlockWidths
-from loraprune.checkpoint.exports.checkpoint import StoredTensor
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError, StoredTensor
 from loraprune.checkpoint.exports.gguf.architecture import LLAMA, QWEN2, GgufArchitecture
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
 

@@ -10,7 +10,7 @@ from tests.models import tiny_config
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, load_tokenizer
 from loraprune.checkpoint.exports.gguf.vocabulary import TokenType
 

@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.block_widths import BlockWidths
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.rotary import is_scaled
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
 from loraprune.checkpoint.exports.gguf.pre_tokenizers import pre_tokenizer_for, steps_of
 

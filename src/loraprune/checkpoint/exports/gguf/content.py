@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.checkpoint import Checkpoint
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.architecture import (
     GgufArchitecture,
     architecture_for,

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
-from loraprune.checkpoint.exports.checkpoint import read_checkpoint
-from loraprune.checkpoint.exports.errors import require
+from loraprune.checkpoint.exports.checkpoint import read_checkpoint, require
 from loraprune.checkpoint.exports.gguf.content import gguf_content
 from loraprune.checkpoint.exports.gguf.writer import write_content
 

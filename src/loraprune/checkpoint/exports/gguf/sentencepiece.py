@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
 from loraprune.checkpoint.exports.gguf.vocabulary import TokenType, Vocabulary
 

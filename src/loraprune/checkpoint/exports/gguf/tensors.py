@@ -6,8 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.exports.block_widths import BlockWidths
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.architecture import GgufArchitecture, head_dim_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.byte_level import byte_level_merging, is_byte_level
 from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
 from loraprune.checkpoint.exports.gguf.sentencepiece import sentencepiece_merging

@@ -6,8 +6,7 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.exports.checkpoint import Checkpoint
-from loraprune.checkpoint.exports.errors import RuntimeFormatError
+from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.content import GgufContent, stored_type
 from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer
 from loraprune.checkpoint.save import check_disk_space

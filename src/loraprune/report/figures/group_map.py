@@ -1,0 +1,164 @@
+"""The map of what was cut: a row a layer, a cell a group or a run of neighbors, and how much each layer kept."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+from loraprune.report import drawing, figure
+from loraprune.report.drawing import ACCENT, CARD, CUT, REMOVED, Zone
+from loraprune.report.figure import in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loraprune.record.report_data import GroupMap, LayerWidth
+
+KEPT = "#3b7ddd"
+"""Of what stayed; pixels cannot refer to the style sheet, so that this is its ``--accent`` in both schemes."""
+
+_AXIS_HEIGHT = 48.0
+_ROW_HEIGHT = 20.0
+_MIN_HEIGHT, _MAX_HEIGHT = 110.0, 420.0
+_PIXELS_PER_LABEL = 16.0
+_MAX_LINED = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Row:
+    """A row of the map: where groups went, how many there were, and the share that stayed, also in words."""
+
+    map: GroupMap
+    groups: int
+    share: float
+    told: str
+
+
+def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> figure.Figure:
+    """Picture where groups of one kind went.
+
+    Args:
+        maps: of one kind, at least one with a cell.
+        widths: of the same kind; without them, shares are those of the cells, of which the last may hold fewer groups.
+    """
+    maps = sorted((item for item in maps if item.kept), key=lambda item: item.layer)
+    widths = sorted(widths, key=lambda item: item.layer)
+    known = [item.layer for item in widths] == [item.layer for item in maps]
+    rows = [_row(item, width) for item, width in zip(maps, widths if known else [None] * len(maps), strict=True)]
+    kind = in_words(maps[0].kind)
+    size = _group_size(rows)
+    cell = f"{size:,} neighbors; the paler, the more of them went" if size > 1 else f"one of its {kind}"
+    caption = f"A row is a layer, a cell {cell}. Bars: the share that each layer kept."
+    return figure.half(f"Which {kind} stayed", lambda w: _picture(rows, w), caption, figure.KEPT_AND_REMOVED)
+
+
+def _row(cells: GroupMap, width: LayerWidth | None) -> _Row:
+    if width is None or not width.total:
+        share = sum(map(_share, cells.kept)) / len(cells.kept)
+        groups = len(cells.kept) * cells.groups_per_cell
+        return _Row(map=cells, groups=groups, share=share, told=numbers.percent(share))
+    return _Row(
+        map=cells, groups=width.total, share=width.kept / width.total, told=f"{width.kept:,} of {width.total:,}"
+    )
+
+
+def _group_size(rows: Sequence[_Row]) -> int:
+    return max(row.map.groups_per_cell for row in rows)
+
+
+def _picture(rows: Sequence[_Row], width: float) -> str:
+    height = min(_MAX_HEIGHT, max(_MIN_HEIGHT, _ROW_HEIGHT * len(rows)))
+    with drawing.drawing(width, height + _AXIS_HEIGHT) as canvas:
+        cells, bars = canvas.subplots(1, 2, sharey=True, width_ratios=(5, 1))
+        _draw_cells(rows, cells)
+        _draw_shares(rows, bars)
+        _label_rows(rows, cells, height)
+        columns = [_place(rows, column) for column in range(max(len(row.map.kept) for row in rows))]
+        return drawing.svg_of(canvas, _description(rows), _zones(rows, cells), columns)
+
+
+def _draw_cells(rows: Sequence[_Row], axes: Axes) -> None:
+    """Draw the cells as one small picture, of which each pixel is as opaque as its cell is kept."""
+    from matplotlib.colors import to_rgba
+
+    most = max(len(row.map.kept) for row in rows)
+    shares = [[*map(_share, row.map.kept), *[0.0] * (most - len(row.map.kept))] for row in rows]
+    pixels = [[to_rgba(KEPT, share) for share in line] for line in shares]
+    extent = (0, most, len(rows), 0)
+    axes.fill_between([0, most], 0, len(rows), color=REMOVED, linewidth=0, zorder=-2)
+    axes.imshow(pixels, interpolation="none", aspect="auto", extent=extent, zorder=-1)
+    if most * len(rows) <= _MAX_LINED:
+        axes.vlines(range(1, most), 0, len(rows), color=CARD, linewidth=1)
+        axes.hlines(range(1, len(rows)), 0, most, color=CARD, linewidth=1)
+    for place, row in enumerate(rows):
+        if len(row.map.kept) < most:
+            axes.fill_between([len(row.map.kept), most], place, place + 1, color=CARD, linewidth=0)
+    axes.spines[:].set(visible=True, color=CUT)
+    axes.grid(visible=False)
+    axes.set_xticks([])
+    kind, size = in_words(rows[0].map.kind), _group_size(rows)
+    axes.set_xlabel(f"{kind}, in runs of {size:,}" if size > 1 else kind)
+    axes.set_ylabel("layer")
+
+
+def _draw_shares(rows: Sequence[_Row], axes: Axes) -> None:
+    places = [place + 0.5 for place in range(len(rows))]
+    thickness = 0.7 if len(rows) <= 40 else 1.0
+    outline = {"edgecolor": CUT, "linewidth": 1} if len(rows) <= 40 else {"linewidth": 0}
+    axes.barh(places, [1.0] * len(rows), thickness, color=REMOVED, **outline)
+    axes.barh(places, [row.share for row in rows], thickness, color=ACCENT)
+    axes.set_xlim(0, 1)
+    axes.set_xticks([0, 1], ["0 %", "100 %"])
+    axes.spines["bottom"].set_visible(False)
+    axes.grid(visible=False)
+
+
+def _label_rows(rows: Sequence[_Row], axes: Axes, height: float) -> None:
+    shown = drawing.labels([row.map.layer for row in rows], int(height / _PIXELS_PER_LABEL))
+    axes.set_yticks([place + 0.5 for place, _ in shown], [text for _, text in shown])
+    axes.set_ylim(len(rows), 0)
+
+
+def _zones(rows: Sequence[_Row], axes: Axes) -> list[Zone]:
+    return [
+        Zone(
+            axes=(axes,),
+            left=0,
+            right=len(row.map.kept),
+            bottom=place,
+            top=place + 1,
+            texts=tuple(_cell_text(row.map, share) for share in row.map.kept),
+            head=f"Layer {row.map.layer} ({row.told} kept)",
+        )
+        for place, row in enumerate(rows)
+    ]
+
+
+def _cell_text(cells: GroupMap, share: float) -> str:
+    if cells.groups_per_cell == 1 and share in (0.0, 1.0):
+        return "kept" if share else "removed"
+    return numbers.percent(share)
+
+
+def _place(rows: Sequence[_Row], column: int) -> str:
+    """What the cells of a column hold: one group or a run of them."""
+    size = _group_size(rows)
+    first, last = column * size, min((column + 1) * size, max(row.groups for row in rows)) - 1
+    return f"{in_words(rows[0].map.kind)} {first:,}" + (f"–{last:,}" if last > first else "")
+
+
+def _share(value: float) -> float:
+    return min(1.0, max(0.0, value)) if math.isfinite(value) else 0.0
+
+
+def _description(rows: Sequence[_Row]) -> str:
+    shares = [row.share for row in rows]
+    least, most = rows[shares.index(min(shares))], rows[shares.index(max(shares))]
+    text = f"Map of the {in_words(rows[0].map.kind)} that stayed, in {len(rows):,} rows"
+    if math.isclose(least.share, most.share):
+        return f"{text}: {least.told} in each."
+    return f"{text}: least in layer {least.map.layer} ({least.told}), most in layer {most.map.layer} ({most.told})."

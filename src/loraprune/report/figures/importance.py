@@ -1,0 +1,137 @@
+"""The picture of importance: how the scores of one kind of group are spread, kept and removed apart."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+from loraprune.report import drawing, figure
+from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
+from loraprune.report.figure import capitalized, in_words
+from loraprune.report.figures.series import Bin, Histogram, histogram
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loraprune.record.report_data import Importance
+
+_HEIGHT = 230.0
+_ZERO_NAME = "\N{ALMOST EQUAL TO} 0"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+
+
+def importance_figure(dimensions: Sequence[Importance]) -> figure.Figure:
+    """Picture the scores of the groups of one kind, removed groups stacked on the kept ones.
+
+    Args:
+        dimensions: the prunable dimensions of one kind, at least one.
+    """
+    kind, counted = in_words(dimensions[0].kind), histogram(dimensions)
+    caption = (
+        "The further apart the two colors lie, the clearer the choice. Removed groups count with the score that they "
+        "had when they were cut; overlap comes from layers, and from cuts, that were not compared with each other."
+    )
+    if counted.unknown:
+        caption += f" {counted.unknown:,} without a finite score are not shown."
+    return figure.half(f"Importance of {kind}", lambda w: _picture(kind, counted, w), caption, figure.KEPT_AND_REMOVED)
+
+
+def _picture(kind: str, counted: Histogram, width: float) -> str:
+    with drawing.drawing(width, _HEIGHT) as canvas:
+        shares = ([0.12] if counted.zero else []) + ([1.0] if counted.bins else [])
+        panels = canvas.subplots(1, max(1, len(shares)), sharey=True, squeeze=False, width_ratios=shares or [1.0])[0]
+        zones = []
+        if counted.zero:
+            zones += _draw_zero(counted.zero, panels[0])
+        if counted.bins:
+            zones += _draw_bins(counted.bins, panels[-1], width)
+        if not zones:
+            panels[0].text(0.5, 0.5, "no finite score", transform=panels[0].transAxes, ha="center", va="center")
+            panels[0].set_xticks([])
+        _draw_counts(panels[0])
+        panels[-1].set_xlabel("importance score")
+        return drawing.svg_of(canvas, _description(kind, counted), zones)
+
+
+def _draw_zero(zero: Bin, axes: Axes) -> list[Zone]:
+    """Scores that a logarithmic axis cannot show stand in a bar of their own."""
+    _draw_bars([zero], [0.0], [1.0], axes)
+    axes.set_xlim(-0.4, 1.4)
+    axes.set_xticks([0.5], [_ZERO_NAME])
+    return [_zone(zero, 0.0, 1.0, axes)]
+
+
+def _draw_bins(bins: Sequence[Bin], axes: Axes, width: float) -> list[Zone]:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    lows, highs = [10.0**item.low for item in bins], [10.0**item.high for item in bins]
+    _draw_bars(bins, lows, [high - low for low, high in zip(lows, highs, strict=True)], axes)
+    axes.set_xscale("log")
+    axes.set_xlim(lows[0], highs[-1])
+    decades, count = bins[-1].high - bins[0].low, max(2, round(width / 90))
+    locator = LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,), numticks=count)
+    axes.xaxis.set_major_locator(locator if decades > 0.7 else MaxNLocator(2))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))
+    return [_zone(item, low, high, axes) for item, low, high in zip(bins, lows, highs, strict=True)]
+
+
+def _draw_bars(bins: Sequence[Bin], lefts: Sequence[float], widths: Sequence[float], axes: Axes) -> None:
+    axes.bar(lefts, [item.kept for item in bins], widths, align="edge", color=ACCENT, linewidth=0)
+    for item, left, width in zip(bins, lefts, widths, strict=True):
+        if item.removed:
+            bar = axes.bar(left, item.removed, width, bottom=item.kept, align="edge", color=REMOVED)
+            bar.patches[0].set(edgecolor=CUT, linewidth=1)
+
+
+def _draw_counts(axes: Axes) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    axes.set_ylim(0, max(1.0, axes.get_ylim()[1]))
+    axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+    axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_ylabel("groups")
+
+
+def _zone(item: Bin, left: float, right: float, axes: Axes) -> Zone:
+    text = f"{_range(item)}: {item.kept:,} kept, {item.removed:,} removed"
+    return Zone(axes=(axes,), left=left, right=right, texts=(text,))
+
+
+def _range(item: Bin) -> str:
+    if item.high == -math.inf:
+        return f"Score {_ZERO_NAME}"
+    return f"Score {numbers.significant(10.0**item.low)} to {numbers.significant(10.0**item.high)}"
+
+
+def power_of_ten(value: float) -> str:
+    """Write a tick of a logarithmic axis with raised digits, small powers in full; what it cannot show is empty."""
+    if value <= 0:
+        return ""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    if -3 <= exponent <= 3:
+        return f"{float(f'{value:.3g}'):,g}"
+    power, factor = "10" + str(exponent).translate(_SUPERSCRIPTS), value / 10.0**exponent
+    return power if abs(factor - 1) < 1e-6 else f"{factor:.3g}\N{MIDDLE DOT}{power}"
+
+
+def _description(kind: str, counted: Histogram) -> str:
+    columns = [*([counted.zero] if counted.zero else []), *counted.bins]
+    kept, removed = sum(item.kept for item in columns), sum(item.removed for item in columns)
+    text = f"{capitalized(kind)}: importance scores of {kept + removed:,}, {kept:,} kept and {removed:,} removed"
+    text += f"; median of the kept {_median(columns, 'kept')}, of the removed {_median(columns, 'removed')}."
+    return f"{text} {counted.unknown:,} more have no finite score." if counted.unknown else text
+
+
+def _median(columns: Sequence[Bin], which: str) -> str:
+    """The middle of the bin that the median falls into."""
+    counts = [getattr(item, which) for item in columns]
+    half, seen = sum(counts) / 2, 0
+    for item, count in zip(columns, counts, strict=True):
+        seen += count
+        if count and seen >= half:
+            return _ZERO_NAME if item.high == -math.inf else numbers.significant(10.0 ** ((item.low + item.high) / 2))
+    return "none"

@@ -1,0 +1,96 @@
+"""The picture of stability: how much the ranking of the groups changed from one cut to the next."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+from loraprune.report import drawing, figure
+from loraprune.report.drawing import MARKERS, SERIES, Zone
+from loraprune.report.figure import Grid, in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loraprune.record.report_data import Cut
+
+_HEIGHT = 220.0
+
+
+def stability_figure(cuts: Sequence[Cut]) -> figure.Figure | None:
+    """Picture the rank correlation of the scores at each cut with those at the cut before, by kind.
+
+    Args:
+        cuts: in the order made.
+
+    Returns:
+        None where no cut knows it.
+    """
+    known = [cut for cut in cuts if any(map(math.isfinite, cut.stability.values()))]
+    if not known:
+        return None
+    kinds = list(dict.fromkeys(kind for cut in known for kind in cut.stability))
+    caption = (
+        "Rank correlation (Spearman) of the scores with those at the cut before, over the groups that were there at "
+        "both. Near 1, the criterion had made up its mind; near 0, the order had changed entirely."
+    )
+    rows = tuple((f"{cut.step:,}", *(numbers.significant(cut.stability.get(kind)) for kind in kinds)) for cut in known)
+    grid = Grid(heads=("step", *map(in_words, kinds)), rows=rows)
+    return figure.full("How stable the ranking was", lambda w: _picture(known, kinds, w), caption, grid)
+
+
+def _picture(cuts: Sequence[Cut], kinds: Sequence[str], width: float) -> str:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    with drawing.drawing(width, _HEIGHT) as canvas:
+        axes = canvas.subplots()
+        steps = [cut.step for cut in cuts]
+        styles = itertools.cycle(zip(SERIES, MARKERS, strict=True))
+        for kind, (color, marker) in zip(kinds, styles, strict=False):
+            values = [cut.stability.get(kind, math.nan) for cut in cuts]
+            axes.plot(steps, values, color=color, marker=marker, markersize=6, label=in_words(kind), clip_on=False)
+        least = min(_values(cuts), default=0.0)
+        axes.set_ylim(min(0.0, math.floor(least * 2) / 2), 1.0)
+        axes.set_xlim(*_limits(steps))
+        axes.xaxis.set_major_locator(MaxNLocator(max(2, round(width / 90)), integer=True))
+        axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        axes.set_xlabel("cut after training step")
+        canvas.legend(loc="outside upper left", ncols=max(1, int(width // 150)))
+        return drawing.svg_of(canvas, _description(cuts, kinds), _zones(cuts, kinds, axes))
+
+
+def _limits(steps: Sequence[int]) -> tuple[float, float]:
+    margin = 0.04 * (steps[-1] - steps[0]) or 1.0
+    return steps[0] - margin, steps[-1] + margin
+
+
+def _values(cuts: Sequence[Cut]) -> list[float]:
+    return [value for cut in cuts for value in cut.stability.values() if math.isfinite(value)]
+
+
+def _zones(cuts: Sequence[Cut], kinds: Sequence[str], axes: Axes) -> list[Zone]:
+    first, last = axes.get_xlim()
+    edges = [first, *((a.step + b.step) / 2 for a, b in itertools.pairwise(cuts)), last]
+    return [
+        Zone(axes=(axes,), left=left, right=right, texts=(_text(cut, kinds),))
+        for cut, (left, right) in zip(cuts, itertools.pairwise(edges), strict=True)
+    ]
+
+
+def _text(cut: Cut, kinds: Sequence[str]) -> str:
+    each = ", ".join(f"{in_words(kind)} {numbers.significant(cut.stability.get(kind))}" for kind in kinds)
+    return f"Cut at step {cut.step:,}: {each}"
+
+
+def _description(cuts: Sequence[Cut], kinds: Sequence[str]) -> str:
+    parts = []
+    for kind in kinds:
+        each = [cut.stability[kind] for cut in cuts if math.isfinite(cut.stability.get(kind, math.nan))]
+        if each:
+            span = f"between {numbers.significant(min(each))} and {numbers.significant(max(each))}"
+            parts.append(f"{in_words(kind)} {span}, {numbers.significant(each[-1])} at the last cut")
+    return "Rank correlation of the scores between consecutive cuts: " + "; ".join(parts) + "."

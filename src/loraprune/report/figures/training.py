@@ -1,0 +1,182 @@
+"""The picture of a training run: loss and removed share over the steps, with the cuts marked in both.
+
+Of a run that prunes nothing, the loss alone.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+import math
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+from loraprune.report import drawing, figure
+from loraprune.report.drawing import ACCENT, CARD, CUT, SOFT, WASH, Zone
+from loraprune.report.figures.series import alone, moving_average, thin_out
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loraprune.record.report_data import HistoryPoint, ReportData
+    from loraprune.report.figures.series import Points
+
+_LOSS_HEIGHT = 240.0
+_SHARE_HEIGHT = 160.0
+_AXIS_HEIGHT = 40.0
+_PIXELS_PER_TICK = 90
+_MAX_ZONES = 200
+_MAX_CUT_DOTS = 60
+_MIN_CUT_PITCH = 12.0
+_MIN_AVERAGED = 200
+
+
+def training_figure(data: ReportData) -> figure.Figure:
+    """Picture a run with at least one step."""
+    if not data.cuts:
+        caption = "Loss on the training data."
+    elif data.headline.sparsity is not None:
+        caption = "Vertical lines mark new masks: expect a rise there, and a fall while the rest is tuned."
+    else:
+        caption = "Vertical lines mark cuts: expect a rise of the loss there, and a fall while what is left is tuned."
+    if len(data.history) >= _MIN_AVERAGED:
+        caption += " The strong line is a moving average that does not reach over them, the faint one the loss itself."
+    what = "Loss" if not _prunes(data) else "Loss and size" if data.headline.sparsity is None else "Loss and zeros"
+    return figure.full(f"{what} over the run", lambda width: _picture(data, width), caption)
+
+
+def _picture(data: ReportData, width: float) -> str:
+    prunes = _prunes(data)
+    heights = (_LOSS_HEIGHT, _SHARE_HEIGHT) if prunes else (_LOSS_HEIGHT,)
+    with drawing.drawing(width, sum(heights) + _AXIS_HEIGHT) as canvas:
+        panels = canvas.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
+        _draw_loss(data, panels[0], width)
+        if prunes:
+            _draw_share(data, panels[1], width)
+        for axes in panels:
+            _mark_cuts(data, axes, width)
+        _draw_steps(data, panels[-1], width)
+        return drawing.svg_of(canvas, description(data), _zones(data, tuple(panels)))
+
+
+def _draw_loss(data: ReportData, axes: Axes, width: float) -> None:
+    """Draw the loss as it was logged; in a long run faintly, with a moving average that stops at cuts on it."""
+    steps = [point.step for point in data.history]
+    losses = [point.loss if math.isfinite(point.loss) else math.nan for point in data.history]
+    lines = [(losses, 2.0, 1.0)]
+    if len(losses) >= _MIN_AVERAGED:
+        ends = [bisect.bisect_right(steps, cut.step) for cut in data.cuts]
+        lines = [(losses, 1.0, 0.45), (moving_average(losses, len(losses) // 50, ends), 2.0, 1.0)]
+    for values, thickness, alpha in lines:
+        points = thin_out([(float(step), value) for step, value in zip(steps, values, strict=True)], round(width))
+        axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=thickness, alpha=alpha)
+        if single := alone(points):
+            axes.plot(*zip(*single, strict=True), "o", color=ACCENT, markersize=6)
+    if not any(map(math.isfinite, losses)):
+        axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", va="center")
+        axes.set_yticks([])
+    axes.set_title("Loss")
+    last = numbers.significant(data.history[-1].loss)
+    axes.set_title(f"{last} at the end" if last != numbers.MISSING else "", loc="right")
+
+
+def _draw_share(data: ReportData, axes: Axes, width: float) -> None:
+    """Draw the share that is gone as stairs, filled below: it changes at a cut and stays."""
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    points = thin_out(_shares(data), round(width))
+    steps, ratios = [step for step, _ in points], [ratio for _, ratio in points]
+    axes.fill_between(steps, ratios, step="post", color=WASH, linewidth=0)
+    axes.step(steps, ratios, where="post", color=ACCENT)
+    target = data.headline.target_ratio
+    if math.isfinite(target):
+        axes.axhline(target, color=SOFT, linewidth=1, dashes=(5, 4))
+    shown = [cut for cut in data.cuts if math.isfinite(cut.ratio)]
+    if len(shown) <= _MAX_CUT_DOTS:
+        places = [cut.step for cut in shown], [cut.ratio for cut in shown]
+        axes.plot(*places, "o", color=ACCENT, markeredgecolor=CARD, markersize=7, clip_on=False, zorder=3)
+    known = [target, *ratios, *(cut.ratio for cut in shown)]
+    axes.set_ylim(0, 1.1 * max((ratio for ratio in known if math.isfinite(ratio)), default=0.0) or 1.0)
+    axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
+    axes.set_title(f"Share {_gone(data)}")
+    axes.set_title(_reached(data), loc="right")
+
+
+def _shares(data: ReportData) -> Points:
+    """The share after each step that was logged or made a cut; before the first cut nothing is gone."""
+    known = {point.step: point.ratio for point in data.history} | {cut.step: cut.ratio for cut in data.cuts}
+    if data.cuts:
+        known.setdefault(0, 0.0)
+    return [(float(step), ratio) for step, ratio in sorted(known.items()) if math.isfinite(ratio)]
+
+
+def _mark_cuts(data: ReportData, axes: Axes, width: float) -> None:
+    """Mark the cuts by lines through the panel, or by ticks at its top where lines would merge."""
+    crowded = len(data.cuts) * _MIN_CUT_PITCH > width
+    for cut in data.cuts:
+        style = {"ymin": 0.96} if crowded else {"linestyle": (0, (2, 3))}
+        axes.axvline(cut.step, color=CUT, linewidth=1, zorder=0.5, **style)
+
+
+def _draw_steps(data: ReportData, axes: Axes, width: float) -> None:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    last = max(1, data.steps or 0, *(point.step for point in data.history), *(cut.step for cut in data.cuts))
+    axes.set_xlim(0, last * 1.005)
+    axes.xaxis.set_major_locator(MaxNLocator(max(2, round(width / _PIXELS_PER_TICK)), integer=True))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+    axes.set_xlabel("training step")
+
+
+def description(data: ReportData) -> str:
+    """Say what the picture shows, with the first and the last values."""
+    first, last = data.history[0], data.history[-1]
+    steps = f"{data.steps or last.step:,} training steps"
+    loss = f"from {numbers.significant(first.loss)} to {numbers.significant(last.loss)}"
+    if not _prunes(data):
+        return f"Loss over {steps}, {loss}."
+    share = f"from {numbers.percent(first.ratio)} to {numbers.percent(last.ratio)}"
+    cuts = "masks" if data.headline.sparsity else "cuts"
+    return (
+        f"Loss and share {_gone(data)} over {steps}. Loss {loss}; "
+        f"share {_gone(data)} {share}, in {len(data.cuts)} {cuts}."
+    )
+
+
+def _prunes(data: ReportData) -> bool:
+    return data.recovery is None
+
+
+def _reached(data: ReportData) -> str:
+    reached, target = data.history[-1].ratio, data.headline.target_ratio
+    wanted = f" (target {numbers.percent(target)})" if math.isfinite(target) else ""
+    return numbers.percent(reached) + wanted if math.isfinite(reached) else ""
+
+
+def _gone(data: ReportData) -> str:
+    """What became of the share: of a sparse model nothing is removed."""
+    return "of zeros" if data.headline.sparsity is not None else "removed"
+
+
+def _zones(data: ReportData, panels: Sequence[Axes]) -> list[Zone]:
+    """Columns over all panels that tell the values of a step."""
+    points = data.history[:: math.ceil(len(data.history) / _MAX_ZONES)]
+    first, last = panels[0].get_xlim()
+    edges = [first, *((a.step + b.step) / 2 for a, b in itertools.pairwise(points)), last]
+    return [
+        Zone(axes=tuple(panels), left=left, right=right, texts=(_step_text(point, data),))
+        for point, (left, right) in zip(points, itertools.pairwise(edges), strict=True)
+    ]
+
+
+def _step_text(point: HistoryPoint, data: ReportData) -> str:
+    text = f"Step {point.step:,}: loss {numbers.significant(point.loss)}"
+    sparse = data.headline.sparsity is not None
+    if _prunes(data):
+        text += f", {numbers.percent(point.ratio)} {'zero' if sparse else 'removed'}"
+    if _prunes(data) and not sparse and point.parameters is not None:
+        text += f", {numbers.count(point.parameters)} parameters"
+    return text + (f", {numbers.duration(point.seconds)}" if numbers.is_number(point.seconds) else "")

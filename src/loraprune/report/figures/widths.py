@@ -1,0 +1,76 @@
+"""The picture of widths: how many groups of one kind each layer kept."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from loraprune.record import numbers
+from loraprune.report import drawing, figure
+from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
+from loraprune.report.figure import capitalized, in_words
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from matplotlib.axes import Axes
+
+    from loraprune.record.report_data import LayerWidth
+
+_HEIGHT = 230.0
+_MAX_OUTLINED = 60
+
+
+def layers_figure(widths: Sequence[LayerWidth]) -> figure.Figure:
+    """Picture one bar a layer: what stayed, and above it what was removed.
+
+    Args:
+        widths: the layers of one kind, at least one.
+    """
+    widths = sorted(widths, key=lambda item: item.layer)
+    title = f"{capitalized(in_words(widths[0].kind))} in each layer"
+    caption = "Solid is what stayed; the whole bar is what the layer had."
+    return figure.half(title, lambda w: _picture(widths, w), caption, figure.KEPT_AND_REMOVED)
+
+
+def _picture(widths: Sequence[LayerWidth], width: float) -> str:
+    from matplotlib.ticker import MaxNLocator, StrMethodFormatter
+
+    with drawing.drawing(width, _HEIGHT) as canvas:
+        axes = canvas.subplots()
+        _draw_bars(widths, axes)
+        drawing.horizontal(axes, [item.layer for item in widths], width)
+        axes.set_ylim(0, max(1, *(item.total for item in widths)))
+        axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
+        axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
+        return drawing.svg_of(canvas, _description(widths), _zones(widths, axes))
+
+
+def _draw_bars(widths: Sequence[LayerWidth], axes: Axes) -> None:
+    """Draw the layers; bars stay slim where there are few, and lose their gaps where there are very many."""
+    outlined = len(widths) <= _MAX_OUTLINED
+    thickness = 0.7 if outlined else 1.0
+    outline = {"edgecolor": CUT, "linewidth": 1} if outlined else {"linewidth": 0}
+    places = range(len(widths))
+    axes.bar(places, [item.total for item in widths], thickness, color=REMOVED, **outline)
+    axes.bar(places, [item.kept for item in widths], thickness, color=ACCENT)
+
+
+def _zones(widths: Sequence[LayerWidth], axes: Axes) -> list[Zone]:
+    return [
+        Zone(axes=(axes,), left=place - 0.5, right=place + 0.5, texts=(_text(item),))
+        for place, item in enumerate(widths)
+    ]
+
+
+def _text(item: LayerWidth) -> str:
+    share = numbers.percent(item.kept / item.total if item.total else None)
+    return f"Layer {item.layer}: {item.kept:,} of {item.total:,} {in_words(item.kind)} kept ({share})"
+
+
+def _description(widths: Sequence[LayerWidth]) -> str:
+    kept, total = sum(item.kept for item in widths), sum(item.total for item in widths)
+    each = [item.kept for item in widths]
+    return (
+        f"{capitalized(in_words(widths[0].kind))} kept in each of {len(widths)} layers: {kept:,} of {total:,} in all, "
+        f"between {min(each):,} and {max(each):,} a layer."
+    )
