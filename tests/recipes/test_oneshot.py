@@ -308,7 +308,7 @@ class TestWrongInput:
         def load(*arguments: Any, **options: Any) -> PreTrainedModel:
             raise AssertionError("weights were loaded")
 
-        monkeypatch.setattr("loraprune.recipes.steps.job.load_model", load)
+        monkeypatch.setattr("loraprune.recipes.steps.prepared.load_model", load)
         for values in ({"sparsity": "2:5"}, {"ratio": 0.99}, {"sparsity": 0.5, "max_length": 1000}):
             with pytest.raises(ValueError, match=r"2:5-sparse|would empty a dimension|longer than the model's context"):
                 run(checkpoint, data, **values)

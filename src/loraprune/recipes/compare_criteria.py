@@ -20,7 +20,8 @@ from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.importance.whole_blocks import for_structure
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
-from loraprune.recipes.steps.check import TrainingJob, prepare
+from loraprune.recipes.steps.check import prepare
+from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.lora import LoraOptions
@@ -215,7 +216,7 @@ def compare_criteria(
         raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")
     options = replace(options or RunOptions(), eval_sequences=0, latency=False, output=None)
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        job = prepare(
+        prepared = prepare(
             model,
             dataset,
             config.tuning(),
@@ -228,39 +229,39 @@ def compare_criteria(
             collator=collator,
         )
         for name in config.criteria:
-            check_reach(name, job.structure, lora_form=config.lora_form)
+            check_reach(name, prepared.structure, lora_form=config.lora_form)
         # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
-        legal = legal_widths(job.structure, channel_multiple=1, any_head_count=True)
+        legal = legal_widths(prepared.structure, channel_multiple=1, any_head_count=True)
         for ratio in config.ratios:
-            check_reachable(job.structure, ratio, legal, config.allocation)
-        return _compare(job, config, legal, callbacks)
+            check_reachable(prepared.structure, ratio, legal, config.allocation)
+        return _compare(prepared, config, legal, callbacks)
 
 
 def _compare(
-    job: TrainingJob, config: ComparisonConfig, legal: LegalWidths, callbacks: Sequence[TrainerCallback]
+    prepared: PreparedTraining, config: ComparisonConfig, legal: LegalWidths, callbacks: Sequence[TrainerCallback]
 ) -> CriteriaComparison:
     """Tune while the criteria listen, then compare what they say."""
     from transformers import PrinterCallback
 
-    seed = job.arguments.seed
+    seed = prepared.arguments.seed
     criteria = {
-        name: for_structure(make_criterion(config.options_of(name, seed)), name, job.structure)
+        name: for_structure(make_criterion(config.options_of(name, seed)), name, prepared.structure)
         for name in config.criteria
     }
     listening = ListeningCallback(
-        criteria, job.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
+        criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
-    logger.info("Loading %s", job.name)
-    model = job.load_model() if job.model is None else job.model
-    trainer = job.task.trainer(job, model, [listening, *callbacks])
+    logger.info("Loading %s", prepared.name)
+    model = prepared.load_model() if prepared.model is None else prepared.model
+    trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
-    logger.info("Watching %d steps on %d %s", config.steps, len(job.train_rows), job.task.row_name)
+    logger.info("Watching %d steps on %d %s", config.steps, len(prepared.train_rows), prepared.task.row_name)
     try:
         trainer.train()
     finally:
         listening.detach()
     rows = agreements(
-        job.structure,
+        prepared.structure,
         listening.scores,
         config.ratios,
         legal,
@@ -268,11 +269,11 @@ def _compare(
         comparable=[name for name, criterion in criteria.items() if criterion.comparable],
     )
     return CriteriaComparison(
-        model=job.name,
+        model=prepared.name,
         config=config,
         rows=tuple(rows),
         scores=listening.scores,
-        structure=job.structure,
+        structure=prepared.structure,
         seed=seed,
         skipped_steps=tuple(listening.skipped_steps),
     )

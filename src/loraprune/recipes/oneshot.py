@@ -23,10 +23,10 @@ from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.oneshot import StructuredOptions, prune_
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.pruning.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
-from loraprune.recipes.steps.check_oneshot import OneshotJob, prepare_oneshot
+from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.steps.prepared import PreparedOneshot
 from loraprune.recipes.steps.record import oneshot_recipe
-from loraprune.record.history import history_of
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
@@ -115,7 +115,7 @@ def oneshot(
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf.
     """
-    job = prepare_oneshot(
+    prepared = prepare_oneshot(
         model,
         dataset,
         config or OneshotConfig(ratio=0.5),
@@ -125,58 +125,58 @@ def oneshot(
         collator=collator,
     )
     started, phases = time.time(), Phases()
-    logger.info("Loading %s", job.name)
+    logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        loaded = job.load_model() if job.model is None else job.model
-    with phases.timed(DENSE), in_place_to_measure(job, loaded) as fits:
-        dense = measure_dense(job, loaded) if fits else {}
-    calibration = draw(job)
-    prune = _cut if job.oneshot.structured else _sparsified
-    with phases.timed(SCORING_AND_CUTTING if job.oneshot.structured else ZEROING):
-        pruned = prune(job, loaded, calibration, told)
-    return _finish(job, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
+        loaded = prepared.load_model() if prepared.model is None else prepared.model
+    with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
+        dense = measure_dense(prepared, loaded) if fits else {}
+    calibration = draw(prepared)
+    prune = _cut if prepared.oneshot.structured else _sparsified
+    with phases.timed(SCORING_AND_CUTTING if prepared.oneshot.structured else ZEROING):
+        pruned = prune(prepared, loaded, calibration, told)
+    return _finish(prepared, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
 
 
-def _sparsified(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
+def _sparsified(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Weights become zero."""
-    options = job.oneshot.sparsity_options()
+    options = prepared.oneshot.sparsity_options()
     records = sparsify_(
         model,
-        job.structure,
-        calibration_pass(model, job.structure, calibration, job.computing) if calibration else None,
+        prepared.structure,
+        calibration_pass(model, prepared.structure, calibration, prepared.computing) if calibration else None,
         options,
         lambda done, total: told(options.method, done, total),
     )
-    return _Pruned(plan=Plan.full(job.structure), matrices=tuple(records))
+    return _Pruned(plan=Plan.full(prepared.structure), matrices=tuple(records))
 
 
-def _cut(job: OneshotJob, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
+def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
     """Heads and channels go."""
-    config = job.oneshot
-    warn_of_few_tokens(job, calibration)
+    config = prepared.oneshot
+    warn_of_few_tokens(prepared, calibration)
     if config.value("repair") == "bias":
-        give_biases_(model, job.structure)
-    repair = _repair(job, model, calibration)
+        give_biases_(model, prepared.structure)
+    repair = _repair(prepared, model, calibration)
     options = StructuredOptions(
-        ratio=job.ratio,
+        ratio=prepared.ratio,
         scores=config.score_options(),
         allocation=config.value("allocation"),
         repair=repair,
         damping=config.damping,
         cuts=config.value("cuts"),
-        device=job.computing,
+        device=prepared.computing,
     )
-    result = prune_(model, job.structure, job.legal_widths(), calibration, options, told)
+    result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, told)
     return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
 
 
-def _repair(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -> str:
+def _repair(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration) -> str:
     """The repair that is done: towards the residual stream only where there is one."""
-    repair: str = job.oneshot.value("repair")
+    repair: str = prepared.oneshot.value("repair")
     if repair != "stream":
         return repair
     with inference_mode(model):
-        if has_stream(model, job.structure, calibration, job.computing):
+        if has_stream(model, prepared.structure, calibration, prepared.computing):
             return repair
     logger.info(
         "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
@@ -185,22 +185,22 @@ def _repair(job: OneshotJob, model: PreTrainedModel, calibration: Calibration) -
     return "refit"
 
 
-def _course(job: OneshotJob, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
+def _course(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
     """What is told of the run beside the measures."""
-    facts = {name: value for name, value in job.rows.prepared.facts.items() if name != "trained_tokens"}
+    facts = {name: value for name, value in prepared.rows.prepared.facts.items() if name != "trained_tokens"}
     course: dict[str, Any] = {"data": facts}
-    if job.oneshot.structured:
-        removed = pruned.plan.removed_parameters(job.structure)
+    if prepared.oneshot.structured:
+        removed = pruned.plan.removed_parameters(prepared.structure)
         course["pruning"] = {
-            "ratio": pruned.plan.ratio(job.structure),
-            "target_ratio": job.ratio,
-            "parameters_before": job.structure.num_parameters,
+            "ratio": pruned.plan.ratio(prepared.structure),
+            "target_ratio": prepared.ratio,
+            "parameters_before": prepared.structure.num_parameters,
             "parameters": finished.num_parameters(),
-            "prunable_parameters_before": job.structure.prunable_parameters,
-            "prunable_parameters": job.structure.prunable_parameters - removed,
+            "prunable_parameters_before": prepared.structure.prunable_parameters,
+            "prunable_parameters": prepared.structure.prunable_parameters - removed,
             "repair": pruned.repair,
-            "widths": {kind: list(pruned.plan.counts(job.structure, kind)) for kind in job.structure.kinds},
-            "dimensions": dimensions_of(job.structure),
+            "widths": {kind: list(pruned.plan.counts(prepared.structure, kind)) for kind in prepared.structure.kinds},
+            "dimensions": dimensions_of(prepared.structure),
             "refit_errors": [
                 {"step": 0, "cut_number": number, **asdict(error)}
                 for number, errors in enumerate(pruned.errors, 1)
@@ -211,8 +211,8 @@ def _course(job: OneshotJob, finished: PreTrainedModel, pruned: _Pruned) -> dict
         weights = sum(matrix.weights for matrix in pruned.matrices)
         zeros = sum(matrix.zeros for matrix in pruned.matrices)
         course["sparsity"] = {
-            "target": job.oneshot.pattern.ratio,
-            "pattern": str(job.oneshot.pattern),
+            "target": prepared.oneshot.pattern.ratio,
+            "pattern": str(prepared.oneshot.pattern),
             "reached": zeros / weights,
             "weights": weights,
             "zeros": zeros,
@@ -222,7 +222,7 @@ def _course(job: OneshotJob, finished: PreTrainedModel, pruned: _Pruned) -> dict
 
 
 def _finish(
-    job: OneshotJob,
+    prepared: PreparedOneshot,
     model: PreTrainedModel,
     pruned: _Pruned,
     dense: dict[str, Any],
@@ -231,51 +231,51 @@ def _finish(
     phases: Phases,
 ) -> OneshotResult:
     """Measure and save."""
-    finished = finish(model, job.structure, pruned.plan, dtype=job.stored_dtype)
-    course = course | _course(job, finished, pruned)
-    plan = pruned.plan if job.oneshot.structured else None
-    with phases.timed(RESULT), in_place_to_measure(job, finished) as fits:
-        metrics = measure_pruned(job, finished, dense, course, plan, sizes_only=not fits)
-    if not job.oneshot.structured:
+    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
+    course = course | _course(prepared, finished, pruned)
+    plan = pruned.plan if prepared.oneshot.structured else None
+    with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
+        metrics = measure_pruned(prepared, finished, dense, course, plan, sizes_only=not fits)
+    if not prepared.oneshot.structured:
         zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
-        metrics["dense"]["nonzero"] = job.structure.num_parameters - zeros_before
+        metrics["dense"]["nonzero"] = prepared.structure.num_parameters - zeros_before
         metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
     metrics["seconds"] = time.time() - started
     metrics["phases"] = dict(phases.seconds)
-    settings = {"oneshot": job.settings()}
-    record = run_record(job.name, job.task.name, settings, metrics, pruned.plan, job.options.command)
-    record["recipe"] = oneshot_recipe(job)
-    history = history_of(job)
+    settings = {"oneshot": prepared.settings()}
+    record = run_record(prepared.name, prepared.task.name, settings, metrics, pruned.plan, prepared.options.command)
+    record["recipe"] = oneshot_recipe(prepared)
+    history = prepared.history()
     if history is not None:
         record["base_pruning"] = history
     report = report_of(
         record,
-        measures_of(job),
-        importance=importance_of(job.structure, pruned.plan, pruned.importance),
-        prompt=job.options.prompt,
-        notes=notes_of(job, metrics),
+        measures_of(prepared),
+        importance=importance_of(prepared.structure, pruned.plan, pruned.importance),
+        prompt=prepared.options.prompt,
+        notes=notes_of(prepared, metrics),
     )
-    if job.options.output is not None:
-        report = _save(job, finished, record, report, phases)
+    if prepared.options.output is not None:
+        report = _save(prepared, finished, record, report, phases)
         metrics["phases"] = record["metrics"]["phases"]
     return OneshotResult(
         model=finished,
-        tokenizer=job.tokenizer,
-        structure=job.structure,
+        tokenizer=prepared.tokenizer,
+        structure=prepared.structure,
         plan=pruned.plan,
         matrices=pruned.matrices,
         metrics=metrics,
         report=report,
-        output=job.options.output,
-        image_processor=job.image_processor,
+        output=prepared.options.output,
+        image_processor=prepared.image_processor,
     )
 
 
 def _save(
-    job: OneshotJob, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: Phases
+    prepared: PreparedOneshot, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: Phases
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
-    output = job.options.output
+    output = prepared.options.output
     assert output is not None
     logger.info("Writing %s", output)
     phases.begin()
@@ -285,31 +285,31 @@ def _save(
         phases.lap(WRITING)
         record["metrics"]["phases"] = dict(phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
-        if job.options.report:
+        if prepared.options.report:
             write_page(report, folder, output)
 
-    card = card_of(job, record, runtimes_of(finished))
-    save_checkpoint(output, finished, job.processor, record=record, card=card, extras=extras)
+    card = card_of(prepared, record, runtimes_of(finished))
+    save_checkpoint(output, finished, prepared.processor, record=record, card=card, extras=extras)
     return report
 
 
 # The data that a run without training looks at.
 
 
-def draw(job: OneshotJob) -> Calibration:
+def draw(prepared: PreparedOneshot) -> Calibration:
     """Rows that are looked at."""
-    config = job.oneshot
+    config = prepared.oneshot
     if not config.needs_data:
         return []
-    if job.structure.spec.auto_class == "AutoModelForCausalLM" and job.task.name == "causal-lm":
-        drawn: Calibration = draw_calibration(job.train_rows, config.calibration_sequences, config.seed)
+    if prepared.structure.spec.auto_class == "AutoModelForCausalLM" and prepared.task.name == "causal-lm":
+        drawn: Calibration = draw_calibration(prepared.train_rows, config.calibration_sequences, config.seed)
         logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
         return drawn
-    assert job.collator is not None
-    dtype = job.stored_dtype if job.model is not None else torch.float32
-    batches = draw_batches(job.train_rows, job.collator, config.calibration_sequences, config.seed, dtype)
-    rows = min(config.calibration_sequences, len(job.train_rows))
-    logger.info("Calibrating on %d %s", rows, job.task.row_name)
+    assert prepared.collator is not None
+    dtype = prepared.stored_dtype if prepared.model is not None else torch.float32
+    batches = draw_batches(prepared.train_rows, prepared.collator, config.calibration_sequences, config.seed, dtype)
+    rows = min(config.calibration_sequences, len(prepared.train_rows))
+    logger.info("Calibrating on %d %s", rows, prepared.task.row_name)
     return batches
 
 
@@ -320,13 +320,13 @@ def facts_of(calibration: Calibration) -> dict[str, int]:
     return {"rows": rows} | ({"tokens": tokens} if tokens else {})
 
 
-def warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
+def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> None:
     """Say that there is less to look at than least squares have unknowns."""
-    solved = job.oneshot.value("repair") in ("refit", "stream") or job.oneshot.name == "osscar"
+    solved = prepared.oneshot.value("repair") in ("refit", "stream") or prepared.oneshot.name == "osscar"
     tokens = facts_of(calibration).get("tokens")
     widest = max(
         (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
-        for dimension in job.structure.open
+        for dimension in prepared.structure.open
     )
     if solved and tokens is not None and tokens < widest:
         logger.warning(
@@ -342,17 +342,17 @@ def warn_of_few_tokens(job: OneshotJob, calibration: Calibration) -> None:
 NOTED_DEVIATION = 0.002
 
 
-def measures_of(job: OneshotJob) -> tuple[Measure, ...]:
+def measures_of(prepared: PreparedOneshot) -> tuple[Measure, ...]:
     """Those of the task; where nothing becomes smaller, weights that are not zero in place of parameters."""
-    measures = job.task.measures
-    if job.oneshot.structured:
+    measures = prepared.task.measures
+    if prepared.oneshot.structured:
         return measures
     return tuple(NONZERO if measure is PARAMETERS else measure for measure in measures)
 
 
-def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
+def notes_of(prepared: PreparedOneshot, metrics: dict[str, Any]) -> tuple[str, ...]:
     """What the reader has to know."""
-    if not job.oneshot.structured:
+    if not prepared.oneshot.structured:
         target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
         if abs(reached - target) <= NOTED_DEVIATION:
             return ()
@@ -363,23 +363,24 @@ def notes_of(job: OneshotJob, metrics: dict[str, Any]) -> tuple[str, ...]:
     if abs(reached - target) <= NOTED_DEVIATION:
         return ()
     why = "head counts are those that the config accepts, and FFN widths are rounded"
-    if job.oneshot.value("allocation") == "global":
+    if prepared.oneshot.value("allocation") == "global":
         why = "a group goes as a whole or not at all"
-    if job.structure.spans_blocks:
-        why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
+    if prepared.structure.spans_blocks:
+        why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
     return (f"The ratio is {reached:.2%} rather than {target:.2%}: {why}.",)
 
 
-def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) -> str:
+def card_of(prepared: PreparedOneshot, record: dict[str, Any], runtimes: Sequence[str]) -> str:
     """Write the model card of a run without training."""
-    metrics, config = record["metrics"], job.oneshot
+    metrics, config = record["metrics"], prepared.oneshot
     name = base_name(record)
     if config.structured:
         pruning = metrics["pruning"]
         title = f"{pruning['ratio']:.0%} pruned"
         what = (
-            f"A structurally pruned copy of `{name}`: {removed_kinds(job.structure)} were removed without training.\n"
-            f"{all_widths(pruning['widths'], job.structure)}"
+            f"A structurally pruned copy of `{name}`: {removed_kinds(prepared.structure)} were removed without "
+            f"training.\n"
+            f"{all_widths(pruning['widths'], prepared.structure)}"
         )
         facts = (
             f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
@@ -396,4 +397,6 @@ def card_of(job: OneshotJob, record: dict[str, Any], runtimes: Sequence[str]) ->
             "them."
         )
         facts = f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} weights."
-    return card(record, job.task, runtimes, title=title, what=what, facts=facts, words=CardWords(command="oneshot"))
+    return card(
+        record, prepared.task, runtimes, title=title, what=what, facts=facts, words=CardWords(command="oneshot")
+    )

@@ -25,13 +25,13 @@ from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
 from loraprune.pruning.pst import PstCallback, PstRun
 from loraprune.pruning.resume import refitted_weights
-from loraprune.recipes.steps.check import TrainingJob, prepare
+from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
+from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.steps.record import run_settings, training_recipe
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
-from loraprune.record.history import history_of
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import model_card, pst_card, recovery_card
@@ -121,7 +121,7 @@ def prune(
     """
     options = options or RunOptions()
     with run_folder(options) as run_dir:
-        job = prepare(
+        prepared = prepare(
             model,
             dataset,
             config or PruningConfig(),
@@ -133,7 +133,7 @@ def prune(
             image_processor=image_processor,
             collator=collator,
         )
-        return run(job, run_dir, callbacks)
+        return run(prepared, run_dir, callbacks)
 
 
 @contextmanager
@@ -159,22 +159,22 @@ class _Base:
     generation_config: Any
 
 
-def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
     """Train, merge, measure and save; see :func:`prune`."""
     started = time.time()
-    if job.options.overwrite and job.checkpoint is None:
+    if prepared.options.overwrite and prepared.checkpoint is None:
         # Only now that everything was checked: an interrupted run is worth something.
         shutil.rmtree(run_dir, ignore_errors=True)
-    pruning = PstCallback(job.pruning) if job.unstructured else PruningCallback(job.pruning)
+    pruning = PstCallback(prepared.pruning) if prepared.unstructured else PruningCallback(prepared.pruning)
     phases = pruning.phases
-    logger.info("Loading %s", job.name)
+    logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        model = job.load_model() if job.model is None else job.model
-        attach_originals_(job, model)
-        zeros = zeros_of(model, job.structure)
-    job = replace(job, keep_zeros=settle_zeros(job, model, zeros))
-    with phases.timed(DENSE if not job.recovery else BASE):
-        measures = measure_dense(job, model)
+        model = prepared.load_model() if prepared.model is None else prepared.model
+        attach_originals_(prepared, model)
+        zeros = zeros_of(model, prepared.structure)
+    prepared = replace(prepared, keep_zeros=settle_zeros(prepared, model, zeros))
+    with phases.timed(DENSE if not prepared.recovery else BASE):
+        measures = measure_dense(prepared, model)
     base = _Base(
         measures=measures,
         zeros=zeros,
@@ -182,29 +182,29 @@ def run(job: TrainingJob, run_dir: Path, callbacks: Sequence[TrainerCallback]) -
         config=copy.deepcopy(model.config),
         generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
     )
-    if job.checkpoint is not None:
-        logger.info("Going on from %s", job.checkpoint)
-        pruning.restore_(model, job.checkpoint)
+    if prepared.checkpoint is not None:
+        logger.info("Going on from %s", prepared.checkpoint)
+        pruning.restore_(model, prepared.checkpoint)
     try:
         with phases.timed(PREPARING):
-            trainer = build_trainer(job, model, pruning, callbacks)
+            trainer = build_trainer(prepared, model, pruning, callbacks)
     except BaseException:
-        remove_unsaved(run_dir, job)
+        remove_unsaved(run_dir, prepared)
         raise
-    train(trainer, pruning, job, run_dir)
+    train(trainer, pruning, prepared, run_dir)
     try:
-        return _finish(job, trainer, pruning, base, run_dir, started)
+        return _finish(prepared, trainer, pruning, base, run_dir, started)
     except KeyboardInterrupt:
-        saved = remove_unsaved(run_dir, job)
+        saved = remove_unsaved(run_dir, prepared)
         how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
         raise InterruptedRunError(f"Stopped before the result was written: {how}.") from None
     except BaseException:
-        remove_unsaved(run_dir, job)
+        remove_unsaved(run_dir, prepared)
         raise
 
 
 def _finish(
-    job: TrainingJob,
+    prepared: PreparedTraining,
     trainer: Trainer,
     pruning: PruningCallback,
     base: _Base,
@@ -216,63 +216,65 @@ def _finish(
     phases = pruning.phases
     logger.info("Merging the adapter")
     with phases.timed(MERGING):
-        adapter = adapter_copy(trainer.model, pruning, job, run_dir)
+        adapter = adapter_copy(trainer.model, pruning, prepared, run_dir)
         finished: Any = trainer.model
         _restore_config_(finished.get_base_model(), base.config, base.generation_config)
-        merged = finished_model(job, finished, pruning.run)
-    zeros = zeros_of(merged, job.structure)
-    counts_zeros = base.zeros.are_sparsity or job.unstructured
+        merged = finished_model(prepared, finished, pruning.run)
+    zeros = zeros_of(merged, prepared.structure)
+    counts_zeros = base.zeros.are_sparsity or prepared.unstructured
     course = {
-        **({} if job.recovery or job.unstructured else {"pruning": _cuts(job, pruning)}),
-        **({"sparsity": _sparsity(job, pruning, base.zeros, zeros)} if counts_zeros else {}),
+        **({} if prepared.recovery or prepared.unstructured else {"pruning": _cuts(prepared, pruning)}),
+        **({"sparsity": _sparsity(prepared, pruning, base.zeros, zeros)} if counts_zeros else {}),
         "steps": pruning.steps,
         "history": pruning.history,
         "skipped_steps": pruning.skipped_steps,
-        "data": dict(job.rows.prepared.facts),
+        "data": dict(prepared.rows.prepared.facts),
     }
     with phases.timed(RESULT):
         metrics = measure_pruned(
-            job, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(job, merged)
+            prepared, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(prepared, merged)
         )
     if counts_zeros:
-        metrics["dense"]["nonzero"] = job.structure.num_parameters - base.zeros.count
+        metrics["dense"]["nonzero"] = prepared.structure.num_parameters - base.zeros.count
         metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
     metrics["seconds"] = time.time() - started + phases.earlier
     metrics["phases"] = dict(phases.seconds)
-    record = run_record(job.name, job.task.name, run_settings(job), metrics, pruning.run.plan, job.options.command)
-    record["recipe"] = training_recipe(job)
-    history = history_of(job)
+    record = run_record(
+        prepared.name, prepared.task.name, run_settings(prepared), metrics, pruning.run.plan, prepared.options.command
+    )
+    record["recipe"] = training_recipe(prepared)
+    history = prepared.history()
     if history is not None:
         record["base_pruning"] = history
-    report = joint_report(job, record, pruning, base.zeros)
-    if job.options.output is not None:
-        report = save(job, merged, record, report, pruning, adapter, run_dir)
+    report = joint_report(prepared, record, pruning, base.zeros)
+    if prepared.options.output is not None:
+        report = save(prepared, merged, record, report, pruning, adapter, run_dir)
         metrics["phases"] = record["metrics"]["phases"]
-        if not job.options.keep_run:
+        if not prepared.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
     return PruneResult(
         model=merged,
-        tokenizer=job.tokenizer,
+        tokenizer=prepared.tokenizer,
         plan=pruning.run.plan,
         structure=pruning.run.structure,
         metrics=metrics,
         report=report,
-        output=job.options.output,
-        image_processor=job.image_processor,
+        output=prepared.options.output,
+        image_processor=prepared.image_processor,
     )
 
 
-def _cuts(job: TrainingJob, pruning: PruningCallback) -> dict[str, Any]:
+def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> dict[str, Any]:
     """The course of pruning, and what the plan is of."""
     assert pruning.run is not None
-    return pruning.run.summary() | {"dimensions": dimensions_of(job.structure)}
+    return pruning.run.summary() | {"dimensions": dimensions_of(prepared.structure)}
 
 
-def _sparsity(job: TrainingJob, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
+def _sparsity(prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
     """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
     assert pruning.run is not None
     counted = {"before": before.to_json(), "after": after.to_json()}
-    return pruning.run.summary() | counted if job.unstructured else counted
+    return pruning.run.summary() | counted if prepared.unstructured else counted
 
 
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
@@ -289,46 +291,48 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
 NOTED_DEVIATION = 0.002
 
 
-def adapter_copy(model: Any, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> Path | None:
+def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> Path | None:
     """Save the adapter before it is merged, where that was asked for."""
-    if not (job.options.save_adapter and job.options.output):
+    if not (prepared.options.save_adapter and prepared.options.output):
         return None
     folder = run_dir / "adapter"
     model.save_pretrained(folder)
     assert pruning.run is not None
-    course = course_text(keeps_zeros=bool(job.keep_zeros))
+    course = course_text(keeps_zeros=bool(prepared.keep_zeros))
     if isinstance(pruning.run, PstRun):
         save_file(pruning.run.masks(), folder / MASKS_FILE)
-    elif not job.recovery:
+    elif not prepared.recovery:
         save_file(refitted_weights(model, pruning.run), folder / REFITTED_FILE)
         course = course_text(
-            plan=pruning.run.plan, dimensions=job.pruning.dimensions, keep_layers=job.pruning.keep_layers
+            plan=pruning.run.plan, dimensions=prepared.pruning.dimensions, keep_layers=prepared.pruning.keep_layers
         )
     (folder / COURSE_FILE).write_text(course, encoding="utf-8")
     return folder
 
 
-def joint_report(job: TrainingJob, record: dict[str, Any], pruning: PruningCallback, zeros: Zeros) -> ReportData:
+def joint_report(
+    prepared: PreparedTraining, record: dict[str, Any], pruning: PruningCallback, zeros: Zeros
+) -> ReportData:
     """The report of a run; ``zeros`` are those of the model before it."""
     assert pruning.run is not None
-    measures, notes = shown_measures(job.task.measures, record["metrics"]), _notes(job, pruning, zeros)
+    measures, notes = shown_measures(prepared.task.measures, record["metrics"]), _notes(prepared, pruning, zeros)
     importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
-    return report_of(record, measures, importance=importance, prompt=job.options.prompt, notes=notes)
+    return report_of(record, measures, importance=importance, prompt=prepared.options.prompt, notes=notes)
 
 
-def _notes(job: TrainingJob, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
+def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
     """What a reader of the report has to know."""
     assert pruning.run is not None
-    notes = [*quantization_notes(job)]
-    if zeros.are_sparsity and not job.keep_zeros and not job.unstructured:
-        notes.append(filling_note(job, zeros))
-    if not job.unstructured and abs(pruning.run.ratio - job.pruning.ratio) > NOTED_DEVIATION:
+    notes = [*quantization_notes(prepared)]
+    if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
+        notes.append(filling_note(prepared, zeros))
+    if not prepared.unstructured and abs(pruning.run.ratio - prepared.pruning.ratio) > NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         why = f"{widths} those that the config accepts"
-        if job.structure.spans_blocks:
-            why = "blocks go as a whole" if "blocks" in job.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {job.pruning.ratio:.2%}: {why}.")
+        if prepared.structure.spans_blocks:
+            why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.ratio:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
@@ -336,7 +340,7 @@ def _notes(job: TrainingJob, pruning: PruningCallback, zeros: Zeros) -> tuple[st
 
 
 def save(
-    job: TrainingJob,
+    prepared: PreparedTraining,
     merged: PreTrainedModel,
     record: dict[str, Any],
     report: ReportData,
@@ -345,7 +349,7 @@ def save(
     run_dir: Path,
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
-    output = job.options.output
+    output = prepared.options.output
     assert output is not None
     assert pruning.run is not None
     plan = pruning.run.plan
@@ -357,20 +361,20 @@ def save(
         pruning.phases.lap(WRITING)
         record["metrics"]["phases"] = dict(pruning.phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
-        if job.options.report:
+        if prepared.options.report:
             write_page(report, folder, output)
         copy_event_files(run_dir, folder)
         if adapter is not None:
             shutil.copytree(adapter, folder / "adapter")
-        if adapter is not None and not job.recovery and not job.unstructured:
+        if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
     runtimes = runtimes_of(merged)
-    if job.unstructured:
-        card = pst_card(record, job.task, runtimes)
-    elif job.recovery:
-        card = recovery_card(record, job.task, runtimes)
+    if prepared.unstructured:
+        card = pst_card(record, prepared.task, runtimes)
+    elif prepared.recovery:
+        card = recovery_card(record, prepared.task, runtimes)
     else:
-        card = model_card(record, job.task, job.structure, runtimes)
-    save_checkpoint(output, merged, job.processor, record=record, card=card, extras=extras)
+        card = model_card(record, prepared.task, prepared.structure, runtimes)
+    save_checkpoint(output, merged, prepared.processor, record=record, card=card, extras=extras)
     return report

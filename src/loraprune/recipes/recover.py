@@ -69,7 +69,7 @@ def recover(
         raise ValueError("target_params was given, and recovery removes nothing. Leave it out, or use prune.")
     options = replace(options, latency=False, unrecovered=False)
     with run_folder(options) as run_dir:
-        job = prepare(
+        prepared = prepare(
             model,
             dataset,
             PruningConfig(ratio=0.0, refit=False, max_skipped_steps=max_skipped_steps),
@@ -83,4 +83,4 @@ def recover(
             recovery=True,
             keep_zeros=keep_zeros,
         )
-        return run(job, run_dir, callbacks)
+        return run(prepared, run_dir, callbacks)

@@ -9,14 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from loraprune.recipes.steps.job import Job
-
 FILE = "pruning.json"
-
-
-def history_of(job: Job) -> dict[str, Any] | None:
-    """The short history of the checkpoint that a run began with; None where there is none."""
-    return base_pruning(job.name, job.options.revision) if job.model is None else base_pruning_of(job.model)
 
 
 def base_pruning_of(model: PreTrainedModel) -> dict[str, Any] | None:

@@ -11,7 +11,7 @@ import torch
 
 from loraprune.checkpoint.load import give_pad_token_
 from loraprune.data.formats import PreparedRows, prepare_dataset
-from loraprune.metrics.perplexity import Collator, HeldOut, perplexity
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, perplexity
 from loraprune.record.report_data import Unit
 from loraprune.tasks.task import (
     FILE_SIZE,
@@ -27,10 +27,8 @@ from loraprune.tasks.task import (
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-
-    from loraprune.recipes.steps.check import TrainingJob
-    from loraprune.recipes.steps.job import Job
 
 
 def _held_out(metrics: Metrics) -> str:
@@ -116,30 +114,40 @@ class CausalLM(Task):
             sequences.append((ids, torch.tensor(row["labels"]) if "labels" in row else ids))
         return HeldOut(sequences=sequences)
 
-    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def trainer(
+        self,
+        model: PreTrainedModel,
+        rows: Dataset,
+        *,
+        arguments: TrainingArguments,
+        lora: LoraConfig,
+        processor: Any,
+        collator: Collator | None,
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
         """Trl's SFTTrainer, on rows that are tokenized already."""
         from trl import SFTTrainer
 
-        tokenizer = copy.deepcopy(job.processor)
+        tokenizer = copy.deepcopy(processor)
         give_pad_token_(tokenizer)
         return SFTTrainer(
             model=model,
-            args=job.arguments,
-            train_dataset=job.train_rows,
-            data_collator=job.collator,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
             processing_class=tokenizer,
-            peft_config=job.lora,
+            peft_config=lora,
             callbacks=list(callbacks),
         )
 
-    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Perplexity, and what it was measured on."""
-        assert isinstance(job.held_out, HeldOut)
-        return {key: value for key, value in asdict(perplexity(model, job.held_out)).items() if value is not None}
+        assert isinstance(held_out, HeldOut)
+        return {key: value for key, value in asdict(perplexity(model, held_out)).items() if value is not None}
 
-    def workload(self, job: Job) -> Workload:
+    def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One sequence."""
-        tokens = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+        tokens = min(LATENCY_TOKENS, context or LATENCY_TOKENS)
         return Workload(
             inputs=lambda model, device: {"input_ids": random_tokens(model, tokens, device), "use_cache": False},
             facts={"latency_tokens": tokens},

@@ -18,15 +18,13 @@ from loraprune.data.labels import ModelLabels, label_numbers
 from loraprune.data.sentences import prepare_sentences
 from loraprune.layers.unwrap import inference_mode
 from loraprune.metrics.accuracy import accuracy
-from loraprune.metrics.perplexity import Collator, HeldOutRows, placed
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, placed
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifier_measures, random_tokens
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
-
-    from loraprune.recipes.steps.job import Job
 
 logger = logging.getLogger("loraprune")
 
@@ -122,15 +120,15 @@ class ImageClassification(Task):
                 f"{getattr(setup.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
             ) from error
 
-    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Accuracy and loss."""
-        assert isinstance(job.held_out, HeldOutRows)
-        return asdict(accuracy(model, job.held_out))
+        assert isinstance(held_out, HeldOutRows)
+        return asdict(accuracy(model, held_out))
 
-    def workload(self, job: Job) -> Workload:
+    def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One image of the training data."""
-        assert job.collator is not None
-        batch = dict(job.collator([job.train_rows[0]]))
+        assert collator is not None
+        batch = dict(collator([rows[0]]))
         batch.pop("labels", None)
         shape = "×".join(map(str, batch[PIXEL_COLUMN].shape[1:]))
         return Workload(
@@ -212,14 +210,14 @@ class TextClassification(Task):
         give_pad_token_(tokenizer)
         return DataCollatorWithPadding(tokenizer)
 
-    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Accuracy and loss."""
-        assert isinstance(job.held_out, HeldOutRows)
-        return asdict(accuracy(model, job.held_out))
+        assert isinstance(held_out, HeldOutRows)
+        return asdict(accuracy(model, held_out))
 
-    def workload(self, job: Job) -> Workload:
+    def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One text."""
-        tokens = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+        tokens = min(LATENCY_TOKENS, context or LATENCY_TOKENS)
 
         def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
             ids = random_tokens(model, tokens, device)

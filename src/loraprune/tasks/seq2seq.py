@@ -13,7 +13,7 @@ from loraprune.checkpoint.load import give_pad_token_
 from loraprune.data.formats import PreparedRows
 from loraprune.data.pairs import prepare_pairs
 from loraprune.metrics.accuracy import target_quality
-from loraprune.metrics.perplexity import Collator, HeldOutRows
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
 from loraprune.tasks.task import (
     FILE_SIZE,
@@ -25,16 +25,14 @@ from loraprune.tasks.task import (
     Setup,
     Task,
     Workload,
-    adapted,
     random_tokens,
+    with_adapter,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-
-    from loraprune.recipes.steps.check import TrainingJob
-    from loraprune.recipes.steps.job import Job
 
 LATENCY_TARGET_TOKENS = 64
 
@@ -97,20 +95,38 @@ class TextToText(Task):
         give_pad_token_(tokenizer)
         return DataCollatorForSeq2Seq(tokenizer)
 
-    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def trainer(
+        self,
+        model: PreTrainedModel,
+        rows: Dataset,
+        *,
+        arguments: TrainingArguments,
+        lora: LoraConfig,
+        processor: Any,
+        collator: Collator | None,
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
         """Transformers' Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainer
 
-        return Seq2SeqTrainer(**adapted(job, model, callbacks))
+        model = with_adapter(model, lora, arguments.seed)
+        return Seq2SeqTrainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processor,
+            callbacks=list(callbacks),
+        )
 
-    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Likelihood of the targets, and how many of them greedy decoding writes."""
-        assert isinstance(job.held_out, HeldOutRows)
-        return asdict(target_quality(model, job.held_out, job.processor, generated=len(job.held_out)))
+        assert isinstance(held_out, HeldOutRows)
+        return asdict(target_quality(model, held_out, processor, generated=len(held_out)))
 
-    def workload(self, job: Job) -> Workload:
+    def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One source and a short target."""
-        source = min(LATENCY_TOKENS, job.context or LATENCY_TOKENS)
+        source = min(LATENCY_TOKENS, context or LATENCY_TOKENS)
         target = min(LATENCY_TARGET_TOKENS, source)
 
         def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:

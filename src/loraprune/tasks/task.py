@@ -16,10 +16,8 @@ from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
+    from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
-
-    from loraprune.recipes.steps.check import TrainingJob
-    from loraprune.recipes.steps.job import Job
 
 LATENCY_TOKENS = 512
 
@@ -137,36 +135,63 @@ class Task(ABC):
         assert collator is not None
         return HeldOutRows(rows=rows, collator=collator)
 
-    def trainer(self, job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
-        """The Trainer of the run, with the adapter on the model."""
+    def trainer(
+        self,
+        model: PreTrainedModel,
+        rows: Dataset,
+        *,
+        arguments: TrainingArguments,
+        lora: LoraConfig,
+        processor: Any,
+        collator: Collator | None,
+        callbacks: Sequence[TrainerCallback],
+    ) -> Trainer:
+        """The Trainer of a run, with the adapter on the model.
+
+        Args:
+            model: to tune; the adapter is put on it.
+            rows: to train on, as :meth:`prepare` made them.
+            arguments: of the Trainer.
+            lora: of the adapter.
+            processor: tokenizer or image processor.
+            collator: makes batches; None leaves that to the Trainer.
+            callbacks: of the Trainer.
+        """
         from transformers import Trainer
 
-        return Trainer(**adapted(job, model, callbacks))
+        model = with_adapter(model, lora, arguments.seed)
+        return Trainer(
+            model=model,
+            args=arguments,
+            train_dataset=rows,
+            data_collator=collator,
+            processing_class=processor,
+            callbacks=list(callbacks),
+        )
 
     @abstractmethod
-    def quality(self, model: PreTrainedModel, job: Job) -> dict[str, Any]:
-        """Measures of a model on the held-out rows, by the keys of :attr:`measures`."""
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
+        """Measures of a model on held-out rows, by the keys of :attr:`measures`."""
 
     @abstractmethod
-    def workload(self, job: Job) -> Workload:
-        """What latency is measured with."""
+    def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
+        """What latency is measured with.
+
+        Args:
+            rows: to take an example from, where random input would not do.
+            context: tokens that the model can read at most, or None.
+            collator: makes batches of the rows.
+        """
 
 
-def adapted(job: TrainingJob, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> dict[str, Any]:
-    """Arguments of a Trainer of transformers, with the adapter on the model."""
+def with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
+    """Put the adapter on a model, its random factors drawn from ``seed``."""
     from peft import get_peft_model
     from transformers import set_seed
 
-    # Before the adapter gets its random factors: the Trainer itself sets the seed only afterwards.
-    set_seed(job.arguments.seed)
-    return {
-        "model": get_peft_model(model, job.lora),
-        "args": job.arguments,
-        "train_dataset": job.train_rows,
-        "data_collator": job.collator,
-        "processing_class": job.processor,
-        "callbacks": list(callbacks),
-    }
+    # The Trainer itself sets the seed only afterwards.
+    set_seed(seed)
+    return get_peft_model(model, lora)
 
 
 def random_tokens(model: PreTrainedModel, count: int, device: torch.device) -> torch.Tensor:

@@ -11,7 +11,8 @@ from tests.finished_run import CONFIG, QUICK
 
 from loraprune import PruningConfig, RunOptions, prune
 from loraprune.checkpoint import save as export
-from loraprune.recipes.steps.check import TrainingJob, prepare
+from loraprune.recipes.steps.check import prepare
+from loraprune.recipes.steps.prepared import PreparedTraining
 
 
 @pytest.fixture(scope="module")
@@ -21,23 +22,25 @@ def questions(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_jsonl(path, ({"prompt": text[:8], "completion": text[8:]} for text in sentences(60)))
 
 
-def job(model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any) -> TrainingJob:
+def prepared_run(
+    model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any
+) -> PreparedTraining:
     training = {**QUICK, "max_length": CONTEXT, **changes.pop("training", {})}
     return prepare(model, data, config, training, None, None, RunOptions(**changes), run_dir)
 
 
-def held_out_texts(job: TrainingJob) -> list[str]:
-    assert job.held_out is not None
-    return [job.tokenizer.decode(ids) for ids, _ in job.held_out.sequences]
+def held_out_texts(prepared: PreparedTraining) -> list[str]:
+    assert prepared.held_out is not None
+    return [prepared.tokenizer.decode(ids) for ids, _ in prepared.held_out.sequences]
 
 
-def trained_texts(job: TrainingJob) -> list[str]:
-    return [job.tokenizer.decode(row) for row in job.train_rows["input_ids"]]
+def trained_texts(prepared: PreparedTraining) -> list[str]:
+    return [prepared.tokenizer.decode(row) for row in prepared.train_rows["input_ids"]]
 
 
 class TestHeldOut:
     def test_a_twentieth_is_held_out_and_not_trained_on(self, checkpoint: Path, questions: Path) -> None:
-        prepared = job(checkpoint, questions)
+        prepared = prepared_run(checkpoint, questions)
         held_out, trained = held_out_texts(prepared), trained_texts(prepared)
         assert (len(held_out), len(trained)) == (3, 57)
         assert set(held_out).isdisjoint(trained)
@@ -45,15 +48,17 @@ class TestHeldOut:
         assert sorted([*held_out, *trained]) == sorted(whole)
 
     def test_no_more_is_held_out_than_is_measured(self, checkpoint: Path, questions: Path) -> None:
-        prepared = job(checkpoint, questions, eval_sequences=2)
+        prepared = prepared_run(checkpoint, questions, eval_sequences=2)
         assert (len(held_out_texts(prepared)), len(trained_texts(prepared))) == (2, 58)
 
     def test_another_seed_holds_out_other_rows(self, checkpoint: Path, questions: Path) -> None:
-        first, same, other = (held_out_texts(job(checkpoint, questions, training={"seed": s})) for s in (1, 1, 2))
+        first, same, other = (
+            held_out_texts(prepared_run(checkpoint, questions, training={"seed": s})) for s in (1, 1, 2)
+        )
         assert first == same != other
 
     def test_questions_of_held_out_rows_are_not_measured(self, checkpoint: Path, questions: Path) -> None:
-        prepared = job(checkpoint, questions)
+        prepared = prepared_run(checkpoint, questions)
         assert prepared.held_out is not None
         for ids, labels in prepared.held_out.sequences:
             assert (labels[:8] == -100).all()
@@ -61,7 +66,7 @@ class TestHeldOut:
 
     def test_data_too_short_to_hold_some_out_is_trained_on_whole(self, checkpoint: Path, tmp_path: Path) -> None:
         rows = ({"prompt": "a", "completion": text} for text in sentences(19))
-        prepared = job(checkpoint, write_jsonl(tmp_path / "short.jsonl", rows))
+        prepared = prepared_run(checkpoint, write_jsonl(tmp_path / "short.jsonl", rows))
         assert prepared.held_out is None
         assert len(prepared.train_rows) == 19
 
@@ -69,12 +74,12 @@ class TestHeldOut:
         self, checkpoint: Path, questions: Path, tmp_path: Path
     ) -> None:
         other = write_jsonl(tmp_path / "other.jsonl", ({"prompt": "q", "completion": str(n)} for n in range(9)))
-        prepared = job(checkpoint, questions, eval_data=str(other), eval_sequences=4)
+        prepared = prepared_run(checkpoint, questions, eval_data=str(other), eval_sequences=4)
         assert len(trained_texts(prepared)) == 60
         assert held_out_texts(prepared) == [f"q{n}</s>" for n in range(4)]
 
     def test_nothing_is_held_out_where_nothing_is_measured(self, checkpoint: Path, questions: Path) -> None:
-        prepared = job(checkpoint, questions, eval_sequences=0)
+        prepared = prepared_run(checkpoint, questions, eval_sequences=0)
         assert prepared.held_out is None
         assert len(trained_texts(prepared)) == 60
 
@@ -92,9 +97,9 @@ class TestArguments:
     def test_16_bits_and_recomputation_are_off_on_a_cpu_unless_asked_for(self, checkpoint: Path, data: Path) -> None:
         plain = prepare(checkpoint, data, CONFIG, {}, None, None, RunOptions(), Path("unused")).arguments
         assert (plain.bf16, plain.activation_checkpointing, plain.use_cpu) == (False, False, True)
-        asked = job(checkpoint, data, training={"bf16": True, "activation_checkpointing": True}).arguments
+        asked = prepared_run(checkpoint, data, training={"bf16": True, "activation_checkpointing": True}).arguments
         assert (asked.bf16, asked.activation_checkpointing) == (True, True)
-        old_name = job(checkpoint, data, training={"gradient_checkpointing": True}).arguments
+        old_name = prepared_run(checkpoint, data, training={"gradient_checkpointing": True}).arguments
         assert old_name.activation_checkpointing is True
 
     @pytest.mark.parametrize(
@@ -107,10 +112,10 @@ class TestArguments:
     )
     def test_a_wrong_length_is_refused(self, checkpoint: Path, data: Path, length: int | None, message: str) -> None:
         with pytest.raises(ValueError, match=message):
-            job(checkpoint, data, training={"max_length": length})
+            prepared_run(checkpoint, data, training={"max_length": length})
 
     def test_the_seed_of_training_is_the_seed_of_pruning(self, checkpoint: Path, data: Path) -> None:
-        assert job(checkpoint, data, training={"seed": 7}).pruning.seed == 7
+        assert prepared_run(checkpoint, data, training={"seed": 7}).pruning.seed == 7
 
 
 class TestFolders:
@@ -119,7 +124,7 @@ class TestFolders:
     ) -> None:
         monkeypatch.setattr(export.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 1000}))
         with pytest.raises(OSError, match=r"needs about 0\.00 GB in .*Free some space"):
-            job(checkpoint, data, output=tmp_path / "out")
+            prepared_run(checkpoint, data, output=tmp_path / "out")
         assert list(tmp_path.iterdir()) == []
 
     def test_an_output_that_holds_something_is_refused_before_the_data_is_read(
@@ -127,16 +132,16 @@ class TestFolders:
     ) -> None:
         (tmp_path / "mine.txt").write_text("mine")
         with pytest.raises(ValueError, match="exists and is not empty"):
-            job(checkpoint, tmp_path / "no-such-data.jsonl", output=tmp_path)
+            prepared_run(checkpoint, tmp_path / "no-such-data.jsonl", output=tmp_path)
 
     def test_an_output_that_holds_what_the_run_reads_is_refused_even_with_overwrite(
         self, checkpoint: Path, data: Path, tmp_path: Path
     ) -> None:
         inside = write_texts(tmp_path / "data.jsonl")
         with pytest.raises(ValueError, match=f"{inside} lies in the output folder {tmp_path}"):
-            job(checkpoint, inside, output=tmp_path, overwrite=True)
+            prepared_run(checkpoint, inside, output=tmp_path, overwrite=True)
         with pytest.raises(ValueError, match=f"{checkpoint} lies in the output folder"):
-            job(checkpoint, data, output=checkpoint, overwrite=True)
+            prepared_run(checkpoint, data, output=checkpoint, overwrite=True)
 
 
 class TestTokenizer:
@@ -147,7 +152,7 @@ class TestTokenizer:
         tokenizer.add_tokens(["zebra"])
         tokenizer.save_pretrained(tmp_path / "tokenizer")
 
-        def prepared(text: str) -> TrainingJob:
+        def prepared(text: str) -> PreparedTraining:
             data = write_jsonl(tmp_path / "data.jsonl", [{"text": text * 30}])
             return prepare(
                 checkpoint, data, CONFIG, QUICK, None, str(tmp_path / "tokenizer"), RunOptions(), Path("unused")
@@ -161,8 +166,8 @@ class TestTokenizer:
 def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint: Path) -> None:
     for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
-    prepared = job(tmp_path, data)
-    assert prepared.structure.num_parameters == job(checkpoint, data).structure.num_parameters
+    prepared = prepared_run(tmp_path, data)
+    assert prepared.structure.num_parameters == prepared_run(checkpoint, data).structure.num_parameters
     assert prepared.model is None
 
 

@@ -152,7 +152,7 @@ class TestResult:
         self, tmp_path: Path, wide: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         need("bnb-8bit")
-        monkeypatch.setattr("loraprune.recipes.prune.is_measurable", lambda job, merged: False)
+        monkeypatch.setattr("loraprune.recipes.prune.is_measurable", lambda prepared, merged: False)
         options = {"quantization": "bnb-8bit", "output": tmp_path / "out", "latency": True}
         result = quick(wide, data, options=options)
         assert "perplexity" in result.metrics["dense"]

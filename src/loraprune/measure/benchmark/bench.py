@@ -17,12 +17,11 @@ from loraprune.measure.benchmark.config import BenchConfig, circumstances, devic
 from loraprune.measure.benchmark.contenders import Rival, in_memory, rivals_of
 from loraprune.measure.benchmark.flops import CONVENTION
 from loraprune.measure.benchmark.inference import decoding, prefill
-from loraprune.measure.benchmark.memory import weight_bytes
+from loraprune.measure.benchmark.memory import free_memory, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, writes_text
 from loraprune.measure.benchmark.result import BenchedModel, BenchResult, Figure
 from loraprune.measure.benchmark.timing import Progress, Rounds
 from loraprune.measure.benchmark.training_step import TrainingBench
-from loraprune.recipes.steps.measure import free_memory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel

@@ -1,8 +1,9 @@
-"""Peak memory of a call: what the accelerator's allocator counts, or the live tensors on a CPU."""
+"""Peak memory of a call (what the accelerator's allocator counts, or the live tensors on a CPU), and free memory."""
 
 from __future__ import annotations
 
 import functools
+import os
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -94,3 +95,15 @@ def state_bytes(optimizer: torch.optim.Optimizer) -> int:
     """Bytes that an optimizer keeps for the parameters."""
     states = (value for state in optimizer.state.values() for value in state.values())
     return sum(value.untyped_storage().nbytes() for value in states if isinstance(value, torch.Tensor))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on an accelerator, or in the machine."""
+    if device.type == "cuda":
+        # What torch keeps for later counts as used there.
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + kept
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 1 << 62

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
-from loraprune.recipes.steps.job import Job
+from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
@@ -41,43 +41,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 
-@dataclass(kw_only=True)
-class TrainingJob(Job):
-    """A run of the joint recipe, or one that tunes alone.
-
-    Attributes:
-        pruning: what to prune, and when.
-        arguments: of the Trainer.
-        lora: of the adapter.
-        checkpoint: to resume from.
-        recovery: whether the model is tuned and not pruned.
-        keep_zeros: whether weights that are zero stay zero; None where the weights decide, once they are loaded.
-        base_quantized: whether the base is quantized while it is tuned.
-        given: training arguments by name, as the user gave them.
-        lora_options: that the adapter was asked for by; None where it was given as peft's own configuration.
-    """
-
-    pruning: PruningConfig
-    arguments: TrainingArguments
-    lora: LoraConfig
-    checkpoint: Path | None
-    recovery: bool = False
-    keep_zeros: bool | None = False
-    base_quantized: bool = False
-    given: Mapping[str, Any] = field(default_factory=dict)
-    lora_options: LoraOptions | None = None
-
-    @property
-    def unstructured(self) -> bool:
-        """Whether single weights become zero and nothing is cut."""
-        return self.pruning.unstructured
-
-    @property
-    def called(self) -> tuple[str, str]:
-        """What messages call the model before and after the run."""
-        return ("base", "recovered") if self.recovery else super().called
-
-
 def prepare(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset,
@@ -92,7 +55,7 @@ def prepare(
     collator: Collator | None = None,
     recovery: bool = False,
     keep_zeros: bool | None = False,
-) -> TrainingJob:
+) -> PreparedTraining:
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = check_folders(options)
     check_sources_outside_output(model, dataset, options)
@@ -140,7 +103,7 @@ def prepare(
     if checkpoint is not None:
         check_same_adapter(checkpoint, lora, subject.name)
         check_same_quantization(checkpoint, options.quantization)
-    return TrainingJob(
+    return PreparedTraining(
         name=subject.name,
         task=task,
         model=loaded,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,11 +17,10 @@ from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.oneshot import GRADIENT_METHODS
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.folders import check_sources_outside_output
-from loraprune.recipes.steps.job import Job
+from loraprune.recipes.steps.prepared import PreparedOneshot, legal_widths_for
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
-from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.surgery.bias import bias_switches
 from loraprune.tasks.arguments import check_length
 from loraprune.tasks.options import RunOptions
@@ -38,28 +37,6 @@ logger = logging.getLogger("loraprune")
 MAX_LENGTH = 2048
 
 
-@dataclass(kw_only=True)
-class OneshotJob(Job):
-    """A run without training.
-
-    Attributes:
-        oneshot: what to prune, and how.
-        ratio: share of the prunable parameters that goes; 0 where weights become zero.
-    """
-
-    oneshot: OneshotConfig
-    ratio: float
-
-    def legal_widths(self) -> LegalWidths:
-        """Widths that the result may have."""
-        return _legal(self.structure, self.oneshot)
-
-    def settings(self) -> dict[str, Any]:
-        """What was in force, for the record: with the length and the ratio that follow from model and target."""
-        follows = {"max_length": self.max_length} | ({"ratio": self.ratio} if self.oneshot.structured else {})
-        return self.oneshot.settings() | follows
-
-
 def prepare_oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None,
@@ -69,7 +46,7 @@ def prepare_oneshot(
     *,
     image_processor: Any = None,
     collator: Collator | None = None,
-) -> OneshotJob:
+) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
     if options.output is not None:
         check_output(options.output, overwrite=options.overwrite)
@@ -105,7 +82,7 @@ def prepare_oneshot(
     rows = _rows(dataset, setup, task, oneshot)
     if tokenizer is not None and len(rows.prepared.dataset):
         check_token_ids(rows.prepared.dataset, len(tokenizer), subject.config)
-    return OneshotJob(
+    return PreparedOneshot(
         name=subject.name,
         task=task,
         model=subject.loaded,
@@ -163,14 +140,6 @@ def _max_length(oneshot: OneshotConfig, context: int | None) -> int:
     return oneshot.max_length
 
 
-def _legal(structure: Structure, oneshot: OneshotConfig) -> LegalWidths:
-    return legal_widths(
-        structure,
-        channel_multiple=oneshot.channel_multiple,
-        any_head_count=oneshot.value("any_head_count") or oneshot.value("allocation") == "global",
-    )
-
-
 def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Subject, options: RunOptions) -> float:
     """The ratio, once it is sure that it can be met and that the repair is possible."""
     ratio = oneshot.ratio
@@ -184,7 +153,7 @@ def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Sub
         check_relaxed_class(structure, subject.config)
     if oneshot.value("repair") == "bias":
         bias_switches(subject.shapes, structure)
-    check_reachable(structure, ratio, _legal(structure, oneshot), oneshot.value("allocation"))
+    check_reachable(structure, ratio, legal_widths_for(structure, oneshot), oneshot.value("allocation"))
     return ratio
 
 

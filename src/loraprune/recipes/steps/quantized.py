@@ -16,7 +16,7 @@ from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import base_weight
 from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
 from loraprune.layers.unwrap import base_model
-from loraprune.recipes.steps.measure import free_memory
+from loraprune.measure.benchmark.memory import free_memory
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -26,8 +26,7 @@ if TYPE_CHECKING:
 
     from loraprune.pruning.config import PruningConfig
     from loraprune.pruning.state import PruningRun
-    from loraprune.recipes.steps.check import TrainingJob
-    from loraprune.recipes.steps.job import Job
+    from loraprune.recipes.steps.prepared import PreparedRun, PreparedTraining
     from loraprune.tasks.options import RunOptions
 
 logger = logging.getLogger("loraprune")
@@ -72,66 +71,71 @@ def check_quantized_base(
         )
 
 
-def attach_originals_(job: TrainingJob, model: PreTrainedModel) -> None:
+def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> None:
     """Give each consumer of a quantized model the weight that it was quantized from, for refits to start from.
 
     These are in CPU memory, in the checkpoint's dtype. The others are read from the checkpoint in the end.
     """
-    names = refitted_layers(job)
-    if job.options.quantization is None or not names:
+    names = refitted_layers(prepared)
+    if prepared.options.quantization is None or not names:
         return
-    original = load_original(job)
+    original = load_original(prepared)
     for name, layer in quantized_layers(model):
         if name in names:
-            set_source_(layer, base_weight(original.get_submodule(name)).to(job.stored_dtype))
+            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.stored_dtype))
 
 
-def load_original(job: Job) -> PreTrainedModel:
+def load_original(prepared: PreparedRun) -> PreTrainedModel:
     """The model of the checkpoint in its own dtype, in CPU memory."""
     return load_model(
-        job.name,
-        job.stored_dtype,
+        prepared.name,
+        prepared.stored_dtype,
         torch.device("cpu"),
-        auto_class=job.task.auto_class,
-        trust_remote_code=job.options.trust_remote_code,
-        revision=job.options.revision,
+        auto_class=prepared.task.auto_class,
+        trust_remote_code=prepared.options.trust_remote_code,
+        revision=prepared.options.revision,
     )
 
 
-def refitted_layers(job: TrainingJob) -> Collection[str]:
+def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
     """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
-    changes = job.pruning.refit or job.pruning.criterion in FOLDED
-    if not changes or job.pruning.ratio == 0.0:
+    changes = prepared.pruning.refit or prepared.pruning.criterion in FOLDED
+    if not changes or prepared.pruning.ratio == 0.0:
         return ()
-    return {dimension.consumer.module for dimension in job.structure}
+    return {dimension.consumer.module for dimension in prepared.structure}
 
 
-def finished_model(job: TrainingJob, model: nn.Module, run: PruningRun) -> PreTrainedModel:
+def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun) -> PreTrainedModel:
     """The result of a run: merged, and quantized again where that was asked for."""
     if not is_quantized_model(model):
-        return finish(model, run.structure, run.plan, dtype=job.stored_dtype)
+        return finish(model, run.structure, run.plan, dtype=prepared.stored_dtype)
     quantization = base_model(model).config.quantization_config
-    original = None if job.options.quantization is None else load_original(job)
+    original = None if prepared.options.quantization is None else load_original(prepared)
     finished: Any = finish(
-        model, run.structure, run.plan, dtype=job.stored_dtype, original=original, refitted=refitted_layers(job)
+        model,
+        run.structure,
+        run.plan,
+        dtype=prepared.stored_dtype,
+        original=original,
+        refitted=refitted_layers(prepared),
     )
-    if job.options.keep_quantized:
-        return _quantized_again(finished, quantization, job)
-    needed = finished.num_parameters() * max(job.stored_dtype.itemsize, 2)
-    if job.device.type != "cpu" and needed * 1.2 < free_memory(job.device):
-        finished.to(job.device)
+    if prepared.options.keep_quantized:
+        return _quantized_again(finished, quantization, prepared)
+    needed = finished.num_parameters() * max(prepared.stored_dtype.itemsize, 2)
+    if prepared.device.type != "cpu" and needed * 1.2 < free_memory(prepared.device):
+        finished.to(prepared.device)
     return finished
 
 
-def is_measurable(job: TrainingJob, merged: PreTrainedModel) -> bool:
+def is_measurable(prepared: PreparedTraining, merged: PreTrainedModel) -> bool:
     """Whether a result is where the run computes: merged from a quantized base it may be too large for that."""
-    if merged.device.type == job.computing.type:
+    if merged.device.type == prepared.computing.type:
         return True
-    logger.info("The result is too large to be measured on %s.", job.computing)
+    logger.info("The result is too large to be measured on %s.", prepared.computing)
     return False
 
 
-def _quantized_again(finished: PreTrainedModel, quantization: Any, job: TrainingJob) -> PreTrainedModel:
+def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: PreparedTraining) -> PreTrainedModel:
     """Quantize a finished model as its base was: through a folder, as everybody's quantized models are made."""
     auto: Any = type(finished)
     with tempfile.TemporaryDirectory(prefix="loraprune-") as folder:
@@ -140,8 +144,8 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, job: Training
         quantized: PreTrainedModel = auto.from_pretrained(
             folder,
             quantization_config=quantization,
-            dtype=job.stored_dtype,
-            device_map={"": job.device},
+            dtype=prepared.stored_dtype,
+            device_map={"": prepared.device},
             use_safetensors=True,
         )
     quantized.config._name_or_path = name
@@ -149,23 +153,23 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, job: Training
     return quantized.eval()
 
 
-def quantization_notes(job: TrainingJob) -> tuple[str, ...]:
+def quantization_notes(prepared: PreparedTraining) -> tuple[str, ...]:
     """What a reader of the report has to know of the base; empty where it was not quantized."""
-    name = job.options.quantization
-    if name is None and not job.base_quantized:
+    name = prepared.options.quantization
+    if name is None and not prepared.base_quantized:
         return ()
     measured = (
         f"The base was quantized ({name or 'as it was passed in'}) while it was tuned and pruned, and the quality of "
         "the dense model is that of the quantized one; its size and its time are those of the original."
     )
-    if job.options.keep_quantized:
+    if prepared.options.keep_quantized:
         return (f"{measured} The result is quantized likewise, after the merge.",)
     if name is None:
         return (
             f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
             "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
         )
-    dtype = str(job.stored_dtype).removeprefix("torch.")
+    dtype = str(prepared.stored_dtype).removeprefix("torch.")
     return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 

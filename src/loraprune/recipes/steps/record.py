@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from loraprune.recipes.steps.check import TrainingJob
-    from loraprune.recipes.steps.check_oneshot import OneshotJob
+    from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
 
 TOLD = ("ratio", "criterion", "allocation", "prune_start", "prune_end", "cuts", "refit", "calibration_sequences")
 """Options of pruning that a recipe holds even where they are the default."""
@@ -41,31 +40,33 @@ OF_THE_MACHINE = (
 """Training arguments that do not shape the result."""
 
 
-def training_recipe(job: TrainingJob) -> dict[str, Any]:
+def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
     """Options of ``loraprune prune`` and ``loraprune recover``."""
-    if job.recovery:
-        pruning = {"keep_zeros": bool(job.keep_zeros)} | _changed(job.pruning, only=("max_skipped_steps",))
+    if prepared.recovery:
+        pruning = {"keep_zeros": bool(prepared.keep_zeros)} | _changed(prepared.pruning, only=("max_skipped_steps",))
     else:
-        pruning = _pruning(job.pruning)
-    base = {"quantization": job.options.quantization, "keep_quantized": job.options.keep_quantized or None}
-    return _told({**pruning, **base, **_lora(job), **_training(job), **_changed(job.options, only=OF_DATA)})
+        pruning = _pruning(prepared.pruning)
+    base = {"quantization": prepared.options.quantization, "keep_quantized": prepared.options.keep_quantized or None}
+    return _told(
+        {**pruning, **base, **_lora(prepared), **_training(prepared), **_changed(prepared.options, only=OF_DATA)}
+    )
 
 
-def oneshot_recipe(job: OneshotJob) -> dict[str, Any]:
+def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
     """Options of ``loraprune oneshot``."""
-    config = job.oneshot
-    values: dict[str, Any] = {"ratio": job.ratio} if config.structured else {"sparsity": config.sparsity}
+    config = prepared.oneshot
+    values: dict[str, Any] = {"ratio": prepared.ratio} if config.structured else {"sparsity": config.sparsity}
     values["method"] = config.name
     if config.structured:
         values |= {"allocation": config.value("allocation"), "repair": config.value("repair")}
     values |= {
         "damping": config.damping,
         "calibration_sequences": config.calibration_sequences,
-        "max_length": job.max_length,
+        "max_length": prepared.max_length,
         "seed": config.seed,
     }
     further = {name: value for name, value in _changed(config).items() if name not in values}
-    return _told({**values, **_named(further), **_changed(job.options, only=OF_DATA)})
+    return _told({**values, **_named(further), **_changed(prepared.options, only=OF_DATA)})
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
@@ -82,15 +83,15 @@ def _pruning(config: PruningConfig) -> dict[str, Any]:
     return {**told, **_named(changed), **pst, **compresso}
 
 
-def _lora(job: TrainingJob) -> dict[str, Any]:
+def _lora(prepared: PreparedTraining) -> dict[str, Any]:
     """The adapter: as it was asked for, or of peft's own configuration what an option can say."""
-    given = job.lora_options
+    given = prepared.lora_options
     if given is None:
-        targets = job.lora.target_modules
+        targets = prepared.lora.target_modules
         given = LoraOptions(
-            r=job.lora.r,
-            alpha=job.lora.lora_alpha,
-            dropout=job.lora.lora_dropout,
+            r=prepared.lora.r,
+            alpha=prepared.lora.lora_alpha,
+            dropout=prepared.lora.lora_dropout,
             target_modules=None if targets is None or isinstance(targets, str) else sorted(targets),
         )
     return {
@@ -102,11 +103,11 @@ def _lora(job: TrainingJob) -> dict[str, Any]:
     }
 
 
-def _training(job: TrainingJob) -> dict[str, Any]:
+def _training(prepared: PreparedTraining) -> dict[str, Any]:
     """What shapes the result, and what the user said beyond."""
-    values = training_settings(job.arguments, job.max_length)
+    values = training_settings(prepared.arguments, prepared.max_length)
     values.pop("num_train_epochs" if values["max_steps"] > 0 else "max_steps")
-    return values | {name: value for name, value in job.given.items() if name not in (*values, *OF_THE_MACHINE)}
+    return values | {name: value for name, value in prepared.given.items() if name not in (*values, *OF_THE_MACHINE)}
 
 
 def _changed(config: Any, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, Any]:
@@ -163,26 +164,28 @@ SHAPING = (
 """The training arguments that shape the result."""
 
 
-def run_settings(job: TrainingJob) -> dict[str, Any]:
+def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
     """Pruning or recovery, adapter and training."""
-    pruning = {"pruning": asdict(job.pruning)}
-    if job.recovery:
-        pruning = {"recovery": {"keep_zeros": job.keep_zeros, "max_skipped_steps": job.pruning.max_skipped_steps}}
-    if job.base_quantized:
+    pruning = {"pruning": asdict(prepared.pruning)}
+    if prepared.recovery:
+        pruning = {
+            "recovery": {"keep_zeros": prepared.keep_zeros, "max_skipped_steps": prepared.pruning.max_skipped_steps}
+        }
+    if prepared.base_quantized:
         pruning["base"] = {
-            "quantization": job.options.quantization or "as passed in",
-            "keep_quantized": job.options.keep_quantized,
+            "quantization": prepared.options.quantization or "as passed in",
+            "keep_quantized": prepared.options.keep_quantized,
         }
     return {
         **pruning,
         "lora": {
-            "r": job.lora.r,
-            "alpha": job.lora.lora_alpha,
-            "dropout": job.lora.lora_dropout,
-            "target_modules": _targets(job.lora),
-            **_further(job.lora),
+            "r": prepared.lora.r,
+            "alpha": prepared.lora.lora_alpha,
+            "dropout": prepared.lora.lora_dropout,
+            "target_modules": _targets(prepared.lora),
+            **_further(prepared.lora),
         },
-        "training": training_settings(job.arguments, job.max_length),
+        "training": training_settings(prepared.arguments, prepared.max_length),
     }
 
 

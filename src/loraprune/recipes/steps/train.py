@@ -16,7 +16,7 @@ from transformers import TrainerCallback
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import last_checkpoint
-from loraprune.recipes.steps.check import TrainingJob
+from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.sparsity.masked_lora import keep_zeros_
@@ -28,7 +28,7 @@ logger = logging.getLogger("loraprune")
 
 
 def build_trainer(
-    job: TrainingJob, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
+    prepared: PreparedTraining, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
 ) -> Trainer:
     """The Trainer of the run, with the adapter on the model: one that keeps zeros where that is wanted.
 
@@ -37,44 +37,44 @@ def build_trainer(
     """
     from transformers import PrinterCallback
 
-    trainer = job.task.trainer(job, model, callbacks)
-    if job.keep_zeros:
+    trainer = prepared.trainer(model, callbacks)
+    if prepared.keep_zeros:
         adapted: Any = trainer.model
         logger.info("LoRA keeps the zeros of %d of the weights that it adapts", keep_zeros_(adapted))
-    if job.base_quantized:
+    if prepared.base_quantized:
         base: Any = trainer.model
         adapter_in_32_bits_(base)
     trainer.remove_callback(PrinterCallback)
     pruning.lead_(trainer)
-    if job.options.quantization is not None:
-        trainer.callback_handler.callbacks.insert(0, RememberQuantization(job.options.quantization))
-    if job.recovery:
+    if prepared.options.quantization is not None:
+        trainer.callback_handler.callbacks.insert(0, RememberQuantization(prepared.options.quantization))
+    if prepared.recovery:
         # Before that: a checkpoint is complete once the state of pruning is in it.
-        trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(job.keep_zeros)))
+        trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(prepared.keep_zeros)))
     return trainer
 
 
-def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir: Path) -> None:
+def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> None:
     """Train to the end, or raise when the user stops."""
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
-    logger.info("Training on %d %s", len(job.train_rows), job.task.row_name)
+    logger.info("Training on %d %s", len(prepared.train_rows), prepared.task.row_name)
     stopped = False
     pruning.phases.begin()
     try:
-        if job.checkpoint is not None and _training_is_over(job.checkpoint):
-            _take_finished_adapter(trainer, pruning, job.checkpoint)
+        if prepared.checkpoint is not None and _training_is_over(prepared.checkpoint):
+            _take_finished_adapter(trainer, pruning, prepared.checkpoint)
         else:
-            trainer.train(resume_from_checkpoint=str(job.checkpoint) if job.checkpoint else None)
+            trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     except KeyboardInterrupt:
         stopped = True
     except BaseException:
-        remove_unsaved(run_dir, job)
+        remove_unsaved(run_dir, prepared)
         raise
     finally:
         interrupt.release()
     if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
-        saved = remove_unsaved(run_dir, job)
+        saved = remove_unsaved(run_dir, prepared)
         where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
         how = "the same command with --resume goes on from there" if saved else "start again"
         raise InterruptedRunError(
@@ -83,9 +83,9 @@ def train(trainer: Trainer, pruning: PruningCallback, job: TrainingJob, run_dir:
         )
 
 
-def remove_unsaved(run_dir: Path, job: TrainingJob) -> Path | None:
+def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
     """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise."""
-    saved = last_checkpoint(run_dir) if job.options.output else None
+    saved = last_checkpoint(run_dir) if prepared.options.output else None
     if saved is None and run_dir.is_dir():
         shutil.rmtree(run_dir)
     return saved

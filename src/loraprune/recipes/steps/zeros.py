@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.recipes.steps.check import TrainingJob
+    from loraprune.recipes.steps.prepared import PreparedTraining
     from loraprune.sparsity.zeros import Zeros
 
 logger = logging.getLogger("loraprune")
@@ -24,11 +24,11 @@ logger = logging.getLogger("loraprune")
 STATE_FILE = "loraprune_zeros.json"
 
 
-def settle_zeros(job: TrainingJob, model: nn.Module, zeros: Zeros) -> bool:
+def settle_zeros(prepared: PreparedTraining, model: nn.Module, zeros: Zeros) -> bool:
     """Decide whether the zeros stay, and say what that means for a model that has some.
 
     Args:
-        job: that is about to begin.
+        prepared: that is about to begin.
         model: loaded, without an adapter.
         zeros: of the model.
 
@@ -36,27 +36,27 @@ def settle_zeros(job: TrainingJob, model: nn.Module, zeros: Zeros) -> bool:
         ValueError: they cannot stay, since a layer that has some is trained as a whole; or an interrupted run decided
             otherwise.
     """
-    keeps = zeros.are_sparsity if job.keep_zeros is None else job.keep_zeros
+    keeps = zeros.are_sparsity if prepared.keep_zeros is None else prepared.keep_zeros
     if keeps:
-        _check_trained_whole(job, model)
-    if job.checkpoint is not None and job.recovery:
-        _check_same(job.checkpoint, keeps)
+        _check_trained_whole(prepared, model)
+    if prepared.checkpoint is not None and prepared.recovery:
+        _check_same(prepared.checkpoint, keeps)
     if not zeros.are_sparsity:
         return keeps
     if keeps:
         logger.info("%s of the weights of the blocks' linear layers are zero, and they stay zero", _percent(zeros))
     else:
-        logger.warning("warning: %s", filling_note(job, zeros))
+        logger.warning("warning: %s", filling_note(prepared, zeros))
     return keeps
 
 
-def filling_note(job: TrainingJob, zeros: Zeros) -> str:
+def filling_note(prepared: PreparedTraining, zeros: Zeros) -> str:
     """What happens to the zeros of a sparse model where they are not kept."""
     found = f"{_percent(zeros)} of the weights of the blocks' linear layers are zero before this run, and "
-    if job.recovery:
+    if prepared.recovery:
         return f"{found}merging the LoRA adapter fills them. Leave out --no-keep-zeros (keep_zeros=False) to keep them."
     filling = "the merge of the LoRA adapter fills them"
-    if job.pruning.refit:
+    if prepared.pruning.refit:
         filling = "refit and the merge of the LoRA adapter fill them"
     return f"{found}{filling}. `loraprune recover` tunes a sparse model and keeps its zeros."
 
@@ -65,14 +65,14 @@ def _percent(zeros: Zeros) -> str:
     return f"{100 * zeros.share:.3g} %"
 
 
-def _check_trained_whole(job: TrainingJob, model: nn.Module) -> None:
+def _check_trained_whole(prepared: PreparedTraining, model: nn.Module) -> None:
     """Make sure that no layer with zeros in the blocks is trained itself instead of by LoRA.
 
     Raises:
         ValueError: one is.
     """
-    names = list(job.lora.modules_to_save or [])
-    for block in job.structure.blocks if names else ():
+    names = list(prepared.lora.modules_to_save or [])
+    for block in prepared.structure.blocks if names else ():
         for matrix in matrices_of(model, block):
             # As peft looks for them: names of the layer, or of a module around it, that end so.
             parts = matrix.module_name.split(".")
