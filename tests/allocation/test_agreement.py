@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from loraprune.allocation.agreement import Agreement, agreements, overlap, overlap_by_chance
-from loraprune.allocation.uniform import allocate
+from loraprune.allocation.allocate import allocate
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure

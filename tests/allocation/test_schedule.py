@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.allocation.schedule import Cut, cubic_ratio, cut_schedule
+from loraprune.allocation.schedule import ScheduledCut, cubic_ratio, cut_schedule
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_cuts_stand_where_they_are_computed_by_hand():
 def test_any_schedule_rises_to_the_exact_ratio_and_ends_where_pruning_ends(total_steps, bounds, cuts, ratio):
     start, end = bounds
     schedule = cut_schedule(total_steps=total_steps, start=start, end=end, cuts=cuts, ratio=ratio)
-    assert schedule[-1] == Cut(max(1, round(end * total_steps)), ratio)
+    assert schedule[-1] == ScheduledCut(max(1, round(end * total_steps)), ratio)
     assert 1 <= len(schedule) <= cuts
     assert schedule[0].step >= max(1, min(round(start * total_steps), schedule[-1].step))
     steps, ratios = [cut.step for cut in schedule], [cut.ratio for cut in schedule]
@@ -45,7 +45,7 @@ def test_any_schedule_rises_to_the_exact_ratio_and_ends_where_pruning_ends(total
 
 
 def test_a_single_cut_stands_at_the_end_of_the_pruning_phase():
-    assert cut_schedule(total_steps=100, start=0.1, end=0.3, cuts=1, ratio=0.5) == [Cut(30, 0.5)]
+    assert cut_schedule(total_steps=100, start=0.1, end=0.3, cuts=1, ratio=0.5) == [ScheduledCut(30, 0.5)]
 
 
 def test_in_a_short_run_cuts_that_fall_on_one_step_become_the_largest():
@@ -57,7 +57,7 @@ def test_in_a_short_run_cuts_that_fall_on_one_step_become_the_largest():
 
 
 def test_a_run_of_one_step_has_one_cut():
-    assert cut_schedule(total_steps=1, start=0.1, end=0.3, cuts=10, ratio=0.5) == [Cut(1, 0.5)]
+    assert cut_schedule(total_steps=1, start=0.1, end=0.3, cuts=10, ratio=0.5) == [ScheduledCut(1, 0.5)]
 
 
 def test_a_ratio_of_zero_gives_no_cuts():

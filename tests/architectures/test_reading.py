@@ -11,7 +11,7 @@ from tests.zoo import ROWS
 from loraprune.architectures import DescriptionError, read_spec, spec_for
 from loraprune.architectures.llama import LLAMA
 from loraprune.architectures.reading import spec_from
-from loraprune.architectures.spec import ArchitectureSpec, Axis, ConfigKeys, Count, MemberSpec, Number, Unit
+from loraprune.architectures.spec import ArchitectureSpec, Axis, ConfigKeys, Count, MemberSpec, Number, RowUnit
 from loraprune.architectures.values import TODO
 from loraprune.architectures.writing import spec_text
 
@@ -145,7 +145,7 @@ def allowed(literal: object) -> str:
         ("  - kind: channels", "  - name: channels", "stacks[0].dimensions[0] does not say 'kind'."),
         ("blocks: layers", "decoder: layers", "unknown key 'dimensions'"),
         ("blocks: layers", "blocks: 3", "stacks[0].blocks has to be a text, and is 3."),
-        ("up: channel", "up: chanel", f"dimensions[0].members.up.segments is 'chanel'; allowed: {allowed(Unit)}."),
+        ("up: channel", "up: chanel", f"dimensions[0].members.up.segments is 'chanel'; allowed: {allowed(RowUnit)}."),
         ("up: channel", "up: [channel, [kv, nil]]", "members.up.segments is 'nil'; allowed:"),
         ("up: channel", "up: []", "members.up.segments has to be a list that is not empty, and is []."),
         ("up: channel", "up: {axis: rows, segments: one}", f"members.up.axis is 'rows'; allowed: {allowed(Axis)}."),

@@ -10,7 +10,7 @@ from tests.models import tiny_model
 from loraprune import architectures
 from loraprune.architectures import DimensionSpec, MemberSpec, Number, StackSpec, register
 from loraprune.architectures.llama import LLAMA
-from loraprune.architectures.spec import Unit
+from loraprune.architectures.spec import RowUnit
 from loraprune.structure.describe import describe
 from loraprune.structure.kinds import protected_layers
 
@@ -30,7 +30,7 @@ def register_dimension(*members: MemberSpec, consumer: MemberSpec = DOWN, **chan
     register(replace(LLAMA, stacks=(StackSpec(blocks="model.layers", dimensions=(dimension,)),)))
 
 
-def member(module: str, *segments: tuple[Unit, ...], axis: str = "output", **changes: object) -> MemberSpec:
+def member(module: str, *segments: tuple[RowUnit, ...], axis: str = "output", **changes: object) -> MemberSpec:
     return MemberSpec(module=module, axis=axis, segments=segments, **changes)
 
 

@@ -9,7 +9,7 @@ from tests.zoo import ROWS, Row
 
 from loraprune.calibration.block_by_block import LayerwisePass
 from loraprune.calibration.residual_stream import NoStreamError, StreamTargets, stream_writers
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -51,7 +51,7 @@ def inputs_of(model, names, ids):
 def test_on_an_uncut_model_the_target_is_what_the_layer_gives(row: Row) -> None:
     model = row.model()
     structure = describe(model)
-    with inference_mode(model):
+    with eval_mode(model):
         targets = StreamTargets(model, structure, SEQUENCES)
         cut = LayerwisePass(model, structure, SEQUENCES)
         for layer in range(len(structure.blocks)):
@@ -72,7 +72,7 @@ def test_a_large_stream_in_16_bits_hides_nothing_of_what_is_added(family: str) -
     structure = describe(model)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(100)
-    with inference_mode(model):
+    with eval_mode(model):
         targets, cut = StreamTargets(model, structure, SEQUENCES), LayerwisePass(model, structure, SEQUENCES)
         targets.begin_block(0)
         for name in stream_writers(model, structure, 0):
@@ -86,7 +86,7 @@ def test_a_large_stream_in_16_bits_hides_nothing_of_what_is_added(family: str) -
 def test_a_block_that_does_more_than_add_is_told(row: Row) -> None:
     model = row.model()
     structure = describe(model)
-    with inference_mode(model), pytest.raises(NoStreamError, match=r"do more than to add .*first seen in [\w.]+0\)"):
+    with eval_mode(model), pytest.raises(NoStreamError, match=r"do more than to add .*first seen in [\w.]+0\)"):
         StreamTargets(model, structure, SEQUENCES).begin_block(0)
 
 
@@ -99,8 +99,8 @@ def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
     full, plan = halved(structure)
     with caplog.at_level("INFO", "loraprune"):
         cut_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
-    told = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
-    assert len(told) == 1
+    said = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
+    assert len(said) == 1
     cut_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
@@ -124,7 +124,7 @@ def test_the_statistics_are_those_of_both_streams_after_a_cut() -> None:
         target = after - before - model.get_submodule(down).bias.double()
         x = now[down][0]
         cross, moment, rows = cross + target.T @ x, moment + x.T @ x, rows + len(x)
-    with inference_mode(model):
+    with eval_mode(model):
         targets = StreamTargets(dense, structure, SEQUENCES)
         targets.begin_block(0)
         targets.begin_block(1)
@@ -174,7 +174,7 @@ class TestOffload:
     def test_targets_are_added_up_where_hidden_states_are_kept(self) -> None:
         model = tiny_model()
         structure = describe(model)
-        with inference_mode(model):
+        with eval_mode(model):
             targets = StreamTargets(model, structure, SEQUENCES, torch.device("meta"))
             with pytest.raises(NoStreamError):  # zeros came back, and are no stream
                 targets.begin_block(0)
@@ -192,7 +192,7 @@ class TestOffload:
             return torch.ones(len(positions))
 
         monkeypatch.setattr(f"loraprune.pruning.consumer_scores.{method}_group_scores", score)
-        with inference_mode(model):
+        with eval_mode(model):
             pass_ = LayerwisePass(model, structure, SEQUENCES, torch.device("meta"))
             consumer_scores(method, model, structure.dimensions[0], 4, pass_, 0.01)
         assert devices == [("meta", "meta", "meta")]

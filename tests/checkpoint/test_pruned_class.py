@@ -17,7 +17,7 @@ from tests.checkpoints import tiny_tokenizer
 from tests.models import logits_of, tiny_model, token_ids, with_lora
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
-from loraprune.checkpoint.pruned_class import FILE, is_pruned_class, source, stock_values
+from loraprune.checkpoint.pruned_class import MODELING_FILE, is_pruned_class, source, stock_values
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -113,14 +113,14 @@ def test_a_fresh_process_loads_it(way, saved, tmp_path):
 
 def test_the_file_stands_alone_and_the_config_names_it(saved):
     folder, _ = saved
-    tree = ast.parse((folder / FILE).read_text())
+    tree = ast.parse((folder / MODELING_FILE).read_text())
     imported = {node.module.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     imported |= {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
     assert imported == {"copy", "huggingface_hub", "torch", "transformers"}
     config = json.loads((folder / "config.json").read_text())
-    assert config["auto_map"]["AutoModelForCausalLM"] == f"{Path(FILE).stem}.PrunedLlamaForCausalLM"
+    assert config["auto_map"]["AutoModelForCausalLM"] == f"{Path(MODELING_FILE).stem}.PrunedLlamaForCausalLM"
     assert config["pruned"]["blocks"]["model.layers.0"] == {
         "num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 7,
     }  # fmt: skip
@@ -214,7 +214,7 @@ def test_the_model_without_its_head_loads_and_is_described_alike(saved, tmp_path
 def test_what_is_saved_again_carries_the_modeling_file(saved, tmp_path):
     folder, _ = saved
     AutoModelForCausalLM.from_pretrained(folder).save_pretrained(tmp_path)
-    assert (tmp_path / FILE).read_text() == (folder / FILE).read_text()
+    assert (tmp_path / MODELING_FILE).read_text() == (folder / MODELING_FILE).read_text()
 
 
 def test_a_cut_of_a_module_that_the_model_does_not_have_is_refused(saved):

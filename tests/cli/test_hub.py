@@ -55,7 +55,7 @@ def test_behind_a_proxy_nothing_is_concluded(asked: list[str], monkeypatch: pyte
 
 @pytest.mark.usefixtures("asked")
 def test_nor_is_where_the_name_server_is_slow_or_knows_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "PATIENCE", 0.05)
+    monkeypatch.setattr(hub, "_PATIENCE", 0.05)
     for answer in (lambda *further: time.sleep(0.5), lambda *further: []):
         monkeypatch.setattr(socket, "getaddrinfo", answer)
         stay_offline_without_hub()

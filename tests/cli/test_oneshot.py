@@ -20,7 +20,7 @@ from tests.models import PROJECTIONS
 from tests.zoo.process import Checkpoint, load_elsewhere
 from transformers import AutoModelForCausalLM
 
-from loraprune.cli.oneshot import OPTIONS
+from loraprune.cli.oneshot import ONESHOT_OPTIONS
 from loraprune.pruning.oneshot_config import OneshotConfig
 
 LENGTH = 32
@@ -311,10 +311,10 @@ class TestOptions:
             assert (rows.unique().tolist() == [0.5]) == (within == "row")
 
     def test_there_is_an_option_for_every_setting(self) -> None:
-        fields = {option.field or name for name, option in OPTIONS.items() if option.target == "oneshot"}
+        fields = {option.field or name for name, option in ONESHOT_OPTIONS.items() if option.target == "oneshot"}
         ours = {"any_head_count": "head_rounding"}
         assert fields | {"head_rounding"} == {ours.get(name, name) for name in OneshotConfig.__dataclass_fields__}
-        assert OPTIONS.keys() >= fields | {"head_rounding"} - {"any_head_count"}
+        assert ONESHOT_OPTIONS.keys() >= fields | {"head_rounding"} - {"any_head_count"}
 
     def test_latency_is_measured_of_what_became_smaller(self, oneshot: Any) -> None:
         assert "latency_ms" in oneshot("--ratio", "0.5", "--latency")["metrics"]["pruned"]
@@ -590,7 +590,7 @@ class TestWrongInvocation:
     def test_help_lists_every_option(self, run: Command) -> None:
         finished = run("oneshot", "--help")
         assert finished.code == 0
-        for option in OPTIONS.values():
+        for option in ONESHOT_OPTIONS.values():
             assert option.flag in finished.out
 
 

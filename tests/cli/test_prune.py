@@ -14,7 +14,7 @@ from tests.checkpoints import CONTEXT, byte_model, tiny_checkpoint, tiny_tokeniz
 from tests.cli.conftest import QUICK, Command
 from transformers import AutoModelForCausalLM
 
-from loraprune.cli.prune import OPTIONS
+from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.importance.compresso import CompressoOptions
 from loraprune.pruning.config import PruningConfig
 
@@ -123,13 +123,13 @@ class TestRun:
         assert (out / "adapter" / "adapter_model.safetensors").is_file()
 
     def test_pruning_has_an_option_for_every_setting(self) -> None:
-        fields = {option.field or name for name, option in OPTIONS.items() if option.target == "pruning"}
+        fields = {option.field or name for name, option in PRUNE_OPTIONS.items() if option.target == "pruning"}
         # the seed is the Trainer's, and two criteria have options of their own
         ours = {"any_head_count": "head_rounding", "seed": None, "compresso": None, "pst": None}
         assert fields == {ours.get(name, name) for name in PruningConfig.__dataclass_fields__} - {None}
 
     def test_compresso_has_an_option_for_every_setting(self) -> None:
-        fields = {option.field for option in OPTIONS.values() if option.target == "compresso"}
+        fields = {option.field for option in PRUNE_OPTIONS.values() if option.target == "compresso"}
         assert fields == set(CompressoOptions.__dataclass_fields__)
 
     def test_learnt_gates_prune_with_a_prompt_before_the_rows(

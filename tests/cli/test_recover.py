@@ -245,16 +245,16 @@ def test_help_shows_the_options_of_this_command_and_none_of_pruning(run: Command
     assert finished.code == 0
     assert "usage: loraprune recover MODEL --data DATA -o OUT [options]" in finished.out
     assert "zero stay zero" in " ".join(finished.out.split())
-    own, others = set(recover_command.OPTIONS), set(prune_command.OPTIONS)
-    assert all(option.flag in finished.out for option in recover_command.OPTIONS.values())
+    own, others = set(recover_command.RECOVER_OPTIONS), set(prune_command.PRUNE_OPTIONS)
+    assert all(option.flag in finished.out for option in recover_command.RECOVER_OPTIONS.values())
     assert own - others == {"keep_zeros"}
-    assert not any(f"{prune_command.OPTIONS[name].flag} " in finished.out for name in others - own)
+    assert not any(f"{prune_command.PRUNE_OPTIONS[name].flag} " in finished.out for name in others - own)
 
 
 def test_both_commands_say_the_same_of_what_they_share() -> None:
     differing = {
         name
-        for name, option in recover_command.OPTIONS.items()
-        if name in prune_command.OPTIONS and prune_command.OPTIONS[name].help != option.help
+        for name, option in recover_command.RECOVER_OPTIONS.items()
+        if name in prune_command.PRUNE_OPTIONS and prune_command.PRUNE_OPTIONS[name].help != option.help
     }
     assert differing == {"output", "save_adapter"}

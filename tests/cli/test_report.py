@@ -13,8 +13,8 @@ import yaml
 from tests.cli.conftest import QUICK, Command
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
-from loraprune.cli.oneshot import OPTIONS as ONESHOT_OPTIONS
-from loraprune.cli.prune import OPTIONS
+from loraprune.cli.oneshot import PRUNE_OPTIONS as ONESHOT_OPTIONS
+from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.cli.training_options import training_fields
 from loraprune.measure.evaluation.results import Entry, Results
 from loraprune.record.report_data import ReportData
@@ -281,7 +281,7 @@ class TestCard:
         done = run(command, checkpoint, "--data", data, "--config", tmp_path / "recipe.yaml", "-o", second, "-q")
         assert done.code == 0, done.err
         assert record(second)["settings"] == record(first)["settings"]
-        known = {*ONESHOT_OPTIONS} if command == "oneshot" else {*OPTIONS, *training_fields(), "keep_zeros"}
+        known = {*ONESHOT_OPTIONS} if command == "oneshot" else {*PRUNE_OPTIONS, *training_fields(), "keep_zeros"}
         assert set(yaml.safe_load(recipe_of(first))) <= known
 
 

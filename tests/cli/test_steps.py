@@ -24,10 +24,10 @@ def console(*, terminal: bool) -> tuple[Console, io.StringIO]:
 def lines_of(totals: dict[str, int], **options: bool) -> list[str]:
     """What is printed without a terminal when every piece of work is done, step by step."""
     shown, file = console(terminal=False)
-    with StepsProgress(shown, **options) as told:
+    with StepsProgress(shown, **options) as progress:
         for what, total in totals.items():
             for done in range(1, total + 1):
-                told(what, done, total)
+                progress(what, done, total)
     return file.getvalue().splitlines()
 
 
@@ -52,10 +52,10 @@ def test_every_piece_of_work_counts_its_own_time() -> None:
 
 def test_work_of_the_same_name_that_begins_anew_is_new_work() -> None:
     shown, file = console(terminal=False)
-    with StepsProgress(shown) as told:
+    with StepsProgress(shown) as progress:
         for _ in range(2):
             for done in (1, 2):
-                told("cutting", done, 3)
+                progress("cutting", done, 3)
     assert file.getvalue().splitlines() == ["cutting 1/3", "cutting 2/3  0:10 left"] * 2
 
 
@@ -69,19 +69,19 @@ def test_lines_are_few_and_the_last_step_has_one(total: int) -> None:
 @pytest.mark.parametrize("terminal", [False, True])
 def test_quiet_shows_nothing(terminal: bool) -> None:
     shown, file = console(terminal=terminal)
-    with StepsProgress(shown, quiet=True) as told:
-        told("work", 1, 2)
-        told("work", 2, 2)
+    with StepsProgress(shown, quiet=True) as progress:
+        progress("work", 1, 2)
+        progress("work", 2, 2)
     assert file.getvalue() == ""
 
 
 def test_a_terminal_has_one_live_line_that_goes_when_the_work_is_done() -> None:
     shown, file = console(terminal=True)
-    with StepsProgress(shown) as told:
-        told("scoring", 1, 3)
-        told("scoring", 2, 3)
+    with StepsProgress(shown) as progress:
+        progress("scoring", 1, 3)
+        progress("scoring", 2, 3)
         assert shown._live_stack
-        told("scoring", 3, 3)
+        progress("scoring", 3, 3)
         assert not shown._live_stack
     text = file.getvalue()
     assert "scoring 3/3" in text
@@ -93,8 +93,8 @@ def test_an_error_takes_the_live_line_away() -> None:
     shown, _ = console(terminal=True)
 
     def work() -> None:
-        with StepsProgress(shown) as told:
-            told("scoring", 1, 3)
+        with StepsProgress(shown) as progress:
+            progress("scoring", 1, 3)
             assert shown._live_stack
             raise KeyboardInterrupt
 
@@ -113,9 +113,9 @@ def test_rates_are_shown_where_they_are_asked_for() -> None:
 
 def test_steps_of_any_size_give_a_line_for_each_tenth() -> None:
     shown, file = console(terminal=False)
-    with StepsProgress(shown) as told:
+    with StepsProgress(shown) as progress:
         for done in (0, 333, 350, 666, 999, 1000):
-            told("tokens", done, 1000)
+            progress("tokens", done, 1000)
     assert [line.split()[1] for line in file.getvalue().splitlines()] == [
         "0/1000",
         "333/1000",

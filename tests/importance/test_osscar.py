@@ -147,7 +147,7 @@ def test_scores_are_finite_positive_and_all_different(seed, size, damping, token
     weight[:, positions[4]] = 0
     inputs[:, positions[6]] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(osscar, "WIDEST_IN_64_BITS", 10 if wide else 2048)
+        patch.setattr(osscar, "_WIDEST_IN_64_BITS", 10 if wide else 2048)
         scores = scores_of(weight, inputs, positions, damping)
     assert scores.dtype == torch.float32
     assert torch.isfinite(scores).all()
@@ -166,7 +166,7 @@ def test_groups_of_no_weight_at_all_get_different_scores():
 def test_wide_layers_in_32_bits_get_nearly_the_same_scores(monkeypatch):
     weight, inputs, positions = case(40, 2, rows=30)
     expected = scores_of(weight, inputs, positions, 0.01)
-    monkeypatch.setattr(osscar, "WIDEST_IN_64_BITS", 79)
+    monkeypatch.setattr(osscar, "_WIDEST_IN_64_BITS", 79)
     actual = scores_of(weight, inputs, positions, 0.01)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
     assert not torch.equal(actual, expected)

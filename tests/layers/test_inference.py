@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from torch import nn
 
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 
 
 @pytest.fixture
@@ -22,13 +22,13 @@ def modes(network):
 def test_every_module_is_in_evaluation_mode_inside_and_in_its_own_mode_after(network):
     before = modes(network)
     assert before == [True, True, False, False, True]
-    with inference_mode(network):
+    with eval_mode(network):
         assert modes(network) == [False] * 5
     assert modes(network) == before
 
 
 def test_the_modes_come_back_when_the_block_raises(network):
     before = modes(network)
-    with pytest.raises(KeyError), inference_mode(network):
+    with pytest.raises(KeyError), eval_mode(network):
         raise KeyError
     assert modes(network) == before

@@ -9,7 +9,7 @@ from datasets import Dataset
 from torch import nn
 
 from loraprune.metrics.accuracy import accuracy
-from loraprune.metrics.perplexity import ROWS_PER_BATCH, HeldOutRows, placed
+from loraprune.metrics.perplexity import ROWS_PER_BATCH, HeldOutRows, on_device
 
 
 class Table(nn.Module):
@@ -57,7 +57,7 @@ def test_the_first_rows_alone_can_be_had() -> None:
 
 def test_pixels_take_the_dtype_of_the_model_and_labels_keep_theirs() -> None:
     batch = {"pixel_values": torch.zeros(1), "labels": torch.zeros(1, dtype=torch.long), "note": "kept"}
-    moved = placed(batch, torch.device("cpu"), torch.bfloat16)
+    moved = on_device(batch, torch.device("cpu"), torch.bfloat16)
     assert moved["pixel_values"].dtype == torch.bfloat16
     assert moved["labels"].dtype == torch.long
     assert moved["note"] == "kept"

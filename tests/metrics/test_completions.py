@@ -86,12 +86,16 @@ def test_an_encoder_decoder_model_writes_its_target() -> None:
     assert text == tokenizer.decode(target[0], skip_special_tokens=True)
 
 
-def test_progress_is_told_by_prompt() -> None:
-    told: list[tuple[int, int]] = []
+def test_progress_is_reported_by_prompt() -> None:
+    progress: list[tuple[int, int]] = []
     complete_prompts(
-        byte_model(), tiny_tokenizer(), ["a", "b"], Writing(max_new_tokens=1), told=lambda *step: told.append(step)
+        byte_model(),
+        tiny_tokenizer(),
+        ["a", "b"],
+        Writing(max_new_tokens=1),
+        progress=lambda *step: progress.append(step),
     )
-    assert told == [(1, 2), (2, 2)]
+    assert progress == [(1, 2), (2, 2)]
 
 
 def test_a_prompt_without_tokens_is_refused() -> None:

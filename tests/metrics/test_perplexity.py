@@ -70,7 +70,7 @@ class TestPerplexity:
     def test_the_size_of_batches_does_not_matter(self, monkeypatch: pytest.MonkeyPatch) -> None:
         given = HeldOut(sequences=pairs(9, 9, 9, 9, 9, 5, 5))
         whole = perplexity(byte_model(), given)
-        monkeypatch.setattr(module, "TOKENS_PER_BATCH", 18)
+        monkeypatch.setattr(module, "_TOKENS_PER_BATCH", 18)
         parts = perplexity(byte_model(), given)
         assert parts.num_tokens == whole.num_tokens
         assert parts.perplexity == pytest.approx(whole.perplexity, rel=1e-6)

@@ -57,11 +57,11 @@ def test_the_batch_size_changes_nothing() -> None:
 
 
 def test_progress_is_told_in_tokens() -> None:
-    told: list[tuple[int, int]] = []
+    progress: list[tuple[int, int]] = []
     text_perplexity(
-        byte_model(), windows_of(limit=5), batch_size=2, told=lambda done, total: told.append((done, total))
+        byte_model(), windows_of(limit=5), batch_size=2, progress=lambda done, total: progress.append((done, total))
     )
-    assert told == [(0, 160), (64, 160), (128, 160), (160, 160)]
+    assert progress == [(0, 160), (64, 160), (128, 160), (160, 160)]
 
 
 def test_likelihoods_are_taken_in_32_bits_whatever_the_dtype() -> None:

@@ -116,9 +116,9 @@ def test_a_run_goes_on_where_what_is_logged_live_cannot_be_computed(
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr("loraprune.pruning.callback.live_values", fail)
-    with pytest.warns(UserWarning, match=r"could not be computed \(RuntimeError: no such kernel\)") as told:
+    with pytest.warns(UserWarning, match=r"could not be computed \(RuntimeError: no such kernel\)") as warned:
         callback, logs = listened(tmp_path)
-    assert len([warning for warning in told if "no such kernel" in str(warning.message)]) == 1
+    assert len([warning for warning in warned if "no such kernel" in str(warning.message)]) == 1
     assert callback.run.ratio == pytest.approx(0.5, abs=0.05)
     assert [point["step"] for point in callback.history] == list(range(1, STEPS + 1))
     assert "sparsity_ratio" in logs[STEPS]
@@ -131,10 +131,10 @@ def test_writers_that_will_get_nothing_are_told_of(tmp_path: Path, leads: bool) 
     trainer.args.report_to = ["tensorboard", "wandb"]
     if leads:
         callback.lead_(trainer)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always")
         trainer.train()
-    found = [str(warning.message) for warning in told if "lead_" in str(warning.message)]
+    found = [str(warning.message) for warning in warned if "lead_" in str(warning.message)]
     assert len(found) == (not leads)
     assert all(text.startswith("report_to=tensorboard, wandb gets nothing") for text in found)
 

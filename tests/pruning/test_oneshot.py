@@ -5,15 +5,15 @@ import itertools
 
 import pytest
 import torch
-from tests.allocation.test_global_ import finest_step
-from tests.allocation.test_uniform import step_size
+from tests.allocation.test_allocate import step_size
+from tests.allocation.test_global_allocation import finest_step
 from tests.models import FAMILIES, logits_of, projections, tiny_model, token_ids
 from tests.surgery.test_refit import correlated_model
 from tests.zoo import ROWS
 from tests.zoo.row import logits, structure_of
 
 import loraprune.pruning.oneshot as pruning
-from loraprune.allocation.uniform import ALLOCATIONS, allocate
+from loraprune.allocation.allocate import ALLOCATIONS, allocate
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.calibration.least_squares import refit_columns
 from loraprune.importance.flap import flap_group_scores, standardized

@@ -22,12 +22,12 @@ from loraprune.sparsity.methods import METHODS
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}
 
 
-def run(model: Any, data: Any, *, tokenizer: Any = None, told: Any = None, **values: Any) -> OneshotResult:
+def run(model: Any, data: Any, *, tokenizer: Any = None, progress: Any = None, **values: Any) -> OneshotResult:
     """A quick run; values that are options of every run are told apart from those of this recipe by their names."""
     fields = RunOptions.__dataclass_fields__
     options = {"latency": False, "eval_sequences": 4, **{name: values[name] for name in values if name in fields}}
     config = OneshotConfig(**{**QUICK, **{name: value for name, value in values.items() if name not in fields}})
-    hears = {} if told is None else {"told": told}
+    hears = {} if progress is None else {"told": progress}
     return oneshot(model, data, config, tokenizer=tokenizer, options=RunOptions(**options), **hears)
 
 
@@ -274,16 +274,16 @@ class TestOutput:
 
 
 class TestProgress:
-    def told(self, checkpoint: Path, data: Path, **values: Any) -> list[tuple[str, int, int]]:
+    def progress(self, checkpoint: Path, data: Path, **values: Any) -> list[tuple[str, int, int]]:
         heard: list[tuple[str, int, int]] = []
-        run(checkpoint, data, told=lambda *step: heard.append(step), **values)
+        run(checkpoint, data, progress=lambda *step: heard.append(step), **values)
         return heard
 
     def test_the_beginning_and_every_block_are_told(self, checkpoint: Path, data: Path) -> None:
-        assert self.told(checkpoint, data, sparsity=0.5) == [("sparsegpt", done, 2) for done in range(3)]
+        assert self.progress(checkpoint, data, sparsity=0.5) == [("sparsegpt", done, 2) for done in range(3)]
 
     def test_scoring_and_cutting_are_told_of_every_cut(self, checkpoint: Path, data: Path) -> None:
-        heard = self.told(checkpoint, data, method="fisher", ratio=0.5, cuts=2)
+        heard = self.progress(checkpoint, data, method="fisher", ratio=0.5, cuts=2)
         names = list(dict.fromkeys(what for what, _, _ in heard))
         assert names == ["scoring 1/2", "cutting 1/2", "scoring 2/2", "cutting 2/2"]
         for name in names:

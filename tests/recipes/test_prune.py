@@ -393,8 +393,8 @@ class TestOptions:
         card = (tmp_path / "out" / "README.md").read_text()
         recipe = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
         assert recipe == record_of(result)["recipe"]
-        told = {"ratio": 0.5, "cuts": 2, "refit_damping": 0.25, "learning_rate": 0.5e-3, "weight_decay": 0.25}
-        assert recipe | told == recipe
+        given = {"ratio": 0.5, "cuts": 2, "refit_damping": 0.25, "learning_rate": 0.5e-3, "weight_decay": 0.25}
+        assert recipe | given == recipe
 
     def test_resuming_needs_an_output(self) -> None:
         with pytest.raises(ValueError, match="leaves nothing to resume from"):

@@ -8,7 +8,7 @@ import pytest
 from tests.checkpoints import byte_model
 from transformers import AutoModelForCausalLM
 
-from loraprune.record.history import base_pruning, base_pruning_of, in_words, summary_of
+from loraprune.record.history import base_pruning, base_pruning_of, history_in_words, summary_of
 
 ONESHOT: dict[str, Any] = {
     "base_model": "some/model",
@@ -64,7 +64,7 @@ def test_a_chain_of_runs_is_told_from_the_last_to_the_first() -> None:
     ],
 )
 def test_the_card_says_what_the_base_was(record: dict[str, Any], words: str) -> None:
-    assert in_words(summary_of(record)) == words
+    assert history_in_words(summary_of(record)) == words
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]", "3"])

@@ -99,8 +99,8 @@ def test_cuts_are_marked_in_both_panels(sample: ReportData) -> None:
 
 
 def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) -> None:
-    assert "over 150 training steps" in training.description(sample)
-    assert "over 155 training steps" in training.description(replace(sample, steps=155))
+    assert "over 150 training steps" in training.training_description(sample)
+    assert "over 155 training steps" in training.training_description(replace(sample, steps=155))
 
 
 def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(sample: ReportData) -> None:

@@ -59,7 +59,7 @@ class Page(HTMLParser):
         return "".join(self.text)
 
 
-def told(text: str) -> str:
+def prose(text: str) -> str:
     """All that a page says, without names of colors."""
     return re.sub(r"var\(--[\w-]+\)", "", text.partition("</style>")[2])
 
@@ -164,7 +164,7 @@ def test_a_page_on_recovery_says_nothing_of_pruning() -> None:
     assert "<h3>Before</h3>" in text
     assert "<h3>After</h3>" in text
     for word in ("removed", "pruned", "dense", "Cuts", "Dense", "Pruned"):
-        assert word not in told(text)
+        assert word not in prose(text)
 
 
 def test_a_page_on_zeros_from_training_says_nothing_of_removing(sample: ReportData) -> None:
@@ -173,7 +173,7 @@ def test_a_page_on_zeros_from_training_says_nothing_of_removing(sample: ReportDa
     report = replace(
         sample, headline=headline, cuts=cuts, layers=(), importance={}, maps=(), refit_errors=(), after="sparse"
     )
-    body = told(html.render_report(report))
+    body = prose(html.render_report(report))
     assert "Share of zeros" in body
     assert "Masks" in body
     for word in ("removed", "Cut at", "Cuts", "without training"):

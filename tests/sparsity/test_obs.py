@@ -8,7 +8,7 @@ from tests.sparsity.data import inputs_of, weight_of
 
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts, parse_pattern
-from loraprune.sparsity.obs import better_rows, inverse, output_error, prune_columns
+from loraprune.sparsity.obs import better_rows, inverse, mask_error, prune_columns
 
 ROWS, WIDTH = 5, 12
 
@@ -171,7 +171,7 @@ def test_the_weight_and_the_mask_of_the_chooser_are_left_as_they_are():
 def test_the_error_is_the_mean_squared_change_of_each_output():
     rows, change = inputs_of(40, WIDTH), weight_of(ROWS, WIDTH)
     expected = (rows @ change.T).square().mean(0)
-    torch.testing.assert_close(output_error(change, moment_of(rows)), expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(mask_error(change, moment_of(rows)), expected, rtol=1e-4, atol=1e-4)
 
 
 def test_an_update_can_be_worse_than_none_and_then_the_row_keeps_its_old_values():
@@ -183,7 +183,7 @@ def test_an_update_can_be_worse_than_none_and_then_the_row_keeps_its_old_values(
     mask = torch.tensor([[True, False, True], [False, False, True]])
     updated, _ = prune_columns(weight, inverse(moment, 1e-4), lambda values, roots, columns: mask, step=3)
     plain = weight.masked_fill(mask, 0.0)
-    costs = [output_error(values - weight, moment).tolist() for values in (updated, plain)]
+    costs = [mask_error(values - weight, moment).tolist() for values in (updated, plain)]
     assert costs[0][0] > 10 * costs[1][0]
     assert better_rows(weight, updated, mask, moment)[0].tolist() == [0.0, 3.0, 0.0]
     # Nothing is to the right of what goes from the other row.

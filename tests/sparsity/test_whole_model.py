@@ -296,10 +296,10 @@ def test_an_expert_without_tokens_goes_by_magnitude_and_that_is_said(method):
     assert len(entering) == 2
     with pytest.warns(UserWarning, match="no calibration token arrives there") as caught:
         sparse(model, options(method), sequences=sequences)
-    (told,) = [str(warning.message) for warning in caught if "no calibration" in str(warning.message)]
+    (said,) = [str(warning.message) for warning in caught if "no calibration" in str(warning.message)]
     idle = [expert for expert in range(4) if expert not in entering]
     # Both matrices of two experts in each of two layers; said once, with the first of them.
-    first = re.match(r"model\.layers\.0\.mlp\.experts\.(?:gate_up_proj|down_proj)\[(\d)\] and 7 more matrices: ", told)
+    first = re.match(r"model\.layers\.0\.mlp\.experts\.(?:gate_up_proj|down_proj)\[(\d)\] and 7 more matrices: ", said)
     assert first
     assert int(first[1]) in idle
     for parameter, expert, mask in experts_by_hand_(dense, 0, parse_pattern("0.5"), sequences):
@@ -340,12 +340,16 @@ def test_protected_blocks_stay_as_they_are_and_data_passes_through_them(method):
     whole = copy.deepcopy(model)
     structure = describe(model)
     before = float_state(model)
-    told = []
+    progress = []
     protected = SimpleNamespace(blocks=structure.blocks, protected={0}, spec=structure.spec)
     records = sparsify_(
-        model, protected, LayerwisePass(model, structure, SEQUENCES), options(method), lambda *args: told.append(args)
+        model,
+        protected,
+        LayerwisePass(model, structure, SEQUENCES),
+        options(method),
+        lambda *args: progress.append(args),
     )
-    assert told == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert progress == [(0, 3), (1, 3), (2, 3), (3, 3)]
     assert {record.layer for record in records} == {1, 2}
     changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
     assert {name.split(".")[2] for name in changed} == {"1", "2"}

@@ -9,7 +9,7 @@ from tests.zoo import ROWS
 from tests.zoo.row import Row, logits
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from loraprune.allocation.uniform import allocate, check_reachable, ratio_for_parameters
+from loraprune.allocation.allocate import allocate, check_reachable, ratio_for_parameters
 from loraprune.checkpoint.save import finish, write_widths_
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

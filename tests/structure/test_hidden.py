@@ -10,7 +10,7 @@ from tests.zoo import ROWS
 from tests.zoo.row import Row, logits
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from loraprune.allocation.uniform import allocate
+from loraprune.allocation.allocate import allocate
 from loraprune.checkpoint.save import finish
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

@@ -36,7 +36,7 @@ def test_a_package_that_is_missing_is_named_with_the_remedy(monkeypatch: pytest.
 def test_every_package_is_that_of_an_integration() -> None:
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
-    assert set(event_files.PACKAGES) <= set(INTEGRATION_TO_CALLBACK)
+    assert set(event_files.EVENT_PACKAGES) <= set(INTEGRATION_TO_CALLBACK)
 
 
 def test_a_copy_that_fails_is_told_and_loses_nothing_else(

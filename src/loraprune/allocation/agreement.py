@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 
-from loraprune.allocation.uniform import allocate
+from loraprune.allocation.allocate import allocate
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure

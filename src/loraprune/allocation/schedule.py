@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Cut:
+class ScheduledCut:
     """A cut: after optimizer step ``step`` (counted from 1) the sparsity ratio is raised to ``ratio``."""
 
     step: int
@@ -24,7 +24,7 @@ def cubic_ratio(progress: float, target: float) -> float:
 
 def cut_schedule(
     *, total_steps: int, start: float, end: float, cuts: int, ratio: float, every: int | None = None
-) -> list[Cut]:
+) -> list[ScheduledCut]:
     """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios; or cut every so many steps.
 
     The first cut stands at ``start`` of the run and the last one, which reaches ``ratio`` exactly, at ``end``.
@@ -62,4 +62,4 @@ def cut_schedule(
     else:
         steps = [first + round((index / (cuts - 1) if cuts > 1 else 1.0) * (last - first)) for index in range(cuts)]
     by_step = {step: cubic_ratio(index / len(steps), ratio) for index, step in enumerate(steps, 1)}
-    return [Cut(step, by_step[step]) for step in sorted(by_step)]
+    return [ScheduledCut(step, by_step[step]) for step in sorted(by_step)]

@@ -5,20 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from loraprune.architectures import (
-    alibi,
-    bert,
-    convnext,
-    deepseek,
-    falcon,
-    gpt,
-    llama,
-    llama_relatives,
-    moe,
-    phi,
-    t5,
-    vit,
-)
+from loraprune.architectures.alibi import ALIBI_BY_CONFIG
+from loraprune.architectures.bert import BERT_SPECS
+from loraprune.architectures.convnext import CONVNEXT_SPECS
+from loraprune.architectures.deepseek import DEEPSEEK_BY_CONFIG
+from loraprune.architectures.falcon import FALCON_BY_CONFIG
+from loraprune.architectures.gpt import GPT_SPECS
+from loraprune.architectures.llama import LLAMA_SPECS
+from loraprune.architectures.llama_relatives import LLAMA_RELATIVES_SPECS
+from loraprune.architectures.moe import MOE_SPECS
+from loraprune.architectures.phi import PHI_BY_CONFIG
 from loraprune.architectures.reading import read_spec
 from loraprune.architectures.spec import (
     ArchitectureSpec,
@@ -28,7 +24,9 @@ from loraprune.architectures.spec import (
     Number,
     StackSpec,
 )
+from loraprune.architectures.t5 import T5_SPECS
 from loraprune.architectures.values import DescriptionError
+from loraprune.architectures.vit import VIT_SPECS
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -56,19 +54,20 @@ PREFIX = "loraprune_"
 Description = ArchitectureSpec | Callable[["PretrainedConfig"], ArchitectureSpec]
 """A description, or a choice between several by the config, for families with more than one layout."""
 
-_FAMILIES = (
-    llama,
-    llama_relatives,
-    gpt,
-    t5,
-    bert,
-    vit,
-    convnext,
-    moe,
-)
-_SPECS: dict[str, Description] = {spec.model_type: spec for family in _FAMILIES for spec in family.SPECS}
-for _family in (deepseek, phi, falcon, alibi):
-    _SPECS.update(_family.BY_CONFIG)
+_SPECS: dict[str, Description] = {
+    spec.model_type: spec
+    for spec in (
+        *LLAMA_SPECS,
+        *LLAMA_RELATIVES_SPECS,
+        *GPT_SPECS,
+        *T5_SPECS,
+        *BERT_SPECS,
+        *VIT_SPECS,
+        *CONVNEXT_SPECS,
+        *MOE_SPECS,
+    )
+}
+_SPECS |= {**DEEPSEEK_BY_CONFIG, **PHI_BY_CONFIG, **FALCON_BY_CONFIG, **ALIBI_BY_CONFIG}
 
 
 class UnsupportedArchitectureError(ValueError):

@@ -93,4 +93,4 @@ def mpt(config: PretrainedConfig) -> ArchitectureSpec:
     return _by_head_count(MPT, config)
 
 
-BY_CONFIG = {"bloom": bloom, "mpt": mpt}
+ALIBI_BY_CONFIG = {"bloom": bloom, "mpt": mpt}

@@ -7,12 +7,12 @@ from loraprune.architectures.spec import ArchitectureSpec, StackSpec
 
 # Pointwise convolutions that are written as linear layers, with the channels last. The width is always four times the
 # stage's own, so that no config can say another one.
-CHANNELS = channels("pwconv1", consumer="pwconv2")
+_CHANNELS = channels("pwconv1", consumer="pwconv2")
 
 CONVNEXT = ArchitectureSpec(
     model_type="convnext",
-    stacks=(StackSpec(blocks="convnext.encoder.stages.*.layers", dimensions=(CHANNELS,)),),
+    stacks=(StackSpec(blocks="convnext.encoder.stages.*.layers", dimensions=(_CHANNELS,)),),
     auto_class="AutoModelForImageClassification",
 )
 
-SPECS = (CONVNEXT,)
+CONVNEXT_SPECS = (CONVNEXT,)

@@ -52,4 +52,4 @@ def deepseek_v3(config: PretrainedConfig) -> ArchitectureSpec:
     return _spec("deepseek_v3", *(() if grouped else (experts("n_routed_experts", bias=True),)))
 
 
-BY_CONFIG = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3}
+DEEPSEEK_BY_CONFIG = {"deepseek_v2": deepseek_v2, "deepseek_v3": deepseek_v3}

@@ -57,4 +57,4 @@ def falcon(config: PretrainedConfig) -> ArchitectureSpec:
     return _falcon("num_attention_heads", *(() if alibi else (heads,)), _CHANNELS)
 
 
-BY_CONFIG = {"falcon": falcon}
+FALCON_BY_CONFIG = {"falcon": falcon}

@@ -37,7 +37,7 @@ _NEOX_HEADS = DimensionSpec(
     default=False,
 )
 
-SPECS = (
+GPT_SPECS = (
     replace(
         decoder("gpt2", "transformer", "h", _GPT2_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="n_inner")),
         numbered=("scale_attn_by_inverse_layer_idx",),

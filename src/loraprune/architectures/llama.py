@@ -61,4 +61,4 @@ MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False, relaxe
 QWEN2 = replace(MISTRAL, model_type="qwen2")
 QWEN3 = replace(MISTRAL, model_type="qwen3")
 
-SPECS = (LLAMA, MISTRAL, QWEN2, QWEN3)
+LLAMA_SPECS = (LLAMA, MISTRAL, QWEN2, QWEN3)

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loraprune.architectures.llama import BLOCK, CHANNELS, HEADS, MISTRAL, QUERY_HEADS, STREAM
 from loraprune.architectures.parts import channels, without_widths
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, RowUnit, StackSpec
 
 
 def _family(model_type: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
@@ -18,11 +18,11 @@ def _with_norms(dimension: DimensionSpec, *norms: MemberSpec) -> DimensionSpec:
     return replace(dimension, members=(*dimension.members, *norms))
 
 
-def _per_group(module: str, unit: Unit) -> MemberSpec:
+def _per_group(module: str, unit: RowUnit) -> MemberSpec:
     return MemberSpec(module=module, axis="output", segments=((unit,),), optional=True)
 
 
-def _over_all(module: str, unit: Unit) -> MemberSpec:
+def _over_all(module: str, unit: RowUnit) -> MemberSpec:
     return MemberSpec(module=module, axis="norm", segments=((unit,),))
 
 
@@ -84,7 +84,7 @@ STARCODER2 = _family(
     "starcoder2", HEADS, QUERY_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="intermediate_size")
 )
 
-SPECS = (
+LLAMA_RELATIVES_SPECS = (
     MINISTRAL,
     MINISTRAL3,
     GEMMA,

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from loraprune.architectures.llama import CHANNELS, HEADS, QUERY_HEADS
 from loraprune.architectures.parts import channels, decoder, without_widths
-from loraprune.architectures.spec import ConfigKeys, DimensionSpec, MemberSpec, Number, Unit
+from loraprune.architectures.spec import ConfigKeys, DimensionSpec, MemberSpec, Number, RowUnit
 
 
 def expert_channels(width: str) -> DimensionSpec:
@@ -43,7 +43,7 @@ def experts(number: str, *, bias: bool = False) -> DimensionSpec:
         number: what the config calls the number of routed experts.
         bias: the router adds a bias of its own before it chooses.
     """
-    one: tuple[tuple[Unit, ...], ...] = (("one",),)
+    one: tuple[tuple[RowUnit, ...], ...] = (("one",),)
     correction = MemberSpec(module="mlp.gate", axis="output", segments=one, parameter="e_score_correction_bias")
     return DimensionSpec(
         kind="experts",
@@ -128,4 +128,4 @@ OLMOE = decoder(
     experts("num_experts"),
 )
 
-SPECS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE)
+MOE_SPECS = (MIXTRAL, QWEN2_MOE, QWEN3_MOE, OLMOE)

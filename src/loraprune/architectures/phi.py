@@ -72,4 +72,4 @@ def phi3(config: PretrainedConfig) -> ArchitectureSpec:
     return replace(_family("phi3", *attention, _PHI3_CHANNELS), stream=_PHI3_STREAM)
 
 
-BY_CONFIG = {"phi": phi, "phi3": phi3}
+PHI_BY_CONFIG = {"phi": phi, "phi3": phi3}

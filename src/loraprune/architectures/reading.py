@@ -17,9 +17,9 @@ from loraprune.architectures.spec import (
     MemberSpec,
     Number,
     ResidualStreamSpec,
+    RowUnit,
     StackSpec,
     Strata,
-    Unit,
 )
 from loraprune.architectures.values import DescriptionError, Read, build, each, mapping, one_of, sequence, text
 
@@ -143,9 +143,9 @@ def _member(axis: Axis, place: str, module: object, value: object) -> MemberSpec
     return build(MemberSpec, place, {"module": module, "axis": axis, **said}, readers)
 
 
-def _segments(place: str, value: object) -> tuple[tuple[Unit, ...], ...]:
+def _segments(place: str, value: object) -> tuple[tuple[RowUnit, ...], ...]:
     """``query`` is one segment of one unit, ``[query, kv]`` two segments, ``[[query, kv]]`` one of two units."""
-    unit = one_of(Unit)
+    unit = one_of(RowUnit)
     if isinstance(value, str):
         return ((unit(place, value),),)
     return tuple(

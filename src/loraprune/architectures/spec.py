@@ -12,7 +12,7 @@ of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first ax
 their router. ``norm`` is the one axis of a norm that averages over all groups, so that a cut changes the average.
 ``blocks`` are the entries of a list of blocks; no description names it, since every family has one."""
 
-Unit = Literal["query", "kv", "head", "channel", "one", "queries"]
+RowUnit = Literal["query", "kv", "head", "channel", "one", "queries"]
 """What one group takes of an axis: ``query`` all query heads of one KV head, ``kv`` one KV head, ``head`` one query
 head, each times the width of a head; ``channel`` and ``one`` a single position, ``queries`` one position for each query
 head of a KV head."""
@@ -49,7 +49,7 @@ class MemberSpec:
 
     module: str
     axis: Axis
-    segments: tuple[tuple[Unit, ...], ...]
+    segments: tuple[tuple[RowUnit, ...], ...]
     parameter: str = "weight"
     optional: bool = False
     rest: bool = False
@@ -57,7 +57,7 @@ class MemberSpec:
     def __post_init__(self) -> None:
         _check_word(f"axis of {self.module}", self.axis, Axis)
         for unit in (unit for segment in self.segments for unit in segment):
-            _check_word(f"a unit of {self.module}", unit, Unit)
+            _check_word(f"a unit of {self.module}", unit, RowUnit)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -57,4 +57,4 @@ T5 = ArchitectureSpec(
 )
 MT5 = replace(T5, model_type="mt5")
 
-SPECS = (T5, MT5)
+T5_SPECS = (T5, MT5)

@@ -12,14 +12,14 @@ TODO = "TODO"
 Read = Callable[[str, Any], Any]
 """Reads a value; takes the place that the value has in the file, for errors, and the value."""
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 
 class DescriptionError(ValueError):
     """A description cannot be understood; the message names the file, the place in it, and what is allowed there."""
 
 
-def build(made: type[T], place: str, value: object, readers: Mapping[str, Read], also: Sequence[str] = ()) -> T:
+def build(made: type[_T], place: str, value: object, readers: Mapping[str, Read], also: Sequence[str] = ()) -> _T:
     """Make one object of the vocabulary; ``also`` are further keys to name among the allowed ones."""
     known = {item.name: item for item in fields(made)}  # type: ignore[arg-type]
     values = mapping(place or "the description", value)
@@ -32,10 +32,10 @@ def build(made: type[T], place: str, value: object, readers: Mapping[str, Read],
         if name not in values:
             raise DescriptionError(f"{place or 'the description'} does not say {name!r}.")
     dot = f"{place}." if place else ""
-    return made(**{key: readers.get(key, plain(known[key].type))(f"{dot}{key}", said) for key, said in values.items()})
+    return made(**{key: readers.get(key, _plain(known[key].type))(f"{dot}{key}", said) for key, said in values.items()})
 
 
-def plain(annotation: object) -> Read:
+def _plain(annotation: object) -> Read:
     """Reader of a switch, a number or a text, by the annotation of its field."""
     if annotation in ("bool", "int"):
         return switch if annotation == "bool" else number

@@ -9,14 +9,14 @@ from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, StackS
 
 # These configs have no field for the width of a head, but attention reads `head_dim` where a config has one. It is
 # written at export, and then a smaller number of heads leaves each as wide as it was.
-HEADS = heads(
+_HEADS = heads(
     "attention.q_proj",
     "attention.k_proj",
     "attention.v_proj",
     consumer="attention.o_proj",
     width="num_attention_heads",
 )
-CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size")
+_CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size")
 
 
 def _dinov2(dimension: DimensionSpec) -> DimensionSpec:
@@ -30,13 +30,13 @@ def _dinov2(dimension: DimensionSpec) -> DimensionSpec:
 def _vision(model_type: str, blocks: str, *channels: DimensionSpec) -> ArchitectureSpec:
     return ArchitectureSpec(
         model_type=model_type,
-        stacks=(StackSpec(blocks=blocks, dimensions=(HEADS, *channels)),),
+        stacks=(StackSpec(blocks=blocks, dimensions=(_HEADS, *channels)),),
         auto_class="AutoModelForImageClassification",
     )
 
 
-VIT = _vision("vit", "vit.layers", CHANNELS)
-DEIT = _vision("deit", "deit.layers", CHANNELS)
+VIT = _vision("vit", "vit.layers", _CHANNELS)
+DEIT = _vision("deit", "deit.layers", _CHANNELS)
 DINOV2 = _vision(
     "dinov2",
     "dinov2.encoder.layer",
@@ -44,4 +44,4 @@ DINOV2 = _vision(
     _dinov2(channels("mlp.gate_proj", "mlp.up_proj", consumer="mlp.down_proj")),
 )
 
-SPECS = (VIT, DEIT, DINOV2)
+VIT_SPECS = (VIT, DEIT, DINOV2)

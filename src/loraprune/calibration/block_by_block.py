@@ -11,6 +11,7 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
+from accelerate.utils import send_to_device
 from torch import nn
 
 from loraprune.calibration.features import FeatureStatistics, watched_features
@@ -203,7 +204,7 @@ class LayerwisePass(CalibrationPass):
         return self._model.get_submodule(self._structure.blocks[self.layer])
 
     def _run(self, calls: BlockCalls) -> torch.Tensor:
-        positional, named = placed(calls.arguments[self.layer], self._device)
+        positional, named = send_to_device(calls.arguments[self.layer], self._device)
         block = self._block()
         if self._device != self._home:  # a model that is spread over devices stays as it is
             block.to(self._device)
@@ -271,7 +272,7 @@ class WholeModelPass(CalibrationPass):
 
     def _run(self, batch: Mapping[str, Any]) -> None:
         model: Any = self._model
-        model(**placed(dict(batch), next(model.parameters()).device))
+        model(**send_to_device(dict(batch), next(model.parameters()).device))
 
 
 def token_sequences(structure: Structure, calibration: Calibration) -> list[torch.Tensor] | None:
@@ -290,17 +291,3 @@ def calibration_pass(
     if sequences is None:
         return WholeModelPass(model, calibration)
     return LayerwisePass(model, structure, sequences, device)
-
-
-# Tensors inside tuples, lists and mappings, moved to a device.
-
-
-def placed(value: Any, device: torch.device) -> Any:
-    """The value with every tensor in it on the device; what is there already is not copied."""
-    if isinstance(value, torch.Tensor):
-        return value.to(device)
-    if isinstance(value, Mapping):
-        return {key: placed(item, device) for key, item in value.items()}
-    if type(value) in (tuple, list):
-        return type(value)(placed(item, device) for item in value)
-    return value

@@ -1,11 +1,11 @@
-"""How long work tells how far it is."""
+"""Callbacks that long work reports its progress to."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
-Told = Callable[[int, int], None]
-"""Told how many steps of a piece of work are done, and how many there are."""
+Progress = Callable[[int, int], None]
+"""Called with the number of finished steps and the number of all steps."""
 
-ToldOf = Callable[[str, int, int], None]
-"""The same where there are several pieces of work; which one comes first."""
+ProgressOf = Callable[[str, int, int], None]
+"""The same where there are several pieces of work: the name of the piece, finished steps, all steps."""

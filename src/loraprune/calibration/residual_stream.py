@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from loraprune.structure.dimensions import Structure
 
-TOLERANCE = 1e-2
+_TOLERANCE = 1e-2
 """How far a block's output may be from what is taken for its stream, as a share of what the block adds to it."""
 
 
@@ -130,7 +130,7 @@ class StreamTargets:
                 self._after[name].append(stream)
             added = torch.linalg.vector_norm(output.float() - hidden.float())
             rounding = 2 * torch.finfo(output.dtype).eps * torch.linalg.vector_norm(output.float())
-            if not torch.linalg.vector_norm(stream - output.float()) <= TOLERANCE * added + rounding:
+            if not torch.linalg.vector_norm(stream - output.float()) <= _TOLERANCE * added + rounding:
                 raise NoStreamError(
                     "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."

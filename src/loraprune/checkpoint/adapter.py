@@ -33,7 +33,7 @@ COURSE_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""
 REFITTED_FILE = "refitted_base_weights.safetensors"
 MASKS_FILE = "pst_masks.safetensors"
-WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")
+_WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +93,7 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
     if folder is None:
         return None
     values = _read(folder / CONFIG_FILE)
-    whole = [file for file in WHOLE_MODEL if (folder / file).is_file()]
+    whole = [file for file in _WHOLE_MODEL if (folder / file).is_file()]
     if whole:
         raise CheckpointError(
             f"{name} holds an adapter ({CONFIG_FILE}) and a whole model ({whole[0]}): which of them is meant cannot be "

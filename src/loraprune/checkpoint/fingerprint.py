@@ -30,7 +30,7 @@ DECIDING = (
     "*.py",
 )
 """Files that decide it; model cards, records, reports and logs do not."""
-BLOCK = 1 << 24
+_BLOCK = 1 << 24
 
 
 def folder_fingerprint(folder: Path) -> str:
@@ -43,7 +43,7 @@ def folder_fingerprint(folder: Path) -> str:
         if path.is_file() and any(fnmatch(path.name, pattern) for pattern in DECIDING):
             digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
             with path.open("rb") as file:
-                while block := file.read(BLOCK):
+                while block := file.read(_BLOCK):
                     digest.update(block)
     return f"sha256:{digest.hexdigest()}"
 
@@ -64,6 +64,6 @@ def hub_fingerprint(name: str, revision: str | None) -> str:
     return f"hub:{name}@{revision or 'main'}, commit unknown, {uuid.uuid4().hex}"
 
 
-def joined(*parts: str) -> str:
+def joined_fingerprint(*parts: str) -> str:
     """One fingerprint of several: of an adapter and its base, of a model and the tokenizer of another one."""
     return parts[0] if len(parts) == 1 else f"sha256:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-AUTO_CLASSES = {
+_AUTO_CLASSES = {
     "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
@@ -157,7 +157,7 @@ def loading_class(class_name: str) -> str | None:
     from transformers.models.auto import modeling_auto
 
     wanted = {class_name, class_name.removeprefix(PRUNED)}
-    for auto_class, mapping in AUTO_CLASSES.items():
+    for auto_class, mapping in _AUTO_CLASSES.items():
         for known in getattr(modeling_auto, mapping).values():
             if not wanted.isdisjoint((known,) if isinstance(known, str) else known):
                 return auto_class

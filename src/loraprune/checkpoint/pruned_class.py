@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
-FILE = "modeling_loraprune.py"
-FORMAT = 1
+MODELING_FILE = "modeling_loraprune.py"
+_FORMAT = 1
 
 CONFIG_SOURCE = """from huggingface_hub.dataclasses import strict
 from transformers import {config}
@@ -95,7 +95,7 @@ class Pruned{model}({model}):
             cut(self, config.pruned)
 '''
 
-HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
+_HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
 
 ``config.pruned`` lists the shapes of the tensors that were cut, and the numbers that modules keep of them.
 Everything else is {model} of the transformers library.
@@ -165,7 +165,7 @@ def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedCon
 def pruned_model_class(config_name: str, model_name: str, model_type: str) -> type[PreTrainedModel]:
     """Our model class over a stock one, made from its text once in a process."""
     module = sys.modules[pruned_config_class(config_name, model_type).__module__]
-    _run(MODEL_SOURCE.format(config=config_name, model=model_name, format=FORMAT), module)
+    _run(MODEL_SOURCE.format(config=config_name, model=model_name, format=_FORMAT), module)
     made: Any = getattr(module, f"Pruned{model_name}")
     text = source(config_name, model_name, model_type)
 
@@ -173,7 +173,7 @@ def pruned_model_class(config_name: str, model_name: str, model_type: str) -> ty
         """Save as every model does, with the modeling file beside the weights."""
         self.config.auto_map = _auto_map(config_name, model_name, "AutoModel")
         super(made, self).save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / FILE).write_text(text, encoding="utf-8")
+        (Path(save_directory) / MODELING_FILE).write_text(text, encoding="utf-8")
 
     made.save_pretrained = save_pretrained
     found: type[PreTrainedModel] = made
@@ -186,11 +186,11 @@ def _run(text: str, module: types.ModuleType) -> None:
 
 def source(config_name: str, model_name: str, model_type: str) -> str:
     """The text of the modeling file for a stock class."""
-    parts = HEAD + CONFIG_SOURCE + "\n\n" + MODEL_SOURCE
+    parts = _HEAD + CONFIG_SOURCE + "\n\n" + MODEL_SOURCE
     imports: list[str] = []
     lines: list[str] = []
     for line in parts.format(
-        config=config_name, model=model_name, model_type=model_type, prefix=PREFIX, format=FORMAT
+        config=config_name, model=model_name, model_type=model_type, prefix=PREFIX, format=_FORMAT
     ).splitlines():
         (imports if line.startswith(("import ", "from ")) else lines).append(line)
     head = lines.index('"""', 1) + 1
@@ -248,7 +248,7 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
     values.pop("model_type")
     config: Any = pruned_config_class(names[0], names[2]).from_dict(values)
     config.pruned = {
-        "format": FORMAT,
+        "format": _FORMAT,
         "base_model_type": config_class.model_type,
         "blocks": blocks,
         "shapes": shapes,
@@ -265,7 +265,7 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
 def _auto_map(config_name: str, model_name: str, otherwise: str) -> dict[str, str]:
     """What a config says of the classes in the modeling file; ``otherwise`` is the auto class of an unusual ending."""
     auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if model_name.endswith(ending)), otherwise)
-    stem = Path(FILE).stem
+    stem = Path(MODELING_FILE).stem
     return {"AutoConfig": f"{stem}.Pruned{config_name}", auto_class: f"{stem}.Pruned{model_name}"}
 
 

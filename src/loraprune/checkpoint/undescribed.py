@@ -11,7 +11,7 @@ from loraprune.structure.drafting import Stack, draft, outline
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-AUTO_CLASSES = (
+_AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
     "AutoModelForMaskedLM",
@@ -45,7 +45,7 @@ def look_at(config: PretrainedConfig) -> Undescribed:
     Raises:
         ValueError: no class of transformers, and none that the checkpoint brings, makes a model of this config.
     """
-    auto_class = auto_class_of(config)
+    auto_class = any_auto_class(config)
     try:
         model = meta_model(config, auto_class)
     except Exception as error:
@@ -59,7 +59,7 @@ def look_at(config: PretrainedConfig) -> Undescribed:
     )
 
 
-def auto_class_of(config: PretrainedConfig) -> str:
+def any_auto_class(config: PretrainedConfig) -> str:
     """The class of transformers that makes the model that the config names, or else the first that makes any.
 
     Raises:
@@ -67,14 +67,14 @@ def auto_class_of(config: PretrainedConfig) -> str:
     """
     brought = getattr(config, "auto_map", None) or {}
     made = {
-        name: {brought[name].rpartition(".")[2]} if name in brought else _makes(name, config) for name in AUTO_CLASSES
+        name: {brought[name].rpartition(".")[2]} if name in brought else _makes(name, config) for name in _AUTO_CLASSES
     }
     named = set(getattr(config, "architectures", None) or ())
     for name in (*(name for name in made if made[name] & named), *(name for name in made if made[name])):
         return name
     raise ValueError(
         f"transformers has a config for models of type {config.model_type!r}, but none of these classes makes one: "
-        f"{', '.join(AUTO_CLASSES)}."
+        f"{', '.join(_AUTO_CLASSES)}."
     )
 
 

@@ -31,26 +31,26 @@ from loraprune.record import numbers
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.measure.benchmark.result import BenchResult, Figure
+    from loraprune.measure.benchmark.result import BenchFigure, BenchResult
 
-DESCRIPTION = """Measure prefill and decoding (or, with --profile training, a training step) of one or several models
+_DESCRIPTION = """Measure prefill and decoding (or, with --profile training, a training step) of one or several models
 that are loaded at once and take turns, so that their ratios are fair on a noisy machine. Adapters are measured unmerged
 and merged. Random input; nothing is downloaded but models."""
 
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   loraprune bench DENSE PRUNED -o bench.json
   loraprune bench PRUNED --against-base
   loraprune bench DENSE --profile training --criteria fisher,lora --tokens 512
 """
 
 
-def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
     """The options of the command."""
     made = kind(
         prog="loraprune bench",
         usage="loraprune bench MODEL... [options]",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
@@ -58,11 +58,11 @@ def parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> arg
     return made
 
 
-def main(arguments: Sequence[str]) -> int:
+def bench_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     arguments = [with_dashes(argument) for argument in arguments]
     if not arguments or "-h" in arguments or "--help" in arguments:
-        parser().print_help() if arguments else parser().print_usage()
+        _parser().print_help() if arguments else _parser().print_usage()
         return 0 if arguments else 2
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(arguments, console))
@@ -75,9 +75,9 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
         ValueError: one is unknown (the nearest known one is suggested) or wrong, or no model was given.
     """
     try:
-        values = vars(parser(Parser).parse_args(arguments))
+        values = vars(_parser(Parser).parse_args(arguments))
     except ArgumentError as error:
-        near = suggestion(str(error), OPTIONS)
+        near = suggestion(str(error), _OPTIONS)
         raise ValueError(f"{error}{near} (loraprune bench --help lists the options)") from None
     if not values["models"]:
         raise ValueError("No model was given. Name one or several: loraprune bench DENSE PRUNED.")
@@ -113,7 +113,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     from loraprune.record.atomic import write_text
 
     quiet_libraries()
-    config = BenchConfig(**fields_of(OPTIONS, values, "bench"))
+    config = BenchConfig(**fields_of(_OPTIONS, values, "bench"))
     progress = BenchProgress(console, quiet=bool(values.get("quiet")))
     command = shlex.join(["loraprune", "bench", *arguments])
     try:
@@ -123,7 +123,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     results = results_console()
     if values.get("output") is not None:
         write_text(values["output"], result.to_text())  # before anything is printed, which may fail
-    show(results, result)
+    _show(results, result)
     if values.get("output") is not None:
         results.print(f"Figures: {values['output']}", highlight=False, markup=False, soft_wrap=True)
     return 0
@@ -131,7 +131,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
 
 # The options of ``loraprune bench``, declared once; their names are the fields of ``BenchConfig``.
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+_GROUPS: dict[str, tuple[Option, ...]] = {
     "what is measured": (
         option("profile", "bench", "inference: prefill and decoding; training: a step of plain LoRA, of each "
                "criterion, with masks and with slices (inference)"),
@@ -176,14 +176,14 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
 }  # fmt: skip
 
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
 
 def add_bench_options(parser: argparse.ArgumentParser) -> None:
     """Add models and options, without defaults: those stand beside ``BenchConfig``."""
     parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
                         "the first is what the others are compared with")  # fmt: skip
-    for title, options in GROUPS.items():
+    for title, options in _GROUPS.items():
         group = parser.add_argument_group(title)
         for item in options:
             short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
@@ -232,17 +232,17 @@ class BenchProgress:
 # A benchmark as tables for the terminal: one of the models, and one for each thing that was timed.
 
 
-def show(console: Console, result: BenchResult) -> None:
+def _show(console: Console, result: BenchResult) -> None:
     """Print everything."""
     if result.profile == "inference":
         console.print(Text("Models", style="bold"))
         console.print(models_table(result))
     for figures in result.tables():
         console.print(Text(title_of(figures[0]), style="bold"))
-        console.print(figures_table(figures))
+        console.print(_figures_table(figures))
     for name, reason in result.left_out.items():
         console.print(Text(f"Left out: {name}: {reason}", style="yellow"), soft_wrap=True)
-    console.print(Text(circumstances(result), style="dim"), soft_wrap=True)
+    console.print(Text(_circumstances(result), style="dim"), soft_wrap=True)
 
 
 def _table() -> Table:
@@ -277,7 +277,7 @@ def models_table(result: BenchResult) -> Table:
     return table
 
 
-def figures_table(figures: tuple[Figure, ...]) -> Table:
+def _figures_table(figures: tuple[BenchFigure, ...]) -> Table:
     """Times of contenders that took turns; the first is what the others are compared with."""
     first = figures[0]
     trains = first.measure == "training step"
@@ -310,7 +310,7 @@ def _operations(flops: int | None) -> str:
     return numbers.count(flops).replace(" B", " G")
 
 
-def title_of(figure: Figure) -> str:
+def title_of(figure: BenchFigure) -> str:
     """What was timed, in words."""
     settings = figure.settings
     if figure.measure == "decoding":
@@ -330,7 +330,7 @@ def _training_words(settings: Any) -> str:
     return words + (", gradient checkpointing" if settings["gradient_checkpointing"] else "")
 
 
-def circumstances(result: BenchResult) -> str:
+def _circumstances(result: BenchResult) -> str:
     """All that the figures depend on, in words."""
     machine, settings = result.machine, result.settings
     attention = sorted({model.attn_implementation or "?" for model in result.models})

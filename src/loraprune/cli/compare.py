@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 NAMED_OTHERS = 8
 
 
-def parser() -> argparse.ArgumentParser:
+def compare_parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune compare",
@@ -56,10 +56,10 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def compare_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     if not arguments or "-h" in arguments or "--help" in arguments:
-        parser().print_help() if arguments else parser().print_usage(sys.stderr)
+        compare_parser().print_help() if arguments else compare_parser().print_usage(sys.stderr)
         return 0 if arguments else 2
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(_options(arguments), arguments))
@@ -71,7 +71,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ValueError: an option is unknown or misses its value, or no run is named.
     """
-    known = parser()
+    known = compare_parser()
     try:
         options = known.parse_args([with_dashes(argument) for argument in arguments])
     except ArgumentError as error:
@@ -99,7 +99,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
         command=shlex.join(["loraprune", "compare", *arguments]),
     )
     console = results_console()
-    show(console, comparison)
+    _show(console, comparison)
     if not options.quiet:
         _show_hints(console, comparison, options)
     _write(console, comparison, options)
@@ -130,7 +130,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
         check_picture(options.picture)
 
 
-def show(console: Console, comparison: RunsComparison) -> None:
+def _show(console: Console, comparison: RunsComparison) -> None:
     """Print a table for each group, what the stars mean, and what to know."""
     from loraprune.report.comparison import result as runs_words
     from loraprune.report.comparison.page import runs_table
@@ -165,7 +165,7 @@ def _others(names: Sequence[str]) -> str:
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
     from loraprune.record.atomic import write_text
     from loraprune.report.comparison.figure import write_picture
-    from loraprune.report.comparison.page import write_page
+    from loraprune.report.comparison.page import write_comparison_page
 
     if options.json is not None:
         write_text(options.json, comparison.to_text())
@@ -174,7 +174,7 @@ def _write(console: Console, comparison: RunsComparison, options: argparse.Names
         write_picture(comparison, options.picture)
         _line(console, f"Picture: {options.picture}")
     if options.output is not None:
-        write_page(comparison, options.output)
+        write_comparison_page(comparison, options.output)
         _line(console, f"Page: {options.output}")
 
 

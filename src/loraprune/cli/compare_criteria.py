@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.cli.console import results_console
 from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
-from loraprune.cli.prune import OPTIONS as PRUNING
-from loraprune.cli.prune import settle_quantization
+from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.training_options import ARCHITECTURE, LORA, Invocation, TrainingCommand, sources
 
 if TYPE_CHECKING:
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
 
 # The options of ``loraprune compare-criteria`` that are not training options, declared once.
 
-DATA = ("data", "tokenizer", "image_processor", "split", "data_name", "answers_only", "trust_remote_code", "revision")
+_DATA = ("data", "tokenizer", "image_processor", "split", "data_name", "answers_only", "trust_remote_code", "revision")
 """Options of a training run that say what goes in; nothing of a comparison is measured or resumed."""
 
 SHARED = (
@@ -38,9 +37,9 @@ SHARED = (
 
 QUANTIZED = ("load_in_8bit", "load_in_4bit", "quantization")
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+_GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (
-        *(item for item in sources("") if item.name in DATA),
+        *(item for item in sources("") if item.name in _DATA),
         option("output", "call", "JSON file of the agreement (none)", type=Path),
     ),
     "comparison": (
@@ -50,26 +49,26 @@ GROUPS: dict[str, tuple[Option, ...]] = {
         option("steps", "pruning", "training steps that the criteria watch (20)", type=int),
         option("allocation", "pruning", "uniform: every criterion removes equally many groups of each layer; "
                "balanced, global: as many as its scores say (uniform)"),
-        *(PRUNING[name] for name in SHARED if name in PRUNING),
+        *(PRUNE_OPTIONS[name] for name in SHARED if name in PRUNE_OPTIONS),
         ARCHITECTURE,
     ),
-    "quantized base": tuple(PRUNING[name] for name in QUANTIZED if name in PRUNING),
+    "quantized base": tuple(PRUNE_OPTIONS[name] for name in QUANTIZED if name in PRUNE_OPTIONS),
     "LoRA": LORA,
     "what is shown": (option("quiet", "call", "results only", **SWITCH),),
 }  # fmt: skip
 
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
-DESCRIPTION = """Tune a model for some steps while several criteria watch, and show which share of the groups that one
+_DESCRIPTION = """Tune a model for some steps while several criteria watch, and show which share of the groups that one
 would remove the other would remove too, by kind of dimension and sparsity ratio. Nothing is removed."""
 
 CAPTION = """Share of the removed groups that both criteria remove, mean over the layers; in brackets what groups
 drawn at random would have in common."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def compare_criteria_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    return COMMAND.main(arguments)
+    return _COMMAND.main(arguments)
 
 
 def _work(asked: Invocation) -> None:
@@ -88,12 +87,12 @@ def _work(asked: Invocation) -> None:
         comparison = compare_criteria(
             values["model"],
             values["data"],
-            ComparisonConfig(**fields_of(OPTIONS, values, "pruning")),
+            ComparisonConfig(**fields_of(_OPTIONS, values, "pruning")),
             training=asked.training,
-            lora=LoraOptions(**fields_of(OPTIONS, values, "lora")),
+            lora=LoraOptions(**fields_of(_OPTIONS, values, "lora")),
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(OPTIONS, values, "run"), command=asked.command),
+            options=RunOptions(**fields_of(_OPTIONS, values, "run"), command=asked.command),
             callbacks=[progress],
         )
     finally:
@@ -130,12 +129,12 @@ def agreement_table(comparison: CriteriaComparison) -> Table:
     return table
 
 
-COMMAND = TrainingCommand(
+_COMMAND = TrainingCommand(
     name="compare-criteria",
-    description=DESCRIPTION,
+    description=_DESCRIPTION,
     usage="loraprune compare-criteria MODEL --data DATA [options]",
     example="loraprune compare-criteria MODEL --data DATA",
-    groups=GROUPS,
+    groups=_GROUPS,
     work=_work,
     settle=settle_quantization,
     needs=("model", "data"),

@@ -10,7 +10,7 @@ from pathlib import Path
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="loraprune demo",
@@ -25,9 +25,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def demo_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console = open_console(quiet=options.quiet)
     return report_errors(console, lambda: _run(options, console, list(arguments)))
 

@@ -13,12 +13,12 @@ from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hu
 if TYPE_CHECKING:
     from rich.console import Console
 
-DESCRIPTION = """Measure models: perplexity of texts, tasks, completions of prompts, accuracy on labelled data.
+_DESCRIPTION = """Measure models: perplexity of texts, tasks, completions of prompts, accuracy on labelled data.
 
 MODEL is a checkpoint's folder or hub name, or those of a LoRA adapter. Of several models, all are compared with the
 first. Figures are kept in a file with the data, the settings and the versions that they belong to, and what is there
 already is not measured again. With nothing asked for, perplexity is measured on WikiText-2."""
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   loraprune eval MODEL --ppl wikitext2 ptb c4
   loraprune eval DENSE PRUNED --ppl wikitext2=wiki.test.raw notes.txt --tasks commonsense
   loraprune eval DENSE PRUNED --tasks piqa items.jsonl --prompts "Once upon a time" --limit 100
@@ -27,12 +27,12 @@ EXAMPLES = """examples:
 DEFAULT_OUTPUT = Path("evaluation.json")
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     """The options of the command; what was not given is left to the configuration."""
     parser = Parser(
         prog="loraprune eval",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [--prompts [TEXT...]] [--data DATA] [options]",
         allow_abbrev=False,
@@ -86,10 +86,10 @@ def _batch_size(text: str) -> int | None:
     return int(text)
 
 
-def main(arguments: Sequence[str]) -> int:
+def eval_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     arguments = [with_dashes(argument) for argument in arguments]
-    parser = build_parser()
+    parser = _build_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2
@@ -141,7 +141,7 @@ def _run(values: dict[str, Any], console: Console) -> int:
     values.setdefault("output", DEFAULT_OUTPUT)
     config = EvaluationConfig(**values)
     with StepsProgress(console, quiet=quiet, rates=True) as progress:
-        results = evaluate(models, config, told=progress)
+        results = evaluate(models, config, progress=progress)
     out = results_console()
     show_entries(out, results.entries)
     out.print(f"Results: {config.output}", highlight=False, markup=False, soft_wrap=True)

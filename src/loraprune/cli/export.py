@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from loraprune.checkpoint.exports.onnx import OnnxResult
     from loraprune.checkpoint.exports.sparse_checkpoint import SparseFolderResult
 
-FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
+_FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="loraprune export",
@@ -26,7 +26,7 @@ def parser() -> argparse.ArgumentParser:
         "weights for torch's semi-structured tensors, or one in the compressed-tensors layout for vLLM.",
     )
     parser.add_argument("checkpoint", type=Path, help="folder that `loraprune prune` or save_pretrained wrote")
-    parser.add_argument("--format", required=True, metavar=f"{{{','.join(FORMATS)}}}", help="of the result")
+    parser.add_argument("--format", required=True, metavar=f"{{{','.join(_FORMATS)}}}", help="of the result")
     parser.add_argument(
         "-o",
         "--output",
@@ -49,9 +49,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def export_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console = open_console()
     return report_errors(console, lambda: _run(options))
 
@@ -113,8 +113,8 @@ def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwr
 
 
 def _check(options: argparse.Namespace) -> None:
-    if options.format not in FORMATS:
-        raise ValueError(f"There is no format {options.format!r}; choose {', '.join(FORMATS[:-1])} or {FORMATS[-1]}.")
+    if options.format not in _FORMATS:
+        raise ValueError(f"There is no format {options.format!r}; choose {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.")
     if not options.checkpoint.is_dir():
         raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
     if options.format != "gguf":

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loraprune.structure.drafting import BlockKind, Layer
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="loraprune inspect",
@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def inspect_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console = open_console()
     return report_errors(console, lambda: _run(options))
 
@@ -166,7 +166,7 @@ def _layer_text(layer: Layer) -> str:
 
 # What can be pruned in a model, as a table and as plain values.
 
-GROUPS = {
+_GROUPS = {
     "query_heads": "one query head",
     "channels": "one FFN channel",
     "expert_channels": "one FFN channel of one expert",
@@ -350,4 +350,4 @@ def _group_text(kind: str, structure: Structure) -> str:
     queries = structure.query_heads_per_group
     if kind == "heads":
         return "one head" if queries == 1 else f"one KV head with its {queries} query heads"
-    return GROUPS.get(kind, "one group")
+    return _GROUPS.get(kind, "one group")

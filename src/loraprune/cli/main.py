@@ -68,8 +68,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     _quiet_optional_libraries()
-    module = import_module(f"loraprune.cli.{command.replace('-', '_')}")
-    code: int = module.main(rest)
+    name = command.replace("-", "_")
+    code: int = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_command")(rest)
     return code
 
 

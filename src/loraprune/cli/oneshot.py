@@ -42,34 +42,34 @@ if TYPE_CHECKING:
     from loraprune.sparsity.whole_model import MatrixRecord
     from loraprune.tasks.options import RunOptions
 
-DESCRIPTION = """Prune a model on calibration data, without training.
+_DESCRIPTION = """Prune a model on calibration data, without training.
 
 With --ratio, heads and channels go and the model becomes smaller; with --sparsity, weights become zero."""
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   loraprune oneshot MODEL --data DATA --ratio 0.2 -o OUT
   loraprune oneshot MODEL --data DATA --method sparsegpt --sparsity 2:4 -o OUT
   loraprune oneshot MODEL --method magnitude --sparsity 0.5 -o OUT
 """
 
 
-def build_parser() -> argparse.ArgumentParser:
+def _build_parser() -> argparse.ArgumentParser:
     """The options of the command; nothing has a default."""
     parser = Parser(
         prog="loraprune oneshot",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
         allow_abbrev=False,
     )
-    add_options(parser, GROUPS)
+    add_options(parser, _GROUPS)
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def oneshot_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     arguments = [with_dashes(argument) for argument in arguments]
-    parser = build_parser()
+    parser = _build_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2
@@ -86,10 +86,10 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
     try:
         given = vars(parser.parse_args(arguments))
     except ArgumentError as error:
-        near = suggestion(str(error), OPTIONS)
+        near = suggestion(str(error), ONESHOT_OPTIONS)
         raise ValueError(f"{error}{near} (loraprune oneshot --help lists the options)") from None
     recipe = read_recipe(given["config"]) if "config" in given else {}
-    check_known(recipe, {*OPTIONS, "model"})
+    check_known(recipe, {*ONESHOT_OPTIONS, "model"})
     amounts = ("ratio", "sparsity", "target_params")
     if any(name in given for name in amounts):
         recipe = {name: value for name, value in recipe.items() if name not in amounts}
@@ -117,14 +117,16 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     quiet_libraries()
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
-    chosen = fields_of(OPTIONS, values, "oneshot")
+    chosen = fields_of(ONESHOT_OPTIONS, values, "oneshot")
     if "head_rounding" in chosen:
         chosen["any_head_count"] = chosen.pop("head_rounding") == "any"
     config = OneshotConfig(**chosen)
-    options = RunOptions(**fields_of(OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments]))
+    options = RunOptions(
+        **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
+    )
     form = values.get("format", "dense")
     _check_format(form, values["model"], config, options)
-    with StepsProgress(console, quiet=bool(values.get("quiet"))) as told:
+    with StepsProgress(console, quiet=bool(values.get("quiet"))) as progress:
         result = oneshot(
             values["model"],
             values.get("data"),
@@ -132,7 +134,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
             options=options,
-            told=told,
+            progress=progress,
         )
     show_oneshot_result(results_console(), result)
     if form != "dense":
@@ -170,9 +172,9 @@ def _check_format(form: str, model: str, config: OneshotConfig, options: RunOpti
 
 # The options of ``loraprune oneshot``, declared once and grouped as they are used.
 
-FORMATS = ("dense", "semi-structured", "compressed-tensors")
+_FORMATS = ("dense", "semi-structured", "compressed-tensors")
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+_GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (
         option("data", "call", "calibration data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files "
                "or of images by class, or a hub data set"),
@@ -229,7 +231,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
                "iterative block by block (sequential)"),
         option("block_size", "oneshot", "columns that sparsegpt compares and updates together (128)", type=int),
         option("format", "call", "dense: a plain checkpoint with zeros; for 2:4 also semi-structured (torch, on "
-               "hardware that has it) or compressed-tensors (dense)", choices=FORMATS),
+               "hardware that has it) or compressed-tensors (dense)", choices=_FORMATS),
     ),
     "calibration": (
         option("calibration_sequences", "oneshot", "rows of the data that are looked at (128)", type=int),
@@ -246,7 +248,7 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
 }  # fmt: skip
 
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+ONESHOT_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
 
 # What a finished run without training prints.

@@ -82,7 +82,7 @@ def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: 
 
 # Finds out whether the hub can be reached at all, before libraries try it again and again.
 
-PATIENCE = 3.0
+_PATIENCE = 3.0
 """Seconds that a name server has."""
 
 
@@ -112,7 +112,7 @@ def _has_no_address(host: str) -> bool:
     # A daemon, so that a name server that never answers does not keep the program from ending.
     search = threading.Thread(target=look_up, daemon=True)
     search.start()
-    search.join(PATIENCE)
+    search.join(_PATIENCE)
     return unknown.is_set()
 
 

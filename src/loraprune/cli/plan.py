@@ -28,7 +28,7 @@ RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_c
 """The same for the run."""
 
 
-def parser() -> argparse.ArgumentParser:
+def plan_parser() -> argparse.ArgumentParser:
     """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
     parser = argparse.ArgumentParser(
         prog="loraprune plan",
@@ -89,9 +89,9 @@ def _wrapped(items: Any) -> str:
     return textwrap.fill(", ".join(items), 96, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
-def main(arguments: Sequence[str]) -> int:
+def plan_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parser().parse_args(arguments)
+    options = plan_parser().parse_args(arguments)
     console = open_console()
     return report_errors(console, lambda: _run(options))
 
@@ -119,7 +119,7 @@ def _run(options: argparse.Namespace) -> int:
     if options.json:
         print(text)
     else:
-        show(results_console(), estimates)
+        _show(results_console(), estimates)
     return 0
 
 
@@ -151,11 +151,11 @@ def _settings(options: argparse.Namespace) -> Any:
 
 # An estimate on one screen: the model before and after, memory by part, and which GPUs it fits.
 
-GIB = 1024**3
-KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN channels", "hidden": "hidden size"}
+_GIB = 1024**3
+_KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN channels", "hidden": "hidden size"}
 
 
-def show(console: Console, estimates: Sequence[Estimate]) -> None:
+def _show(console: Console, estimates: Sequence[Estimate]) -> None:
     """Print estimates of one model, one ratio after the other; what is the same is said once."""
     first = estimates[0]
     console.print(_headline(first), highlight=False, markup=False, soft_wrap=True)
@@ -202,7 +202,7 @@ def _sizes(estimates: Sequence[Estimate]) -> Table:
     table.add_row("parameters", *(count(size.parameters) for size in sizes))
     table.add_row("blocks", *(str(size.blocks) for size in sizes))
     for kind in before.widths:
-        table.add_row(KINDS.get(kind, kind.replace("_", " ")), *(_widths(size, kind) for size in sizes))
+        table.add_row(_KINDS.get(kind, kind.replace("_", " ")), *(_widths(size, kind) for size in sizes))
     table.add_row("file", *(file_size(size.file_bytes) for size in sizes))
     table.add_row("operations of a forward pass", *(_operations(size.forward_flops) for size in sizes))
     if before.cache_bytes:
@@ -242,7 +242,7 @@ def _memory(estimates: Sequence[Estimate]) -> Table:
 
 
 def _gib(value: float) -> str:
-    return f"{value / GIB:.2f}" if value < 10 * GIB else f"{value / GIB:.1f}"
+    return f"{value / _GIB:.2f}" if value < 10 * _GIB else f"{value / _GIB:.1f}"
 
 
 def _gpus(estimate: Estimate) -> Table:
@@ -250,8 +250,8 @@ def _gpus(estimate: Estimate) -> Table:
     for fit in estimate.gpus:
         mark = "[green]\N{CHECK MARK}[/green]" if fit.fits else "[red]\N{BALLOT X}[/red]"
         seconds = (significant(fit.seconds, 2), significant(fit.seconds_after, 2)) if fit.fits else (MISSING, MISSING)
-        needs = f"{fit.needed / GIB:.1f}{'*' if fit.dtype != estimate.settings['dtype'] else ' '}"
-        table.add_row(fit.gpu, f"{fit.usable / GIB:.1f}", needs, mark, *seconds)
+        needs = f"{fit.needed / _GIB:.1f}{'*' if fit.dtype != estimate.settings['dtype'] else ' '}"
+        table.add_row(fit.gpu, f"{fit.usable / _GIB:.1f}", needs, mark, *seconds)
     return table
 
 

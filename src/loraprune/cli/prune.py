@@ -19,7 +19,7 @@ from loraprune.cli.training_options import (
 
 # The options of ``loraprune prune`` that are not training options, declared once and grouped as they are used.
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+_GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": sources("pruned checkpoint"),
     "pruning": (
         option("ratio", "pruning", "share of the prunable parameters that goes (0.5)", type=float),
@@ -94,12 +94,12 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     ),
 }  # fmt: skip
 
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+PRUNE_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
 
-def main(arguments: Sequence[str]) -> int:
+def prune_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    return COMMAND.main(arguments)
+    return _COMMAND.main(arguments)
 
 
 SHORT_FORMS = {"load_in_8bit": "bnb-8bit", "load_in_4bit": "bnb-4bit"}
@@ -171,13 +171,13 @@ def _work(asked: Invocation) -> None:
     from loraprune.tasks.options import RunOptions
 
     values = asked.values
-    pruning = fields_of(OPTIONS, values, "pruning")
+    pruning = fields_of(PRUNE_OPTIONS, values, "pruning")
     if pruning.get("ratio") == 0.0:
         raise ValueError(
             "ratio is 0, which removes nothing: it must lie between 0 and 1 (loraprune recover tunes without pruning)."
         )
-    pruning["pst"] = fields_of(OPTIONS, values, "pst")
-    pruning["compresso"] = fields_of(OPTIONS, values, "compresso")
+    pruning["pst"] = fields_of(PRUNE_OPTIONS, values, "pst")
+    pruning["compresso"] = fields_of(PRUNE_OPTIONS, values, "compresso")
     pruning["any_head_count"] = pruning.pop("head_rounding", "config") == "any"
     progress = TrainingProgress(asked.console, quiet=asked.quiet)
     try:
@@ -186,10 +186,10 @@ def _work(asked: Invocation) -> None:
             values["data"],
             PruningConfig(**pruning),
             training=asked.training,
-            lora=LoraOptions(**fields_of(OPTIONS, values, "lora")),
+            lora=LoraOptions(**fields_of(PRUNE_OPTIONS, values, "lora")),
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(OPTIONS, values, "run"), command=asked.command),
+            options=RunOptions(**fields_of(PRUNE_OPTIONS, values, "run"), command=asked.command),
             callbacks=[progress],
         )
     finally:
@@ -197,12 +197,12 @@ def _work(asked: Invocation) -> None:
     show_result(results_console(), result)
 
 
-COMMAND = TrainingCommand(
+_COMMAND = TrainingCommand(
     name="prune",
     description="Prune a model while LoRA tunes it, and write an ordinary checkpoint with fewer heads and channels.",
     usage="loraprune prune MODEL --data DATA [--ratio 0.5] -o OUT [options]",
     example="loraprune prune MODEL --data DATA -o OUT",
-    groups=GROUPS,
+    groups=_GROUPS,
     work=_work,
     settle=_settle,
 )

@@ -18,7 +18,7 @@ from loraprune.cli.training_options import (
 
 # The options of ``loraprune recover`` that are not training options, declared once and grouped as they are used.
 
-GROUPS: dict[str, tuple[Option, ...]] = {
+_GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": sources("tuned checkpoint"),
     "recovery": (
         option("keep_zeros", "recovery", "weights of the blocks' linear layers that are zero stay zero, in training "
@@ -30,16 +30,16 @@ GROUPS: dict[str, tuple[Option, ...]] = {
     "what is kept": kept("the unmerged adapter"),
 }  # fmt: skip
 
-OPTIONS: dict[str, Option] = {item.name: item for group in GROUPS.values() for item in group}
+RECOVER_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
-DESCRIPTION = """Tune a pruned or sparse model with LoRA, and write an ordinary checkpoint with the adapter merged.
+_DESCRIPTION = """Tune a pruned or sparse model with LoRA, and write an ordinary checkpoint with the adapter merged.
 
 Weights of the blocks' linear layers that are zero stay zero, so that a 2:4 checkpoint stays 2:4."""
 
 
-def main(arguments: Sequence[str]) -> int:
+def recover_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    return COMMAND.main(arguments)
+    return _COMMAND.main(arguments)
 
 
 def _work(asked: Invocation) -> None:
@@ -55,12 +55,12 @@ def _work(asked: Invocation) -> None:
         result = recover(
             values["model"],
             values["data"],
-            **fields_of(OPTIONS, values, "recovery"),
+            **fields_of(RECOVER_OPTIONS, values, "recovery"),
             training=asked.training,
-            lora=LoraOptions(**fields_of(OPTIONS, values, "lora")),
+            lora=LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(OPTIONS, values, "run"), command=asked.command),
+            options=RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command),
             callbacks=[progress],
         )
     finally:
@@ -68,11 +68,11 @@ def _work(asked: Invocation) -> None:
     show_result(results_console(), result)
 
 
-COMMAND = TrainingCommand(
+_COMMAND = TrainingCommand(
     name="recover",
-    description=DESCRIPTION,
+    description=_DESCRIPTION,
     usage="loraprune recover MODEL --data DATA -o OUT [options]",
     example="loraprune recover MODEL --data DATA -o OUT",
-    groups=GROUPS,
+    groups=_GROUPS,
     work=_work,
 )

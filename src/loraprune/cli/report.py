@@ -14,20 +14,20 @@ if TYPE_CHECKING:
 
     from loraprune.recipes.report import ReportAgain
 
-DESCRIPTION = """Make the report of a finished run again, and add what `loraprune eval` measured of the run and of the
+_DESCRIPTION = """Make the report of a finished run again, and add what `loraprune eval` measured of the run and of the
 model that it began with. evaluation.json in the folder of the run counts by itself."""
-EXAMPLES = """examples:
+_EXAMPLES = """examples:
   loraprune eval MODEL OUT --ppl wikitext2 --tasks piqa -o results.json
   loraprune report OUT --evaluation results.json
 """
 
 
-def parser() -> argparse.ArgumentParser:
+def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
     parser = argparse.ArgumentParser(
         prog="loraprune report",
-        description=DESCRIPTION,
-        epilog=EXAMPLES,
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         usage="loraprune report RUN [--evaluation FILE ...] [-o FILE.html] [options]",
     )
@@ -41,9 +41,9 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def main(arguments: Sequence[str]) -> int:
+def report_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = parser().parse_args(arguments)
+    options = _parser().parse_args(arguments)
     console = open_console(quiet=options.quiet)
     return report_errors(console, lambda: _run(options))
 
@@ -53,7 +53,7 @@ def _run(options: argparse.Namespace) -> int:
     from loraprune.recipes.report import report_again
 
     made = report_again(options.run, options.evaluation, output=options.output, card=options.card)
-    show(results_console(), made)
+    _show(results_console(), made)
     if options.open:
         import webbrowser
 
@@ -61,7 +61,7 @@ def _run(options: argparse.Namespace) -> int:
     return 0
 
 
-def show(console: Console, made: ReportAgain) -> None:
+def _show(console: Console, made: ReportAgain) -> None:
     """Print which results belong to which model, and where the report is."""
     for side, entries in ((made.data.before, made.entries.dense), (made.data.after, made.entries.pruned)):
         for model in dict.fromkeys(entry.model for entry in entries):

@@ -126,7 +126,7 @@ def prepare_dataset(
 
 def _passage_writer(
     columns: Columns, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
-) -> Callable[[Row, int], Passage | None]:
+) -> Callable[[RawRow, int], Passage | None]:
     """Choose what writes a row (with its number) as a passage, or as None where it is empty."""
     if columns.format is DataFormat.PROMPT_COMPLETION:
         return prompt_completion_passage
@@ -150,7 +150,7 @@ def _encoded_documents(
 def _encoded_answers(
     dataset: Dataset,
     columns: Columns,
-    writer: Callable[[Row, int], Passage | None],
+    writer: Callable[[RawRow, int], Passage | None],
     tokenizer: PreTrainedTokenizerBase,
     tally: _Tally,
     *,
@@ -198,7 +198,7 @@ def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, l
 
 # The formats that data comes in, told by the columns.
 
-Row = dict[str, Any]
+RawRow = dict[str, Any]
 
 _BATCH = 1000
 
@@ -260,7 +260,7 @@ def detect_format(dataset: Dataset) -> DataFormat:
     return columns_of(dataset).format
 
 
-def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, Row]]]:
+def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
     """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only."""
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
     number = 0

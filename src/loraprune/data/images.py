@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PIXEL_COLUMN = "pixel_values"
 IMAGE_COLUMNS = ("image", "img", "images")
-NEEDED = "the columns 'image' (or 'pixel_values') and 'label'"
+_NEEDED = "the columns 'image' (or 'pixel_values') and 'label'"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +42,8 @@ def image_columns(dataset: Dataset) -> ImageColumns:
     if label is None or image is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"An image classifier is trained on {NEEDED}, and the data has the columns {found}. Rename the columns, or "
-            "pass a collator of your own."
+            f"An image classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename the columns, "
+            "or pass a collator of your own."
         )
     return ImageColumns(image=image, label=label, ready=image == PIXEL_COLUMN)
 

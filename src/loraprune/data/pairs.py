@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
-from loraprune.data.formats import Columns, DataFormat, PreparedRows, Row, columns_of, numbered_batches
+from loraprune.data.formats import Columns, DataFormat, PreparedRows, RawRow, columns_of, numbered_batches
 from loraprune.data.tokenize import closed, text_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-PAIR_COLUMNS = (
+_PAIR_COLUMNS = (
     Columns(format=DataFormat.SOURCE_TARGET, needed=("source", "target")),
     Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
 )
-NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for columns in PAIR_COLUMNS)
+_NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for columns in _PAIR_COLUMNS)
 
 
-def _texts(row: Row, columns: Columns, number: int) -> tuple[str, str]:
+def _texts(row: RawRow, columns: Columns, number: int) -> tuple[str, str]:
     """Source and target of a row: of an instruction, the input it is about follows on a line of its own."""
     source, target = (text_value(row, name, number) for name in columns.needed)
     extra = text_value(row, "input", number) if columns.optional else ""
@@ -44,7 +44,7 @@ def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_l
     Raises:
         ValueError: columns are missing, a value is no text, or no row has both.
     """
-    columns = columns_of(dataset, PAIR_COLUMNS)
+    columns = columns_of(dataset, _PAIR_COLUMNS)
     lost = {"cut to --max-length": 0, "left out, since they hold no source or no target": 0}
     input_ids, labels = [], []
     for source, target in _filled(dataset, columns, lost):

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise")
-PAIR_COLUMNS = ("text_pair", "sentence2", "hypothesis")
-NEEDED = "the columns 'text' (or 'sentence'; with 'text_pair' or 'sentence2' where it has two) and 'label'"
+_PAIR_COLUMNS = ("text_pair", "sentence2", "hypothesis")
+_NEEDED = "the columns 'text' (or 'sentence'; with 'text_pair' or 'sentence2' where it has two) and 'label'"
 
 
 def prepare_sentences(
@@ -30,9 +30,9 @@ def prepare_sentences(
     if text is None or label is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"A text classifier is trained on {NEEDED}, and the data has the columns {found}. Rename the columns."
+            f"A text classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename the columns."
         )
-    pair = find_column(dataset, PAIR_COLUMNS)
+    pair = find_column(dataset, _PAIR_COLUMNS)
     numbers = label_numbers(dataset, label, ModelLabels.of(config))
     used = [name for name in (text, pair, label) if name is not None]
     columns: dict[str, list[Any]] = {"labels": []}

@@ -159,10 +159,10 @@ def _one_line(error: BaseException) -> str:
 DOCUMENT_SEPARATOR = "<|endoftext|>"
 """A line that holds only this ends a document of a plain text file."""
 
-Row = dict[str, Any]
+_Row = dict[str, Any]
 
 
-def _rows_dataset(rows: list[Row], path: Path) -> Dataset:
+def _rows_dataset(rows: list[_Row], path: Path) -> Dataset:
     """Turn rows into a data set with the columns of all rows; a key that a row lacks is None there."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     values = {column: [row.get(column) for row in rows] for column in columns}
@@ -177,7 +177,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _parse_line(line: str, number: int, path: Path) -> Row:
+def _parse_line(line: str, number: int, path: Path) -> _Row:
     try:
         row = json.loads(line)
     except json.JSONDecodeError as error:
@@ -236,7 +236,7 @@ def _long_fields() -> Iterator[None]:
 
 def _read_csv(path: Path) -> Dataset:
     """Read a CSV file with a header line; all its values are text."""
-    rows: list[Row] = []
+    rows: list[_Row] = []
     with path.open(encoding="utf-8-sig", newline="") as file, _long_fields():
         reader = csv.DictReader(file, strict=True)
         try:

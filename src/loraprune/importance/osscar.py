@@ -12,11 +12,11 @@ from loraprune.calibration.least_squares import (
 )
 
 MOST_ROUNDS = 256
-WIDEST_IN_64_BITS = 2048
+_WIDEST_IN_64_BITS = 2048
 # At least two rounding steps of 32 bits, so that scores which differ by as much stay apart.
 TIE_BREAK = 2.0**-22
 # Smaller shares of the largest error are rounding errors.
-FLOOR = 2.0**-50
+_FLOOR = 2.0**-50
 
 
 class _Elimination:
@@ -118,7 +118,7 @@ def _as_scores(order_G: torch.Tensor, errors_G: torch.Tensor) -> torch.Tensor:
     """
     rising = errors_G.double() if errors_G.device.type != "mps" else errors_G
     rising = rising.cummax(0).values
-    rising = rising.clamp_min(max(float(rising[-1]) * FLOOR, torch.finfo(torch.float32).tiny))
+    rising = rising.clamp_min(max(float(rising[-1]) * _FLOOR, torch.finfo(torch.float32).tiny))
     rising = rising * (1 + TIE_BREAK * torch.arange(len(rising), device=rising.device))
     scores_G = torch.empty(len(order_G), dtype=torch.float32, device=order_G.device)
     scores_G[order_G] = rising.to(torch.float32)
@@ -160,7 +160,7 @@ def osscar_group_scores(
     free = torch.ones(weight_OI.shape[1], dtype=torch.bool, device=columns.device)
     free[columns] = False
     columns = torch.cat([columns, free.nonzero()[:, 0]])
-    in_64_bits = weight_OI.shape[1] <= WIDEST_IN_64_BITS and weight_OI.device.type != "mps"
+    in_64_bits = weight_OI.shape[1] <= _WIDEST_IN_64_BITS and weight_OI.device.type != "mps"
     dtype = torch.float64 if in_64_bits else torch.float32
     moment_II = moment_II[columns][:, columns].to(dtype)
     for _ in range(DAMPING_ATTEMPTS):

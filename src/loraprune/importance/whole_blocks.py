@@ -61,7 +61,7 @@ def block_by_block(model: nn.Module, structure: Structure) -> Structure:
     return replace(structure, blocks=present, dimensions=tuple(dimensions))
 
 
-def joined(structure: Structure, scores: Scores) -> Scores:
+def joined_scores(structure: Structure, scores: Scores) -> Scores:
     """Scores of single blocks, in their order, as those of the one dimension that they are groups of."""
     (blocks,) = structure.of_kind("blocks")
     return {blocks.name: torch.cat(list(scores.values()))}
@@ -97,7 +97,7 @@ class WholeBlocks:
             self.inner.detach()
             self.attach(self._model, self._structure)
         scores = self.inner.scores(Plan.full(self._alone))
-        return None if scores is None else joined(self._structure, scores)
+        return None if scores is None else joined_scores(self._structure, scores)
 
     def detach(self) -> None:
         """Detach the criterion."""

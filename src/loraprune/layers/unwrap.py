@@ -47,7 +47,7 @@ def adapter_of(module: Any, parameter: str) -> Any | None:
 
 
 @contextmanager
-def inference_mode(model: nn.Module) -> Iterator[None]:
+def eval_mode(model: nn.Module) -> Iterator[None]:
     """Switch ``model`` to evaluation mode (no dropout) and restore every module's own mode afterwards.
 
     Modules are restored one by one: a model may hold frozen parts that stay in evaluation mode while it trains.

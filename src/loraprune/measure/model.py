@@ -10,7 +10,7 @@ import torch
 
 from loraprune.checkpoint.adapter import with_adapter
 from loraprune.checkpoint.load import default_device, load_model
-from loraprune.tasks.source import Measurable, check_measurable
+from loraprune.tasks.source import MeasurableModel, check_measurable
 from loraprune.tasks.task import Task
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class MeasuredModel:
 
 
 def load_measured(
-    name: str | Path | Measurable,
+    name: str | Path | MeasurableModel,
     *,
     dtype: torch.dtype | str | None = None,
     device: torch.device | str | None = None,
@@ -75,7 +75,7 @@ def load_measured(
     """
     found = (
         name
-        if isinstance(name, Measurable)
+        if isinstance(name, MeasurableModel)
         else check_measurable(
             name, trust_remote_code=trust_remote_code, revision=revision, tokenizer=tokenizer, base=base
         )

@@ -26,7 +26,7 @@ class Known:
 
 
 @dataclass(frozen=True)
-class Belonging(Generic[Key]):
+class Ownership(Generic[Key]):
     """What a figure is of.
 
     Attributes:
@@ -51,7 +51,7 @@ class Owners(Generic[Key]):
         self._by_own_name = by_own_name
         self._hashes: dict[Key, str | None] = {}
 
-    def of(self, name: str, fingerprint: str | None, file: Path) -> Belonging[Key]:
+    def of(self, name: str, fingerprint: str | None, file: Path) -> Ownership[Key]:
         """Tell which model a figure is of.
 
         Args:
@@ -62,12 +62,12 @@ class Owners(Generic[Key]):
         placed = self._at_its_place(name, file)
         for meant in placed or (self._called(name) if self._by_own_name else ()):
             if not fingerprint or self._hash(meant) in (None, fingerprint):
-                return Belonging(meant)
+                return Ownership(meant)
         if fingerprint:
             moved = next((key for key in self._models if self._hash(key) == fingerprint), None)
             if moved is not None:
-                return Belonging(moved)
-        return Belonging(placed[0], stale=True) if placed else Belonging()
+                return Ownership(moved)
+        return Ownership(placed[0], stale=True) if placed else Ownership()
 
     def _at_its_place(self, name: str, file: Path) -> list[Key]:
         places = {Path(name).expanduser().resolve(), (file.parent / name).resolve()}

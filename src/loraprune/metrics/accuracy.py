@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.layers.unwrap import inference_mode
-from loraprune.metrics.perplexity import IGNORED, HeldOutRows, placed
+from loraprune.layers.unwrap import eval_mode
+from loraprune.metrics.perplexity import IGNORED, HeldOutRows, on_device
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -41,9 +41,9 @@ def target_quality(
     """Measure likelihoods of all held-out targets, and generate the first ``generated`` of them."""
     device = next(model.parameters()).device
     total, count = 0.0, 0
-    with inference_mode(model):
+    with eval_mode(model):
         for batch in held_out.batches():
-            inputs = placed(batch, device, model.dtype)
+            inputs = on_device(batch, device, model.dtype)
             logits = model(**inputs).logits.float()
             labels = inputs["labels"]
             total += torch.nn.functional.cross_entropy(
@@ -53,7 +53,7 @@ def target_quality(
         matches = [
             match
             for batch in held_out.batches(generated)
-            for match in _matches(model, placed(batch, device, model.dtype), tokenizer)
+            for match in _matches(model, on_device(batch, device, model.dtype), tokenizer)
         ]
     loss = total / count
     return TargetQuality(
@@ -105,9 +105,9 @@ def accuracy(model: PreTrainedModel, held_out: HeldOutRows) -> Accuracy:
     """Measure a classifier; losses are summed in 32 bits whatever its dtype."""
     device = next(model.parameters()).device
     right, total, count = 0, 0.0, 0
-    with inference_mode(model):
+    with eval_mode(model):
         for batch in held_out.batches():
-            inputs = placed(batch, device, model.dtype)
+            inputs = on_device(batch, device, model.dtype)
             labels = inputs.pop("labels")
             logits = model(**inputs).logits.float()
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()

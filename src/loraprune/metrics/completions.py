@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraprune.calibration.progress import Told
+    from loraprune.calibration.progress import Progress
 
 DEFAULT_PROMPTS = (
     "The old lighthouse keeper opened the door and saw",
@@ -112,7 +112,7 @@ def complete_prompts(
     prompts: Sequence[str],
     writing: Writing | None = None,
     *,
-    told: Told | None = None,
+    progress: Progress | None = None,
 ) -> list[str]:
     """Go on from each prompt, without repeating it; an encoder–decoder model writes its target for it.
 
@@ -124,18 +124,18 @@ def complete_prompts(
         tokenizer: of the model.
         prompts: one or more.
         writing: how; None: greedily, 64 tokens.
-        told: hears of every completion.
+        progress: hears of every completion.
 
     Raises:
         ValueError: the tokenizer makes no token of a prompt.
     """
     writing = writing or Writing()
     completions = []
-    with inference_mode(model):
+    with eval_mode(model):
         for number, prompt in enumerate(prompts, start=1):
             completions.append(_complete(model, tokenizer, prompt, writing))
-            if told is not None:
-                told(number, len(prompts))
+            if progress is not None:
+                progress(number, len(prompts))
     return completions
 
 

@@ -9,16 +9,16 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 
-from loraprune.calibration import block_by_block
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 IGNORED = -100
-TOKENS_PER_BATCH = 4096
+_TOKENS_PER_BATCH = 4096
 LOGITS_PER_BATCH = 1 << 27
 
 
@@ -97,7 +97,7 @@ def _batches(held_out: HeldOut, vocabulary: int) -> list[tuple[torch.Tensor, tor
     ordered = sorted(held_out.sequences, key=lambda pair: len(pair[0]), reverse=True)
     for length, group in groupby(ordered, key=lambda pair: len(pair[0])):
         ids, labels = (torch.stack(column) for column in zip(*group, strict=True))
-        size = max(1, min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary) // length)
+        size = max(1, min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary) // length)
         batches += list(zip(ids.split(size), labels.split(size), strict=True))
     return batches
 
@@ -112,7 +112,7 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     device = next(model.parameters()).device
     total = 0.0
     num_tokens = 0
-    with inference_mode(model):
+    with eval_mode(model):
         for ids, labels in _batches(held_out, model.config.vocab_size):
             targets = labels[:, 1:].to(device)
             logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
@@ -160,11 +160,11 @@ class HeldOutRows:
             yield self.collator([self.rows[i] for i in range(start, min(start + ROWS_PER_BATCH, total))])
 
 
-def placed(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
+def on_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
     """A batch on a device; numbers with a fraction (pixels) in the dtype of the model's weights."""
     cast = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in batch.items()
     }
-    moved: dict[str, Any] = block_by_block.placed(cast, device)
+    moved: dict[str, Any] = send_to_device(cast, device)
     return moved

@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import LOGITS_PER_BATCH
 from loraprune.metrics.windows import Windows
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from loraprune.calibration.progress import Told
+    from loraprune.calibration.progress import Progress
 
-TOKENS_PER_BATCH = {"cpu": 4096}
+_TOKENS_PER_BATCH = {"cpu": 4096}
 """Tokens to begin with, by kind of device."""
 TOKENS_PER_BATCH_ELSEWHERE = 16384
 LARGEST_EXPONENT = 700.0
@@ -47,7 +47,7 @@ class TextPerplexity:
 
 
 def text_perplexity(
-    model: PreTrainedModel, windows: Windows, *, batch_size: int | None = None, told: Told | None = None
+    model: PreTrainedModel, windows: Windows, *, batch_size: int | None = None, progress: Progress | None = None
 ) -> TextPerplexity:
     """Measure a model on windows of a text.
 
@@ -58,12 +58,12 @@ def text_perplexity(
         model: on its device.
         windows: of the text.
         batch_size: windows in a batch; None begins with one that should fit and halves it until it does.
-        told: told how many tokens are done.
+        progress: told how many tokens are done.
 
     Raises:
         ValueError: there is no memory for a single window.
     """
-    total = _summed(model, windows, batch_size, told or (lambda done, of: None))
+    total = _summed(model, windows, batch_size, progress or (lambda done, of: None))
     count = windows.num_scored
     return TextPerplexity(
         perplexity=_exp(total / count),
@@ -80,14 +80,14 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < LARGEST_EXPONENT else math.inf if not math.isnan(value) else math.nan
 
 
-def _summed(model: Any, windows: Windows, batch_size: int | None, told: Told) -> float:
+def _summed(model: Any, windows: Windows, batch_size: int | None, progress: Progress) -> float:
     """The negative log-likelihood of all scored tokens, in nats."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     count, done, total = len(windows.ids_WL), 0, 0.0
     size = batch_size or starting_batch_size(model, windows.length)
-    told(0, count * windows.length)
-    with inference_mode(model), torch.no_grad():
+    progress(0, count * windows.length)
+    with eval_mode(model), torch.no_grad():
         while done < count:
             try:
                 total += _batch_nll(model, windows, done, done + size)
@@ -98,7 +98,7 @@ def _summed(model: Any, windows: Windows, batch_size: int | None, told: Told) ->
                     raise _no_memory(batch_size, windows.length) from error
             else:
                 done = min(done + size, count)
-                told(done * windows.length, count * windows.length)
+                progress(done * windows.length, count * windows.length)
                 continue
             # Out of reach of the error, which holds on to the tensors of the failed batch.
             size //= 2
@@ -117,7 +117,7 @@ def _no_memory(batch_size: int | None, length: int) -> ValueError:
 def starting_batch_size(model: Any, length: int) -> int:
     """Windows in a batch to begin with: by the tokens, and by the logits that they give."""
     device = next(model.parameters()).device
-    tokens = TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
+    tokens = _TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
     vocabulary = model.get_output_embeddings()
     width = vocabulary.weight.shape[0] if vocabulary is not None and hasattr(vocabulary, "weight") else 32000
     return max(1, min(tokens, LOGITS_PER_BATCH // width) // length)

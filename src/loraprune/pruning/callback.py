@@ -16,7 +16,7 @@ from loraprune.importance.moving_average import Scores, averaged
 from loraprune.layers.unwrap import base_model
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.phases import (
+from loraprune.pruning.phase_timer import (
     AFTER_CUTS,
     BEFORE_CUTS,
     BETWEEN_CUTS,
@@ -24,7 +24,7 @@ from loraprune.pruning.phases import (
     MASKING,
     PREPARING,
     TRAINING,
-    Phases,
+    PhaseTimer,
 )
 from loraprune.pruning.resume import restore_, save_state
 from loraprune.pruning.state import PruningRun
@@ -103,7 +103,7 @@ class PruningCallback(TrainerCallback):
         self.run: PruningRun | None = None
         self.history: list[dict[str, Any]] = []
         self.skipped_steps: list[int] = []
-        self.phases = Phases()
+        self.phases = PhaseTimer()
         self.steps = 0
         self._calibration = calibration
         self._skipped_in_a_row = 0

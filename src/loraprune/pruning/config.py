@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from loraprune.allocation.uniform import ALLOCATIONS
+from loraprune.allocation.allocate import ALLOCATIONS
 from loraprune.importance.compresso import CompressoOptions
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.lora import LORA_FORMS

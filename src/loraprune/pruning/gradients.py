@@ -7,16 +7,17 @@ from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils import send_to_device
 from torch.utils.checkpoint import checkpoint
 
-from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches, placed
-from loraprune.calibration.progress import Told
+from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
+from loraprune.calibration.progress import Progress
 from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import base_gradients, taylor_scores
-from loraprune.importance.whole_blocks import block_by_block, for_structure, joined
-from loraprune.layers.unwrap import base_model, inference_mode
+from loraprune.importance.whole_blocks import block_by_block, for_structure, joined_scores
+from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def gradient_scores(
     plan: Plan,
     calibration: Calibration,
     options: CriterionOptions,
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Score the groups that a model has now by the loss on calibration data.
 
@@ -103,7 +104,7 @@ def gradient_scores(
         calibration: token ids, or mappings of the model's inputs with labels.
         options: of ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
             (importance of the group's weights from their gradients; ``L`` is the mean loss).
-        told: hears how many batches are done, and how many there are.
+        progress: hears how many batches are done, and how many there are.
 
     Raises:
         ValueError: the calibration data give no loss, for want of labels; a form of ``taylor`` that cannot be had of
@@ -112,7 +113,7 @@ def gradient_scores(
     """
     base: Any = base_model(model)
     scores = _of_experts if options.name == "taylor" and _has_experts(base, structure) else _listening
-    found = scores(base, structure, plan, list(_batches(calibration)), options, told)
+    found = scores(base, structure, plan, list(_batches(calibration)), options, progress)
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise ArithmeticError(
             "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
@@ -132,7 +133,7 @@ def _has_experts(base: Any, structure: Structure) -> bool:
 def _backward_ready(base: Any, structure: Structure) -> Iterator[None]:
     """The model as it is in use, with gradients of what is listened to and of no parameter."""
     with ExitStack() as stack:
-        stack.enter_context(inference_mode(base))
+        stack.enter_context(eval_mode(base))
         stack.enter_context(torch.enable_grad())
         stack.enter_context(_frozen(base))
         stack.enter_context(_recomputing(base, structure))
@@ -145,14 +146,14 @@ def _listening(
     plan: Plan,
     batches: list[dict[str, Any]],
     options: CriterionOptions,
-    told: Told,
+    progress: Progress,
 ) -> Scores:
     """Scores by a criterion that listens to the backward passes."""
     criterion: Criterion = for_structure(make_criterion(options), options.name, structure)
     criterion.attach(base, structure)
     try:
         with _backward_ready(base, structure):
-            _run_backward(base, batches, each_alone=options.name == "fisher", told=told)
+            _run_backward(base, batches, each_alone=options.name == "fisher", progress=progress)
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
@@ -166,7 +167,7 @@ def _of_experts(
     plan: Plan,
     batches: list[dict[str, Any]],
     options: CriterionOptions,
-    told: Told,
+    progress: Progress,
 ) -> Scores:
     """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
     form = options.taylor_form
@@ -178,19 +179,19 @@ def _of_experts(
     if "blocks" in structure.kinds:
         # The weights of a block are those of all of its layers.
         alone = block_by_block(base, structure)
-        return joined(structure, _of_experts(base, alone, Plan.full(alone), batches, options, told))
+        return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), batches, options, progress))
     with _backward_ready(base, structure), base_gradients(base, structure):
-        _run_backward(base, batches, each_alone=False, told=told)
+        _run_backward(base, batches, each_alone=False, progress=progress)
         return taylor_scores(base, structure, plan, form, options.group_reduction)
 
 
-def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, told: Told) -> None:
+def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, progress: Progress) -> None:
     """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
     device = next(model.parameters()).device
     total = sum(_rows(batch) for batch in batches)
-    told(0, len(batches))
+    progress(0, len(batches))
     for done, batch in enumerate(batches, 1):
-        loss = model(**placed(batch, device)).loss
+        loss = model(**send_to_device(dict(batch), device)).loss
         if loss is None:
             raise ValueError(
                 "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or choose "
@@ -198,7 +199,7 @@ def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: 
             )
         # The loss of a batch is its mean.
         (loss * _rows(batch) / (1 if each_alone else total)).backward()
-        told(done, len(batches))
+        progress(done, len(batches))
 
 
 def _rows(batch: dict[str, Any]) -> int:

@@ -9,21 +9,21 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
+from loraprune.allocation.allocate import allocate
 from loraprune.allocation.choices import Choice
-from loraprune.allocation.uniform import allocate
 from loraprune.calibration.block_by_block import Calibration, CalibrationPass, calibration_pass, token_sequences
-from loraprune.calibration.progress import Told, ToldOf
+from loraprune.calibration.progress import Progress, ProgressOf
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.whole_blocks import for_structure
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import Chooser, cut_
+from loraprune.surgery.refit import GroupChooser, cut_
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ class StructuredOptions:
     Attributes:
         ratio: share of the prunable parameters that goes.
         scores: how groups are scored.
-        allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.uniform.allocate`.
+        allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.allocate.allocate`.
         repair: ``stream``, ``refit``, ``bias`` or ``none``: see :func:`loraprune.surgery.refit.cut_`.
         damping: of the refit.
         cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
@@ -77,7 +77,7 @@ def prune_(
     legal: LegalWidths,
     calibration: Calibration,
     options: StructuredOptions,
-    told: ToldOf = lambda what, done, total: None,
+    progress: ProgressOf = lambda what, done, total: None,
 ) -> StructuredResult:
     """Cut a model, in place.
 
@@ -92,7 +92,7 @@ def prune_(
         calibration: token ids or mappings of the model's inputs; may be empty where neither scores nor repair look
             at data.
         options: how.
-        told: hears how far the work is.
+        progress: hears how far the work is.
     """
     plan = Plan.full(structure)
     importance: Scores = {}
@@ -103,7 +103,7 @@ def prune_(
             # Any scores do: the groups are chosen when their block is reached.
             scores = {dimension.name: torch.ones(plan.count(dimension.name)) for dimension in structure}
         else:
-            scores = _scores(model, structure, plan, calibration, options, partial(told, f"scoring{place}"))
+            scores = _scores(model, structure, plan, calibration, options, partial(progress, f"scoring{place}"))
             _remember(importance, structure, plan, scores)
         ranked = options.scores.method == "flap" and options.allocation == "global"
         if ranked:
@@ -131,7 +131,7 @@ def prune_(
             repair=options.repair,
             choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
             device=options.device,
-            told=partial(told, f"cutting{place}"),
+            progress=partial(progress, f"cutting{place}"),
             noted=noted.append,
         )
         _remember(importance, structure, before, seen)
@@ -140,11 +140,16 @@ def prune_(
 
 
 def _scores(
-    model: nn.Module, structure: Structure, plan: Plan, calibration: Calibration, options: StructuredOptions, told: Told
+    model: nn.Module,
+    structure: Structure,
+    plan: Plan,
+    calibration: Calibration,
+    options: StructuredOptions,
+    progress: Progress,
 ) -> Scores:
     """Scores to allocate by."""
     make_pass = partial(calibration_pass, model, structure, calibration, options.device)
-    return score_groups(model, structure, plan, options.scores, calibration, make_pass, told)
+    return score_groups(model, structure, plan, options.scores, calibration, make_pass, progress)
 
 
 def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, options: StructuredOptions) -> bool:
@@ -155,7 +160,7 @@ def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, op
     return bool(token_sequences(structure, calibration)) and not tied
 
 
-def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> Chooser:
+def _chooser(model: nn.Module, options: StructuredOptions, seen: Scores) -> GroupChooser:
     """Chooses groups by their scores at the time; notes these in ``seen``."""
 
     def choose(dimension: PrunableDimension, count: int, kept: int, calibration: CalibrationPass) -> Sequence[int]:
@@ -225,7 +230,7 @@ def score_groups(
     options: ScoreOptions,
     calibration: Calibration,
     make_pass: Callable[[], CalibrationPass],
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Score all groups that a model has now, as it is now.
 
@@ -236,7 +241,7 @@ def score_groups(
         options: how.
         calibration: token ids or mappings of inputs; may be empty for methods that read weights alone.
         make_pass: begins a pass over the same data.
-        told: hears how far the work is.
+        progress: hears how far the work is.
     """
     method = options.method
     if method in WEIGHT_METHODS:
@@ -246,10 +251,10 @@ def score_groups(
         assert scores is not None
         return scores
     if method in GRADIENT_METHODS:
-        return gradient_scores(model, structure, plan, calibration, options.criterion, told)
+        return gradient_scores(model, structure, plan, calibration, options.criterion, progress)
     found: Scores = {}
-    with inference_mode(model), torch.no_grad():
-        told(0, len(structure.blocks))
+    with eval_mode(model), torch.no_grad():
+        progress(0, len(structure.blocks))
         calibration_pass = make_pass()
         for layer in range(len(structure.blocks)):
             for dimension in structure.of_layer(layer):
@@ -258,5 +263,5 @@ def score_groups(
                     method, model, dimension, count, calibration_pass, options.damping
                 )
             calibration_pass.advance()
-            told(layer + 1, len(structure.blocks))
+            progress(layer + 1, len(structure.blocks))
     return found

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprune.allocation.uniform import ALLOCATIONS
+from loraprune.allocation.allocate import ALLOCATIONS
 from loraprune.importance.criterion import check_options
 from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.taylor_forms import TAYLOR_FORMS

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from loraprune.allocation.schedule import Cut, cut_schedule
+from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
@@ -42,7 +42,7 @@ class PstRun(PruningRun):
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
         self.layers: dict[str, PstLinear] = {}
-        self.schedule: list[Cut] = []
+        self.schedule: list[ScheduledCut] = []
         self.adapter_learning_rate = 0.0
         self._optimizer: torch.optim.Adam | None = None
         self._weights = 0

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.allocation.schedule import Cut, cut_schedule
-from loraprune.allocation.uniform import allocate, check_reachable
+from loraprune.allocation.allocate import allocate, check_reachable
+from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, LearnedCriterion, check_reach
 from loraprune.importance.flap import standardized
@@ -23,7 +23,7 @@ from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized_model, prepare_
 from loraprune.layers.unwrap import base_model
-from loraprune.pruning.phases import Phases
+from loraprune.pruning.phase_timer import PhaseTimer
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -90,7 +90,7 @@ class PruningRun:
     importance: Scores = field(default_factory=dict)
     total_steps: int = 0
     learned: dict[str, torch.Tensor] = field(default_factory=dict)
-    phases: Phases = field(default_factory=Phases)
+    phases: PhaseTimer = field(default_factory=PhaseTimer)
 
     def __post_init__(self) -> None:
         self._model: nn.Module | None = None
@@ -98,7 +98,7 @@ class PruningRun:
         self._calibration: Calibration | None = None
         self._attached = False
         self.micro_batches: int | None = None
-        self.schedule: list[Cut] = []
+        self.schedule: list[ScheduledCut] = []
         criterion = make_criterion(self.config.criterion_options)
         self.criterion = for_structure(criterion, self.config.criterion, self.structure)
 
@@ -141,7 +141,7 @@ class PruningRun:
         return self.structure.num_parameters - self.plan.removed_parameters(self.structure)
 
     @property
-    def pending(self) -> list[Cut]:
+    def pending(self) -> list[ScheduledCut]:
         """Cuts that are still to be made."""
         return self.schedule[len(self.records) :]
 

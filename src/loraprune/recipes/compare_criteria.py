@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
-from loraprune.allocation.uniform import ALLOCATIONS, check_reachable
+from loraprune.allocation.allocate import ALLOCATIONS, check_reachable
 from loraprune.importance.criterion import LISTENERS, CriterionOptions, check_reach
 from loraprune.importance.lora import LORA_FORMS
 from loraprune.importance.moving_average import Scores

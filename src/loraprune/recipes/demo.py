@@ -20,7 +20,7 @@ from loraprune.tasks.options import RunOptions
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-TRAINING: dict[str, Any] = {
+_TRAINING: dict[str, Any] = {
     "max_steps": 160,
     "per_device_train_batch_size": 8,
     "max_length": 256,
@@ -69,7 +69,7 @@ def run_demo(
                 demo_model(),
                 train,
                 PruningConfig(ratio=ratio, allocation="uniform", cuts=4, calibration_sequences=32),
-                training={**TRAINING, **(training or {})},
+                training={**_TRAINING, **(training or {})},
                 options=replace(options, eval_data=str(held_out)),
                 callbacks=callbacks,
             )

@@ -12,17 +12,17 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
-from loraprune.calibration.progress import ToldOf
+from loraprune.calibration.progress import ProgressOf
 from loraprune.calibration.residual_stream import has_stream
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.importance.moving_average import Scores
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.oneshot import StructuredOptions, prune_
 from loraprune.pruning.oneshot_config import OneshotConfig
-from loraprune.pruning.phases import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, Phases
+from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot
@@ -30,7 +30,7 @@ from loraprune.recipes.steps.record import oneshot_recipe
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
-from loraprune.report.from_record import importance_of, report_of, write_page
+from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -91,7 +91,7 @@ def oneshot(
     *,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
-    told: ToldOf = lambda what, done, total: None,
+    progress: ProgressOf = lambda what, done, total: None,
     image_processor: Any = None,
     collator: Collator | None = None,
 ) -> OneshotResult:
@@ -104,7 +104,7 @@ def oneshot(
         config: what to prune, and how; the default is half of the prunable parameters, by the default method.
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
-        told: hears how far the work is: what is being done, steps done, and how many there are.
+        progress: hears how far the work is: what is being done, steps done, and how many there are.
         image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
         collator: makes batches of rows in place of the task's own; data of images may then have any columns.
 
@@ -124,7 +124,7 @@ def oneshot(
         image_processor=image_processor,
         collator=collator,
     )
-    started, phases = time.time(), Phases()
+    started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
         loaded = prepared.load_model() if prepared.model is None else prepared.model
@@ -133,11 +133,13 @@ def oneshot(
     calibration = draw(prepared)
     prune = _cut if prepared.oneshot.structured else _sparsified
     with phases.timed(SCORING_AND_CUTTING if prepared.oneshot.structured else ZEROING):
-        pruned = prune(prepared, loaded, calibration, told)
+        pruned = prune(prepared, loaded, calibration, progress)
     return _finish(prepared, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
 
 
-def _sparsified(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
+def _sparsified(
+    prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf
+) -> _Pruned:
     """Weights become zero."""
     options = prepared.oneshot.sparsity_options()
     records = sparsify_(
@@ -145,12 +147,12 @@ def _sparsified(prepared: PreparedOneshot, model: PreTrainedModel, calibration: 
         prepared.structure,
         calibration_pass(model, prepared.structure, calibration, prepared.computing) if calibration else None,
         options,
-        lambda done, total: told(options.method, done, total),
+        lambda done, total: progress(options.method, done, total),
     )
     return _Pruned(plan=Plan.full(prepared.structure), matrices=tuple(records))
 
 
-def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, told: ToldOf) -> _Pruned:
+def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf) -> _Pruned:
     """Heads and channels go."""
     config = prepared.oneshot
     warn_of_few_tokens(prepared, calibration)
@@ -166,7 +168,7 @@ def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibra
         cuts=config.value("cuts"),
         device=prepared.computing,
     )
-    result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, told)
+    result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, progress)
     return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
 
 
@@ -175,7 +177,7 @@ def _repair(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Cali
     repair: str = prepared.oneshot.value("repair")
     if repair != "stream":
         return repair
-    with inference_mode(model):
+    with eval_mode(model):
         if has_stream(model, prepared.structure, calibration, prepared.computing):
             return repair
     logger.info(
@@ -228,7 +230,7 @@ def _finish(
     dense: dict[str, Any],
     course: dict[str, Any],
     started: float,
-    phases: Phases,
+    phases: PhaseTimer,
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
@@ -272,7 +274,7 @@ def _finish(
 
 
 def _save(
-    prepared: PreparedOneshot, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: Phases
+    prepared: PreparedOneshot, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: PhaseTimer
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
     output = prepared.options.output
@@ -286,7 +288,7 @@ def _save(
         record["metrics"]["phases"] = dict(phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
         if prepared.options.report:
-            write_page(report, folder, output)
+            write_run_page(report, folder, output)
 
     card = card_of(prepared, record, runtimes_of(finished))
     save_checkpoint(output, finished, prepared.processor, record=record, card=card, extras=extras)
@@ -339,7 +341,7 @@ def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> N
 
 # What a run without training tells: notes for its report, and its model card.
 
-NOTED_DEVIATION = 0.002
+_NOTED_DEVIATION = 0.002
 
 
 def measures_of(prepared: PreparedOneshot) -> tuple[Measure, ...]:
@@ -354,13 +356,13 @@ def notes_of(prepared: PreparedOneshot, metrics: dict[str, Any]) -> tuple[str, .
     """What the reader has to know."""
     if not prepared.oneshot.structured:
         target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
-        if abs(reached - target) <= NOTED_DEVIATION:
+        if abs(reached - target) <= _NOTED_DEVIATION:
             return ()
         return (f"The sparsity is {reached:.2%} rather than {target:.2%}: rows have whole numbers of weights.",)
     reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
     if reached == 0.0:
         return (f"Nothing was removed: the ratio of {target:g} is less than half of the smallest step.",)
-    if abs(reached - target) <= NOTED_DEVIATION:
+    if abs(reached - target) <= _NOTED_DEVIATION:
         return ()
     why = "head counts are those that the config accepts, and FFN widths are rounded"
     if prepared.oneshot.value("allocation") == "global":

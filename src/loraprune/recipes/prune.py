@@ -22,7 +22,7 @@ from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.pruning.phases import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
+from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
 from loraprune.pruning.pst import PstCallback, PstRun
 from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.steps.check import prepare
@@ -35,7 +35,7 @@ from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import model_card, pst_card, recovery_card
-from loraprune.report.from_record import importance_of, report_of, shown_measures, write_page
+from loraprune.report.from_record import importance_of, report_of, shown_measures, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -288,7 +288,7 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
 
 # What a run of the joint recipe leaves behind: report and notes, the adapter, and the folder of the result.
 
-NOTED_DEVIATION = 0.002
+_NOTED_DEVIATION = 0.002
 
 
 def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> Path | None:
@@ -326,7 +326,7 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     notes = [*quantization_notes(prepared)]
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
         notes.append(filling_note(prepared, zeros))
-    if not prepared.unstructured and abs(pruning.run.ratio - prepared.pruning.ratio) > NOTED_DEVIATION:
+    if not prepared.unstructured and abs(pruning.run.ratio - prepared.pruning.ratio) > _NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         why = f"{widths} those that the config accepts"
@@ -362,7 +362,7 @@ def save(
         record["metrics"]["phases"] = dict(pruning.phases.seconds)
         report = replace(report, phases=record["metrics"]["phases"])
         if prepared.options.report:
-            write_page(report, folder, output)
+            write_run_page(report, folder, output)
         copy_event_files(run_dir, folder)
         if adapter is not None:
             shutil.copytree(adapter, folder / "adapter")

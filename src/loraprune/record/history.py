@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FILE = "pruning.json"
+RECORD_FILE = "pruning.json"
 
 
 def base_pruning_of(model: PreTrainedModel) -> dict[str, Any] | None:
@@ -39,7 +39,7 @@ def _record_path(name: str, revision: str | None) -> Path | None:
     try:
         found = cached_file(
             name,
-            FILE,
+            RECORD_FILE,
             revision=revision,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,
@@ -75,7 +75,7 @@ def _mapping(values: dict[str, Any], name: str) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def in_words(history: dict[str, Any]) -> str:
+def history_in_words(history: dict[str, Any]) -> str:
     """``"2:4 sparse by wanda"``, ``"50% pruned by fisher"``: what the base was; empty where that is not known."""
     method = f" by `{history['method']}`" if "method" in history else ""
     ratio, sparsity = history.get("ratio"), history.get("sparsity")
@@ -85,5 +85,5 @@ def in_words(history: dict[str, Any]) -> str:
         return f"{ratio:.0%} pruned{method}"
     before = _mapping(history, "base_pruning")
     if before and not ("pattern" in before and not sparsity):
-        return in_words(before)
+        return history_in_words(before)
     return f"{sparsity:.0%} sparse" if isinstance(sparsity, float) and sparsity > 0.0 else ""

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origi
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-T = TypeVar("T")
+_T = TypeVar("_T")
 
 _SCALARS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
@@ -38,7 +38,7 @@ def encode(value: object) -> object:
     return str(value)
 
 
-def decode(kind: type[T], value: object, where: str = "") -> T:
+def decode(kind: type[_T], value: object, where: str = "") -> _T:
     """Build an instance of the dataclass ``kind`` from parsed JSON.
 
     None where a plain ``float`` is expected becomes NaN, the inverse of `encode`. Fields that the class does not
@@ -105,7 +105,7 @@ def _decode_enum(hint: type[Enum], value: object, where: str) -> Enum:
         raise ValueError(f"{where} is {value!r}, which is none of {known}.") from None
 
 
-def _expect(kind: type[T], value: object, where: str, name: str) -> T:
+def _expect(kind: type[_T], value: object, where: str, name: str) -> _T:
     if not isinstance(value, kind):
         raise ValueError(f"{where} should be {name}, but is {value!r:.60}.")
     return value

@@ -182,13 +182,13 @@ def timestamp() -> str:
 
 # Versions of what shapes a result.
 
-PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
 
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the packages that shape a result."""
     found = {"python": platform.python_version(), "loraprune": __version__}
-    for package in PACKAGES:
+    for package in _PACKAGES:
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

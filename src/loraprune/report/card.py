@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from loraprune.importance.compresso import CompressoOptions
-from loraprune.record.history import in_words
+from loraprune.record.history import history_in_words
 from loraprune.report.from_record import shown_measures
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.task import CARD_FORMATS, Measure, Task
@@ -19,7 +19,7 @@ from loraprune.tasks.task import CARD_FORMATS, Measure, Task
 if TYPE_CHECKING:
     from loraprune.record.report_data import Row
 
-GROUPS = {
+_GROUPS = {
     "heads": "attention heads",
     "query_heads": "query heads",
     "channels": "FFN channels",
@@ -49,7 +49,7 @@ def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
     """A sentence that says what every layer has."""
     if structure.spans_blocks and widths:
         (dimension,) = structure
-        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {GROUPS[dimension.kind]} are left."
+        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {_GROUPS[dimension.kind]} are left."
     kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
@@ -143,7 +143,7 @@ def removed_shares(pruning: dict[str, Any]) -> str:
 
 def removed_kinds(structure: Structure) -> str:
     """What was removed, in words."""
-    return " and ".join(GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
+    return " and ".join(_GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
 
 
 def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
@@ -181,7 +181,7 @@ def _prompt_note(settings: dict[str, Any]) -> str:
 
 # The table of a model card, brought up to date.
 
-HEAD = re.compile(r"^\| +\|.*\|\n\|(?:-+\|)+\n", re.MULTILINE)
+_HEAD = re.compile(r"^\| +\|.*\|\n\|(?:-+\|)+\n", re.MULTILINE)
 UNKNOWN = "–"
 
 
@@ -195,7 +195,7 @@ def with_rows(card: str, rows: Sequence[Row]) -> str:
     Raises:
         ValueError: the card has no table of measures.
     """
-    head = HEAD.search(card)
+    head = _HEAD.search(card)
     if head is None:
         raise ValueError("it holds no table of measures")
     lines = card[head.end() :].splitlines(keepends=True)
@@ -248,7 +248,7 @@ def pst_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str
 def recovery_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
     """Write the model card."""
     metrics = record["metrics"]
-    was = in_words(record.get("base_pruning", {}))
+    was = history_in_words(record.get("base_pruning", {}))
     base = f"`{base_name(record)}` ({was})" if was else f"`{base_name(record)}`"
     facts = "No weight was removed."
     if "sparsity" in metrics:

@@ -32,7 +32,7 @@ def show_entries(console: Console, entries: Sequence[Entry]) -> None:
     columns = [(names[model], [entry for entry in entries if entry.model == model]) for model in models]
     rows = _by_label([entry for entry in entries if entry.kind in FURTHER])
     if rows:
-        console.print(figures_table(rows, names))
+        console.print(_figures_table(rows, names))
     scores = task_table(columns)
     if scores is not None:
         console.print(scores)
@@ -63,7 +63,7 @@ def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Entry
     return found
 
 
-def figures_table(rows: Mapping[tuple[str, str], ByModel], names: Mapping[str, str]) -> Table:
+def _figures_table(rows: Mapping[tuple[str, str], ByModel], names: Mapping[str, str]) -> Table:
     """The table of perplexities, accuracies and losses.
 
     Args:
@@ -274,9 +274,9 @@ def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> N
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[str]:
     """Names of figures that have a standard error beside them, or that are accuracies."""
-    told = ("num_", "chance", "version", "group", "subtasks")
+    aside = ("num_", "chance", "version", "group", "subtasks")
     for name in values:
-        if not name.startswith(told) and "_stderr" not in name:
+        if not name.startswith(aside) and "_stderr" not in name:
             yield name
 
 

@@ -55,7 +55,7 @@ def half(
     return Figure(title=title, caption=caption, legend=legend, wide=wide, narrow=narrow, numbers=numbers)
 
 
-def in_words(kind: str) -> str:
+def kind_in_words(kind: str) -> str:
     """A kind of dimension as a reader expects it: ``expert channels``."""
     return kind.replace("_", " ")
 

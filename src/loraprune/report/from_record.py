@@ -47,7 +47,7 @@ def _row(metrics: dict[str, Any], measure: Measure) -> Row | None:
     )
 
 
-def rows_of(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
+def _rows_of(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
     """Measures of both models, of which there are figures."""
     rows = (_row(metrics, measure) for measure in measures)
     return tuple(row for row in rows if row is not None)
@@ -111,7 +111,7 @@ def report_of(
     """
     settings, metrics = record["settings"], record["metrics"]
     pruning, sparsity = metrics.get("pruning", {}), metrics.get("sparsity", {})
-    dimensions, kept, matrices = pruning.get("dimensions", ()), record["plan"], matrices_of(sparsity)
+    dimensions, kept, matrices = pruning.get("dimensions", ()), record["plan"], _matrices_of(sparsity)
     recovery = _recovery(sparsity) if "recovery" in settings else None
     what, headline = _outcome(record)
     history = {"base_pruning": record["base_pruning"]} if recovery and "base_pruning" in record else {}
@@ -123,7 +123,7 @@ def report_of(
         recovery=recovery,
         before="before" if recovery else "dense",
         after="after" if recovery else "pruned",
-        rows=rows_of(metrics, measures),
+        rows=_rows_of(metrics, measures),
         steps=metrics.get("steps"),
         history=points_of(metrics),
         cuts=cuts_of(pruning or sparsity),
@@ -190,7 +190,7 @@ def headline_of(pruning: Mapping[str, Any]) -> Headline:
 SEEN_DIFFERENCE = 0.005
 
 
-def matrices_of(sparsity: Mapping[str, Any]) -> tuple[MatrixRecord, ...]:
+def _matrices_of(sparsity: Mapping[str, Any]) -> tuple[MatrixRecord, ...]:
     """Matrices as the record of a run without training has them; none of other runs."""
     return tuple(MatrixRecord(**matrix) for matrix in sparsity.get("matrices", ()))
 
@@ -241,7 +241,7 @@ def matrix_table(matrices: Sequence[MatrixRecord]) -> tuple[Details, ...]:
 # The report of a run that is over: what can go wrong in drawing it is no reason to lose the model.
 
 
-def write_page(report: ReportData, folder: Path, output: Path) -> None:
+def write_run_page(report: ReportData, folder: Path, output: Path) -> None:
     """Write page and data of a report; where that fails, say so, and leave the data to make it from.
 
     Args:

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report.figure import Grid, in_words
+from loraprune.report.figure import Grid, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def width_grid(layers: Sequence[LayerWidth]) -> Grid:
         (str(layer), *(", ".join(cells.get((layer, kind), [numbers.MISSING])) for kind in kinds))
         for layer in numbers_of_layers
     )
-    return Grid(heads=("layer", *map(in_words, kinds)), rows=tuple(rows))
+    return Grid(heads=("layer", *map(kind_in_words, kinds)), rows=tuple(rows))
 
 
 def cut_grid(cuts: Sequence[Cut], gone: str = "removed") -> Grid:
@@ -47,7 +47,7 @@ def cut_grid(cuts: Sequence[Cut], gone: str = "removed") -> Grid:
         )
         for cut in cuts
     )
-    return Grid(heads=("step", gone, *map(in_words, kinds), *(["took"] if timed else [])), rows=tuple(rows))
+    return Grid(heads=("step", gone, *map(kind_in_words, kinds), *(["took"] if timed else [])), rows=tuple(rows))
 
 
 def _span(widths: Sequence[int]) -> str:

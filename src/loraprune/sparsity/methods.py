@@ -17,7 +17,7 @@ from loraprune.sparsity.masks import (
     lowest_of_rows,
     lowest_of_rows_by_share,
 )
-from loraprune.sparsity.obs import BLOCK_SIZE, Chooser, better_rows, inverse, output_error, prune_columns
+from loraprune.sparsity.obs import BLOCK_SIZE, ColumnChooser, better_rows, inverse, mask_error, prune_columns
 
 if TYPE_CHECKING:
     from loraprune.calibration.features import FeatureStatistics
@@ -145,8 +145,8 @@ def _with_updates(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: S
         weight_OI, inverted, choose, step=block_size if part is None else part, block_size=block_size
     )
     updated = better_rows(weight_OI, updated, removed | inverted.dead_I, moment)
-    error = float(output_error(updated - weight_OI, moment).sum())
-    size = float(output_error(weight_OI, moment).sum())
+    error = float(mask_error(updated - weight_OI, moment).sum())
+    size = float(mask_error(weight_OI, moment).sum())
     return SparseMatrix(
         weight_OI=updated,
         removed_OI=removed,
@@ -155,7 +155,7 @@ def _with_updates(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: S
     )
 
 
-def _chooser(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: SparsityOptions) -> Chooser:
+def _chooser(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: SparsityOptions) -> ColumnChooser:
     pattern = options.pattern
     choose = lowest_of_matrix if pattern.m is None else lowest_of_parts
     if options.method == "sparsegpt":

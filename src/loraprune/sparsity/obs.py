@@ -13,10 +13,10 @@ import torch
 from loraprune.calibration.least_squares import damped_cholesky
 
 BLOCK_SIZE = 128
-WIDEST_IN_64_BITS = 16384
+_WIDEST_IN_64_BITS = 16384
 """Features up to which a second moment is inverted in 64 bits: five matrices of 2 GB at this width."""
 
-Chooser = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
+ColumnChooser = Callable[[torch.Tensor, torch.Tensor, slice], torch.Tensor]
 """Chooses weights of some columns that go: from their present values ``(out, columns)``, the square roots of the
 diagonal of the inverse of what is left of the second moment ``(columns,)``, and which columns those are; True where a
 weight goes."""
@@ -48,7 +48,7 @@ def inverse(moment_II: torch.Tensor, damping: float) -> Inverse:
     Raises:
         NotPositiveDefiniteError: even with more damping there is no factor.
     """
-    wide = moment_II.shape[0] > WIDEST_IN_64_BITS
+    wide = moment_II.shape[0] > _WIDEST_IN_64_BITS
     moment = moment_II.to(torch.float32 if wide else torch.float64, copy=True)
     diagonal = moment.diagonal()
     dead = diagonal == 0
@@ -66,7 +66,7 @@ def inverse(moment_II: torch.Tensor, damping: float) -> Inverse:
 
 
 def prune_columns(
-    weight_OI: torch.Tensor, inverse: Inverse, choose: Chooser, *, step: int, block_size: int = BLOCK_SIZE
+    weight_OI: torch.Tensor, inverse: Inverse, choose: ColumnChooser, *, step: int, block_size: int = BLOCK_SIZE
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Go through the columns from left to right: a weight that goes is made up for by the columns to its right.
 
@@ -102,7 +102,7 @@ def prune_columns(
     return weight.masked_fill_(removed, 0.0), removed
 
 
-def output_error(change_OI: torch.Tensor, moment_II: torch.Tensor) -> torch.Tensor:
+def mask_error(change_OI: torch.Tensor, moment_II: torch.Tensor) -> torch.Tensor:
     """``E (Δw·x)²`` for each row of a change of the weight, shape ``(out,)``."""
     return ((change_OI @ moment_II) * change_OI).sum(1)
 
@@ -116,5 +116,5 @@ def better_rows(
     than no update.
     """
     plain = weight_OI.masked_fill(removed_OI, 0.0)
-    worse = output_error(updated_OI - weight_OI, moment_II) > output_error(plain - weight_OI, moment_II)
+    worse = mask_error(updated_OI - weight_OI, moment_II) > mask_error(plain - weight_OI, moment_II)
     return torch.where(worse[:, None], plain, updated_OI)

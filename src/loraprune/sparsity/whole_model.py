@@ -13,8 +13,8 @@ from torch import nn
 
 from loraprune.calibration.features import FeatureStatistics
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
-from loraprune.calibration.progress import Told
-from loraprune.layers.unwrap import base_model, inference_mode
+from loraprune.calibration.progress import Progress
+from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.sparsity.matrices import Matrix, matrices_of
 from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
 
@@ -81,7 +81,7 @@ def sparsify_(
     structure: Structure,
     calibration: CalibrationPass | None,
     options: SparsityOptions,
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
 ) -> list[MatrixRecord]:
     """Make the linear layers of all blocks sparse, in place.
 
@@ -90,7 +90,7 @@ def sparsify_(
         structure: its description; blocks that it protects are left alone.
         calibration: a pass that has not begun; None for methods that look at nothing but weights.
         options: what is done to each matrix.
-        told: hears how many blocks are done, and how many there are.
+        progress: hears how many blocks are done, and how many there are.
 
     Returns:
         What became of each matrix, in their order.
@@ -100,8 +100,8 @@ def sparsify_(
     """
     records: list[MatrixRecord] = []
     troubles = Troubles()
-    told(0, len(structure.blocks))
-    with inference_mode(model), torch.no_grad():
+    progress(0, len(structure.blocks))
+    with eval_mode(model), torch.no_grad():
         for layer, block in enumerate(structure.blocks):
             if layer not in structure.protected:
                 matrices = list(matrices_of(base_model(model), block))
@@ -113,7 +113,7 @@ def sparsify_(
                 records += [made[matrix.name] for matrix in matrices]
             if calibration is not None:
                 calibration.advance()
-            told(layer + 1, len(structure.blocks))
+            progress(layer + 1, len(structure.blocks))
     troubles.warn()
     return records
 

@@ -14,7 +14,7 @@ from loraprune.structure.dimensions import WHOLE_MODEL, Member, PrunableDimensio
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-KIND = "blocks"
+_KIND = "blocks"
 COUNT = "num_hidden_layers"
 """What every config of transformers calls the number of blocks, itself or through its ``attribute_map``."""
 
@@ -31,7 +31,9 @@ def _base_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
     }
 
 
-def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]) -> str | None:
+def blocks_refusal(
+    model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
+) -> str | None:
     """Why no whole block of a model can go; None where some can.
 
     What is left has to be an ordinary model with fewer blocks, so that all blocks must be alike, and a block must not
@@ -57,8 +59,8 @@ def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, 
 def blocks_dimension(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> PrunableDimension:
     """The whole blocks of a model that :func:`refusal` lets pass, as one dimension."""
     return PrunableDimension(
-        name=f"{spec.stacks[0].name}.{KIND}",
-        kind=KIND,
+        name=f"{spec.stacks[0].name}.{_KIND}",
+        kind=_KIND,
         layer=WHOLE_MODEL,
         num_groups=len(blocks),
         members=(),

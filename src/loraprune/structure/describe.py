@@ -10,15 +10,14 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from loraprune.architectures import spec_for
-from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, StackSpec, Unit
+from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, RowUnit, StackSpec
 from loraprune.layers.axes import axis_length, is_stacked, parameters_per_position
 from loraprune.layers.quantized import quantized_layers, shape_of
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.structure.blocks import blocks_dimension
-from loraprune.structure.blocks import refusal as depth_refusal
+from loraprune.structure.blocks import blocks_refusal as depth_refusal
 from loraprune.structure.dimensions import Member, PrunableDimension, Remembered, Structure
-from loraprune.structure.hidden import hidden_dimension
-from loraprune.structure.hidden import refusal as hidden_refusal
+from loraprune.structure.hidden import hidden_dimension, hidden_refusal
 from loraprune.structure.kinds import check_ragged, choose_kinds, protected_layers
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ class _BlockSizes:
         self.queries = heads // self.kv_heads
         hidden = getattr(config, keys.hidden, None)
         self.head_dim = head_dim_of(config, spec) if isinstance(hidden, int) and self.value(keys.heads) else 1
-        self.units: dict[Unit, int] = {
+        self.units: dict[RowUnit, int] = {
             "query": self.queries * self.head_dim,
             "kv": self.head_dim,
             "head": self.head_dim,

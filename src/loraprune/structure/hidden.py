@@ -17,7 +17,7 @@ from loraprune.structure.dimensions import WHOLE_MODEL, Member, PrunableDimensio
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-KIND = "hidden"
+_KIND = "hidden"
 
 
 def _present(model: nn.Module, *paths: str) -> list[str]:
@@ -70,7 +70,9 @@ def _adapter_trouble(model: nn.Module, spec: ArchitectureSpec, name: str) -> str
     return None
 
 
-def refusal(model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]) -> str | None:
+def hidden_refusal(
+    model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
+) -> str | None:
     """Why the hidden size of a model cannot shrink; None where it can."""
     if spec.stream is None:
         return (
@@ -103,8 +105,8 @@ def hidden_dimension(
     ]
     consumer = next(m for m in reversed(members) if m.axis == "input" and m.module.startswith(blocks[-1]))
     return PrunableDimension(
-        name=KIND,
-        kind=KIND,
+        name=_KIND,
+        kind=_KIND,
         layer=WHOLE_MODEL,
         num_groups=width,
         members=tuple(member for member in members if member is not consumer),
@@ -149,6 +151,6 @@ def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequ
         setattr(norm, _ROUNDED_OFF, torch.where(weight == 0, 1.0, exact / weight))
 
 
-def stream_writers(dimension: PrunableDimension) -> list[str]:
+def hidden_writers(dimension: PrunableDimension) -> list[str]:
     """Names of the layers that write to the stream, the embedding first."""
     return [member.module for member in dimension.members if member.axis == "output"]

@@ -13,7 +13,7 @@ from torch import nn
 from loraprune.importance.evidence.block_gates import entering
 from loraprune.layers.experts import ExpertTap
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.structure.hidden import stream_writers
+from loraprune.structure.hidden import hidden_writers
 
 if TYPE_CHECKING:
     from torch import nn
@@ -107,7 +107,7 @@ class _StreamMask:
     def __init__(self, model: nn.Module, dimension: PrunableDimension) -> None:
         self._writers = [
             _OutputMask(model.get_submodule(name), dimension.consumer, dimension.num_groups)
-            for name in stream_writers(dimension)
+            for name in hidden_writers(dimension)
         ]
 
     def follow(self, kept: tuple[int, ...]) -> None:

@@ -19,13 +19,13 @@ from loraprune.calibration.block_by_block import (
     token_sequences,
 )
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
-from loraprune.calibration.progress import Told
+from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
 from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
 from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
 from loraprune.layers.quantized import exact_weight, is_quantized, set_weight_, source_of
-from loraprune.layers.unwrap import base_layer, base_model, inference_mode
+from loraprune.layers.unwrap import base_layer, base_model, eval_mode
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
 from loraprune.surgery.masking import masked
@@ -43,7 +43,7 @@ logger = logging.getLogger("loraprune")
 Repair = Literal["refit", "stream", "bias", "none"]
 REPAIRS: tuple[str, ...] = get_args(Repair)
 
-Chooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
+GroupChooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
 """Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
 over the calibration data, arrived at the dimension's block. Gives their positions, ascending."""
 
@@ -116,9 +116,9 @@ def cut_(
     damping: float = 0.01,
     optimizer: object | None = None,
     repair: str = "refit",
-    choose: Chooser | None = None,
+    choose: GroupChooser | None = None,
     device: torch.device | None = None,
-    told: Told = lambda done, total: None,
+    progress: Progress = lambda done, total: None,
     noted: Noted = lambda error: None,
 ) -> Plan:
     """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
@@ -142,7 +142,7 @@ def cut_(
         choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
             blocks before it have become. Not asked where blocks cannot be cut one by one.
         device: to compute on, one block at a time, where that is not the model's.
-        told: hears how far a cut with repair is.
+        progress: hears how far a cut with repair is.
         noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
 
     Returns:
@@ -151,8 +151,8 @@ def cut_(
     if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
         slice_(model, structure, before, after, optimizer)
         return after
-    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, told, noted)
-    with inference_mode(model):
+    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, progress, noted)
+    with eval_mode(model):
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
             if repair == "stream":
@@ -171,15 +171,15 @@ class _Cut:
     damping: float
     optimizer: object | None
     repair: str
-    choose: Chooser | None
-    told: Told
+    choose: GroupChooser | None
+    progress: Progress
     noted: Noted
     targets: StreamTargets | None = None
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""
         changed = self.after.positions_in(self.before)
-        self.told(0, len(self.structure.blocks))
+        self.progress(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
             self._begin_block(layer)
@@ -196,7 +196,7 @@ class _Cut:
                 if weight is not None:
                     set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
             layerwise.advance()
-            self.told(layer + 1, len(self.structure.blocks))
+            self.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
 
     def _begin_block(self, layer: int) -> None:
@@ -224,7 +224,7 @@ class _Cut:
                     repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
                     if repaired is not None:
                         set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
-                self.told(done, len(now.dimensions))
+                self.progress(done, len(now.dimensions))
         slice_(model, self.structure, self.before, self.after, self.optimizer)
         return self.after
 

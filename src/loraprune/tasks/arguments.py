@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loraprune.metrics.perplexity import Collator
     from loraprune.tasks.task import Task
 
-DEFAULTS: dict[str, Any] = {
+_DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "lr_scheduler_type": "cosine",
     "num_train_epochs": 2,
@@ -68,7 +68,7 @@ def training_arguments(
     if "max_length" not in known:
         _check_names(task, given, known)
     values: dict[str, Any] = {
-        **DEFAULTS,
+        **_DEFAULTS,
         "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
         **_recomputation(given, known, on=accelerated and facts.recomputes),
         "use_cpu": not accelerated,

@@ -16,9 +16,9 @@ from loraprune.data.formats import PreparedRows
 from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
 from loraprune.data.labels import ModelLabels, label_numbers
 from loraprune.data.sentences import prepare_sentences
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.accuracy import accuracy
-from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, placed
+from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, on_device
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifier_measures, random_tokens
 
@@ -111,8 +111,8 @@ class ImageClassification(Task):
         model = setup.model
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         try:
-            with inference_mode(model), torch.no_grad():
-                model(**placed(inputs, next(model.parameters()).device, model.dtype))
+            with eval_mode(model), torch.no_grad():
+                model(**on_device(inputs, next(model.parameters()).device, model.dtype))
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"The images do not fit the model. A batch of one is {tuple(pixels.shape)}, and the model is made for "
@@ -132,7 +132,7 @@ class ImageClassification(Task):
         batch.pop("labels", None)
         shape = "×".join(map(str, batch[PIXEL_COLUMN].shape[1:]))
         return Workload(
-            inputs=lambda model, device: placed(batch, device, model.dtype),
+            inputs=lambda model, device: on_device(batch, device, model.dtype),
             facts={"latency_input": f"one image of {shape}"},
         )
 

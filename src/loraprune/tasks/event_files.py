@@ -17,7 +17,7 @@ logger = logging.getLogger("loraprune")
 FOLDER = "runs"
 """Where TensorBoard's event files are, in the run's folder and in the output."""
 
-PACKAGES = {
+EVENT_PACKAGES = {
     "azure_ml": ("azureml",),
     "clearml": ("clearml",),
     "codecarbon": ("codecarbon",),
@@ -52,7 +52,7 @@ def check_report_to(arguments: TrainingArguments) -> None:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to is {name!r}, which is none of {known}.{hint}")
-        packages = PACKAGES.get(name, ())
+        packages = EVENT_PACKAGES.get(name, ())
         if packages and not any(find_spec(package) for package in packages):
             raise ValueError(
                 f"report_to is {name!r}, and the package {packages[0]} is not installed. Install it (pip install "

@@ -25,8 +25,8 @@ from loraprune.tasks.task import (
     Setup,
     Task,
     Workload,
+    put_adapter,
     random_tokens,
-    with_adapter,
 )
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class TextToText(Task):
         """Transformers' Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainer
 
-        model = with_adapter(model, lora, arguments.seed)
+        model = put_adapter(model, lora, arguments.seed)
         return Seq2SeqTrainer(
             model=model,
             args=arguments,

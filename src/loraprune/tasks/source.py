@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measurable:
+class MeasurableModel:
     """A model that can be loaded and measured, as far as that is known without its weights.
 
     Attributes:
@@ -97,7 +97,7 @@ class Measurable:
             parts.append(fingerprint.folder_fingerprint(self.adapter.folder))
         if self.tokenizer_name is not None:
             parts.append(_identity(self.tokenizer_name, None))
-        return fingerprint.joined(*parts)
+        return fingerprint.joined_fingerprint(*parts)
 
 
 def check_measurable(
@@ -108,7 +108,7 @@ def check_measurable(
     tokenizer: str | None = None,
     base: str | None = None,
     needs_tokenizer: bool = True,
-) -> Measurable:
+) -> MeasurableModel:
     """Find out what a name stands for and whether it can be measured, without loading weights.
 
     Args:
@@ -139,7 +139,7 @@ def check_measurable(
     processor = None
     if not task.has_tokenizer:
         processor = load_image_processor(source, trust_remote_code=trust_remote_code, revision=source_revision)
-    return Measurable(
+    return MeasurableModel(
         name=name,
         task=task,
         auto_class=auto_class,
@@ -188,7 +188,7 @@ def _kind(name: str, config: PretrainedConfig) -> tuple[str, Task]:
             try:
                 auto_class = spec_for(config).auto_class
             except UnsupportedArchitectureError:
-                auto_class = undescribed.auto_class_of(config)
+                auto_class = undescribed.any_auto_class(config)
         return auto_class, task_of_config(config, auto_class)
     except (TaskError, ValueError) as error:
         raise CheckpointError(f"{name} cannot be measured: {error}") from error
@@ -242,7 +242,7 @@ def _identity(name: str, revision: str | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Subject:
+class ModelSource:
     """The model of a run before its weights are loaded.
 
     Attributes:
@@ -267,13 +267,13 @@ class Subject:
         return self.origin or "model"
 
 
-def find_subject(model: str | Path | PreTrainedModel, options: RunOptions) -> Subject:
+def find_source(model: str | Path | PreTrainedModel, options: RunOptions) -> ModelSource:
     """Read a checkpoint's config, or that of a model, and find out what it is tuned for."""
     if isinstance(model, (str, Path)):
         model = str(Path(model).expanduser()) if str(model).startswith("~") else str(model)
         config = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
         task = _find_task(None, config, options)
-        return Subject(
+        return ModelSource(
             loaded=None,
             origin=model,
             config=copy.deepcopy(config),
@@ -286,7 +286,7 @@ def find_subject(model: str | Path | PreTrainedModel, options: RunOptions) -> Su
         del config.quantization_config  # it describes how this model was loaded, and not what it is
     if not getattr(config, "architectures", None):
         config.architectures = [type(model).__name__]
-    return Subject(
+    return ModelSource(
         loaded=model,
         origin=str(getattr(model.config, "_name_or_path", "") or "") or None,
         config=config,
@@ -307,17 +307,17 @@ def _find_task(loaded: PreTrainedModel | None, config: PretrainedConfig, options
 
 
 def find_tokenizer(
-    tokenizer: PreTrainedTokenizerBase | str | Path | None, subject: Subject, options: RunOptions
+    tokenizer: PreTrainedTokenizerBase | str | Path | None, source: ModelSource, options: RunOptions
 ) -> PreTrainedTokenizerBase | None:
     """The tokenizer that was given, or the one of a checkpoint: the one named, or the model's own."""
-    if not subject.task.has_tokenizer:
+    if not source.task.has_tokenizer:
         if tokenizer is not None:
-            raise ValueError(f"A tokenizer was given, but a model for {subject.task.name} reads no text. Leave it out.")
+            raise ValueError(f"A tokenizer was given, but a model for {source.task.name} reads no text. Leave it out.")
         return None
     if isinstance(tokenizer, (str, Path)):
         return load_tokenizer(str(tokenizer), trust_remote_code=options.trust_remote_code)
     if tokenizer is not None:
         return tokenizer
-    if subject.origin is None:
+    if source.origin is None:
         raise ValueError("The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=.")
-    return load_tokenizer(subject.origin, trust_remote_code=options.trust_remote_code, revision=options.revision)
+    return load_tokenizer(source.origin, trust_remote_code=options.trust_remote_code, revision=options.revision)

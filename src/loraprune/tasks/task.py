@@ -159,7 +159,7 @@ class Task(ABC):
         """
         from transformers import Trainer
 
-        model = with_adapter(model, lora, arguments.seed)
+        model = put_adapter(model, lora, arguments.seed)
         return Trainer(
             model=model,
             args=arguments,
@@ -184,7 +184,7 @@ class Task(ABC):
         """
 
 
-def with_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
+def put_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
     """Put the adapter on a model, its random factors drawn from ``seed``."""
     from peft import get_peft_model
     from transformers import set_seed

@@ -214,7 +214,7 @@ def test_threads_are_set_for_the_run_and_restored(checkpoint: Path) -> None:
 
 def test_progress_counts_every_call_of_every_stage(checkpoint: Path) -> None:
     seen: list[tuple[str, int, int]] = []
-    bench(checkpoint, quick(decode_batch=(2,)), progress=lambda *told: seen.append(told))
+    bench(checkpoint, quick(decode_batch=(2,)), progress=lambda *progress: seen.append(progress))
     assert seen == [(stage, done, 3) for stage in ("prefill, 1 × 64 tokens", "decoding, batch 2") for done in range(4)]
 
 

@@ -11,7 +11,7 @@ from loraprune.measure.benchmark.bench import bench
 from loraprune.measure.benchmark.config import BenchConfig
 from loraprune.measure.benchmark.memory import peak_bytes, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, training_inputs
-from loraprune.measure.benchmark.timing import Contender, in_turns
+from loraprune.measure.benchmark.timing import TurnTaker, in_turns
 from loraprune.measure.benchmark.training_step import TrainingStep, Work
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
@@ -36,7 +36,7 @@ def test_a_call_is_timed_until_the_device_is_done() -> None:
     def turn():  # type: ignore[no-untyped-def]
         yield lambda: [matrix @ matrix for _ in range(10)]
 
-    times = in_turns({"only": Contender(turn=turn, device=device)}, repeats=3, warmup=1)["only"]
+    times = in_turns({"only": TurnTaker(turn=turn, device=device)}, repeats=3, warmup=1)["only"]
     assert times.least > 10 * 2 * 8192**3 / 2e15  # no device does 2 petaflops in these dtypes
 
 

@@ -8,7 +8,13 @@ from tests.checkpoints import byte_model
 from tests.tasks.models import tiny_bert, tiny_convnext, tiny_roberta, tiny_t5, tiny_vit
 from transformers import PreTrainedModel
 
-from loraprune.measure.benchmark.random_inputs import InputSize, in_words, prefill_inputs, training_inputs, writes_text
+from loraprune.measure.benchmark.random_inputs import (
+    InputSize,
+    inputs_in_words,
+    prefill_inputs,
+    training_inputs,
+    writes_text,
+)
 
 CPU = torch.device("cpu")
 SIZE = InputSize(batch_size=3, tokens=7)
@@ -49,7 +55,7 @@ def test_no_random_token_is_padding() -> None:
     ],
 )
 def test_the_input_is_told_in_words(make: Callable[[], PreTrainedModel], words: str, writes: bool) -> None:
-    assert in_words(make(), SIZE) == words
+    assert inputs_in_words(make(), SIZE) == words
     assert writes_text(make()) is writes
 
 

@@ -9,30 +9,30 @@ import pytest
 import torch
 
 from loraprune.measure.benchmark import timing as turns
-from loraprune.measure.benchmark.timing import Call, Contender, Times, in_turns
+from loraprune.measure.benchmark.timing import Call, Times, TurnTaker, in_turns
 
 CPU = torch.device("cpu")
 
 
-def noting(name: str, notes: list[str], steps: int = 1) -> Contender:
+def noting(name: str, notes: list[str], steps: int = 1) -> TurnTaker:
     @contextmanager
     def turn() -> Iterator[Call]:
         notes.append(f"enter {name}")
         yield lambda: notes.append(name)
         notes.append(f"leave {name}")
 
-    return Contender(turn=turn, device=CPU, steps=steps)
+    return TurnTaker(turn=turn, device=CPU, steps=steps)
 
 
 def test_contenders_take_turns_and_every_turn_is_entered_and_left() -> None:
     notes: list[str] = []
-    told: list[None] = []
+    progress: list[None] = []
     contenders = {name: noting(name, notes) for name in ("a", "b")}
-    times = in_turns(contenders, repeats=2, warmup=1, told=lambda: told.append(None))
+    times = in_turns(contenders, repeats=2, warmup=1, progress=lambda: progress.append(None))
     one_turn = ["enter a", "a", "leave a", "enter b", "b", "leave b"]
     assert notes == one_turn * 3
     assert {name: len(found.seconds) for name, found in times.items()} == {"a": 2, "b": 2}
-    assert len(told) == 6
+    assert len(progress) == 6
 
 
 def test_only_the_call_is_timed_and_warm_up_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

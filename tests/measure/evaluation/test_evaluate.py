@@ -114,15 +114,15 @@ class TestFigures:
         tiny_bert().save_pretrained(tmp_path / "bert")
         word_tokenizer().save_pretrained(tmp_path / "bert")
         rows = saved(tmp_path, opinions(50))
-        told: list[tuple[str, int, int]] = []
+        progress: list[tuple[str, int, int]] = []
         (entry,) = evaluate(
             tmp_path / "bert",
             EvaluationConfig(data=rows),
-            told=lambda what, done, total: told.append((what, done, total)),
+            progress=lambda what, done, total: progress.append((what, done, total)),
         ).entries
         assert (entry.kind, entry.name, entry.values["num_examples"]) == ("accuracy", "rows.jsonl", 50)
         assert 0.0 <= entry.values["accuracy"] <= 1.0
-        assert told == [("rows.jsonl texts", 32, 50), ("rows.jsonl texts", 50, 50)]
+        assert progress == [("rows.jsonl texts", 32, 50), ("rows.jsonl texts", 50, 50)]
         (first,) = evaluate(tmp_path / "bert", EvaluationConfig(data=rows, limit=7)).entries
         assert (first.values["num_examples"], first.label) == (7, "rows.jsonl, first 7")
 

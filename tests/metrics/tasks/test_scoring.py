@@ -202,7 +202,7 @@ def test_batches_hold_about_as_many_tokens_as_they_may(
 ) -> None:
     from loraprune.metrics.tasks import scoring
 
-    monkeypatch.setattr(scoring, "TOKENS_PER_BATCH", 400)
+    monkeypatch.setattr(scoring, "_TOKENS_PER_BATCH", 400)
     shapes: list[tuple[int, int]] = []
     handle = reader.register_forward_hook(lambda module, args, output: shapes.append(tuple(args[0].shape)))
     try:
@@ -314,12 +314,12 @@ def test_files_need_no_network_and_print_and_leave_nothing(
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    told: list[tuple[str, int, int]] = []
-    score_tasks(reader, tokenizer, [str(choices_file)], told=lambda *step: told.append(step))
+    progress: list[tuple[str, int, int]] = []
+    score_tasks(reader, tokenizer, [str(choices_file)], progress=lambda *step: progress.append(step))
     assert sorted(tmp_path.rglob("*")) == before
     assert capfd.readouterr() == ("", "")
     requests = sum(len(choices) for item in choice_items() if isinstance(choices := item["choices"], list))
-    assert told[-1] == ("choices.jsonl requests", requests, requests)
+    assert progress[-1] == ("choices.jsonl requests", requests, requests)
 
 
 def seed_all(seed: int) -> None:

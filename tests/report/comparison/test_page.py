@@ -13,7 +13,7 @@ from tests.report.test_html import Page
 from loraprune.record.report_data import Unit
 from loraprune.report import drawing
 from loraprune.report.comparison.figure import legend, write_picture
-from loraprune.report.comparison.page import render_page, verdict, write_page
+from loraprune.report.comparison.page import comparison_verdict, render_page, write_comparison_page
 from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunGroup, RunsComparison
 
 COSTS = (
@@ -141,7 +141,7 @@ def test_the_pointer_finds_every_run_in_every_panel(page: str) -> None:
 )
 def test_the_verdict_names_the_best_run(higher: bool, expected: str) -> None:
     group = ten_runs()
-    assert verdict(replace(group, quality=replace(group.quality, higher_is_better=higher))) == expected
+    assert comparison_verdict(replace(group, quality=replace(group.quality, higher_is_better=higher))) == expected
 
 
 def test_names_of_data_keep_their_case_in_headings() -> None:
@@ -179,7 +179,7 @@ def test_a_group_without_any_figure_has_a_page(odd: RunsComparison) -> None:
 
 def test_a_page_of_another_name_is_refused(comparison: RunsComparison, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not end in \.html"):
-        write_page(comparison, tmp_path / "page.htm")
+        write_comparison_page(comparison, tmp_path / "page.htm")
     assert not list(tmp_path.iterdir())
 
 

@@ -154,7 +154,7 @@ def _first_line(error: Exception) -> str:
 
 # Widths of each decoder block of a checkpoint, whether they agree or not.
 
-FORMAT = 1
+_FORMAT = 1
 """Version of the description of ragged widths that this code reads."""
 
 _BLOCK = "model.layers.{}"
@@ -215,9 +215,9 @@ def block_widths(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) ->
 def _blocks(pruned: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, int]]:
     if pruned is None:
         return {}
-    if pruned.get("format") != FORMAT:
+    if pruned.get("format") != _FORMAT:
         raise RuntimeFormatError(
-            f"config.json describes its widths in format {pruned.get('format')!r}, and this version reads {FORMAT}: "
+            f"config.json describes its widths in format {pruned.get('format')!r}, and this version reads {_FORMAT}: "
             "export with the version of loraprune that wrote the checkpoint."
         )
     blocks: Mapping[str, Mapping[str, int]] = pruned["blocks"]

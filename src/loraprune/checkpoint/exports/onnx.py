@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
     from transformers import PretrainedConfig, PreTrainedModel
 
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3
 """Difference that is still rounding, as a share of the largest logit."""
 
 
@@ -141,7 +141,7 @@ def _difference(logits: nn.Module, inputs: OnnxInputs, path: Path) -> float | No
     with torch.no_grad():
         expected = logits(*inputs.checked.values())[inputs.compared]
     difference = float((found - expected).abs().max())
-    if not difference <= TOLERANCE * float(expected.abs().max()):
+    if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise RuntimeFormatError(
             f"onnxruntime computes other logits than torch (they differ by up to {difference:.2g}), so the file was "
             "not kept. transformers loads the folder as it is."

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, block_widths
-from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, head_dim_of
+from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, gguf_head_dim
 from loraprune.layers.quantized import is_quantized_model, unfit_for_cpu
 from loraprune.structure.describe import describe
 
@@ -25,7 +25,7 @@ def _vllm_reads(config: PretrainedConfig) -> bool:
     if getattr(config, "pruned", None) or config.model_type not in VLLM_FAMILIES:
         return False
     # vLLM's Qwen2 divides the hidden size by the number of heads and does not read head_dim.
-    return config.model_type != "qwen2" or head_dim_of(config) * config.num_attention_heads == config.hidden_size
+    return config.model_type != "qwen2" or gguf_head_dim(config) * config.num_attention_heads == config.hidden_size
 
 
 def _gguf_architecture(config: PretrainedConfig) -> str | None:

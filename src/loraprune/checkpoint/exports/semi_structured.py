@@ -31,7 +31,7 @@ from loraprune.checkpoint.save import appearing_folder, check_disk_space
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-FORMAT = 1
+_FORMAT = 1
 """Version of the folder that this code writes and reads."""
 
 DESCRIPTION = "semi_structured.json"
@@ -81,7 +81,7 @@ def write_packed(found: SparseCheckpoint, output: Path) -> SparseFolderResult:
             save_file(tensors, path, metadata={"format": "pt"})
             written.append(path.name)
             size += path.stat().st_size
-        description = {"format": FORMAT, "files": written}
+        description = {"format": _FORMAT, "files": written}
         (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
     return SparseFolderResult(
         folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense
@@ -130,9 +130,9 @@ def _files(folder: Path) -> list[Path]:
             f"{folder} has no {DESCRIPTION}: name a folder that `loraprune export --format semi-structured` wrote."
         )
     description = json.loads(file.read_text(encoding="utf-8"))
-    if description.get("format") != FORMAT:
+    if description.get("format") != _FORMAT:
         raise RuntimeFormatError(
-            f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {FORMAT}: export "
+            f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {_FORMAT}: export "
             "the checkpoint again."
         )
     return [folder / Path(name).name for name in description["files"]]

@@ -7,11 +7,11 @@ import torch
 GROUP = 4
 """Weights of a row that are looked at together."""
 
-KEPT = 2
+_KEPT = 2
 """How many of them may differ from zero."""
 
 _PLACE_BITS = 2
-_GROUP_BITS = KEPT * _PLACE_BITS
+_GROUP_BITS = _KEPT * _PLACE_BITS
 
 
 def is_two_four(weight: torch.Tensor) -> bool:
@@ -19,7 +19,7 @@ def is_two_four(weight: torch.Tensor) -> bool:
     if weight.dim() != 2 or weight.shape[1] % GROUP or not weight.numel():
         return False
     kept = weight.detach().unflatten(1, (-1, GROUP)).ne(0).sum(dim=-1)
-    return bool((kept <= KEPT).all())
+    return bool((kept <= _KEPT).all())
 
 
 def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -34,7 +34,7 @@ def pack(weight_OI: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     assert is_two_four(weight_OI)
     groups_OG4 = weight_OI.unflatten(1, (-1, GROUP))
     # Sorted by "is zero", the kept weights come first; stable, so that the first zeros of a group fill up.
-    first_OG2 = groups_OG4.eq(0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :KEPT]
+    first_OG2 = groups_OG4.eq(0).to(torch.uint8).argsort(dim=-1, stable=True)[..., :_KEPT]
     places_OG2 = first_OG2.sort(dim=-1).values
     values_OJ = groups_OG4.gather(-1, places_OG2).flatten(1)
     halves_OG = places_OG2[..., 0] | places_OG2[..., 1] << _PLACE_BITS
@@ -50,8 +50,8 @@ def unpack(values_OJ: torch.Tensor, bytes_OB: torch.Tensor) -> torch.Tensor:
     Raises:
         ValueError: the two do not belong together.
     """
-    rows, groups = values_OJ.shape[0], values_OJ.shape[1] // KEPT
-    if values_OJ.shape[1] % KEPT or bytes_OB.shape != (rows, -(-groups // 2)) or bytes_OB.dtype != torch.uint8:
+    rows, groups = values_OJ.shape[0], values_OJ.shape[1] // _KEPT
+    if values_OJ.shape[1] % _KEPT or bytes_OB.shape != (rows, -(-groups // 2)) or bytes_OB.dtype != torch.uint8:
         raise ValueError(
             f"Packed weights of shape {tuple(values_OJ.shape)} and places of shape {tuple(bytes_OB.shape)} "
             f"({bytes_OB.dtype}) make no 2:4 matrix: the file is damaged. Export the checkpoint again."
@@ -61,4 +61,4 @@ def unpack(values_OJ: torch.Tensor, bytes_OB: torch.Tensor) -> torch.Tensor:
     halves_OG = torch.stack((low, high), dim=-1).flatten(1)[:, :groups]
     places_OG2 = torch.stack((halves_OG & GROUP - 1, halves_OG >> _PLACE_BITS), dim=-1)
     groups_OG4 = values_OJ.new_zeros(rows, groups, GROUP)
-    return groups_OG4.scatter(-1, places_OG2, values_OJ.unflatten(1, (groups, KEPT))).flatten(1)
+    return groups_OG4.scatter(-1, places_OG2, values_OJ.unflatten(1, (groups, _KEPT))).flatten(1)

@@ -14,7 +14,7 @@ from loraprune.importance.evidence.expert_gates import ExpertChannelGates, Seque
 from loraprune.importance.evidence.gate_squares import GateSquares
 from loraprune.importance.evidence.gradient_tap import listen
 from loraprune.layers.unwrap import base_model
-from loraprune.structure.hidden import stream_writers
+from loraprune.structure.hidden import hidden_writers
 
 if TYPE_CHECKING:
     from loraprune.structure.dimensions import Member, PrunableDimension, Structure
@@ -89,7 +89,7 @@ def _gates_on(
     if dimension.kind == "blocks":
         return BlockGates(module, anchor)
     if dimension.kind == "hidden":
-        embedding, *writers = (model.get_submodule(name) for name in stream_writers(dimension))
+        embedding, *writers = (model.get_submodule(name) for name in hidden_writers(dimension))
         return StreamGates(embedding, writers, anchor)
     if consumer.stacked:
         return ExpertChannelGates(module, anchor, sequences)

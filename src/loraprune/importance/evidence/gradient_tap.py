@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 
-Heard = Callable[[torch.Tensor, torch.Tensor], None]
+_Heard = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes a tensor and the gradient of the loss with respect to it."""
 
 
 class _Listen(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, inputs: torch.Tensor, anchor: torch.Tensor, heard: Heard) -> torch.Tensor:
+    def forward(ctx: Any, inputs: torch.Tensor, anchor: torch.Tensor, heard: _Heard) -> torch.Tensor:
         ctx.save_for_backward(inputs)
         ctx.heard = heard
         return inputs.view_as(inputs)
@@ -26,7 +26,7 @@ class _Listen(torch.autograd.Function):
         return gradients, None, None
 
 
-def listen(inputs: torch.Tensor, anchor: torch.Tensor, heard: Heard) -> torch.Tensor:
+def listen(inputs: torch.Tensor, anchor: torch.Tensor, heard: _Heard) -> torch.Tensor:
     """Pass a tensor on, and hand it over with its gradient once the backward pass comes by.
 
     What is saved for the backward is the tensor itself. On the input of a layer with LoRA, whose A saves it anyway,

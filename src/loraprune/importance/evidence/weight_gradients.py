@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from loraprune.structure.dimensions import Structure
 
-Heard = Callable[[torch.Tensor, torch.Tensor], None]
+_Heard = Callable[[torch.Tensor, torch.Tensor], None]
 """Takes what entered a layer, shape ``(batch, tokens, in)``, and the gradient of its output, ``(batch, tokens, out)``.
 
 The gradient of the weight is the sum of their products over the tokens: ``gradᵀ · inputs``, shape ``(out, in)``.
@@ -27,7 +27,7 @@ class _ListenBehind(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, output: torch.Tensor, inputs: torch.Tensor, anchor: torch.Tensor, heard: Heard
+        ctx: Any, output: torch.Tensor, inputs: torch.Tensor, anchor: torch.Tensor, heard: _Heard
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs)
         ctx.heard = heard
@@ -56,7 +56,7 @@ class WeightGradients:
         heard: for each layer to listen to, by its name, what takes input and gradient of each micro-batch.
     """
 
-    def __init__(self, model: nn.Module, structure: Structure, heard: Mapping[str, Heard]) -> None:
+    def __init__(self, model: nn.Module, structure: Structure, heard: Mapping[str, _Heard]) -> None:
         base = base_model(model)
         self._anchor = torch.zeros((), requires_grad=True)
         self._sequences = SequenceCounts(base, structure.blocks)
@@ -65,7 +65,7 @@ class WeightGradients:
             block = next((block for block in structure.blocks if name.startswith(f"{block}.")), None)
             self._handles.append(base.get_submodule(name).register_forward_hook(self._hook(block, take)))
 
-    def _hook(self, block: str | None, take: Heard) -> Callable[..., torch.Tensor | None]:
+    def _hook(self, block: str | None, take: _Heard) -> Callable[..., torch.Tensor | None]:
         def behind(module: nn.Module, args: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor | None:
             if not torch.is_grad_enabled():
                 return None

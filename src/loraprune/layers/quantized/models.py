@@ -12,7 +12,7 @@ from loraprune.layers.quantized.layers import is_quantized, layout_of, stored_by
 from loraprune.layers.quantized.layout import UnsupportedQuantizationError
 from loraprune.layers.unwrap import base_model
 
-METHODS = ("bitsandbytes", "torchao")
+_METHODS = ("bitsandbytes", "torchao")
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
@@ -54,7 +54,7 @@ def prepare_(model: nn.Module) -> None:
     if getattr(base, "is_quantized", False) and config is not None:
         stated = config["quant_method"] if isinstance(config, dict) else config.quant_method
         method = str(getattr(stated, "value", stated))
-        if method not in METHODS:
+        if method not in _METHODS:
             raise UnsupportedQuantizationError(
                 f"The model is quantized by {method}, which cannot be pruned. Load the original with --load-in-8bit or "
                 "--load-in-4bit, or with BitsAndBytesConfig in Python."

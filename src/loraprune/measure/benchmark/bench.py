@@ -14,12 +14,12 @@ import torch
 from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, working_dtype
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.config import BenchConfig, circumstances, device_of, threads
-from loraprune.measure.benchmark.contenders import Rival, in_memory, rivals_of
+from loraprune.measure.benchmark.contenders import Contender, contenders_of, in_memory
 from loraprune.measure.benchmark.flops import CONVENTION
 from loraprune.measure.benchmark.inference import decoding, prefill
 from loraprune.measure.benchmark.memory import free_memory, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, writes_text
-from loraprune.measure.benchmark.result import BenchedModel, BenchResult, Figure
+from loraprune.measure.benchmark.result import BenchedModel, BenchFigure, BenchResult
 from loraprune.measure.benchmark.timing import Progress, Rounds
 from loraprune.measure.benchmark.training_step import TrainingBench
 
@@ -56,7 +56,7 @@ def bench(
     with threads(config.threads), memory_reported(device, one_at_a_time=config.one_at_a_time):
         if config.profile == "training":
             return _training(models, config, device, rounds, command)
-        rivals = in_memory(models) if isinstance(models, Mapping) else rivals_of(_names(models), config)
+        rivals = in_memory(models) if isinstance(models, Mapping) else contenders_of(_names(models), config)
         return _inference(rivals, config, device, rounds, command)
 
 
@@ -68,7 +68,7 @@ def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _inference(
-    rivals: Sequence[Rival], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
+    rivals: Sequence[Contender], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
 ) -> BenchResult:
     """Load, measure, and put together."""
     dtype = rivals[0].dtype or _dtype(config) or working_dtype(checkpoint_dtype(rivals[0].config), device)
@@ -79,7 +79,7 @@ def _inference(
         check_memory(rivals, dtype, device)
     groups = [[rival] for rival in rivals] if config.one_at_a_time else [list(rivals)]
     benched: list[BenchedModel] = []
-    figures: list[Figure] = []
+    figures: list[BenchFigure] = []
     left_out: dict[str, str] = {}
     for group in groups:
         models = {rival.label: _loaded(rival, dtype, device, config) for rival in group}
@@ -136,7 +136,7 @@ def _training(
     )
 
 
-def _loaded(rival: Rival, dtype: torch.dtype, device: torch.device, config: BenchConfig) -> PreTrainedModel:
+def _loaded(rival: Contender, dtype: torch.dtype, device: torch.device, config: BenchConfig) -> PreTrainedModel:
     model = rival.load(dtype, device)
     if config.attn_implementation is not None:
         try:
@@ -149,7 +149,7 @@ def _loaded(rival: Rival, dtype: torch.dtype, device: torch.device, config: Benc
     return model
 
 
-def _benched(rival: Rival, model: PreTrainedModel) -> BenchedModel:
+def _benched(rival: Contender, model: PreTrainedModel) -> BenchedModel:
     size, source = rival.file_bytes(model)
     return BenchedModel(
         label=rival.label,
@@ -165,9 +165,9 @@ def _benched(rival: Rival, model: PreTrainedModel) -> BenchedModel:
     )
 
 
-def _compared(figures: Sequence[Figure], *, in_turns: bool) -> Iterator[Figure]:
+def _compared(figures: Sequence[BenchFigure], *, in_turns: bool) -> Iterator[BenchFigure]:
     """Figures with their share of the first one of the same measure."""
-    first: dict[tuple[str, Any], Figure] = {}
+    first: dict[tuple[str, Any], BenchFigure] = {}
     for figure in figures:
         reference = first.setdefault((figure.measure, figure.settings.get("batch_size")), figure)
         yield replace(figure, share=figure.over(reference, in_turns=in_turns))
@@ -196,7 +196,7 @@ OUT_OF_MEMORY = "can't allocate memory"
 """What torch says where a CPU has no more; an accelerator has an error of its own."""
 
 
-def check_memory(rivals: Sequence[Rival], dtype: torch.dtype, device: torch.device) -> None:
+def check_memory(rivals: Sequence[Contender], dtype: torch.dtype, device: torch.device) -> None:
     """Make sure that there is room for the weights of all models.
 
     Raises:

@@ -33,7 +33,7 @@ OF_TRAINING = (
     "lora_r",
     "offload_grads",
 )
-ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
+_ATTENTION = ("sdpa", "eager", "flash_attention_2", "flash_attention_3", "flex_attention")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +99,7 @@ class BenchConfig:
     def __post_init__(self) -> None:
         _one_of("profile", self.profile, PROFILES)
         _one_of("dtype", self.dtype, tuple(DTYPES))
-        _one_of("attn_implementation", self.attn_implementation, ATTENTION)
+        _one_of("attn_implementation", self.attn_implementation, _ATTENTION)
         for name in ("tokens", "batch_size", "new_tokens", "repeats", "threads", "accumulation", "lora_r"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.adapter import WHOLE_MODEL, find_adapter
+from loraprune.checkpoint.adapter import _WHOLE_MODEL, find_adapter
 from loraprune.checkpoint.load import (
     CheckpointError,
     auto_class_of,
@@ -27,14 +27,14 @@ from loraprune.measure.benchmark.config import BenchConfig
 from loraprune.measure.model import load_measured
 from loraprune.record.history import base_pruning
 from loraprune.tasks.registry import task_of_config, task_of_model
-from loraprune.tasks.source import Measurable, check_measurable
+from loraprune.tasks.source import MeasurableModel, check_measurable
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rival:
+class Contender:
     """A model that is to be measured.
 
     Attributes:
@@ -82,25 +82,25 @@ class Rival:
         return stored_bytes(model, checkpoint_dtype(self.config).itemsize), "parameters and stored dtype"
 
 
-def rivals_of(names: Sequence[str], config: BenchConfig) -> list[Rival]:
+def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
     """All models of a benchmark, in the order in which they take turns; of an adapter unmerged and merged.
 
     Raises:
         CheckpointError: a name stands for nothing that can be measured.
         ValueError: models are made for different things.
     """
-    found: list[Rival] = []
+    found: list[Contender] = []
     labels = unique_labels(names)
     for name, label in zip(names, labels, strict=True):
-        found += _rivals_of_name(name, label, config)
+        found += _contenders_of_name(name, label, config)
     if config.base is not None and not config.against_base and all(rival.adapter is None for rival in found):
         raise CheckpointError("base is that of an adapter, or of --against-base, and there is neither. Leave it out.")
     if config.against_base:
-        found.insert(0, dense_rival(names[0], config))
+        found.insert(0, dense_contender(names[0], config))
     return _comparable(found)
 
 
-def _comparable(rivals: list[Rival]) -> list[Rival]:
+def _comparable(rivals: list[Contender]) -> list[Contender]:
     """The models, once it is sure that they do the same.
 
     Raises:
@@ -113,7 +113,7 @@ def _comparable(rivals: list[Rival]) -> list[Rival]:
     return rivals
 
 
-def _rivals_of_name(name: str, label: str, config: BenchConfig) -> list[Rival]:
+def _contenders_of_name(name: str, label: str, config: BenchConfig) -> list[Contender]:
     base = config.base if find_adapter(name, base=config.base, revision=config.revision) is not None else None
     known = check_measurable(
         name,
@@ -123,11 +123,11 @@ def _rivals_of_name(name: str, label: str, config: BenchConfig) -> list[Rival]:
         needs_tokenizer=False,
     )
     if known.adapter is None:
-        return [_rival(known, label)]
-    return [_rival(known, f"{label} ({how})", how) for how in ("unmerged", "merged")]
+        return [_contender(known, label)]
+    return [_contender(known, f"{label} ({how})", how) for how in ("unmerged", "merged")]
 
 
-def _rival(known: Measurable, label: str, adapter: str | None = None) -> Rival:
+def _contender(known: MeasurableModel, label: str, adapter: str | None = None) -> Contender:
     fingerprint = cache(known.fingerprint)
 
     def load(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
@@ -135,7 +135,7 @@ def _rival(known: Measurable, label: str, adapter: str | None = None) -> Rival:
         return load_measured(known, dtype=dtype, device=device, merge=merge, known_fingerprint=fingerprint()).model
 
     source = Path(known.source)
-    return Rival(
+    return Contender(
         label=label,
         name=known.name,
         task=known.task.name,
@@ -149,7 +149,7 @@ def _rival(known: Measurable, label: str, adapter: str | None = None) -> Rival:
     )
 
 
-def dense_rival(name: str, config: BenchConfig) -> Rival:
+def dense_contender(name: str, config: BenchConfig) -> Contender:
     """The dense shapes that a pruned model was made from, with random weights: as fast as the real ones.
 
     Only the config of the base is read; its weights need not be there.
@@ -179,7 +179,7 @@ def dense_rival(name: str, config: BenchConfig) -> Rival:
             torch.manual_seed(config.seed)
             return random_model(dense, auto_class, dtype).eval()
 
-    return Rival(
+    return Contender(
         label=f"{Path(base).name}, random weights",
         name=base,
         task=task_of_config(dense, auto_class).name,
@@ -214,7 +214,7 @@ def unique_labels(names: Sequence[str]) -> list[str]:
     return labels
 
 
-def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Rival]:
+def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
     """Models that are there already; each stays as and where it is.
 
     Raises:
@@ -230,7 +230,7 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Rival]:
         inner = base_model(model)
         task = task_of_model(inner, "AutoModelForCausalLM")
         rivals.append(
-            Rival(
+            Contender(
                 label=label,
                 name=label,
                 task=task.name,
@@ -251,7 +251,7 @@ def weight_files(folder: Path) -> list[Path]:
 
     Other formats of the same weights may lie beside a model's, and shards that an earlier checkpoint left behind.
     """
-    single, index = (folder / name for name in WHOLE_MODEL)
+    single, index = (folder / name for name in _WHOLE_MODEL)
     if single.is_file():
         return [single]
     if index.is_file():

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.layers.quantized import is_quantized_model
-from loraprune.layers.unwrap import base_model, inference_mode
+from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.measure.benchmark.flops import countable_attention, flops_of
 from loraprune.measure.benchmark.memory import peak_bytes, weight_bytes
 from loraprune.measure.benchmark.random_inputs import (
     InputSize,
-    in_words,
+    inputs_in_words,
     last_logits,
     prefill_inputs,
     random_ids,
     reads_images,
     writes_text,
 )
-from loraprune.measure.benchmark.result import Figure
-from loraprune.measure.benchmark.timing import Call, Contender, Rounds, in_turns
+from loraprune.measure.benchmark.result import BenchFigure
+from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -61,16 +61,16 @@ class Decoding:
         """Bytes of the cache after the prompt."""
         return cache_bytes(self.cache)
 
-    def contender(self) -> Contender:
+    def contender(self) -> TurnTaker:
         """A run of all steps from the prompt on; times are those of one step."""
 
         @contextmanager
         def turn() -> Iterator[Call]:
             cache = copy.deepcopy(self.cache)
-            with inference_mode(self.model), torch.no_grad():
+            with eval_mode(self.model), torch.no_grad():
                 yield lambda: self.run(cache)
 
-        return Contender(turn=turn, device=self.tokens.device, steps=self.steps)
+        return TurnTaker(turn=turn, device=self.tokens.device, steps=self.steps)
 
     def run(self, cache: Any) -> None:
         """Decode every step greedily; what was chosen is not fed back, so that all models do the same work."""
@@ -90,7 +90,7 @@ def after_prompt(model: PreTrainedModel, size: InputSize, new_tokens: int, devic
     The prompt is read once and its cache repeated for the batch: how fast decoding is depends on the length alone.
     Where a model cannot repeat its cache, it reads the whole batch.
     """
-    with inference_mode(model):
+    with eval_mode(model):
         tokens = random_ids(model.config, size, new_tokens, device)
         further = {} if model.config.is_encoder_decoder else last_logits(model)
         try:
@@ -142,17 +142,17 @@ Inputs = Callable[["PreTrainedModel", torch.device], Mapping[str, Any]]
 """Makes what a model on a device is called with."""
 
 
-def forward_contender(model: PreTrainedModel, inputs: Inputs) -> Contender:
+def forward_contender(model: PreTrainedModel, inputs: Inputs) -> TurnTaker:
     """A model's forward pass without gradients, in evaluation mode; inputs are made anew for each turn, untimed."""
     device = next(model.parameters()).device
 
     @contextmanager
     def turn() -> Iterator[Call]:
         given = inputs(model, device)
-        with inference_mode(model), torch.no_grad():
+        with eval_mode(model), torch.no_grad():
             yield lambda: model(**given)
 
-    return Contender(turn=turn, device=device)
+    return TurnTaker(turn=turn, device=device)
 
 
 def call_latency(
@@ -195,7 +195,7 @@ def forward_latency(
 Models = Mapping[str, "PreTrainedModel"]
 
 
-def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[Figure]:
+def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[BenchFigure]:
     """Time the forward pass that generating begins with, and count its memory and operations."""
     first = base_model(next(iter(models.values())))
     measure = "prefill" if writes_text(first) else "forward pass"
@@ -204,7 +204,7 @@ def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[Figure]:
         name: forward_contender(model, lambda model, device, name=name: given[name])  # type: ignore[misc]
         for name, model in models.items()
     }
-    words = in_words(first, size)
+    words = inputs_in_words(first, size)
     examined = {name: _examined(contender, models[name]) for name, contender in contenders.items()}
     settings: dict[str, Any] = {"batch_size": size.batch_size, "input": words}
     tokens = None
@@ -214,7 +214,7 @@ def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[Figure]:
     if "logits_to_keep" in next(iter(given.values())):
         settings["logits"] = "of the last token"
     return [
-        Figure(
+        BenchFigure(
             contender=name,
             measure=measure,
             settings=settings,
@@ -227,7 +227,7 @@ def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[Figure]:
     ]
 
 
-def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -> list[Figure]:
+def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -> list[BenchFigure]:
     """Time the decoding of one token after another behind a prompt of ``size``, with a cache."""
     ready = {name: after_prompt(model, size, new_tokens, _device(model)) for name, model in models.items()}
     contenders = {name: decoding.contender() for name, decoding in ready.items()}
@@ -238,7 +238,7 @@ def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -
     settings = {"batch_size": size.batch_size, "prompt_tokens": size.tokens, "new_tokens": new_tokens}
     times = rounds.run(f"decoding, batch {size.batch_size}", contenders)
     return [
-        Figure(
+        BenchFigure(
             contender=name,
             measure="decoding",
             settings=settings,
@@ -252,7 +252,7 @@ def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -
     ]
 
 
-def _examined(contender: Contender, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
+def _examined(contender: TurnTaker, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
     """Operations of a step, and peak memory; the operations of quantized layers cannot be counted.
 
     Memory comes second: an accelerator's libraries take their workspace in the first call, and keep it.

@@ -119,7 +119,7 @@ def image_size(config: PretrainedConfig) -> tuple[int, int]:
     return int(height), int(width)
 
 
-def in_words(model: PreTrainedModel, size: InputSize) -> str:
+def inputs_in_words(model: PreTrainedModel, size: InputSize) -> str:
     """What a forward pass reads: ``"1 × 2048 tokens"``."""
     if reads_images(model):
         height, width = image_size(model.config)

@@ -10,8 +10,8 @@ from typing import Any
 
 from loraprune.measure.benchmark.timing import Times
 
-FORMAT = "loraprune-bench"
-FORMAT_VERSION = 1
+_FORMAT = "loraprune-bench"
+_FORMAT_VERSION = 1
 
 
 class BenchFileError(ValueError):
@@ -47,7 +47,7 @@ class BenchedModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class BenchFigure:
     """One measurement of one contender.
 
     Attributes:
@@ -86,7 +86,7 @@ class Figure:
         """How many times as fast as the first contender."""
         return None if self.share is None else 1 / self.share
 
-    def over(self, reference: Figure, *, in_turns: bool) -> float:
+    def over(self, reference: BenchFigure, *, in_turns: bool) -> float:
         """Time as a share of another contender's: within the turns where they took turns, else of the medians."""
         return self.times.over(reference.times) if in_turns else self.times.median / reference.times.median
 
@@ -108,7 +108,7 @@ class Figure:
         }
 
     @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Figure:
+    def from_json(cls, values: Mapping[str, Any]) -> BenchFigure:
         """Read what :meth:`to_json` gave."""
         named = ("contender", "measure", "settings", "tokens", "items", "peak_bytes", "flops")
         return cls(
@@ -136,7 +136,7 @@ class BenchResult:
 
     profile: str
     models: Sequence[BenchedModel]
-    figures: Sequence[Figure]
+    figures: Sequence[BenchFigure]
     left_out: Mapping[str, str] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
@@ -144,15 +144,15 @@ class BenchResult:
     created: str = ""
     command: str | None = None
 
-    def tables(self) -> Iterator[tuple[Figure, ...]]:
+    def tables(self) -> Iterator[tuple[BenchFigure, ...]]:
         """Figures that compare with each other: of one measure and one set of settings."""
-        groups: dict[str, list[Figure]] = {}
+        groups: dict[str, list[BenchFigure]] = {}
         for figure in self.figures:
             key = json.dumps((figure.measure, figure.settings.get("batch_size")))
             groups.setdefault(key, []).append(figure)
         yield from map(tuple, groups.values())
 
-    def figure(self, contender: str, measure: str, **settings: Any) -> Figure:
+    def figure(self, contender: str, measure: str, **settings: Any) -> BenchFigure:
         """The figure of a contender, by measure and settings.
 
         Raises:
@@ -167,8 +167,8 @@ class BenchResult:
     def to_text(self) -> str:
         """Strict JSON."""
         values = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
             "profile": self.profile,
             "created": self.created,
             "command": self.command,
@@ -192,11 +192,11 @@ def read_bench(path: str | Path) -> BenchResult:
         values = json.loads(Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise BenchFileError(f"{path} cannot be read as a benchmark: {error}") from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise BenchFileError(f"{path} was not written by loraprune bench. Name another file.")
-    if values.get("version") != FORMAT_VERSION:
+    if values.get("version") != _FORMAT_VERSION:
         raise BenchFileError(
-            f"{path} has version {values.get('version')} of the format, and this loraprune reads {FORMAT_VERSION}. "
+            f"{path} has version {values.get('version')} of the format, and this loraprune reads {_FORMAT_VERSION}. "
             "Measure again, or use the loraprune that wrote it."
         )
     try:
@@ -204,7 +204,7 @@ def read_bench(path: str | Path) -> BenchResult:
         return BenchResult(
             **{name: values[name] for name in named},
             models=tuple(BenchedModel(**model) for model in values["models"]),
-            figures=tuple(Figure.from_json(figure) for figure in values["figures"]),
+            figures=tuple(BenchFigure.from_json(figure) for figure in values["figures"]),
         )
     except (KeyError, TypeError) as error:
         raise BenchFileError(f"{path} is a broken benchmark: {error} is missing or wrong.") from error

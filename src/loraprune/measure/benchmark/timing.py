@@ -15,7 +15,7 @@ Call = Callable[[], object]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class TurnTaker:
     """One of several that take turns.
 
     Attributes:
@@ -72,7 +72,7 @@ def wait_for(device: torch.device) -> None:
 
 
 def in_turns(
-    contenders: Mapping[str, Contender], *, repeats: int, warmup: int, told: Callable[[], object] | None = None
+    contenders: Mapping[str, TurnTaker], *, repeats: int, warmup: int, progress: Callable[[], object] | None = None
 ) -> dict[str, Times]:
     """Time calls that take turns: the first of each, then the second of each, and so on.
 
@@ -80,7 +80,7 @@ def in_turns(
         contenders: by name.
         repeats: timed calls of each.
         warmup: calls of each that come first and are not timed.
-        told: is called after every call, timed or not; for a display.
+        progress: is called after every call, timed or not; for a display.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + repeats):
@@ -93,8 +93,8 @@ def in_turns(
                 taken = time.perf_counter() - start
             if turn >= warmup:
                 seconds[name].append(taken / contender.steps)
-            if told is not None:
-                told()
+            if progress is not None:
+                progress()
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 
@@ -118,12 +118,12 @@ class Rounds:
     warmup: int
     progress: Progress | None = None
 
-    def run(self, stage: str, contenders: Mapping[str, Contender]) -> dict[str, Times]:
+    def run(self, stage: str, contenders: Mapping[str, TurnTaker]) -> dict[str, Times]:
         """Time contenders in turns."""
         total = (self.repeats + self.warmup) * len(contenders)
         done = 0
 
-        def told() -> None:
+        def progress() -> None:
             nonlocal done
             done += 1
             if self.progress is not None:
@@ -131,4 +131,4 @@ class Rounds:
 
         if self.progress is not None:
             self.progress(stage, 0, total)
-        return in_turns(contenders, repeats=self.repeats, warmup=self.warmup, told=told)
+        return in_turns(contenders, repeats=self.repeats, warmup=self.warmup, progress=progress)

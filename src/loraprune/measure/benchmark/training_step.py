@@ -22,9 +22,9 @@ from loraprune.checkpoint.load import (
 )
 from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
 from loraprune.measure.benchmark.memory import allocated_bytes, peak_bytes, state_bytes, weight_bytes
-from loraprune.measure.benchmark.random_inputs import InputSize, in_words, training_inputs, writes_text
-from loraprune.measure.benchmark.result import Figure
-from loraprune.measure.benchmark.timing import Call, Contender, Rounds, in_turns
+from loraprune.measure.benchmark.random_inputs import InputSize, inputs_in_words, training_inputs, writes_text
+from loraprune.measure.benchmark.result import BenchFigure
+from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 from loraprune.pruning.callback import gradients_finite
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.state import PruningRun
@@ -151,7 +151,7 @@ class TrainingBench:
         inner = model.get_base_model()
         return Work(training_inputs(inner, self.size, self.device), self.config.accumulation, self.autocast)
 
-    def run(self, rounds: Rounds) -> tuple[list[Figure], dict[str, str], int]:
+    def run(self, rounds: Rounds) -> tuple[list[BenchFigure], dict[str, str], int]:
         """Measure; gives figures, what was left out and why, and bytes of the model's weights with its adapter."""
         with torch.random.fork_rng():
             pruned = self.tuned()
@@ -197,13 +197,13 @@ class TrainingBench:
             steps[name] = step
         return left_out
 
-    def _measured(self, steps: dict[str, TrainingStep], rounds: Rounds) -> list[Figure]:
+    def _measured(self, steps: dict[str, TrainingStep], rounds: Rounds) -> list[BenchFigure]:
         """Time steps in turns, and count their memory."""
-        stage = f"training step, {in_words(self.shapes, self.size)}"
+        stage = f"training step, {inputs_in_words(self.shapes, self.size)}"
         times = rounds.run(stage, {name: step.contender() for name, step in steps.items()})
         settings: dict[str, Any] = {
             "batch_size": self.config.batch_size,
-            "input": in_words(self.shapes, self.size),
+            "input": inputs_in_words(self.shapes, self.size),
             "accumulation": self.config.accumulation,
             "gradient_checkpointing": self.recomputes,
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
@@ -212,7 +212,7 @@ class TrainingBench:
         }
         items = self.config.batch_size * self.config.accumulation
         return [
-            Figure(
+            BenchFigure(
                 contender=name,
                 measure="training step",
                 settings=settings,
@@ -235,7 +235,7 @@ def reading_seconds(step: TrainingStep) -> float:
             call()
             yield step.read_scores
 
-    contender = Contender(turn=turn, device=step.device)
+    contender = TurnTaker(turn=turn, device=step.device)
     return in_turns({"only": contender}, repeats=READINGS, warmup=1)["only"].median
 
 
@@ -307,9 +307,9 @@ class TrainingStep:
             if masks is not None:
                 masks.remove()
 
-    def contender(self) -> Contender:
+    def contender(self) -> TurnTaker:
         """The step as one of several that take turns."""
-        return Contender(turn=self.turn, device=self.device)
+        return TurnTaker(turn=self.turn, device=self.device)
 
     def step(self) -> None:
         """All passes, and the update."""

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.allocation.uniform import ratio_for_parameters
+from loraprune.allocation.allocate import ratio_for_parameters
 from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, context_of
 from loraprune.importance.criterion import check_reach
 from loraprune.measure.estimation.config import EstimateConfig

@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
-LLAMA_2: dict[str, Any] = {**LLAMA, "max_position_embeddings": 4096}
+_LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
+LLAMA_2: dict[str, Any] = {**_LLAMA, "max_position_embeddings": 4096}
 LLAMA_3: dict[str, Any] = {
-    **LLAMA, "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8,
+    **_LLAMA, "vocab_size": 128256, "max_position_embeddings": 8192, "num_key_value_heads": 8,
 }  # fmt: skip
 QWEN: dict[str, Any] = {"model_type": "qwen2", "vocab_size": 152064, "max_position_embeddings": 32768}
 SMALL_QWEN: dict[str, Any] = {**QWEN, "vocab_size": 151936, "tie_word_embeddings": True}
@@ -33,10 +33,10 @@ def _shape(family: dict[str, Any], hidden: int, ffn: int, layers: int, heads: in
 
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "llama-7b": _shape(LLAMA, 4096, 11008, 32, 32),
-    "llama-13b": _shape(LLAMA, 5120, 13824, 40, 40),
-    "llama-30b": _shape(LLAMA, 6656, 17920, 60, 52),
-    "llama-65b": _shape(LLAMA, 8192, 22016, 80, 64),
+    "llama-7b": _shape(_LLAMA, 4096, 11008, 32, 32),
+    "llama-13b": _shape(_LLAMA, 5120, 13824, 40, 40),
+    "llama-30b": _shape(_LLAMA, 6656, 17920, 60, 52),
+    "llama-65b": _shape(_LLAMA, 8192, 22016, 80, 64),
     "llama-2-7b": _shape(LLAMA_2, 4096, 11008, 32, 32),
     "llama-2-13b": _shape(LLAMA_2, 5120, 13824, 40, 40),
     "llama-2-70b": _shape(LLAMA_2, 8192, 28672, 80, 64, num_key_value_heads=8),

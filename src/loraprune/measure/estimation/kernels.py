@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-ATTENTION = "loraprune_estimate"
+_ATTENTION = "loraprune_estimate"
 """Name of the stand-in among the attention functions of transformers."""
 
 _LOWERED = {
@@ -154,11 +154,11 @@ def use_fused_attention_(model: Any) -> Callable[[], None]:
     """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(ATTENTION, attention_function)
+    AttentionInterface.register(_ATTENTION, attention_function)
     changed = []
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
         if getattr(config, "_attn_implementation", None) == "sdpa":
-            config._attn_implementation = ATTENTION
+            config._attn_implementation = _ATTENTION
             changed.append(config)
 
     def back() -> None:

@@ -12,7 +12,7 @@ from loraprune.layers.axes import is_transposed
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-BLOCK = 64
+_BLOCK = 64
 """Weights of bitsandbytes' 4-bit numbers that share a scale; 256 scales share one in turn."""
 
 
@@ -67,7 +67,7 @@ class QuantizedShape(nn.Linear):
         """A new tensor of the weight's shape."""
         if self.quantization == "bnb-4bit":
             # The scales come first.
-            scales = torch.empty(self.weight.numel() // BLOCK, device="meta")
+            scales = torch.empty(self.weight.numel() // _BLOCK, device="meta")
             del scales
         return torch.empty(self.weight.shape, dtype=self.computes_in, device="meta")
 
@@ -76,7 +76,7 @@ def stored(rows: int, columns: int, quantization: str) -> list[tuple[int, torch.
     """Tensors that a quantized weight is stored as: number of elements and dtype."""
     count = rows * columns
     if quantization == "bnb-4bit":
-        scales = -(-count // BLOCK)
+        scales = -(-count // _BLOCK)
         # Numbers; scales, their own scales; the values of both codes, and an offset.
         return [
             (-(-count // 2), torch.uint8), (scales, torch.uint8), (-(-scales // 256), torch.float32),

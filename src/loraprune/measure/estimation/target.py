@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from loraprune.allocation.allocate import allocate, check_reachable
 from loraprune.allocation.schedule import cut_schedule
-from loraprune.allocation.uniform import allocate, check_reachable
 from loraprune.layers.axes import matrix_shape
 from loraprune.layers.unwrap import base_layer
 from loraprune.measure.estimation.refit import CalibrationSize, Consumer, cut_bytes

@@ -29,10 +29,10 @@ from loraprune.measure.evaluation.subjects import (
 from loraprune.measure.model import MeasuredModel, load_measured, named_device
 from loraprune.metrics.texts import TextSource, find_texts, read_text
 from loraprune.record.run_record import machine_description, timestamp, versions
-from loraprune.tasks.source import Measurable, check_measurable
+from loraprune.tasks.source import MeasurableModel, check_measurable
 
 if TYPE_CHECKING:
-    from loraprune.calibration.progress import ToldOf
+    from loraprune.calibration.progress import ProgressOf
 
 logger = logging.getLogger("loraprune")
 
@@ -40,7 +40,7 @@ DEFAULT_LENGTH = 2048
 
 
 def plan_evaluations(
-    config: EvaluationConfig, models: Sequence[Measurable], device: torch.device
+    config: EvaluationConfig, models: Sequence[MeasurableModel], device: torch.device
 ) -> tuple[Evaluation, ...]:
     """Everything that was asked for, checked against every model.
 
@@ -61,7 +61,7 @@ def plan_evaluations(
     return tuple(evaluations)
 
 
-def _default(models: Sequence[Measurable]) -> tuple[str, ...]:
+def _default(models: Sequence[MeasurableModel]) -> tuple[str, ...]:
     """What is measured where nothing was asked for.
 
     Raises:
@@ -76,7 +76,7 @@ def _default(models: Sequence[Measurable]) -> tuple[str, ...]:
     return (DEFAULT_TEXT,)
 
 
-def _kinds(config: EvaluationConfig, models: Sequence[Measurable], *, texts: bool) -> list[type[Evaluation]]:
+def _kinds(config: EvaluationConfig, models: Sequence[MeasurableModel], *, texts: bool) -> list[type[Evaluation]]:
     """Everything that was asked for, by its class."""
     return [
         *([TextEvaluation] if texts else []),
@@ -86,7 +86,7 @@ def _kinds(config: EvaluationConfig, models: Sequence[Measurable], *, texts: boo
     ]
 
 
-def _kind_of_rows(model: Measurable) -> type[RowsEvaluation]:
+def _kind_of_rows(model: MeasurableModel) -> type[RowsEvaluation]:
     """What is measured on labelled data; the first model decides.
 
     Raises:
@@ -104,7 +104,7 @@ def _kind_of_rows(model: Measurable) -> type[RowsEvaluation]:
 
 
 def _texts(
-    config: EvaluationConfig, sources: Sequence[TextSource], models: Sequence[Measurable]
+    config: EvaluationConfig, sources: Sequence[TextSource], models: Sequence[MeasurableModel]
 ) -> list[TextEvaluation]:
     if not sources:
         return []
@@ -117,7 +117,7 @@ def _texts(
     ]
 
 
-def _rows(config: EvaluationConfig, models: Sequence[Measurable], device: torch.device) -> list[RowsEvaluation]:
+def _rows(config: EvaluationConfig, models: Sequence[MeasurableModel], device: torch.device) -> list[RowsEvaluation]:
     if config.data is None:
         return []
     kind = _kind_of_rows(models[0])
@@ -150,7 +150,7 @@ def _tasks(config: EvaluationConfig) -> list[TaskEvaluation]:
     ]
 
 
-def segment_length(config: EvaluationConfig, models: Sequence[Measurable]) -> int:
+def segment_length(config: EvaluationConfig, models: Sequence[MeasurableModel]) -> int:
     """Tokens of a segment: one length for all models, since figures of two lengths do not compare.
 
     Raises:
@@ -171,7 +171,10 @@ def segment_length(config: EvaluationConfig, models: Sequence[Measurable]) -> in
 
 
 def evaluate(
-    models: str | Path | Sequence[str | Path], config: EvaluationConfig | None = None, *, told: ToldOf | None = None
+    models: str | Path | Sequence[str | Path],
+    config: EvaluationConfig | None = None,
+    *,
+    progress: ProgressOf | None = None,
 ) -> Results:
     """Measure models, one after the other, and keep every figure with what it belongs to.
 
@@ -181,7 +184,7 @@ def evaluate(
     Args:
         models: folders or hub names, adapters among them; one or several.
         config: what to evaluate on.
-        told: told how far each measure is.
+        progress: told how far each measure is.
 
     Returns:
         The figures that were asked for, model by model.
@@ -212,7 +215,7 @@ def evaluate(
             if number:
                 # Models are full of cycles, so that the one before may still be there.
                 clear_device_cache(garbage_collection=True)
-            entries += _of_model(model, evaluations, config, device, file, told or (lambda what, done, total: None))
+            entries += _of_model(model, evaluations, config, device, file, progress or (lambda what, done, total: None))
     except BaseException:
         if file.num_kept:
             logger.warning("What was measured until now is in %s.", file.path)
@@ -225,12 +228,12 @@ def _listed(models: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
 
 
 def _of_model(
-    model: Measurable,
+    model: MeasurableModel,
     evaluations: Sequence[Evaluation],
     config: EvaluationConfig,
     device: torch.device,
     file: ResultsFile,
-    told: ToldOf,
+    progress: ProgressOf,
 ) -> list[Entry]:
     """All figures of one model, in the order in which they were asked for; its weights are loaded if need be."""
     fingerprint, dtype = model.fingerprint(), model.dtype(config.dtype, device)
@@ -256,15 +259,15 @@ def _of_model(
             logger.info("Loading %s", model.name)
             loaded = load_measured(model, dtype=dtype, device=device, known_fingerprint=fingerprint)
         logger.info("%s: measuring %s", model.name, blank.label)
-        entry = _measured(blank, evaluation, loaded, told)
+        entry = _measured(blank, evaluation, loaded, progress)
         file.add(entry)
         entries.append(entry)
     return entries
 
 
-def _measured(blank: Entry, evaluation: Evaluation, loaded: MeasuredModel, told: ToldOf) -> Entry:
+def _measured(blank: Entry, evaluation: Evaluation, loaded: MeasuredModel, progress: ProgressOf) -> Entry:
     started = time.time()
-    values: dict[str, Any] = evaluation.measure(loaded, told)
+    values: dict[str, Any] = evaluation.measure(loaded, progress)
     return replace(
         blank,
         parameters=loaded.model.num_parameters(),

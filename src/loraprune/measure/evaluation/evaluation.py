@@ -6,9 +6,9 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from loraprune.calibration.progress import ToldOf
+from loraprune.calibration.progress import ProgressOf
 from loraprune.measure.model import MeasuredModel
-from loraprune.tasks.source import Measurable
+from loraprune.tasks.source import MeasurableModel
 
 
 class Evaluation(ABC):
@@ -29,7 +29,7 @@ class Evaluation(ABC):
     data: Mapping[str, Any]
 
     @classmethod
-    def check_kind(cls, model: Measurable) -> None:
+    def check_kind(cls, model: MeasurableModel) -> None:
         """Make sure that models of this kind are measured so; nothing of the data is needed.
 
         Raises:
@@ -42,7 +42,7 @@ class Evaluation(ABC):
             )
 
     @abstractmethod
-    def check(self, model: Measurable) -> None:
+    def check(self, model: MeasurableModel) -> None:
         """Make sure that a model of the right kind fits the data, without its weights.
 
         Raises:
@@ -50,20 +50,20 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def settings(self, model: Measurable) -> dict[str, Any]:
+    def settings(self, model: MeasurableModel) -> dict[str, Any]:
         """Everything but data, dtype and device that the figures depend on."""
 
     @abstractmethod
-    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
         """The figures by name, of a model that was checked.
 
         Args:
             model: in memory.
-            told: told how far it is.
+            progress: told how far it is.
         """
 
 
-def check_context(length: int, model: Measurable) -> None:
+def check_context(length: int, model: MeasurableModel) -> None:
     """Make sure that a model can read so many tokens.
 
     Raises:

@@ -19,8 +19,8 @@ from loraprune.record.atomic import write_text
 
 logger = logging.getLogger("loraprune")
 
-FORMAT = "loraprune-evaluation"
-FORMAT_VERSION = 1
+_FORMAT = "loraprune-evaluation"
+_FORMAT_VERSION = 1
 
 KINDS = ("perplexity", "task", "completions", "accuracy", "targets")
 """What an entry can be: perplexity of a text, a task of multiple choice and the like, completions of prompts, accuracy
@@ -108,8 +108,8 @@ class Results:
     def to_text(self) -> str:
         """Strict JSON; NaN and infinities become ``null``."""
         values = {
-            "format": FORMAT,
-            "version": FORMAT_VERSION,
+            "format": _FORMAT,
+            "version": _FORMAT_VERSION,
             "entries": [_plain(asdict(entry)) for entry in self.entries],
         }
         return json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False, default=str) + "\n"
@@ -127,12 +127,12 @@ def read_results(path: str | Path) -> Results:
         raise ResultsError(
             f"{path} cannot be read as results of loraprune eval: {error}. Name another file."
         ) from error
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if not isinstance(values, dict) or values.get("format") != _FORMAT:
         raise ResultsError(f"{path} was not written by loraprune eval. Name another file.")
-    if values.get("version") != FORMAT_VERSION:
+    if values.get("version") != _FORMAT_VERSION:
         raise ResultsError(
             f"{path} has version {values.get('version')} of the format of results, and this loraprune reads version "
-            f"{FORMAT_VERSION}. Name a new file with --output, or install the loraprune that wrote it."
+            f"{_FORMAT_VERSION}. Name a new file with --output, or install the loraprune that wrote it."
         )
     known = {field.name for field in fields(Entry)}
     try:
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
 
 # The file that results are kept in: found again, and added to one by one, also by several runs at a time.
 
-PATIENCE = 10.0
+_PATIENCE = 10.0
 """Seconds to wait for another run that writes, which takes a fraction of one."""
 
 
@@ -225,7 +225,7 @@ def _alone() -> Iterator[None]:
     """Keep other runs of this user on this machine from writing results between our reading and our writing."""
     user = os.getuid() if hasattr(os, "getuid") else 0
     # One for all files, and not beside the results: it stays.
-    lock = FileLock(Path(tempfile.gettempdir()) / f"loraprune-results-{user}.lock", timeout=PATIENCE)
+    lock = FileLock(Path(tempfile.gettempdir()) / f"loraprune-results-{user}.lock", timeout=_PATIENCE)
     with suppress(OSError, NotImplementedError):  # where there is no such thing, the file is whole all the same
         lock.acquire()
     try:

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from loraprune.calibration.progress import ToldOf
+from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.load import meta_model
 from loraprune.measure.evaluation.config import EvaluationConfig
 from loraprune.measure.evaluation.evaluation import Evaluation, check_context
@@ -26,12 +26,12 @@ from loraprune.metrics.texts import Text
 from loraprune.metrics.windows import Windows, cut_into_windows
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import check_token_ids, rows_to_measure_on
-from loraprune.tasks.source import Measurable
+from loraprune.tasks.source import MeasurableModel
 from loraprune.tasks.task import Setup
 
 CLASSIFIERS = ("image-classification", "text-classification")
 TEXT_TO_TEXT = "text-to-text"
-DEFAULT_MAX_LENGTH = 2048
+_DEFAULT_MAX_LENGTH = 2048
 
 
 class RowsEvaluation(Evaluation):
@@ -47,14 +47,14 @@ class RowsEvaluation(Evaluation):
         data_name: str | None,
         max_length: int | None,
         limit: int | None,
-        dtype: Callable[[Measurable], torch.dtype],
+        dtype: Callable[[MeasurableModel], torch.dtype],
     ) -> None:
         self.name, self.data = _place(source).name, _facts(source, split, data_name)
         self._source, self._split, self._data_name = source, split, data_name
         self._max_length, self._limit, self._dtype = max_length, limit, dtype
         self._held_out: dict[str, HeldOutRows] = {}
 
-    def check(self, model: Measurable) -> None:
+    def check(self, model: MeasurableModel) -> None:
         """Prepare the rows."""
         task, config = model.task, model.config
         task.check_model(config)
@@ -80,25 +80,25 @@ class RowsEvaluation(Evaluation):
             check_token_ids(held_out.rows, len(model.tokenizer), config)
         self._held_out[model.name] = held_out
 
-    def _length(self, model: Measurable) -> int | None:
+    def _length(self, model: MeasurableModel) -> int | None:
         if model.tokenizer is None:
             return None
         if self._max_length is None:
-            return min(DEFAULT_MAX_LENGTH, model.context or DEFAULT_MAX_LENGTH)
+            return min(_DEFAULT_MAX_LENGTH, model.context or _DEFAULT_MAX_LENGTH)
         check_context(self._max_length, model)
         return self._max_length
 
-    def settings(self, model: Measurable) -> dict[str, Any]:
+    def settings(self, model: MeasurableModel) -> dict[str, Any]:
         """Limit, and the length of rows that are text."""
         length = self._length(model)
         return {"limit": self._limit, **({} if length is None else {"max_length": length})}
 
-    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
         """Figures of the model's task."""
         held_out = self._held_out[model.name]
         # A text is read and then written.
         passes = 2 if model.task.name == TEXT_TO_TEXT else 1
-        counted, what = _counted(held_out, passes, told, f"{self.name} {model.task.row_name}"), model.model
+        counted, what = _counted(held_out, passes, progress, f"{self.name} {model.task.row_name}"), model.model
         return self._figures(what, counted, model)
 
     def _figures(self, what: Any, rows: HeldOutRows, model: MeasuredModel) -> dict[str, Any]:
@@ -126,14 +126,14 @@ class TargetsEvaluation(RowsEvaluation):
         return asdict(target_quality(what, rows, model.tokenizer, generated=len(rows)))
 
 
-def _counted(held_out: HeldOutRows, passes: int, told: ToldOf, what: str) -> HeldOutRows:
+def _counted(held_out: HeldOutRows, passes: int, progress: ProgressOf, what: str) -> HeldOutRows:
     """The same rows; making a batch tells how many went by before."""
     collator, total, done = held_out.collator, passes * len(held_out), 0
 
     def collate(rows: list[Any]) -> dict[str, Any]:
         nonlocal done
         done += len(rows)
-        told(what, done, total)
+        progress(what, done, total)
         return collator(rows)
 
     return replace(held_out, collator=collate)
@@ -192,15 +192,15 @@ class PromptsEvaluation(Evaluation):
         )
         return cls(read_prompts(config.prompts or DEFAULT_PROMPTS), writing)
 
-    def check(self, model: Measurable) -> None:
+    def check(self, model: MeasurableModel) -> None:
         """Prompts suit every model that writes."""
 
-    def settings(self, model: Measurable) -> dict[str, Any]:
+    def settings(self, model: MeasurableModel) -> dict[str, Any]:
         """How tokens are chosen."""
         drawn = self._writing.sample
         return {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
 
-    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
         """Prompts with their completions."""
         assert model.tokenizer is not None
         texts = complete_prompts(
@@ -208,7 +208,7 @@ class PromptsEvaluation(Evaluation):
             model.tokenizer,
             self._prompts,
             self._writing,
-            told=lambda done, total: told("completions", done, total),
+            progress=lambda done, total: progress("completions", done, total),
         )
         pairs = zip(self._prompts, texts, strict=True)
         return {"completions": [{"prompt": prompt, "completion": text} for prompt, text in pairs]}
@@ -232,7 +232,7 @@ class TaskEvaluation(Evaluation):
         self._seed, self._batch_size = seed, batch_size
         self._loaded: LoadedTask | None = None
 
-    def check(self, model: Measurable) -> None:
+    def check(self, model: MeasurableModel) -> None:
         """Fetch the task's data."""
         if self._max_length is not None:
             check_context(self._max_length, model)
@@ -240,7 +240,7 @@ class TaskEvaluation(Evaluation):
             self._loaded = load_task(self._chosen)
             self.data = dict(self._loaded.data)
 
-    def settings(self, model: Measurable) -> dict[str, Any]:
+    def settings(self, model: MeasurableModel) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""
         return {
             "num_fewshot": self._chosen.num_fewshot,
@@ -249,7 +249,7 @@ class TaskEvaluation(Evaluation):
             "seed": self._seed,
         }
 
-    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
         """Its metrics with standard errors, and counts."""
         assert self._loaded is not None
         assert model.tokenizer is not None
@@ -261,7 +261,7 @@ class TaskEvaluation(Evaluation):
             batch_size=self._batch_size or "auto",
             max_length=self._max_length,
             seed=self._seed,
-            told=told,
+            progress=progress,
         )
         return score.to_values()
 
@@ -284,7 +284,7 @@ class TextEvaluation(Evaluation):
         self._batch_size = batch_size
         self._windows: dict[str, Windows] = {}
 
-    def check(self, model: Measurable) -> None:
+    def check(self, model: MeasurableModel) -> None:
         """Tokenize the text; it must be long enough, and the model must know its tokens."""
         assert model.tokenizer is not None
         windows = cut_into_windows(
@@ -298,11 +298,11 @@ class TextEvaluation(Evaluation):
             )
         self._windows[model.name] = windows
 
-    def settings(self, model: Measurable) -> dict[str, Any]:
+    def settings(self, model: MeasurableModel) -> dict[str, Any]:
         """Length, stride and limit."""
         return {"max_length": self._length, "stride": self._stride, "limit": self._limit}
 
-    def measure(self, model: MeasuredModel, told: ToldOf) -> dict[str, Any]:
+    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
         """Perplexities, bits per byte, and counts."""
         windows = self._windows[model.name]
         label = f"{self.name}@{self._length}"
@@ -310,6 +310,6 @@ class TextEvaluation(Evaluation):
             model.model,
             windows,
             batch_size=self._batch_size,
-            told=lambda done, total: told(f"{label} tokens", done, total),
+            progress=lambda done, total: progress(f"{label} tokens", done, total),
         )
         return asdict(measured)

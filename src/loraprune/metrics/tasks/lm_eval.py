@@ -13,7 +13,7 @@ from typing import Any
 import numpy
 import torch
 
-from loraprune.calibration.progress import Told
+from loraprune.calibration.progress import Progress
 
 _WORK = ("Running loglikelihood requests", "Running generate_until requests")
 """The bars of lm-eval that go with the model's work; the others are over at once."""
@@ -22,9 +22,11 @@ _WORK = ("Running loglikelihood requests", "Running generate_until requests")
 class _SilentBar:
     """Stands in for a tqdm bar and prints nothing."""
 
-    def __init__(self, iterable: Iterable[Any] | None = None, *_: Any, told: Told | None = None, **named: Any) -> None:
+    def __init__(
+        self, iterable: Iterable[Any] | None = None, *_: Any, progress: Progress | None = None, **named: Any
+    ) -> None:
         self._iterable = iterable if iterable is not None else ()
-        self._told = told if named.get("desc") in _WORK else None
+        self._told = progress if named.get("desc") in _WORK else None
         self._total = named.get("total") or 0
         self._done = 0
         self.update(0)
@@ -41,8 +43,8 @@ class _SilentBar:
 
 
 @contextmanager
-def quiet_harness(told: Told | None = None) -> Iterator[None]:
-    """Keep lm-eval from printing; ``told`` hears how many requests a model has answered."""
+def quiet_harness(progress: Progress | None = None) -> Iterator[None]:
+    """Keep lm-eval from printing; ``progress`` hears how many requests a model has answered."""
     import datasets
     from tqdm import tqdm  # type: ignore[import-untyped]
 
@@ -52,7 +54,7 @@ def quiet_harness(told: Told | None = None) -> Iterator[None]:
     datasets.disable_progress_bars()
 
     def silent(*positional: Any, **named: Any) -> _SilentBar:
-        return _SilentBar(*positional, told=told, **named)
+        return _SilentBar(*positional, progress=progress, **named)
 
     # Some of its bars cannot be switched off by an argument; each module holds the class by name.
     modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("lm_eval.")]

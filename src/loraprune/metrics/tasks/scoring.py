@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 
-from loraprune.layers.unwrap import inference_mode
+from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.choosing import ChosenTask, check_tasks
 from loraprune.metrics.tasks.lm_eval import harness_tasks, own_random_numbers, quiet_harness
 from loraprune.metrics.tasks.local import group_config, task_configs
@@ -22,10 +22,10 @@ from loraprune.metrics.tasks.scores import TaskScore
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-    from loraprune.calibration.progress import ToldOf
+    from loraprune.calibration.progress import ProgressOf
 
-TOKENS_PER_BATCH = 4096
-LOGITS_PER_BATCH = 1 << 27
+_TOKENS_PER_BATCH = 4096
+_LOGITS_PER_BATCH = 1 << 27
 ACCELERATOR_FACTOR = 4
 """An accelerator starts with batches so much larger; both halve them when memory runs out."""
 
@@ -40,7 +40,7 @@ def score_tasks(
     batch_size: int | Literal["auto"] = "auto",
     max_length: int | None = None,
     seed: int = 0,
-    told: ToldOf | None = None,
+    progress: ProgressOf | None = None,
 ) -> list[TaskScore]:
     """Score a model in tasks, one after the other.
 
@@ -53,7 +53,7 @@ def score_tasks(
         batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
         max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
         seed: of the few-shot examples that are drawn, and of sampling where a task samples.
-        told: hears of every answered request.
+        progress: hears of every answered request.
 
     Raises:
         ValueError: see :func:`check_tasks`; or a task's data cannot be loaded; or one batch does not fit into memory.
@@ -73,7 +73,7 @@ def score_tasks(
             batch_size=batch_size,
             max_length=max_length,
             seed=seed,
-            told=told,
+            progress=progress,
         )
         for task in chosen.values()
     ]
@@ -88,7 +88,7 @@ def score_task(
     batch_size: int | Literal["auto"] = "auto",
     max_length: int | None = None,
     seed: int = 0,
-    told: ToldOf | None = None,
+    progress: ProgressOf | None = None,
 ) -> TaskScore:
     """Score a model in one task; the arguments are those of :func:`score_tasks`.
 
@@ -111,8 +111,8 @@ def score_task(
         )
         return _score(task, _evaluate(scorer, task.harness, limit), scorer)
 
-    work = None if told is None else lambda done, total: told(f"{name} requests", done, total)
-    with quiet_harness(work), inference_mode(model), own_random_numbers(seed):
+    work = None if progress is None else lambda done, total: progress(f"{name} requests", done, total)
+    with quiet_harness(work), eval_mode(model), own_random_numbers(seed):
         try:
             if batch_size != "auto":
                 return attempt(0)
@@ -159,7 +159,7 @@ def _tokens_at_first(model: PreTrainedModel) -> int:
     factor = 1 if model.device.type == "cpu" else ACCELERATOR_FACTOR
     embeddings: Any = model.get_input_embeddings()
     vocabulary: int = embeddings.weight.shape[0]
-    return max(1, factor * min(TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary))
+    return max(1, factor * min(_TOKENS_PER_BATCH, _LOGITS_PER_BATCH // vocabulary))
 
 
 def _too_large(batch_size: int | str) -> str:

@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.allocation.uniform import check_reachable, ratio_for_parameters
+from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import checkpoint_dtype, context_of, working_dtype
 from loraprune.checkpoint.save import check_relaxed_class
 from loraprune.importance.criterion import check_options, check_reach
@@ -27,7 +27,7 @@ from loraprune.tasks.arguments import ModelFacts, training_arguments
 from loraprune.tasks.lora import LoraOptions, lora_config
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import check_token_ids, split_rows
-from loraprune.tasks.source import find_subject, find_tokenizer
+from loraprune.tasks.source import find_source, find_tokenizer
 from loraprune.tasks.task import Setup, Task
 
 if TYPE_CHECKING:
@@ -59,10 +59,10 @@ def prepare(
     """Check all that was given, cheapest first, and load everything but the weights."""
     checkpoint = check_folders(options)
     check_sources_outside_output(model, dataset, options)
-    subject = find_subject(model, options)
-    task, config, loaded, shapes = subject.task, subject.config, subject.loaded, subject.shapes
+    source = find_source(model, options)
+    task, config, loaded, shapes = source.task, source.config, source.loaded, source.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None
-    facts = ModelFacts(device=subject.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
+    facts = ModelFacts(device=source.device, context=context, recomputes=shapes.supports_gradient_checkpointing)
     if pruning.unstructured:
         pruning, options = check_pst(pruning, options)
     arguments, max_length = training_arguments(task, training, facts, run_dir=run_dir, collator=collator)
@@ -79,13 +79,13 @@ def prepare(
     check_options(pruning.criterion_options)
     check_reach(pruning.criterion, structure, lora_form=pruning.lora_form)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
-    check_space(structure, stored_dtype, subject.device, pruning, arguments, options)
-    tokenizer = find_tokenizer(tokenizer, subject, options)
-    image_processor = task.find_image_processor(image_processor, subject.origin, options)
+    check_space(structure, stored_dtype, source.device, pruning, arguments, options)
+    tokenizer = find_tokenizer(tokenizer, source, options)
+    image_processor = task.find_image_processor(image_processor, source.origin, options)
     setup = Setup(
         config=config,
         model=shapes,
-        dtype=working_dtype(stored_dtype, subject.device) if loaded is None else loaded.dtype,
+        dtype=working_dtype(stored_dtype, source.device) if loaded is None else loaded.dtype,
         processor=image_processor if tokenizer is None else tokenizer,
         max_length=max_length,
         collator=collator,
@@ -101,10 +101,10 @@ def prepare(
     if pruning.unstructured:
         check_adapter(lora)
     if checkpoint is not None:
-        check_same_adapter(checkpoint, lora, subject.name)
+        check_same_adapter(checkpoint, lora, source.name)
         check_same_quantization(checkpoint, options.quantization)
     return PreparedTraining(
-        name=subject.name,
+        name=source.name,
         task=task,
         model=loaded,
         config=config,
@@ -118,8 +118,8 @@ def prepare(
         rows=rows,
         structure=structure,
         stored_dtype=stored_dtype,
-        device=subject.device,
-        computing=subject.device,
+        device=source.device,
+        computing=source.device,
         options=options,
         checkpoint=checkpoint,
         recovery=recovery,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.allocation.uniform import check_reachable, ratio_for_parameters
+from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import checkpoint_dtype, context_of, default_device, working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_output, check_relaxed_class
 from loraprune.importance.criterion import check_reach
@@ -25,7 +25,7 @@ from loraprune.surgery.bias import bias_switches
 from loraprune.tasks.arguments import check_length
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
-from loraprune.tasks.source import Subject, find_subject, find_tokenizer
+from loraprune.tasks.source import ModelSource, find_source, find_tokenizer
 from loraprune.tasks.task import Setup
 
 if TYPE_CHECKING:
@@ -56,24 +56,24 @@ def prepare_oneshot(
         raise ValueError(_missing_data(oneshot))
     if not oneshot.structured:
         options = replace(options, latency=False)  # zeros make nothing faster
-    subject = find_subject(model, options)
-    task, shapes = subject.task, subject.shapes
-    context = context_of(subject.config, shapes) if task.has_tokenizer else None
+    source = find_source(model, options)
+    task, shapes = source.task, source.shapes
+    context = context_of(source.config, shapes) if task.has_tokenizer else None
     max_length = _max_length(oneshot, context) if task.has_tokenizer else None
     structure = describe(shapes, oneshot.dimensions, oneshot.keep_layers)
-    ratio = _check_structured(oneshot, structure, subject, options) if oneshot.structured else 0.0
+    ratio = _check_structured(oneshot, structure, source, options) if oneshot.structured else 0.0
     if not oneshot.structured:
         check_widths(shapes, structure, oneshot.sparsity_options())
-    home, computing = _devices(oneshot, subject, structure)
-    stored_dtype = checkpoint_dtype(subject.config) if subject.loaded is None else subject.loaded.dtype
+    home, computing = _devices(oneshot, source, structure)
+    stored_dtype = checkpoint_dtype(source.config) if source.loaded is None else source.loaded.dtype
     if options.output is not None:
         check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
-    tokenizer = find_tokenizer(tokenizer, subject, options)
-    image_processor = task.find_image_processor(image_processor, subject.origin, options)
+    tokenizer = find_tokenizer(tokenizer, source, options)
+    image_processor = task.find_image_processor(image_processor, source.origin, options)
     setup = Setup(
-        config=subject.config,
+        config=source.config,
         model=shapes,
-        dtype=working_dtype(stored_dtype, computing) if subject.loaded is None else subject.loaded.dtype,
+        dtype=working_dtype(stored_dtype, computing) if source.loaded is None else source.loaded.dtype,
         processor=image_processor if tokenizer is None else tokenizer,
         max_length=max_length,
         collator=collator,
@@ -81,12 +81,12 @@ def prepare_oneshot(
     )
     rows = _rows(dataset, setup, task, oneshot)
     if tokenizer is not None and len(rows.prepared.dataset):
-        check_token_ids(rows.prepared.dataset, len(tokenizer), subject.config)
+        check_token_ids(rows.prepared.dataset, len(tokenizer), source.config)
     return PreparedOneshot(
-        name=subject.name,
+        name=source.name,
         task=task,
-        model=subject.loaded,
-        config=subject.config,
+        model=source.loaded,
+        config=source.config,
         tokenizer=tokenizer,
         image_processor=image_processor,
         context=context,
@@ -140,7 +140,7 @@ def _max_length(oneshot: OneshotConfig, context: int | None) -> int:
     return oneshot.max_length
 
 
-def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Subject, options: RunOptions) -> float:
+def _check_structured(oneshot: OneshotConfig, structure: Structure, source: ModelSource, options: RunOptions) -> float:
     """The ratio, once it is sure that it can be met and that the repair is possible."""
     ratio = oneshot.ratio
     if options.target_params is not None:
@@ -150,23 +150,23 @@ def _check_structured(oneshot: OneshotConfig, structure: Structure, subject: Sub
     if structure.spans_blocks:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
     if oneshot.any_head_count:
-        check_relaxed_class(structure, subject.config)
+        check_relaxed_class(structure, source.config)
     if oneshot.value("repair") == "bias":
-        bias_switches(subject.shapes, structure)
+        bias_switches(source.shapes, structure)
     check_reachable(structure, ratio, legal_widths_for(structure, oneshot), oneshot.value("allocation"))
     return ratio
 
 
-def _devices(oneshot: OneshotConfig, subject: Subject, structure: Structure) -> tuple[torch.device, torch.device]:
+def _devices(oneshot: OneshotConfig, source: ModelSource, structure: Structure) -> tuple[torch.device, torch.device]:
     """Where weights and hidden states are kept, and what computes."""
     if not oneshot.offload:
-        return subject.device, subject.device
+        return source.device, source.device
     if structure.spec.decoder is None:
         raise ValueError(
             f"offload goes through a model block by block, and the blocks of a {structure.spec.model_type} model hand "
             "each other more than hidden states. Leave it out."
         )
-    home = torch.device("cpu") if subject.loaded is None else subject.device
+    home = torch.device("cpu") if source.loaded is None else source.device
     if home.type != "cpu":
         raise ValueError("offload keeps the weights in the machine's memory: pass a model that is on the CPU.")
     computing = default_device()

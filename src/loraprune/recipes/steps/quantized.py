@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
-STATE_FILE = "loraprune_base.json"
+_STATE_FILE = "loraprune_base.json"
 READS_BASE_WEIGHTS = ("pst",)
 """Criteria that mask single base weights, of which a quantized layer has none."""
 
@@ -192,7 +192,7 @@ class RememberQuantization(TrainerCallback):
         """Write it into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            (folder / STATE_FILE).write_text(json.dumps({"quantization": self._quantization}), encoding="utf-8")
+            (folder / _STATE_FILE).write_text(json.dumps({"quantization": self._quantization}), encoding="utf-8")
 
 
 def check_same_quantization(checkpoint: Path, quantization: str | None) -> None:
@@ -201,7 +201,7 @@ def check_same_quantization(checkpoint: Path, quantization: str | None) -> None:
     Raises:
         ValueError: it has another one.
     """
-    path = checkpoint / STATE_FILE
+    path = checkpoint / _STATE_FILE
     before = json.loads(path.read_text(encoding="utf-8"))["quantization"] if path.is_file() else None
     if before != quantization:
         raise ValueError(

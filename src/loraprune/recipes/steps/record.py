@@ -17,7 +17,16 @@ if TYPE_CHECKING:
 
     from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
 
-TOLD = ("ratio", "criterion", "allocation", "prune_start", "prune_end", "cuts", "refit", "calibration_sequences")
+ALWAYS_STATED = (
+    "ratio",
+    "criterion",
+    "allocation",
+    "prune_start",
+    "prune_end",
+    "cuts",
+    "refit",
+    "calibration_sequences",
+)
 """Options of pruning that a recipe holds even where they are the default."""
 
 OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences")
@@ -47,7 +56,7 @@ def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
     else:
         pruning = _pruning(prepared.pruning)
     base = {"quantization": prepared.options.quantization, "keep_quantized": prepared.options.keep_quantized or None}
-    return _told(
+    return _stated(
         {**pruning, **base, **_lora(prepared), **_training(prepared), **_changed(prepared.options, only=OF_DATA)}
     )
 
@@ -66,13 +75,17 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
         "seed": config.seed,
     }
     further = {name: value for name, value in _changed(config).items() if name not in values}
-    return _told({**values, **_named(further), **_changed(prepared.options, only=OF_DATA)})
+    return _stated({**values, **_named(further), **_changed(prepared.options, only=OF_DATA)})
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
     """What is pruned: the options that matter most, and those that are not the default."""
-    told = {name: getattr(config, name) for name in TOLD if not config.unstructured or name in ("ratio", "criterion")}
-    changed = _changed(config, without=("seed", "pst", "compresso", *told))
+    stated = {
+        name: getattr(config, name)
+        for name in ALWAYS_STATED
+        if not config.unstructured or name in ("ratio", "criterion")
+    }
+    changed = _changed(config, without=("seed", "pst", "compresso", *stated))
     if config.unstructured:
         changed.pop("refit", None)
     pst = {f"pst_{name}": value for name, value in _changed(config.pst).items()}
@@ -80,7 +93,7 @@ def _pruning(config: PruningConfig) -> dict[str, Any]:
         "pruning_prompt" if name == "prompt" else f"compresso_{name}": value
         for name, value in _changed(config.compresso).items()
     }
-    return {**told, **_named(changed), **pst, **compresso}
+    return {**stated, **_named(changed), **pst, **compresso}
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:
@@ -130,9 +143,9 @@ def _named(values: Mapping[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _told(values: Mapping[str, Any]) -> dict[str, Any]:
+def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     """As plain values, without what is unknown; lists of kinds and of layers as the command line has them."""
-    told = {}
+    stated = {}
     for name, value in values.items():
         if name in ("dimensions", "keep_layers") and value is not None:
             value = ",".join(map(str, value))
@@ -140,8 +153,8 @@ def _told(values: Mapping[str, Any]) -> dict[str, Any]:
             value = value.value
         value = plain(value)
         if value is not None and isinstance(value, (bool, int, float, str, list, dict)):
-            told[name] = value
-    return told
+            stated[name] = value
+    return stated
 
 
 # The settings of a run as plain values, for its record.

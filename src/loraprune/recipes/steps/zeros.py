@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
-STATE_FILE = "loraprune_zeros.json"
+_STATE_FILE = "loraprune_zeros.json"
 
 
 def settle_zeros(prepared: PreparedTraining, model: nn.Module, zeros: Zeros) -> bool:
@@ -96,7 +96,7 @@ class RememberKeeping(TrainerCallback):
         """Write it into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir():
-            (folder / STATE_FILE).write_text(json.dumps({"keep_zeros": self._keeps}), encoding="utf-8")
+            (folder / _STATE_FILE).write_text(json.dumps({"keep_zeros": self._keeps}), encoding="utf-8")
 
 
 def _check_same(checkpoint: Path, keeps: bool) -> None:
@@ -105,7 +105,7 @@ def _check_same(checkpoint: Path, keeps: bool) -> None:
     Raises:
         ValueError: it would treat the zeros otherwise.
     """
-    path = checkpoint / STATE_FILE
+    path = checkpoint / _STATE_FILE
     if not path.is_file():
         return  # a run that prunes: its state tells it apart
     before = bool(json.loads(path.read_text(encoding="utf-8"))["keep_zeros"])

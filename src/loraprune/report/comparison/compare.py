@@ -12,7 +12,14 @@ from loraprune.measure.evaluation.results import Entry
 from loraprune.record import numbers
 from loraprune.record.run_record import timestamp, versions
 from loraprune.report.comparison.costs import Costs, costs_of
-from loraprune.report.comparison.qualities import Figure, Subject, Subjects, entry_figures, read_entries, record_figures
+from loraprune.report.comparison.qualities import (
+    Compared,
+    QualityFigure,
+    Subjects,
+    entry_figures,
+    read_entries,
+    record_figures,
+)
 from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup, RunsComparison, pareto_front
 from loraprune.report.comparison.runs import Run, last_part, read_runs
 from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, named_source, recorded_speeds
@@ -33,8 +40,8 @@ class Measured:
     """
 
     runs: tuple[Run, ...]
-    figures: Mapping[str, Mapping[str, Figure]]
-    model_figures: Mapping[str, Mapping[str, Figure]]
+    figures: Mapping[str, Mapping[str, QualityFigure]]
+    model_figures: Mapping[str, Mapping[str, QualityFigure]]
     model_names: Mapping[str, str]
 
 
@@ -94,7 +101,7 @@ def _why_apart(members: Sequence[Sequence[Run]], measured: Measured, name: str) 
     return tuple(notes)
 
 
-def _difference(one: Figure, other: Figure) -> str:
+def _difference(one: QualityFigure, other: QualityFigure) -> str:
     if one.condition != other.condition:
         details = one.quality.detail, other.quality.detail
         if details[0] != details[1]:
@@ -130,7 +137,7 @@ def _group(
     )
 
 
-def _references(runs: Sequence[Run], first: Figure, measured: Measured, name: str) -> list[Reference]:
+def _references(runs: Sequence[Run], first: QualityFigure, measured: Measured, name: str) -> list[Reference]:
     """The models that the group began with: the one that all records measured, or those that were evaluated."""
     if first.anchor is not None:
         origin = next(run for run in runs[0].chain() if last_part(run.base_name) == first.reference)
@@ -168,18 +175,18 @@ def _reference_model(reference: Reference, costs: Costs) -> ComparedModel:
         folder=reference.name,
         what=reference.what,
         quality=reference.quality,
-        **costs.of(Subject(reference.name, began=True)),
+        **costs.of(Compared(reference.name, began=True)),
     )
 
 
-def _run_model(run: Run, figure: Figure, costs: Costs, number: int) -> ComparedModel:
+def _run_model(run: Run, figure: QualityFigure, costs: Costs, number: int) -> ComparedModel:
     return ComparedModel(
         number=number,
         name=run.name,
         folder=str(run.folder),
         what=run.what,
         quality=figure.value,
-        **costs.of(Subject(run.name)),
+        **costs.of(Compared(run.name)),
     )
 
 
@@ -202,7 +209,9 @@ def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_bet
     return tuple(replace(model, best_for=tuple(names)) for model, names in zip(models, best, strict=True))
 
 
-def _quality_notes(first: Figure, figures: Mapping[str, Figure], references: Sequence[Reference]) -> list[str]:
+def _quality_notes(
+    first: QualityFigure, figures: Mapping[str, QualityFigure], references: Sequence[Reference]
+) -> list[str]:
     notes = []
     dtypes = {figure.dtype for figure in figures.values() if figure.dtype}
     if len(dtypes) > 1:
@@ -287,14 +296,14 @@ def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tup
         {run.name: run.folder for run in compared},
         {full: dense[name].folder if name in dense else Path(full) for name, full in began_with.items()},
     )
-    by_subject: dict[Subject | None, list[Entry]] = {}
+    by_subject: dict[Compared | None, list[Entry]] = {}
     for file, entry in sorted(entries, key=lambda found: found[1].created):
         by_subject.setdefault(subjects.of(entry.model, entry.fingerprint, file), []).append(entry)
-    figures = {run.name: entry_figures(by_subject.get(Subject(run.name), ())) for run in compared}
+    figures = {run.name: entry_figures(by_subject.get(Compared(run.name), ())) for run in compared}
     measured = Measured(
         runs=tuple(compared),
         figures={run.name: figures[run.name] | record_figures(run) for run in compared},
-        model_figures={name: entry_figures(by_subject.get(Subject(name, began=True), ())) for name in began_with},
+        model_figures={name: entry_figures(by_subject.get(Compared(name, began=True), ())) for name in began_with},
         model_names={name: dense[name].name if name in dense else name for name in began_with},
     )
     return measured, subjects
@@ -302,7 +311,7 @@ def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tup
 
 # Which measure of quality a comparison of runs uses.
 
-Figures = Mapping[str, Mapping[str, Figure]]
+Figures = Mapping[str, Mapping[str, QualityFigure]]
 """By name of the run and of the measure."""
 
 REMEDY = "Measure all of them alike with `loraprune eval` and name its file with --evaluation."
@@ -369,7 +378,7 @@ def without(figures: Figures, name: str) -> list[str]:
     ]
 
 
-def _largest_group(figures: Sequence[Figure]) -> int:
+def _largest_group(figures: Sequence[QualityFigure]) -> int:
     return max(sum(figure.compares_with(other) for other in figures) for figure in figures)
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprune.pruning import phases
+from loraprune.pruning.phase_timer import DENSE, LOADING, MERGING, RESULT, WRITING
 from loraprune.record import numbers
-from loraprune.report.comparison.qualities import Figure, Subject
+from loraprune.report.comparison.qualities import Compared, QualityFigure
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
 from loraprune.report.comparison.runs import Run
 from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, told_of
@@ -16,7 +16,7 @@ from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, m
 SPARSE_SHARE = 0.99
 """A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
 
-NOT_TRAINING = (phases.LOADING, phases.DENSE, phases.MERGING, phases.RESULT, phases.WRITING)
+NOT_TRAINING = (LOADING, DENSE, MERGING, RESULT, WRITING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,12 +32,12 @@ class Costs:
     """
 
     shown: tuple[Cost, ...]
-    sizes: Mapping[Subject, Mapping[str, Any]]
-    speeds: Mapping[Subject, Speed]
+    sizes: Mapping[Compared, Mapping[str, Any]]
+    speeds: Mapping[Compared, Speed]
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
-    def of(self, subject: Subject) -> dict[str, Any]:
+    def of(self, subject: Compared) -> dict[str, Any]:
         """Fields of a compared model."""
         size, speed = self.sizes.get(subject, {}), self.speeds.get(subject)
         latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
@@ -59,7 +59,7 @@ class Costs:
 def costs_of(
     runs: Sequence[Run],
     references: Mapping[str, Mapping[str, Any]],
-    figures: Mapping[str, Figure],
+    figures: Mapping[str, QualityFigure],
     sources: Sequence[SpeedSource],
 ) -> Costs:
     """Gather costs.
@@ -70,13 +70,13 @@ def costs_of(
         figures: of their qualities, which may know the parameters of a model without a record.
         sources: of latencies.
     """
-    sizes = {Subject(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
-    sparse = [run.name for run in runs if _is_sparse(sizes[Subject(run.name)])]
+    sizes = {Compared(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
+    sparse = [run.name for run in runs if _is_sparse(sizes[Compared(run.name)])]
     notes = told_of(
         "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
         sparse,
     )
-    sizes |= {Subject(name, began=True): size for name, size in references.items()}
+    sizes |= {Compared(name, began=True): size for name, size in references.items()}
     latency, speeds, notes_of_latency = latency_of(runs, list(references), sources)
     time, seconds, notes_of_time = _training_time(runs)
     size = Cost(

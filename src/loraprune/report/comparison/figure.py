@@ -53,7 +53,7 @@ def _markup(group: RunGroup, width: float) -> str:
         draw_group(group, panels, every_axis=stacked)
         canvas.legend(handles=legend(group), loc="outside upper left", ncols=2 if stacked else 4)
         place_labels(canvas, [(group, panels)])
-        return drawing.svg_of(canvas, description(group), _zones(group, panels))
+        return drawing.svg_of(canvas, _description(group), _zones(group, panels))
 
 
 def draw_group(group: RunGroup, panels: Sequence[Axes], *, every_axis: bool) -> None:
@@ -226,15 +226,15 @@ def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
             x, y = _pixels(axes, model, cost)
             corners = axes.transData.inverted().transform([(x - _HIT, y - _HIT), (x + _HIT, y + _HIT)])
             (left, bottom), (right, top) = corners
-            text = runs_words.in_words(model, group)
+            text = runs_words.model_in_words(model, group)
             zones.append(Zone(axes=(axes,), left=left, right=right, bottom=bottom, top=top, texts=(text,)))
     return zones
 
 
-def description(group: RunGroup) -> str:
+def _description(group: RunGroup) -> str:
     """Say what the picture shows, with every figure."""
     costs = ", ".join(cost.label.lower() for cost in group.costs)
-    listed = "; ".join(runs_words.in_words(model, group) for model in group.models)
+    listed = "; ".join(runs_words.model_in_words(model, group) for model in group.models)
     return f"{group.quality.label} against {costs}. {listed}."
 
 

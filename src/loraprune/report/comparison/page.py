@@ -37,7 +37,7 @@ def check_page(path: Path) -> None:
         raise ValueError(f"The comparison is a web page, but {path} does not end in .html. Call it {path.name}.html.")
 
 
-def write_page(comparison: RunsComparison, path: str | Path) -> None:
+def write_comparison_page(comparison: RunsComparison, path: str | Path) -> None:
     """Write the page; it appears complete or not at all.
 
     Raises:
@@ -60,7 +60,7 @@ def render_page(comparison: RunsComparison) -> str:
                 "title": group.title if several else _heading(group.quality),
                 "quality": _heading(group.quality),
                 "lead": _lead(group),
-                "verdict": verdict(group),
+                "verdict": comparison_verdict(group),
                 "summary": _summary(group),
                 "figure": runs_figure(group, "Quality against size, speed and training time"),
                 "rows": _rows(group),
@@ -78,7 +78,7 @@ def _heading(quality: Quality) -> str:
     return quality.label if quality.label.startswith(data) else capitalized(quality.label)
 
 
-def verdict(group: RunGroup) -> str:
+def comparison_verdict(group: RunGroup) -> str:
     """Which run is the best, beside the model that it began with."""
     runs = _finite_runs(group)
     if not runs:

@@ -18,7 +18,7 @@ from loraprune.report.comparison.runs import Run, last_part
 
 logger = logging.getLogger("loraprune")
 
-TOLERANCE = 1e-3
+_TOLERANCE = 1e-3
 """Relative difference up to which two runs measured the same dense model on the same data."""
 
 
@@ -31,7 +31,7 @@ class Kind:
     higher_is_better: bool = False
 
 
-KINDS: dict[str, Kind] = {
+_KINDS: dict[str, Kind] = {
     "perplexity": Kind(label="perplexity", unit=Unit.PERPLEXITY),
     "acc": Kind(label="accuracy", unit=Unit.ACCURACY, higher_is_better=True),
     "accuracy": Kind(label="accuracy", unit=Unit.ACCURACY, higher_is_better=True),
@@ -51,7 +51,7 @@ NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Figure:
+class QualityFigure:
     """A figure of one model.
 
     Attributes:
@@ -73,13 +73,13 @@ class Figure:
     dtype: str = ""
     parameters: int | None = field(default=None, compare=False)
 
-    def compares_with(self, other: Figure) -> bool:
+    def compares_with(self, other: QualityFigure) -> bool:
         """Whether the two are the same measurement of two models."""
         if (self.condition, self.reference) != (other.condition, other.reference):
             return False
         if self.anchor is None or other.anchor is None:
             return self.anchor is other.anchor
-        return math.isclose(self.anchor, other.anchor, rel_tol=TOLERANCE, abs_tol=1e-9)
+        return math.isclose(self.anchor, other.anchor, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
 def _number(value: Any) -> float:
@@ -90,22 +90,22 @@ def _key(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
-def record_figures(run: Run) -> dict[str, Figure]:
+def record_figures(run: Run) -> dict[str, QualityFigure]:
     """Figures that a run's own record has, by name of the measure."""
     found = {}
     task = str((run.record or {}).get("task") or "")
-    for key, kind in KINDS.items():
+    for key, kind in _KINDS.items():
         if key not in run.after or key not in run.before:
             continue
         facts = {name: run.after[name] for name in _facts_of(key, run.after)}
         before = {name: run.before.get(name) for name in facts}
         reference, anchor = _anchor(run, key, facts) if before == facts else (run.base_name, math.nan)
-        found[key] = Figure(
+        found[key] = QualityFigure(
             quality=Quality(
                 name=key,
                 label=f"held-out {kind.label}",
                 unit=kind.unit,
-                detail=in_words(facts),
+                detail=facts_in_words(facts),
                 higher_is_better=kind.higher_is_better,
             ),
             value=_number(run.after[key]),
@@ -128,36 +128,36 @@ def _anchor(run: Run, key: str, facts: Mapping[str, Any]) -> tuple[str, float]:
     if base is None:
         return run.base_name, before
     same = all(base.after.get(name) == value for name, value in facts.items())
-    if same and math.isclose(_number(base.after.get(key)), before, rel_tol=TOLERANCE, abs_tol=1e-9):
+    if same and math.isclose(_number(base.after.get(key)), before, rel_tol=_TOLERANCE, abs_tol=1e-9):
         return _anchor(base, key, facts)
     return run.base_name, before
 
 
-def entry_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
+def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
     """Figures of one model that ``loraprune eval`` measured, by name of the measure; newer entries win."""
-    found: dict[str, Figure] = {}
+    found: dict[str, QualityFigure] = {}
     for entry in entries:
-        keys = [key for key in KINDS if key in entry.values]
+        keys = [key for key in _KINDS if key in entry.values]
         for position, key in enumerate(keys):
             name = entry.label if position == 0 else f"{entry.label}:{key}"
             found[name] = _entry_figure(entry, key, name)
     return found | _average_figures([entry for entry in entries if entry.kind == "task"])
 
 
-def _entry_figure(entry: Entry, key: str, name: str) -> Figure:
-    kind = KINDS[key]
+def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
+    kind = _KINDS[key]
     settings = {setting: value for setting, value in entry.settings.items() if setting not in NEUTRAL}
     # Perplexities per token compare between models only if these cut the text into the same tokens.
     tokens = entry.values.get("num_tokens") if key in ("perplexity", "loss") else None
     version = entry.values.get("version")
     items = entry.values.get("num_items")
     shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label says it
-    return Figure(
+    return QualityFigure(
         quality=Quality(
             name=name,
             label=f"{entry.label} {kind.label}",
             unit=kind.unit,
-            detail=in_words({**shown, "num_tokens": tokens, "num_items": items}),
+            detail=facts_in_words({**shown, "num_tokens": tokens, "num_items": items}),
             higher_is_better=kind.higher_is_better,
         ),
         value=_number(entry.values[key]),
@@ -167,18 +167,18 @@ def _entry_figure(entry: Entry, key: str, name: str) -> Figure:
     )
 
 
-def _average_figures(entries: Sequence[Entry]) -> dict[str, Figure]:
+def _average_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
     """Averages over tasks, as the evaluation prints them."""
     by_name = {entry.name: entry for entry in entries}
     if len(by_name) < 2:
         return {}
     from loraprune.metrics.tasks.scores import averages
 
-    found: dict[str, Figure] = {}
+    found: dict[str, QualityFigure] = {}
     for average in averages({name: entry.values for name, entry in by_name.items()}):
         parts = [_entry_figure(by_name[name], key, "") for name, key in average.metrics.items()]
         name = f"{average.tasks}:{average.metric}" if found else average.tasks
-        found[name] = Figure(
+        found[name] = QualityFigure(
             quality=Quality(
                 name=name,
                 label=f"{average.tasks}, {average.metric}",
@@ -205,7 +205,7 @@ _WORDS: dict[str, Callable[[int], str]] = {
 }
 
 
-def in_words(facts: Mapping[str, Any]) -> str:
+def facts_in_words(facts: Mapping[str, Any]) -> str:
     """What a figure was measured on: ``"128-token segments, 12,800 tokens"``."""
     whole = {name: value for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)}
     return ", ".join(_WORDS[name](value) for name, value in whole.items() if name in _WORDS)
@@ -217,7 +217,7 @@ RESULTS_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
-class Subject:
+class Compared:
     """What a figure is of.
 
     Attributes:
@@ -257,7 +257,7 @@ class Subjects:
         stale: names of those that had other files when they were measured, by file of figures.
     """
 
-    owners: Owners[Subject]
+    owners: Owners[Compared]
     stale: dict[Path, dict[str, None]] = field(default_factory=dict)
 
     @classmethod
@@ -268,11 +268,11 @@ class Subjects:
             folders: of the runs.
             models: names of the models, with the folders that may hold them.
         """
-        known = {Subject(run): Known(folder=folder) for run, folder in folders.items()}
-        known |= {Subject(last_part(name), began=True): Known(folder=at, name=name) for name, at in models.items()}
+        known = {Compared(run): Known(folder=folder) for run, folder in folders.items()}
+        known |= {Compared(last_part(name), began=True): Known(folder=at, name=name) for name, at in models.items()}
         return cls(Owners(known, by_own_name=True))
 
-    def of(self, name: str, fingerprint: str | None, file: Path) -> Subject | None:
+    def of(self, name: str, fingerprint: str | None, file: Path) -> Compared | None:
         """What a figure is of; None where it is of none of them, or of an older state of one, which is noted."""
         found = self.owners.of(name, fingerprint, file)
         if found.stale:

@@ -12,8 +12,8 @@ from loraprune.record import json as codec
 from loraprune.record import numbers
 from loraprune.record.report_data import Unit
 
-FORMAT = "loraprune-comparison"
-FORMAT_VERSION = 1
+_FORMAT = "loraprune-comparison"
+_FORMAT_VERSION = 1
 
 PARAMETERS, LATENCY, SECONDS = "parameters", "latency", "seconds"
 """Names of the costs that quality is held against."""
@@ -144,7 +144,7 @@ class RunsComparison:
         """Everything as plain values that strict JSON can hold."""
         encoded = codec.encode(self)
         assert isinstance(encoded, dict)
-        return {"format": FORMAT, "version": FORMAT_VERSION, **encoded}
+        return {"format": _FORMAT, "version": _FORMAT_VERSION, **encoded}
 
     def to_text(self) -> str:
         """The same as text."""
@@ -223,7 +223,7 @@ def kind_of(model: ComparedModel) -> str:
     return f"{model.what}, sparse" if model.sparse and "sparse" not in model.what else model.what
 
 
-def in_words(model: ComparedModel, group: RunGroup) -> str:
+def model_in_words(model: ComparedModel, group: RunGroup) -> str:
     """Everything about a model in one line."""
     what = f" ({kind_of(model)})" if model.what else ""
     number = "" if model.number is None else f"{model.number} "

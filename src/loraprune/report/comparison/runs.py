@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from loraprune.record.history import FILE, in_words, summary_of
+from loraprune.record.history import RECORD_FILE, history_in_words, summary_of
 
 REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
 """What a record's summary of the run before it has in common with that run's own."""
@@ -69,7 +69,7 @@ class Run:
         if self.record is None:
             return ""
         summary = summary_of(dict(self.record))
-        words = in_words(summary).replace("`", "")
+        words = history_in_words(summary).replace("`", "")
         return ", ".join(filter(None, (words, "recovered"))) if summary.get("recipe") == "recover" else words
 
     @property
@@ -77,7 +77,7 @@ class Run:
         """What the model that the run began with was: ``"dense"``, ``"2:4 sparse by wanda"``."""
         if self.base is not None:
             return self.base.what
-        return "dense" if self.began_dense else in_words(dict(_history(self.record or {}))).replace("`", "")
+        return "dense" if self.began_dense else history_in_words(dict(_history(self.record or {}))).replace("`", "")
 
     @property
     def machine(self) -> tuple[str, ...]:
@@ -113,7 +113,7 @@ def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None, plain:
     """
     if not folders:
         raise ValueError("Name at least one folder of a run.")
-    paths = [Path(folder).parent if Path(folder).name == FILE else Path(folder) for folder in folders]
+    paths = [Path(folder).parent if Path(folder).name == RECORD_FILE else Path(folder) for folder in folders]
     resolved = [path.resolve() for path in paths]
     twice = next((path for index, path in enumerate(paths) if resolved[index] in resolved[:index]), None)
     if twice is not None:
@@ -151,7 +151,7 @@ def _distinct(parts: Sequence[tuple[str, ...]]) -> list[str]:
 
 def _record(folder: Path, *, known: bool) -> Mapping[str, Any] | None:
     """The record of a folder; None where there is none and none is needed."""
-    path = folder / FILE
+    path = folder / RECORD_FILE
     if not path.is_file():
         if known:
             return None
@@ -177,10 +177,10 @@ def _no_run(folder: Path) -> str:
         return f"There is no folder {folder}. Name one that loraprune prune, oneshot or recover wrote."
     if folder.name.endswith(STATE_SUFFIX):
         return f"{folder} holds the state of an unfinished run. Finish it with --resume, and name its result."
-    inside = sorted(path.parent.name for path in folder.glob(f"*/{FILE}"))
+    inside = sorted(path.parent.name for path in folder.glob(f"*/{RECORD_FILE}"))
     hint = f" It holds runs: name {folder / inside[0]} and the like, or {folder}/*/." if inside else ""
     return (
-        f"{folder} is no run: it holds no {FILE}.{hint} "
+        f"{folder} is no run: it holds no {RECORD_FILE}.{hint} "
         "A model that loraprune did not make can be compared by what `loraprune eval` measured: --evaluation FILE."
     )
 

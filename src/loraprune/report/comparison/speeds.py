@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.record import numbers
-from loraprune.report.comparison.qualities import Subject, Subjects
+from loraprune.report.comparison.qualities import Compared, Subjects
 from loraprune.report.comparison.result import LATENCY, Cost
 from loraprune.report.comparison.runs import Run, last_part
 
 if TYPE_CHECKING:
-    from loraprune.measure.benchmark.result import BenchResult, Figure
+    from loraprune.measure.benchmark.result import BenchFigure, BenchResult
 
 RECORDED = "recorded"
 """Name of the latencies of the runs' own records."""
@@ -63,12 +63,12 @@ class SpeedSource:
     name: str
     label: str
     detail: str
-    speeds: Mapping[Subject, Speed]
+    speeds: Mapping[Compared, Speed]
     before: Mapping[str, Speed] = field(default_factory=dict)
 
     def of_model(self, name: str, runs: Sequence[str]) -> Speed | None:
         """The latency of a model that some runs began with: the median of what these runs measured."""
-        known = self.speeds.get(Subject(name, began=True))
+        known = self.speeds.get(Compared(name, began=True))
         if known is not None:
             return known
         found = [speed for run, speed in self.before.items() if run in runs and speed.reference == name]
@@ -98,7 +98,7 @@ def recorded_speeds(runs: Sequence[Run]) -> SpeedSource:
         reference, relative = _relative(run)
         work, machine = _work(run.after), run.machine
         conditions = json.dumps((work, machine))
-        speeds[Subject(run.name)] = Speed(
+        speeds[Compared(run.name)] = Speed(
             milliseconds=milliseconds,
             relative=relative,
             reference=reference,
@@ -177,7 +177,7 @@ def benched_speeds(files: Sequence[str | Path], results: Sequence[BenchResult], 
 
 
 def _table(
-    file: str | Path, result: BenchResult, figures: Sequence[Figure], subjects: Mapping[str, Subject]
+    file: str | Path, result: BenchResult, figures: Sequence[BenchFigure], subjects: Mapping[str, Compared]
 ) -> SpeedSource:
     first = figures[0]
     batch = first.settings.get("batch_size")
@@ -212,7 +212,7 @@ def _table(
 STEADY = 1.1
 """Largest over smallest latency of one dense model, up to which a machine was equally fast during several runs."""
 
-Speeds = dict[Subject, Speed]
+Speeds = dict[Compared, Speed]
 
 
 def told_of(text: str, names: Sequence[str]) -> list[str]:
@@ -243,7 +243,7 @@ def latency_of(
 
     best = max(range(len(sources)), key=rank)
     source, speeds = sources[best], known[best]
-    timed = {run.name: speeds[Subject(run.name)] for run in runs if Subject(run.name) in speeds}
+    timed = {run.name: speeds[Compared(run.name)] for run in runs if Compared(run.name) in speeds}
     if not timed:
         return None, {}, []
     notes = told_of("No latency is known of {names}.", [run.name for run in runs if run.name not in timed])
@@ -267,7 +267,7 @@ def latency_of(
         text = "Latencies were not measured alike, so that only shares of each dense model's own are shown: {names}."
         notes += told_of(text, places)
     speeds = _relative_only(speeds, runs, references)
-    unknown = [name for name in timed if Subject(name) not in speeds]
+    unknown = [name for name in timed if Compared(name) not in speeds]
     notes += told_of("Of {names}, no latency of the dense model on the same machine is known.", unknown)
     cost = Cost(
         name=LATENCY,
@@ -281,7 +281,7 @@ def latency_of(
 
 def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str]) -> Speeds:
     """Latencies that are known as shares of that of a model that the group began with."""
-    dense = {Subject(run.name): {last_part(run.dense_name), *references} for run in runs}
+    dense = {Compared(run.name): {last_part(run.dense_name), *references} for run in runs}
     return {
         subject: speed
         for subject, speed in speeds.items()
@@ -291,12 +291,12 @@ def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str
 
 def _speeds_of(source: SpeedSource, runs: Sequence[Run], references: Sequence[str]) -> Speeds:
     names = [run.name for run in runs]
-    found = {subject: source.speeds[subject] for subject in map(Subject, names) if subject in source.speeds}
+    found = {subject: source.speeds[subject] for subject in map(Compared, names) if subject in source.speeds}
     if found:
         for reference in references:
             speed = source.of_model(reference, names)
             if speed is not None:
-                found[Subject(reference, began=True)] = speed
+                found[Compared(reference, began=True)] = speed
     return found
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing, figure
 from loraprune.report.drawing import ACCENT, CARD, CUT, REMOVED, Zone
-from loraprune.report.figure import in_words
+from loraprune.report.figure import kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,7 +35,7 @@ class _Row:
     map: GroupMap
     groups: int
     share: float
-    told: str
+    text: str
 
 
 def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> figure.Figure:
@@ -49,7 +49,7 @@ def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> f
     widths = sorted(widths, key=lambda item: item.layer)
     known = [item.layer for item in widths] == [item.layer for item in maps]
     rows = [_row(item, width) for item, width in zip(maps, widths if known else [None] * len(maps), strict=True)]
-    kind = in_words(maps[0].kind)
+    kind = kind_in_words(maps[0].kind)
     size = _group_size(rows)
     cell = f"{size:,} neighbors; the paler, the more of them went" if size > 1 else f"one of its {kind}"
     caption = f"A row is a layer, a cell {cell}. Bars: the share that each layer kept."
@@ -60,9 +60,9 @@ def _row(cells: GroupMap, width: LayerWidth | None) -> _Row:
     if width is None or not width.total:
         share = sum(map(_share, cells.kept)) / len(cells.kept)
         groups = len(cells.kept) * cells.groups_per_cell
-        return _Row(map=cells, groups=groups, share=share, told=numbers.percent(share))
+        return _Row(map=cells, groups=groups, share=share, text=numbers.percent(share))
     return _Row(
-        map=cells, groups=width.total, share=width.kept / width.total, told=f"{width.kept:,} of {width.total:,}"
+        map=cells, groups=width.total, share=width.kept / width.total, text=f"{width.kept:,} of {width.total:,}"
     )
 
 
@@ -100,7 +100,7 @@ def _draw_cells(rows: Sequence[_Row], axes: Axes) -> None:
     axes.spines[:].set(visible=True, color=CUT)
     axes.grid(visible=False)
     axes.set_xticks([])
-    kind, size = in_words(rows[0].map.kind), _group_size(rows)
+    kind, size = kind_in_words(rows[0].map.kind), _group_size(rows)
     axes.set_xlabel(f"{kind}, in runs of {size:,}" if size > 1 else kind)
     axes.set_ylabel("layer")
 
@@ -132,7 +132,7 @@ def _zones(rows: Sequence[_Row], axes: Axes) -> list[Zone]:
             bottom=place,
             top=place + 1,
             texts=tuple(_cell_text(row.map, share) for share in row.map.kept),
-            head=f"Layer {row.map.layer} ({row.told} kept)",
+            head=f"Layer {row.map.layer} ({row.text} kept)",
         )
         for place, row in enumerate(rows)
     ]
@@ -148,7 +148,7 @@ def _place(rows: Sequence[_Row], column: int) -> str:
     """What the cells of a column hold: one group or a run of them."""
     size = _group_size(rows)
     first, last = column * size, min((column + 1) * size, max(row.groups for row in rows)) - 1
-    return f"{in_words(rows[0].map.kind)} {first:,}" + (f"–{last:,}" if last > first else "")
+    return f"{kind_in_words(rows[0].map.kind)} {first:,}" + (f"–{last:,}" if last > first else "")
 
 
 def _share(value: float) -> float:
@@ -158,7 +158,7 @@ def _share(value: float) -> float:
 def _description(rows: Sequence[_Row]) -> str:
     shares = [row.share for row in rows]
     least, most = rows[shares.index(min(shares))], rows[shares.index(max(shares))]
-    text = f"Map of the {in_words(rows[0].map.kind)} that stayed, in {len(rows):,} rows"
+    text = f"Map of the {kind_in_words(rows[0].map.kind)} that stayed, in {len(rows):,} rows"
     if math.isclose(least.share, most.share):
-        return f"{text}: {least.told} in each."
-    return f"{text}: least in layer {least.map.layer} ({least.told}), most in layer {most.map.layer} ({most.told})."
+        return f"{text}: {least.text} in each."
+    return f"{text}: least in layer {least.map.layer} ({least.text}), most in layer {most.map.layer} ({most.text})."

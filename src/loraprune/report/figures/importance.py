@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing, figure
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
-from loraprune.report.figure import capitalized, in_words
+from loraprune.report.figure import capitalized, kind_in_words
 from loraprune.report.figures.series import Bin, Histogram, histogram
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def importance_figure(dimensions: Sequence[Importance]) -> figure.Figure:
     Args:
         dimensions: the prunable dimensions of one kind, at least one.
     """
-    kind, counted = in_words(dimensions[0].kind), histogram(dimensions)
+    kind, counted = kind_in_words(dimensions[0].kind), histogram(dimensions)
     caption = (
         "The further apart the two colors lie, the clearer the choice. Removed groups count with the score that they "
         "had when they were cut; overlap comes from layers, and from cuts, that were not compared with each other."

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing, figure
 from loraprune.report.drawing import ACCENT, CARD, CUT, Zone
-from loraprune.report.figure import Grid, in_words
+from loraprune.report.figure import Grid, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,7 +26,7 @@ def refit_figure(errors: Sequence[RefitError]) -> figure.Figure:
     Args:
         errors: of one kind, at least one.
     """
-    kind, last = in_words(errors[0].kind), _last(errors)
+    kind, last = kind_in_words(errors[0].kind), _last(errors)
     steps = {item.step for item in last}
     caption = "Error of the output of the layer that read what went, relative to its output before"
     if len(steps) > 1:
@@ -92,7 +92,9 @@ def _text(item: RefitError) -> str:
 
 
 def _description(errors: Sequence[RefitError]) -> str:
-    text = f"Relative error in {len(errors)} layers after cutting {in_words(errors[0].kind)}: {_span(errors, False)}"
+    text = (
+        f"Relative error in {len(errors)} layers after cutting {kind_in_words(errors[0].kind)}: {_span(errors, False)}"
+    )
     if any(item.repaired is not None for item in errors):
         text += f" without repair, {_span(errors, True)} with it"
     return text + "."
@@ -121,7 +123,7 @@ def _row(step: int, kind: str, errors: Sequence[RefitError]) -> tuple[str, ...]:
     worst, layer = max(known, default=(math.nan, -1))
     return (
         f"{step:,}",
-        in_words(kind),
+        kind_in_words(kind),
         numbers.percent(_mean([item.cut for item in errors])),
         numbers.percent(_mean([item.repaired for item in errors])),
         str(layer) if known else numbers.MISSING,

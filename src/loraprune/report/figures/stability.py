@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing, figure
 from loraprune.report.drawing import MARKERS, SERIES, Zone
-from loraprune.report.figure import Grid, in_words
+from loraprune.report.figure import Grid, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -39,7 +39,7 @@ def stability_figure(cuts: Sequence[Cut]) -> figure.Figure | None:
         "both. Near 1, the criterion had made up its mind; near 0, the order had changed entirely."
     )
     rows = tuple((f"{cut.step:,}", *(numbers.significant(cut.stability.get(kind)) for kind in kinds)) for cut in known)
-    grid = Grid(heads=("step", *map(in_words, kinds)), rows=rows)
+    grid = Grid(heads=("step", *map(kind_in_words, kinds)), rows=rows)
     return figure.full("How stable the ranking was", lambda w: _picture(known, kinds, w), caption, grid)
 
 
@@ -52,7 +52,7 @@ def _picture(cuts: Sequence[Cut], kinds: Sequence[str], width: float) -> str:
         styles = itertools.cycle(zip(SERIES, MARKERS, strict=True))
         for kind, (color, marker) in zip(kinds, styles, strict=False):
             values = [cut.stability.get(kind, math.nan) for cut in cuts]
-            axes.plot(steps, values, color=color, marker=marker, markersize=6, label=in_words(kind), clip_on=False)
+            axes.plot(steps, values, color=color, marker=marker, markersize=6, label=kind_in_words(kind), clip_on=False)
         least = min(_values(cuts), default=0.0)
         axes.set_ylim(min(0.0, math.floor(least * 2) / 2), 1.0)
         axes.set_xlim(*_limits(steps))
@@ -82,7 +82,7 @@ def _zones(cuts: Sequence[Cut], kinds: Sequence[str], axes: Axes) -> list[Zone]:
 
 
 def _text(cut: Cut, kinds: Sequence[str]) -> str:
-    each = ", ".join(f"{in_words(kind)} {numbers.significant(cut.stability.get(kind))}" for kind in kinds)
+    each = ", ".join(f"{kind_in_words(kind)} {numbers.significant(cut.stability.get(kind))}" for kind in kinds)
     return f"Cut at step {cut.step:,}: {each}"
 
 
@@ -92,5 +92,5 @@ def _description(cuts: Sequence[Cut], kinds: Sequence[str]) -> str:
         each = [cut.stability[kind] for cut in cuts if math.isfinite(cut.stability.get(kind, math.nan))]
         if each:
             span = f"between {numbers.significant(min(each))} and {numbers.significant(max(each))}"
-            parts.append(f"{in_words(kind)} {span}, {numbers.significant(each[-1])} at the last cut")
+            parts.append(f"{kind_in_words(kind)} {span}, {numbers.significant(each[-1])} at the last cut")
     return "Rank correlation of the scores between consecutive cuts: " + "; ".join(parts) + "."

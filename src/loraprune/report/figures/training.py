@@ -58,7 +58,7 @@ def _picture(data: ReportData, width: float) -> str:
         for axes in panels:
             _mark_cuts(data, axes, width)
         _draw_steps(data, panels[-1], width)
-        return drawing.svg_of(canvas, description(data), _zones(data, tuple(panels)))
+        return drawing.svg_of(canvas, training_description(data), _zones(data, tuple(panels)))
 
 
 def _draw_loss(data: ReportData, axes: Axes, width: float) -> None:
@@ -131,7 +131,7 @@ def _draw_steps(data: ReportData, axes: Axes, width: float) -> None:
     axes.set_xlabel("training step")
 
 
-def description(data: ReportData) -> str:
+def training_description(data: ReportData) -> str:
     """Say what the picture shows, with the first and the last values."""
     first, last = data.history[0], data.history[-1]
     steps = f"{data.steps or last.step:,} training steps"

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing, figure
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
-from loraprune.report.figure import capitalized, in_words
+from loraprune.report.figure import capitalized, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,7 +27,7 @@ def layers_figure(widths: Sequence[LayerWidth]) -> figure.Figure:
         widths: the layers of one kind, at least one.
     """
     widths = sorted(widths, key=lambda item: item.layer)
-    title = f"{capitalized(in_words(widths[0].kind))} in each layer"
+    title = f"{capitalized(kind_in_words(widths[0].kind))} in each layer"
     caption = "Solid is what stayed; the whole bar is what the layer had."
     return figure.half(title, lambda w: _picture(widths, w), caption, figure.KEPT_AND_REMOVED)
 
@@ -64,13 +64,13 @@ def _zones(widths: Sequence[LayerWidth], axes: Axes) -> list[Zone]:
 
 def _text(item: LayerWidth) -> str:
     share = numbers.percent(item.kept / item.total if item.total else None)
-    return f"Layer {item.layer}: {item.kept:,} of {item.total:,} {in_words(item.kind)} kept ({share})"
+    return f"Layer {item.layer}: {item.kept:,} of {item.total:,} {kind_in_words(item.kind)} kept ({share})"
 
 
 def _description(widths: Sequence[LayerWidth]) -> str:
     kept, total = sum(item.kept for item in widths), sum(item.total for item in widths)
     each = [item.kept for item in widths]
     return (
-        f"{capitalized(in_words(widths[0].kind))} kept in each of {len(widths)} layers: {kept:,} of {total:,} in all, "
-        f"between {min(each):,} and {max(each):,} a layer."
+        f"{capitalized(kind_in_words(widths[0].kind))} kept in each of {len(widths)} layers: {kept:,} of {total:,} in "
+        f"all, between {min(each):,} and {max(each):,} a layer."
     )

@@ -16,7 +16,7 @@ from loraprune.structure.drafting.outline import Layer, Stack
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-HEAD = """\
+_HEAD = """\
 # A start for the description of {model_type}, made by `loraprune inspect`. What stands here was found by changing
 # numbers of the config on models without weights, or by shapes, as it says. Compare it with the model's source, and
 # decide what says TODO. The words are explained in docs/architectures.md.
@@ -32,7 +32,7 @@ def draft(config: PretrainedConfig, stacks: Sequence[Stack], build: Build, auto_
         build: makes a model without weights of a changed config.
         auto_class: class of transformers that loads the model.
     """
-    lines = [HEAD.format(model_type=config.model_type).rstrip(), f"model_type: {config.model_type}"]
+    lines = [_HEAD.format(model_type=config.model_type).rstrip(), f"model_type: {config.model_type}"]
     if auto_class != "AutoModelForCausalLM":
         lines.append(f"auto_class: {auto_class}")
     experiments = Experiments(config, stacks, build)

@@ -6,7 +6,7 @@ import pytest
 from tests.models import tiny_config
 
 from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, context_of, metadata
+from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, gguf_context, metadata
 
 NARROW = BlockWidths(num_attention_heads=4, num_key_value_heads=2, intermediate_size=10)
 WIDE = BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=24)
@@ -72,4 +72,4 @@ def test_widths_are_one_number_or_one_for_each_block() -> None:
 
 @pytest.mark.parametrize(("window", "context"), [(None, 64), (32, 32), (4096, 64)])
 def test_the_context_ends_where_a_sliding_window_would_begin_to_slide(window: int | None, context: int) -> None:
-    assert context_of(tiny_config("mistral", sliding_window=window)) == context
+    assert gguf_context(tiny_config("mistral", sliding_window=window)) == context

@@ -10,7 +10,7 @@ from tests.models import tiny_config
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError, StoredTensor
-from loraprune.checkpoint.exports.gguf.architecture import LLAMA, QWEN2, GgufArchitecture
+from loraprune.checkpoint.exports.gguf.architecture import GGUF_LLAMA, GGUF_QWEN2, GgufArchitecture
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
 
 WIDTHS = [BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=64)] * 2
@@ -25,7 +25,7 @@ def stored(**changes: Any) -> tuple[Any, dict[str, StoredTensor]]:
     return model.config, tensors
 
 
-def convert(architecture: GgufArchitecture = LLAMA, **changes: Any) -> list[GgufTensor]:
+def convert(architecture: GgufArchitecture = GGUF_LLAMA, **changes: Any) -> list[GgufTensor]:
     config, tensors = stored(**changes)
     return gguf_tensors(architecture, config, WIDTHS, tensors)
 
@@ -57,7 +57,7 @@ def test_only_queries_and_keys_of_interleaving_architectures_move() -> None:
     biased = {"attention_bias": True, "mlp_bias": True}
     expected = {("attn_q.weight", 8), ("attn_q.bias", 8), ("attn_k.weight", 4), ("attn_k.bias", 4)}
     assert moved(convert(**biased)) == expected
-    assert moved(convert(QWEN2, family="qwen2")) == set()
+    assert moved(convert(GGUF_QWEN2, family="qwen2")) == set()
 
 
 def test_every_stored_tensor_is_written_once() -> None:
@@ -72,7 +72,7 @@ def test_a_tied_head_and_saved_frequencies_are_left_out() -> None:
     config, tensors = stored(tie_word_embeddings=True)
     some = next(iter(tensors.values()))
     tensors = {**tensors, "lm_head.weight": some, "model.layers.0.self_attn.rotary_emb.inv_freq": some}
-    names = {tensor.name for tensor in gguf_tensors(LLAMA, config, WIDTHS, tensors)}
+    names = {tensor.name for tensor in gguf_tensors(GGUF_LLAMA, config, WIDTHS, tensors)}
     assert "output.weight" not in names
     assert len(names) == len(tensors) - 2
 
@@ -82,15 +82,15 @@ def test_a_tensor_without_a_place_is_refused() -> None:
     with pytest.raises(
         RuntimeFormatError, match=r"qwen2 has no place for model\.layers\.0\.self_attn\.o_proj\.bias and 1"
     ):
-        gguf_tensors(QWEN2, config, WIDTHS, tensors)
+        gguf_tensors(GGUF_QWEN2, config, WIDTHS, tensors)
 
 
 def test_a_missing_tensor_and_another_shape_are_refused() -> None:
     config, tensors = stored()
     missing = {name: tensor for name, tensor in tensors.items() if name != "model.norm.weight"}
     with pytest.raises(RuntimeFormatError, match=r"no tensor model\.norm\.weight"):
-        gguf_tensors(LLAMA, config, WIDTHS, missing)
+        gguf_tensors(GGUF_LLAMA, config, WIDTHS, missing)
     narrow = tiny_config("llama", vocab_size=config.vocab_size, intermediate_size=64)
     narrow.hidden_size = 16
     with pytest.raises(RuntimeFormatError, match=r"model\.embed_tokens\.weight has the shape \(261, 32\).*\(261, 16\)"):
-        gguf_tensors(LLAMA, narrow, WIDTHS, tensors)
+        gguf_tensors(GGUF_LLAMA, narrow, WIDTHS, tensors)

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, load_tokenizer
+from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, tokenizer_of_folder
 from loraprune.checkpoint.exports.gguf.vocabulary import TokenType
 
 
@@ -149,4 +149,4 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused() -
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RuntimeFormatError, match=r"has no tokenizer\.json. Put it there first"):
-        load_tokenizer(tmp_path)
+        tokenizer_of_folder(tmp_path)

@@ -36,10 +36,10 @@ class GgufArchitecture:
 _ATTENTION_INPUTS = ("q_proj", "k_proj", "v_proj")
 _ALL = (*_ATTENTION_INPUTS, "o_proj", "gate_proj", "up_proj", "down_proj")
 
-LLAMA = GgufArchitecture(name="llama", interleaved=True, biases=_ALL)
+GGUF_LLAMA = GgufArchitecture(name="llama", interleaved=True, biases=_ALL)
 DECI = GgufArchitecture(name="deci", interleaved=True, biases=_ALL, per_block=True)
-QWEN2 = GgufArchitecture(name="qwen2", interleaved=False, biases=_ATTENTION_INPUTS)
-QWEN3 = GgufArchitecture(name="qwen3", interleaved=False, biases=_ATTENTION_INPUTS, head_norms=True)
+GGUF_QWEN2 = GgufArchitecture(name="qwen2", interleaved=False, biases=_ATTENTION_INPUTS)
+_QWEN3 = GgufArchitecture(name="qwen3", interleaved=False, biases=_ATTENTION_INPUTS, head_norms=True)
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -87,21 +87,21 @@ def architecture_for(model_type: str, config: PretrainedConfig, widths: Sequence
                 "llama.cpp's architecture qwen3 has no place for the scaled rotary embedding of this checkpoint. "
                 "transformers loads it."
             )
-        return QWEN3
+        return _QWEN3
     if ragged:
         return DECI
-    square = widths[0].num_attention_heads * head_dim_of(config) == config.hidden_size
+    square = widths[0].num_attention_heads * gguf_head_dim(config) == config.hidden_size
     # llama.cpp's qwen2 knows square query projections only; its llama takes any, with biases too.
-    return QWEN2 if model_type == "qwen2" and square and not is_scaled(config) else LLAMA
+    return GGUF_QWEN2 if model_type == "qwen2" and square and not is_scaled(config) else GGUF_LLAMA
 
 
-def head_dim_of(config: PretrainedConfig) -> int:
+def gguf_head_dim(config: PretrainedConfig) -> int:
     """Width of a head, which older configs leave to be computed."""
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return head_dim
 
 
-def context_of(config: PretrainedConfig) -> int:
+def gguf_context(config: PretrainedConfig) -> int:
     """Longest text for which attention over everything is what the model computes."""
     longest: int = config.max_position_embeddings
     window: int | None = getattr(config, "sliding_window", None)
@@ -116,16 +116,16 @@ def metadata(architecture: GgufArchitecture, config: PretrainedConfig, widths: S
         return values if architecture.per_block else values[0]
 
     values: dict[str, Any] = {
-        "context_length": context_of(config),
+        "context_length": gguf_context(config),
         "embedding_length": config.hidden_size,
         "block_count": len(widths),
         "feed_forward_length": all_blocks("intermediate_size"),
         "attention.head_count": all_blocks("num_attention_heads"),
         "attention.head_count_kv": all_blocks("num_key_value_heads"),
-        "attention.key_length": head_dim_of(config),
-        "attention.value_length": head_dim_of(config),
+        "attention.key_length": gguf_head_dim(config),
+        "attention.value_length": gguf_head_dim(config),
         "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": head_dim_of(config),
+        "rope.dimension_count": gguf_head_dim(config),
         "rope.freq_base": float(config.rope_parameters["rope_theta"]),
         "vocab_size": config.vocab_size,
     }

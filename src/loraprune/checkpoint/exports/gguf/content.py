@@ -10,13 +10,13 @@ from loraprune.checkpoint.exports.gguf.architecture import (
     GgufArchitecture,
     architecture_for,
     check_family,
-    context_of,
-    head_dim_of,
+    gguf_context,
+    gguf_head_dim,
     metadata,
 )
 from loraprune.checkpoint.exports.gguf.rotary import frequency_divisors
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors
-from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, load_tokenizer
+from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer, gguf_tokenizer, tokenizer_of_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,12 +71,12 @@ def gguf_content(checkpoint: Checkpoint, outtype: str, pre_tokenizer: str | None
     widths = checkpoint.widths()
     architecture = architecture_for(checkpoint.model_type, config, widths)
     tensors = gguf_tensors(architecture, config, widths, checkpoint.tensors)
-    tokenizer = gguf_tokenizer(load_tokenizer(checkpoint.folder), config, pre_tokenizer)
+    tokenizer = gguf_tokenizer(tokenizer_of_folder(checkpoint.folder), config, pre_tokenizer)
     notes = []
     wider = sum(stored_type(outtype, tensor.shape) == "f16" for tensor in tensors) if outtype == "q8_0" else 0
     if wider:
         notes.append(f"{wider} matrices are in f16: their rows are no multiple of {_BLOCK}, which q8_0 needs")
-    context = context_of(config)
+    context = gguf_context(config)
     if context < config.max_position_embeddings:
         notes.append(f"the context is {context} tokens: up to there a sliding window is attention over everything")
     return GgufContent(
@@ -86,6 +86,6 @@ def gguf_content(checkpoint: Checkpoint, outtype: str, pre_tokenizer: str | None
         metadata=metadata(architecture, config, widths),
         tokenizer=tokenizer,
         tensors=tensors,
-        divisors=frequency_divisors(config, head_dim_of(config)),
+        divisors=frequency_divisors(config, gguf_head_dim(config)),
         notes=(*notes, *tokenizer.notes),
     )

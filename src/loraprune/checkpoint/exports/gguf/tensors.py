@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.architecture import GgufArchitecture, head_dim_of
+from loraprune.checkpoint.exports.gguf.architecture import GgufArchitecture, gguf_head_dim
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -94,7 +94,7 @@ def _all_tensors(
     hidden, vocabulary = config.hidden_size, config.vocab_size
     yield GgufTensor(name="token_embd.weight", source="model.embed_tokens.weight", shape=(vocabulary, hidden))
     for number, block in enumerate(widths):
-        for tensor in _block_tensors(architecture, block, hidden, head_dim_of(config)):
+        for tensor in _block_tensors(architecture, block, hidden, gguf_head_dim(config)):
             named = GgufTensor(
                 name=f"blk.{number}.{tensor.name}",
                 source=f"model.layers.{number}.{tensor.source}",

@@ -43,7 +43,7 @@ class GgufTokenizer:
     notes: tuple[str, ...]
 
 
-def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer.
 
     Raises:

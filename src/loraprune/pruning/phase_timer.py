@@ -24,7 +24,7 @@ WRITING = "writing"
 """Names of phases, as a report shows them."""
 
 
-class Phases:
+class PhaseTimer:
     """A clock that knows what its time was spent on.
 
     Attributes:

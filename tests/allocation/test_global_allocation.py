@@ -6,11 +6,11 @@ import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from tests.allocation.test_uniform import RATIOS, cases, random_scores, structure_of
+from tests.allocation.test_allocate import RATIOS, cases, random_scores, structure_of
 from tests.models import tiny_model
 
-from loraprune.allocation.global_ import FLOOR, allocate_globally, floor_of, smallest_share
-from loraprune.allocation.uniform import allocate, check_reachable
+from loraprune.allocation.allocate import allocate, check_reachable
+from loraprune.allocation.global_allocation import FLOOR, allocate_globally, floor_of, smallest_share
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths

@@ -8,8 +8,8 @@ import pytest
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
 from loraprune.measure.evaluation.results import Entry, Results, ResultsError
-from loraprune.recipes.report import RunEntries, find_entries, rows_of, with_entries
 from loraprune.record.report_data import Completion, Headline, ReportData, Row, Unit
+from loraprune.report.evaluation_rows import RunEntries, entry_rows, find_entries, with_entries
 
 HEADLINE = Headline(
     ratio=0.5, target_ratio=0.5, total_before=9, total_after=5, prunable_before=8, prunable_after=4
@@ -109,33 +109,33 @@ class TestRows:
         return RunEntries(dense=[entry("base", **dense)], pruned=[entry("out", **pruned)])
 
     def test_figures_of_one_measure_stand_side_by_side(self) -> None:
-        (row,) = rows_of(self.both({}, {"values": {"perplexity": 6.0, "num_tokens": 640}}))
+        (row,) = entry_rows(self.both({}, {"values": {"perplexity": 6.0, "num_tokens": 640}}))
         assert row == Row(
             label="wikitext2@64", unit=Unit.PERPLEXITY, detail="perplexity, 640 tokens, float32", dense=5.0, pruned=6.0
         )
 
     def test_another_device_is_no_other_measure(self) -> None:
         settings = {"max_length": 64, "stride": None, "dtype": "float32", "device": "cuda"}
-        assert len(rows_of(self.both({}, {"settings": settings}))) == 1
+        assert len(entry_rows(self.both({}, {"settings": settings}))) == 1
 
     @pytest.mark.parametrize("name", ["max_length", "dtype"])
     def test_figures_that_were_measured_differently_are_never_compared(self, name: str) -> None:
         settings = {"max_length": 64, "stride": None, "dtype": "float32", name: 32}
-        rows = rows_of(self.both({}, {"settings": settings}))
+        rows = entry_rows(self.both({}, {"settings": settings}))
         assert [(row.dense, row.pruned) for row in rows] == [(None, 5.0), (5.0, None)]
 
     def test_one_text_in_two_places_is_the_same_measure(self) -> None:
         sides = ({"data": {"source": f"{place}/t.txt", "sha256": "ab"}} for place in ("a", "b"))
-        assert len(rows_of(self.both(*sides))) == 1
+        assert len(entry_rows(self.both(*sides))) == 1
 
     def test_the_newest_of_two_counts(self, tmp_path: Path, run: Path) -> None:
         old = entry(run, created="2026-01-01T00:00:00+00:00")
         new = entry(run, created="2026-02-01T00:00:00+00:00", values={"perplexity": 4.0})
         found = find_entries(run, "base", [results(tmp_path / "r.json", new, old)])
-        assert [row.pruned for row in rows_of(found)] == [4.0]
+        assert [row.pruned for row in entry_rows(found)] == [4.0]
 
     def test_what_is_no_number_is_none(self) -> None:
-        (row,) = rows_of(self.both({"values": {"perplexity": None}}, {"values": {"perplexity": math.inf}}))
+        (row,) = entry_rows(self.both({"values": {"perplexity": None}}, {"values": {"perplexity": math.inf}}))
         assert (row.dense, row.pruned) == (None, None)
 
     def test_tasks_become_scores_with_an_average_over_those_that_both_have(self) -> None:

@@ -9,7 +9,7 @@ from typing import Literal, get_args
 import torch
 
 from loraprune.allocation.choices import Choice, choices, positions_of
-from loraprune.allocation.global_ import allocate_globally, smallest_share
+from loraprune.allocation.global_allocation import allocate_globally, smallest_share
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.kinds import check_ragged
@@ -220,7 +220,7 @@ def allocate(
         allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper), ``balanced``
             (the split between attention and FFN that loses least importance for the same parameters; of splits
             within a tenth of the best, the one with most heads) or ``global`` (see
-            :mod:`loraprune.allocation.global_`: widths differ from layer to layer).
+            :mod:`loraprune.allocation.global_allocation`: widths differ from layer to layer).
         final_ratio: where later cuts will end; None where this is the last one.
         comparable: scores of different kinds of groups have the same unit; matters to ``global`` only.
         ranked: scores were put on one scale before, and groups go in the order of their scores; likewise.

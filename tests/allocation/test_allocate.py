@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.models import tiny_config, tiny_model
 from transformers import AutoModelForCausalLM
 
-from loraprune.allocation.uniform import HEAD_MARGIN, allocate, check_reachable, ratio_for_parameters
+from loraprune.allocation.allocate import HEAD_MARGIN, allocate, check_reachable, ratio_for_parameters
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths

@@ -1,0 +1,224 @@
+"""Results of ``loraprune eval`` as rows of a report: perplexities and accuracies, scores of tasks, completions."""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from loraprune.measure.evaluation.results import Entry, read_results
+from loraprune.measure.owner import Known, Owners
+from loraprune.record.report_data import Completion, ReportData, Row, Unit
+
+logger = logging.getLogger("loraprune")
+
+METRICS = ("acc_norm", "acc", "exact_match", "f1")
+"""Metrics of tasks that are shares of one; of a task the first that it has."""
+
+
+def with_entries(data: ReportData, entries: RunEntries) -> ReportData:
+    """The data of a report with results; those that it had of the same thing give way."""
+    pairs, rows = list(entries.pairs()), entry_rows(entries)
+    scores = [row for pair in pairs for row in _score(*pair)]
+    completions = [text for pair in pairs for text in _completions(*pair)]
+    prompts = {text.prompt for text in completions}
+    return replace(
+        data,
+        rows=_merged(data.rows, rows),
+        scores=_with_average(_merged(_tasks(data.scores), scores), entries),
+        completions=(*(text for text in data.completions if text.prompt not in prompts), *completions),
+    )
+
+
+def entry_rows(entries: RunEntries) -> list[Row]:
+    """Rows of perplexities and accuracies; scores of tasks are none of these."""
+    return [row for pair in entries.pairs() for row in _rows(*pair)]
+
+
+def _merged(old: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
+    """Old rows and new ones; a new row stands where an old one of the same name stood."""
+    labels = {row.label for row in new}
+    return (*(row for row in old if row.label not in labels), *new)
+
+
+def _value(entry: Entry | None, key: str) -> float | None:
+    value = None if entry is None else entry.values.get(key)
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+
+
+def _perplexity(values: Mapping[str, Any]) -> str:
+    return f"perplexity, {values.get('num_tokens', 0):,} tokens"
+
+
+def _accuracy(values: Mapping[str, Any]) -> str:
+    return f"accuracy, {values.get('num_examples', 0):,} examples"
+
+
+def _matches(values: Mapping[str, Any]) -> str:
+    return f"exact match, {values.get('num_generated', 0):,} targets"
+
+
+_KINDS: dict[str, tuple[str, Unit, Callable[[Mapping[str, Any]], str]]] = {
+    "perplexity": ("perplexity", Unit.PERPLEXITY, _perplexity),
+    "accuracy": ("accuracy", Unit.ACCURACY, _accuracy),
+    "targets": ("exact_match", Unit.ACCURACY, _matches),
+}
+"""Of a kind of result the figure that is shown, its unit, and how it was measured."""
+
+
+def _rows(dense: Entry | None, pruned: Entry | None) -> Iterable[Row]:
+    either = pruned or dense
+    assert either is not None
+    if either.kind in _KINDS:
+        key, unit, detail = _KINDS[either.kind]
+        dtype = f", {either.settings['dtype']}" if "dtype" in either.settings else ""
+        yield Row(
+            label=either.label,
+            unit=unit,
+            detail=detail(either.values) + dtype,
+            dense=_value(dense, key),
+            pruned=_value(pruned, key),
+        )
+
+
+def _metric(entry: Entry) -> str | None:
+    return next((metric for metric in METRICS if metric in entry.values), None)
+
+
+def _score(dense: Entry | None, pruned: Entry | None) -> Iterable[Row]:
+    either = pruned or dense
+    assert either is not None
+    metric = _metric(either) if either.kind == "task" else None
+    if metric is None:
+        return
+    shots, items = either.values.get("num_fewshot"), either.values.get("num_items")
+    parts = [metric, f"{shots} shots" if shots else "", f"{items:,} items" if items else ""]
+    yield Row(
+        label=either.name,
+        unit=Unit.ACCURACY,
+        detail=", ".join(filter(None, parts)),
+        dense=_value(dense, metric),
+        pruned=_value(pruned, metric),
+    )
+
+
+_AVERAGE = "average of"
+
+
+def _tasks(scores: Sequence[Row]) -> tuple[Row, ...]:
+    """Scores of tasks without the averages over them."""
+    return tuple(row for row in scores if not row.label.startswith(_AVERAGE))
+
+
+def _with_average(scores: tuple[Row, ...], entries: RunEntries) -> tuple[Row, ...]:
+    """The scores, and below them the averages over the tasks that both models were measured on."""
+    from loraprune.metrics.tasks.scores import averages
+
+    both = [(d, p) for d, p in entries.pairs() if d is not None and p is not None and p.kind == "task"]
+    dense, pruned = averages({d.name: d.values for d, _ in both}), averages({p.name: p.values for _, p in both})
+    return (
+        *scores,
+        *(
+            Row(
+                label=f"{of_pruned.tasks}, {of_pruned.metric}",
+                unit=Unit.ACCURACY,
+                detail=", ".join(of_pruned.metrics),
+                dense=of_dense.value,
+                pruned=of_pruned.value,
+            )
+            for of_dense, of_pruned in zip(dense, pruned, strict=False)
+            if of_dense.metric == of_pruned.metric
+        ),
+    )
+
+
+def _completions(dense: Entry | None, pruned: Entry | None) -> Iterable[Completion]:
+    """Texts of both models side by side; nothing where only one of them wrote."""
+    if dense is None or pruned is None or pruned.kind != "completions":
+        return
+    texts = {text["prompt"]: text["completion"] for text in dense.values["completions"]}
+    for text in pruned.values["completions"]:
+        if text["prompt"] in texts:
+            yield Completion(prompt=text["prompt"], dense=texts[text["prompt"]], pruned=text["completion"])
+
+
+RESULTS = "evaluation.json"
+"""Picked up from the folder of a run by itself."""
+
+
+@dataclass(kw_only=True)
+class RunEntries:
+    """Results sorted by the model that they are of.
+
+    Attributes:
+        dense: of the model before the run, the newest last; ``pruned``: of the result.
+        foreign: names of other models, by file.
+        stale: results of a folder that holds another model by now, by file.
+    """
+
+    dense: list[Entry] = field(default_factory=list)
+    pruned: list[Entry] = field(default_factory=list)
+    foreign: dict[Path, list[str]] = field(default_factory=dict)
+    stale: dict[Path, list[Entry]] = field(default_factory=dict)
+
+    def pairs(self) -> Iterator[tuple[Entry | None, Entry | None]]:
+        """Results of both models that were measured in the same way side by side; the newest of each."""
+        dense, pruned = ({_condition(entry): entry for entry in side} for side in (self.dense, self.pruned))
+        for condition in {**pruned, **dense}:
+            yield dense.get(condition), pruned.get(condition)
+
+
+def find_entries(folder: Path, base: str, files: Sequence[str | Path]) -> RunEntries:
+    """Sort the results of the files, and of those beside the run.
+
+    A model is known by the hash of its files. Where there are none to hash (a hub name, a folder that is gone), it is
+    known by its name: a folder by its place, seen from here or from the file of results.
+
+    Args:
+        folder: of the run.
+        base: name of the model that the run began with.
+        files: of results.
+
+    Raises:
+        ResultsError: a file is none, or one of another version.
+        ValueError: none of the results of a file that was named is of this run or of its base.
+    """
+    named = [Path(file).expanduser() for file in files]
+    own = folder / RESULTS
+    every = [*([own] if own.is_file() and own.resolve() not in {file.resolve() for file in named} else []), *named]
+    owners = Owners({"pruned": Known(folder=folder), "dense": Known(folder=Path(base), name=base)})
+    found = RunEntries()
+    for file in every:
+        before = len(found.dense) + len(found.pruned)
+        for entry in sorted(read_results(file).entries, key=lambda entry: entry.created):
+            owner = owners.of(entry.model, entry.fingerprint, file)
+            if owner.key is None:
+                found.foreign.setdefault(file, []).append(entry.model)
+            elif owner.stale:
+                found.stale.setdefault(file, []).append(entry)
+            else:
+                (found.pruned if owner.key == "pruned" else found.dense).append(entry)
+        if file in named and len(found.dense) + len(found.pruned) == before:
+            raise ValueError(_nothing(file, folder, base, found))
+    return found
+
+
+def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
+    stale = found.stale.get(file)
+    if stale:
+        return f"{file} holds results of {stale[0].model} as it was before it was written anew. Evaluate it again."
+    names = ", ".join(dict.fromkeys(found.foreign.get(file, ()))) or "no model"
+    return (
+        f"Of the results in {file} none is of {folder} or of the model that it was made from, {base}: they are of "
+        f"{names}. Name another file, or evaluate these models."
+    )
+
+
+def _condition(entry: Entry) -> str:
+    """How a figure was measured: all that it depends on but the model and the kind of device."""
+    settings = {name: value for name, value in entry.settings.items() if name != "device"}
+    return json.dumps([entry.kind, entry.name, settings, entry.data_identity], sort_keys=True, default=str)
