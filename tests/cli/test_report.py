@@ -13,7 +13,7 @@ import yaml
 from tests.cli.conftest import QUICK, Command
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
-from loraprune.cli.oneshot import PRUNE_OPTIONS as ONESHOT_OPTIONS
+from loraprune.cli.oneshot import ONESHOT_OPTIONS
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.cli.training_options import training_fields
 from loraprune.measure.evaluation.results import Entry, Results

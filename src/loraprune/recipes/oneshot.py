@@ -9,8 +9,6 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ProgressOf
 from loraprune.calibration.residual_stream import has_stream
@@ -19,10 +17,10 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.importance.moving_average import Scores
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import Collator
-from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.oneshot import StructuredOptions, prune_
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
+from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot
@@ -293,50 +291,6 @@ def _save(
     card = card_of(prepared, record, runtimes_of(finished))
     save_checkpoint(output, finished, prepared.processor, record=record, card=card, extras=extras)
     return report
-
-
-# The data that a run without training looks at.
-
-
-def draw(prepared: PreparedOneshot) -> Calibration:
-    """Rows that are looked at."""
-    config = prepared.oneshot
-    if not config.needs_data:
-        return []
-    if prepared.structure.spec.auto_class == "AutoModelForCausalLM" and prepared.task.name == "causal-lm":
-        drawn: Calibration = draw_calibration(prepared.train_rows, config.calibration_sequences, config.seed)
-        logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
-        return drawn
-    assert prepared.collator is not None
-    dtype = prepared.stored_dtype if prepared.model is not None else torch.float32
-    batches = draw_batches(prepared.train_rows, prepared.collator, config.calibration_sequences, config.seed, dtype)
-    rows = min(config.calibration_sequences, len(prepared.train_rows))
-    logger.info("Calibrating on %d %s", rows, prepared.task.row_name)
-    return batches
-
-
-def facts_of(calibration: Calibration) -> dict[str, int]:
-    """How much was looked at."""
-    rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
-    tokens = sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
-    return {"rows": rows} | ({"tokens": tokens} if tokens else {})
-
-
-def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> None:
-    """Say that there is less to look at than least squares have unknowns."""
-    solved = prepared.oneshot.value("repair") in ("refit", "stream") or prepared.oneshot.name == "osscar"
-    tokens = facts_of(calibration).get("tokens")
-    widest = max(
-        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
-        for dimension in prepared.structure.open
-    )
-    if solved and tokens is not None and tokens < widest:
-        logger.warning(
-            "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
-            "squares rest on their damping. More calibration sequences help.",
-            tokens,
-            widest,
-        )
 
 
 # What a run without training tells: notes for its report, and its model card.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, working_dtype
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.config import BenchConfig, circumstances, device_of, threads
@@ -20,7 +21,7 @@ from loraprune.measure.benchmark.inference import decoding, prefill
 from loraprune.measure.benchmark.memory import free_memory, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, writes_text
 from loraprune.measure.benchmark.result import BenchedModel, BenchFigure, BenchResult
-from loraprune.measure.benchmark.timing import Progress, Rounds
+from loraprune.measure.benchmark.timing import Rounds
 from loraprune.measure.benchmark.training_step import TrainingBench
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def bench(
     config: BenchConfig | None = None,
     *,
     command: str | None = None,
-    progress: Progress | None = None,
+    progress: ProgressOf | None = None,
 ) -> BenchResult:
     """Measure speed, memory and operations of models that take turns; the first is what the others are compared with.
 

@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
+from loraprune.calibration.progress import ProgressOf
+
 Call = Callable[[], object]
 """What is timed."""
 
@@ -100,9 +102,6 @@ def in_turns(
 
 # How often everything in a benchmark is timed, and who is told of it.
 
-Progress = Callable[[str, int, int], None]
-"""Is told what is being timed, how many of its calls are done, and how many there are."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
@@ -116,7 +115,7 @@ class Rounds:
 
     repeats: int
     warmup: int
-    progress: Progress | None = None
+    progress: ProgressOf | None = None
 
     def run(self, stage: str, contenders: Mapping[str, TurnTaker]) -> dict[str, Times]:
         """Time contenders in turns."""
