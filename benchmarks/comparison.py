@@ -28,7 +28,7 @@ from loraprune import OneshotConfig, PruningConfig, RunOptions
 
 EARLY = {"prune_start": 0.1, "prune_end": 0.3}
 PAPER: dict[str, Any] = {
-    "criterion": "lora", "allocation": "uniform", "refit": False, "prune_start": 0.1, "prune_end": 0.9,
+    "criterion": "lora", "allocation": "uniform", "repair": "none", "prune_start": 0.1, "prune_end": 0.9,
     "cut_every": 10, "average_bias_correction": False,
 }  # fmt: skip
 UNIFORM = {"allocation": "uniform"}
@@ -47,7 +47,7 @@ class Method:
 
 def _published() -> list[Method]:
     block = "as published"
-    first = {"method": "taylor", "repair": "none", **UNIFORM}
+    first = {"criterion": "taylor", "repair": "none", **UNIFORM}
     samples = {"calibration_sequences": 10, "max_length": 64}
     return [
         Method(name="LoRAPrune, paper", block=block, values=PAPER),
@@ -74,38 +74,41 @@ def _published() -> list[Method]:
             name="LLM-Pruner, layer-wise",
             block=block,
             how="one shot",
-            values={"method": "position", "repair": "none", **UNIFORM, "dimensions": ("blocks",)},
+            values={"criterion": "position", "repair": "none", **UNIFORM, "dimensions": ("blocks",)},
         ),
         Method(
-            name="Compresso", block=block, values={"criterion": "compresso", "refit": False, "allocation": "global"}
+            name="Compresso", block=block, values={"criterion": "compresso", "repair": "none", "allocation": "global"}
         ),
         Method(
             name="FLAP, then LoRA",
             block=block,
             how="one shot",
-            values={"method": "flap", "repair": "bias", "allocation": "global"},
+            values={"criterion": "flap", "repair": "bias", "allocation": "global"},
         ),
         Method(
             name="Wanda, structured, then LoRA",
             block=block,
             how="one shot",
-            values={"method": "wanda", "repair": "none", **UNIFORM},
+            values={"criterion": "wanda", "repair": "none", **UNIFORM},
         ),
         Method(
             name="magnitude, then LoRA",
             block=block,
             how="one shot",
-            values={"method": "magnitude", "repair": "none", **UNIFORM},
+            values={"criterion": "magnitude", "repair": "none", **UNIFORM},
         ),
         Method(name="PST (zeros)", block="zeros instead of shapes", values={"criterion": "pst"}),
         Method(
-            name="Wanda, then LoRA (zeros)", block="zeros instead of shapes", how="sparse", values={"method": "wanda"}
+            name="Wanda, then LoRA (zeros)",
+            block="zeros instead of shapes",
+            how="sparse",
+            values={"criterion": "wanda"},
         ),
         Method(
             name="SparseGPT, then LoRA (zeros)",
             block="zeros instead of shapes",
             how="sparse",
-            values={"method": "sparsegpt"},
+            values={"criterion": "sparsegpt"},
         ),
     ]
 
@@ -122,15 +125,17 @@ def _ours() -> list[Method]:
         Method(name="plain LoRA, nothing removed", block=block, values={"ratio": 0.0}),
         Method(name="default (`fisher`, balanced)", block=block),
         Method(name="default, global", block=block, values={"allocation": "global"}),
-        Method(name="one shot (`osscar`, stream), then LoRA", block=block, how="one shot", values={"method": "osscar"}),
+        Method(
+            name="one shot (`osscar`, stream), then LoRA", block=block, how="one shot", values={"criterion": "osscar"}
+        ),
         Method(
             name="one shot (`osscar`, stream, global), then LoRA",
             block=block,
             how="one shot",
-            values={"method": "osscar", "allocation": "global"},
+            values={"criterion": "osscar", "allocation": "global"},
         ),
-        Method(name="depth: joint, `fisher`", block=block, values={"dimensions": ("blocks",), "refit": False}),
-        Method(name="hidden size: joint, `fisher`", block=block, values={"dimensions": ("hidden",), "refit": False}),
+        Method(name="depth: joint, `fisher`", block=block, values={"dimensions": ("blocks",), "repair": "none"}),
+        Method(name="hidden size: joint, `fisher`", block=block, values={"dimensions": ("hidden",), "repair": "none"}),
     ]
 
 
@@ -159,7 +164,7 @@ def one_shot(options: argparse.Namespace, method: Method, ratio: float) -> Any:
             tokenizer=pruned.tokenizer,
             options=measured(options),
         )
-    none = PruningConfig(ratio=0.0, refit=False, seed=options.seed)
+    none = PruningConfig(ratio=0.0, repair="none", seed=options.seed)
     result = tuned(options, pruned.model, none, tokenizer=pruned.tokenizer)
     result.metrics["pruning"]["ratio"] = pruned.metrics["pruning"]["ratio"]
     return result

@@ -46,7 +46,7 @@ def tuning(
     model = with_lora(random_model(shape, device))
     if options.gradient_checkpointing:
         recompute_(model)
-    config = None if criterion is None else PruningConfig(**criterion, refit=False, any_head_count=True)
+    config = None if criterion is None else PruningConfig(**criterion, repair="none", head_counts="any")
     ids = torch.randint(shape.vocabulary, (1, options.length), device=device)
     work = Work({"input_ids": ids, "labels": ids, "use_cache": False}, accumulation, torch.bfloat16)
     return TrainingStep(model, work, criterion=config)
@@ -156,7 +156,7 @@ def latency(shape: Shape, variant: str, options: argparse.Namespace) -> dict[str
     device = torch.device(options.device)
     model = with_lora(random_model(shape, device))
     if LATENCY[variant]:
-        cut_at_random_(model, LATENCY[variant], allocation="uniform", any_head_count=True)
+        cut_at_random_(model, LATENCY[variant], allocation="uniform", head_counts="any")
     unmerged = _forward_seconds(model, options)
     return {"unmerged": unmerged, "merged": _forward_seconds(model.merge_and_unload(), options)}
 

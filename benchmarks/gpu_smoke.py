@@ -76,7 +76,7 @@ def _two_steps(bits: int, criterion: str | None, checkpointing: bool, device: st
         cuts=1,
         calibration_sequences=4,
         # The only kind that it scores; no layer reads blocks, so that there is nothing to refit.
-        **({"dimensions": ("blocks",), "refit": False} if criterion == "position" else {}),
+        **({"dimensions": ("blocks",), "repair": "none"} if criterion == "position" else {}),
     )
     callback = PruningCallback(config)
     with tempfile.TemporaryDirectory() as folder:

@@ -41,7 +41,7 @@ def trained(model: PreTrainedModel, train: Dataset, options: argparse.Namespace)
 
 def measured(folder: str, parts: Any, method: str, sparsity: str, options: argparse.Namespace) -> tuple[float, float]:
     """Accuracy before and after."""
-    config = OneshotConfig(method=method, sparsity=sparsity, seed=options.seed)
+    config = OneshotConfig(criterion=method, sparsity=sparsity, seed=options.seed)
     what = RunOptions(eval_data=parts["test"], eval_sequences=len(parts["test"]))
     result = loraprune.oneshot(folder, parts["train"], config, image_processor=processor(), options=what)
     return result.metrics["dense"]["accuracy"], result.metrics["pruned"]["accuracy"]

@@ -107,7 +107,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         shape = (settings.batch_size, settings.max_length)
         self.ids = torch.randint(config.vocab_size, shape, device=settings.device)
-        self.run = PruningRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, refit=False))
+        self.run = PruningRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, repair="none"))
         self.run.micro_batches = settings.gradient_accumulation_steps
         self.run.begin(self.model, FAR)
 

@@ -27,25 +27,25 @@ from loraprune import OneshotConfig, PruningConfig, RunOptions
 SCORES = ("osscar", "fisher", "taylor", "flap", "wanda", "magnitude", "random")
 REPAIRS = ("none", "bias", "refit", "stream")
 FURTHER: dict[str, dict[str, Any]] = {
-    f"{method}, stream, {how}": {"method": method, "repair": "stream", **values}
+    f"{method}, stream, {how}": {"criterion": method, "repair": "stream", **values}
     for method in ("osscar", "fisher")
     for how, values in (
         ("balanced", {"allocation": "balanced"}),
         ("global", {"allocation": "global"}),
         ("global, 4 cuts", {"allocation": "global", "cuts": 4}),
     )
-} | {"flap, bias, global": {"method": "flap", "repair": "bias", "allocation": "global"}}
+} | {"flap, bias, global": {"criterion": "flap", "repair": "bias", "allocation": "global"}}
 SPARSE: dict[str, dict[str, Any]] = {
-    "magnitude": {"method": "magnitude"},
-    "wanda": {"method": "wanda"},
-    "wanda, variant": {"method": "wanda", "variant": True},
-    "wanda, within the matrix": {"method": "wanda", "within": "matrix"},
-    "magnitude, within the row": {"method": "magnitude", "within": "row"},
-    "sparsegpt": {"method": "sparsegpt"},
-    "magnitude+obs, sequential": {"method": "magnitude+obs"},
-    "magnitude+obs, iterative": {"method": "magnitude+obs", "order": "iterative"},
-    "wanda+obs, sequential": {"method": "wanda+obs"},
-    "wanda+obs, iterative": {"method": "wanda+obs", "order": "iterative"},
+    "magnitude": {"criterion": "magnitude"},
+    "wanda": {"criterion": "wanda"},
+    "wanda, variant": {"criterion": "wanda", "variant": True},
+    "wanda, within the matrix": {"criterion": "wanda", "within": "matrix"},
+    "magnitude, within the row": {"criterion": "magnitude", "within": "row"},
+    "sparsegpt": {"criterion": "sparsegpt"},
+    "magnitude+obs, sequential": {"criterion": "magnitude+obs"},
+    "magnitude+obs, iterative": {"criterion": "magnitude+obs", "order": "iterative"},
+    "wanda+obs, sequential": {"criterion": "wanda+obs"},
+    "wanda+obs, iterative": {"criterion": "wanda+obs", "order": "iterative"},
 }
 PATTERNS = ("0.5", "4:8", "2:4")
 JOINT: dict[str, dict[str, Any]] = {"joint": {}, "joint, global": {"allocation": "global"}}
@@ -61,7 +61,7 @@ def variants(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, 
         for ratio in options.ratios:
             for method in SCORES:
                 for repair in REPAIRS:
-                    values = {"method": method, "repair": repair, "allocation": "uniform"}
+                    values = {"criterion": method, "repair": repair, "allocation": "uniform"}
                     yield f"{method}, {repair}, uniform", f"{ratio:.0%}", {"ratio": ratio, **values}
             for name, values in FURTHER.items():
                 yield name, f"{ratio:.0%}", {"ratio": ratio, **values}
@@ -89,7 +89,7 @@ def run_one(options: argparse.Namespace, name: str, values: dict[str, Any]) -> d
     result = loraprune.oneshot(options.model, options.train, config, options=run_options(options))
     metrics = result.metrics
     if options.part == "recovery":
-        row = tuned(options, result.model, PruningConfig(ratio=0.0, refit=False, seed=options.seed), result.tokenizer)
+        row = tuned(options, result.model, PruningConfig(ratio=0.0, repair="none", seed=options.seed), result.tokenizer)
         row["before"] = row.pop("dense")  # what the tuning starts from, on the same segments
         return row
     row = {key: metrics["pruned"][key] for key in ("perplexity", "segment_length")}

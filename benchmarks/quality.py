@@ -24,14 +24,14 @@ from loraprune import PruningConfig, RunOptions
 
 DEFAULT = PruningConfig()
 PAPER = replace(
-    DEFAULT, criterion="lora", allocation="uniform", refit=False, prune_start=0.1, prune_end=0.9, cuts=16,
+    DEFAULT, criterion="lora", allocation="uniform", repair="none", prune_start=0.1, prune_end=0.9, cuts=16,
     average_bias_correction=False,
 )  # fmt: skip
 VARIANTS: dict[str, PruningConfig] = {
     "default": DEFAULT,
     "paper's recipe": PAPER,
     "default, criterion lora": replace(DEFAULT, criterion="lora"),
-    "default, no refit": replace(DEFAULT, refit=False),
+    "default, no refit": replace(DEFAULT, repair="none"),
     "default, uniform": replace(DEFAULT, allocation="uniform"),
     "default, cuts end at 90 %": replace(DEFAULT, prune_end=0.9),
     "default, magnitude": replace(DEFAULT, criterion="magnitude"),

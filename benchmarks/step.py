@@ -48,7 +48,7 @@ def build(options: argparse.Namespace) -> nn.Module:
 
 def cut_in_half(model: nn.Module, batch: torch.Tensor) -> PruningRun:
     """Cut half of every dimension, as the first step of a run would."""
-    run = PruningRun.of(model, PruningConfig(allocation="uniform", refit=False, cuts=1))
+    run = PruningRun.of(model, PruningConfig(allocation="uniform", repair="none", cuts=1))
     run.begin(model, 1)
     model(input_ids=batch, labels=batch).loss.backward()
     run.observe()
@@ -93,7 +93,7 @@ def main() -> None:
     )
     variants = {"plain": TrainingStep(model, work)}
     for criterion in ("fisher", "lora"):
-        variants[criterion] = TrainingStep(model, work, criterion=PruningConfig(criterion=criterion, refit=False))
+        variants[criterion] = TrainingStep(model, work, criterion=PruningConfig(criterion=criterion, repair="none"))
     times = timed(variants, options.repeats)
     memory = {label: step.peak_bytes() for label, step in variants.items()}
     for label in ("fisher", "lora"):

@@ -12,7 +12,7 @@ from laboratory import Run
 from sweep import sweep
 
 NUMBERS = (1, 4, 16, 64, 256)
-SHOT = {"method": "fisher", "repair": "refit", "allocation": "uniform"}
+SHOT = {"criterion": "fisher", "repair": "refit", "allocation": "uniform"}
 RUNS = tuple(
     Run(name=name, x=number, how=how, values={**values, "calibration_sequences": number})
     for name, how, values in (("joint", "joint", {}), ("one shot", "one shot", SHOT))

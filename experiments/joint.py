@@ -14,11 +14,11 @@ from laboratory import Run, all_runs, in_words, markdown, parser, perplexities
 SAME = {"allocation": "uniform"}
 LATE = {"prune_start": 0.1, "prune_end": 0.9, "cut_every": 10}
 RUNS = (
-    Run(name="prune, then tune", how="separate", values={"method": "fisher", "repair": "none", **SAME}),
-    Run(name="prune with refit, then tune", how="separate", values={"method": "fisher", "repair": "refit", **SAME}),
-    Run(name="joint, 10 to 90 %", values={"refit": False, **LATE, **SAME}),
+    Run(name="prune, then tune", how="separate", values={"criterion": "fisher", "repair": "none", **SAME}),
+    Run(name="prune with refit, then tune", how="separate", values={"criterion": "fisher", "repair": "refit", **SAME}),
+    Run(name="joint, 10 to 90 %", values={"repair": "none", **LATE, **SAME}),
     Run(name="joint, 10 to 90 %, refit", values={**LATE, **SAME}),
-    Run(name="joint, 10 to 30 %", values={"refit": False, **SAME}),
+    Run(name="joint, 10 to 30 %", values={"repair": "none", **SAME}),
     Run(name="joint, 10 to 30 %, refit", values={**SAME}),
 )
 

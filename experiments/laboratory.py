@@ -27,10 +27,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune.compat.renamed import under_old_names
 from loraprune.data.demo import demo_data, demo_model
 from loraprune.metrics.text_perplexity import text_perplexity
 from loraprune.metrics.texts import find_texts, read_text
 from loraprune.metrics.windows import Windows, cut_into_windows
+from loraprune.pruning.config import RENAMED
+from loraprune.pruning.oneshot_config import RENAMED_ONESHOT
 from loraprune.record.run_record import machine_description, versions
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -39,7 +42,7 @@ SEGMENTS = 64
 LEARNING_RATE = 2e-3
 BATCH_SIZE = 8
 PAPER: dict[str, Any] = {
-    "criterion": "lora", "allocation": "uniform", "refit": False, "prune_start": 0.1, "prune_end": 0.9,
+    "criterion": "lora", "allocation": "uniform", "repair": "none", "prune_start": 0.1, "prune_end": 0.9,
     "cut_every": 10, "average_bias_correction": False,
 }  # fmt: skip
 """LoRAPrune as the paper has it, at the common learning rate."""
@@ -178,9 +181,10 @@ class Laboratory:
 
 
 def without_defaults(run: Run) -> dict[str, Any]:
-    """The values of a run that differ from the defaults, so that one run has one key."""
+    """The values of a run that differ from the defaults, under the names that rows know: one run has one key."""
     defaults = {} if run.how == "dense" else asdict(PruningConfig() if run.how == "joint" else OneshotConfig(ratio=0.5))
-    return {name: value for name, value in run.values.items() if name not in defaults or defaults[name] != value}
+    found = {name: value for name, value in run.values.items() if name not in defaults or defaults[name] != value}
+    return under_old_names(found, RENAMED if run.how == "joint" else RENAMED_ONESHOT)
 
 
 def pruned_and_measured(subject: Subject, run: Run, steps: int, seed: int) -> Row:
@@ -211,7 +215,7 @@ def pruned_and_measured(subject: Subject, run: Run, steps: int, seed: int) -> Ro
             result = loraprune.prune(
                 result.model,
                 subject.train,
-                PruningConfig(ratio=0.0, refit=False, seed=seed),
+                PruningConfig(ratio=0.0, repair="none", seed=seed),
                 training=training,
                 tokenizer=result.tokenizer,
                 options=quiet,

@@ -14,13 +14,13 @@ from laboratory import PAPER, Run, all_runs, in_words, markdown, parser, perplex
 RATIOS = (0.2, 0.3, 0.5)
 PLAIN = {"allocation": "uniform", "repair": "none"}
 METHODS = (
-    Run(name="magnitude", how="separate", values={"method": "magnitude", **PLAIN}),
-    Run(name="Wanda", how="separate", values={"method": "wanda", **PLAIN}),
+    Run(name="magnitude", how="separate", values={"criterion": "magnitude", **PLAIN}),
+    Run(name="Wanda", how="separate", values={"criterion": "wanda", **PLAIN}),
     Run(
         name="LLM-Pruner",
         how="separate",
         values={
-            "method": "taylor",
+            "criterion": "taylor",
             "taylor_form": "first",
             **PLAIN,
             "calibration_sequences": 10,
@@ -34,7 +34,7 @@ METHODS = (
 )
 DENSE = (
     Run(name="dense", how="dense", values={}),
-    Run(name="dense, tuned", values={"ratio": 0.0, "refit": False}),
+    Run(name="dense, tuned", values={"ratio": 0.0, "repair": "none"}),
 )
 
 

@@ -18,7 +18,7 @@ RATIOS = (0.25, 0.5)
 
 @pytest.fixture
 def legal(structure: Structure) -> LegalWidths:
-    return legal_widths(structure, channel_multiple=1, any_head_count=True)
+    return legal_widths(structure, channel_multiple=1, head_counts="any")
 
 
 def scores(structure: Structure, seed: int) -> Scores:

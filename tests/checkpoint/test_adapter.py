@@ -90,7 +90,7 @@ class TestAdaptersOfRuns:
 
     def test_of_a_sparse_model_zeros_stay_zero(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         options = RunOptions(output=tmp_path / "sparse", report=False)
-        oneshot(checkpoint, None, OneshotConfig(sparsity="2:4", method="magnitude"), options=options)
+        oneshot(checkpoint, None, OneshotConfig(sparsity="2:4", criterion="magnitude"), options=options)
         options = RunOptions(output=tmp_path / "out", save_adapter=True, report=False)
         training = QUICK | {"learning_rate": 1e-2}
         result = recover(tmp_path / "sparse", data, training=training, options=options)

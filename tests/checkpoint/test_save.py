@@ -212,7 +212,7 @@ class TestAnyHeadCount:
     @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
     def test_a_llama_with_biases_is_refused_beforehand(self, bias: str) -> None:
         model = byte_model(**{bias: True})
-        with pytest.raises(ValueError, match=r"export as mistral, which has no biases.*--head-rounding config"):
+        with pytest.raises(ValueError, match=r"export as mistral, which has no biases.*--head-counts config"):
             check_relaxed_class(describe(model), model.config)
         check_relaxed_class(describe(byte_model()), byte_model().config)
 

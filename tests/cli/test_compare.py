@@ -22,7 +22,7 @@ def test_real_runs_are_compared_with_each_other_and_with_the_dense_model(
     for ratio in ("0.2", "0.4"):
         finished = run("prune", checkpoint, "--data", data, "-o", f"r{ratio}", "--ratio", ratio, *QUICK, "-q")
         assert finished.code == 0, finished.err
-    oneshot = ["--method=wanda", "--sparsity=2:4", "--calibration-sequences=8", "--max-length=32", "--no-latency"]
+    oneshot = ["--criterion=wanda", "--sparsity=2:4", "--calibration-sequences=8", "--max-length=32", "--no-latency"]
     assert run("oneshot", checkpoint, "--data", data, "-o", "sparse", *oneshot, "-q").code == 0
     training = [option for option in QUICK if "calibration" not in option and "latency" not in option]
     assert run("recover", "sparse", "--data", data, "-o", "recovered", *training, "-q").code == 0

@@ -178,7 +178,7 @@ def test_semi_structured_is_refused_with_the_reason_where_the_hardware_is_missin
 def test_a_checkpoint_without_2_4_zeros_is_refused_with_the_way_to_one(run: Command, folder: Path) -> None:
     finished = run("export", folder, "--format", "semi-structured")
     assert (finished.code, finished.out) == (2, "")
-    assert "is 2:4-sparse; `loraprune oneshot MODEL --method wanda --sparsity 2:4" in one_line(finished.err)
+    assert "is 2:4-sparse; `loraprune oneshot MODEL --criterion wanda --sparsity 2:4" in one_line(finished.err)
 
 
 def test_compressed_tensors_says_what_was_written_and_what_reads_it(run: Command, tmp_path: Path) -> None:

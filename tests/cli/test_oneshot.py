@@ -232,8 +232,8 @@ class TestEndToEnd:
 class TestOptions:
     def test_every_option_of_structured_pruning_reaches_what_it_sets(self, oneshot: Any, out: Path, data: Path) -> None:
         found = oneshot(
-            *("--method", "flap", "--ratio", "0.4", "--repair", "bias", "--allocation", "balanced", "--cuts", "2"),
-            *("--dimensions", "channels", "--channel-multiple", "4", "--head-rounding", "any", "--keep-layers", "-1"),
+            *("--criterion", "flap", "--ratio", "0.4", "--repair", "bias", "--allocation", "balanced", "--cuts", "2"),
+            *("--dimensions", "channels", "--channel-multiple", "4", "--head-counts", "any", "--keep-layers", "-1"),
             *("--damping", "0.1", "--calibration-sequences", "5", "--max-length", "24", "--seed", "9", "--offload"),
             *("--eval-data", data, "--eval-sequences", "3", "--prompt", "the old", "--no-report"),
         )
@@ -269,7 +269,7 @@ class TestOptions:
 
     def test_the_options_of_taylor_reach_it(self, oneshot: Any) -> None:
         found = oneshot(
-            *("--method", "taylor", "--taylor-form", "second", "--group-reduction", "max", "--offload-grads"),
+            *("--criterion", "taylor", "--taylor-form", "second", "--group-reduction", "max", "--offload-grads"),
             *("--ratio", "0.4", "--keep-layers", "50%"),
         )
         settings = found["settings"]["oneshot"]
@@ -282,7 +282,7 @@ class TestOptions:
 
     def test_every_option_of_sparse_pruning_reaches_what_it_sets(self, oneshot: Any, out: Path) -> None:
         found = oneshot(
-            *("--method", "wanda+obs", "--sparsity", "0.25", "--order", "iterative", "--block-size", "16"),
+            *("--criterion", "wanda+obs", "--sparsity", "0.25", "--order", "iterative", "--block-size", "16"),
             *("--keep-layers", "0", "--damping", "0.1", "--seed", "9"),
         )
         expected = {"method": "wanda+obs", "sparsity": "0.25", "order": "iterative", "block_size": 16, "damping": 0.1}
@@ -296,7 +296,7 @@ class TestOptions:
     def test_the_variant_of_wanda_gives_rows_different_shares(self, oneshot: Any, out: Path) -> None:
         shares = {}
         for option in ("--variant", "--no-variant"):
-            found = oneshot("--method", "wanda", "--sparsity", "0.5", option, "--overwrite")
+            found = oneshot("--criterion", "wanda", "--sparsity", "0.5", option, "--overwrite")
             assert found["settings"]["oneshot"]["variant"] is (option == "--variant")
             rows = [(value == 0).float().mean(1) for value in of_blocks(weights(out)).values()]
             shares[option] = torch.cat(rows)
@@ -305,16 +305,16 @@ class TestOptions:
 
     def test_weights_are_compared_within_a_row_or_the_matrix(self, oneshot: Any, out: Path) -> None:
         for within in ("row", "matrix"):
-            found = oneshot("--method=magnitude", "--sparsity=0.5", "--within", within, "--overwrite")
+            found = oneshot("--criterion=magnitude", "--sparsity=0.5", "--within", within, "--overwrite")
             assert found["settings"]["oneshot"]["within"] == within
             rows = torch.cat([(value == 0).float().mean(1) for value in of_blocks(weights(out)).values()])
             assert (rows.unique().tolist() == [0.5]) == (within == "row")
 
     def test_there_is_an_option_for_every_setting(self) -> None:
         fields = {option.field or name for name, option in ONESHOT_OPTIONS.items() if option.target == "oneshot"}
-        ours = {"any_head_count": "head_rounding"}
-        assert fields | {"head_rounding"} == {ours.get(name, name) for name in OneshotConfig.__dataclass_fields__}
-        assert ONESHOT_OPTIONS.keys() >= fields | {"head_rounding"} - {"any_head_count"}
+        ours = {"any_head_count": "head_counts"}
+        assert fields | {"head_counts"} == {ours.get(name, name) for name in OneshotConfig.__dataclass_fields__}
+        assert ONESHOT_OPTIONS.keys() >= fields | {"head_counts"} - {"any_head_count"}
 
     def test_latency_is_measured_of_what_became_smaller(self, oneshot: Any) -> None:
         assert "latency_ms" in oneshot("--ratio", "0.5", "--latency")["metrics"]["pruned"]
@@ -330,8 +330,8 @@ class TestOptions:
         assert found["settings"]["oneshot"]["ratio"] == pytest.approx(found["metrics"]["pruning"]["ratio"], abs=0.01)
 
     def test_a_method_of_one_kind_needs_no_amount(self, oneshot: Any) -> None:
-        assert oneshot("--method", "sparsegpt")["metrics"]["sparsity"]["target"] == 0.5
-        assert oneshot("--method", "fisher", "--overwrite")["metrics"]["pruning"]["target_ratio"] == 0.5
+        assert oneshot("--criterion", "sparsegpt")["metrics"]["sparsity"]["target"] == 0.5
+        assert oneshot("--criterion", "fisher", "--overwrite")["metrics"]["pruning"]["target_ratio"] == 0.5
 
     @pytest.mark.parametrize(
         "options",
@@ -339,14 +339,14 @@ class TestOptions:
         ids=lambda options: options[1],
     )
     def test_magnitude_needs_no_data(self, oneshot: Any, options: list[str]) -> None:
-        found = oneshot("--method", "magnitude", *options, source=None)
+        found = oneshot("--criterion", "magnitude", *options, source=None)
         metrics = found["metrics"]
         assert metrics.get("sparsity", {}).get("reached", 0.5) == 0.5
         assert metrics.get("pruning", {}).get("ratio", 0.5) == 0.5
         assert "perplexity" not in metrics["pruned"]
 
     def test_magnitude_is_measured_on_eval_data(self, oneshot: Any, data: Path) -> None:
-        found = oneshot("--method", "magnitude", "--sparsity", "0.5", "--eval-data", data, source=None)
+        found = oneshot("--criterion", "magnitude", "--sparsity", "0.5", "--eval-data", data, source=None)
         assert found["metrics"]["pruned"]["num_tokens"] == 4 * (LENGTH - 1)
 
     def test_overwrite_replaces_what_was_there(self, oneshot: Any, out: Path) -> None:
@@ -388,7 +388,7 @@ class TestRecipe:
             data=str(data),
             output=str(tmp_path / "other"),
             ratio=0.25,
-            method="wanda",
+            criterion="wanda",
             keep_layers="0",
             latency=False,
             calibration_sequences=4,
@@ -406,12 +406,12 @@ class TestRecipe:
     def test_an_amount_on_the_command_line_replaces_another_one_in_the_recipe(
         self, oneshot: Any, tmp_path: Path
     ) -> None:
-        path = self.write(tmp_path, ratio=0.25, method="wanda")
+        path = self.write(tmp_path, ratio=0.25, criterion="wanda")
         found = oneshot("--config", path, "--sparsity", "2:4")["settings"]["oneshot"]
         assert (found["sparsity"], "ratio" in found) == ("2:4", False)
         found = oneshot("--config", path, "--target-params", "27k", "--overwrite")
         assert found["metrics"]["pruned"]["parameters"] == pytest.approx(27_000, abs=96)
-        path = self.write(tmp_path, target_params="27k", method="wanda")
+        path = self.write(tmp_path, target_params="27k", criterion="wanda")
         found = oneshot("--config", path, "--ratio", "0.25", "--overwrite")["settings"]["oneshot"]
         assert found["ratio"] == 0.25
 
@@ -442,7 +442,7 @@ class TestWrongInvocation:
         ("options", "message"),
         [
             ([], "Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero)."),
-            (["--method", "wanda"], "wanda can do both."),
+            (["--criterion", "wanda"], "wanda can do both."),
             (["--ratio", "0"], "ratio is 0; it must lie between 0 and 1"),
             (["--ratio", "1"], "ratio is 1; it must lie between 0 and 1"),
             (["--ratio", "nan"], "ratio is nan; it must lie between 0 and 1"),
@@ -464,20 +464,23 @@ class TestWrongInvocation:
             (["--ratio", "0.5", "--target-params", "27k"], "give no --ratio and no --sparsity with it"),
             (["--target-params", "5M"], "A target of 5,000,000 parameters cannot be met"),
             (["--target-params", "lots"], "'lots' is no number of parameters; write 4.5B"),
-            (["--ratio", "0.5", "--method", "wnada"], "There is no method 'wnada'; choose one of fisher, "),
-            (["--ratio", "0.5", "--method", "sparsegpt"], "is one in which weights become zero: give a sparsity"),
-            (["--sparsity", "0.5", "--method", "osscar"], "is one in which heads and channels go: give a ratio"),
+            (["--ratio", "0.5", "--criterion", "wnada"], "There is no criterion 'wnada'; choose one of fisher, "),
+            (["--ratio", "0.5", "--criterion", "sparsegpt"], "is one in which weights become zero: give a sparsity"),
+            (["--sparsity", "0.5", "--criterion", "osscar"], "is one in which heads and channels go: give a ratio"),
             (["--sparsity", "0.5", "--repair", "bias"], "repair is an option of pruning where heads go (--ratio)"),
             (["--ratio", "0.5", "--variant"], "variant is an option of pruning where weights become zero"),
-            (["--sparsity", "2:4", "--method", "wanda", "--variant"], "variant is a way of wanda to spread a sparsity"),
+            (
+                ["--sparsity", "2:4", "--criterion", "wanda", "--variant"],
+                "variant is a way of wanda to spread a sparsity",
+            ),
             (["--sparsity", "0.5", "--order", "iterative"], "order is an option of the methods magnitude+obs and"),
             (
-                ["--sparsity", "0.5", "--method", "wanda", "--block-size", "8"],
+                ["--sparsity", "0.5", "--criterion", "wanda", "--block-size", "8"],
                 "block_size is an option of methods",
             ),
             (["--ratio", "0.5", "--repair", "biass"], "repair is 'biass'; choose one of "),
             (["--ratio", "0.5", "--allocation", "equal"], "allocation is 'equal'; choose one of "),
-            (["--method", "wanda+obs", "--order", "first"], "order is 'first'; choose one of sequential, iterative"),
+            (["--criterion", "wanda+obs", "--order", "first"], "order is 'first'; choose one of sequential, iterative"),
             (["--ratio", "0.5", "--dimensions", "chanels"], "no dimensions of kind 'chanels'; it has heads, "),
             (["--ratio", "0.5", "--channel-multiple", "100"], "Choose --channel-multiple between 1 and 64"),
             (["--ratio", "0.5", "--cuts", "-1"], "cuts is -1; it must be at least 1"),
@@ -496,7 +499,7 @@ class TestWrongInvocation:
             (["--ratio", "0.5", "--format", "compressed-tensors"], "--format compressed-tensors is for --sparsity 2:4"),
             (["--sparsity", "2:4", "--format", "sparse"], "argument --format: invalid choice: 'sparse'"),
             (["--sparsty", "0.5"], "unrecognized arguments: --sparsty 0.5; did you mean --sparsity?"),
-            (["--sparsity=0.5", "--metod=wanda"], "did you mean --method?"),
+            (["--sparsity=0.5", "--criterio=wanda"], "did you mean --criterion?"),
             (["--sparsity", "0.5", "other"], "unrecognized arguments: other"),
             (["--sparsity", "0.5", "--eval-data", "missing.jsonl"], "missing.jsonl does not exist."),
             (["--sparsity", "0.5", "--config", "missing.yaml"], "The recipe missing.yaml does not exist."),
@@ -526,7 +529,7 @@ class TestWrongInvocation:
     ) -> None:
         pytest.importorskip("compressed_tensors", reason="compressed-tensors is not installed")
         out = tmp_path / "out"
-        arguments = ("--sparsity", "2:4", "--method", "magnitude", "--format", "compressed-tensors", "-o", out)
+        arguments = ("--sparsity", "2:4", "--criterion", "magnitude", "--format", "compressed-tensors", "-o", out)
         finished = run("oneshot", checkpoint, "--data", data, *arguments)
         assert finished.code == 0, finished.err
         config = json.loads((tmp_path / "out-compressed-tensors" / "config.json").read_text())
@@ -551,7 +554,7 @@ class TestWrongInvocation:
         [
             (["--sparsity", "0.5"], "The method sparsegpt looks at calibration data, and none were given. Say --data"),
             (["--ratio", "0.5"], "The method osscar looks at calibration data, and none were given. Say --data DATA."),
-            (["--ratio", "0.5", "--method", "magnitude"], "Say --data DATA, or --repair none."),
+            (["--ratio", "0.5", "--criterion", "magnitude"], "Say --data DATA, or --repair none."),
         ],
     )
     def test_missing_data_are_asked_for_by_what_looks_at_them(

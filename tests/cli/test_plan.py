@@ -53,7 +53,7 @@ def test_json_goes_to_a_file_too(run: Command, model: str, tmp_path: Path) -> No
 
 
 def test_switches_can_be_switched_off(run: Command, model: str) -> None:
-    words = ("--no-gradient-checkpointing", "--no-refit", "--no-bf16", "--criterion", "lora", "--json")
+    words = ("--no-gradient-checkpointing", "--repair", "none", "--no-bf16", "--criterion", "lora", "--json")
     (found,) = json.loads(run("plan", model, *words).out)
     assert found["settings"]["gradient_checkpointing"] is False
     assert found["settings"]["bf16"] is False

@@ -89,9 +89,9 @@ class TestRun:
         finished = run(
             *("prune", checkpoint, "--data", data, "-o", out, *QUICK),
             *("--criterion", "lora", "--lora-form", "absolute", "--allocation", "uniform", "--prune-start", "0.2"),
-            *("--prune-end", "0.6", "--cuts", "2", "--no-refit", "--average-decay", "0.5", "--apply", "mask"),
-            *("--no-average-bias-correction", "--channel-multiple", "4", "--head-rounding", "any"),
-            *("--refit-damping", "0.1", "--max-skipped-steps", "3"),
+            *("--prune-end", "0.6", "--cuts", "2", "--repair", "none", "--average-decay", "0.5", "--apply", "mask"),
+            *("--no-average-bias-correction", "--channel-multiple", "4", "--head-counts", "any"),
+            *("--damping", "0.1", "--max-skipped-steps", "3"),
             *("--lora-r", "2", "--lora-alpha", "5", "--lora-dropout", "0.1", "--learning-rate", "3e-3", "--seed", "9"),
             *("--lora-target-modules", "q_proj", "o_proj", "up_proj", "down_proj", "--no-report", "--save-adapter"),
         )
@@ -104,13 +104,13 @@ class TestRun:
             "prune_start": 0.2,
             "prune_end": 0.6,
             "cuts": 2,
-            "refit": False,
+            "repair": "none",
             "average_decay": 0.5,
             "average_bias_correction": False,
             "apply": "mask",
             "channel_multiple": 4,
             "any_head_count": True,
-            "refit_damping": 0.1,
+            "damping": 0.1,
             "max_skipped_steps": 3,
             "calibration_sequences": 8,
             "seed": 9,
@@ -125,7 +125,7 @@ class TestRun:
     def test_pruning_has_an_option_for_every_setting(self) -> None:
         fields = {option.field or name for name, option in PRUNE_OPTIONS.items() if option.target == "pruning"}
         # the seed is the Trainer's, and two criteria have options of their own
-        ours = {"any_head_count": "head_rounding", "seed": None, "compresso": None, "pst": None}
+        ours = {"any_head_count": "head_counts", "seed": None, "compresso": None, "pst": None}
         assert fields == {ours.get(name, name) for name in PruningConfig.__dataclass_fields__} - {None}
 
     def test_compresso_has_an_option_for_every_setting(self) -> None:
@@ -197,7 +197,7 @@ class TestRecipe:
             data=str(data),
             output=str(tmp_path / "other"),
             ratio=0.25,
-            refit=False,
+            repair="none",
             lora_r=2,
             latency=False,
             max_steps=3,
@@ -222,7 +222,7 @@ class TestRecipe:
         assert finished.code == 0, finished.err
         settings = record(out)["settings"]
         assert settings["training"]["learning_rate"] == 3e-3
-        assert settings["pruning"]["refit_damping"] == 0.1
+        assert settings["pruning"]["damping"] == 0.1
         assert settings["lora"]["target_modules"] == ["q_proj"]
 
     @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ class TestRecipe:
             ({"ratio": "half"}, "The recipe's ratio is 'half': argument --ratio: invalid float value"),
             ({"cuts": 2.5}, "The recipe's cuts is 2.5: argument --cuts: invalid int value"),
             ({"max_steps": "many"}, "The recipe's max_steps is 'many': "),
-            ({"head_rounding": "up"}, "The recipe's head_rounding is 'up': argument --head-rounding: invalid choice"),
+            ({"head_counts": "up"}, "The recipe's head_counts is 'up': argument --head-counts: invalid choice"),
             ({"refit": "off"}, "The recipe's refit is 'off'; it must be true or false"),
             ({"model": 3}, "The recipe's model is 3; it must be text"),
             ({"target_params": "x"}, "'x' is no number of parameters"),

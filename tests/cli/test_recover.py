@@ -48,7 +48,7 @@ def out(tmp_path: Path) -> Path:
 def sparse(run: Command, checkpoint: Path, tmp_path: Path) -> Path:
     """What ``loraprune oneshot`` makes of the checkpoint."""
     folder = tmp_path / "tiny-sparse"
-    finished = run("oneshot", checkpoint, "--method", "magnitude", "--sparsity", "2:4", "-o", folder, "-q")
+    finished = run("oneshot", checkpoint, "--criterion", "magnitude", "--sparsity", "2:4", "-o", folder, "-q")
     assert finished.code == 0, finished.err
     return folder
 

@@ -262,9 +262,9 @@ class TestCard:
                  "--lora-target-modules", "q_proj", "v_proj", "--allocation=global", "--weight-decay=0.1", *QUICK),
             ),
             ("recover", ("--optim=sgd", "--warmup-steps=1", "--answers-only", *QUICK[:3])),
-            ("oneshot", ("--ratio=0.4", "--method=taylor", "--taylor-form=first", "--cuts=2", "--repair=none",
+            ("oneshot", ("--ratio=0.4", "--criterion=taylor", "--taylor-form=first", "--cuts=2", "--repair=none",
                          "--keep-layers=0", "--calibration-sequences=8", "--no-latency")),
-            ("oneshot", ("--sparsity=2:4", "--method=wanda+obs", "--order=iterative", "--calibration-sequences=8")),
+            ("oneshot", ("--sparsity=2:4", "--criterion=wanda+obs", "--order=iterative", "--calibration-sequences=8")),
         ],
         ids=["pst", "compresso", "recover", "oneshot, ratio", "oneshot, sparsity"],
     )  # fmt: skip

@@ -100,7 +100,7 @@ def test_every_kind_of_run_really_runs(tmp_path: Path, monkeypatch: pytest.Monke
         ["--models", "demo", "--shared", str(tmp_path / "none"), "--cache", str(tmp_path / "cache.jsonl")]
     )
     (subject,) = laboratory.subjects(options)
-    shot = {"method": "magnitude", "repair": "none", "calibration_sequences": 2}
+    shot = {"criterion": "magnitude", "repair": "none", "calibration_sequences": 2}
     small = {"calibration_sequences": 2, "cuts": 1}
     dense, joint, one_shot, separate = (
         laboratory.pruned_and_measured(subject, laboratory.Run(name="", how=how, values=values), steps, 1)

@@ -45,7 +45,7 @@ class TestCheckpoints:
             load_measured(checkpoint, dtype="fp16")
 
     def test_a_ragged_result_is_loaded_by_its_class(self, checkpoint: Path, tmp_path: Path, data: Path) -> None:
-        config = PruningConfig(ratio=0.5, calibration_sequences=8, allocation="global", refit=False)
+        config = PruningConfig(ratio=0.5, calibration_sequences=8, allocation="global", repair="none")
         options = RunOptions(output=tmp_path / "out", latency=False, report=False)
         result = loraprune.prune(checkpoint, data, config, training=QUICK, options=options)
         found = load_measured(tmp_path / "out")
@@ -183,5 +183,5 @@ def test_sparse_and_merged_results_of_every_recipe_are_loaded_as_they_are(
     assert finished.output is not None
     assert torch.equal(logits(load_measured(finished.output)), logits_of(finished.model, IDS))
     options = RunOptions(output=tmp_path / "sparse", report=False)
-    sparse = oneshot(checkpoint, None, OneshotConfig(sparsity="2:4", method="magnitude"), options=options)
+    sparse = oneshot(checkpoint, None, OneshotConfig(sparsity="2:4", criterion="magnitude"), options=options)
     assert torch.equal(logits(load_measured(tmp_path / "sparse")), logits_of(sparse.model, IDS))

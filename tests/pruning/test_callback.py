@@ -163,7 +163,7 @@ class TestInATrainer:
 
     @pytest.mark.parametrize("apply", ["slice", "mask"])
     def test_a_callback_that_has_pruned_a_model_is_refused_for_another(self, tmp_path: Path, apply: str) -> None:
-        callback, outcome = pruned(tmp_path, pruning_config(refit=False, apply=apply))
+        callback, outcome = pruned(tmp_path, pruning_config(repair="none", apply=apply))
         assert callback.run is not None
         plan = callback.run.plan
         other = outcome.model if apply == "mask" else adapted_model()  # masks have become cuts
@@ -285,7 +285,7 @@ class TestBatches:
     """How sequences are grouped, and what is recomputed, does not change what is found important."""
 
     def importance(self, folder: Path, **changes: Any) -> dict[str, torch.Tensor]:
-        callback, outcome = pruned(folder, pruning_config(refit=False), **changes)
+        callback, outcome = pruned(folder, pruning_config(repair="none"), **changes)
         assert callback.run is not None
         assert callback.run.ratio == pytest.approx(0.5, abs=0.02)
         assert torch.isfinite(torch.tensor(outcome.losses)).all()

@@ -155,7 +155,7 @@ class TestDivergence:
     @pytest.mark.parametrize("apply", ["slice", "mask"])
     def test_no_hook_is_left_on_the_model(self, tmp_path: Path, apply: str) -> None:
         hooks = num_hooks(adapted_model())
-        self.diverged(tmp_path, limit=1, start=4, refit=False, apply=apply)  # between two cuts
+        self.diverged(tmp_path, limit=1, start=4, repair="none", apply=apply)  # between two cuts
         assert num_hooks(self.model) == hooks
 
     def test_a_run_that_diverged_makes_no_cut_on_its_last_step(self, tmp_path: Path) -> None:

@@ -22,30 +22,30 @@ class TestKind:
     def test_a_method_alone_says_the_kind_if_only_one_has_it(self, method: str) -> None:
         if method in BOTH:
             with pytest.raises(ValueError, match=f"Say how much is to go: .* {method} can do both"):
-                OneshotConfig(method=method)
+                OneshotConfig(criterion=method)
             return
-        config = OneshotConfig(method=method)
+        config = OneshotConfig(criterion=method)
         assert config.structured == (method in STRUCTURED_METHODS)
         assert (config.ratio, config.sparsity) == ((0.5, None) if config.structured else (None, 0.5))
 
     @pytest.mark.parametrize("method", BOTH)
     def test_methods_of_both_kinds_go_with_either_amount(self, method: str) -> None:
-        assert OneshotConfig(method=method, ratio=0.5).name == method
-        assert OneshotConfig(method=method, sparsity=0.5).name == method
+        assert OneshotConfig(criterion=method, ratio=0.5).name == method
+        assert OneshotConfig(criterion=method, sparsity=0.5).name == method
 
     @pytest.mark.parametrize("method", sorted({*METHODS} - {*STRUCTURED_METHODS}))
     def test_a_ratio_is_refused_by_methods_that_make_zeros(self, method: str) -> None:
         with pytest.raises(ValueError, match=r"A ratio was given.* weights become zero: give a sparsity instead"):
-            OneshotConfig(method=method, ratio=0.5)
+            OneshotConfig(criterion=method, ratio=0.5)
 
     @pytest.mark.parametrize("method", sorted({*STRUCTURED_METHODS} - {*METHODS}))
     def test_a_sparsity_is_refused_by_methods_that_cut_groups(self, method: str) -> None:
         with pytest.raises(ValueError, match=r"A sparsity was given.* heads and channels go: give a ratio instead"):
-            OneshotConfig(method=method, sparsity=0.5)
+            OneshotConfig(criterion=method, sparsity=0.5)
 
     def test_an_unknown_method_is_refused_with_all_that_there_are(self) -> None:
         with pytest.raises(ValueError, match="There is no method 'wnada'") as refused:
-            OneshotConfig(method="wnada", ratio=0.5)
+            OneshotConfig(criterion="wnada", ratio=0.5)
         for method in {*METHODS, *STRUCTURED_METHODS}:
             assert method in str(refused.value)
 
@@ -131,13 +131,13 @@ def test_a_wrong_value_is_refused_with_its_range(values: dict[str, Any], message
 class TestData:
     @pytest.mark.parametrize("method", METHODS)
     def test_only_magnitude_makes_zeros_without_data(self, method: str) -> None:
-        assert OneshotConfig(method=method, sparsity=0.5).needs_data == (method != "magnitude")
+        assert OneshotConfig(criterion=method, sparsity=0.5).needs_data == (method != "magnitude")
 
     @pytest.mark.parametrize("method", STRUCTURED_METHODS)
     def test_groups_are_cut_without_data_if_neither_score_nor_repair_looks_at_any(self, method: str) -> None:
-        config = OneshotConfig(method=method, ratio=0.5, repair="none")
+        config = OneshotConfig(criterion=method, ratio=0.5, repair="none")
         assert config.needs_data == config.scores_need_data == (method not in ("magnitude", "random", "position"))
-        assert OneshotConfig(method=method, ratio=0.5).needs_data
+        assert OneshotConfig(criterion=method, ratio=0.5).needs_data
 
 
 class TestSettings:
@@ -155,7 +155,7 @@ class TestSettings:
         options = OneshotConfig(sparsity="4:8", **values).sparsity_options()
         assert {name: getattr(options, name) for name in values} == values
         assert (options.pattern.n, options.pattern.m, options.variant) == (4, 8, False)
-        assert OneshotConfig(method="wanda", sparsity=0.5, variant=True).sparsity_options().variant
+        assert OneshotConfig(criterion="wanda", sparsity=0.5, variant=True).sparsity_options().variant
 
     def test_lists_are_accepted_where_tuples_are_meant(self) -> None:
         config = OneshotConfig(ratio=0.5, keep_layers=[0], dimensions=["heads"])  # type: ignore[arg-type]
@@ -164,7 +164,9 @@ class TestSettings:
 
 class TestOptionsOfScores:
     def test_forms_and_reductions_reach_the_scores(self) -> None:
-        config = OneshotConfig(ratio=0.5, method="taylor", taylor_form="mix", group_reduction="max", offload_grads=True)
+        config = OneshotConfig(
+            ratio=0.5, criterion="taylor", taylor_form="mix", group_reduction="max", offload_grads=True
+        )
         options = config.score_options().criterion
         assert (options.name, options.taylor_form, options.group_reduction) == ("taylor", "mix", "max")
         assert options.offload_grads

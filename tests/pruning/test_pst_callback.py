@@ -260,7 +260,7 @@ class TestRefusals:
             {"allocation": "global"},
             {"dimensions": ("channels",)},
             {"channel_multiple": 8},
-            {"any_head_count": True},
+            {"head_counts": "any"},
             {"lora_form": "absolute"},
         ],
         ids=str,

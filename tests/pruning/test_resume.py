@@ -32,12 +32,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "fisher, refit": {"criterion": "fisher"},
     "lora, refit": {"criterion": "lora"},
     "magnitude, refit": {"criterion": "magnitude"},
-    "fisher, no bias correction": {"criterion": "fisher", "refit": False, "average_bias_correction": False},
-    "fisher, mask": {"criterion": "fisher", "refit": False, "apply": "mask"},
+    "fisher, no bias correction": {"criterion": "fisher", "repair": "none", "average_bias_correction": False},
+    "fisher, mask": {"criterion": "fisher", "repair": "none", "apply": "mask"},
     "compresso, refit": {"criterion": "compresso"},
-    "compresso, no refit": {"criterion": "compresso", "refit": False},
-    "compresso, mask": {"criterion": "compresso", "refit": False, "apply": "mask"},
-    "lora, mask": {"criterion": "lora", "refit": False, "apply": "mask"},
+    "compresso, no refit": {"criterion": "compresso", "repair": "none"},
+    "compresso, mask": {"criterion": "compresso", "repair": "none", "apply": "mask"},
+    "lora, mask": {"criterion": "lora", "repair": "none", "apply": "mask"},
 }
 BEFORE, AT_A_CUT, BETWEEN, AFTER = 2, 3, 4, 8
 STOPS = {"fisher, refit": (BEFORE, AT_A_CUT, BETWEEN, AFTER), "fisher, mask": (BEFORE, AT_A_CUT, BETWEEN, AFTER)}
@@ -235,7 +235,7 @@ def test_only_weights_that_a_refit_changed_are_saved(tmp_path: Path) -> None:
             return sorted(name for name in file.keys() if name.startswith("weight/"))  # noqa: SIM118
 
     assert saved_weights(BEFORE) == []
-    assert saved_weights(BETWEEN, refit=False) == []
+    assert saved_weights(BETWEEN, repair="none") == []
     assert saved_weights(BETWEEN) == [
         f"weight/model.layers.{layer}.{module}.weight"
         for layer in (0, 1)

@@ -42,7 +42,7 @@ class TestPlainTuning:
         assert callback.run.records == []
 
     def test_a_ratio_of_0_trains_as_a_plain_sft_trainer_does_bit_for_bit(self, tmp_path: Path) -> None:
-        callback = PruningCallback(PruningConfig(ratio=0.0, refit=False))
+        callback = PruningCallback(PruningConfig(ratio=0.0, repair="none"))
         self.assert_identical(train_with_trl(tmp_path, [callback]), train_with_trl(tmp_path))
 
     @pytest.mark.parametrize("criterion", ["fisher", "lora", "magnitude", "random"])
@@ -137,7 +137,7 @@ class TestMasks:
     @pytest.mark.parametrize("criterion", ["fisher", "lora", "magnitude", "random"])
     def test_masking_ends_with_the_plan_and_the_logits_of_slicing(self, tmp_path: Path, criterion: str) -> None:
         (masked, masked_outcome), (sliced, sliced_outcome) = (
-            pruned(tmp_path, pruning_config(criterion=criterion, refit=False, apply=apply))
+            pruned(tmp_path, pruning_config(criterion=criterion, repair="none", apply=apply))
             for apply in ("mask", "slice")
         )
         assert masked.run is not None
@@ -151,7 +151,7 @@ class TestMasks:
     def test_masked_tensors_are_cut_when_training_ends(self, tmp_path: Path) -> None:
         model = adapted_model()
         hooks_before = num_hooks(model)
-        callback, outcome = pruned(tmp_path, pruning_config(refit=False, apply="mask"), model=model)
+        callback, outcome = pruned(tmp_path, pruning_config(repair="none", apply="mask"), model=model)
         assert callback.run is not None
         down = outcome.model.get_base_model().model.layers[0].mlp.down_proj
         kept = callback.run.plan.count("layers.0.channels")

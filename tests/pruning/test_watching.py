@@ -46,7 +46,7 @@ def test_a_criterion_hears_the_same_alone_and_beside_others(tmp_path: Path) -> N
 def test_scores_are_those_that_a_run_with_pruning_averages(tmp_path: Path, criterion: str) -> None:
     callback, _ = heard(tmp_path, *NAMES)
     pruning = PruningCallback(
-        PruningConfig(criterion=criterion, cuts=1, prune_end=1.0, refit=False, allocation="uniform")
+        PruningConfig(criterion=criterion, cuts=1, prune_end=1.0, repair="none", allocation="uniform")
     )
     train(tmp_path, [pruning], max_steps=STEPS)
     assert pruning.run is not None

@@ -45,7 +45,7 @@ def test_interrupted_and_resumed_ends_as_uninterrupted(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_masks_end_as_the_same_cut(tmp_path: Path, kind: str) -> None:
-    callback, outcome = pruned(tmp_path, config_of(kind, "fisher", refit=False, apply="mask"), model=model_of(kind))
+    callback, outcome = pruned(tmp_path, config_of(kind, "fisher", repair="none", apply="mask"), model=model_of(kind))
     assert callback.run is not None
     assert callback.run.ratio == pytest.approx(0.5, abs=0.05)
     base = outcome.model.get_base_model()

@@ -52,9 +52,9 @@ def test_cuts_are_made_every_so_many_steps(checkpoint: Path, data: Path) -> None
 
 def test_losses_are_those_of_plain_lora_while_taylor_listens(checkpoint: Path, data: Path) -> None:
     """Until the first cut: base weights that asked for gradients would change clipping and the optimizer."""
-    late = {"prune_start": 1.0, "prune_end": 1.0, "cuts": 1, "refit": False}
+    late = {"prune_start": 1.0, "prune_end": 1.0, "cuts": 1, "repair": "none"}
     heard = run(checkpoint, data, criterion="taylor", **late).metrics["history"]
-    plain = run(checkpoint, data, ratio=0.0, refit=False).metrics["history"]
+    plain = run(checkpoint, data, ratio=0.0, repair="none").metrics["history"]
     assert [point["loss"] for point in heard] == [point["loss"] for point in plain]
 
 

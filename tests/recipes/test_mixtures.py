@@ -90,7 +90,7 @@ def test_the_config_differs_from_the_dense_one_in_widths_alone(family: str, data
 
 def test_experts_that_differ_from_layer_to_layer_run_after_loading(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
-    config = PruningConfig(ratio=0.2, dimensions=("experts",), keep_layers=(1,), refit=False, apply="mask")
+    config = PruningConfig(ratio=0.2, dimensions=("experts",), keep_layers=(1,), repair="none", apply="mask")
     model = mixture("qwen3_moe")
     model.config.output_router_logits = True
     result = run(model, data, config, output=out)

@@ -44,7 +44,7 @@ def same(first: nn.Module, second: nn.Module) -> bool:
 @pytest.mark.parametrize("method", [name for name in STRUCTURED_METHODS if name != "position"])  # of whole blocks
 @pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
 def test_every_structured_method_reaches_the_ratio(method: str, allocation: str, checkpoint: Path, data: Path) -> None:
-    result = run(checkpoint, data, method=method, ratio=0.5, allocation=allocation)
+    result = run(checkpoint, data, criterion=method, ratio=0.5, allocation=allocation)
     pruning = result.metrics["pruning"]
     one_head = 1 / (2 * 4 * 3)
     assert pruning["ratio"] == pytest.approx(0.5, abs=one_head)
@@ -58,7 +58,7 @@ def test_every_structured_method_reaches_the_ratio(method: str, allocation: str,
 def test_every_sparse_method_makes_its_zeros(
     method: str, sparsity: str, size: int | None, zeros: int | None, checkpoint: Path, data: Path
 ) -> None:
-    result = run(checkpoint, data, method=method, sparsity=sparsity)
+    result = run(checkpoint, data, criterion=method, sparsity=sparsity)
     found = matrices(result.model)
     assert {f"{matrix.name}.weight" for matrix in result.matrices} == found.keys()
     for matrix in result.matrices:
@@ -77,7 +77,7 @@ def test_updates_cost_less_than_zeros_alone(checkpoint: Path, data: Path) -> Non
     with torch.no_grad():
         expected = dense(ids).logits
         distances = {
-            method: float((run(checkpoint, data, method=method, sparsity=0.5).model(ids).logits - expected).norm())
+            method: float((run(checkpoint, data, criterion=method, sparsity=0.5).model(ids).logits - expected).norm())
             for method in ("magnitude", "sparsegpt")
         }
     assert distances["sparsegpt"] < distances["magnitude"]
@@ -141,7 +141,7 @@ class TestModel:
         self, sparsity: str, method: str, data: Path, tmp_path: Path
     ) -> None:
         source = tiny_checkpoint(tmp_path / "model", dtype=torch.bfloat16)
-        result = run(source, data, method=method, sparsity=sparsity, output=tmp_path / "out")
+        result = run(source, data, criterion=method, sparsity=sparsity, output=tmp_path / "out")
         saved = load_file(tmp_path / "out" / "model.safetensors")
         assert {value.dtype for value in saved.values()} == {torch.bfloat16}
         for matrix in result.matrices:
@@ -153,7 +153,7 @@ class TestModel:
         assert run(source, data, ratio=0.5).model.dtype == torch.bfloat16
 
     def test_widths_that_differ_load_through_this_package(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
-        result = run(checkpoint, data, method="fisher", ratio=0.4, allocation="global", output=tmp_path / "out")
+        result = run(checkpoint, data, criterion="fisher", ratio=0.4, allocation="global", output=tmp_path / "out")
         widths = result.metrics["pruning"]["widths"]["channels"]
         assert len(set(widths)) > 1
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
@@ -190,7 +190,7 @@ class TestRepair:
         assert not torch.equal(none.weight, refit.weight)
 
     def test_a_compensating_bias_is_saved_and_loaded(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
-        result = run(checkpoint, data, ratio=0.5, method="flap", repair="bias", output=tmp_path / "out")
+        result = run(checkpoint, data, ratio=0.5, criterion="flap", repair="bias", output=tmp_path / "out")
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert loaded.model.layers[0].mlp.down_proj.bias.abs().sum() > 0
         assert same(loaded, result.model)
@@ -267,7 +267,7 @@ class TestOutput:
             ({"dimensions": ("channels",), "channel_multiple": 16}, "head counts are those that the config accepts"),
             ({"dimensions": ("heads",), "allocation": "global"}, "a group goes as a whole or not at all."),
         ):
-            result = run(checkpoint, data, ratio=0.33, method="wanda", **values)
+            result = run(checkpoint, data, ratio=0.33, criterion="wanda", **values)
             (note,) = result.report.notes
             assert note.startswith(f"The ratio is {result.metrics['pruning']['ratio']:.2%} rather than 33.00%: {why}")
         assert run(checkpoint, data, ratio=0.5).report.notes == ()
@@ -283,7 +283,7 @@ class TestProgress:
         assert self.progress(checkpoint, data, sparsity=0.5) == [("sparsegpt", done, 2) for done in range(3)]
 
     def test_scoring_and_cutting_are_told_of_every_cut(self, checkpoint: Path, data: Path) -> None:
-        heard = self.progress(checkpoint, data, method="fisher", ratio=0.5, cuts=2)
+        heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5, cuts=2)
         names = list(dict.fromkeys(what for what, _, _ in heard))
         assert names == ["scoring 1/2", "cutting 1/2", "scoring 2/2", "cutting 2/2"]
         for name in names:
@@ -298,9 +298,9 @@ class TestWrongInput:
         assert result.metrics["pruning"]["ratio"] == pytest.approx(0.5, abs=0.01)
 
     def test_data_are_not_needed_for_what_reads_weights(self, checkpoint: Path) -> None:
-        assert run(checkpoint, None, method="magnitude", sparsity="2:4").metrics["sparsity"]["reached"] == 0.5
+        assert run(checkpoint, None, criterion="magnitude", sparsity="2:4").metrics["sparsity"]["reached"] == 0.5
         with pytest.raises(ValueError, match=r"The repair 'refit' looks at calibration data.*or --repair none"):
-            run(checkpoint, None, method="magnitude", ratio=0.5, repair="refit")
+            run(checkpoint, None, criterion="magnitude", ratio=0.5, repair="refit")
 
     def test_nothing_is_loaded_before_the_checks(
         self, checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
@@ -324,7 +324,7 @@ class TestWrongInput:
         self, checkpoint: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
     ) -> None:
         source = write_texts(tmp_path / "data.jsonl", count=1)
-        run(checkpoint, source, method="wanda", sparsity=0.5, max_length=8, calibration_sequences=1)
+        run(checkpoint, source, criterion="wanda", sparsity=0.5, max_length=8, calibration_sequences=1)
         assert not [warning for warning in recwarn if "calibration tokens" in str(warning.message)]
 
 

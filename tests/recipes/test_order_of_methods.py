@@ -22,7 +22,7 @@ def perplexities(model: str, method: str, sparsity: str) -> tuple[float, float]:
     result = oneshot(
         SHARED / "models" / model,
         text / "tinystories_train.jsonl",
-        OneshotConfig(method=method, sparsity=sparsity, calibration_sequences=64, max_length=128),
+        OneshotConfig(criterion=method, sparsity=sparsity, calibration_sequences=64, max_length=128),
         options=RunOptions(eval_data=text / "tinystories_valid.txt", eval_sequences=64),
     )
     return result.metrics["dense"]["perplexity"], result.metrics["pruned"]["perplexity"]

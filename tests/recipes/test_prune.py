@@ -167,7 +167,7 @@ class TestFolder:
     def test_adapter_and_plan_make_the_result_again_where_nothing_was_refitted(
         self, tmp_path: Path, checkpoint: Path, data: Path
     ) -> None:
-        config = PruningConfig(ratio=0.5, refit=False)
+        config = PruningConfig(ratio=0.5, repair="none")
         training = {"learning_rate": 1e-2}
         result = quick(
             checkpoint, data, config, output=tmp_path / "out", training=training, options={"save_adapter": True}
@@ -380,20 +380,20 @@ class TestOptions:
         self, tmp_path: Path, checkpoint: Path, data: Path
     ) -> None:
         # A quarter off, in equal shares, is three of four KV heads: six query heads, which do not divide 32.
-        config = PruningConfig(ratio=0.25, allocation="uniform", any_head_count=True, channel_multiple=16)
+        config = PruningConfig(ratio=0.25, allocation="uniform", head_counts="any", channel_multiple=16)
         result = quick(checkpoint, data, config, output=tmp_path / "out")
         loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
         assert (loaded.config.model_type, loaded.config.num_attention_heads) == ("mistral", 6)
         torch.testing.assert_close(logits_of(loaded, IDS), logits_of(result.model, IDS), rtol=0.0, atol=1e-6)
 
     def test_options_may_be_numbers_of_numpy_as_in_a_sweep(self, tmp_path: Path, checkpoint: Path, data: Path) -> None:
-        config = PruningConfig(ratio=np.float64(0.5), cuts=np.int64(2), refit_damping=np.float32(0.25))
+        config = PruningConfig(ratio=np.float64(0.5), cuts=np.int64(2), damping=np.float32(0.25))
         training = {"learning_rate": np.float64(0.5e-3), "weight_decay": np.float32(0.25), "save_steps": 2}
         result = quick(checkpoint, data, config, output=tmp_path / "out", training=training)
         card = (tmp_path / "out" / "README.md").read_text()
         recipe = yaml.safe_load(card.partition("```yaml\n")[2].partition("```")[0])
         assert recipe == record_of(result)["recipe"]
-        given = {"ratio": 0.5, "cuts": 2, "refit_damping": 0.25, "learning_rate": 0.5e-3, "weight_decay": 0.25}
+        given = {"ratio": 0.5, "cuts": 2, "damping": 0.25, "learning_rate": 0.5e-3, "weight_decay": 0.25}
         assert recipe | given == recipe
 
     def test_resuming_needs_an_output(self) -> None:

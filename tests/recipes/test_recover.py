@@ -37,7 +37,7 @@ def made_sparse(model: Any, output: Path | None = None, sparsity: str = "2:4", *
     """A checkpoint or a model with zeros, as ``loraprune oneshot`` leaves it."""
     return oneshot(
         model,
-        config=OneshotConfig(sparsity=sparsity, method="magnitude"),
+        config=OneshotConfig(sparsity=sparsity, criterion="magnitude"),
         options=RunOptions(output=output, eval_sequences=0, report=False),
         **given,
     ).model
@@ -238,7 +238,7 @@ class TestModelWithoutZeros:
         plain = prune(
             checkpoint,
             data,
-            PruningConfig(ratio=0.0, refit=False),
+            PruningConfig(ratio=0.0, repair="none"),
             training=TRAINING,
             options=RunOptions(latency=False),
         )

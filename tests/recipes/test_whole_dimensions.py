@@ -72,7 +72,7 @@ def test_the_report_and_the_card_say_which_blocks_stayed(deep: Path, data: Path,
 @pytest.mark.parametrize("method", ["fisher", "taylor", "magnitude", "random", "position"])
 @pytest.mark.parametrize("cuts", [1, 2])
 def test_blocks_go_without_training_too(method: str, cuts: int, deep: Path, data: Path) -> None:
-    result = once(deep, data, dimensions=("blocks",), method=method, cuts=cuts)
+    result = once(deep, data, dimensions=("blocks",), criterion=method, cuts=cuts)
     assert len(result.model.model.layers) == LAYERS // 2
     assert result.metrics["pruning"]["repair"] == "none"
     assert "<svg" in render_report(result.report)
@@ -88,7 +88,7 @@ def test_without_a_method_they_are_scored_by_fisher(kind: str) -> None:
 @pytest.mark.parametrize("method", ["wanda", "flap", "osscar"])
 def test_methods_that_look_at_a_consumer_are_refused(kind: str, method: str, deep: Path, data: Path) -> None:
     with pytest.raises(ValueError, match=f"'{method}' looks at the one layer that reads a group"):
-        once(deep, data, dimensions=(kind,), method=method)
+        once(deep, data, dimensions=(kind,), criterion=method)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -101,7 +101,7 @@ def test_places_are_a_criterion_for_blocks_alone(deep: Path, data: Path) -> None
     with pytest.raises(ValueError, match="--dimensions blocks"):
         joint(deep, data, criterion="position")
     with pytest.raises(ValueError, match="--dimensions blocks"):
-        once(deep, None, method="position", repair="none")
+        once(deep, None, criterion="position", repair="none")
 
 
 def test_the_absolute_form_of_lora_says_nothing_of_blocks(deep: Path, data: Path) -> None:
@@ -118,6 +118,6 @@ def test_every_criterion_cuts_the_hidden_size_to_the_ratio(criterion: str, deep:
 
 @pytest.mark.parametrize("method", ["fisher", "taylor", "magnitude", "random"])
 def test_the_hidden_size_shrinks_without_training_too(method: str, deep: Path, data: Path) -> None:
-    result = once(deep, data, dimensions=("hidden",), method=method, cuts=2)
+    result = once(deep, data, dimensions=("hidden",), criterion=method, cuts=2)
     assert result.model.config.hidden_size == result.plan.count("hidden")
     assert result.metrics["pruning"]["ratio"] == pytest.approx(0.5, abs=0.05)

@@ -38,7 +38,7 @@ def test_other_families_may_have_any_head_count(family):
 
 def test_any_head_count_can_be_asked_for():
     structure = describe(tiny_model(**SHAPE))
-    assert legal_widths(structure, any_head_count=True).counts["heads"] == (1, 2, 3, 4, 5, 6)
+    assert legal_widths(structure, head_counts="any").counts["heads"] == (1, 2, 3, 4, 5, 6)
 
 
 def test_a_model_whose_own_head_count_is_refused_may_stay_as_it_is():

@@ -43,7 +43,7 @@ class TestImages:
         self, method: str, image_checkpoint: Path, digit_images: Split, tmp_path: Path
     ) -> None:
         train, test = digit_images
-        result = run(image_checkpoint, train, method=method, sparsity=0.5, eval_data=test, output=tmp_path / "out")
+        result = run(image_checkpoint, train, criterion=method, sparsity=0.5, eval_data=test, output=tmp_path / "out")
         dense, pruned = result.metrics["dense"], result.metrics["pruned"]
         assert dense["accuracy"] > 0.85
         assert pruned["accuracy"] > 5 * CHANCE
@@ -60,7 +60,7 @@ class TestImages:
 
     def test_only_linear_layers_of_the_blocks_are_touched(self, image_checkpoint: Path, digit_images: Split) -> None:
         before = AutoModelForImageClassification.from_pretrained(image_checkpoint)
-        result = run(image_checkpoint, digit_images[0], method="wanda", sparsity="2:4")
+        result = run(image_checkpoint, digit_images[0], criterion="wanda", sparsity="2:4")
         sparse = {f"{matrix.name}.weight" for matrix in result.matrices}
         for name, value in result.model.state_dict().items():
             assert torch.equal(value, before.state_dict()[name]) != (name in sparse), name
@@ -70,7 +70,7 @@ class TestImages:
 
     def test_wanda_looks_at_the_images(self, image_checkpoint: Path, digit_images: Split) -> None:
         train = digit_images[0]
-        results = [run(image_checkpoint, train, method="wanda", sparsity=0.5, seed=seed) for seed in (1, 1, 2)]
+        results = [run(image_checkpoint, train, criterion="wanda", sparsity=0.5, seed=seed) for seed in (1, 1, 2)]
         masks = [
             {m.name: result.model.get_submodule(m.name).weight == 0 for m in result.matrices} for result in results
         ]
@@ -78,14 +78,14 @@ class TestImages:
         assert not all(torch.equal(masks[0][name], masks[2][name]) for name in masks[0])
 
     def test_magnitude_needs_no_images(self, image_checkpoint: Path, digit_images: Split) -> None:
-        result = run(image_checkpoint, None, method="magnitude", sparsity=0.5, eval_data=digit_images[1])
+        result = run(image_checkpoint, None, criterion="magnitude", sparsity=0.5, eval_data=digit_images[1])
         assert result.metrics["sparsity"]["reached"] == pytest.approx(0.5, abs=1e-3)
         assert result.metrics["pruned"]["num_examples"] == len(digit_images[1])
 
     @pytest.mark.parametrize("method", ["fisher", "osscar"])
     def test_heads_and_channels_go(self, method: str, image_checkpoint: Path, digit_images: Split) -> None:
         train, test = digit_images
-        result = run(image_checkpoint, train, method=method, ratio=0.3, repair="refit", eval_data=test)
+        result = run(image_checkpoint, train, criterion=method, ratio=0.3, repair="refit", eval_data=test)
         assert result.metrics["pruning"]["ratio"] == pytest.approx(0.3, abs=0.06)
         assert result.model.num_parameters() == result.metrics["pruned"]["parameters"]
         assert result.metrics["pruned"]["accuracy"] > 5 * CHANCE
@@ -95,7 +95,7 @@ class TestImages:
     ) -> None:
         model = tiny_vit(image_size=16, patch_size=4)
         rows = image_rows(digit_images[0], 100)
-        result = run(model, rows, method="wanda", sparsity=0.5, processor=processor(16), output=tmp_path / "out")
+        result = run(model, rows, criterion="wanda", sparsity=0.5, processor=processor(16), output=tmp_path / "out")
         assert ViTImageProcessor.from_pretrained(tmp_path / "out").size["height"] == 16
         card = (tmp_path / "out" / "README.md").read_text()
         assert "`AutoModelForImageClassification.from_pretrained`" in card

@@ -74,7 +74,7 @@ def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
     if structure.spec.relaxed_class is not None and _has_biases(config):
         raise ValueError(
             f"Any head count needs an export as {structure.spec.relaxed_class}, which has no biases, and this model "
-            "has some. Use --head-rounding config."
+            "has some. Use --head-counts config."
         )
 
 

@@ -23,12 +23,14 @@ from loraprune.cli.options import (
     fields_of,
     indices,
     names,
+    old_names,
     option,
     parameter_count,
     read_recipe,
     suggestion,
     typed,
     with_dashes,
+    with_new_names,
 )
 from loraprune.record.numbers import percent
 
@@ -47,8 +49,8 @@ _DESCRIPTION = """Prune a model on calibration data, without training.
 With --ratio, heads and channels go and the model becomes smaller; with --sparsity, weights become zero."""
 _EXAMPLES = """examples:
   loraprune oneshot MODEL --data DATA --ratio 0.2 -o OUT
-  loraprune oneshot MODEL --data DATA --method sparsegpt --sparsity 2:4 -o OUT
-  loraprune oneshot MODEL --method magnitude --sparsity 0.5 -o OUT
+  loraprune oneshot MODEL --data DATA --criterion sparsegpt --sparsity 2:4 -o OUT
+  loraprune oneshot MODEL --criterion magnitude --sparsity 0.5 -o OUT
 """
 
 
@@ -89,11 +91,13 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
         near = suggestion(str(error), ONESHOT_OPTIONS)
         raise ValueError(f"{error}{near} (loraprune oneshot --help lists the options)") from None
     recipe = read_recipe(given["config"]) if "config" in given else {}
-    check_known(recipe, {*ONESHOT_OPTIONS, "model"})
+    check_known(recipe, {*ONESHOT_OPTIONS, *old_names(ONESHOT_OPTIONS), "model"})
+    given = with_new_names(given, ONESHOT_OPTIONS)
     amounts = ("ratio", "sparsity", "target_params")
     if any(name in given for name in amounts):
         recipe = {name: value for name, value in recipe.items() if name not in amounts}
-    values = {name: typed(name, value, parser) for name, value in recipe.items()} | given
+    recipe = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, ONESHOT_OPTIONS)
+    values = recipe | given
     if values.get("target_params") is not None:
         if values.get("ratio") is not None or values.get("sparsity") is not None:
             raise ValueError("--target-params says how much is to go: give no --ratio and no --sparsity with it.")
@@ -118,8 +122,6 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
     chosen = fields_of(ONESHOT_OPTIONS, values, "oneshot")
-    if "head_rounding" in chosen:
-        chosen["any_head_count"] = chosen.pop("head_rounding") == "any"
     config = OneshotConfig(**chosen)
     options = RunOptions(
         **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
@@ -198,7 +200,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
                "M consecutive weights of a row)"),
     ),
     "how": (
-        option("method", "oneshot", "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of "
+        option("criterion", "oneshot", "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of "
                "whole blocks position (osscar; fisher for blocks and the hidden size); "
                "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs (sparsegpt)"),
         option("keep_layers", "oneshot", "layers that keep everything, such as 0-3,-1; 10%: the first tenth (none)",
@@ -220,7 +222,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("offload_grads", "oneshot", "of taylor: gradients are kept in the machine's memory (off)", **SWITCH),
         option("cuts", "oneshot", "steps in which the ratio is reached, scored anew before each (1)", type=int),
         option("channel_multiple", "oneshot", "round FFN widths to a multiple (by size)", type=int),
-        option("head_rounding", "oneshot", "config: head counts that the model's config accepts; any: export a Llama "
+        option("head_counts", "oneshot", "config: head counts that the model's config accepts; any: export a Llama "
                "as a Mistral if need be (config)", choices=("config", "any")),
     ),
     "how, with --sparsity": (

@@ -9,7 +9,7 @@ import os
 import re
 import socket
 import threading
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -50,6 +50,65 @@ def option(name: str, target: str, help: str, *, field: str | None = None, **ext
 
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
+
+@dataclass(frozen=True)
+class OldOption:
+    """An option under a name that it had before.
+
+    Attributes:
+        name: the new name.
+        extra: of the old one, for argparse.
+        forward: turns its value into one of the new option.
+    """
+
+    name: str
+    extra: Mapping[str, Any]
+    forward: Callable[[Any], Any] = lambda value: value
+
+
+OLD_OPTIONS = {
+    "method": OldOption("criterion", {}),
+    "refit": OldOption("repair", SWITCH, lambda on: "refit" if on else "none"),
+    "refit_damping": OldOption("damping", {"type": float}),
+    "head_rounding": OldOption("head_counts", {"choices": ("config", "any")}),
+}
+"""Options by their old names; they work for one more version, and say what they are called now."""
+
+
+def old_names(known: Collection[str]) -> set[str]:
+    """Old names of some options, where they mean nothing else now."""
+    return {old for old, new in OLD_OPTIONS.items() if new.name in known and old not in known}
+
+
+def add_old_options(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
+    """Let a parser understand options under their old names; help does not show them."""
+    for old in sorted(old_names(known)):
+        parser.add_argument(
+            f"--{old.replace('_', '-')}",
+            dest=old,
+            default=argparse.SUPPRESS,
+            help=argparse.SUPPRESS,
+            **OLD_OPTIONS[old].extra,
+        )
+
+
+def with_new_names(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
+    """Values of options given under old names, under the new ones; each old name is warned of.
+
+    Raises:
+        ValueError: an option was given under both of its names.
+    """
+    found = dict(values)
+    for old in sorted(old_names(known) & found.keys()):
+        new = OLD_OPTIONS[old]
+        before, now = (f"--{name.replace('_', '-')}" for name in (old, new.name))
+        if new.name in found:
+            raise ValueError(f"{before} is the old name of {now}; give one of them.")
+        found[new.name] = new.forward(found.pop(old))
+        logger.warning("%s is now called %s; the old name goes with the next version.", before, now)
+    return found
+
+
 Groups = Mapping[str, Iterable[Option]]
 """Options by the title of their group."""
 
@@ -69,6 +128,7 @@ def add_options(parser: argparse.ArgumentParser, groups: Groups) -> None:
             group.add_argument(
                 *flags, dest=option.name, default=argparse.SUPPRESS, help=option.help.replace("%", "%%"), **option.extra
             )
+    add_old_options(parser, {option.name for options in groups.values() for option in options})
 
 
 def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: str) -> dict[str, Any]:

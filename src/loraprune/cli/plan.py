@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import indices, names, parameter_count
+from loraprune.cli.options import add_old_options, indices, names, parameter_count, with_new_names
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from loraprune.measure.estimation.result import Estimate, ModelSize
 
 PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "dimensions",
-           "keep_layers", "refit", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
+           "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
 """Options that go to the pruning configuration under their own names."""
+
+_RENAMED = ("repair",)
+"""Options that had another name."""
 
 RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "dtype", "bf16",
        "device", "batch_size")  # fmt: skip
@@ -56,7 +59,7 @@ def plan_parser() -> argparse.ArgumentParser:
     what.add_argument("--allocation", help="balanced, uniform or global (balanced)")
     what.add_argument("--dimensions", type=names, help="kinds of dimensions to prune, such as query_heads,channels")
     what.add_argument("--keep-layers", type=indices, help="layers that keep everything, such as 0-3,-1")
-    what.add_argument("--refit", help="repair layers by least squares after a cut (on)", **switch)
+    what.add_argument("--repair", help="what is done to layers after a cut: refit (least squares) or none (refit)")
     what.add_argument("--calibration-sequences", type=int, help="training sequences that the refit looks at (128)")
     what.add_argument("--channel-multiple", type=int, help="round FFN widths to a multiple (by size)")
     what.add_argument("--cuts", type=int, help="number of cuts (5)")
@@ -80,6 +83,7 @@ def plan_parser() -> argparse.ArgumentParser:
     out.add_argument("--architecture", type=Path, metavar="FILE.yaml", help="description of the model's family")
     out.add_argument("--revision", default=None, help="branch, tag or commit of a hub checkpoint")
     out.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
+    add_old_options(parser, _RENAMED)
     return parser
 
 
@@ -97,6 +101,8 @@ def plan_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    given = {name: value for name, value in vars(options).items() if value is not None}
+    vars(options).update(with_new_names(given, _RENAMED))
     if options.ratio and options.target_params is not None:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
     if options.output is not None and not options.output.parent.is_dir():

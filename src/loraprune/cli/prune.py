@@ -44,11 +44,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("prune_end", "pruning", "fraction of the run at which the last cut is made (0.3)", type=float),
         option("cuts", "pruning", "number of cuts (5)", type=int),
         option("cut_every", "pruning", "instead of a number of cuts: steps from one to the next", type=int),
-        option("refit", "pruning", "repair layers by least squares after a cut (on)", **SWITCH),
-        option("refit_damping", "pruning", "ridge of the refit, as a share of the mean diagonal (0.01)", type=float),
+        option("repair", "pruning", "what is done to layers after a cut: refit (least squares) or none (refit)"),
+        option("damping", "pruning", "ridge of the refit, as a share of the mean diagonal (0.01)", type=float),
         option("calibration_sequences", "pruning", "training sequences that the refit looks at (128)", type=int),
         option("channel_multiple", "pruning", "round FFN widths to a multiple (by size)", type=int),
-        option("head_rounding", "pruning", "config: head counts that the model's config accepts; any: export a Llama "
+        option("head_counts", "pruning", "config: head counts that the model's config accepts; any: export a Llama "
                 "as a Mistral if need be (config)", choices=("config", "any")),
         option("average_decay", "pruning", "moving average of the scores, lambda (0.9)", type=float),
         option("average_bias_correction", "pruning", "divide out the average's start from zero (on)", **SWITCH),
@@ -127,7 +127,7 @@ def settle_quantization(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 NOT_OF_ZEROS = {
     "cuts": "--cut-every says how many steps lie between two masks",
-    "refit": "no group goes that a layer could make up for",
+    "repair": "no group goes that a layer could make up for",
     "latency": "shapes stay, and plain inference is no faster",
 }
 """Options that can do nothing where single weights become zero, and why."""
@@ -142,7 +142,7 @@ def _check_unstructured(values: dict[str, Any], given: dict[str, Any]) -> None:
     if values.get("criterion") != "pst":
         return
     for name, why in NOT_OF_ZEROS.items():
-        if given.get(name):
+        if given.get(name) and given[name] != "none":
             raise ValueError(f"--{name} is nothing for the criterion 'pst': {why}. Leave it out.")
 
 
@@ -178,7 +178,6 @@ def _work(asked: Invocation) -> None:
         )
     pruning["pst"] = fields_of(PRUNE_OPTIONS, values, "pst")
     pruning["compresso"] = fields_of(PRUNE_OPTIONS, values, "compresso")
-    pruning["any_head_count"] = pruning.pop("head_rounding", "config") == "any"
     progress = TrainingProgress(asked.console, quiet=asked.quiet)
     try:
         result = prune(

@@ -17,11 +17,13 @@ from loraprune.cli.options import (
     Option,
     add_options,
     check_known,
+    old_names,
     option,
     read_recipe,
     suggestion,
     typed,
     with_dashes,
+    with_new_names,
 )
 
 if TYPE_CHECKING:
@@ -241,8 +243,9 @@ class TrainingCommand:
             near = suggestion(str(error), (*options, *training))
             raise ValueError(f"{error}{near} ({self.prog} --help lists the options)") from None
         recipe = read_recipe(given["config"]) if "config" in given else {}
-        check_known(recipe, set(options) | training | {"model", "config"})
-        values = {name: typed(name, value, parser) for name, value in recipe.items()} | given
+        check_known(recipe, set(options) | old_names(options) | training | {"model", "config"})
+        given = with_new_names(given, options)
+        values = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, options) | given
         self.settle(values, given)
         for name, remedy in REMEDIES.items():
             if name in values:

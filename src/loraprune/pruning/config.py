@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from loraprune.allocation.allocate import ALLOCATIONS
+from loraprune.compat.renamed import Renamed, renamed_fields, translated, under_old_names
 from loraprune.importance.compresso import CompressoOptions
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.lora import LORA_FORMS
@@ -14,6 +15,21 @@ from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.registry import CRITERIA
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts
+
+REPAIRS_IN_TRAINING = ("refit", "none")
+
+ANY_HEAD_COUNT = Renamed(
+    "head_counts", lambda free: None if free is None else "any" if free else "config", lambda counts: counts == "any"
+)
+"""The old switch, in which None stood for the default."""
+
+RENAMED = {
+    "refit": Renamed("repair", lambda on: "refit" if on else "none", lambda repair: repair != "none"),
+    "refit_damping": Renamed("damping"),
+    "any_head_count": ANY_HEAD_COUNT,
+}
+"""Fields of :class:`PruningConfig` by their old names, which files of runs keep."""
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
@@ -28,6 +44,7 @@ def _listed(name: str, value: Any, kinds: tuple[type, ...], what: str) -> tuple[
     return tuple(value)
 
 
+@renamed_fields(**RENAMED)
 @dataclass(frozen=True, kw_only=True)
 class PruningConfig:
     """Configuration of structured pruning during training.
@@ -59,12 +76,12 @@ class PruningConfig:
             so that the other layers lose more.
         average_decay: λ of the moving average of scores, in [0, 1).
         average_bias_correction: divide out that the average starts at zero; off as in the paper.
-        refit: repair each consumer by least squares after a cut.
-        refit_damping: ridge of the refit as a share of the mean diagonal of the second moment.
+        repair: what is done to each consumer after a cut: ``refit`` (least squares) or ``none``.
+        damping: ridge of the refit as a share of the mean diagonal of the second moment.
         calibration_sequences: training sequences that the refit looks at.
         channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
-        any_head_count: allow head counts that the model's own config refuses; the result is then exported as the
-            related architecture that accepts them (a Llama as a Mistral).
+        head_counts: ``config`` keeps to head counts that the model's own config accepts; with ``any``, the result may
+            be exported as the related architecture that accepts them (a Llama as a Mistral).
         apply: ``slice`` cuts the tensors; ``mask`` multiplies with zeros during training and cuts at its end.
         seed: of the draw of calibration sequences and of the criterion ``random``. ``loraprune.prune`` and the command
             line set it to the training's seed.
@@ -89,11 +106,11 @@ class PruningConfig:
     keep_layers: tuple[int | str, ...] = ()
     average_decay: float = 0.9
     average_bias_correction: bool = True
-    refit: bool = True
-    refit_damping: float = 0.01
+    repair: str = "refit"
+    damping: float = 0.01
     calibration_sequences: int = 128
     channel_multiple: int | None = None
-    any_head_count: bool = False
+    head_counts: HeadCounts = "config"
     apply: Literal["slice", "mask"] = "slice"
     seed: int = 42
     max_skipped_steps: int = 5
@@ -139,11 +156,13 @@ class PruningConfig:
             raise ValueError(f"cut_every is {self.cut_every}; at least one step lies between two cuts.")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay is {self.average_decay}; it must lie in [0, 1).")
-        if self.refit_damping < 0.0:
-            raise ValueError(f"refit_damping is {self.refit_damping}; it cannot be negative.")
-        if self.refit and self.calibration_sequences < 1:
+        _one_of("repair", self.repair, REPAIRS_IN_TRAINING)
+        _one_of("head_counts", self.head_counts, HEAD_COUNTS)
+        if self.damping < 0.0:
+            raise ValueError(f"damping is {self.damping}; it cannot be negative.")
+        if self.repairs and self.calibration_sequences < 1:
             raise ValueError("calibration_sequences is below 1: the refit needs at least one, or switch it off.")
-        if self.refit and self.apply == "mask":
+        if self.repairs and self.apply == "mask":
             raise ValueError("The refit needs sliced tensors: switch it off, or use apply='slice'.")
         if self.channel_multiple is not None and self.channel_multiple < 1:
             raise ValueError(f"channel_multiple is {self.channel_multiple}; it must be at least 1.")
@@ -161,7 +180,7 @@ class PruningConfig:
             ("allocation", "balanced"),
             ("dimensions", None),
             ("channel_multiple", None),
-            ("any_head_count", False),
+            ("head_counts", "config"),
             ("apply", "slice"),
             ("lora_form", "squared"),
             ("taylor_form", "squared"),
@@ -193,6 +212,24 @@ class PruningConfig:
         )
 
     @property
-    def free_head_counts(self) -> bool:
-        """Whether any head count may be chosen: asked for, or since our modeling file takes them all."""
-        return self.any_head_count or self.allocation == "global"
+    def repairs(self) -> bool:
+        """Whether anything is done to the consumers after a cut."""
+        return self.repair != "none"
+
+    @property
+    def legal_head_counts(self) -> HeadCounts:
+        """Head counts that may be chosen: our modeling file, which global allocation needs, takes them all."""
+        return "any" if self.allocation == "global" else self.head_counts
+
+    def to_saved(self) -> dict[str, Any]:
+        """The fields as plain values, under the names that they have in files of runs."""
+        return under_old_names(asdict(self), RENAMED)
+
+    @classmethod
+    def from_saved(cls, values: Mapping[str, Any]) -> PruningConfig:
+        """The reverse of :meth:`to_saved`.
+
+        Raises:
+            ValueError: a value is none that the field takes.
+        """
+        return cls(**translated(values, RENAMED))

@@ -7,19 +7,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from loraprune.allocation.allocate import ALLOCATIONS
+from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
 from loraprune.importance.criterion import check_options
 from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
+from loraprune.pruning.config import ANY_HEAD_COUNT
 from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 from loraprune.sparsity.masks import SparsityPattern, parse_pattern
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
 from loraprune.structure.dimensions import WHOLE_KINDS
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts
 from loraprune.surgery.refit import REPAIRS
 
 DEFAULT_STRUCTURED = "osscar"
 DEFAULT_SPARSITY = "sparsegpt"
 SCORED = ("taylor_form", "group_reduction", "offload_grads")
-ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "any_head_count", *SCORED)
+ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "head_counts", *SCORED)
 ONLY_SPARSE = ("within", "variant", "order", "block_size")
 DEFAULTS: dict[str, Any] = {
     "repair": "stream",
@@ -27,7 +30,7 @@ DEFAULTS: dict[str, Any] = {
     "dimensions": None,
     "cuts": 1,
     "channel_multiple": None,
-    "any_head_count": False,
+    "head_counts": "config",
     "taylor_form": "squared",
     "group_reduction": "sum",
     "offload_grads": False,
@@ -38,11 +41,16 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
+RENAMED_ONESHOT = {"method": Renamed("criterion"), "any_head_count": ANY_HEAD_COUNT}
+"""Fields of :class:`OneshotConfig` by their old names, which records keep."""
+
+
 def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
 
 
+@renamed_fields(**RENAMED_ONESHOT)
 @dataclass(frozen=True, kw_only=True)
 class OneshotConfig:
     """What is pruned without training, and how.
@@ -51,7 +59,7 @@ class OneshotConfig:
     unstructured and N:M pruning (weights become zero, the shapes stay).
 
     Attributes:
-        method: structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
+        criterion: structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
             ``flap``, ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden
             size, ``fisher`` is the default); unstructured: ``sparsegpt`` (the default), ``wanda``,
             ``magnitude``, and their masks with SparseGPT's updates, ``wanda+obs`` and ``magnitude+obs``.
@@ -64,7 +72,8 @@ class OneshotConfig:
         dimensions: structured: kinds that are pruned; None is the family's default.
         cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).
         channel_multiple: structured: FFN widths are rounded to a multiple of this; None chooses by size.
-        any_head_count: structured: allow head counts that the model's own config refuses.
+        head_counts: structured: ``config`` keeps to head counts that the model's own config accepts (the default),
+            ``any`` does not.
         taylor_form: of ``taylor``: ``squared`` (the default), ``first``, ``second``, ``mix`` or ``vectorize``.
         group_reduction: of ``taylor`` and ``magnitude``: ``sum`` (the default), ``mean``, ``max``, ``prod``, ``first``
             or ``last`` of the layers of a group.
@@ -82,7 +91,7 @@ class OneshotConfig:
         offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
     """
 
-    method: str | None = None
+    criterion: str | None = None
     ratio: float | None = None
     sparsity: str | float | None = None
     repair: str | None = None
@@ -90,7 +99,7 @@ class OneshotConfig:
     dimensions: tuple[str, ...] | None = None
     cuts: int | None = None
     channel_multiple: int | None = None
-    any_head_count: bool | None = None
+    head_counts: HeadCounts | None = None
     taylor_form: str | None = None
     group_reduction: str | None = None
     offload_grads: bool | None = None
@@ -108,7 +117,7 @@ class OneshotConfig:
     def __post_init__(self) -> None:
         self._check_kind()
         methods = STRUCTURED_METHODS if self.structured else METHODS
-        if self.method is not None and self.method not in methods:
+        if self.criterion is not None and self.criterion not in methods:
             self._refuse_method(methods)
         for name in ONLY_SPARSE if self.structured else ONLY_STRUCTURED:
             if getattr(self, name) is not None:
@@ -121,11 +130,12 @@ class OneshotConfig:
                 "there is none to repair. Leave it out."
             )
         _one_of("allocation", self.value("allocation"), ALLOCATIONS)
+        _one_of("head_counts", self.value("head_counts"), HEAD_COUNTS)
         _one_of("order", self.value("order"), ORDERS)
         _one_of("taylor_form", self.value("taylor_form"), TAYLOR_FORMS)
         _one_of("group_reduction", self.value("group_reduction"), GROUP_REDUCTIONS)
         if self.structured:
-            check_options(self.score_options().criterion, what="method")
+            check_options(self.score_options().criterion, what="criterion")
         self._check_numbers()
         self._check_variants()
 
@@ -136,14 +146,14 @@ class OneshotConfig:
                 "sparsity weights become zero. Give one of them."
             )
         if self.ratio is None and self.sparsity is None:
-            both = self.method in STRUCTURED_METHODS and self.method in METHODS
-            if self.method is None or both:
-                what = "" if self.method is None else f" {self.method} can do both."
+            both = self.criterion in STRUCTURED_METHODS and self.criterion in METHODS
+            if self.criterion is None or both:
+                what = "" if self.criterion is None else f" {self.criterion} can do both."
                 raise ValueError(
                     f"Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero).{what}"
                 )
             # Only one kind of pruning has the method.
-            object.__setattr__(self, "ratio" if self.method in STRUCTURED_METHODS else "sparsity", 0.5)
+            object.__setattr__(self, "ratio" if self.criterion in STRUCTURED_METHODS else "sparsity", 0.5)
         if self.ratio is not None and not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
         if self.sparsity is not None:
@@ -151,15 +161,15 @@ class OneshotConfig:
 
     def _refuse_method(self, methods: Sequence[str]) -> None:
         other = METHODS if self.structured else STRUCTURED_METHODS
-        if self.method in other:
+        if self.criterion in other:
             given, wanted = ("a ratio", "sparsity") if self.structured else ("a sparsity", "ratio")
             what = "weights become zero" if self.structured else "heads and channels go"
             raise ValueError(
-                f"{given.capitalize()} was given, and the method {self.method!r} is one in which {what}: give a "
+                f"{given.capitalize()} was given, and the criterion {self.criterion!r} is one in which {what}: give a "
                 f"{wanted} instead, or choose one of {', '.join(methods)}."
             )
         known = ", ".join(dict.fromkeys((*STRUCTURED_METHODS, *METHODS)))
-        raise ValueError(f"There is no method {self.method!r}; choose one of {known}.")
+        raise ValueError(f"There is no criterion {self.criterion!r}; choose one of {known}.")
 
     def _check_numbers(self) -> None:
         for name in ("dimensions", "keep_layers"):
@@ -211,9 +221,9 @@ class OneshotConfig:
     @property
     def name(self) -> str:
         """Of the method, given or by default."""
-        if self.method is None and self.structured and self.spans_blocks:
+        if self.criterion is None and self.structured and self.spans_blocks:
             return "fisher"
-        return self.method or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
+        return self.criterion or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
 
     @property
     def pattern(self) -> SparsityPattern:
@@ -255,9 +265,9 @@ class OneshotConfig:
         )
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, for the record: what was in force, defaults included."""
-        values: dict[str, Any] = {"method": self.name}
+        """As plain values, under the names that they have in records: what was in force, defaults included."""
+        values: dict[str, Any] = {"criterion": self.name}
         values |= {"ratio": self.ratio} if self.structured else {"sparsity": str(self.sparsity)}
         values |= {name: self.value(name) for name in (ONLY_STRUCTURED if self.structured else ONLY_SPARSE)}
         further = ("keep_layers", "damping", "calibration_sequences", "max_length", "seed", "offload")
-        return values | {name: getattr(self, name) for name in further}
+        return under_old_names(values | {name: getattr(self, name) for name in further}, RENAMED_ONESHOT)

@@ -255,7 +255,7 @@ class PstCallback(PruningCallback):
         config = config or PruningConfig(criterion="pst")
         if not config.unstructured:
             raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
-        super().__init__(replace(config, refit=False))
+        super().__init__(replace(config, repair="none"))
 
     def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Read the state of an interrupted run, which is put into the model when training begins.

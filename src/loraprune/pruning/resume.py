@@ -75,7 +75,7 @@ def write_course(
     """Write the plain values of a run's state: configuration, course, and what else there is to tell."""
     state = {
         "format": _FORMAT,
-        "config": asdict(run.config),
+        "config": run.config.to_saved(),
         "total_steps": run.total_steps,
         **further,
         "cuts": [asdict(record) for record in run.records],
@@ -110,7 +110,7 @@ def read_course(folder: Path, config: PruningConfig) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    saved = PruningConfig(**state["config"])
+    saved = PruningConfig.from_saved(state["config"])
     if saved != config:
         before, now = asdict(saved), asdict(config)
         changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])

@@ -122,13 +122,13 @@ class PruningRun:
         return legal_widths(
             self.structure,
             channel_multiple=self.config.channel_multiple,
-            any_head_count=self.config.free_head_counts,
+            head_counts=self.config.legal_head_counts,
         )
 
     @property
     def refits(self) -> bool:
         """Whether cuts are repaired; where whole blocks go, or parts of the hidden size, nothing is there to repair."""
-        return self.config.refit and not self.structure.spans_blocks
+        return self.config.repairs and not self.structure.spans_blocks
 
     @property
     def ratio(self) -> float:
@@ -308,7 +308,7 @@ class PruningRun:
                 self.plan,
                 after,
                 calibration=self._calibration if self.refits else None,
-                damping=self.config.refit_damping,
+                damping=self.config.damping,
                 optimizer=optimizer,
                 noted=errors.append,
             )

@@ -126,7 +126,7 @@ class ComparisonConfig:
         """
         return PruningConfig(
             ratio=0.0,
-            refit=False,
+            repair="none",
             criterion="lora" if "lora" in self.criteria else "fisher",
             dimensions=self.dimensions,
             keep_layers=self.keep_layers,
@@ -231,7 +231,7 @@ def compare_criteria(
         for name in config.criteria:
             check_reach(name, prepared.structure, lora_form=config.lora_form)
         # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
-        legal = legal_widths(prepared.structure, channel_multiple=1, any_head_count=True)
+        legal = legal_widths(prepared.structure, channel_multiple=1, head_counts="any")
         for ratio in config.ratios:
             check_reachable(prepared.structure, ratio, legal, config.allocation)
         return _compare(prepared, config, legal, callbacks)

@@ -14,6 +14,7 @@ from loraprune.calibration.progress import ProgressOf
 from loraprune.calibration.residual_stream import has_stream
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import finish, save_checkpoint
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import Collator
@@ -82,6 +83,7 @@ class _Pruned:
     errors: tuple[tuple[ConsumerError, ...], ...] = ()
 
 
+@renamed_keywords(told="progress")
 def oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None = None,
@@ -102,7 +104,7 @@ def oneshot(
         config: what to prune, and how; the default is half of the prunable parameters, by the default method.
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
-        progress: hears how far the work is: what is being done, steps done, and how many there are.
+        progress: called with what is being done, finished steps and all steps.
         image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
         collator: makes batches of rows in place of the task's own; data of images may then have any columns.
 

@@ -72,7 +72,7 @@ def recover(
         prepared = prepare(
             model,
             dataset,
-            PruningConfig(ratio=0.0, refit=False, max_skipped_steps=max_skipped_steps),
+            PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps),
             training or {},
             lora,
             tokenizer,

@@ -5,10 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 from loraprune.structure.dimensions import PrunableDimension, Structure
 
 CHANNEL_MULTIPLES = (128, 64, 32, 16, 8)
+
+HeadCounts = Literal["config", "any"]
+"""Numbers of heads that may be chosen: those that the model's own config accepts, or any."""
+
+HEAD_COUNTS: tuple[HeadCounts, ...] = get_args(HeadCounts)
 
 Widths = dict[str, int]
 """Groups kept of each kind of dimension: in one stratum of its widest dimension."""
@@ -73,7 +79,7 @@ def _channel_multiple(dimensions: Sequence[PrunableDimension], channels: int, wa
     return math.lcm(wanted, needed)
 
 
-def _head_counts(structure: Structure, kind: str, any_head_count: bool) -> tuple[int, ...]:
+def _head_counts(structure: Structure, kind: str, free: bool) -> tuple[int, ...]:
     """Numbers of heads (or experts) of a stratum that may be kept."""
     dimensions = structure.of_kind(kind)
     most = widest(structure, kind)
@@ -82,7 +88,7 @@ def _head_counts(structure: Structure, kind: str, any_head_count: bool) -> tuple
     floor = max(dimension.floor for dimension in dimensions)
     counts = tuple(range(min(floor, most), most + 1))
     config = dimensions[0].config or {}
-    if not structure.spec.heads_divide_hidden or any_head_count or kind not in ("heads", "query_heads") or not config:
+    if not structure.spec.heads_divide_hidden or free or kind not in ("heads", "query_heads") or not config:
         return counts
     queries = structure.query_heads_per_group if kind == "heads" else dimensions[0].strata
     accepted = tuple(count for count in counts if structure.hidden_size % (count * queries) == 0)
@@ -91,14 +97,14 @@ def _head_counts(structure: Structure, kind: str, any_head_count: bool) -> tuple
 
 
 def legal_widths(
-    structure: Structure, *, channel_multiple: int | None = None, any_head_count: bool = False
+    structure: Structure, *, channel_multiple: int | None = None, head_counts: HeadCounts = "config"
 ) -> LegalWidths:
     """Work out the legal widths of a model.
 
     Args:
         structure: of the model before pruning.
         channel_multiple: FFN widths are rounded to it; None chooses by size.
-        any_head_count: allow head counts that the model's own config refuses (they need another class at export).
+        head_counts: with ``any``, also those that the model's own config refuses (they need another class at export).
 
     Raises:
         ValueError: the multiple is larger than the FFN is wide, or below 1.
@@ -109,6 +115,6 @@ def legal_widths(
             multiples[kind] = _channel_multiple(structure.of_kind(kind), widest(structure, kind), channel_multiple)
         else:
             # A result with our class takes every number of heads.
-            free = any_head_count or bool(structure.protected) or structure.any_widths
+            free = head_counts == "any" or bool(structure.protected) or structure.any_widths
             counts[kind] = _head_counts(structure, kind, free)
     return LegalWidths(counts=counts, multiples=multiples)

@@ -23,7 +23,7 @@ def hooks_of(model: torch.nn.Module) -> int:
 
 
 def listening(name: str) -> PruningConfig:
-    return PruningConfig(criterion=name, refit=False, any_head_count=True)
+    return PruningConfig(criterion=name, repair="none", head_counts="any")
 
 
 @pytest.mark.parametrize("name", [name for name in CRITERIA if name != "position"])
@@ -61,7 +61,7 @@ def test_a_step_changes_the_adapter_alone_and_clears_the_gradients() -> None:
 def test_masks_are_on_for_the_length_of_a_turn() -> None:
     model = with_lora(tiny_model())
     pruned = with_lora(tiny_model())
-    run = cut_at_random_(pruned, 0.5, any_head_count=True)
+    run = cut_at_random_(pruned, 0.5, head_counts="any")
     ids = token_ids()
     with masked(model, run.structure, run.plan), torch.no_grad():
         wanted = model(input_ids=ids).logits

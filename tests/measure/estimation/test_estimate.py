@@ -150,7 +150,7 @@ def test_remedies_go_from_mild_to_severe_and_each_is_a_run() -> None:
     found = list(remedies(EstimateConfig(gradient_checkpointing=False), can_recompute=True))
     flags = [words for words, _ in found]
     assert flags[0] == "--gradient-checkpointing"
-    assert flags[-1].endswith("--no-refit")
+    assert flags[-1].endswith("--repair", "none")
     assert len(set(flags)) == len(flags)
     for words, settings in found:
         rows = settings.batch_size * settings.gradient_accumulation_steps
@@ -238,7 +238,7 @@ def test_what_the_model_cannot_do_is_refused(values: dict[str, object], message:
 def test_published_resources_of_the_paper_lie_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRAPrune (arXiv 2305.18403), Table 6: LLaMA-7B 18.3 GB; 8 bits 13.8 GB. Batch and length are not told."""
     monkeypatch.setattr("loraprune.measure.estimation.estimate.GPUS", ())
-    half = PruningConfig(criterion="lora", refit=False)
+    half = PruningConfig(criterion="lora", repair="none")
     run = {"pruning": half, "batch_size": 4, "max_length": 512}
     assert 13 < estimate("llama-7b", EstimateConfig(**run)).memory.step / GIB < 18.3
     assert estimate("llama-7b", EstimateConfig(**run, quantization="bnb-8bit")).memory.step / GIB < 13.8

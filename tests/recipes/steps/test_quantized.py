@@ -76,7 +76,7 @@ class TestResult:
         result = quick(
             wide,
             data,
-            PruningConfig(ratio=0.5, refit=False),
+            PruningConfig(ratio=0.5, repair="none"),
             training=STILL,
             options={"quantization": kind},
         )
@@ -91,7 +91,7 @@ class TestResult:
 
         options = {"quantization": kind, "output": tmp_path / "out", "save_adapter": True}
         result = quick(
-            wide, data, PruningConfig(ratio=0.5, refit=False), training={"learning_rate": 1e-2}, options=options
+            wide, data, PruningConfig(ratio=0.5, repair="none"), training={"learning_rate": 1e-2}, options=options
         )
         plain = cut_to(result, wide)
         before = {name: value.clone() for name, value in plain.state_dict().items()}
@@ -105,7 +105,7 @@ class TestResult:
         result = quick(
             wide,
             data,
-            PruningConfig(ratio=0.5, refit_damping=1e9, calibration_sequences=8),
+            PruningConfig(ratio=0.5, damping=1e9, calibration_sequences=8),
             training=STILL,
             options={"quantization": kind},
         )
@@ -117,11 +117,11 @@ class TestResult:
     @pytest.mark.parametrize(
         "config",
         [
-            PruningConfig(ratio=0.4, criterion="compresso", refit=False),
+            PruningConfig(ratio=0.4, criterion="compresso", repair="none"),
             PruningConfig(ratio=0.5, criterion="random", dimensions=("hidden",)),
             PruningConfig(ratio=0.5, criterion="random", dimensions=("blocks",)),
-            PruningConfig(ratio=0.5, criterion="random", allocation="global", refit=False),
-            PruningConfig(ratio=0.5, criterion="random", apply="mask", refit=False),
+            PruningConfig(ratio=0.5, criterion="random", allocation="global", repair="none"),
+            PruningConfig(ratio=0.5, criterion="random", apply="mask", repair="none"),
         ],
         ids=["compresso", "hidden", "blocks", "global", "mask"],
     )
@@ -183,7 +183,7 @@ class TestModelInMemory:
         model = quantized(wide, kind)
         before = {name: weight_rows(layer) for name, layer in quantized_layers(model)}
         tokenizer = AutoTokenizer.from_pretrained(wide)
-        config = PruningConfig(ratio=0.5, refit=False, dimensions=("heads",))
+        config = PruningConfig(ratio=0.5, repair="none", dimensions=("heads",))
         result = quick(model, data, config, training=STILL, tokenizer=tokenizer)
         assert not is_quantized_model(result.model)
         assert any("carries the error of quantization" in note for note in result.report.notes)

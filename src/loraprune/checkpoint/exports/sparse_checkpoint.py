@@ -16,7 +16,7 @@ from loraprune.checkpoint.exports.two_four import is_two_four
 from loraprune.checkpoint.pruned_class import AUTO_CLASSES
 from loraprune.checkpoint.save import check_output
 
-HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --method wanda --sparsity 2:4 --data … -o OUT` makes one that is"
+HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --criterion wanda --sparsity 2:4 --data … -o OUT` makes one that is"
 
 _COMPANIONS = ("*.json", "*.txt", "*.model", "*.jinja", "*.py", "LICENSE*", "NOTICE*")
 _INDEX = ".index.json"

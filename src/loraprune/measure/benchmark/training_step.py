@@ -155,7 +155,7 @@ class TrainingBench:
         """Measure; gives figures, what was left out and why, and bytes of the model's weights with its adapter."""
         with torch.random.fork_rng():
             pruned = self.tuned()
-            cut = cut_at_random_(pruned, self.config.ratio, any_head_count=True)
+            cut = cut_at_random_(pruned, self.config.ratio, head_counts="any")
             masks = (cut.structure, cut.plan)
             del cut  # it knows the model, which may have to make room
             slices = {f"slices, {self.config.ratio:.0%}": TrainingStep(pruned, self.work(pruned))}
@@ -184,8 +184,8 @@ class TrainingBench:
                 criterion = PruningConfig(
                     criterion=name,
                     ratio=self.config.ratio,
-                    refit=False,
-                    any_head_count=True,
+                    repair="none",
+                    head_counts="any",
                     offload_grads=self.config.offload_grads and name == "taylor",
                 )
                 step = TrainingStep(model, self.work(model), criterion=criterion)
@@ -368,7 +368,7 @@ def cut_at_random_(model: Any, ratio: float, **settings: Any) -> PruningRun:
     Returns:
         The run, which knows structure and plan.
     """
-    config = PruningConfig(ratio=ratio, criterion="random", refit=False, cuts=1, **settings)
+    config = PruningConfig(ratio=ratio, criterion="random", repair="none", cuts=1, **settings)
     run = PruningRun.of(model, config)
     run.begin(model, 1)
     run.cut_if_due(1)

@@ -98,7 +98,7 @@ class Estimator:
             gradient_checkpointing=can and settings.device == "cuda" if recompute is None else recompute,
             max_length=length,
             bf16=settings.autocast,
-            pruning=replace(settings.pruning, refit=settings.pruning.refit and not self._structure.spans_blocks),
+            pruning=replace(settings.pruning, repair="none") if self._structure.spans_blocks else settings.pruning,
         )
 
     def estimate(self, ratio: float | None = None) -> Estimate:
@@ -257,7 +257,7 @@ class Estimator:
                 f"With allocation {pruning.allocation}, widths {how}, which only the run can tell. Those shown are "
                 "those of an even split: as many parameters, another division."
             )
-        if pruning.refit and any(dimension.of_experts for dimension in self._structure):
+        if pruning.repairs and any(dimension.of_experts for dimension in self._structure):
             yield "The memory of refitting experts is not part of the estimate."
 
 
@@ -308,18 +308,18 @@ def _batches(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[list[
 
 def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
     """The lightest base in micro-batches of one row, and no repair after a cut: what costs most quality comes last."""
-    if not settings.pruning.refit:
+    if not settings.pruning.repairs:
         return
     if settings.quantization != "bnb-4bit":
         flags, settings = [*flags, "--load-in-4bit"], replace(settings, quantization="bnb-4bit")
     for more, changed in [*_batches(flags, settings), (flags, settings)][:1]:
-        yield " ".join([*more, "--no-refit"]), replace(changed, pruning=replace(changed.pruning, refit=False))
+        yield " ".join([*more, "--repair none"]), replace(changed, pruning=replace(changed.pruning, repair="none"))
 
 
 def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
     """The same, and then with less calibration data for the refit."""
     yield " ".join(flags), settings
     pruning = settings.pruning
-    if pruning.refit and pruning.calibration_sequences > FEWER_SEQUENCES:
+    if pruning.repairs and pruning.calibration_sequences > FEWER_SEQUENCES:
         fewer = replace(pruning, calibration_sequences=FEWER_SEQUENCES)
         yield " ".join([*flags, f"--calibration-sequences {FEWER_SEQUENCES}"]), replace(settings, pruning=fewer)

@@ -47,7 +47,7 @@ def cut_size(
         block: says what a block makes in a forward pass on one batch of calibration data.
     """
     pruning = settings.pruning
-    if not pruning.refit or target.ratio == 0.0 or settings.max_length is None:
+    if not pruning.repairs or target.ratio == 0.0 or settings.max_length is None:
         return 0
     data = CalibrationSize(
         sequences=pruning.calibration_sequences,
@@ -141,7 +141,7 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
 
 
 def _legal(structure: Structure, pruning: PruningConfig) -> LegalWidths:
-    return legal_widths(structure, channel_multiple=pruning.channel_multiple, any_head_count=pruning.free_head_counts)
+    return legal_widths(structure, channel_multiple=pruning.channel_multiple, head_counts=pruning.legal_head_counts)
 
 
 def _even(structure: Structure, pruning: PruningConfig) -> Plan:

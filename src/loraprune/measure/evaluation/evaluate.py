@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.measure.evaluation.config import DEFAULT_TEXT, EvaluationConfig
 from loraprune.measure.evaluation.evaluation import Evaluation, check_context
 from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
@@ -170,6 +171,7 @@ def segment_length(config: EvaluationConfig, models: Sequence[MeasurableModel]) 
 # Evaluating models: perplexity, tasks, completions, accuracy, with results that are kept and found again.
 
 
+@renamed_keywords(told="progress")
 def evaluate(
     models: str | Path | Sequence[str | Path],
     config: EvaluationConfig | None = None,
@@ -184,7 +186,7 @@ def evaluate(
     Args:
         models: folders or hub names, adapters among them; one or several.
         config: what to evaluate on.
-        progress: told how far each measure is.
+        progress: called with what is being measured, finished steps and all steps.
 
     Returns:
         The figures that were asked for, model by model.

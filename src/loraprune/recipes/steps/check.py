@@ -171,12 +171,12 @@ def _pruning_prompt(pruning: PruningConfig, task: Task) -> str | None:
 
 def _without_repair(pruning: PruningConfig, structure: Structure) -> PruningConfig:
     """Leave the refit out where whole blocks go, or parts of the hidden size: no layer reads these alone."""
-    if not structure.spans_blocks or not pruning.refit:
+    if not structure.spans_blocks or not pruning.repairs:
         return pruning
     if pruning.ratio > 0.0:
         (kind,) = structure.kinds
         logger.info("No layer alone reads the dimension '%s', so that cuts are made without a refit.", kind)
-    return replace(pruning, refit=False)
+    return replace(pruning, repair="none")
 
 
 def _check_ratio(
@@ -185,11 +185,11 @@ def _check_ratio(
     """Turn a parameter target into a ratio, and make sure that the ratio can be met."""
     if options.target_params is not None:
         pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
-    if pruning.any_head_count:
+    if pruning.head_counts == "any":
         check_relaxed_class(structure, config)
     if pruning.ratio > 0.0 and not pruning.unstructured:
         legal = legal_widths(
-            structure, channel_multiple=pruning.channel_multiple, any_head_count=pruning.free_head_counts
+            structure, channel_multiple=pruning.channel_multiple, head_counts=pruning.legal_head_counts
         )
         check_reachable(structure, pruning.ratio, legal, pruning.allocation)
     return pruning
@@ -214,4 +214,4 @@ def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfi
         )
     if pruning.ratio == 0.0:
         raise ValueError("ratio is 0, which makes no weight zero: it must lie between 0 and 1.")
-    return replace(pruning, refit=False), replace(options, latency=False)
+    return replace(pruning, repair="none"), replace(options, latency=False)

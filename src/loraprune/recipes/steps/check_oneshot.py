@@ -146,10 +146,10 @@ def _check_structured(oneshot: OneshotConfig, structure: Structure, source: Mode
     if options.target_params is not None:
         ratio = ratio_for_parameters(structure, options.target_params)
     assert ratio is not None
-    check_reach(oneshot.name, structure, what="method", while_training=False)
+    check_reach(oneshot.name, structure, what="criterion", while_training=False)
     if structure.spans_blocks:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
-    if oneshot.any_head_count:
+    if oneshot.head_counts == "any":
         check_relaxed_class(structure, source.config)
     if oneshot.value("repair") == "bias":
         bias_switches(source.shapes, structure)

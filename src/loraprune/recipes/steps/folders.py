@@ -71,7 +71,7 @@ def check_space(
     consumers = sum(
         dimension.num_groups * dimension.consumer.group_size * structure.hidden_size for dimension in structure
     )
-    states = (arguments.save_total_limit or 2) + 1 if pruning.refit and arguments.save_strategy != "no" else 0
+    states = (arguments.save_total_limit or 2) + 1 if pruning.repairs and arguments.save_strategy != "no" else 0
     in_states = states * consumers * working_dtype(stored, device).itemsize
     check_disk_space(options.output, structure.num_parameters * stored.itemsize + in_states)
 

@@ -184,5 +184,5 @@ def legal_widths_for(structure: Structure, oneshot: OneshotConfig) -> LegalWidth
     return legal_widths(
         structure,
         channel_multiple=oneshot.channel_multiple,
-        any_head_count=oneshot.value("any_head_count") or oneshot.value("allocation") == "global",
+        head_counts="any" if oneshot.value("allocation") == "global" else oneshot.value("head_counts"),
     )

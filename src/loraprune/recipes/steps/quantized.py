@@ -99,7 +99,7 @@ def load_original(prepared: PreparedRun) -> PreTrainedModel:
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
     """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
-    changes = prepared.pruning.refit or prepared.pruning.criterion in FOLDED
+    changes = prepared.pruning.repairs or prepared.pruning.criterion in FOLDED
     if not changes or prepared.pruning.ratio == 0.0:
         return ()
     return {dimension.consumer.module for dimension in prepared.structure}

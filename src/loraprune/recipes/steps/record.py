@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, asdict, fields
+from dataclasses import MISSING, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ ALWAYS_STATED = (
     "prune_start",
     "prune_end",
     "cuts",
-    "refit",
+    "repair",
     "calibration_sequences",
 )
 """Options of pruning that a recipe holds even where they are the default."""
@@ -65,7 +65,7 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
     """Options of ``loraprune oneshot``."""
     config = prepared.oneshot
     values: dict[str, Any] = {"ratio": prepared.ratio} if config.structured else {"sparsity": config.sparsity}
-    values["method"] = config.name
+    values["criterion"] = config.name
     if config.structured:
         values |= {"allocation": config.value("allocation"), "repair": config.value("repair")}
     values |= {
@@ -75,7 +75,7 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
         "seed": config.seed,
     }
     further = {name: value for name, value in _changed(config).items() if name not in values}
-    return _stated({**values, **_named(further), **_changed(prepared.options, only=OF_DATA)})
+    return _stated({**values, **further, **_changed(prepared.options, only=OF_DATA)})
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
@@ -87,13 +87,13 @@ def _pruning(config: PruningConfig) -> dict[str, Any]:
     }
     changed = _changed(config, without=("seed", "pst", "compresso", *stated))
     if config.unstructured:
-        changed.pop("refit", None)
+        changed.pop("repair", None)
     pst = {f"pst_{name}": value for name, value in _changed(config.pst).items()}
     compresso = {
         "pruning_prompt" if name == "prompt" else f"compresso_{name}": value
         for name, value in _changed(config.compresso).items()
     }
-    return {**stated, **_named(changed), **pst, **compresso}
+    return {**stated, **changed, **pst, **compresso}
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:
@@ -135,14 +135,6 @@ def _changed(config: Any, *, only: Sequence[str] = (), without: Sequence[str] = 
     return found
 
 
-def _named(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Fields under the names and in the words of the command line."""
-    named = dict(values)
-    if named.pop("any_head_count", False):
-        named["head_rounding"] = "any"
-    return named
-
-
 def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     """As plain values, without what is unknown; lists of kinds and of layers as the command line has them."""
     stated = {}
@@ -179,7 +171,7 @@ SHAPING = (
 
 def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
     """Pruning or recovery, adapter and training."""
-    pruning = {"pruning": asdict(prepared.pruning)}
+    pruning: dict[str, Any] = {"pruning": prepared.pruning.to_saved()}
     if prepared.recovery:
         pruning = {
             "recovery": {"keep_zeros": prepared.keep_zeros, "max_skipped_steps": prepared.pruning.max_skipped_steps}

@@ -56,7 +56,7 @@ def filling_note(prepared: PreparedTraining, zeros: Zeros) -> str:
     if prepared.recovery:
         return f"{found}merging the LoRA adapter fills them. Leave out --no-keep-zeros (keep_zeros=False) to keep them."
     filling = "the merge of the LoRA adapter fills them"
-    if prepared.pruning.refit:
+    if prepared.pruning.repairs:
         filling = "refit and the merge of the LoRA adapter fill them"
     return f"{found}{filling}. `loraprune recover` tunes a sparse model and keeps its zeros."
 

@@ -1,0 +1,1 @@
+"""Old names that still work, with a warning."""
