@@ -34,7 +34,7 @@ from loraprune.metrics.texts import find_texts, read_text
 from loraprune.metrics.windows import Windows, cut_into_windows
 from loraprune.pruning.config import RENAMED
 from loraprune.pruning.oneshot_config import RENAMED_ONESHOT
-from loraprune.record.run_record import machine_description, versions
+from loraprune.record.provenance import machine_description, versions
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT = 128

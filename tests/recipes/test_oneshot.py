@@ -100,14 +100,19 @@ class TestSeed:
 
     @pytest.mark.parametrize(
         "values",
-        [{"sparsity": "2:4"}, {"method": "wanda", "sparsity": 0.5}, {"ratio": 0.5}, {"ratio": 0.5, "repair": "bias"}],
+        [
+            {"sparsity": "2:4"},
+            {"criterion": "wanda", "sparsity": 0.5},
+            {"ratio": 0.5},
+            {"ratio": 0.5, "repair": "bias"},
+        ],
         ids=str,
     )
     def test_offload_changes_nothing_where_there_is_no_accelerator(
         self, values: dict[str, Any], checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("preparing_oneshot", "subject"):
-            monkeypatch.setattr(f"loraprune.recipes.{module}.default_device", lambda: torch.device("cpu"))
+        for module in ("recipes.steps.check_oneshot", "tasks.source"):
+            monkeypatch.setattr(f"loraprune.{module}.default_device", lambda: torch.device("cpu"))
         plain, offloaded = (run(checkpoint, data, offload=offload, **values) for offload in (False, True))
         assert same(plain.model, offloaded.model)
         assert plain.metrics["pruned"]["perplexity"] == offloaded.metrics["pruned"]["perplexity"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 import pytest
-from tests.report.conftest import recovered_report
+from tests.sample_reports import recovered_report
 
 from loraprune.record.report_data import Importance, ReportData
 

@@ -8,7 +8,8 @@ import torch
 import yaml
 
 import loraprune
-from loraprune.record.run_record import machine_description, plain, versions
+from loraprune.record.provenance import machine_description, versions
+from loraprune.record.run_record import plain
 
 
 def test_our_own_version_is_known_where_the_package_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tests.report.conftest import recovered_report
+from tests.sample_reports import recovered_report
 
 from loraprune.record.report_data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
 from loraprune.report import page as charts

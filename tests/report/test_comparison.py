@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.report.conftest import recovered_report
+from tests.sample_reports import recovered_report
 
 from loraprune.record.report_data import Recovery, Row, Unit
 from loraprune.report import before_after

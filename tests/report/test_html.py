@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.report.conftest import bare_report, recovered_report
+from tests.sample_reports import bare_report, recovered_report
 
 from loraprune.record.report_data import Completion, Cut, GroupMap, LayerWidth, RefitError, ReportData, Row, Unit
 from loraprune.report import page as html

@@ -7,7 +7,7 @@ from io import StringIO
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from tests.report.conftest import recovered_report
+from tests.sample_reports import recovered_report
 
 from loraprune.record.report_data import Row, Unit
 from loraprune.report.before_after import comparison_table

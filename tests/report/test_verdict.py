@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.report.conftest import bare_report, recovered_report
+from tests.sample_reports import bare_report, recovered_report
 
 from loraprune.record.report_data import Row, Unit
 from loraprune.report.headline import tiles, verdict

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt, stock_values
-from loraprune.record.run_record import versions
+from loraprune.record.provenance import versions
 from loraprune.structure.blocks import write_depth_
 from loraprune.structure.describe import head_dim_of
 from loraprune.structure.dimensions import Structure

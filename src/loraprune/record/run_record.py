@@ -2,36 +2,18 @@
 
 from __future__ import annotations
 
-import datetime
-import importlib.metadata
 import math
-import os
-import platform
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
-from loraprune._version import __version__
+from loraprune.record.provenance import machine_description, timestamp, versions
 from loraprune.record.report_data import Cut, GroupMap, HistoryPoint, LayerWidth, RefitError
-from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
-
-
-def machine_description() -> dict[str, Any]:
-    """The machine, as far as speed and reproducibility depend on it."""
-    description: dict[str, Any] = {
-        "platform": platform.platform(terse=True),
-        "processor": platform.machine(),
-        "cpus": os.cpu_count(),
-        "threads": torch.get_num_threads(),
-    }
-    if torch.cuda.is_available():
-        description["accelerator"] = torch.cuda.get_device_name(0)
-    return description
+    from loraprune.structure.plan import Plan
 
 
 def run_record(
@@ -170,27 +152,3 @@ def widths_of(dimensions: Sequence[Mapping[str, Any]], kept: Mapping[str, Sequen
         for dimension in dimensions
         if dimension["layer"] is not None
     )
-
-
-# The time that records bear; apart from the rest, so that reading records needs no torch.
-
-
-def timestamp() -> str:
-    """The time now, in ISO 8601, UTC, to the second."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
-
-
-# Versions of what shapes a result.
-
-_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
-
-
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
-    found = {"python": platform.python_version(), "loraprune": __version__}
-    for package in _PACKAGES:
-        try:
-            found[package] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found

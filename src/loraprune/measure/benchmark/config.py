@@ -14,7 +14,7 @@ import torch
 from loraprune.checkpoint.load import DTYPES, check_quantization, default_device
 from loraprune.importance.registry import CRITERIA
 from loraprune.measure.benchmark.memory import counter_of
-from loraprune.record.run_record import machine_description, timestamp, versions
+from loraprune.record.provenance import machine_description, timestamp, versions
 
 PROFILES = ("inference", "training")
 REPEATS = {"inference": 100, "training": 20}

@@ -29,7 +29,7 @@ from loraprune.measure.evaluation.subjects import (
 )
 from loraprune.measure.model import MeasuredModel, load_measured, named_device
 from loraprune.metrics.texts import TextSource, find_texts, read_text
-from loraprune.record.run_record import machine_description, timestamp, versions
+from loraprune.record.provenance import machine_description, timestamp, versions
 from loraprune.tasks.source import MeasurableModel, check_measurable
 
 if TYPE_CHECKING:

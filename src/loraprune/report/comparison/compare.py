@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.measure.evaluation.results import Entry
 from loraprune.record import numbers
-from loraprune.record.run_record import timestamp, versions
+from loraprune.record.provenance import timestamp, versions
 from loraprune.report.comparison.costs import Costs, costs_of
 from loraprune.report.comparison.qualities import (
     Compared,

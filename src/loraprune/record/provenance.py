@@ -1,0 +1,45 @@
+"""When, where and with which versions something was made."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+from typing import Any
+
+from loraprune._version import __version__
+
+
+def timestamp() -> str:
+    """The time now, in ISO 8601, UTC, to the second."""
+    return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
+
+
+_PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result."""
+    found = {"python": platform.python_version(), "loraprune": __version__}
+    for package in _PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine_description() -> dict[str, Any]:
+    """The machine, as far as speed and reproducibility depend on it."""
+    import torch
+
+    description: dict[str, Any] = {
+        "platform": platform.platform(terse=True),
+        "processor": platform.machine(),
+        "cpus": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+    }
+    if torch.cuda.is_available():
+        description["accelerator"] = torch.cuda.get_device_name(0)
+    return description
