@@ -21,7 +21,7 @@ from tests.pruning.runs import (
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from loraprune import PruningCallback
-from loraprune.pruning.callback import TrainingDivergedError
+from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.resume import last_checkpoint
 
 

@@ -11,7 +11,7 @@ from loraprune import PruningCallback, PruningConfig
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import Taylor
-from loraprune.pruning.callback import TrainingDivergedError
+from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.structure.describe import describe
 

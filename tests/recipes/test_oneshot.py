@@ -27,7 +27,7 @@ def run(model: Any, data: Any, *, tokenizer: Any = None, progress: Any = None, *
     fields = RunOptions.__dataclass_fields__
     options = {"latency": False, "eval_sequences": 4, **{name: values[name] for name in values if name in fields}}
     config = OneshotConfig(**{**QUICK, **{name: value for name, value in values.items() if name not in fields}})
-    hears = {} if progress is None else {"told": progress}
+    hears = {} if progress is None else {"progress": progress}
     return oneshot(model, data, config, tokenizer=tokenizer, options=RunOptions(**options), **hears)
 
 

@@ -31,8 +31,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaF
 
 import loraprune
 from loraprune import Plan, PruneResult, PruningConfig, RunOptions, describe, prune
-from loraprune.pruning.callback import TrainingDivergedError
-from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
 from loraprune.surgery.slicing import slice_
 from loraprune.tasks.lora import LoraOptions
 

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk, those of pruned models too: found and checked, and what a run writes beside its own."""
+"""LoRA adapters on disk, those of pruned models too: found, checked, and put on their base."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints in: config, tokenizer and weights, with errors that say what to do."""
+"""Checkpoints in: config, tokenizer and weights, quantized if asked for, with errors that say what to do."""
 
 from __future__ import annotations
 

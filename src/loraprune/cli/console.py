@@ -1,4 +1,4 @@
-"""What every command does around its work: quiet libraries, readable messages, exit codes."""
+"""What every command does around its work: consoles, quiet libraries, readable errors, the end of a run."""
 
 from __future__ import annotations
 

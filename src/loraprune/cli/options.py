@@ -1,4 +1,4 @@
-"""Options of commands, declared once and grouped as they are used."""
+"""Options of commands: declared once, read from a recipe and the command line, with old names and typed numbers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The live line of a training run."""
+"""Live lines: of a training run, and of work in steps."""
 
 from __future__ import annotations
 

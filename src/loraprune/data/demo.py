@@ -1,6 +1,6 @@
-"""Text that every CPython carries: the standard library's sources and the language reference.
+"""The bundled demo model, and text that every CPython carries: the standard library and the language reference.
 
-The bundled demo model was trained on this text, and the demo tunes and measures on it.
+The model was trained on this text, and the demo tunes and measures on it.
 Whole modules are held out, so that nothing that is measured was ever trained on.
 """
 
@@ -11,6 +11,40 @@ import os
 import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
+
+PROMPT = 'def read_lines(path):\n    """Return the lines of a text file."""\n'
+
+
+def demo_model() -> Path:
+    """Folder of the bundled checkpoint.
+
+    Raises:
+        FileNotFoundError: the installation lacks it.
+    """
+    folder = Path(__file__).parent / "demo-llama"
+    if not (folder / "model.safetensors").is_file():
+        raise FileNotFoundError(
+            "The bundled demo model is missing from this installation. Reinstall loraprune, or train it with "
+            "scripts/train_demo_model.py."
+        )
+    return folder
+
+
+def demo_data(folder: Path) -> tuple[Path, Path]:
+    """Write the demo's text as ``train.jsonl`` and ``held_out.jsonl`` into a folder.
+
+    Raises:
+        FileNotFoundError: this Python carries no sources of its standard library.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = folder / "train.jsonl", folder / "held_out.jsonl"
+    for path, texts in zip(paths, standard_library_text(), strict=True):
+        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
+    return paths
+
+
+# Text that every CPython carries: the standard library's sources and the language reference.
+
 
 HELD_OUT_MODULES: tuple[str, ...] = (
     "argparse",
@@ -97,36 +131,3 @@ def standard_library_text() -> tuple[list[str], list[str]]:
             "install the full Python of your system (on Debian and Ubuntu: python3 rather than python3-minimal)."
         )
     return train + _documentation(), held_out
-
-
-# The bundled demo model and the text that goes with it.
-
-PROMPT = 'def read_lines(path):\n    """Return the lines of a text file."""\n'
-
-
-def demo_model() -> Path:
-    """Folder of the bundled checkpoint.
-
-    Raises:
-        FileNotFoundError: the installation lacks it.
-    """
-    folder = Path(__file__).parent / "demo-llama"
-    if not (folder / "model.safetensors").is_file():
-        raise FileNotFoundError(
-            "The bundled demo model is missing from this installation. Reinstall loraprune, or train it with "
-            "scripts/train_demo_model.py."
-        )
-    return folder
-
-
-def demo_data(folder: Path) -> tuple[Path, Path]:
-    """Write the demo's text as ``train.jsonl`` and ``held_out.jsonl`` into a folder.
-
-    Raises:
-        FileNotFoundError: this Python carries no sources of its standard library.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = folder / "train.jsonl", folder / "held_out.jsonl"
-    for path, texts in zip(paths, standard_library_text(), strict=True):
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
-    return paths

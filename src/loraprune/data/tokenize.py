@@ -1,4 +1,4 @@
-"""Passages as token ids, with labels that train on the answers."""
+"""Rows as token ids, with labels that train on the answers: passages, prompts, packing."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of groups from an importance of every weight, of which only a part is in memory at a time."""
+"""From an importance of every weight to one score a group: sums over rows and experts, reductions over layers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Random importance: the baseline that every criterion must beat."""
+"""Baselines that look at nothing: random importance, and importance by place."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How well an encoder–decoder model writes held-out targets: loss, perplexity, and exact matches."""
+"""Accuracy of classifiers, and how well encoder–decoder models write held-out targets."""
 
 from __future__ import annotations
 

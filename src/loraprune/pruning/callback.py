@@ -16,6 +16,7 @@ from loraprune.importance.moving_average import Scores, averaged
 from loraprune.layers.unwrap import base_model
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.phase_timer import (
     AFTER_CUTS,
     BEFORE_CUTS,
@@ -39,10 +40,6 @@ if TYPE_CHECKING:
 
 SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 """Values of ``optim`` whose state is one number or one tensor of the parameter's shape."""
-
-
-class TrainingDivergedError(ArithmeticError):
-    """Loss or gradients stayed NaN or Inf; the last good state is saved."""
 
 
 def gradients_finite(model: nn.Module) -> bool:

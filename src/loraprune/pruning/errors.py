@@ -1,5 +1,9 @@
-"""The error of a run that the user stopped."""
+"""Errors of runs that end early; what was saved can be gone on from."""
 
 
 class InterruptedRunError(Exception):
     """Training was stopped by the user; the message says what was saved and how to go on."""
+
+
+class TrainingDivergedError(ArithmeticError):
+    """Loss or gradients stayed NaN or Inf; the last good state is saved."""

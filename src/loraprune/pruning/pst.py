@@ -1,4 +1,4 @@
-"""The course of PST through a run: scores that are learnt, masks that grow, and what survives an interruption."""
+"""PST in training: scores that are learnt, masks that grow, the callback, and what survives an interruption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was done, on what, with which versions: the record that goes into ``pruning.json``."""
+"""The record that goes into ``pruning.json``: what was done, on what, and how the run went."""
 
 from __future__ import annotations
 

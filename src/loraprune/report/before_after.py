@@ -1,4 +1,4 @@
-"""The comparison of dense and pruned model in words: rows of a table and the sentence above it."""
+"""Dense and pruned model side by side: rows in words, the sentence above them, the table in the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The model card of a pruned checkpoint."""
+"""Model cards: of pruned, sparse and tuned checkpoints."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A picture of a page with its title, caption and numbers, drawn for wide and for narrow screens."""
+"""A picture of a page with its title, caption and numbers, and the plain tables that go with it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The figures that a page begins with."""
+"""What a reader sees first: the figures that a page begins with, and the result in one or two sentences."""
 
 from __future__ import annotations
 

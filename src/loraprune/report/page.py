@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves: templates, style sheet and script of this folder in one file."""
+"""Pages that need nothing but themselves, and the report of a run as one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which weights go when their scores are given. A mask of ours is True where a weight becomes zero."""
+"""Which weights become zero: patterns, scores of single weights, and masks. True in a mask stands for zero."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Masks: the reversible way to apply a plan, by multiplying each consumer's input with zeros and ones."""
+"""Masks: the reversible way to apply a plan, on consumers' inputs, on experts and on whole blocks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Least-squares repair of the layer that consumed what a cut took away."""
+"""Cuts with repair: the layer that consumed what goes is fitted anew by least squares."""
 
 from __future__ import annotations
 

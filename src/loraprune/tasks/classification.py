@@ -1,4 +1,4 @@
-"""Image classifiers: tuned by transformers' Trainer, measured by accuracy."""
+"""Classifiers of images and of texts: tuned by transformers' Trainer, measured by accuracy."""
 
 from __future__ import annotations
 

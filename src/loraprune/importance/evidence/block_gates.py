@@ -1,4 +1,4 @@
-"""Gates on the channels of the residual stream: on everything that is written to it."""
+"""Gates on the residual stream: on its channels, and on what whole blocks add to it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured by ``loraprune bench``, and how often."""
+"""What ``loraprune bench`` measures, how often, and on which device."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Decoding with a cache of keys and values: one token after another, timed in turns."""
+"""Prefill and decoding of models that take turns."""
 
 from __future__ import annotations
 
@@ -28,6 +28,144 @@ from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+
+Models = Mapping[str, "PreTrainedModel"]
+
+
+def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[BenchFigure]:
+    """Time the forward pass that generating begins with, and count its memory and operations."""
+    first = base_model(next(iter(models.values())))
+    measure = "prefill" if writes_text(first) else "forward pass"
+    given = {name: prefill_inputs(base_model(model), size, _device(model)) for name, model in models.items()}
+    contenders = {
+        name: forward_contender(model, lambda model, device, name=name: given[name])  # type: ignore[misc]
+        for name, model in models.items()
+    }
+    words = inputs_in_words(first, size)
+    examined = {name: _examined(contender, models[name]) for name, contender in contenders.items()}
+    settings: dict[str, Any] = {"batch_size": size.batch_size, "input": words}
+    tokens = None
+    if not reads_images(first):
+        settings["tokens"] = size.tokens
+        tokens = size.batch_size * size.tokens
+    if "logits_to_keep" in next(iter(given.values())):
+        settings["logits"] = "of the last token"
+    return [
+        BenchFigure(
+            contender=name,
+            measure=measure,
+            settings=settings,
+            times=times,
+            tokens=tokens,
+            items=size.batch_size,
+            **examined[name],
+        )
+        for name, times in rounds.run(f"{measure}, {words}", contenders).items()
+    ]
+
+
+def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -> list[BenchFigure]:
+    """Time the decoding of one token after another behind a prompt of ``size``, with a cache."""
+    ready = {name: after_prompt(model, size, new_tokens, _device(model)) for name, model in models.items()}
+    contenders = {name: decoding.contender() for name, decoding in ready.items()}
+    examined = {
+        name: _examined(contender, models[name], held=ready[name].cache_bytes())
+        for name, contender in contenders.items()
+    }
+    settings = {"batch_size": size.batch_size, "prompt_tokens": size.tokens, "new_tokens": new_tokens}
+    times = rounds.run(f"decoding, batch {size.batch_size}", contenders)
+    return [
+        BenchFigure(
+            contender=name,
+            measure="decoding",
+            settings=settings,
+            times=found,
+            tokens=size.batch_size,
+            items=size.batch_size,
+            cache_bytes_per_token=ready[name].cache_bytes() / (size.batch_size * size.tokens),
+            **examined[name],
+        )
+        for name, found in times.items()
+    ]
+
+
+def _examined(contender: TurnTaker, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
+    """Operations of a step, and peak memory; the operations of quantized layers cannot be counted.
+
+    Memory comes second: an accelerator's libraries take their workspace in the first call, and keep it.
+    """
+    flops = None
+    if is_quantized_model(model):
+        with contender.turn() as call:
+            call()
+    else:
+        with countable_attention(base_model(model)), contender.turn() as call:
+            flops = flops_of(call) // contender.steps
+    with contender.turn() as call:
+        peak = peak_bytes(call, contender.device, held=weight_bytes(model) + held)
+    return {"peak_bytes": peak, "flops": flops}
+
+
+def _device(model: PreTrainedModel) -> torch.device:
+    return next(model.parameters()).device
+
+
+# The forward pass of several models, timed in turns.
+
+Inputs = Callable[["PreTrainedModel", torch.device], Mapping[str, Any]]
+"""Makes what a model on a device is called with."""
+
+
+def forward_contender(model: PreTrainedModel, inputs: Inputs) -> TurnTaker:
+    """A model's forward pass without gradients, in evaluation mode; inputs are made anew for each turn, untimed."""
+    device = next(model.parameters()).device
+
+    @contextmanager
+    def turn() -> Iterator[Call]:
+        given = inputs(model, device)
+        with eval_mode(model), torch.no_grad():
+            yield lambda: model(**given)
+
+    return TurnTaker(turn=turn, device=device)
+
+
+def call_latency(
+    models: Mapping[str, PreTrainedModel], inputs: Inputs, *, repeats: int = 10, warmup: int = 2
+) -> dict[str, float]:
+    """Median seconds of a call, for models that take turns: the ratios are to be trusted more than the seconds.
+
+    Args:
+        models: by name; each stays on its device.
+        inputs: what to call a model with on its device; made anew for each call, outside the time.
+        repeats: timed calls of each model.
+        warmup: calls of each model that are not timed.
+    """
+    contenders = {name: forward_contender(model, inputs) for name, model in models.items()}
+    return {name: times.median for name, times in in_turns(contenders, repeats=repeats, warmup=warmup).items()}
+
+
+def forward_latency(
+    models: Mapping[str, PreTrainedModel], *, batch_size: int = 1, tokens: int, repeats: int = 10, warmup: int = 2
+) -> dict[str, float]:
+    """Median seconds of a forward pass of random tokens, for language models that take turns.
+
+    Args:
+        models: by name; each stays on its device.
+        batch_size: sequences in a pass.
+        tokens: tokens in a sequence.
+        repeats: timed passes of each model.
+        warmup: passes of each model that are not timed.
+    """
+
+    def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
+        ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=device)
+        return {"input_ids": ids, "use_cache": False}
+
+    return call_latency(models, inputs, repeats=repeats, warmup=warmup)
+
+
+# Decoding with a cache of keys and values: one token after another, timed in turns.
 
 
 @dataclass(frozen=True)
@@ -134,140 +272,3 @@ def cache_bytes(cache: Any) -> int:
 
     look(cache)
     return sum(found.values())
-
-
-# The forward pass of several models, timed in turns.
-
-Inputs = Callable[["PreTrainedModel", torch.device], Mapping[str, Any]]
-"""Makes what a model on a device is called with."""
-
-
-def forward_contender(model: PreTrainedModel, inputs: Inputs) -> TurnTaker:
-    """A model's forward pass without gradients, in evaluation mode; inputs are made anew for each turn, untimed."""
-    device = next(model.parameters()).device
-
-    @contextmanager
-    def turn() -> Iterator[Call]:
-        given = inputs(model, device)
-        with eval_mode(model), torch.no_grad():
-            yield lambda: model(**given)
-
-    return TurnTaker(turn=turn, device=device)
-
-
-def call_latency(
-    models: Mapping[str, PreTrainedModel], inputs: Inputs, *, repeats: int = 10, warmup: int = 2
-) -> dict[str, float]:
-    """Median seconds of a call, for models that take turns: the ratios are to be trusted more than the seconds.
-
-    Args:
-        models: by name; each stays on its device.
-        inputs: what to call a model with on its device; made anew for each call, outside the time.
-        repeats: timed calls of each model.
-        warmup: calls of each model that are not timed.
-    """
-    contenders = {name: forward_contender(model, inputs) for name, model in models.items()}
-    return {name: times.median for name, times in in_turns(contenders, repeats=repeats, warmup=warmup).items()}
-
-
-def forward_latency(
-    models: Mapping[str, PreTrainedModel], *, batch_size: int = 1, tokens: int, repeats: int = 10, warmup: int = 2
-) -> dict[str, float]:
-    """Median seconds of a forward pass of random tokens, for language models that take turns.
-
-    Args:
-        models: by name; each stays on its device.
-        batch_size: sequences in a pass.
-        tokens: tokens in a sequence.
-        repeats: timed passes of each model.
-        warmup: passes of each model that are not timed.
-    """
-
-    def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
-        ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=device)
-        return {"input_ids": ids, "use_cache": False}
-
-    return call_latency(models, inputs, repeats=repeats, warmup=warmup)
-
-
-# Prefill and decoding of models in memory, as figures.
-
-Models = Mapping[str, "PreTrainedModel"]
-
-
-def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[BenchFigure]:
-    """Time the forward pass that generating begins with, and count its memory and operations."""
-    first = base_model(next(iter(models.values())))
-    measure = "prefill" if writes_text(first) else "forward pass"
-    given = {name: prefill_inputs(base_model(model), size, _device(model)) for name, model in models.items()}
-    contenders = {
-        name: forward_contender(model, lambda model, device, name=name: given[name])  # type: ignore[misc]
-        for name, model in models.items()
-    }
-    words = inputs_in_words(first, size)
-    examined = {name: _examined(contender, models[name]) for name, contender in contenders.items()}
-    settings: dict[str, Any] = {"batch_size": size.batch_size, "input": words}
-    tokens = None
-    if not reads_images(first):
-        settings["tokens"] = size.tokens
-        tokens = size.batch_size * size.tokens
-    if "logits_to_keep" in next(iter(given.values())):
-        settings["logits"] = "of the last token"
-    return [
-        BenchFigure(
-            contender=name,
-            measure=measure,
-            settings=settings,
-            times=times,
-            tokens=tokens,
-            items=size.batch_size,
-            **examined[name],
-        )
-        for name, times in rounds.run(f"{measure}, {words}", contenders).items()
-    ]
-
-
-def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -> list[BenchFigure]:
-    """Time the decoding of one token after another behind a prompt of ``size``, with a cache."""
-    ready = {name: after_prompt(model, size, new_tokens, _device(model)) for name, model in models.items()}
-    contenders = {name: decoding.contender() for name, decoding in ready.items()}
-    examined = {
-        name: _examined(contender, models[name], held=ready[name].cache_bytes())
-        for name, contender in contenders.items()
-    }
-    settings = {"batch_size": size.batch_size, "prompt_tokens": size.tokens, "new_tokens": new_tokens}
-    times = rounds.run(f"decoding, batch {size.batch_size}", contenders)
-    return [
-        BenchFigure(
-            contender=name,
-            measure="decoding",
-            settings=settings,
-            times=found,
-            tokens=size.batch_size,
-            items=size.batch_size,
-            cache_bytes_per_token=ready[name].cache_bytes() / (size.batch_size * size.tokens),
-            **examined[name],
-        )
-        for name, found in times.items()
-    ]
-
-
-def _examined(contender: TurnTaker, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
-    """Operations of a step, and peak memory; the operations of quantized layers cannot be counted.
-
-    Memory comes second: an accelerator's libraries take their workspace in the first call, and keep it.
-    """
-    flops = None
-    if is_quantized_model(model):
-        with contender.turn() as call:
-            call()
-    else:
-        with countable_attention(base_model(model)), contender.turn() as call:
-            flops = flops_of(call) // contender.steps
-    with contender.turn() as call:
-        peak = peak_bytes(call, contender.device, held=weight_bytes(model) + held)
-    return {"peak_bytes": peak, "flops": flops}
-
-
-def _device(model: PreTrainedModel) -> torch.device:
-    return next(model.parameters()).device

@@ -1,4 +1,4 @@
-"""An estimate before any weight is loaded: what pruning a model will give, and what it will take."""
+"""Estimate a run before any weight is loaded: what it will give, what it will take, and what would make it fit."""
 
 from __future__ import annotations
 

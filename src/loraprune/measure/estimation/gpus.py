@@ -1,4 +1,4 @@
-"""Shapes of well-known models, so that a plan needs no hub: numbers that their makers published."""
+"""Well-known shapes and accelerators, and from arithmetic to seconds."""
 
 from __future__ import annotations
 

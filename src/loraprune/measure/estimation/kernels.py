@@ -1,4 +1,4 @@
-"""Stand-ins on the meta device for what depends on the real one: autocast, and the fused attention kernel."""
+"""Kernels, losses and live bytes on the meta device: a training step watched without computing it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the first cut of a run takes: the layers that it refits, and the calibration data that goes through them."""
+"""What the first cut of a run takes, and the widths that a ratio comes to."""
 
 from __future__ import annotations
 

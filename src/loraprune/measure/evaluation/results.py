@@ -1,4 +1,4 @@
-"""Results of evaluations as a file: every figure with the model, the data and the settings that it belongs to."""
+"""Results of evaluations: every figure with what it belongs to, and the file that keeps them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Labelled images or texts, or pairs of source and target: data in the forms that models are tuned on."""
+"""What models can be evaluated on: held-out rows, prompts, tasks, texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""lm-eval without its log lines and progress bars; what it counts goes to our own display."""
+"""lm-eval made quiet and repeatable: its index read once, its progress in our display, random numbers of its own."""
 
 from __future__ import annotations
 

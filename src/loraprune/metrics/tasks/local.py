@@ -1,4 +1,4 @@
-"""Reads JSON Lines of task items: a query with choices, or contexts with one continuation."""
+"""Local files of task items as tasks of lm-eval: JSON Lines of choices or contexts, and MMLU's csv files."""
 
 from __future__ import annotations
 

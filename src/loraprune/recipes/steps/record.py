@@ -1,4 +1,4 @@
-"""A finished run as a recipe: options that, given as ``--config``, make the same settings again."""
+"""What the record of a run says of its options: as a recipe that ``--config`` takes, and as settings."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a comparison of runs tells, as plain values."""
+"""What a comparison of runs tells: plain values, Pareto fronts, and how figures are written."""
 
 from __future__ import annotations
 

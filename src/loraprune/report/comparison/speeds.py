@@ -1,4 +1,4 @@
-"""Latencies that runs have: those of their own records, and those of ``loraprune bench``."""
+"""Latencies of runs: from their records and from ``loraprune bench``, and which of them compare."""
 
 from __future__ import annotations
 

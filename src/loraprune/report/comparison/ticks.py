@@ -1,4 +1,4 @@
-"""Ticks of the axes of a comparison: few, round, and short to read."""
+"""Few, round ticks for the axes of a comparison, and places for its labels."""
 
 from __future__ import annotations
 

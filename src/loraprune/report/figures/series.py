@@ -1,4 +1,4 @@
-"""Lines of many points made fit to be drawn: smoothed, thinned out, looked through for gaps."""
+"""Numbers made fit to be drawn: lines smoothed and thinned out, importance scores counted in bins."""
 
 from __future__ import annotations
 
