@@ -22,7 +22,7 @@ demo: $(INSTALLED) ## prune the bundled model on this machine and show the resul
 
 # One process a core, each with one thread: threads of several processes get into each other's way.
 test: $(INSTALLED_DEV) ## run the tests, on all cores
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 $(ARGS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --maxprocesses=8 --dist worksteal $(ARGS)
 
 lint: $(INSTALLED_DEV) ## check style, format, types and the direction of imports
 	$(BIN)/ruff check .

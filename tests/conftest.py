@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -23,6 +24,28 @@ from transformers import PreTrainedModel
 from loraprune import PruneResult
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """``--full``, or ``LORAPRUNE_TESTS=full`` in the environment, runs what the default run leaves out."""
+    parser.addoption("--full", action="store_true", help="also run the tests that are marked as `full`")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave tests marked as ``full`` out, unless all tests, or all of the contract (``-m zoo``), were asked for."""
+    if config.getoption("--full") or os.environ.get("LORAPRUNE_TESTS") == "full":
+        return
+    asked = config.getoption("-m") or ""
+    left = [
+        item
+        for item in items
+        if item.get_closest_marker("full") and not (item.get_closest_marker("zoo") and "zoo" in asked)
+    ]
+    if left and "full" not in asked:
+        config.hook.pytest_deselected(items=left)
+        out = set(left)
+        items[:] = [item for item in items if item not in out]
+
 
 # The same examples in every run; no limit on the time of one example, which a busy machine would break.
 settings.register_profile(

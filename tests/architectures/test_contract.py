@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from tests.zoo import ROWS
 from tests.zoo.cases import CASES, Case, cut_
+from tests.zoo.layouts import DEFAULT_ROWS, by_layout, layouts_of
 from tests.zoo.plans import uniform_plan
 from tests.zoo.row import logits
 from torch import nn
@@ -20,10 +21,12 @@ from loraprune.layers.unwrap import base_model
 from loraprune.structure.describe import describe, head_dim_of
 from loraprune.surgery.masking import masked
 
+pytestmark = pytest.mark.zoo
+
 TOLERANCE = 1e-5
 
 
-@pytest.fixture(scope="module", params=CASES, ids=str)
+@pytest.fixture(scope="module", params=by_layout(CASES, lambda case: case.row), ids=str)
 def case(request: pytest.FixtureRequest) -> Case:
     """One after the other; with this scope, all tests of a case follow each other and share its models."""
     return request.param
@@ -58,6 +61,13 @@ def gradients_of(model: nn.Module, inputs: dict[str, torch.Tensor]) -> tuple[tor
 
 def test_every_supported_family_has_a_row():
     assert {row.config().model_type for row in ROWS} == set(supported())
+
+
+def test_every_layout_of_a_family_is_that_of_a_default_row():
+    assert set(DEFAULT_ROWS) <= {row.name for row in ROWS}
+    layouts = {row.name: layouts_of(row) for row in ROWS}
+    covered = set().union(*(layouts[name] for name in DEFAULT_ROWS))
+    assert {name: found - covered for name, found in layouts.items() if found - covered} == {}
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)

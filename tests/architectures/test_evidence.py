@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 from tests.zoo import ROWS, Row
+from tests.zoo.layouts import by_layout
 from tests.zoo.row import logits
 
 from loraprune.architectures import spec_for
@@ -43,7 +44,9 @@ def explicit_gates(model, structure, inputs):
     return dict(zip(gates, gradients, strict=True))
 
 
-@pytest.mark.parametrize(("row", "kind"), cases(ROWS), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("row", "kind"), by_layout(cases(ROWS), lambda value: value[0]), ids=lambda value: getattr(value, "name", value)
+)
 def test_the_importance_of_a_group_is_the_mean_square_of_its_gate_gradient_over_the_sequences(row, kind):
     model = row.model().requires_grad_(False)
     structure = describe(model, (kind,))
@@ -60,7 +63,11 @@ def test_the_importance_of_a_group_is_the_mean_square_of_its_gate_gradient_over_
         torch.testing.assert_close(squares, expected, rtol=1e-3, atol=1e-5 * expected.max().item())
 
 
-@pytest.mark.parametrize(("row", "kind"), cases(LAYERWISE), ids=lambda value: getattr(value, "name", value))
+@pytest.mark.parametrize(
+    ("row", "kind"),
+    by_layout(cases(LAYERWISE), lambda value: value[0]),
+    ids=lambda value: getattr(value, "name", value),
+)
 def test_second_moments_gathered_block_by_block_are_those_of_whole_runs(row, kind):
     model = row.model()
     structure = describe(model, (kind,))

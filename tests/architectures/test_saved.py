@@ -9,19 +9,25 @@ import pytest
 import torch
 from tests.architectures.test_contract import TOLERANCE, scale
 from tests.zoo.cases import CASES
+from tests.zoo.layouts import DEFAULT_ROWS
 from tests.zoo.process import Checkpoint, load_elsewhere
 from tests.zoo.row import logits
 
 from loraprune.checkpoint.save import finish
 
+DEFAULT = [case for case in CASES if case.row.name in DEFAULT_ROWS]
+OTHERS = [case for case in CASES if case.row.name not in DEFAULT_ROWS]
+
 
 @pytest.mark.slow
+@pytest.mark.zoo
+@pytest.mark.parametrize("cases", [DEFAULT, pytest.param(OTHERS, marks=pytest.mark.full)], ids=["default", "others"])
 @torch.no_grad()
-def test_every_checkpoint_gives_elsewhere_the_logits_that_its_model_gives_in_memory(tmp_path):
+def test_every_checkpoint_gives_elsewhere_the_logits_that_its_model_gives_in_memory(tmp_path, cases):
     # One process loads them all: it takes seconds to start. By a class of transformers where the stock config can say
     # the widths, by our modeling file everywhere else.
     checkpoints, expected = {}, {}
-    for case in CASES:
+    for case in cases:
         for name in case.plan_names:
             plan, inputs = case.plan(name), case.row.inputs()
             # The attention that `from_pretrained` chooses: Falcon's two give different logits with ALiBi.

@@ -30,6 +30,7 @@ def test_the_step_benchmark_prints_every_ratio() -> None:
     assert shown.count("peak memory") == 2
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_allocation_benchmark_prints_every_allocation_and_goes_on_where_it_stopped(tmp_path: Path) -> None:
     small = ("--max-steps", "3", "--eval-sequences", "2", "--repeats", "1", "--tokens", "16", "--ratios", "0.5")

@@ -24,6 +24,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_methods_of_all_kinds_are_compared_and_finished_rows_are_kept(
     tmp_path: Path, checkpoint: Path, data: Path
 ) -> None:
@@ -41,6 +42,7 @@ def test_methods_of_all_kinds_are_compared_and_finished_rows_are_kept(
     assert zeros["PST (zeros)"] == pytest.approx(0.5, abs=0.01)
 
 
+@pytest.mark.full
 def test_a_row_that_failed_says_why_and_is_tried_again(tmp_path: Path, checkpoint: Path, data: Path) -> None:
     out = tmp_path / "rows.jsonl"
     failing = ("--only", "default, global", "--batch-size=0")

@@ -55,6 +55,7 @@ def test_every_table_is_printed_and_a_second_run_reads_the_rows_back(tmp_path: P
     assert again.splitlines()[1:] == shown.splitlines()[1:]
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_smoke_run_tries_every_base_with_and_without_checkpointing() -> None:
     pytest.importorskip("bitsandbytes")

@@ -29,6 +29,7 @@ def rows(out: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in out.read_text().splitlines()]
 
 
+@pytest.mark.full
 def test_a_score_with_a_repair_is_measured_on_the_bundled_model(tmp_path: Path) -> None:
     out = tmp_path / "rows.jsonl"
     table = shown("structured", out, "--model", "demo", "--only", "magnitude, refit")
@@ -38,6 +39,7 @@ def test_a_score_with_a_repair_is_measured_on_the_bundled_model(tmp_path: Path) 
     assert row["reached"] == pytest.approx(0.5, abs=0.02)
 
 
+@pytest.mark.full
 def test_sparse_methods_are_compared_over_patterns_and_an_interrupted_run_goes_on(
     tmp_path: Path, own_model: list[str]
 ) -> None:

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 from tests.benchmarks.test_benchmarks import run
 
 
@@ -32,6 +33,7 @@ def test_a_row_for_each_model_is_printed(tmp_path: Path) -> None:
         )
 
 
+@pytest.mark.full
 def test_the_benchmark_of_sparse_image_classifiers_prints_a_table_a_model(tmp_path: Path) -> None:
     quick = ("--steps", "2", "--batch-size", "8", "--methods", "wanda", "--sparsities", "2:4")
     shown = run("benchmarks/images.py", "--images", str(write_images(tmp_path)), *quick)

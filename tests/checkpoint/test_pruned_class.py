@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from tests.checkpoints import tiny_tokenizer
 from tests.models import logits_of, tiny_model, token_ids, with_lora
+from tests.thinned import thinned
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
 from loraprune.checkpoint.pruned_class import MODELING_FILE, is_pruned_class, source, stock_values
@@ -86,7 +87,7 @@ WAYS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", thinned(WAYS, 2))
 def test_a_fresh_process_loads_it(way, saved, tmp_path):
     folder, expected = saved
     first, second, arguments = WAYS[way]

@@ -12,6 +12,7 @@ import pytest
 import yaml
 from tests.checkpoints import CONTEXT, byte_model, tiny_checkpoint, tiny_tokenizer, write_jsonl
 from tests.cli.conftest import QUICK, Command
+from tests.thinned import thinned
 from transformers import AutoModelForCausalLM
 
 from loraprune.cli.prune import PRUNE_OPTIONS
@@ -132,6 +133,7 @@ class TestRun:
         fields = {option.field for option in PRUNE_OPTIONS.values() if option.target == "compresso"}
         assert fields == set(CompressoOptions.__dataclass_fields__)
 
+    @pytest.mark.full
     def test_learnt_gates_prune_with_a_prompt_before_the_rows(
         self, run: Command, checkpoint: Path, data: Path, out: Path
     ) -> None:
@@ -156,7 +158,7 @@ class TestRun:
         assert "“Be small.”" in (out / "README.md").read_text()
         AutoModelForCausalLM.from_pretrained(out)
 
-    @pytest.mark.parametrize("option", ["--max-steps", "--max_steps"])
+    @pytest.mark.parametrize("option", thinned(["--max-steps", "--max_steps"]))
     def test_training_options_are_written_with_dashes_or_underscores(
         self, run: Command, checkpoint: Path, data: Path, out: Path, option: str
     ) -> None:
@@ -164,6 +166,7 @@ class TestRun:
         assert finished.code == 0, finished.err
         assert record(out)["settings"]["training"]["max_steps"] == 2
 
+    @pytest.mark.full
     @pytest.mark.parametrize("value", [[], ["true"]])
     def test_a_switch_of_the_trainer_needs_no_value(
         self, run: Command, checkpoint: Path, data: Path, out: Path, value: list[str]
@@ -172,6 +175,7 @@ class TestRun:
         assert finished.code == 0, finished.err
         assert record(out)["settings"]["training"]["bf16"] is True
 
+    @pytest.mark.full
     def test_a_parameter_target_is_met(self, run: Command, checkpoint: Path, data: Path, out: Path) -> None:
         finished = run("prune", checkpoint, "--data", data, "-o", out, *QUICK, "--target-params", "27k")
         assert finished.code == 0, finished.err
@@ -212,6 +216,7 @@ class TestRecipe:
         assert (settings["training"]["max_steps"], settings["training"]["max_length"]) == (2, 32)
         assert not (tmp_path / "other").exists()
 
+    @pytest.mark.full
     def test_numbers_that_yaml_takes_for_text_are_numbers(
         self, run: Command, tmp_path: Path, checkpoint: Path, data: Path, out: Path
     ) -> None:
@@ -362,6 +367,7 @@ class TestWrongInput:
         byte_model().save_pretrained(tmp_path / "model")
         assert "Name a checkpoint that has one with --tokenizer." in refused(model=tmp_path / "model")
 
+    @pytest.mark.full
     def test_a_tokenizer_of_another_checkpoint_may_be_named(
         self, run: Command, tmp_path: Path, checkpoint: Path, data: Path, out: Path
     ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 from tests.cli.conftest import QUICK, Command
+from tests.thinned import thinned
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
 from loraprune.cli.oneshot import ONESHOT_OPTIONS
@@ -165,7 +166,7 @@ class TestReportAgain:
 class TestNoPicture:
     """A report that cannot be drawn: the run is worth more."""
 
-    @pytest.mark.parametrize("command", ["prune", "oneshot"])
+    @pytest.mark.parametrize("command", thinned(["prune", "oneshot"]))
     def test_the_checkpoint_is_saved_and_the_report_can_be_made_later(
         self, run: Command, checkpoint: Path, data: Path, tmp_path: Path, command: str
     ) -> None:
@@ -254,7 +255,7 @@ class TestCard:
 
     @pytest.mark.parametrize(
         ("command", "options"),
-        [
+        thinned([
             ("prune", ("--criterion=pst", "--ratio=0.5", "--pst-rank=4", "--cut-every=2", *QUICK)),
             (
                 "prune",
@@ -265,7 +266,7 @@ class TestCard:
             ("oneshot", ("--ratio=0.4", "--criterion=taylor", "--taylor-form=first", "--cuts=2", "--repair=none",
                          "--keep-layers=0", "--calibration-sequences=8", "--no-latency")),
             ("oneshot", ("--sparsity=2:4", "--criterion=wanda+obs", "--order=iterative", "--calibration-sequences=8")),
-        ],
+        ], 2),
         ids=["pst", "compresso", "recover", "oneshot, ratio", "oneshot, sparsity"],
     )  # fmt: skip
     def test_every_command_takes_the_recipe_that_it_wrote(

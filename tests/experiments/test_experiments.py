@@ -92,6 +92,7 @@ def test_a_missing_folder_of_checkpoints_is_named(tmp_path: Path, monkeypatch: p
         start("joint", tmp_path, monkeypatch, "--models", "stories260K")
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_every_kind_of_run_really_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     laboratory = importlib.import_module("laboratory")

@@ -28,6 +28,7 @@ from tests.pruning.runs import (
     train,
     train_with_trl,
 )
+from tests.thinned import thinned
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -72,7 +73,7 @@ class TestInATrainer:
             assert block.mlp.up_proj.base_layer.out_features == channels
         assert torch.isfinite(logits(outcome.model)).all()
 
-    @pytest.mark.parametrize("bf16", [False, True])
+    @pytest.mark.parametrize("bf16", thinned([False, True]))
     def test_trls_trainer_makes_the_cuts_and_learns_after_them(self, tmp_path: Path, bf16: bool) -> None:
         callback = PruningCallback(pruning_config())
         outcome = train_with_trl(tmp_path, [callback], max_steps=60, bf16=bf16)
@@ -153,7 +154,7 @@ class TestInATrainer:
         with pytest.raises(ValueError, match=message):
             callback.on_train_begin(arguments, TrainerState(), TrainerControl(), model=adapted_model())
 
-    @pytest.mark.parametrize("optim", ["adamw_torch", "adagrad", "rmsprop", "sgd"])
+    @pytest.mark.parametrize("optim", thinned(["adamw_torch", "adagrad", "rmsprop", "sgd"], 2))
     def test_optimizers_whose_state_can_be_cut_go_on_after_the_cuts(self, tmp_path: Path, optim: str) -> None:
         callback, outcome = pruned(tmp_path, optim=optim)
         assert callback.run is not None
@@ -161,7 +162,7 @@ class TestInATrainer:
         assert len(outcome.losses) == STEPS
         assert torch.isfinite(torch.tensor(outcome.losses)).all()
 
-    @pytest.mark.parametrize("apply", ["slice", "mask"])
+    @pytest.mark.parametrize("apply", thinned(["slice", "mask"]))
     def test_a_callback_that_has_pruned_a_model_is_refused_for_another(self, tmp_path: Path, apply: str) -> None:
         callback, outcome = pruned(tmp_path, pruning_config(repair="none", apply=apply))
         assert callback.run is not None
@@ -253,7 +254,7 @@ class TestCost:
         assert left == []
         assert outcome.model is model
 
-    @pytest.mark.parametrize("trainer", [train, train_with_trl])
+    @pytest.mark.parametrize("trainer", thinned([train, train_with_trl]))
     @pytest.mark.parametrize("criterion", ["fisher", "lora"])
     def test_after_the_last_cut_no_hook_is_left_on_the_model(
         self, tmp_path: Path, trainer: Any, criterion: str
@@ -297,7 +298,7 @@ class TestBatches:
         for name, values in whole.items():
             torch.testing.assert_close(parts[name], values, rtol=1e-2, atol=1e-7)
 
-    @pytest.mark.parametrize("use_reentrant", [False, True])
+    @pytest.mark.parametrize("use_reentrant", thinned([False, True]))
     def test_gradient_checkpointing_gives_the_same_importance(self, tmp_path: Path, use_reentrant: bool) -> None:
         model = adapted_model()
         model.enable_input_require_grads()
@@ -311,7 +312,7 @@ class TestBatches:
         for name, values in plain.items():
             torch.testing.assert_close(checkpointed[name], values, rtol=1e-2, atol=1e-7)
 
-    @pytest.mark.parametrize("criterion", ["fisher", "lora"])
+    @pytest.mark.parametrize("criterion", thinned(["fisher", "lora"]))
     def test_trl_with_both_makes_every_cut(self, tmp_path: Path, criterion: str) -> None:
         callback = PruningCallback(pruning_config(criterion=criterion))
         outcome = train_with_trl(tmp_path, [callback], activation_checkpointing=True, gradient_accumulation_steps=2)
@@ -336,7 +337,7 @@ class TestBatches:
         assert callback.run.ratio == pytest.approx(0.5, abs=0.02)
 
 
-@pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("family", thinned(["mistral", "qwen2", "qwen3"]))
 def test_every_family_is_pruned_while_it_trains(tmp_path: Path, family: str) -> None:
     callback, outcome = pruned(tmp_path, model=adapted_model(family))
     assert callback.run is not None

@@ -10,6 +10,7 @@ from peft import get_peft_model
 from tests.checkpoints import VOCABULARY, byte_model
 from tests.models import logits_of, token_ids
 from tests.pruning.runs import STEPS, adapted_model, lora_config, train
+from tests.thinned import thinned
 from tests.zoo.decoders import ROWS as DECODERS
 from tests.zoo.row import adapted, structure_of
 from torch import nn
@@ -148,7 +149,7 @@ def test_a_disabled_adapter_leaves_the_dense_base(tmp_path: Path) -> None:
         torch.testing.assert_close(logits_of(model, IDS), logits_of(byte_model().eval(), IDS))
 
 
-@pytest.mark.parametrize("stop", [2, 4, 9], ids=["before the masks", "while they grow", "after the last"])
+@pytest.mark.parametrize("stop", thinned([2, 4, 9]), ids=["before the masks", "while they grow", "after the last"])
 def test_resumed_is_as_uninterrupted(tmp_path: Path, stop: int) -> None:
     class Stop(TrainerCallback):
         def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -22,6 +22,7 @@ from tests.pruning.runs import (
     train,
     train_with_trl,
 )
+from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
 from loraprune.pruning.resume import STATE_FILE, TENSOR_FILE, last_checkpoint, restore_
@@ -41,7 +42,15 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 BEFORE, AT_A_CUT, BETWEEN, AFTER = 2, 3, 4, 8
 STOPS = {"fisher, refit": (BEFORE, AT_A_CUT, BETWEEN, AFTER), "fisher, mask": (BEFORE, AT_A_CUT, BETWEEN, AFTER)}
-CASES = [(name, step) for name in CONFIGS for step in STOPS.get(name, (BETWEEN, AFTER))]
+BY_DEFAULT = [
+    ("fisher, refit", AT_A_CUT),
+    ("fisher, refit", BETWEEN),
+    ("lora, refit", BETWEEN),
+    ("fisher, mask", BETWEEN),
+    ("compresso, refit", BETWEEN),
+]
+EVERY = [(name, step) for name in CONFIGS for step in STOPS.get(name, (BETWEEN, AFTER))]
+CASES = thinned(sorted(EVERY, key=lambda case: case not in BY_DEFAULT), len(BY_DEFAULT))
 
 Whole = Callable[[str], tuple[PruningCallback, Outcome]]
 

@@ -16,6 +16,7 @@ from tests.pruning.runs import (
     train,
     train_with_trl,
 )
+from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
 from loraprune.pruning.state import PruningRun
@@ -32,7 +33,7 @@ class TestPlainTuning:
         for name, value in first.weights.items():
             assert torch.equal(value, second.weights[name]), name
 
-    @pytest.mark.parametrize("refit", [False, True])
+    @pytest.mark.parametrize("refit", thinned([False, True]))
     def test_a_ratio_of_0_trains_as_a_plain_trainer_does_bit_for_bit(self, tmp_path: Path, refit: bool) -> None:
         model = adapted_model(dropout=0.1)
         callback, with_callback = pruned(tmp_path, PruningConfig(ratio=0.0, refit=refit), model=model)
@@ -45,7 +46,7 @@ class TestPlainTuning:
         callback = PruningCallback(PruningConfig(ratio=0.0, repair="none"))
         self.assert_identical(train_with_trl(tmp_path, [callback]), train_with_trl(tmp_path))
 
-    @pytest.mark.parametrize("criterion", ["fisher", "lora", "magnitude", "random"])
+    @pytest.mark.parametrize("criterion", thinned(["fisher", "lora", "magnitude", "random"], 2))
     def test_steps_before_the_first_cut_are_those_of_plain_tuning_bit_for_bit(
         self, tmp_path: Path, criterion: str
     ) -> None:
@@ -57,7 +58,7 @@ class TestPlainTuning:
 
 
 class TestDeterminism:
-    @pytest.mark.parametrize("criterion", ["fisher", "lora", "magnitude", "random"])
+    @pytest.mark.parametrize("criterion", thinned(["fisher", "lora", "magnitude", "random"], 2))
     def test_the_same_seed_gives_the_same_plan_losses_and_weights(self, tmp_path: Path, criterion: str) -> None:
         config = pruning_config(criterion=criterion)
         (first, first_outcome), (second, second_outcome) = pruned(tmp_path, config), pruned(tmp_path, config)
@@ -69,6 +70,7 @@ class TestDeterminism:
         for name, value in first_outcome.weights.items():
             assert torch.equal(value, second_outcome.weights[name]), name
 
+    @pytest.mark.full
     def test_another_seed_gives_the_random_criterion_another_plan(self, tmp_path: Path) -> None:
         plans = []
         for seed in (1, 2):
@@ -77,6 +79,7 @@ class TestDeterminism:
             plans.append(callback.run.plan)
         assert plans[0] != plans[1]
 
+    @pytest.mark.full
     def test_another_seed_refits_on_other_sequences(self, tmp_path: Path) -> None:
         weights = [pruned(tmp_path, pruning_config(criterion="magnitude", seed=seed))[1].weights for seed in (1, 2)]
         name = "base_model.model.model.layers.0.mlp.down_proj.base_layer.weight"
@@ -134,7 +137,7 @@ class TestCourse:
 
 
 class TestMasks:
-    @pytest.mark.parametrize("criterion", ["fisher", "lora", "magnitude", "random"])
+    @pytest.mark.parametrize("criterion", thinned(["fisher", "lora", "magnitude", "random"], 2))
     def test_masking_ends_with_the_plan_and_the_logits_of_slicing(self, tmp_path: Path, criterion: str) -> None:
         (masked, masked_outcome), (sliced, sliced_outcome) = (
             pruned(tmp_path, pruning_config(criterion=criterion, repair="none", apply=apply))

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from tests.pruning.runs import Poison, adapted_model, num_hooks, train
+from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
 from loraprune.importance.criterion import CriterionOptions
@@ -42,7 +43,7 @@ def test_a_criterion_hears_the_same_alone_and_beside_others(tmp_path: Path) -> N
         assert same(together.scores[name], alone.scores[name])
 
 
-@pytest.mark.parametrize("criterion", ["lora", "fisher"])
+@pytest.mark.parametrize("criterion", thinned(["lora", "fisher"]))
 def test_scores_are_those_that_a_run_with_pruning_averages(tmp_path: Path, criterion: str) -> None:
     callback, _ = heard(tmp_path, *NAMES)
     pruning = PruningCallback(

@@ -81,6 +81,12 @@ def test_the_demo_ends_with_a_table_completions_and_a_report(
     assert (pruned.config.num_attention_heads, pruned.config.num_key_value_heads) == (4, 2)
     assert pruned.config.intermediate_size == 352
     assert pruned.dtype == torch.bfloat16
+
+
+@pytest.mark.full
+def test_the_demo_replaces_its_own_folder_and_takes_a_ratio(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    assert main(["demo", "-o", str(output), "--max-steps", "2", "-q"]) == 0
     assert main(["demo", "-o", str(output), "--max-steps", "2", "--ratio", "0.25", "-q"]) == 0
     assert json.loads((output / "pruning.json").read_text())["settings"]["pruning"]["ratio"] == 0.25
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.checkpoints import BOS, EOS, VOCABULARY, tiny_tokenizer
 from tests.finished_run import QUICK
+from tests.thinned import thinned
 from transformers import (
     AutoModelForCausalLM,
     MixtralConfig,
@@ -60,7 +61,7 @@ def run(model: PreTrainedModel, data: Path, config: PruningConfig, **changes: An
     )
 
 
-@pytest.mark.parametrize("allocation", ["balanced", "uniform", "global"])
+@pytest.mark.parametrize("allocation", thinned(["balanced", "uniform", "global"]))
 @pytest.mark.parametrize("kinds", [None, ("experts",)], ids=["default", "experts"])
 @pytest.mark.parametrize("family", CONFIGS)
 def test_a_mixture_is_pruned_saved_and_loaded(
@@ -77,7 +78,7 @@ def test_a_mixture_is_pruned_saved_and_loaded(
     assert torch.isfinite(found.loss)
 
 
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize("family", thinned(CONFIGS))
 def test_the_config_differs_from_the_dense_one_in_widths_alone(family: str, data: Path) -> None:
     before = mixture(family).config.to_dict()
     result = run(mixture(family), data, PruningConfig(ratio=0.25, calibration_sequences=8))

@@ -28,12 +28,14 @@ def perplexities(model: str, method: str, sparsity: str) -> tuple[float, float]:
     return result.metrics["dense"]["perplexity"], result.metrics["pruned"]["perplexity"]
 
 
+@pytest.mark.full
 def test_sparsegpt_is_ahead_of_wanda_and_wanda_of_magnitude() -> None:
     found = {method: perplexities("stories260K", method, "0.5") for method in ("sparsegpt", "wanda", "magnitude")}
     dense = found["wanda"][0]
     assert dense < found["sparsegpt"][1] < found["wanda"][1] < found["magnitude"][1]
 
 
+@pytest.mark.full
 def test_the_freer_the_pattern_the_better() -> None:
     found = [perplexities("babyllama105", "sparsegpt", sparsity) for sparsity in ("0.5", "4:8", "2:4")]
     assert found[0][0] < found[0][1] < found[1][1] < found[2][1]

@@ -27,6 +27,7 @@ from tests.checkpoints import (
 )
 from tests.finished_run import CONFIG, QUICK
 from tests.models import logits_of, token_ids
+from tests.thinned import thinned
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, TrainerCallback
 
 import loraprune
@@ -225,14 +226,17 @@ class TestData:
 
     @pytest.mark.parametrize(
         ("kind", "form", "answers"),
-        [
-            ("text jsonl", "text", False),
-            ("prompt and completion", "prompt_completion", True),
-            ("instructions json", "instruction", True),
-            ("chat", "messages", True),
-            ("csv", "text", False),
-            ("txt", "text", False),
-        ],
+        thinned(
+            [
+                ("text jsonl", "text", False),
+                ("prompt and completion", "prompt_completion", True),
+                ("instructions json", "instruction", True),
+                ("chat", "messages", True),
+                ("csv", "text", False),
+                ("txt", "text", False),
+            ],
+            3,
+        ),
     )
     def test_every_format_is_trained_on(
         self, tmp_path: Path, checkpoint: Path, kind: str, form: str, answers: bool
@@ -289,7 +293,7 @@ class TestModel:
         assert of_model.plan == of_folder.plan
         assert torch.equal(logits_of(of_model.model, IDS), logits_of(of_folder.model, IDS))
 
-    @pytest.mark.parametrize("family", ["mistral", "qwen2", "qwen3"])
+    @pytest.mark.parametrize("family", thinned(["mistral", "qwen2", "qwen3"]))
     def test_every_family_is_pruned_and_keeps_its_class(self, tmp_path: Path, data: Path, family: str) -> None:
         folder = tiny_checkpoint(tmp_path / family, family)
         result = quick(folder, data, output=tmp_path / "out", training={"max_steps": 2})
@@ -309,7 +313,7 @@ class TestModel:
         assert torch.equal(logits_of(loaded, IDS), logits_of(result.model, IDS))
         assert result.metrics["pruned"]["bytes"] == 2 * result.metrics["pruned"]["parameters"]
 
-    @pytest.mark.parametrize("pad", [False, True])
+    @pytest.mark.parametrize("pad", thinned([False, True]))
     def test_pad_token_and_cache_of_the_original_are_kept(self, tmp_path: Path, data: Path, pad: bool) -> None:
         folder = tiny_checkpoint(
             tmp_path / "model", tokenizer=tiny_tokenizer(pad=pad), pad_token_id=PAD if pad else None
@@ -417,6 +421,7 @@ class TestSeed:
         assert losses[0] == losses[1]
         assert torch.equal(logits_of(results[0].model, IDS), logits_of(results[1].model, IDS))
 
+    @pytest.mark.full
     def test_another_seed_gives_another_run(self, checkpoint: Path, data: Path) -> None:
         losses = [
             [point["loss"] for point in quick(checkpoint, data, training={"seed": seed}).metrics["history"]]
@@ -471,6 +476,7 @@ class TestInterruption:
         assert list(result.metrics["phases"]) == list(expected.metrics["phases"])
         assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "whole"]
 
+    @pytest.mark.full
     def test_ctrl_c_works_as_before_after_a_run(self, checkpoint: Path, data: Path) -> None:
         before = signal.getsignal(signal.SIGINT)
         quick(checkpoint, data)

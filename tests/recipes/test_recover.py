@@ -15,6 +15,7 @@ from tests.finished_run import CONFIG, QUICK
 from tests.models import PROJECTIONS, logits_of, token_ids
 from tests.recipes.test_mixtures import mixture
 from tests.tasks.models import digits, learned_images, tiny_vit
+from tests.thinned import thinned
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -247,7 +248,7 @@ class TestModelWithoutZeros:
         assert "sparsity" not in result.metrics
         assert [row.label for row in result.report.rows][:2] == ["Parameters", "File size"]
 
-    @pytest.mark.parametrize("allocation", ["balanced", "global"])
+    @pytest.mark.parametrize("allocation", thinned(["balanced", "global"]))
     def test_a_structurally_pruned_checkpoint_keeps_its_shapes(
         self, checkpoint: Path, data: Path, tmp_path: Path, allocation: str
     ) -> None:
@@ -354,7 +355,7 @@ class CtrlC(TrainerCallback):
 
 
 class TestInterruption:
-    @pytest.mark.parametrize("base", ["sparse", "checkpoint"])
+    @pytest.mark.parametrize("base", thinned(["sparse", "checkpoint"]))
     def test_a_resumed_run_ends_as_an_uninterrupted_one(
         self, base: str, data: Path, tmp_path: Path, request: pytest.FixtureRequest
     ) -> None:
@@ -381,7 +382,7 @@ class TestInterruption:
         result = quick(sparse, data, output=output, training={"save_steps": 6}, options={"resume": True})
         check_zeros_kept(AutoModelForCausalLM.from_pretrained(sparse), result.model)
 
-    @pytest.mark.parametrize("kept", [True, False])
+    @pytest.mark.parametrize("kept", thinned([True, False]))
     def test_zeros_are_treated_as_when_the_run_began(
         self, sparse: Path, data: Path, tmp_path: Path, kept: bool
     ) -> None:

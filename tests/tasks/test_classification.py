@@ -334,6 +334,7 @@ def mnist(count: int) -> Dataset:
     return Dataset.from_dict(values, features=datasets.Features(image=datasets.Image(), label=datasets.Value("int64")))
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="needs ../shared/data/images")
 def test_a_vit_that_reads_real_handwriting_is_halved() -> None:

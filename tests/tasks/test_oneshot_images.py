@@ -128,6 +128,7 @@ class TestTexts:
         assert set(shares.values()) == {0.5}
 
 
+@pytest.mark.full
 @pytest.mark.slow
 @pytest.mark.skipif(not IMAGES.is_dir(), reason="needs ../shared/data/images")
 def test_real_handwriting_is_read_with_half_of_the_weights() -> None:

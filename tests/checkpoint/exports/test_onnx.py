@@ -9,6 +9,7 @@ import torch
 from tests.checkpoint.exports.folders import change_config
 from tests.checkpoints import VOCABULARY, byte_model
 from tests.models import logits_of, token_ids, with_lora
+from tests.thinned import thinned
 from transformers import (
     AutoModelForImageClassification,
     ConvNextConfig,
@@ -51,7 +52,7 @@ def run(file: Path, **tensors: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["llama", "qwen3"])
+@pytest.mark.parametrize("family", thinned(["llama", "qwen3"]))
 def test_onnxruntime_computes_the_same_for_texts_of_any_number_and_length(tmp_path: Path, family: str) -> None:
     model = byte_model(family, dtype=torch.bfloat16)
     model.save_pretrained(tmp_path / "model")
@@ -103,7 +104,7 @@ def test_widths_that_differ_from_layer_to_layer_are_no_hindrance(tmp_path: Path)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("config", CLASSIFIERS, ids=lambda config: config.model_type)
+@pytest.mark.parametrize("config", thinned(CLASSIFIERS), ids=lambda config: config.model_type)
 def test_image_classifiers_are_written_too(tmp_path: Path, config: PretrainedConfig) -> None:
     model = AutoModelForImageClassification.from_config(config).eval()
     model.save_pretrained(tmp_path / "model")

@@ -11,6 +11,7 @@ from tests.checkpoints import VOCABULARY, tiny_checkpoint
 from tests.finished_run import QUICK
 from tests.models import logits_of, token_ids
 from tests.quantized_models import WIDTHS, need, quantized
+from tests.thinned import thinned
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM, TrainerCallback
 
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot, prune, recover
@@ -31,7 +32,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("wide") / "llama", **WIDTHS)
 
 
-@pytest.fixture(params=KINDS)
+@pytest.fixture(params=thinned(KINDS, 2))
 def kind(request: pytest.FixtureRequest) -> str:
     need(request.param)
     return str(request.param)
@@ -56,7 +57,7 @@ STILL = {"learning_rate": 0.0}
 
 
 class TestResult:
-    @pytest.mark.parametrize("criterion", ["fisher", "lora"])
+    @pytest.mark.parametrize("criterion", thinned(["fisher", "lora"]))
     def test_it_is_a_plain_model_half_the_size(
         self, tmp_path: Path, wide: Path, data: Path, kind: str, criterion: str
     ) -> None:
@@ -202,7 +203,7 @@ class CtrlC(TrainerCallback):
 @pytest.mark.filterwarnings("ignore:Training ended")
 class TestInterruption:
     # Without refit, 4 bits are what depends on the cuts on the way.
-    @pytest.mark.parametrize(("kind", "refit"), [("bnb-4bit", False), ("bnb-4bit", True), ("bnb-8bit", True)])
+    @pytest.mark.parametrize(("kind", "refit"), thinned([("bnb-4bit", False), ("bnb-4bit", True), ("bnb-8bit", True)]))
     def test_a_resumed_run_ends_as_an_uninterrupted_one(
         self, tmp_path: Path, wide: Path, data: Path, kind: str, refit: bool
     ) -> None:
