@@ -23,7 +23,7 @@ from loraprune.measure.benchmark.inference import forward_latency
 from loraprune.measure.benchmark.timing import Times, in_turns
 from loraprune.measure.benchmark.training_step import TrainingStep, Work
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.state import PruningRun
+from loraprune.pruning.run import PruningRun
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune._version import __version__
 from loraprune.checkpoint.register import register_with_transformers
+from loraprune.compat.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.semi_structured import load_semi_structured
@@ -104,6 +105,7 @@ _HOMES = {
 
 
 register_with_transformers()
+find_moved_modules()
 
 
 def __getattr__(name: str) -> Any:

@@ -7,6 +7,7 @@ import pytest
 from tests.cli.conftest import Command
 from tests.models import tiny_config
 
+from loraprune.cli.options import OLD_OPTIONS
 from loraprune.cli.plan import plan_parser
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.measure.estimation.gpus import PRESETS
@@ -66,7 +67,7 @@ def test_options_are_called_as_those_of_prune() -> None:
     for action in plan_parser()._actions:
         name = max(action.option_strings, key=len, default="--model").removeprefix("--").replace("-", "_")
         name = name.removeprefix("no_")
-        assert name in {*PRUNE_OPTIONS, *training, *NOT_OF_PRUNE, "model"}, name
+        assert name in {*PRUNE_OPTIONS, *training, *NOT_OF_PRUNE, *OLD_OPTIONS, "model"}, name
 
 
 def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:

@@ -105,13 +105,13 @@ class TestRun:
             "prune_start": 0.2,
             "prune_end": 0.6,
             "cuts": 2,
-            "repair": "none",
+            "refit": False,
             "average_decay": 0.5,
             "average_bias_correction": False,
             "apply": "mask",
             "channel_multiple": 4,
             "any_head_count": True,
-            "damping": 0.1,
+            "refit_damping": 0.1,
             "max_skipped_steps": 3,
             "calibration_sequences": 8,
             "seed": 9,
@@ -126,7 +126,7 @@ class TestRun:
     def test_pruning_has_an_option_for_every_setting(self) -> None:
         fields = {option.field or name for name, option in PRUNE_OPTIONS.items() if option.target == "pruning"}
         # the seed is the Trainer's, and two criteria have options of their own
-        ours = {"any_head_count": "head_counts", "seed": None, "compresso": None, "pst": None}
+        ours = {"seed": None, "compresso": None, "pst": None}
         assert fields == {ours.get(name, name) for name in PruningConfig.__dataclass_fields__} - {None}
 
     def test_compresso_has_an_option_for_every_setting(self) -> None:

@@ -24,7 +24,7 @@ def test_single_weights_become_zero(run: Command, checkpoint: Path, data: Path, 
     assert int((weight == 0).sum()) == weight.numel() // 2
 
 
-@pytest.mark.parametrize("option", ["--refit", "--cuts=3", "--latency"])
+@pytest.mark.parametrize("option", ["--repair=refit", "--cuts=3", "--latency"])
 def test_options_that_can_do_nothing_are_refused(
     run: Command, checkpoint: Path, data: Path, tmp_path: Path, option: str
 ) -> None:

@@ -24,7 +24,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cut_every": 0}, "cut_every is 0; at least one step"),
     ({"average_decay": 1.0}, r"average_decay is 1\.0; it must lie in \[0, 1\)"),
     ({"average_decay": -0.5}, r"average_decay is -0\.5"),
-    ({"damping": -1e-3}, r"refit_damping is -0\.001; it cannot be negative"),
+    ({"damping": -1e-3}, r"damping is -0\.001; it cannot be negative"),
     ({"calibration_sequences": 0}, "calibration_sequences is below 1"),
     ({"apply": "mask"}, "The refit needs sliced tensors: switch it off, or use apply='slice'"),
     ({"keep_layers": [0.5]}, "keep_layers is .*must be a list of whole numbers"),

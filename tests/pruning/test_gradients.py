@@ -324,7 +324,7 @@ def test_no_dropout_wakes(name, recomputing, monkeypatch):
 def scores_in_training(model, structure):
     """With the dropout that the model has in training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gradients, "inference_mode", lambda model: torch.enable_grad())
+        patch.setattr(gradients, "eval_mode", lambda model: torch.enable_grad())
         return scores_of(model, structure)
 
 

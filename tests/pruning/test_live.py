@@ -13,7 +13,7 @@ from transformers import TrainerCallback
 
 from loraprune import PruningCallback
 from loraprune.pruning.callback import cut_values, importance_quantiles
-from loraprune.pruning.state import CutRecord
+from loraprune.pruning.run import CutRecord
 from loraprune.surgery.output_error import ConsumerError
 
 

@@ -44,7 +44,7 @@ class TestKind:
             OneshotConfig(criterion=method, sparsity=0.5)
 
     def test_an_unknown_method_is_refused_with_all_that_there_are(self) -> None:
-        with pytest.raises(ValueError, match="There is no method 'wnada'") as refused:
+        with pytest.raises(ValueError, match="There is no criterion 'wnada'") as refused:
             OneshotConfig(criterion="wnada", ratio=0.5)
         for method in {*METHODS, *STRUCTURED_METHODS}:
             assert method in str(refused.value)
@@ -68,7 +68,7 @@ class TestOptionsOfOneKind:
         "dimensions": ("heads",),
         "cuts": 1,
         "channel_multiple": 1,
-        "any_head_count": False,
+        "head_counts": "config",
         "taylor_form": "squared",
         "group_reduction": "sum",
         "offload_grads": False,
@@ -95,12 +95,12 @@ class TestOptionsOfOneKind:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"method": "sparsegpt", "variant": True}, "variant is a way of wanda"),
-            ({"method": "wanda", "sparsity": "2:4", "variant": True}, "variant is a way of wanda"),
-            ({"method": "sparsegpt", "order": "iterative"}, "order is an option of the methods magnitude"),
-            ({"method": "sparsegpt", "within": "row"}, "within is an option of wanda and magnitude"),
-            ({"method": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of methods with"),
-            ({"method": "wanda", "sparsity": 0.5, "block_size": 64}, "wanda has none"),
+            ({"criterion": "sparsegpt", "variant": True}, "variant is a way of wanda"),
+            ({"criterion": "wanda", "sparsity": "2:4", "variant": True}, "variant is a way of wanda"),
+            ({"criterion": "sparsegpt", "order": "iterative"}, "order is an option of the methods magnitude"),
+            ({"criterion": "sparsegpt", "within": "row"}, "within is an option of wanda and magnitude"),
+            ({"criterion": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of methods with"),
+            ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "wanda has none"),
         ],
         ids=str,
     )
@@ -151,8 +151,9 @@ class TestSettings:
         assert not sparse.keys() & {*ONLY_STRUCTURED, "ratio"}
 
     def test_the_unstructured_methods_hear_of_all_that_is_theirs(self) -> None:
-        values: dict[str, Any] = {"method": "wanda+obs", "order": "iterative", "damping": 0.2, "block_size": 7}
-        options = OneshotConfig(sparsity="4:8", **values).sparsity_options()
+        values: dict[str, Any] = {"order": "iterative", "damping": 0.2, "block_size": 7}
+        options = OneshotConfig(sparsity="4:8", criterion="wanda+obs", **values).sparsity_options()
+        assert options.method == "wanda+obs"
         assert {name: getattr(options, name) for name in values} == values
         assert (options.pattern.n, options.pattern.m, options.variant) == (4, 8, False)
         assert OneshotConfig(criterion="wanda", sparsity=0.5, variant=True).sparsity_options().variant
@@ -175,12 +176,15 @@ class TestOptionsOfScores:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"taylor_form": "third", "method": "taylor"}, "taylor_form is 'third'; choose one of squared, first"),
-            ({"group_reduction": "median", "method": "taylor"}, "group_reduction is 'median'; choose one of sum"),
-            ({"taylor_form": "first", "method": "fisher"}, "taylor_form is an option of the method 'taylor', and the"),
+            ({"taylor_form": "third", "criterion": "taylor"}, "taylor_form is 'third'; choose one of squared, first"),
+            ({"group_reduction": "median", "criterion": "taylor"}, "group_reduction is 'median'; choose one of sum"),
             (
-                {"group_reduction": "max", "method": "osscar"},
-                "group_reduction is an option of the method",
+                {"taylor_form": "first", "criterion": "fisher"},
+                "taylor_form is an option of the criterion 'taylor', and the",
+            ),
+            (
+                {"group_reduction": "max", "criterion": "osscar"},
+                "group_reduction is an option of the criterion",
             ),
         ],
     )

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -128,7 +127,7 @@ class TestFolder:
         assert record["plan"] == finished.plan.to_json()
         assert record["metrics"] == json.loads(json.dumps(finished.metrics))
         assert record["metrics"]["data"]["format"] == "text"
-        assert record["settings"]["pruning"] == json.loads(json.dumps({**asdict(CONFIG), "seed": 11}))
+        assert record["settings"]["pruning"] == json.loads(json.dumps({**CONFIG.to_saved(), "seed": 11}))
         assert record["settings"]["lora"]["r"] == 8
         assert record["settings"]["lora"]["target_modules"] == sorted(
             ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]

@@ -165,7 +165,7 @@ def _others(names: Sequence[str]) -> str:
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
     from loraprune.record.atomic import write_text
     from loraprune.report.comparison.figure import write_picture
-    from loraprune.report.comparison.page import write_comparison_page
+    from loraprune.report.comparison.page import write_page
 
     if options.json is not None:
         write_text(options.json, comparison.to_text())
@@ -174,7 +174,7 @@ def _write(console: Console, comparison: RunsComparison, options: argparse.Names
         write_picture(comparison, options.picture)
         _line(console, f"Picture: {options.picture}")
     if options.output is not None:
-        write_comparison_page(comparison, options.output)
+        write_page(comparison, options.output)
         _line(console, f"Page: {options.output}")
 
 

@@ -28,13 +28,13 @@ from loraprune.pruning.phase_timer import (
     PhaseTimer,
 )
 from loraprune.pruning.resume import restore_, save_state
-from loraprune.pruning.state import PruningRun
+from loraprune.pruning.run import PruningRun
 
 if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.pruning.state import CutRecord, PruningRun
+    from loraprune.pruning.run import CutRecord, PruningRun
     from loraprune.structure.dimensions import Structure
 
 

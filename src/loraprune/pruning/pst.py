@@ -14,7 +14,7 @@ from loraprune.calibration.block_by_block import Calibration
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import TENSOR_FILE, read_course, write_course
-from loraprune.pruning.state import CutRecord, PruningRun
+from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.sparsity.masked_product import packed, unpacked
 from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
 from loraprune.structure.describe import describe

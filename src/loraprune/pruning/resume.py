@@ -15,7 +15,7 @@ from loraprune.importance.moving_average import MovingAverage
 from loraprune.layers.quantized import is_quantized, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.state import CutRecord, PruningRun
+from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_

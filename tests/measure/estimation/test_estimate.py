@@ -153,7 +153,7 @@ def test_remedies_go_from_mild_to_severe_and_each_is_a_run() -> None:
     found = list(remedies(EstimateConfig(gradient_checkpointing=False), can_recompute=True))
     flags = [words for words, _ in found]
     assert flags[0] == "--gradient-checkpointing"
-    assert flags[-1].endswith("--repair", "none")
+    assert flags[-1].endswith("--repair none")
     assert len(set(flags)) == len(flags)
     for words, settings in found:
         rows = settings.batch_size * settings.gradient_accumulation_steps

@@ -13,7 +13,7 @@ from tests.report.test_html import Page
 from loraprune.record.report_data import Unit
 from loraprune.report import drawing
 from loraprune.report.comparison.figure import legend, write_picture
-from loraprune.report.comparison.page import comparison_verdict, render_page, write_comparison_page
+from loraprune.report.comparison.page import comparison_verdict, render_page, write_page
 from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunGroup, RunsComparison
 
 COSTS = (
@@ -179,7 +179,7 @@ def test_a_group_without_any_figure_has_a_page(odd: RunsComparison) -> None:
 
 def test_a_page_of_another_name_is_refused(comparison: RunsComparison, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"does not end in \.html"):
-        write_comparison_page(comparison, tmp_path / "page.htm")
+        write_page(comparison, tmp_path / "page.htm")
     assert not list(tmp_path.iterdir())
 
 

@@ -27,7 +27,7 @@ from loraprune.measure.benchmark.result import BenchFigure
 from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 from loraprune.pruning.callback import gradients_finite
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.state import PruningRun
+from loraprune.pruning.run import PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.surgery.masking import Masks

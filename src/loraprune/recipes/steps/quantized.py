@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, TrainerControl, TrainerState, TrainingArguments
 
     from loraprune.pruning.config import PruningConfig
-    from loraprune.pruning.state import PruningRun
+    from loraprune.pruning.run import PruningRun
     from loraprune.recipes.steps.prepared import PreparedRun, PreparedTraining
     from loraprune.tasks.options import RunOptions
 

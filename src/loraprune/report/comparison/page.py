@@ -37,7 +37,7 @@ def check_page(path: Path) -> None:
         raise ValueError(f"The comparison is a web page, but {path} does not end in .html. Call it {path.name}.html.")
 
 
-def write_comparison_page(comparison: RunsComparison, path: str | Path) -> None:
+def write_page(comparison: RunsComparison, path: str | Path) -> None:
     """Write the page; it appears complete or not at all.
 
     Raises:

@@ -19,7 +19,7 @@ from tests.pruning.runs import (
 from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
-from loraprune.pruning.state import PruningRun
+from loraprune.pruning.run import PruningRun
 from loraprune.structure.plan import Plan
 
 
