@@ -7,7 +7,6 @@ import shutil
 import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +255,7 @@ def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerB
     finished = finish(model, run.structure, run.plan)
     finished.config.use_cache = True  # switched off by trainers
     record = {
-        "settings": {"pruning": asdict(run.config)},
+        "settings": {"pruning": run.config.to_saved()},
         "pruning": run.summary(),
         "plan": run.plan.to_json(),
         "versions": versions(),

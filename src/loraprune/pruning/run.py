@@ -67,7 +67,7 @@ class CutRecord:
 
 @dataclass
 class PruningRun:
-    """Everything that pruning knows during a run; what of it must survive an interruption is in ``training.state``.
+    """Everything that pruning knows during a run; :mod:`loraprune.pruning.resume` saves what has to survive a stop.
 
     Attributes:
         config: what was asked for.

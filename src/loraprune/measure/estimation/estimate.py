@@ -247,7 +247,8 @@ class Estimator:
         return None
 
     def _as_values(self, settings: EstimateConfig) -> dict[str, Any]:
-        return asdict(settings) | {"dtype": str(self._stored).removeprefix("torch.")}
+        values = asdict(settings) | {"pruning": settings.pruning.to_saved()}
+        return values | {"dtype": str(self._stored).removeprefix("torch.")}
 
     def _notes(self, settings: EstimateConfig) -> Iterator[str]:
         pruning = settings.pruning
