@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,7 @@ def run(*arguments: str) -> str:
     return done.stdout
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_the_step_benchmark_prints_every_ratio() -> None:
     shown = run("benchmarks/step.py", "--layers", "1", "--repeats", "1", "--batch-size", "1", "--length", "8")
@@ -40,3 +42,15 @@ def test_the_allocation_benchmark_prints_every_allocation_and_goes_on_where_it_s
         for allocation in allocations:
             assert re.search(rf"\| {allocation} \| 50% \| \d+\.\d+ .*1 seeds.* \| \d\.\d+ \|", shown), allocation
     assert len(out.read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("script", sorted((ROOT / "benchmarks").glob("*.py")), ids=lambda path: path.stem)
+def test_every_script_finds_what_it_imports(script: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(script.parent))
+    before = set(sys.modules)
+    try:
+        assert runpy.run_path(str(script), run_name="looked at")["__doc__"]
+    finally:
+        for name in set(sys.modules) - before:
+            if Path(str(getattr(sys.modules[name], "__file__", None) or "/")).parent == script.parent:
+                del sys.modules[name]

@@ -34,6 +34,7 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
     return load
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_every_table_is_printed_and_a_second_run_reads_the_rows_back(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")

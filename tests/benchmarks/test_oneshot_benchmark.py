@@ -56,6 +56,7 @@ def test_sparse_methods_are_compared_over_patterns_and_an_interrupted_run_goes_o
     assert all(row["reached"] == pytest.approx(0.5, abs=0.01) for row in rows(out))
 
 
+@pytest.mark.full
 def test_recovery_shows_the_perplexity_before_and_after(tmp_path: Path, own_model: list[str]) -> None:
     out = tmp_path / "rows.jsonl"
     table = shown("recovery", out, *own_model, "--only", "one shot", "--max-steps", "2", "--tuning-length", "16")

@@ -21,6 +21,7 @@ def write_images(folder: Path, count: int = 100) -> Path:
     return folder
 
 
+@pytest.mark.full
 def test_a_row_for_each_model_is_printed(tmp_path: Path) -> None:
     text = tmp_path / "words.txt"
     letters = "abcdefgh"

@@ -13,6 +13,7 @@ from tests.models import tiny_model, token_ids
 from tests.sparsity import golden
 from tests.sparsity.test_matrices import gpt_oss
 from tests.zoo import ROWS
+from tests.zoo.layouts import by_layout
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
@@ -66,7 +67,7 @@ def prunable_parameters(model, blocks):
 
 
 @pytest.mark.parametrize(("method", "pattern"), [("wanda", "0.5"), ("sparsegpt", "2:4")])
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize("row", by_layout(ROWS), ids=lambda row: row.name)
 @pytest.mark.filterwarnings("ignore:.*no calibration token arrives there:UserWarning")
 def test_all_matrices_of_the_blocks_become_sparse_and_nothing_else_changes(row, method, pattern):
     model = row.model()

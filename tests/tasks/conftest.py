@@ -21,6 +21,7 @@ from tests.tasks.models import (
     tiny_vit,
     word_tokenizer,
 )
+from tests.thinned import thinned
 
 
 @pytest.fixture(scope="session")
@@ -29,7 +30,7 @@ def digit_images() -> tuple[Dataset, Dataset]:
     return digits()
 
 
-@pytest.fixture(scope="session", params=["vit", "convnext"])
+@pytest.fixture(scope="session", params=thinned(["vit", "convnext"]))
 def image_checkpoint(
     request: pytest.FixtureRequest, digit_images: tuple[Dataset, Dataset], tmp_path_factory: pytest.TempPathFactory
 ) -> Path:
