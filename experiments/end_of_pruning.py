@@ -12,7 +12,7 @@ from sweep import sweep
 
 ENDS = (0.1, 0.3, 0.5, 0.7, 0.9)
 RUNS = tuple(
-    Run(name=name, x=end, values={"prune_start": 0.05, "prune_end": end, "refit": refit})
+    Run(name=name, x=end, values={"prune_start": 0.05, "prune_end": end, "repair": "refit" if refit else "none"})
     for name, refit in (("refit", True), ("no refit", False))
     for end in ENDS
 )

@@ -87,7 +87,7 @@ _HOMES = {
     "PstCallback": "loraprune.pruning.pst",
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",
-    "Structure": "loraprune.structure.describe",
+    "Structure": "loraprune.structure.dimensions",
     "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
     "compare_runs": "loraprune.report.comparison.compare",

@@ -480,7 +480,7 @@ class TestWrongInvocation:
                 ["--sparsity", "2:4", "--criterion", "wanda", "--variant"],
                 "variant is a way of wanda to spread a sparsity",
             ),
-            (["--sparsity", "0.5", "--order", "iterative"], "order is an option of the methods magnitude+obs and"),
+            (["--sparsity", "0.5", "--order", "iterative"], "order is an option of the criteria magnitude+obs and"),
             (
                 ["--sparsity", "0.5", "--criterion", "wanda", "--block-size", "8"],
                 "block_size is an option of methods",
@@ -559,8 +559,14 @@ class TestWrongInvocation:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            (["--sparsity", "0.5"], "The method sparsegpt looks at calibration data, and none were given. Say --data"),
-            (["--ratio", "0.5"], "The method osscar looks at calibration data, and none were given. Say --data DATA."),
+            (
+                ["--sparsity", "0.5"],
+                "The criterion sparsegpt looks at calibration data, and none were given. Say --data",
+            ),
+            (
+                ["--ratio", "0.5"],
+                "The criterion osscar looks at calibration data, and none were given. Say --data DATA.",
+            ),
             (["--ratio", "0.5", "--criterion", "magnitude"], "Say --data DATA, or --repair none."),
         ],
     )

@@ -221,7 +221,7 @@ class TestRecipe:
         self, run: Command, tmp_path: Path, checkpoint: Path, data: Path, out: Path
     ) -> None:
         path = tmp_path / "recipe.yaml"
-        path.write_text("learning_rate: 3e-3\nrefit_damping: 1e-1\ntarget_params: 27k\nlora_target_modules: q_proj\n")
+        path.write_text("learning_rate: 3e-3\ndamping: 1e-1\ntarget_params: 27k\nlora_target_modules: q_proj\n")
         assert yaml.safe_load(path.read_text())["learning_rate"] == "3e-3"
         finished = run("prune", checkpoint, "--config", path, "--data", data, "-o", out, *QUICK)
         assert finished.code == 0, finished.err

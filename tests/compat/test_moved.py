@@ -41,6 +41,25 @@ def test_an_old_path_gives_what_the_new_one_holds_and_says_where_that_is(
     assert getattr(module, name) is getattr(importlib.import_module(new), name)
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("loraprune.evaluation.tasks.scoring", "loraprune.metrics.tasks.scoring"),
+        ("loraprune.quantization.layout", "loraprune.layers.quantized.layout"),
+    ],
+)
+def test_modules_below_an_old_path_hold_the_same_objects(old: str, new: str) -> None:
+    for name in (old.rpartition(".")[0], old):
+        sys.modules.pop(name, None)
+    with pytest.warns(FutureWarning, match="has moved to"):
+        module = importlib.import_module(old)
+    current = importlib.import_module(new)
+    for name in (name for name in vars(current) if not name.startswith("__")):
+        assert getattr(module, name) is getattr(current, name)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module(f"{old}_nowhere")
+
+
 def test_a_path_that_never_was_is_not_found() -> None:
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("loraprune.nowhere")

@@ -50,12 +50,36 @@ def test_a_copy_can_be_changed_under_an_old_name() -> None:
         assert replace(PruningConfig(), refit=False) == PruningConfig(repair="none")  # type: ignore[call-arg]
 
 
-def test_two_names_that_say_different_things_are_refused() -> None:
+CHANGED = [
+    (PruningConfig(repair="none"), {"refit": True}, {"repair": "refit"}),
+    (PruningConfig(damping=0.1), {"refit_damping": 0.2}, {"damping": 0.2}),
+    (PruningConfig(head_counts="any"), {"any_head_count": False}, {"head_counts": "config"}),
+    (OneshotConfig(ratio=0.2, criterion="wanda"), {"method": "magnitude"}, {"criterion": "magnitude"}),
+    (OneshotConfig(ratio=0.2, head_counts="any"), {"any_head_count": None}, {"head_counts": None}),
+]
+
+
+@pytest.mark.parametrize(("config", "old", "new"), CHANGED)
+def test_a_copy_of_any_config_can_be_changed_under_an_old_name(config: Any, old: Any, new: Any) -> None:
+    with pytest.warns(FutureWarning, match=SAID) as caught:
+        assert replace(config, **old) == replace(config, **new)
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.parametrize("repair", ["none", "refit"])
+def test_two_names_that_say_different_things_are_refused(repair: str) -> None:
     with (
         pytest.warns(FutureWarning, match=SAID),
         pytest.raises(TypeError, match="'refit' is the old name of 'repair'; give one of them"),
     ):
-        PruningConfig(repair="none", refit=True)  # type: ignore[call-arg]
+        PruningConfig(repair=repair, refit=repair == "none")  # type: ignore[call-arg]
+
+
+def test_options_that_were_not_given_show_as_such_under_old_names() -> None:
+    with pytest.warns(FutureWarning, match=SAID):
+        assert OneshotConfig(ratio=0.5).any_head_count is None  # type: ignore[attr-defined]
+    assert not PruningConfig().free_head_counts
+    assert PruningConfig(allocation="global").free_head_counts
 
 
 def test_the_warning_points_at_the_line_that_uses_the_old_name() -> None:

@@ -162,3 +162,28 @@ def test_agreement_leaves_out_ratios_at_which_no_group_goes(
     assert "| demo | heads | lora with taylor | – | 0.85 ± 0.07 |" in shown
     assert "| demo | heads | by chance | – | 0.25 ± 0.00 |" in shown
     assert "<svg" in (tmp_path / "out" / "agreement.svg").read_text()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_rows_are_found_by_the_runs_that_made_them(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keys hold options by name: a renamed option must not make results unknown."""
+    shared = FOLDER.parents[1] / "shared" / "data"
+    if not shared.is_dir():
+        pytest.skip("needs the checkpoints and texts of ../shared/data")
+    published = json.loads((FOLDER.parent / "docs" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+    asked: set[str] = set()
+    laboratory = importlib.import_module("laboratory")
+    measure = laboratory.Laboratory.measure
+
+    def noted(self: Any, key: Any, made: Any) -> Any:
+        asked.add(json.dumps(key, sort_keys=True))
+        return measure(self, key, made)
+
+    monkeypatch.setattr(laboratory.Laboratory, "measure", noted)
+    (tmp_path / f"{name}.json").write_text(json.dumps(published), encoding="utf-8")
+    words = [*published["command"].split()[2:], "--known", "--shared", str(shared), "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, "--cache", str(tmp_path / "cache.jsonl")])
+    importlib.import_module(name).main()
+    assert {row["key"] for row in published["rows"]} <= asked

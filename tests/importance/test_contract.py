@@ -10,6 +10,7 @@ import pytest
 import torch
 from tests.models import FAMILIES, features, logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 
+from loraprune.importance.baselines import Position, Random
 from loraprune.importance.compresso import Compresso
 from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.fisher import Fisher
@@ -19,7 +20,6 @@ from loraprune.importance.magnitude import Magnitude
 from loraprune.importance.registry import CRITERIA, make_criterion
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.importance.trivial import Position, Random
 from loraprune.importance.wanda import Wanda
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan

@@ -8,10 +8,10 @@ from tests.models import sequence_losses, token_ids
 from tests.zoo.experts import ROWS
 from tests.zoo.row import adapted, structure_of
 
+from loraprune.importance.baselines import Random
 from loraprune.importance.fisher import Fisher
 from loraprune.importance.lora import LoraGuided
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.trivial import Random
 from loraprune.layers.unwrap import adapter_of
 from loraprune.structure.plan import Plan
 

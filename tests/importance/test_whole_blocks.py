@@ -4,10 +4,10 @@ import pytest
 import torch
 from tests.models import factors, projections, sequence_losses, tiny_model, token_ids, with_lora
 
+from loraprune.importance.baselines import Position
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.lora import LoraGuided, estimated_gradient
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.trivial import Position
 from loraprune.importance.whole_blocks import WholeBlocks, for_structure
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.describe import describe

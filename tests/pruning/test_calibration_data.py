@@ -56,7 +56,7 @@ def test_lists_of_rows_serve_as_well_as_data_sets() -> None:
     ],
 )
 def test_data_that_cannot_be_drawn_from_is_refused_with_both_ways_out(rows: Any) -> None:
-    with pytest.raises(ValueError, match=r"calibration=\[\.\.\.\]\), or switch the refit off"):
+    with pytest.raises(ValueError, match=r"calibration=\[\.\.\.\]\), or say repair="):
         draw_calibration(rows, 4, seed=0)
 
 

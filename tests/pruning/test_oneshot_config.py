@@ -97,9 +97,9 @@ class TestOptionsOfOneKind:
         [
             ({"criterion": "sparsegpt", "variant": True}, "variant is a way of wanda"),
             ({"criterion": "wanda", "sparsity": "2:4", "variant": True}, "variant is a way of wanda"),
-            ({"criterion": "sparsegpt", "order": "iterative"}, "order is an option of the methods magnitude"),
+            ({"criterion": "sparsegpt", "order": "iterative"}, "order is an option of the criteria magnitude"),
             ({"criterion": "sparsegpt", "within": "row"}, "within is an option of wanda and magnitude"),
-            ({"criterion": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of methods with"),
+            ({"criterion": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of criteria with"),
             ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "wanda has none"),
         ],
         ids=str,

@@ -36,7 +36,8 @@ class TestPlainTuning:
     @pytest.mark.parametrize("refit", thinned([False, True]))
     def test_a_ratio_of_0_trains_as_a_plain_trainer_does_bit_for_bit(self, tmp_path: Path, refit: bool) -> None:
         model = adapted_model(dropout=0.1)
-        callback, with_callback = pruned(tmp_path, PruningConfig(ratio=0.0, refit=refit), model=model)
+        config = PruningConfig(ratio=0.0, repair="refit" if refit else "none")
+        callback, with_callback = pruned(tmp_path, config, model=model)
         self.assert_identical(with_callback, train(tmp_path, model=adapted_model(dropout=0.1)))
         assert callback.run is not None
         assert callback.run.plan == Plan.full(callback.run.structure)

@@ -285,7 +285,7 @@ class TestZerosThatAreGivenUp:
     def test_pruning_a_sparse_model_says_who_keeps_them(
         self, sparse: Path, data: Path, caplog: pytest.LogCaptureFixture, refit: bool
     ) -> None:
-        config = PruningConfig(ratio=0.5, calibration_sequences=8, refit=refit)
+        config = PruningConfig(ratio=0.5, calibration_sequences=8, repair="refit" if refit else "none")
         with caplog.at_level(logging.WARNING, "loraprune"):
             result = prune(sparse, data, config, training=QUICK, options=RunOptions(latency=False))
         assert ("refit and the merge of the LoRA adapter fill them" in caplog.text) is refit

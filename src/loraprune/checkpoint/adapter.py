@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
-COURSE_FILE = "loraprune_adapter.json"
+FACTS_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""
 REFITTED_FILE = "refitted_base_weights.safetensors"
 MASKS_FILE = "pst_masks.safetensors"
@@ -59,7 +59,7 @@ class AdapterFolder:
     masked: bool = False
 
 
-def course_text(
+def facts_text(
     *,
     plan: Plan | None = None,
     dimensions: Sequence[str] | None = None,
@@ -105,7 +105,7 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
     if not base_name:
         raise CheckpointError(f"{name} is an adapter that names no base. Name the base with --base.")
     _check_kind(name, values)
-    return _with_course(
+    return _with_facts(
         AdapterFolder(folder=folder, base=str(base_name), base_revision=None if base else values.get("revision")), name
     )
 
@@ -119,7 +119,7 @@ def _folder_of(name: str, revision: str | None) -> Path | None:
     from transformers.utils import cached_file
 
     found = None
-    for file in (CONFIG_FILE, WEIGHTS_FILE, COURSE_FILE, REFITTED_FILE, MASKS_FILE):
+    for file in (CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE, REFITTED_FILE, MASKS_FILE):
         try:
             stored = cached_file(
                 name,
@@ -160,18 +160,18 @@ def _check_kind(name: str, values: Mapping[str, Any]) -> None:
         )
 
 
-def _with_course(found: AdapterFolder, name: str) -> AdapterFolder:
+def _with_facts(found: AdapterFolder, name: str) -> AdapterFolder:
     folder, masked = found.folder, (found.folder / MASKS_FILE).is_file()
-    if not (folder / COURSE_FILE).is_file():
+    if not (folder / FACTS_FILE).is_file():
         if masked or (folder / REFITTED_FILE).is_file():
             raise CheckpointError(
-                f"{name} is the adapter of a model that loraprune pruned, and {COURSE_FILE}, which says what was cut, "
+                f"{name} is the adapter of a model that loraprune pruned, and {FACTS_FILE}, which says what was cut, "
                 "is missing. Name the finished checkpoint instead."
             )
         return found
-    values = _read(folder / COURSE_FILE)
+    values = _read(folder / FACTS_FILE)
     if values.get("format") != 1:
-        raise CheckpointError(f"{folder / COURSE_FILE} is of a version that this loraprune cannot read. Update it.")
+        raise CheckpointError(f"{folder / FACTS_FILE} is of a version that this loraprune cannot read. Update it.")
     plan, dimensions = values.get("plan"), values.get("dimensions")
     return replace(
         found,

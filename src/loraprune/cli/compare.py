@@ -132,18 +132,18 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 def _show(console: Console, comparison: RunsComparison) -> None:
     """Print a table for each group, what the stars mean, and what to know."""
-    from loraprune.report.comparison import result as runs_words
+    from loraprune.report.comparison import result
     from loraprune.report.comparison.page import runs_table
 
     several = len(comparison.groups) > 1
     for position, group in enumerate(comparison.groups, start=1):
         heading = f"Group {position}: {group.title}" if several else group.title
         detail = f" ({group.quality.detail})" if group.quality.detail else ""
-        _line(console, f"{heading}{detail}, {runs_words.direction(group.quality)}", style="bold")
+        _line(console, f"{heading}{detail}, {result.quality_direction(group.quality)}", style="bold")
         console.print(runs_table(group))
         for note in group.notes:
             _line(console, note, style="yellow")
-    legend = runs_words.front_legend(comparison.groups)
+    legend = result.front_legend(comparison.groups)
     if legend:
         _line(console, legend, style="dim")
     for note in comparison.notes:

@@ -17,7 +17,6 @@ from loraprune.pruning.errors import InterruptedRunError
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from rich.console import Console
     from transformers import PreTrainedModel
 
     from loraprune.recipes.prune import PruneResult

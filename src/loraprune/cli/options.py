@@ -26,9 +26,10 @@ class Option:
     Attributes:
         name: its key in a recipe file; the flag is the same with dashes.
         target: what it sets: a field of ``run``, of what the command configures, or the ``call`` itself.
-        field: the field's name where it differs.
         help: one line.
         extra: for argparse.
+        field: the field's name where it differs.
+        old: name that the option had before, of :data:`OLD_OPTIONS`.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Option:
     help: str
     extra: dict[str, Any]
     field: str | None = None
+    old: str | None = None
 
     @property
     def flag(self) -> str:
@@ -43,9 +45,11 @@ class Option:
         return "--" + self.name.replace("_", "-")
 
 
-def option(name: str, target: str, help: str, *, field: str | None = None, **extra: Any) -> Option:
+def option(
+    name: str, target: str, help: str, *, field: str | None = None, old: str | None = None, **extra: Any
+) -> Option:
     """One option; ``extra`` is for argparse."""
-    return Option(name, target, help, extra, field)
+    return Option(name, target, help, extra, field, old)
 
 
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
@@ -75,14 +79,14 @@ OLD_OPTIONS = {
 """Options by their old names; they work for one more version, and say what they are called now."""
 
 
-def old_names(known: Collection[str]) -> set[str]:
-    """Old names of some options, where they mean nothing else now."""
-    return {old for old, new in OLD_OPTIONS.items() if new.name in known and old not in known}
+def old_names(options: Iterable[Option]) -> set[str]:
+    """Names that options had before."""
+    return {option.old for option in options if option.old is not None}
 
 
-def add_old_options(parser: argparse.ArgumentParser, known: Collection[str]) -> None:
-    """Let a parser understand options under their old names; help does not show them."""
-    for old in sorted(old_names(known)):
+def add_old_options(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
+    """Let a parser understand options under old names; help does not show them."""
+    for old in sorted(names):
         parser.add_argument(
             f"--{old.replace('_', '-')}",
             dest=old,
@@ -92,14 +96,14 @@ def add_old_options(parser: argparse.ArgumentParser, known: Collection[str]) -> 
         )
 
 
-def with_new_names(values: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """Values of options given under old names, under the new ones; each old name is warned of.
+def with_new_names(values: Mapping[str, Any], old_names: Collection[str]) -> dict[str, Any]:
+    """Values of options given under some old names, under the new ones; each old name is warned of.
 
     Raises:
         ValueError: an option was given under both of its names.
     """
     found = dict(values)
-    for old in sorted(old_names(known) & found.keys()):
+    for old in sorted(found.keys() & set(old_names)):
         new = OLD_OPTIONS[old]
         before, now = (f"--{name.replace('_', '-')}" for name in (old, new.name))
         if new.name in found:
@@ -128,7 +132,7 @@ def add_options(parser: argparse.ArgumentParser, groups: Groups) -> None:
             group.add_argument(
                 *flags, dest=option.name, default=argparse.SUPPRESS, help=option.help.replace("%", "%%"), **option.extra
             )
-    add_old_options(parser, {option.name for options in groups.values() for option in options})
+    add_old_options(parser, old_names(option for options in groups.values() for option in options))
 
 
 def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -23,8 +23,8 @@ PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_
            "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
 """Options that go to the pruning configuration under their own names."""
 
-_RENAMED = ("repair",)
-"""Options that had another name."""
+_OLD = ("refit",)
+"""Old names of options, of those in :data:`~loraprune.cli.options.OLD_OPTIONS`."""
 
 RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "dtype", "bf16",
        "device", "batch_size")  # fmt: skip
@@ -83,7 +83,7 @@ def plan_parser() -> argparse.ArgumentParser:
     out.add_argument("--architecture", type=Path, metavar="FILE.yaml", help="description of the model's family")
     out.add_argument("--revision", default=None, help="branch, tag or commit of a hub checkpoint")
     out.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
-    add_old_options(parser, _RENAMED)
+    add_old_options(parser, _OLD)
     return parser
 
 
@@ -102,7 +102,7 @@ def plan_command(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if value is not None}
-    vars(options).update(with_new_names(given, _RENAMED))
+    vars(options).update(with_new_names(given, _OLD))
     if options.ratio and options.target_params is not None:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
     if options.output is not None and not options.output.parent.is_dir():

@@ -44,12 +44,14 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("prune_end", "pruning", "fraction of the run at which the last cut is made (0.3)", type=float),
         option("cuts", "pruning", "number of cuts (5)", type=int),
         option("cut_every", "pruning", "instead of a number of cuts: steps from one to the next", type=int),
-        option("repair", "pruning", "what is done to layers after a cut: refit (least squares) or none (refit)"),
-        option("damping", "pruning", "ridge of the refit, as a share of the mean diagonal (0.01)", type=float),
+        option("repair", "pruning", "what is done to layers after a cut: refit (least squares) or none (refit)",
+                old="refit"),
+        option("damping", "pruning", "ridge of the refit, as a share of the mean diagonal (0.01)", type=float,
+                old="refit_damping"),
         option("calibration_sequences", "pruning", "training sequences that the refit looks at (128)", type=int),
         option("channel_multiple", "pruning", "round FFN widths to a multiple (by size)", type=int),
         option("head_counts", "pruning", "config: head counts that the model's config accepts; any: export a Llama "
-                "as a Mistral if need be (config)", choices=("config", "any")),
+                "as a Mistral if need be (config)", choices=("config", "any"), old="head_rounding"),
         option("average_decay", "pruning", "moving average of the scores, lambda (0.9)", type=float),
         option("average_bias_correction", "pruning", "divide out the average's start from zero (on)", **SWITCH),
         option("apply", "pruning", "slice: cut tensors while training; mask: multiply with zeros, cut at the end "

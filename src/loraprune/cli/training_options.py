@@ -243,9 +243,10 @@ class TrainingCommand:
             near = suggestion(str(error), (*options, *training))
             raise ValueError(f"{error}{near} ({self.prog} --help lists the options)") from None
         recipe = read_recipe(given["config"]) if "config" in given else {}
-        check_known(recipe, set(options) | old_names(options) | training | {"model", "config"})
-        given = with_new_names(given, options)
-        values = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, options) | given
+        old = old_names(options.values())
+        check_known(recipe, set(options) | old | training | {"model", "config"})
+        given = with_new_names(given, old)
+        values = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, old) | given
         self.settle(values, given)
         for name, remedy in REMEDIES.items():
             if name in values:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import warnings
 from collections.abc import Sequence
@@ -31,14 +32,23 @@ MOVED = {
 """Old paths to new ones; None stands for a package that only held others."""
 
 
+def new_path(old: str) -> str | None:
+    """Where a module is now, by its own old path or by that of a package above it; None where neither is known."""
+    above, _, name = old.rpartition(".")
+    if old in MOVED or not above:
+        return MOVED.get(old)
+    found = new_path(above)
+    return None if found is None else f"{found}.{name}"
+
+
 class _MovedModule(Loader):
     """Makes a module that hands out what the one at the new path holds."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name)
-        new = MOVED[spec.name]
+        module.__path__ = []  # what is below is looked for by the finder, too
+        new = new_path(spec.name)
         if new is None:
-            module.__path__ = []
             return module
         warnings.warn(
             f"{spec.name} has moved to {new}; the old path goes with the next version.", FutureWarning, stacklevel=2
@@ -61,8 +71,10 @@ class _MovedFinder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         if fullname not in MOVED:
-            return None
-        return ModuleSpec(fullname, _MovedModule(), is_package=MOVED[fullname] is None)
+            new = new_path(fullname)
+            if new is None or importlib.util.find_spec(new) is None:
+                return None
+        return ModuleSpec(fullname, _MovedModule(), is_package=True)
 
 
 def find_moved_modules() -> None:

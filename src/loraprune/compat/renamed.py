@@ -6,7 +6,7 @@ import functools
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass, fields
 from typing import Any, TypeVar
 
 _Class = TypeVar("_Class", bound=type)
@@ -51,10 +51,14 @@ def under_old_names(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -
 
 
 def _warn(owner: str, old: str, new: Renamed) -> None:
+    """Warn at the line that used the old name, which is neither here nor in ``dataclasses.replace``."""
+    level, frame = 1, inspect.currentframe()
+    while frame is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "copy"):
+        level, frame = level + 1, frame.f_back
     warnings.warn(
         f"{owner}: {old!r} is now called {new.name!r}; the old name goes with the next version.",
         FutureWarning,
-        stacklevel=3,
+        stacklevel=level,
     )
 
 
@@ -67,17 +71,18 @@ def renamed_fields(**renamed: Renamed) -> Callable[[_Class], _Class]:
 
     def decorate(cls: _Class) -> _Class:
         original: Any = cls.__init__  # type: ignore[misc]
-        defaults = {field.name: field.default for field in fields(cls) if field.default is not MISSING}
+        names = {field.name for field in fields(cls) if field.init}
 
         @functools.wraps(original)
         def with_old_names(self: Any, *args: Any, **values: Any) -> None:
+            # `dataclasses.replace` gives every field its present value beside the changes.
+            is_copy = names <= values.keys()
             for old, new in renamed.items():
                 if old not in values:
                     continue
                 _warn(cls.__name__, old, new)
                 value = new.forward(values.pop(old))
-                # `dataclasses.replace` gives every field its present value beside the changes.
-                if values.get(new.name, value) not in (value, defaults.get(new.name)):
+                if not is_copy and values.get(new.name, value) != value:
                     raise TypeError(f"{cls.__name__}: {old!r} is the old name of {new.name!r}; give one of them.")
                 values[new.name] = value
             original(self, *args, **values)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from loraprune.importance.baselines import Position, Random
 from loraprune.importance.compresso import Compresso, CompressoOptions
 from loraprune.importance.criterion import Criterion, CriterionOptions, LearnedCriterion
 from loraprune.importance.fisher import Fisher
@@ -13,7 +14,6 @@ from loraprune.importance.magnitude import Magnitude
 from loraprune.importance.reductions import GROUP_REDUCTIONS, GroupReduction
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.taylor_forms import TAYLOR_FORMS, TaylorForm
-from loraprune.importance.trivial import Position, Random
 from loraprune.importance.wanda import Wanda
 
 __all__ = [

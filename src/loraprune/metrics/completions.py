@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
 
@@ -105,6 +106,7 @@ def _from_file(path: Path) -> list[str]:
     return prompts
 
 
+@renamed_keywords(told="progress")
 @torch.no_grad()
 def complete_prompts(
     model: PreTrainedModel,

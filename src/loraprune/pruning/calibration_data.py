@@ -30,7 +30,7 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
     if not hasattr(dataset, "__len__") or len(dataset) == 0 or "input_ids" not in dataset[0]:
         raise ValueError(
             "Calibration sequences for the refit cannot be drawn from this training data: it needs a length and a "
-            "column 'input_ids'. Pass PruningCallback(calibration=[...]), or switch the refit off."
+            "column 'input_ids'. Pass PruningCallback(calibration=[...]), or say repair='none'."
         )
     drawn: list[torch.Tensor] = []
     for index in _order(dataset, seed):
@@ -62,7 +62,7 @@ def draw_batches(
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
         raise ValueError(
             "Calibration data for the refit cannot be drawn from this training data: it needs a length. Pass "
-            "PruningCallback(calibration=[...]), or switch the refit off."
+            "PruningCallback(calibration=[...]), or say repair='none'."
         )
     rows = [dict(collator([dataset[index]])) for index in _order(dataset, seed)[:count]]
     return [_joined(part, dtype) for part in _of_equal_shapes(rows)]

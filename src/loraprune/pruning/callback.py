@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.pruning.run import CutRecord, PruningRun
+    from loraprune.pruning.run import CutRecord
     from loraprune.structure.dimensions import Structure
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -19,20 +19,20 @@ from loraprune.structure.widths import HEAD_COUNTS, HeadCounts
 
 REPAIRS_IN_TRAINING = ("refit", "none")
 
-ANY_HEAD_COUNT = Renamed(
-    "head_counts", lambda free: None if free is None else "any" if free else "config", lambda counts: counts == "any"
-)
-"""The old switch, in which None stood for the default."""
-
 RENAMED = {
     "refit": Renamed("repair", lambda on: "refit" if on else "none", lambda repair: repair != "none"),
     "refit_damping": Renamed("damping"),
-    "any_head_count": ANY_HEAD_COUNT,
+    "any_head_count": Renamed("head_counts", lambda free: "any" if free else "config", lambda counts: counts == "any"),
 }
 """Fields of :class:`PruningConfig` by their old names, which files of runs keep."""
 
 
-def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
+    """Make sure that an option is one of its choices.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+    """
     if value not in choices:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
@@ -132,14 +132,14 @@ class PruningConfig:
         object.__setattr__(self, "keep_layers", layers)
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
-        _one_of("criterion", self.criterion, (*CRITERIA, "pst"))
+        check_choice("criterion", self.criterion, (*CRITERIA, "pst"))
         if self.unstructured:
             self._check_unstructured()
-        _one_of("lora_form", self.lora_form, LORA_FORMS)
-        _one_of("taylor_form", self.taylor_form, TAYLOR_FORMS)
-        _one_of("group_reduction", self.group_reduction, GROUP_REDUCTIONS)
-        _one_of("allocation", self.allocation, ALLOCATIONS)
-        _one_of("apply", self.apply, ("slice", "mask"))
+        check_choice("lora_form", self.lora_form, LORA_FORMS)
+        check_choice("taylor_form", self.taylor_form, TAYLOR_FORMS)
+        check_choice("group_reduction", self.group_reduction, GROUP_REDUCTIONS)
+        check_choice("allocation", self.allocation, ALLOCATIONS)
+        check_choice("apply", self.apply, ("slice", "mask"))
         if self.pst != PstOptions() and not self.unstructured:
             raise ValueError(
                 f"Options of pst were given, and the criterion is {self.criterion!r}. Leave them out, or choose the "
@@ -156,14 +156,16 @@ class PruningConfig:
             raise ValueError(f"cut_every is {self.cut_every}; at least one step lies between two cuts.")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay is {self.average_decay}; it must lie in [0, 1).")
-        _one_of("repair", self.repair, REPAIRS_IN_TRAINING)
-        _one_of("head_counts", self.head_counts, HEAD_COUNTS)
+        check_choice("repair", self.repair, REPAIRS_IN_TRAINING)
+        check_choice("head_counts", self.head_counts, HEAD_COUNTS)
         if self.damping < 0.0:
             raise ValueError(f"damping is {self.damping}; it cannot be negative.")
         if self.repairs and self.calibration_sequences < 1:
-            raise ValueError("calibration_sequences is below 1: the refit needs at least one, or switch it off.")
+            raise ValueError(
+                "calibration_sequences is below 1: the refit needs at least one. Without it, say repair='none'."
+            )
         if self.repairs and self.apply == "mask":
-            raise ValueError("The refit needs sliced tensors: switch it off, or use apply='slice'.")
+            raise ValueError("The refit needs sliced tensors: say repair='none' (--repair none), or use apply='slice'.")
         if self.channel_multiple is not None and self.channel_multiple < 1:
             raise ValueError(f"channel_multiple is {self.channel_multiple}; it must be at least 1.")
         if self.compresso != CompressoOptions() and self.criterion != "compresso":
@@ -220,6 +222,11 @@ class PruningConfig:
     def legal_head_counts(self) -> HeadCounts:
         """Head counts that may be chosen: our modeling file, which global allocation needs, takes them all."""
         return "any" if self.allocation == "global" else self.head_counts
+
+    @property
+    def free_head_counts(self) -> bool:
+        """The old form of :attr:`legal_head_counts`: whether it is ``any``."""
+        return self.legal_head_counts == "any"
 
     def to_saved(self) -> dict[str, Any]:
         """The fields as plain values, under the names that they have in files of runs."""

@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.structure.dimensions import PrunableDimension, Structure
-    from loraprune.structure.plan import Plan
     from loraprune.structure.widths import LegalWidths
 
 

@@ -11,7 +11,7 @@ from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
 from loraprune.importance.criterion import check_options
 from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.pruning.config import ANY_HEAD_COUNT
+from loraprune.pruning.config import check_choice
 from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 from loraprune.sparsity.masks import SparsityPattern, parse_pattern
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
@@ -41,13 +41,15 @@ DEFAULTS: dict[str, Any] = {
 }
 
 
-RENAMED_ONESHOT = {"method": Renamed("criterion"), "any_head_count": ANY_HEAD_COUNT}
+RENAMED_ONESHOT = {
+    "method": Renamed("criterion"),
+    "any_head_count": Renamed(
+        "head_counts",
+        lambda free: None if free is None else "any" if free else "config",
+        lambda counts: None if counts is None else counts == "any",
+    ),
+}
 """Fields of :class:`OneshotConfig` by their old names, which records keep."""
-
-
-def _one_of(name: str, value: str, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(allowed)}.")
 
 
 @renamed_fields(**RENAMED_ONESHOT)
@@ -79,7 +81,7 @@ class OneshotConfig:
             or ``last`` of the layers of a group.
         offload_grads: of ``taylor``: gradients of the weights are kept in the machine's memory.
         within: of ``wanda`` and ``magnitude``, unstructured: weights are compared within a ``row`` or the ``matrix``;
-            None is the method's own (``wanda``: row, ``magnitude``: matrix).
+            None is the criterion's own (``wanda``: row, ``magnitude``: matrix).
         variant: of ``wanda``, unstructured: rows lose the same share of their scores.
         order: of the masks with updates: ``sequential`` (the default) or ``iterative``.
         block_size: of SparseGPT: columns compared with each other and updated together (128).
@@ -118,22 +120,22 @@ class OneshotConfig:
         self._check_kind()
         methods = STRUCTURED_METHODS if self.structured else METHODS
         if self.criterion is not None and self.criterion not in methods:
-            self._refuse_method(methods)
+            self._refuse_criterion(methods)
         for name in ONLY_SPARSE if self.structured else ONLY_STRUCTURED:
             if getattr(self, name) is not None:
                 kind, way = ("weights become zero", "--sparsity") if self.structured else ("heads go", "--ratio")
                 raise ValueError(f"{name} is an option of pruning where {kind} ({way}). Leave it out.")
-        _one_of("repair", self.value("repair"), REPAIRS)
+        check_choice("repair", self.value("repair"), REPAIRS)
         if self.dimensions and self.spans_blocks and self.value("repair") != "none":
             raise ValueError(
                 f"repair is {self.repair!r}, and no layer alone reads the dimension {self.dimensions[0]!r}, so that "
                 "there is none to repair. Leave it out."
             )
-        _one_of("allocation", self.value("allocation"), ALLOCATIONS)
-        _one_of("head_counts", self.value("head_counts"), HEAD_COUNTS)
-        _one_of("order", self.value("order"), ORDERS)
-        _one_of("taylor_form", self.value("taylor_form"), TAYLOR_FORMS)
-        _one_of("group_reduction", self.value("group_reduction"), GROUP_REDUCTIONS)
+        check_choice("allocation", self.value("allocation"), ALLOCATIONS)
+        check_choice("head_counts", self.value("head_counts"), HEAD_COUNTS)
+        check_choice("order", self.value("order"), ORDERS)
+        check_choice("taylor_form", self.value("taylor_form"), TAYLOR_FORMS)
+        check_choice("group_reduction", self.value("group_reduction"), GROUP_REDUCTIONS)
         if self.structured:
             check_options(self.score_options().criterion, what="criterion")
         self._check_numbers()
@@ -152,14 +154,14 @@ class OneshotConfig:
                 raise ValueError(
                     f"Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero).{what}"
                 )
-            # Only one kind of pruning has the method.
+            # Only one kind of pruning has the criterion.
             object.__setattr__(self, "ratio" if self.criterion in STRUCTURED_METHODS else "sparsity", 0.5)
         if self.ratio is not None and not 0.0 < self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
         if self.sparsity is not None:
             parse_pattern(self.sparsity)
 
-    def _refuse_method(self, methods: Sequence[str]) -> None:
+    def _refuse_criterion(self, methods: Sequence[str]) -> None:
         other = METHODS if self.structured else STRUCTURED_METHODS
         if self.criterion in other:
             given, wanted = ("a ratio", "sparsity") if self.structured else ("a sparsity", "ratio")
@@ -189,16 +191,16 @@ class OneshotConfig:
         if self.variant and (self.name != "wanda" or self.pattern.m is not None):
             raise ValueError("variant is a way of wanda to spread a sparsity without a pattern. Leave it out.")
         if self.order is not None and not self.name.endswith("+obs"):
-            raise ValueError("order is an option of the methods magnitude+obs and wanda+obs. Leave it out.")
+            raise ValueError("order is an option of the criteria magnitude+obs and wanda+obs. Leave it out.")
         if self.within is not None:
-            _one_of("within", self.within, WITHIN)
+            check_choice("within", self.within, WITHIN)
             if self.name == "sparsegpt" or self.value("order") == "iterative" or self.variant:
                 raise ValueError(
                     "within is an option of wanda and magnitude masks that are chosen at once. Leave it out."
                 )
         if self.block_size is not None and evidence_of(self.name) is not Evidence.MOMENT:
             raise ValueError(
-                f"block_size is an option of methods with updates, and {self.name} has none. Leave it out."
+                f"block_size is an option of criteria with updates, and {self.name} has none. Leave it out."
             )
 
     @property
@@ -220,7 +222,7 @@ class OneshotConfig:
 
     @property
     def name(self) -> str:
-        """Of the method, given or by default."""
+        """Of the criterion, given or by default."""
         if self.criterion is None and self.structured and self.spans_blocks:
             return "fisher"
         return self.criterion or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
@@ -233,7 +235,7 @@ class OneshotConfig:
 
     @property
     def scores_need_data(self) -> bool:
-        """Whether the method looks at calibration data."""
+        """Whether the criterion looks at calibration data."""
         if self.structured:
             return self.name not in WEIGHT_METHODS
         return evidence_of(self.name) is not Evidence.NOTHING
@@ -244,7 +246,7 @@ class OneshotConfig:
         return self.scores_need_data or (self.structured and self.value("repair") != "none")
 
     def score_options(self) -> ScoreOptions:
-        """For the structured methods."""
+        """For structured pruning."""
         return ScoreOptions(
             method=self.name,
             damping=self.damping,
@@ -253,7 +255,7 @@ class OneshotConfig:
         )
 
     def sparsity_options(self) -> SparsityOptions:
-        """For the unstructured methods."""
+        """For single weights."""
         return SparsityOptions(
             method=self.name,
             pattern=self.pattern,

@@ -13,7 +13,7 @@ from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import TENSOR_FILE, read_course, write_course
+from loraprune.pruning.resume import TENSOR_FILE, read_values, write_values
 from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.sparsity.masked_product import packed, unpacked
 from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import TrainerControl, TrainerState, TrainingArguments
 
-    from loraprune.pruning.config import PruningConfig
 
 _PARTS = ("u", "v", "r", "c")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
@@ -180,14 +179,14 @@ class PstRun(PruningRun):
         for name, tensor in learnt.items():
             tensors |= {f"{moment}/{name}": state[tensor][moment].cpu() for moment in _MOMENTS if tensor in state}
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSOR_FILE)
-        write_course(self, folder, history, skipped_steps, {})
+        write_values(self, folder, history, skipped_steps, {})
 
     @classmethod
     def restored(
         cls, model: nn.Module, folder: Path, config: PruningConfig
     ) -> tuple[PstRun, list[dict[str, Any]], list[int]]:
         """A run to go on with, and the history and the skipped steps so far; masks are set when it begins."""
-        state = read_course(folder, config)
+        state = read_values(folder, config)
         run = cls.of(model, config)
         run.records = [CutRecord.from_json(record) for record in state["cuts"]]
         run.phases.take_over(state.get("phases", {}))

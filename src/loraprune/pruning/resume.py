@@ -62,10 +62,10 @@ def save_state(
     tensors |= {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
     save_file(tensors, folder / TENSOR_FILE)
     further = {"plan": run.plan.to_json(), "updates": run.average.updates}
-    write_course(run, folder, history, skipped_steps, further)
+    write_values(run, folder, history, skipped_steps, further)
 
 
-def write_course(
+def write_values(
     run: PruningRun,
     folder: Path,
     history: list[dict[str, Any]],
@@ -99,7 +99,7 @@ def last_checkpoint(run_dir: Path) -> Path | None:
     return max(found)[1] if found else None
 
 
-def read_course(folder: Path, config: PruningConfig) -> dict[str, Any]:
+def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
     """Read what :func:`write_course` wrote, of a run with the same configuration.
 
     Raises:
@@ -136,7 +136,7 @@ def restore_(
         FileNotFoundError: the folder holds no state of a pruning run.
         ValueError: the run was started with another pruning configuration, or with another model.
     """
-    state = read_course(folder, config)
+    state = read_values(folder, config)
     prepare_(model)
     structure = describe(model, config.dimensions, config.keep_layers)
     plan = Plan.from_json(state["plan"])

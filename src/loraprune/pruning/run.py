@@ -161,7 +161,7 @@ class PruningRun:
         if reads_weights and any(map(has_variant, model.modules())):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
-                "criterion 'fisher' or 'random' and switch the refit off."
+                "criterion 'fisher' or 'random' and repair='none' (--repair none)."
             )
         self.schedule = cut_schedule(
             total_steps=total_steps,

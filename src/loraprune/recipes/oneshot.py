@@ -187,7 +187,7 @@ def _repair(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Cali
     return "refit"
 
 
-def _course(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
+def _facts(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
     """What is told of the run beside the measures."""
     facts = {name: value for name, value in prepared.rows.prepared.facts.items() if name != "trained_tokens"}
     course: dict[str, Any] = {"data": facts}
@@ -234,7 +234,7 @@ def _finish(
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
-    course = course | _course(prepared, finished, pruned)
+    course = course | _facts(prepared, finished, pruned)
     plan = pruned.plan if prepared.oneshot.structured else None
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
         metrics = measure_pruned(prepared, finished, dense, course, plan, sizes_only=not fits)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from loraprune.checkpoint.adapter import COURSE_FILE, MASKS_FILE, REFITTED_FILE, course_text
+from loraprune.checkpoint.adapter import FACTS_FILE, MASKS_FILE, REFITTED_FILE, facts_text
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
@@ -298,15 +298,15 @@ def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTrainin
     folder = run_dir / "adapter"
     model.save_pretrained(folder)
     assert pruning.run is not None
-    course = course_text(keeps_zeros=bool(prepared.keep_zeros))
+    course = facts_text(keeps_zeros=bool(prepared.keep_zeros))
     if isinstance(pruning.run, PstRun):
         save_file(pruning.run.masks(), folder / MASKS_FILE)
     elif not prepared.recovery:
         save_file(refitted_weights(model, pruning.run), folder / REFITTED_FILE)
-        course = course_text(
+        course = facts_text(
             plan=pruning.run.plan, dimensions=prepared.pruning.dimensions, keep_layers=prepared.pruning.keep_layers
         )
-    (folder / COURSE_FILE).write_text(course, encoding="utf-8")
+    (folder / FACTS_FILE).write_text(course, encoding="utf-8")
     return folder
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.record.atomic import write_text
-from loraprune.record.history import RECORD_FILE as RECORD
+from loraprune.record.history import RECORD_FILE
 from loraprune.record.report_data import GroupMap, Importance, ReportData, Row
 from loraprune.record.run_record import group_maps
 from loraprune.report.card import with_rows
@@ -128,7 +128,7 @@ def read_source(run: str | Path) -> ReportSource:
     """
     path = Path(run).expanduser()
     if path.is_file():
-        if path.suffix != ".json" or path.name == RECORD:
+        if path.suffix != ".json" or path.name == RECORD_FILE:
             raise ValueError(f"{path} is no data of a report. Name the folder of a run, or the {_DATA} in it.")
         data = with_maps(ReportData.from_json(path))
         return ReportSource(folder=path.parent, page=path.with_suffix(".html"), data=data, base=data.model)
@@ -136,12 +136,12 @@ def read_source(run: str | Path) -> ReportSource:
         raise ValueError(f"There is no folder {path}. Name that of a finished run.")
     if (path / _DATA).is_file():
         data = with_maps(ReportData.from_json(path / _DATA))
-    elif (path / RECORD).is_file():
-        data = _from_record(path / RECORD)
+    elif (path / RECORD_FILE).is_file():
+        data = _from_record(path / RECORD_FILE)
     else:
         raise ValueError(
-            f"{path} holds neither {_DATA} nor {RECORD}, so that it is no finished run of loraprune prune, oneshot or "
-            "recover. Name the folder that a run wrote."
+            f"{path} holds neither {_DATA} nor {RECORD_FILE}, so that it is no finished run of loraprune prune, "
+            "oneshot or recover. Name the folder that a run wrote."
         )
     return ReportSource(folder=path, page=path / "report.html", data=data, base=data.model)
 

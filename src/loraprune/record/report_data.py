@@ -6,8 +6,7 @@ from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 
-from loraprune.record import atomic
-from loraprune.record import json as codec
+from loraprune.record import atomic, codec
 
 
 class Unit(Enum):

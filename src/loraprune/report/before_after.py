@@ -15,7 +15,6 @@ from loraprune.record.report_data import Recovery, ReportData, Row, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from loraprune.record.report_data import ReportData
 
 _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.PARAMETERS: numbers.count,

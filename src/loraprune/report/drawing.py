@@ -13,8 +13,6 @@ from html import escape
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -231,7 +229,7 @@ PIXELS_PER_LABEL = 24.0
 _STRIDES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 
 
-def labels(layers: Sequence[int], room: int) -> list[tuple[int, str]]:
+def layer_labels(layers: Sequence[int], room: int) -> list[tuple[int, str]]:
     """Choose labels: of every layer where there is room, else of every second, fifth, tenth and so on.
 
     Args:
@@ -248,9 +246,9 @@ def labels(layers: Sequence[int], room: int) -> list[tuple[int, str]]:
     return [(place, str(layer)) for layer, place in firsts.items() if layer % stride == 0]
 
 
-def horizontal(axes: Axes, layers: Sequence[int], width: float) -> None:
+def draw_layer_axis(axes: Axes, layers: Sequence[int], width: float) -> None:
     """Lay out a horizontal axis of layers, from 0 on; few layers leave room to the right, so that bars stay slim."""
-    shown = labels(layers, int(width / PIXELS_PER_LABEL))
+    shown = layer_labels(layers, int(width / PIXELS_PER_LABEL))
     axes.set_xticks([place for place, _ in shown], [text for _, text in shown])
     axes.set_xlim(-0.6, max(len(layers) - 0.4, 2.6))
     axes.set_xlabel("layer")

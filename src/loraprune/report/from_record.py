@@ -6,7 +6,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from loraprune.importance.moving_average import Scores
 from loraprune.record import numbers
@@ -25,9 +25,6 @@ from loraprune.sparsity.whole_model import MatrixRecord
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
-
-if TYPE_CHECKING:
-    from loraprune.record.report_data import ReportData
 
 logger = logging.getLogger("loraprune")
 

@@ -12,7 +12,7 @@ from loraprune.report import before_after
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from loraprune.record.report_data import ReportData, Row
+    from loraprune.record.report_data import ReportData
 
 _UNITS = (Unit.PARAMETERS, Unit.BYTES, Unit.MILLISECONDS, Unit.PERPLEXITY, Unit.ACCURACY)
 _MEANINGS = {

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 
 import torch
 
-from loraprune.sparsity import masks as scores
+from loraprune.sparsity import masks
 from loraprune.sparsity.masks import (
     SparsityPattern,
     lowest_of_matrix,
@@ -127,9 +127,9 @@ def _whole_mask(weight_OI: torch.Tensor, inputs: FeatureStatistics | None, optio
     """The mask of ``magnitude`` and ``wanda``."""
     choose = _MASKS[options.compared_within]
     if options.method.startswith("magnitude"):
-        return choose(scores.magnitude(weight_OI), options.pattern)
+        return choose(masks.magnitude(weight_OI), options.pattern)
     assert inputs is not None
-    importance = scores.wanda(weight_OI, inputs.norms.to(weight_OI.dtype))
+    importance = masks.wanda(weight_OI, inputs.norms.to(weight_OI.dtype))
     if options.variant:
         return lowest_of_rows_by_share(importance, options.pattern.ratio)
     return choose(importance, options.pattern)
@@ -164,6 +164,6 @@ def _chooser(weight_OI: torch.Tensor, inputs: FeatureStatistics, options: Sparsi
         whole = _whole_mask(weight_OI, inputs, options)
         return lambda weight, roots, columns: whole[:, columns]
     if options.method == "magnitude+obs":
-        return lambda weight, roots, columns: choose(scores.magnitude(weight), pattern)
+        return lambda weight, roots, columns: choose(masks.magnitude(weight), pattern)
     norms = inputs.norms.to(weight_OI.dtype)
-    return lambda weight, roots, columns: choose(scores.wanda(weight, norms[columns]), pattern)
+    return lambda weight, roots, columns: choose(masks.wanda(weight, norms[columns]), pattern)

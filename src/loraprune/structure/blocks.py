@@ -57,7 +57,7 @@ def blocks_refusal(
 
 
 def blocks_dimension(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> PrunableDimension:
-    """The whole blocks of a model that :func:`refusal` lets pass, as one dimension."""
+    """The whole blocks of a model that :func:`blocks_refusal` lets pass, as one dimension."""
     return PrunableDimension(
         name=f"{spec.stacks[0].name}.{_KIND}",
         kind=_KIND,

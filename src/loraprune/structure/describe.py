@@ -14,8 +14,7 @@ from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, Member
 from loraprune.layers.axes import axis_length, is_stacked, parameters_per_position
 from loraprune.layers.quantized import quantized_layers, shape_of
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.structure.blocks import blocks_dimension
-from loraprune.structure.blocks import blocks_refusal as depth_refusal
+from loraprune.structure.blocks import blocks_dimension, blocks_refusal
 from loraprune.structure.dimensions import Member, PrunableDimension, Remembered, Structure
 from loraprune.structure.hidden import hidden_dimension, hidden_refusal
 from loraprune.structure.kinds import check_ragged, choose_kinds, protected_layers
@@ -333,7 +332,7 @@ def _whole_dimensions(
     """
     config = model.config
     reasons = {
-        "blocks": depth_refusal(model, config, spec, blocks),
+        "blocks": blocks_refusal(model, config, spec, blocks),
         "hidden": hidden_refusal(model, config, spec, blocks),
     }
     for kind, reason in reasons.items():

@@ -94,7 +94,9 @@ def hidden_refusal(
 def hidden_dimension(
     model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
 ) -> PrunableDimension:
-    """The hidden size of a model that :func:`refusal` lets pass; its consumer is the last layer of a block to read it.
+    """The hidden size of a model that :func:`hidden_refusal` lets pass.
+
+    Its consumer is the last layer of a block to read it.
 
     The attribute ``multiple`` is what the config needs: Llama's wants its number of heads to divide the hidden size.
     """

@@ -16,8 +16,6 @@ from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.structure.hidden import hidden_writers
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from loraprune.layers.experts import HiddenTap
     from loraprune.structure.dimensions import Member, PrunableDimension, Structure
     from loraprune.structure.plan import Plan

@@ -204,7 +204,7 @@ class TestResultsFile:
         def fail(*given: Any, **options: Any) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("loraprune.measure.evaluation.subjects.complete_prompts", fail)
+        monkeypatch.setattr("loraprune.measure.evaluation.kinds.complete_prompts", fail)
         config = EvaluationConfig(ppl=(notes,), prompts=(), max_length=32, output=tmp_path / "new" / "e.json")
         with pytest.raises(KeyboardInterrupt):
             evaluate(checkpoint, config)

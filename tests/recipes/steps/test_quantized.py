@@ -208,7 +208,9 @@ class TestInterruption:
         self, tmp_path: Path, wide: Path, data: Path, kind: str, refit: bool
     ) -> None:
         need(kind)
-        config = PruningConfig(ratio=0.5, refit=refit, calibration_sequences=8, cuts=4, prune_end=0.7)
+        config = PruningConfig(
+            ratio=0.5, repair="refit" if refit else "none", calibration_sequences=8, cuts=4, prune_end=0.7
+        )
         training = {"max_steps": 10}
         expected = quick(
             wide, data, config, training=training, options={"output": tmp_path / "whole", "quantization": kind}

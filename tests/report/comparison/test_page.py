@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from tests.report.browser import needs_browser, visit
-from tests.report.test_html import Page
+from tests.report.test_page_report import Page
 
 from loraprune.record.report_data import Unit
 from loraprune.report import drawing

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from loraprune.importance.evidence.gate_squares import GateSquares, gate_gradients
 from loraprune.importance.evidence.gradient_tap import listen
-
-if TYPE_CHECKING:
-    from torch import nn
 
 
 class StreamGates:

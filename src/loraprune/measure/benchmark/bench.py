@@ -57,8 +57,8 @@ def bench(
     with threads(config.threads), memory_reported(device, one_at_a_time=config.one_at_a_time):
         if config.profile == "training":
             return _training(models, config, device, rounds, command)
-        rivals = in_memory(models) if isinstance(models, Mapping) else contenders_of(_names(models), config)
-        return _inference(rivals, config, device, rounds, command)
+        contenders = in_memory(models) if isinstance(models, Mapping) else contenders_of(_names(models), config)
+        return _inference(contenders, config, device, rounds, command)
 
 
 def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
@@ -69,22 +69,22 @@ def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
 
 
 def _inference(
-    rivals: Sequence[Contender], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
+    contenders: Sequence[Contender], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
 ) -> BenchResult:
     """Load, measure, and put together."""
-    dtype = rivals[0].dtype or _dtype(config) or working_dtype(checkpoint_dtype(rivals[0].config), device)
-    contexts = [rival.context for rival in rivals]
+    dtype = contenders[0].dtype or _dtype(config) or working_dtype(checkpoint_dtype(contenders[0].config), device)
+    contexts = [contender.context for contender in contenders]
     tokens = config.tokens_for(contexts)
     prompt = config.prompt_for(tokens, contexts) if config.decode_batch else tokens
-    if not config.one_at_a_time and rivals[0].dtype is None:
-        check_memory(rivals, dtype, device)
-    groups = [[rival] for rival in rivals] if config.one_at_a_time else [list(rivals)]
+    if not config.one_at_a_time and contenders[0].dtype is None:
+        check_memory(contenders, dtype, device)
+    groups = [[contender] for contender in contenders] if config.one_at_a_time else [list(contenders)]
     benched: list[BenchedModel] = []
     figures: list[BenchFigure] = []
     left_out: dict[str, str] = {}
     for group in groups:
-        models = {rival.label: _loaded(rival, dtype, device, config) for rival in group}
-        benched += [_benched(rival, models[rival.label]) for rival in group]
+        models = {contender.label: _loaded(contender, dtype, device, config) for contender in group}
+        benched += [_benched(contender, models[contender.label]) for contender in group]
         size = InputSize(batch_size=config.batch_size, tokens=tokens, seed=config.seed)
         figures += prefill(models, size, rounds)
         if config.decode_batch and not all(writes_text(base_model(model)) for model in models.values()):
@@ -137,32 +137,32 @@ def _training(
     )
 
 
-def _loaded(rival: Contender, dtype: torch.dtype, device: torch.device, config: BenchConfig) -> PreTrainedModel:
-    model = rival.load(dtype, device)
+def _loaded(contender: Contender, dtype: torch.dtype, device: torch.device, config: BenchConfig) -> PreTrainedModel:
+    model = contender.load(dtype, device)
     if config.attn_implementation is not None:
         try:
             base_model(model).set_attn_implementation(config.attn_implementation)
         except (ValueError, ImportError) as error:
             raise ValueError(
-                f"{rival.label} cannot run with the attention {config.attn_implementation!r}: "
+                f"{contender.label} cannot run with the attention {config.attn_implementation!r}: "
                 f"{str(error).splitlines()[0]}"
             ) from error
     return model
 
 
-def _benched(rival: Contender, model: PreTrainedModel) -> BenchedModel:
-    size, source = rival.file_bytes(model)
+def _benched(contender: Contender, model: PreTrainedModel) -> BenchedModel:
+    size, source = contender.file_bytes(model)
     return BenchedModel(
-        label=rival.label,
-        name=rival.name,
-        adapter=rival.adapter,
-        random_weights=rival.random_weights,
+        label=contender.label,
+        name=contender.name,
+        adapter=contender.adapter,
+        random_weights=contender.random_weights,
         parameters=sum(value.numel() for value in model.parameters()),
         file_bytes=size,
         file_bytes_from=source,
         memory_bytes=weight_bytes(model),
         attn_implementation=base_model(model).config._attn_implementation,
-        fingerprint=rival.fingerprint(),
+        fingerprint=contender.fingerprint(),
     )
 
 
@@ -197,18 +197,18 @@ OUT_OF_MEMORY = "can't allocate memory"
 """What torch says where a CPU has no more; an accelerator has an error of its own."""
 
 
-def check_memory(rivals: Sequence[Contender], dtype: torch.dtype, device: torch.device) -> None:
+def check_memory(contenders: Sequence[Contender], dtype: torch.dtype, device: torch.device) -> None:
     """Make sure that there is room for the weights of all models.
 
     Raises:
         ValueError: there is not.
     """
-    needed = sum(rival.parameters() for rival in rivals) * dtype.itemsize
+    needed = sum(contender.parameters() for contender in contenders) * dtype.itemsize
     free = free_memory(device)
     if needed > free:
         raise ValueError(
-            f"The weights of {len(rivals)} models take {needed / GIGA:.3g} GB, and {device} has {free / GIGA:.3g} GB "
-            f"free. {_remedy(one_at_a_time=False)}"
+            f"The weights of {len(contenders)} models take {needed / GIGA:.3g} GB, and {device} has "
+            f"{free / GIGA:.3g} GB free. {_remedy(one_at_a_time=False)}"
         )
 
 

@@ -93,24 +93,24 @@ def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
     labels = unique_labels(names)
     for name, label in zip(names, labels, strict=True):
         found += _contenders_of_name(name, label, config)
-    if config.base is not None and not config.against_base and all(rival.adapter is None for rival in found):
+    if config.base is not None and not config.against_base and all(contender.adapter is None for contender in found):
         raise CheckpointError("base is that of an adapter, or of --against-base, and there is neither. Leave it out.")
     if config.against_base:
         found.insert(0, dense_contender(names[0], config))
-    return _comparable(found)
+    return _comparable_contenders(found)
 
 
-def _comparable(rivals: list[Contender]) -> list[Contender]:
+def _comparable_contenders(contenders: list[Contender]) -> list[Contender]:
     """The models, once it is sure that they do the same.
 
     Raises:
         ValueError: they do not.
     """
-    tasks = {rival.task: rival.label for rival in rivals}
+    tasks = {contender.task: contender.label for contender in contenders}
     if len(tasks) > 1:
         (first, a), (second, b) = list(tasks.items())[:2]
         raise ValueError(f"{a} is made for {first} and {b} for {second}: their times do not compare. Run them alone.")
-    return rivals
+    return contenders
 
 
 def _contenders_of_name(name: str, label: str, config: BenchConfig) -> list[Contender]:
@@ -225,11 +225,11 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
     devices = {next(model.parameters()).device for model in models.values()}
     if len(devices) > 1:
         raise ValueError(f"The models are on {' and '.join(map(str, devices))}: their times do not compare.")
-    rivals = []
+    contenders = []
     for label, model in models.items():
         inner = base_model(model)
         task = task_of_model(inner, "AutoModelForCausalLM")
-        rivals.append(
+        contenders.append(
             Contender(
                 label=label,
                 name=label,
@@ -240,7 +240,7 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
                 context=context_of(inner.config, inner) if task.has_tokenizer else None,
             )
         )
-    return _comparable(rivals)
+    return _comparable_contenders(contenders)
 
 
 # The files that hold the weights of a checkpoint.

@@ -38,7 +38,6 @@ from loraprune.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-    from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
 PLAIN = "plain LoRA"

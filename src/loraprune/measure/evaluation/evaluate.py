@@ -16,8 +16,7 @@ from accelerate.utils.memory import clear_device_cache
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.measure.evaluation.config import DEFAULT_TEXT, EvaluationConfig
 from loraprune.measure.evaluation.evaluation import Evaluation, check_context
-from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
-from loraprune.measure.evaluation.subjects import (
+from loraprune.measure.evaluation.kinds import (
     CLASSIFIERS,
     TEXT_TO_TEXT,
     AccuracyEvaluation,
@@ -27,6 +26,7 @@ from loraprune.measure.evaluation.subjects import (
     TaskEvaluation,
     TextEvaluation,
 )
+from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
 from loraprune.measure.model import MeasuredModel, load_measured, named_device
 from loraprune.metrics.texts import TextSource, find_texts, read_text
 from loraprune.record.provenance import machine_description, timestamp, versions

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from accelerate.utils import find_executable_batch_size
 from accelerate.utils.memory import should_reduce_batch_size
 
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.choosing import ChosenTask, check_tasks
 from loraprune.metrics.tasks.lm_eval import harness_tasks, own_random_numbers, quiet_harness
@@ -30,6 +31,7 @@ ACCELERATOR_FACTOR = 4
 """An accelerator starts with batches so much larger; both halve them when memory runs out."""
 
 
+@renamed_keywords(told="progress")
 def score_tasks(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,

@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase, TrainingArguments
 
-    from loraprune.pruning.config import PruningConfig
-    from loraprune.tasks.options import RunOptions
 
 logger = logging.getLogger("loraprune")
 

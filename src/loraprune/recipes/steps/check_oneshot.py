@@ -119,11 +119,11 @@ def _check_options(oneshot: OneshotConfig, options: RunOptions) -> None:
 def _missing_data(oneshot: OneshotConfig) -> str:
     """What looks at the data that were not given, and the way out."""
     if oneshot.scores_need_data:
-        return f"The method {oneshot.name} looks at calibration data, and none were given. Say --data DATA."
+        return f"The criterion {oneshot.name} looks at calibration data, and none were given. Say --data DATA."
     repair = oneshot.value("repair")
     return (
-        f"The repair {repair!r} looks at calibration data, and none were given (the method {oneshot.name} needs none). "
-        "Say --data DATA, or --repair none."
+        f"The repair {repair!r} looks at calibration data, and none were given (the criterion {oneshot.name} needs "
+        "none). Say --data DATA, or --repair none."
     )
 
 
@@ -172,7 +172,7 @@ def _devices(oneshot: OneshotConfig, source: ModelSource, structure: Structure) 
     computing = default_device()
     if oneshot.structured and oneshot.name in GRADIENT_METHODS and computing != home:
         raise ValueError(
-            f"The method {oneshot.name} takes gradients of the whole model, which does not go with offload. Choose "
+            f"The criterion {oneshot.name} takes gradients of the whole model, which does not go with offload. Choose "
             "osscar, flap or wanda, or leave offload out."
         )
     return home, computing

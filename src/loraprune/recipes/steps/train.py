@@ -22,7 +22,7 @@ from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.sparsity.masked_lora import keep_zeros_
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger("loraprune")
 

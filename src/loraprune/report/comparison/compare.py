@@ -14,8 +14,8 @@ from loraprune.record.provenance import timestamp, versions
 from loraprune.report.comparison.costs import Costs, costs_of
 from loraprune.report.comparison.qualities import (
     Compared,
+    ComparedModels,
     QualityFigure,
-    Subjects,
     entry_figures,
     read_entries,
     record_figures,
@@ -89,13 +89,13 @@ def _read_benches(files: Sequence[str | Path]) -> list[BenchResult]:
     return [read_bench(file) for file in files]
 
 
-def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tuple[Measured, Subjects]:
+def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tuple[Measured, ComparedModels]:
     """Tell the dense models from the runs, and take figures of both from entries and records."""
     began_with = {last_part(run.dense_name): run.dense_name for run in runs if run.record is not None}
     plain = {run.folder.resolve().name: run for run in runs if run.record is None}
     dense = {name: run for name, run in plain.items() if name in began_with}
     compared = [run for run in runs if run.record is not None or run not in dense.values()]
-    subjects = Subjects.among(
+    subjects = ComparedModels.among(
         {run.name: run.folder for run in compared},
         {full: dense[name].folder if name in dense else Path(full) for name, full in began_with.items()},
     )

@@ -11,7 +11,7 @@ from loraprune.record import numbers
 from loraprune.report.comparison.qualities import Compared, QualityFigure
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
 from loraprune.report.comparison.runs import Run
-from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, told_of
+from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, note_on
 
 SPARSE_SHARE = 0.99
 """A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
@@ -72,7 +72,7 @@ def costs_of(
     """
     sizes = {Compared(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
     sparse = [run.name for run in runs if _is_sparse(sizes[Compared(run.name)])]
-    notes = told_of(
+    notes = note_on(
         "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
         sparse,
     )
@@ -113,7 +113,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
             partial.append(run.name)
     if not seconds:
         return None, {}, []
-    notes = told_of(
+    notes = note_on(
         "Time of {names}: without what came before, since the record of the base is not here; name that folder, too.",
         partial,
     )
@@ -122,7 +122,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
     if len(set(machines.values())) > 1:
         why = "taken on different machines"
         listed = [f"{name} ({machine})" for name, machine in machines_in_words(machines).items()]
-        notes += told_of("Times come from different machines, and have no front: {names}.", listed)
+        notes += note_on("Times come from different machines, and have no front: {names}.", listed)
     elif partial:
         why = "of some runs only a part is known"
     detail = "tuning, cuts and repairs" if only_training else "the whole run, with its measurements"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.record import numbers
 from loraprune.report import drawing, figure, picture_files
-from loraprune.report.comparison import result as runs_words
+from loraprune.report.comparison import result
 from loraprune.report.comparison.result import SECONDS, ComparedModel, Cost, RunGroup
 from loraprune.report.comparison.ticks import Box, label_places, set_ticks, set_time_ticks
 from loraprune.report.drawing import ACCENT, CARD, CUT, SOFT, TEXT, Zone
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    from loraprune.report.comparison.result import RunGroup, RunsComparison
+    from loraprune.report.comparison.result import RunsComparison
 
 PANEL_HEIGHT = 300.0
 LEGEND_HEIGHT = 30.0
@@ -67,7 +67,7 @@ def draw_group(group: RunGroup, panels: Sequence[Axes], *, every_axis: bool) -> 
     for index, (cost, axes) in enumerate(zip(group.costs, panels, strict=True)):
         _draw_panel(group, cost, axes)
         if every_axis or index == 0:
-            axes.set_ylabel(f"{group.quality.label}\n({runs_words.direction(group.quality)})")
+            axes.set_ylabel(f"{group.quality.label}\n({result.quality_direction(group.quality)})")
 
 
 def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
@@ -86,9 +86,9 @@ def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
     if cost.name == SECONDS:
         set_time_ticks(axes.xaxis, figures, 3)
     else:
-        set_ticks(axes.xaxis, figures, lambda value: runs_words.cost_text(value, cost), 4)
+        set_ticks(axes.xaxis, figures, lambda value: result.cost_text(value, cost), 4)
     qualities = [_height(model) for model in group.models if numbers.is_number(model.quality)]
-    set_ticks(axes.yaxis, qualities, lambda value: runs_words.quality_text(value, group.quality), 6)
+    set_ticks(axes.yaxis, qualities, lambda value: result.quality_text(value, group.quality), 6)
     axes.margins(0.14)
     axes.set_title(_panel_title(cost))
     if not shown:
@@ -226,7 +226,7 @@ def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
             x, y = _pixels(axes, model, cost)
             corners = axes.transData.inverted().transform([(x - _HIT, y - _HIT), (x + _HIT, y + _HIT)])
             (left, bottom), (right, top) = corners
-            text = runs_words.model_in_words(model, group)
+            text = result.model_in_words(model, group)
             zones.append(Zone(axes=(axes,), left=left, right=right, bottom=bottom, top=top, texts=(text,)))
     return zones
 
@@ -234,7 +234,7 @@ def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
 def _description(group: RunGroup) -> str:
     """Say what the picture shows, with every figure."""
     costs = ", ".join(cost.label.lower() for cost in group.costs)
-    listed = "; ".join(runs_words.model_in_words(model, group) for model in group.models)
+    listed = "; ".join(result.model_in_words(model, group) for model in group.models)
     return f"{group.quality.label} against {costs}. {listed}."
 
 

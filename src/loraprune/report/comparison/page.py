@@ -11,14 +11,14 @@ from rich.text import Text
 
 from loraprune.record import atomic, numbers
 from loraprune.report import page
-from loraprune.report.comparison import result as runs_words
+from loraprune.report.comparison import result
 from loraprune.report.comparison.figure import runs_figure
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, RunGroup
 from loraprune.report.figure import capitalized
 from loraprune.report.page import readable_time
 
 if TYPE_CHECKING:
-    from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunGroup, RunsComparison
+    from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunsComparison
 
 _LEAST = {
     PARAMETERS: "Smallest: {name} with {figure} parameters.",
@@ -67,8 +67,8 @@ def render_page(comparison: RunsComparison) -> str:
             }
             for group in comparison.groups
         ],
-        legend=runs_words.front_legend(comparison.groups),
-        star=runs_words.STAR,
+        legend=result.front_legend(comparison.groups),
+        star=result.STAR,
     )
 
 
@@ -88,8 +88,8 @@ def comparison_verdict(group: RunGroup) -> str:
     before = [model for model in group.models if model.number is None]
     beside = ""
     if len(before) == 1:
-        beside = f" ({before[0].what or 'before'}: {runs_words.quality_text(before[0].quality, group.quality)})"
-    text = runs_words.quality_text(best.quality, group.quality)
+        beside = f" ({before[0].what or 'before'}: {result.quality_text(before[0].quality, group.quality)})"
+    text = result.quality_text(best.quality, group.quality)
     return f"Best {group.quality.label}: {best.name} with {text}{beside}."
 
 
@@ -100,7 +100,7 @@ def _summary(group: RunGroup) -> str:
         known = [model for model in _finite_runs(group) if cost.name in model.costs]
         if len(known) > 1 and not cost.why_no_front:
             least = min(known, key=lambda model: model.costs[cost.name])
-            figure = runs_words.cost_text(least.costs[cost.name], cost)
+            figure = result.cost_text(least.costs[cost.name], cost)
             figure += " of the dense model's latency" if cost.relative else ""
             sentences.append(_LEAST[cost.name].format(name=least.name, figure=figure))
     return " ".join(sentences)
@@ -112,7 +112,7 @@ def _finite_runs(group: RunGroup) -> list[ComparedModel]:
 
 def _lead(group: RunGroup) -> str:
     detail = f"{capitalized(group.quality.detail)}; " if group.quality.detail else ""
-    return f"{detail}{runs_words.direction(group.quality)}. " + (f"Began with {group.base}." if group.base else "")
+    return f"{detail}{result.quality_direction(group.quality)}. " + (f"Began with {group.base}." if group.base else "")
 
 
 def _rows(group: RunGroup) -> list[dict[str, object]]:
@@ -122,7 +122,7 @@ def _rows(group: RunGroup) -> list[dict[str, object]]:
         costs = [
             {
                 "head": cost.label,
-                "text": runs_words.cost_text(model.costs.get(cost.name), cost),
+                "text": result.cost_text(model.costs.get(cost.name), cost),
                 "best": cost.name in model.best_for,
                 "aside": _aside(model, cost, group),
             }
@@ -131,8 +131,8 @@ def _rows(group: RunGroup) -> list[dict[str, object]]:
         rows.append(
             {
                 "model": model,
-                "what": runs_words.kind_of(model),
-                "quality": runs_words.quality_text(model.quality, group.quality),
+                "what": result.model_kind(model),
+                "quality": result.quality_text(model.quality, group.quality),
                 "costs": costs,
                 "size": numbers.file_size(model.bytes),
             }
@@ -164,11 +164,11 @@ def runs_table(group: RunGroup) -> Table:
         )
     for model in group.models:
         name = Text(model.name)
-        if what := runs_words.kind_of(model):
+        if what := result.model_kind(model):
             name.append(f"\n{what}", style="dim")
-        cells = [Text(runs_words.quality_text(model.quality, group.quality), style="bold")]
+        cells = [Text(result.quality_text(model.quality, group.quality), style="bold")]
         for cost in group.costs:
-            mark = f" {runs_words.STAR}" if cost.name in model.best_for else "  "
-            cells.append(Text(runs_words.cost_text(model.costs.get(cost.name), cost) + mark, no_wrap=True))
+            mark = f" {result.STAR}" if cost.name in model.best_for else "  "
+            cells.append(Text(result.cost_text(model.costs.get(cost.name), cost) + mark, no_wrap=True))
         table.add_row("" if model.number is None else str(model.number), name, *cells)
     return table

@@ -249,7 +249,7 @@ def read_entries(files: Sequence[str | Path], folders: Sequence[Path]) -> list[t
 
 
 @dataclass
-class Subjects:
+class ComparedModels:
     """The runs that are compared and the models that they began with, told apart by what files of figures say of them.
 
     Attributes:
@@ -261,7 +261,7 @@ class Subjects:
     stale: dict[Path, dict[str, None]] = field(default_factory=dict)
 
     @classmethod
-    def among(cls, folders: Mapping[str, Path], models: Mapping[str, Path]) -> Subjects:
+    def among(cls, folders: Mapping[str, Path], models: Mapping[str, Path]) -> ComparedModels:
         """The runs in these folders, by the names that they are shown under, and the models that they began with.
 
         Args:

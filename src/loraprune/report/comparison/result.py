@@ -8,8 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from loraprune.record import json as codec
-from loraprune.record import numbers
+from loraprune.record import codec, numbers
 from loraprune.record.report_data import Unit
 
 _FORMAT = "loraprune-comparison"
@@ -213,19 +212,19 @@ def cost_text(value: float | None, cost: Cost) -> str:
     return numbers.duration(value)
 
 
-def direction(quality: Quality) -> str:
+def quality_direction(quality: Quality) -> str:
     """Which way is better."""
     return "higher is better" if quality.higher_is_better else "lower is better"
 
 
-def kind_of(model: ComparedModel) -> str:
+def model_kind(model: ComparedModel) -> str:
     """What a model is; of one that nothing is known of, nothing."""
     return f"{model.what}, sparse" if model.sparse and "sparse" not in model.what else model.what
 
 
 def model_in_words(model: ComparedModel, group: RunGroup) -> str:
     """Everything about a model in one line."""
-    what = f" ({kind_of(model)})" if model.what else ""
+    what = f" ({model_kind(model)})" if model.what else ""
     number = "" if model.number is None else f"{model.number} "
     parts = [f"{group.quality.label} {quality_text(model.quality, group.quality)}"]
     for cost in group.costs:

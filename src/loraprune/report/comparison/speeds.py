@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.record import numbers
-from loraprune.report.comparison.qualities import Compared, Subjects
+from loraprune.report.comparison.qualities import Compared, ComparedModels
 from loraprune.report.comparison.result import LATENCY, Cost
 from loraprune.report.comparison.runs import Run, last_part
 
@@ -151,7 +151,9 @@ def _finite(value: Any) -> float | None:
     return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
 
 
-def benched_speeds(files: Sequence[str | Path], results: Sequence[BenchResult], known: Subjects) -> list[SpeedSource]:
+def benched_speeds(
+    files: Sequence[str | Path], results: Sequence[BenchResult], known: ComparedModels
+) -> list[SpeedSource]:
     """What benchmarks say; each table of each file is a source of its own.
 
     Args:
@@ -215,7 +217,7 @@ STEADY = 1.1
 Speeds = dict[Compared, Speed]
 
 
-def told_of(text: str, names: Sequence[str]) -> list[str]:
+def note_on(text: str, names: Sequence[str]) -> list[str]:
     """A note on some runs; none where there are none."""
     return [text.format(names=", ".join(names))] if names else []
 
@@ -246,7 +248,7 @@ def latency_of(
     timed = {run.name: speeds[Compared(run.name)] for run in runs if Compared(run.name) in speeds}
     if not timed:
         return None, {}, []
-    notes = told_of("No latency is known of {names}.", [run.name for run in runs if run.name not in timed])
+    notes = note_on("No latency is known of {names}.", [run.name for run in runs if run.name not in timed])
     alike = len({speed.conditions for speed in timed.values()}) == 1
     least, most = source.span(references, list(timed)) if alike else (1.0, 1.0)
     if alike and most <= STEADY * least:
@@ -265,10 +267,10 @@ def latency_of(
         machines = machines_in_words({name: speed.machine for name, speed in timed.items()})
         places = [f"{name} ({speed.work}; {machines[name]})" for name, speed in timed.items()]
         text = "Latencies were not measured alike, so that only shares of each dense model's own are shown: {names}."
-        notes += told_of(text, places)
+        notes += note_on(text, places)
     speeds = _relative_only(speeds, runs, references)
     unknown = [name for name in timed if Compared(name) not in speeds]
-    notes += told_of("Of {names}, no latency of the dense model on the same machine is known.", unknown)
+    notes += note_on("Of {names}, no latency of the dense model on the same machine is known.", unknown)
     cost = Cost(
         name=LATENCY,
         label=source.label,

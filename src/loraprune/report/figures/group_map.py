@@ -118,7 +118,7 @@ def _draw_shares(rows: Sequence[_Row], axes: Axes) -> None:
 
 
 def _label_rows(rows: Sequence[_Row], axes: Axes, height: float) -> None:
-    shown = drawing.labels([row.map.layer for row in rows], int(height / _PIXELS_PER_LABEL))
+    shown = drawing.layer_labels([row.map.layer for row in rows], int(height / _PIXELS_PER_LABEL))
     axes.set_yticks([place + 0.5 for place, _ in shown], [text for _, text in shown])
     axes.set_ylim(len(rows), 0)
 

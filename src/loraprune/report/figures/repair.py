@@ -56,7 +56,7 @@ def _picture(errors: Sequence[RefitError], width: float) -> str:
     with drawing.drawing(width, _HEIGHT) as canvas:
         axes = canvas.subplots()
         _draw_marks(errors, axes)
-        drawing.horizontal(axes, [item.layer for item in errors], width)
+        drawing.draw_layer_axis(axes, [item.layer for item in errors], width)
         axes.set_ylim(0, 1.08 * max(_values(errors), default=0.0) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))

@@ -38,7 +38,7 @@ def _picture(widths: Sequence[LayerWidth], width: float) -> str:
     with drawing.drawing(width, _HEIGHT) as canvas:
         axes = canvas.subplots()
         _draw_bars(widths, axes)
-        drawing.horizontal(axes, [item.layer for item in widths], width)
+        drawing.draw_layer_axis(axes, [item.layer for item in widths], width)
         axes.set_ylim(0, max(1, *(item.total for item in widths)))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

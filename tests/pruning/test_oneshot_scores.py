@@ -7,9 +7,9 @@ from tests.zoo import ROWS
 from tests.zoo.row import structure_of
 
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
+from loraprune.importance.baselines import Position, Random
 from loraprune.importance.criterion import CriterionOptions
 from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.trivial import Position, Random
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.pruning.oneshot import (

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import torch
 
-from loraprune.importance.trivial import Random
+from loraprune.importance.baselines import Random
 from loraprune.structure.plan import Plan
 
 

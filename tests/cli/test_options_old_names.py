@@ -27,14 +27,23 @@ from loraprune.cli.recover import RECOVER_OPTIONS
 def test_old_names_mean_the_new_ones_and_say_so_once(
     given: dict[str, Any], expected: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
-    assert with_new_names(given, PRUNE_OPTIONS) == expected
+    assert with_new_names(given, OLD_OPTIONS) == expected
     assert sum("is now called" in message for message in caplog.messages) == 1
 
 
 def test_each_command_knows_the_old_names_of_its_own_options() -> None:
-    assert old_names(PRUNE_OPTIONS) == set(OLD_OPTIONS)
-    assert old_names(ONESHOT_OPTIONS) == set(OLD_OPTIONS)
-    assert old_names(RECOVER_OPTIONS) == set()
+    assert old_names(PRUNE_OPTIONS.values()) == {"refit", "refit_damping", "head_rounding"}
+    assert old_names(ONESHOT_OPTIONS.values()) == {"method", "head_rounding"}
+    assert old_names(RECOVER_OPTIONS.values()) == set()
+    for options in (PRUNE_OPTIONS, ONESHOT_OPTIONS):
+        assert all(OLD_OPTIONS[option.old].name == name for name, option in options.items() if option.old)
+
+
+def test_an_old_name_of_another_command_is_unknown(run: Command, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    for words in (("prune", "--method", "fisher"), ("oneshot", "--no-refit", "--ratio", "0.5")):
+        finished = run(words[0], checkpoint, "--data", data, "-o", tmp_path / "out", *words[1:])
+        assert finished.code == 2
+        assert "unrecognized arguments" in finished.err
 
 
 def test_a_command_line_with_old_names_runs_and_help_shows_new_ones(
