@@ -483,7 +483,7 @@ class TestWrongInvocation:
             (["--sparsity", "0.5", "--order", "iterative"], "order is an option of the criteria magnitude+obs and"),
             (
                 ["--sparsity", "0.5", "--criterion", "wanda", "--block-size", "8"],
-                "block_size is an option of methods",
+                "block_size is an option of criteria with updates",
             ),
             (["--ratio", "0.5", "--repair", "biass"], "repair is 'biass'; choose one of "),
             (["--ratio", "0.5", "--allocation", "equal"], "allocation is 'equal'; choose one of "),
