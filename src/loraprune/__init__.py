@@ -10,18 +10,27 @@ from loraprune.checkpoint.register import register_with_transformers
 from loraprune.compat.moved import find_moved_modules
 
 if TYPE_CHECKING:
+    from loraprune.allocation.allocate import plan_for
+    from loraprune.architectures import UnsupportedArchitectureError
+    from loraprune.architectures.values import DescriptionError
+    from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
     from loraprune.checkpoint.exports.semi_structured import load_semi_structured
-    from loraprune.checkpoint.save import save_pruned
+    from loraprune.checkpoint.load import CheckpointError
+    from loraprune.checkpoint.open import load
+    from loraprune.checkpoint.save import OutputExistsError, save, save_pruned
+    from loraprune.layers.quantized.layout import UnsupportedQuantizationError
     from loraprune.measure.benchmark.bench import bench
     from loraprune.measure.benchmark.config import BenchConfig
-    from loraprune.measure.benchmark.result import BenchResult, read_bench
+    from loraprune.measure.benchmark.result import BenchFileError, BenchResult, read_bench
     from loraprune.measure.estimation.config import EstimateConfig
     from loraprune.measure.estimation.estimate import estimate
     from loraprune.measure.estimation.result import Estimate
     from loraprune.measure.evaluation.config import EvaluationConfig
     from loraprune.measure.evaluation.evaluate import evaluate
+    from loraprune.measure.evaluation.results import ResultsError
     from loraprune.pruning.callback import PruningCallback
     from loraprune.pruning.config import PruningConfig
+    from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
     from loraprune.pruning.oneshot_config import OneshotConfig
     from loraprune.pruning.pst import PstCallback
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
@@ -34,72 +43,107 @@ if TYPE_CHECKING:
     from loraprune.structure.describe import describe
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
+    from loraprune.surgery.cut import cut_
+    from loraprune.tasks.lora import LoraOptions
     from loraprune.tasks.options import RunOptions
+    from loraprune.tasks.registry import TaskError
 
 __all__ = [
     "BenchConfig",
+    "BenchFileError",
     "BenchResult",
+    "CheckpointError",
     "ComparisonConfig",
     "CriteriaComparison",
+    "DescriptionError",
     "Estimate",
     "EstimateConfig",
     "EvaluationConfig",
+    "InterruptedRunError",
+    "LoraOptions",
     "OneshotConfig",
     "OneshotResult",
+    "OutputExistsError",
     "Plan",
     "PruneResult",
     "PruningCallback",
     "PruningConfig",
     "PstCallback",
+    "ResultsError",
     "RunOptions",
     "RunsComparison",
+    "RuntimeFormatError",
     "Structure",
+    "TaskError",
+    "TrainingDivergedError",
+    "UnsupportedArchitectureError",
+    "UnsupportedQuantizationError",
     "__version__",
     "bench",
     "compare_criteria",
     "compare_runs",
+    "cut_",
     "describe",
     "estimate",
     "evaluate",
     "keep_zeros_",
+    "load",
     "load_semi_structured",
     "oneshot",
+    "plan_for",
     "prune",
     "read_bench",
     "recover",
+    "save",
     "save_pruned",
 ]
 
 _HOMES = {
     "BenchConfig": "loraprune.measure.benchmark.config",
+    "BenchFileError": "loraprune.measure.benchmark.result",
     "BenchResult": "loraprune.measure.benchmark.result",
+    "CheckpointError": "loraprune.checkpoint.load",
     "ComparisonConfig": "loraprune.recipes.compare_criteria",
     "CriteriaComparison": "loraprune.recipes.compare_criteria",
-    "EvaluationConfig": "loraprune.measure.evaluation.config",
+    "DescriptionError": "loraprune.architectures.values",
     "Estimate": "loraprune.measure.estimation.result",
     "EstimateConfig": "loraprune.measure.estimation.config",
+    "EvaluationConfig": "loraprune.measure.evaluation.config",
+    "InterruptedRunError": "loraprune.pruning.errors",
+    "LoraOptions": "loraprune.tasks.lora",
     "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
+    "OutputExistsError": "loraprune.checkpoint.save",
     "Plan": "loraprune.structure.plan",
     "PruneResult": "loraprune.recipes.prune",
     "PruningCallback": "loraprune.pruning.callback",
     "PruningConfig": "loraprune.pruning.config",
     "PstCallback": "loraprune.pruning.pst",
+    "ResultsError": "loraprune.measure.evaluation.results",
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",
+    "RuntimeFormatError": "loraprune.checkpoint.exports.checkpoint",
     "Structure": "loraprune.structure.dimensions",
+    "TaskError": "loraprune.tasks.registry",
+    "TrainingDivergedError": "loraprune.pruning.errors",
+    "UnsupportedArchitectureError": "loraprune.architectures",
+    "UnsupportedQuantizationError": "loraprune.layers.quantized.layout",
     "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
     "compare_runs": "loraprune.report.comparison.compare",
+    "cut_": "loraprune.surgery.cut",
     "describe": "loraprune.structure.describe",
-    "evaluate": "loraprune.measure.evaluation.evaluate",
     "estimate": "loraprune.measure.estimation.estimate",
+    "evaluate": "loraprune.measure.evaluation.evaluate",
     "keep_zeros_": "loraprune.sparsity.masked_lora",
+    "load": "loraprune.checkpoint.open",
     "load_semi_structured": "loraprune.checkpoint.exports.semi_structured",
     "oneshot": "loraprune.recipes.oneshot",
+    "plan_for": "loraprune.allocation.allocate",
     "prune": "loraprune.recipes.prune",
     "read_bench": "loraprune.measure.benchmark.result",
     "recover": "loraprune.recipes.recover",
+    "save": "loraprune.checkpoint.save",
     "save_pruned": "loraprune.checkpoint.save",
 }
 

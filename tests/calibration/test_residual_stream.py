@@ -13,7 +13,7 @@ from loraprune.layers.unwrap import eval_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 
 SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (9, 13, 9, 20)]
 DECODERS = {row.name: row for row in ROWS if row.name in (
@@ -98,10 +98,10 @@ def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
     structure = describe(models[0])
     full, plan = halved(structure)
     with caplog.at_level("INFO", "loraprune"):
-        cut_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
+        cut_and_repair_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
     said = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
     assert len(said) == 1
-    cut_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
+    cut_and_repair_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -113,7 +113,7 @@ def test_the_statistics_are_those_of_both_streams_after_a_cut() -> None:
     structure = describe(model)
     full, plan = halved(structure)
     first = Plan({**full.kept, **{name: kept for name, kept in plan.kept.items() if name.startswith("layers.0")}})
-    cut_(model, structure, full, first)
+    cut_and_repair_(model, structure, full, first)
     names = [*structure.blocks, "model.layers.1.self_attn.o_proj", "model.layers.1.mlp.down_proj"]
     cross, moment, rows = 0.0, 0.0, 0
     for ids in SEQUENCES:
@@ -145,7 +145,7 @@ def test_the_stream_ends_nearer_to_the_dense_models_than_after_a_plain_refit(fam
     errors = {}
     for repair in ("none", "refit", "stream"):
         model = copy.deepcopy(dense)
-        cut_(model, structure, full, plan, calibration=ids, repair=repair)
+        cut_and_repair_(model, structure, full, plan, calibration=ids, repair=repair)
         with torch.no_grad():
             errors[repair] = sum(
                 float((model.model(input_ids=i[None])[0] - dense.model(input_ids=i[None])[0]).square().sum())
@@ -203,6 +203,6 @@ def test_computing_on_a_named_device_changes_nothing() -> None:
     structure = describe(models[0])
     full, plan = halved(structure)
     for model, device in zip(models, (None, torch.device("cpu")), strict=True):
-        cut_(model, structure, full, plan, calibration=SEQUENCES, repair="stream", device=device)
+        cut_and_repair_(model, structure, full, plan, calibration=SEQUENCES, repair="stream", device=device)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)

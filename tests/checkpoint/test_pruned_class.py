@@ -18,10 +18,11 @@ from tests.models import logits_of, tiny_model, token_ids, with_lora
 from tests.thinned import thinned
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, Gemma2Config, LlamaConfig, LlamaForCausalLM
 
-from loraprune.checkpoint.pruned_class import MODELING_FILE, is_pruned_class, source, stock_values
+from loraprune.checkpoint.pruned_class import MODELING_FILE, is_pruned_class, source
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
+from loraprune.surgery.config_widths import stock_values
 from loraprune.surgery.masking import masked
 from loraprune.surgery.slicing import slice_
 

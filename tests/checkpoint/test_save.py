@@ -26,12 +26,12 @@ from loraprune.checkpoint.save import (
     check_relaxed_class,
     finish,
     save_checkpoint,
-    write_widths_,
 )
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
+from loraprune.surgery.config_widths import write_widths_
 from loraprune.surgery.slicing import slice_
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)

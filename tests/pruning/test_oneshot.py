@@ -237,14 +237,14 @@ def test_several_cuts_end_at_the_same_ratio_and_only_shrink(method, allocation, 
     model = tiny_model(intermediate_size=48)
     structure, dense = describe(model), copy.deepcopy(model)
     plans = [Plan.full(structure)]
-    cut_ = pruning.cut_
+    cut_and_repair_ = pruning.cut_and_repair_
 
     def watched(model, structure, before, after, **options):
         assert before == plans[-1]
-        plans.append(cut_(model, structure, before, after, **options))
+        plans.append(cut_and_repair_(model, structure, before, after, **options))
         return plans[-1]
 
-    monkeypatch.setattr(pruning, "cut_", watched)
+    monkeypatch.setattr(pruning, "cut_and_repair_", watched)
     result = pruned(model, structure, method, ratio=0.6, allocation=allocation, cuts=3)
     assert len(plans) == 4
     for earlier, later in itertools.pairwise(plans):

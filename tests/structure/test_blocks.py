@@ -10,10 +10,11 @@ from tests.zoo.row import Row, logits
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from loraprune.allocation.allocate import allocate, check_reachable, ratio_for_parameters
-from loraprune.checkpoint.save import finish, write_widths_
+from loraprune.checkpoint.save import finish
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import legal_widths
+from loraprune.surgery.config_widths import write_widths_
 from loraprune.surgery.masking import masked
 from loraprune.surgery.slicing import slice_
 

@@ -110,3 +110,50 @@ def test_removed_parameters_are_those_that_slicing_removes(data):
     assert plan.removed_parameters(STRUCTURE) == gone
     prunable = sum(p.numel() for name, p in MODEL.named_parameters() if "_proj" in name)
     assert plan.ratio(STRUCTURE) == gone / prunable
+
+
+@settings(deadline=None, max_examples=40)
+@given(ratio=st.floats(0.0, 0.9), family=st.sampled_from(["llama", "qwen3"]), queries=st.sampled_from([1, 2]))
+def test_a_uniform_plan_meets_its_ratio_with_the_first_groups_of_every_dimension(ratio, family, queries):
+    structure = describe(tiny_model(family, intermediate_size=64, num_attention_heads=4 * queries))
+    plan = Plan.uniform(structure, ratio, channel_multiple=1, head_counts="any")
+    plan.check(structure)
+    assert plan.is_uniform(structure)
+    finest = max(2 * d.parameters_per_group for d in structure if d.kind == "channels")
+    assert abs(plan.ratio(structure) - ratio) * structure.prunable_parameters <= 0.5 * finest * (1 + 1e-6)
+    assert all(groups == tuple(range(len(groups))) for groups in plan.kept.values())
+
+
+def test_a_uniform_plan_takes_the_same_share_of_heads_and_of_channels():
+    structure = describe(tiny_model(intermediate_size=64))
+    plan = Plan.uniform(structure, 0.5)
+    assert {kind: plan.counts(structure, kind) for kind in structure.kinds} == {"heads": (2, 2), "channels": (32, 32)}
+
+
+def test_a_uniform_plan_of_strata_keeps_the_first_of_each():
+    structure = describe(MODEL, ["query_heads"])
+    assert Plan.uniform(structure, 0.5).kept["layers.0.query_heads"] == (0, 2, 4, 6)
+
+
+def test_a_uniform_plan_spares_protected_layers_and_blocks():
+    structure = describe(MODEL, keep_layers=[1])
+    plan = Plan.uniform(structure, 0.25)
+    assert plan.count("layers.1.heads") == 4
+    assert plan.count("layers.1.channels") == 24
+    assert plan.count("layers.0.channels") < 24
+    blocks = describe(tiny_model(num_hidden_layers=4), ["blocks"], keep_layers=[-1])
+    assert tuple(Plan.uniform(blocks, 0.5).kept.values()) == ((0, 3),)
+
+
+@pytest.mark.parametrize("ratio", [1.0, -0.1, 0.99])
+def test_a_ratio_that_no_uniform_plan_meets_is_refused(ratio):
+    with pytest.raises(ValueError, match="ratio"):
+        Plan.uniform(STRUCTURE, ratio)
+
+
+def test_groups_with_which_a_model_could_not_run_are_refused():
+    structure = describe(MODEL, ["query_heads", "channels"])
+    full = Plan.full(structure)
+    with pytest.raises(ValueError, match="not equally many of each of its 4 strata of 2"):
+        full.keep({"layers.0.query_heads": [0, 1, 2]}).check(structure)
+    full.keep({"layers.0.query_heads": [0, 2, 4, 6]}).check(structure)

@@ -19,7 +19,7 @@ from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import legal_widths
 from loraprune.surgery.bias import bias_switches, compensate_, give_biases_
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 33, 40, 50)]
@@ -272,7 +272,7 @@ def assert_same_parameters(model, other):
 def test_a_cut_with_biases_compensates_every_consumer_on_the_model_as_it_was_cut_so_far(case, lora):
     model, structure = with_biases(case, lora=lora)
     by_hand, plan = copy.deepcopy(model), uniform_plan(structure)
-    cut_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair="bias")
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair="bias")
     cut_by_hand(by_hand, structure, plan, TOKENS)
     assert_same_parameters(model, by_hand)
 
@@ -283,7 +283,7 @@ def test_a_cut_with_biases_compensates_every_consumer_on_the_model_as_it_was_cut
 def test_so_does_a_cut_of_all_blocks_at_once(name, kinds):
     model, structure = made(name, kinds)
     by_hand, plan, batch = copy.deepcopy(model), uniform_plan(structure), BY_NAME[name].inputs()
-    cut_(model, structure, Plan.full(structure), plan, calibration=[batch], repair="bias")
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=[batch], repair="bias")
     cut_by_hand(by_hand, structure, plan, [batch])
     assert_same_parameters(model, by_hand)
 
@@ -325,7 +325,7 @@ def test_a_repair_takes_base_and_adapter_together(repair):
     merged = copy.deepcopy(lora).merge_and_unload()
     plan = uniform_plan(structure)
     for each in (lora, merged):
-        cut_(each, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=repair)
+        cut_and_repair_(each, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=repair)
     torch.testing.assert_close(logits_of(lora, token_ids()), logits_of(merged, token_ids()), rtol=1e-3, atol=1e-3)
     consumers = [projections(each, 1)["down_proj"] for each in (lora, merged)]
     torch.testing.assert_close(base_layer(consumers[0]).bias, consumers[1].bias, rtol=1e-3, atol=1e-4)

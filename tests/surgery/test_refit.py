@@ -17,7 +17,7 @@ from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 from loraprune.surgery.slicing import slice_
 
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 40, 33, 50)]
@@ -146,7 +146,7 @@ def test_every_consumer_is_refitted_on_the_outputs_of_the_model_as_it_was_cut_so
     by_hand = copy.deepcopy(model)
     refit_by_hand(by_hand, damping=0.05)
     structure, full, after = plans_of(model)
-    cut_(model, structure, full, after, calibration=CALIBRATION, damping=0.05)
+    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, damping=0.05)
     for (name, one), (_, other) in zip(model.named_parameters(), by_hand.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, msg=name)
 
@@ -155,7 +155,7 @@ def test_a_refit_leaves_the_adapter_as_a_plain_cut_leaves_it(model):
     adapted = with_lora(model)
     plain = copy.deepcopy(adapted)
     structure, full, after = plans_of(adapted)
-    cut_(adapted, structure, full, after, calibration=CALIBRATION)
+    cut_and_repair_(adapted, structure, full, after, calibration=CALIBRATION)
     slice_(plain, structure, full, after)
     for (name, one), (_, other) in zip(adapted.named_parameters(), plain.named_parameters(), strict=True):
         refitted_here = name.endswith(("o_proj.base_layer.weight", "down_proj.base_layer.weight"))
@@ -191,8 +191,8 @@ def test_cutting_groups_that_others_can_stand_in_for_loses_nothing_with_refit(fa
     ids = token_ids(seed=99)
     dense, plain = logits_of(model, ids), copy.deepcopy(model)
     for before, smaller in [(full, after)] if cuts == 1 else [(full, halfway), (halfway, after)]:
-        cut_(model, structure, before, smaller, calibration=CALIBRATION, damping=1e-6)
-    cut_(plain, structure, full, after)
+        cut_and_repair_(model, structure, before, smaller, calibration=CALIBRATION, damping=1e-6)
+    cut_and_repair_(plain, structure, full, after)
     assert (logits_of(model, ids) - dense).abs().max() < 5e-3
     assert (logits_of(plain, ids) - dense).abs().max() > 0.5
 
@@ -219,15 +219,15 @@ def test_a_cut_with_refit_is_nearer_to_the_dense_model_than_a_plain_cut():
     structure, full, after = plans_of(model)
     dense = [logits_of(model, sequence[None]) for sequence in CALIBRATION]
     plain = copy.deepcopy(model)
-    cut_(model, structure, full, after, calibration=CALIBRATION)
-    cut_(plain, structure, full, after)
+    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
+    cut_and_repair_(plain, structure, full, after)
     assert output_error(model, dense) < 0.5 * output_error(plain, dense)
 
 
 def test_without_calibration_the_cut_is_the_plain_one(model):
     plain = copy.deepcopy(model)
     structure, full, after = plans_of(model)
-    cut_(model, structure, full, after, calibration=None)
+    cut_and_repair_(model, structure, full, after, calibration=None)
     slice_(plain, structure, full, after)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -236,7 +236,7 @@ def test_without_calibration_the_cut_is_the_plain_one(model):
 def test_dimensions_that_are_not_cut_are_not_refitted(model):
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     structure, full, after = plans_of(model, {"layers.1.heads": [0, 1]})
-    cut_(model, structure, full, after, calibration=CALIBRATION)
+    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
     changed = {name for name, p in model.named_parameters() if not torch.equal(p, before[name])}
     assert changed == {f"model.layers.1.self_attn.{name}_proj.weight" for name in "qkvo"}
 
@@ -255,7 +255,7 @@ def test_where_no_refit_is_possible_the_plain_cut_is_made_with_a_warning(monkeyp
 
     monkeypatch.setattr(refit.LayerwisePass, "features", broken)
     with pytest.warns(UserWarning, match=r"layers\.0\.channels: no refit, .* not positive definite.*more damping"):
-        cut_(model, structure, full, after, calibration=CALIBRATION)
+        cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
     slice_(plain, structure, full, after)
     one, other = projections(model, 0)["down_proj"].weight, projections(plain, 0)["down_proj"].weight
     assert torch.equal(one, other)
@@ -268,7 +268,7 @@ def test_an_ordinary_refit_does_not_warn(model):
     structure, full, after = plans_of(model)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cut_(model, structure, full, after, calibration=CALIBRATION)
+        cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
@@ -284,7 +284,7 @@ def test_base_and_adapter_together_make_the_refitted_weight_in_the_dtype_of_the_
         kept,
         0.01,
     )
-    cut_(model, structure, full, after, calibration=CALIBRATION)
+    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
     assert consumer.base_layer.weight.dtype == dtype
     tolerance = 1e-5 if dtype == torch.float32 else 2e-2
     torch.testing.assert_close(effective_weight(consumer), expected, rtol=tolerance, atol=tolerance)
@@ -297,7 +297,7 @@ def test_calibration_runs_without_dropout_and_every_module_gets_its_mode_back(mo
     modes = [module.training for module in adapted.modules()]
     structure, full, after = plans_of(adapted)
     for each in (adapted, quiet):
-        cut_(each, structure, full, after, calibration=CALIBRATION)
+        cut_and_repair_(each, structure, full, after, calibration=CALIBRATION)
     assert [module.training for module in adapted.modules()] == modes
     for one, other in zip(adapted.parameters(), quiet.parameters(), strict=True):
         assert torch.equal(one, other)
@@ -309,7 +309,7 @@ def test_a_cut_with_refit_cuts_the_state_of_the_optimizer(model):
     adapted(input_ids=token_ids(), labels=token_ids()).loss.backward()
     optimizer.step()
     structure, full, after = plans_of(adapted)
-    cut_(adapted, structure, full, after, calibration=CALIBRATION, optimizer=optimizer)
+    cut_and_repair_(adapted, structure, full, after, calibration=CALIBRATION, optimizer=optimizer)
     for parameter, state in optimizer.state.items():
         assert state["exp_avg"].shape == parameter.shape
     assert factors(projections(adapted, 0)["down_proj"])[0].shape == (3, 6)
@@ -320,7 +320,7 @@ def test_a_cut_that_regrows_is_refused_before_anything_is_changed(model):
     slice_(model, structure, full, after)
     before = [parameter.clone() for parameter in model.parameters()]
     with pytest.raises(ValueError, match="A plan only shrinks"):
-        cut_(model, structure, after, full, calibration=CALIBRATION)
+        cut_and_repair_(model, structure, after, full, calibration=CALIBRATION)
     for one, other in zip(model.parameters(), before, strict=True):
         assert torch.equal(one, other)
 
@@ -342,9 +342,11 @@ def test_groups_can_be_chosen_when_their_block_is_reached(model, repair):
         {name: range(full.count(name) - len(groups), full.count(name)) for name, groups in A_PLAN.items()}
     )
     plain, asked = copy.deepcopy(model), []
-    found = cut_(model, structure, full, after, calibration=CALIBRATION, repair=repair, choose=last_ones(asked))
+    found = cut_and_repair_(
+        model, structure, full, after, calibration=CALIBRATION, repair=repair, choose=last_ones(asked)
+    )
     assert found == expected
-    cut_(plain, structure, full, expected, calibration=CALIBRATION, repair=repair)
+    cut_and_repair_(plain, structure, full, expected, calibration=CALIBRATION, repair=repair)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [call[:3] for call in asked] == [(d.name, d.num_groups, len(A_PLAN[d.name])) for d in structure]
@@ -355,7 +357,7 @@ def test_a_choice_is_among_the_groups_that_are_left(model):
     slice_(model, structure, full, halfway)
     after = halfway.keep({"layers.0.channels": [0, 1], "layers.1.heads": [0, 1]})
     asked = []
-    found = cut_(model, structure, halfway, after, calibration=CALIBRATION, choose=last_ones(asked))
+    found = cut_and_repair_(model, structure, halfway, after, calibration=CALIBRATION, choose=last_ones(asked))
     assert found.kept == {**halfway.kept, "layers.0.channels": (11, 20), "layers.1.heads": (2, 3)}
     assert [call[:3] for call in asked] == [("layers.0.channels", 6, 2), ("layers.1.heads", 3, 2)]
 
@@ -370,9 +372,9 @@ def test_a_choice_sees_what_the_blocks_before_have_become(model):
         return list(range(kept))
 
     dense = copy.deepcopy(model)
-    found = cut_(model, structure, full, after, calibration=CALIBRATION, choose=choose)
+    found = cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, choose=choose)
     first = {d.name: range(found.count(d.name)) for d in structure.of_layer(0)}
-    cut_(dense, structure, full, full.keep(first), calibration=CALIBRATION)
+    cut_and_repair_(dense, structure, full, full.keep(first), calibration=CALIBRATION)
     layerwise = LayerwisePass(dense, structure, CALIBRATION)
     layerwise.advance()
     expected = layerwise.features("model.layers.1.self_attn.o_proj", moment=True).moment
@@ -383,7 +385,7 @@ def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
     structure, full, after = plans_of(model)
     asked = []
     batches = [{"input_ids": sequence[None]} for sequence in CALIBRATION]
-    assert cut_(model, structure, full, after, calibration=batches, choose=last_ones(asked)) == after
+    assert cut_and_repair_(model, structure, full, after, calibration=batches, choose=last_ones(asked)) == after
     assert not asked
 
 
@@ -391,7 +393,7 @@ def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
 def test_without_repair_calibration_data_change_nothing(model, batches):
     plain = copy.deepcopy(model)
     structure, full, after = plans_of(model)
-    assert cut_(model, structure, full, after, calibration=batches, repair="none") == after
+    assert cut_and_repair_(model, structure, full, after, calibration=batches, repair="none") == after
     slice_(plain, structure, full, after)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

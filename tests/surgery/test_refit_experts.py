@@ -13,7 +13,7 @@ from tests.zoo.row import adapted, structure_of
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 from loraprune.surgery.slicing import slice_
 
 EVERY_FAMILY = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -79,7 +79,7 @@ def test_each_expert_gets_the_least_squares_solution_of_its_own_tokens(row, lora
     plan = some_channels(structure)
     dimension, experts = first_experts(merged, structure)
     calls = calls_of(merged, experts)
-    cut_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, damping=DAMPING)
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, damping=DAMPING)
     after = first_experts(model.merge_and_unload() if lora else model, structure)[1].down_proj
     for expert in range(4):
         kept = [g - expert * 32 for g in plan.kept[dimension.name] if g // 32 == expert]
@@ -101,7 +101,7 @@ def test_experts_come_nearer_to_what_they_computed_than_after_a_plain_cut(row):
     errors = []
     for calibration in (None, CALIBRATION):
         pruned = copy.deepcopy(model)
-        cut_(pruned, structure, Plan.full(structure), plan, calibration=calibration)
+        cut_and_repair_(pruned, structure, Plan.full(structure), plan, calibration=calibration)
         errors.append((first_experts(pruned, structure)[1](*call) - before).norm())
     assert errors[1] < 0.95 * errors[0]
 
@@ -119,7 +119,7 @@ def test_experts_without_tokens_are_cut_plainly_and_the_others_are_refitted():
     plain, refitted = copy.deepcopy(model), copy.deepcopy(model)
     slice_(plain, structure, Plan.full(structure), plan)
     with pytest.warns(UserWarning, match=r"layers\.0\.expert_channels: no refit of 2 of 4 experts"):
-        cut_(refitted, structure, Plan.full(structure), plan, calibration=CALIBRATION)
+        cut_and_repair_(refitted, structure, Plan.full(structure), plan, calibration=CALIBRATION)
     down, expected = (first_experts(m, structure)[1].down_proj for m in (refitted, plain))
     assert [expert for expert in range(4) if not torch.equal(down[expert], expected[expert])] == taken
 
@@ -134,7 +134,7 @@ def test_whole_experts_are_cut_without_a_refit_and_without_a_warning(row):
     slice_(plain, structure, Plan.full(structure), plan)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        cut_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION)
+        cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION)
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), plain.parameters(), strict=True))
 
 
@@ -146,7 +146,7 @@ def test_a_pass_that_runs_whole_models_refits_the_same(row):
     plan = Plan({**Plan.full(structure).kept, dimension.name: some_channels(structure).kept[dimension.name]})
     models = [row.model(), row.model()]
     for model, calibration in zip(models, (CALIBRATION, [{"input_ids": torch.stack(CALIBRATION)}]), strict=True):
-        cut_(model, structure, Plan.full(structure), plan, calibration=calibration)
+        cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=calibration)
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 

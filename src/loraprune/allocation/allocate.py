@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 from typing import Literal, get_args
 
 import torch
@@ -13,8 +12,24 @@ from loraprune.allocation.global_allocation import allocate_globally, smallest_s
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.kinds import check_ragged
+from loraprune.structure.matching_widths import (
+    check_widths_meet,
+    final_candidates,
+    most_even,
+    share_of_coarse_groups,
+    step_candidates,
+)
 from loraprune.structure.plan import Plan
-from loraprune.structure.widths import LegalWidths, Widths, kept_in, widest
+from loraprune.structure.widths import (
+    HEAD_COUNTS,
+    HeadCounts,
+    LegalWidths,
+    Widths,
+    check_choice,
+    kept_in,
+    legal_widths,
+    widest,
+)
 
 Allocation = Literal["balanced", "uniform", "global"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
@@ -22,117 +37,6 @@ ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 HEAD_MARGIN = 1.1
 """``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later
 cut can make smaller or take back, and scores are noisy."""
-
-NAMES = {
-    "heads": "KV head(s)",
-    "query_heads": "query head(s) of each KV head",
-    "channels": "channel(s)",
-    "experts": "expert(s)",
-    "expert_channels": "channel(s) of each expert",
-    "shared_channels": "channel(s) of the shared expert",
-    "blocks": "block(s)",
-    "hidden": "channel(s) of the hidden size",
-}
-
-
-def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWidths) -> int:
-    """Parameters of a kind that stay when the widest of its dimensions keeps ``width`` groups a stratum."""
-    most, multiple = widest(structure, kind), legal.multiples.get(kind, 1)
-    return sum(
-        dimension.parameters_per_group
-        * (
-            dimension.num_groups
-            if dimension.layer in structure.protected
-            else kept_in(dimension, width, most, multiple)
-        )
-        for dimension in structure.of_kind(kind)
-    )
-
-
-def _kept_parameters(structure: Structure, widths: Widths, legal: LegalWidths) -> int:
-    return sum(_kind_parameters(structure, kind, width, legal) for kind, width in widths.items())
-
-
-def _step_parameters(structure: Structure, kind: str) -> float:
-    """Parameters by which one group more a stratum in the widest dimension, and its share elsewhere, counts."""
-    most = widest(structure, kind)
-    return sum(d.parameters_per_group * d.num_groups / most for d in structure.open if d.kind == kind)
-
-
-def _filler(structure: Structure, legal: LegalWidths) -> str | None:
-    """The fine kind that makes up what the others cannot: the one with most parameters."""
-    kinds = [kind for kind in legal.multiples if any(d.kind == kind for d in structure.open)]
-    return max(kinds, key=lambda kind: _step_parameters(structure, kind) * widest(structure, kind), default=None)
-
-
-def _tolerance(structure: Structure, legal: LegalWidths) -> float:
-    """Half of the finest step, one channel multiple in every layer, in parameters."""
-    filler = _filler(structure, legal)
-    if filler is not None:
-        return 0.5 * legal.multiples[filler] * _step_parameters(structure, filler) * (1 + 1e-9)
-    return 0.5 * min(_step_parameters(structure, kind) for kind in legal.counts) * (1 + 1e-9)
-
-
-def _beside(
-    structure: Structure, coarse: Widths, wanted: float, now: Widths, legal: LegalWidths, least: Widths | None = None
-) -> Widths:
-    """Legal widths of the fine kinds that together with ``coarse`` come nearest to ``wanted`` parameters.
-
-    All fine kinds keep about the same share; the largest one fills up. ``least`` bounds them from below.
-    """
-    widths = dict(coarse)
-    left = wanted - _kept_parameters(structure, coarse, legal)
-    fine = [kind for kind in structure.kinds if kind in legal.multiples]
-    full = sum(_kind_parameters(structure, kind, widest(structure, kind), legal) for kind in fine)
-    filler = _filler(structure, legal)
-    for kind in sorted(fine, key=lambda kind: kind == filler):
-        multiple = legal.multiples[kind]
-        if kind == filler:
-            fixed = _kind_parameters(structure, kind, widest(structure, kind), legal)
-            fixed_part = fixed - _step_parameters(structure, kind) * widest(structure, kind)
-            exact = (left - fixed_part) / _step_parameters(structure, kind)
-        else:
-            exact = max(left, 0.0) / full * widest(structure, kind)
-        width = min(max(round(exact / multiple), 1) * multiple, now[kind])
-        widths[kind] = max(width, least[kind]) if least else width
-        if kind != filler:
-            left -= _kind_parameters(structure, kind, widths[kind], legal)
-            full -= _kind_parameters(structure, kind, widest(structure, kind), legal)
-    return widths
-
-
-def _coarse(legal: LegalWidths, now: Widths, least: Widths | None = None) -> list[Widths]:
-    """All combinations of legal head counts (and expert counts) between ``least`` and ``now``."""
-    kinds = list(legal.counts)
-    options = [
-        [count for count in legal.counts[kind] if (least[kind] if least else 0) <= count <= now[kind]] or [now[kind]]
-        for kind in kinds
-    ]
-    return [dict(zip(kinds, counts, strict=True)) for counts in product(*options)]
-
-
-def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
-    """Legal widths, no larger than those of ``now``, that meet a ratio.
-
-    All that meet it to half a channel multiple; where there are none, those that come nearest.
-    """
-    wanted = (1.0 - ratio) * structure.prunable_parameters
-    found = [_beside(structure, coarse, wanted, now, legal) for coarse in _coarse(legal, now)]
-    errors = [abs(_kept_parameters(structure, widths, legal) - wanted) for widths in found]
-    close = [widths for widths, error in zip(found, errors, strict=True) if error <= _tolerance(structure, legal)]
-    return close or [found[errors.index(min(errors))]]
-
-
-def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
-    """Widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
-
-    Heads go in coarse steps, so that widths on the way may have to remove more than the ratio: what the channels
-    have given up already does not come back.
-    """
-    wanted = (1.0 - ratio) * structure.prunable_parameters
-    found = [_beside(structure, coarse, wanted, now, legal, final) for coarse in _coarse(legal, now, final)]
-    far_enough = wanted + _tolerance(structure, legal)
-    return [widths for widths in found if _kept_parameters(structure, widths, legal) <= far_enough] or [final]
 
 
 def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWidths) -> int:
@@ -143,29 +47,18 @@ def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWid
     return min(kept // dimension.strata, choice.scores.shape[1])
 
 
-def _share_kept(structure: Structure, legal: LegalWidths, widths: Widths) -> float:
-    return sum(widths[kind] / widest(structure, kind) for kind in legal.counts)
-
-
 def _choose(
     structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str, legal: LegalWidths
 ) -> Widths:
     """Pick widths by rule; of equally good ones, those with most heads."""
     if allocation == "uniform":
-        # The ratio is one of all layers: where some keep everything, the others lose more.
-        share = ratio * structure.prunable_parameters / sum(dimension.num_parameters for dimension in structure.open)
-
-        def off(widths: Widths) -> float:
-            exact = {kind: max(1.0 - share, 0.0) * widest(structure, kind) for kind in legal.counts}
-            return sum(abs(widths[kind] - exact[kind]) / widest(structure, kind) for kind in legal.counts)
-
-        return min(candidates, key=lambda widths: (off(widths), -_share_kept(structure, legal, widths)))
+        return most_even(structure, candidates, ratio, legal)
     tables = [(choice, choice.losses()) for choice in choices(structure, scores)]
     lost = [sum(losses[_count(choice, structure, widths, legal)] for choice, losses in tables) for widths in candidates]
     bound = min(lost) * HEAD_MARGIN
     return max(
         (widths for widths, value in zip(candidates, lost, strict=True) if value <= bound),
-        key=lambda widths: _share_kept(structure, legal, widths),
+        key=lambda widths: share_of_coarse_groups(structure, legal, widths),
     )
 
 
@@ -247,6 +140,69 @@ def allocate(
     return plan.keep(kept)
 
 
+def plan_for(
+    structure: Structure,
+    scores: Mapping[str, torch.Tensor | Sequence[float]],
+    ratio: float,
+    *,
+    allocation: str = "uniform",
+    channel_multiple: int | None = None,
+    head_counts: HeadCounts = "config",
+) -> Plan:
+    """The plan that keeps the most important groups, by scores of your own.
+
+    Example::
+
+        structure = describe(model)
+        scores = {dimension.name: my_scores(model, dimension) for dimension in structure}
+        cut_(model, plan_for(structure, scores, 0.3), calibration=rows)
+
+    Args:
+        structure: from :func:`loraprune.describe`.
+        scores: importance of every group: name of each dimension to ``num_groups`` numbers; the higher, the rather a
+            group stays.
+        ratio: share of the prunable parameters that goes, in [0, 1).
+        allocation: ``uniform`` (heads and channels lose the same share: scores of different kinds need not have the
+            same unit), ``balanced`` or ``global``; see :func:`allocate`. The last two add and compare scores of
+            different kinds, which must then be of one unit, such as a change of the loss.
+        channel_multiple: FFN widths are rounded to it; None chooses by size.
+        head_counts: ``config`` keeps to head counts that the model's own config accepts, ``any`` does not.
+
+    Raises:
+        ValueError: scores are missing, too many or too few, or not finite; or no legal widths meet the ratio.
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+    check_choice("allocation", allocation, ALLOCATIONS)
+    check_choice("head_counts", head_counts, HEAD_COUNTS)
+    known = _checked_scores(structure, scores)
+    free: HeadCounts = "any" if allocation == "global" else head_counts
+    legal = legal_widths(structure, channel_multiple=channel_multiple, head_counts=free)
+    check_reachable(structure, ratio, legal, allocation)
+    return allocate(structure, Plan.full(structure), known, ratio, legal, allocation)
+
+
+def _checked_scores(structure: Structure, scores: Mapping[str, torch.Tensor | Sequence[float]]) -> Scores:
+    """Scores as tensors, one number a group."""
+    odd = set(scores) ^ {dimension.name for dimension in structure}
+    if odd:
+        first = sorted(odd)[0]
+        what = f"None are given for {first}" if first not in scores else f"The structure has no dimension {first!r}"
+        raise ValueError(f"{what}: scores are needed of every dimension of the structure, and of no others.")
+    known: Scores = {}
+    for dimension in structure:
+        values = torch.as_tensor(scores[dimension.name]).detach()
+        if tuple(values.shape) != (dimension.num_groups,):
+            raise ValueError(
+                f"The scores of {dimension.name} have shape {tuple(values.shape)}; it has {dimension.num_groups} "
+                f"groups, so that ({dimension.num_groups},) is needed."
+            )
+        if not bool(torch.isfinite(values).all()):
+            raise ValueError(f"The scores of {dimension.name} are not all finite.")
+        known[dimension.name] = values
+    return known
+
+
 def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allocation: str = "balanced") -> None:
     """Make sure that the ratio can be met without emptying a dimension.
 
@@ -263,32 +219,7 @@ def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allo
                 f"{most:.4f} of the prunable parameters can go. Ask for less."
             )
         return
-    dense = {kind: widest(structure, kind) for kind in structure.kinds}
-    nearest = final_candidates(structure, dense, ratio, legal)[0]
-    wanted = (1.0 - ratio) * structure.prunable_parameters
-    if abs(_kept_parameters(structure, nearest, legal) - wanted) > _tolerance(structure, legal):
-        smallest = {
-            kind: legal.counts[kind][0] if kind in legal.counts else min(legal.multiples[kind], dense[kind])
-            for kind in structure.kinds
-        }
-        most = 1.0 - _kept_parameters(structure, smallest, legal) / structure.prunable_parameters
-        if ratio < most:
-            reached = 1.0 - _kept_parameters(structure, nearest, legal) / structure.prunable_parameters
-            raise ValueError(
-                f"No legal widths meet a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
-                f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
-            )
-        least = " and ".join(f"{width} {NAMES.get(kind, kind)}" for kind, width in smallest.items())
-        if structure.spans_blocks:
-            raise ValueError(
-                f"A ratio of {ratio:g} removes too much: with at least {least}, at most {most:.4f} of the parameters "
-                "can go. Ask for less."
-            )
-        raise ValueError(
-            f"A ratio of {ratio:g} would empty a dimension: with at least {least} in every layer"
-            f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "
-            "go. Ask for less, or lower --channel-multiple."
-        )
+    check_widths_meet(structure, ratio, legal)
 
 
 def ratio_for_parameters(structure: Structure, target: int) -> float:

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures import PREFIX
-from loraprune.structure.describe import pruned_blocks
+from loraprune.surgery.config_widths import described_widths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -115,19 +115,6 @@ AUTO_CLASSES = {
     "Model": "AutoModel",
 }
 """Ending of a model class to the class of transformers that finds it."""
-
-
-def stock_values(structure: Structure, plan: Plan) -> dict[str, int] | None:
-    """What a stock config has to say for a plan, by attribute; None where it cannot."""
-    values: dict[str, int] = {}
-    for dimension in structure:
-        count = plan.count(dimension.name)
-        if not dimension.config and count < dimension.num_groups:
-            return None
-        for key, (factor, divisor) in (dimension.config or {}).items():
-            if values.setdefault(key, count * factor // divisor) != count * factor // divisor:
-                return None
-    return values
 
 
 def stock_classes(model: PreTrainedModel) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
@@ -230,30 +217,21 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
     values = model.config.to_dict()
     for key in ("pruned", "auto_map", "architectures", "transformers_version"):
         values.pop(key, None)
-    earlier = getattr(model.config, "pruned", None) or {"numbers": {}}
     values["model_type"] = config_class.model_type
     with torch.device("meta"):
         stock = model_class(config_class.from_dict(values))
     shapes, lists = _differing_shapes(model, stock)
-    numbers: dict[str, dict[str, int]] = {name: dict(kept) for name, kept in earlier["numbers"].items()}
-    blocks = {block: dict(own) for block, own in pruned_blocks(model.config).items()}
-    for dimension in structure:
-        count = plan.count(dimension.name)
-        for number in dimension.numbers:
-            numbers.setdefault(number.module, {})[number.name] = number.value(count)
-        own = blocks.setdefault(structure.blocks[dimension.layer], {})
-        said = dimension.config or dimension.recorded
-        own |= {key: count * factor // divisor for key, (factor, divisor) in said.items()}
+    described = described_widths(model.config, structure, plan)
     names = (config_class.__name__, model_class.__name__, config_class.model_type)
     values.pop("model_type")
     config: Any = pruned_config_class(names[0], names[2]).from_dict(values)
     config.pruned = {
         "format": _FORMAT,
         "base_model_type": config_class.model_type,
-        "blocks": blocks,
+        "blocks": described["blocks"],
         "shapes": shapes,
         "lists": lists,
-        "numbers": numbers,
+        "numbers": described["numbers"],
     }
     config.auto_map = _auto_map(names[0], names[1], structure.spec.auto_class)
     if len({plan.count(dimension.name) for dimension in structure.of_kind("experts")}) > 1:

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt, stock_values
+from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
+from loraprune.layers.unwrap import base_model
 from loraprune.record.provenance import versions
-from loraprune.structure.blocks import write_depth_
-from loraprune.structure.describe import head_dim_of
+from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
+from loraprune.surgery.config_widths import is_described, stock_values, write_widths_
 from loraprune.surgery.merging import cast_, merged
 from loraprune.surgery.slicing import slice_
 
@@ -30,28 +31,6 @@ FREE_SPACE_MARGIN = 1.1
 
 class OutputExistsError(ValueError):
     """The output folder exists and holds something."""
-
-
-def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) -> None:
-    """Write the widths of a plan into a stock config, in place.
-
-    Raises:
-        ValueError: no stock config can say them, for one because they differ from layer to layer.
-    """
-    values = stock_values(structure, plan)
-    if values is None:
-        raise ValueError(
-            "The widths differ from layer to layer, or the config has no attribute for them; a stock config holds one "
-            "width for all layers."
-        )
-    keys = structure.spec.config
-    head_dim = head_dim_of(config, structure.spec) if {keys.heads, keys.hidden} & set(values) else None
-    for dimension in structure.of_kind("blocks"):
-        write_depth_(config, structure.spec, plan.kept[dimension.name], dimension.num_groups)
-    for key, value in {**values, **structure.spec.fixed}.items():
-        setattr(config, key, value)
-    if head_dim is not None:
-        setattr(config, keys.head_dim, head_dim)
 
 
 def _config_refuses(structure: Structure, values: Mapping[str, int]) -> bool:
@@ -130,7 +109,7 @@ def finish(
     values = stock_values(structure, plan)
     refused = values is not None and _config_refuses(structure, values)
     relaxable = structure.spec.relaxed_class is not None and not _has_biases(plain.config)
-    if values is None or is_pruned_class(plain) or (refused and not relaxable):
+    if values is None or is_described(plain.config) or is_pruned_class(plain) or (refused and not relaxable):
         plain = as_pruned_class(plain, structure, plan)
     else:
         write_widths_(plain.config, structure, plan)
@@ -261,5 +240,48 @@ def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerB
         "versions": versions(),
     }
     card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
+    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    return output
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    tokenizer: Any = None,
+    *,
+    dtype: torch.dtype | None = None,
+    overwrite: bool = False,
+) -> Path:
+    """Save a model that :func:`loraprune.cut_` has cut as an ordinary checkpoint.
+
+    Widths that are the same in every layer make a checkpoint of the stock class. Others make one of our class over it,
+    with its modeling file: it loads with ``import loraprune`` or with ``trust_remote_code``.
+
+    Args:
+        model: cut, or the ``PeftModel`` around it, whose adapter is merged. It is used up: go on with what
+            :func:`loraprune.load` gives.
+        folder: to make; it appears complete or not at all.
+        tokenizer: or image processor, saved beside the model.
+        dtype: of the weights; None leaves the model's own.
+        overwrite: replace a folder that exists.
+
+    Returns:
+        The folder.
+
+    Raises:
+        OutputExistsError: the folder holds something, and ``overwrite`` is off.
+        OSError: the disk is too full.
+        ValueError: the widths differ from layer to layer, and the model's class is none of the transformers library.
+    """
+    output = Path(folder).expanduser()
+    check_output(output, overwrite=overwrite)
+    structure = describe(model)
+    size = structure.num_parameters * (dtype or base_model(model).dtype).itemsize
+    check_disk_space(output, size)
+    finished = finish(model, structure, Plan.full(structure), dtype)
+    structure = describe(finished)
+    widths = {kind: [d.num_groups for d in structure.of_kind(kind)] for kind in structure.kinds}
+    record = {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
+    card = f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
     save_checkpoint(output, finished, tokenizer, record=record, card=card)
     return output

@@ -31,6 +31,9 @@ MOVED = {
 }
 """Old paths to new ones; None stands for a package that only held others."""
 
+RENAMED_AT_OLD_PATHS = {("loraprune.refit", "cut_"): "cut_and_repair_"}
+"""What has another name at its new path."""
+
 
 def new_path(old: str) -> str | None:
     """Where a module is now, by its own old path or by that of a package above it; None where neither is known."""
@@ -55,7 +58,7 @@ class _MovedModule(Loader):
         )
 
         def hand_out(name: str) -> Any:
-            return getattr(importlib.import_module(new), name)
+            return getattr(importlib.import_module(new), RENAMED_AT_OLD_PATHS.get((spec.name, name), name))
 
         module.__dict__["__getattr__"] = hand_out
         return module

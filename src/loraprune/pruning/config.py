@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,7 @@ from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.registry import CRITERIA
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions
-from loraprune.structure.widths import HEAD_COUNTS, HeadCounts
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice
 
 REPAIRS_IN_TRAINING = ("refit", "none")
 
@@ -25,16 +25,6 @@ RENAMED = {
     "any_head_count": Renamed("head_counts", lambda free: "any" if free else "config", lambda counts: counts == "any"),
 }
 """Fields of :class:`PruningConfig` by their old names, which files of runs keep."""
-
-
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Make sure that an option is one of its choices.
-
-    Raises:
-        ValueError: it is none of them; the message lists them.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
 def _listed(name: str, value: Any, kinds: tuple[type, ...], what: str) -> tuple[Any, ...]:

@@ -23,7 +23,7 @@ from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import GroupChooser, cut_
+from loraprune.surgery.refit import GroupChooser, cut_and_repair_
 
 if TYPE_CHECKING:
     from torch import nn
@@ -40,7 +40,7 @@ class StructuredOptions:
         ratio: share of the prunable parameters that goes.
         scores: how groups are scored.
         allocation: ``uniform``, ``balanced`` or ``global``: see :func:`loraprune.allocation.allocate.allocate`.
-        repair: ``stream``, ``refit``, ``bias`` or ``none``: see :func:`loraprune.surgery.refit.cut_`.
+        repair: ``stream``, ``refit``, ``bias`` or ``none``: see :func:`loraprune.surgery.refit.cut_and_repair_`.
         damping: of the refit.
         cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
         device: to compute on, one block at a time, where that is not the model's.
@@ -120,7 +120,7 @@ def prune_(
         )
         before, seen = plan, Scores()
         noted: list[ConsumerError] = []
-        plan = cut_(
+        plan = cut_and_repair_(
             model,
             structure,
             plan,

@@ -11,12 +11,11 @@ from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
 from loraprune.importance.criterion import check_options
 from loraprune.importance.reductions import GROUP_REDUCTIONS
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.pruning.config import check_choice
 from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 from loraprune.sparsity.masks import SparsityPattern, parse_pattern
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
 from loraprune.structure.dimensions import WHOLE_KINDS
-from loraprune.structure.widths import HEAD_COUNTS, HeadCounts
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice
 from loraprune.surgery.refit import REPAIRS
 
 DEFAULT_STRUCTURED = "osscar"

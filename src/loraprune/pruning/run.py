@@ -30,7 +30,7 @@ from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.surgery.masking import Masks
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import cut_, fold_gates_
+from loraprune.surgery.refit import cut_and_repair_, fold_gates_
 from loraprune.surgery.slicing import slice_
 
 if TYPE_CHECKING:
@@ -302,7 +302,7 @@ class PruningRun:
         if self._masks:
             self._masks.apply(after)
         else:
-            cut_(
+            cut_and_repair_(
                 self._model,
                 self.structure,
                 self.plan,

@@ -24,13 +24,14 @@ from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
+from loraprune.tasks.arguments import given_values
 from loraprune.tasks.lora import LoraOptions
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
     from loraprune.metrics.perplexity import Collator
 
@@ -183,7 +184,7 @@ def compare_criteria(
     dataset: str | Path | Dataset,
     config: ComparisonConfig | None = None,
     *,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | TrainingArguments | None = None,
     lora: LoraConfig | LoraOptions | None = None,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
@@ -210,7 +211,7 @@ def compare_criteria(
         TrainingDivergedError: no step had finite gradients.
     """
     config = config or ComparisonConfig()
-    training = dict(training or {})
+    training = {} if training is None else given_values(training)
     given = [name for name in ("max_steps", "num_train_epochs") if name in training]
     if given:
         raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")

@@ -21,6 +21,7 @@ from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.oneshot import StructuredOptions, prune_
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
+from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
@@ -31,7 +32,6 @@ from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
 from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
-from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.output_error import ConsumerError
@@ -46,30 +46,14 @@ logger = logging.getLogger("loraprune")
 
 
 @dataclass(frozen=True, kw_only=True)
-class OneshotResult:
-    """What a run gives back.
+class OneshotResult(RunResult):
+    """What :func:`oneshot` gives back.
 
     Attributes:
-        model: ready to use.
-        tokenizer: of a model that reads text, else None.
-        image_processor: of a model that reads images, where it has one.
-        structure: of the model before pruning.
-        plan: which groups stayed; all of them where weights became zero.
         matrices: what became of each matrix, where weights became zero.
-        metrics: measures of the dense and of the pruned model, as plain values.
-        report: the same as the report shows it.
-        output: folder of the checkpoint, or None.
     """
 
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    structure: Structure
-    plan: Plan
-    matrices: tuple[MatrixRecord, ...]
-    metrics: dict[str, Any] = field(repr=False)
-    report: ReportData = field(repr=False)
-    output: Path | None = None
-    image_processor: Any = None
+    matrices: tuple[MatrixRecord, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,8 +241,9 @@ def _finish(
         prompt=prepared.options.prompt,
         notes=notes_of(prepared, metrics),
     )
+    card = card_of(prepared, record, runtimes_of(finished))
     if prepared.options.output is not None:
-        report = _save(prepared, finished, record, report, phases)
+        report = _save(prepared, finished, record, report, card, phases)
         metrics["phases"] = record["metrics"]["phases"]
     return OneshotResult(
         model=finished,
@@ -268,13 +253,20 @@ def _finish(
         matrices=pruned.matrices,
         metrics=metrics,
         report=report,
+        record=record,
+        card=card,
         output=prepared.options.output,
         image_processor=prepared.image_processor,
     )
 
 
 def _save(
-    prepared: PreparedOneshot, finished: PreTrainedModel, record: dict[str, Any], report: ReportData, phases: PhaseTimer
+    prepared: PreparedOneshot,
+    finished: PreTrainedModel,
+    record: dict[str, Any],
+    report: ReportData,
+    card: str,
+    phases: PhaseTimer,
 ) -> ReportData:
     """Write everything; record and report are told how long the weights took. Returns the report as written."""
     output = prepared.options.output
@@ -290,7 +282,6 @@ def _save(
         if prepared.options.report:
             write_run_page(report, folder, output)
 
-    card = card_of(prepared, record, runtimes_of(finished))
     save_checkpoint(output, finished, prepared.processor, record=record, card=card, extras=extras)
     return report
 

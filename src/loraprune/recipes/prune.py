@@ -10,7 +10,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
 from loraprune.pruning.pst import PstCallback, PstRun
 from loraprune.pruning.resume import refitted_weights
+from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining
@@ -37,8 +38,6 @@ from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import model_card, pst_card, recovery_card
 from loraprune.report.from_record import importance_of, report_of, shown_measures, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
-from loraprune.structure.dimensions import Structure
-from loraprune.structure.plan import Plan
 from loraprune.tasks.event_files import copy_event_files
 from loraprune.tasks.lora import LoraOptions
 from loraprune.tasks.options import RunOptions
@@ -46,7 +45,7 @@ from loraprune.tasks.options import RunOptions
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
     from loraprune.metrics.perplexity import Collator
 
@@ -54,28 +53,8 @@ logger = logging.getLogger("loraprune")
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneResult:
-    """What a run gives back.
-
-    Attributes:
-        model: merged and ready to use.
-        tokenizer: of a model that reads text, else None.
-        image_processor: of a model that reads images, where it has one.
-        plan: which groups stayed.
-        structure: of the model before pruning.
-        metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
-        report: the same as the report shows it.
-        output: folder of the checkpoint, or None.
-    """
-
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    plan: Plan
-    structure: Structure
-    metrics: dict[str, Any] = field(repr=False)
-    report: ReportData = field(repr=False)
-    output: Path | None = None
-    image_processor: Any = None
+class PruneResult(RunResult):
+    """What :func:`prune` and :func:`loraprune.recover` give back."""
 
 
 def prune(
@@ -83,7 +62,7 @@ def prune(
     dataset: str | Path | Dataset,
     config: PruningConfig | None = None,
     *,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | TrainingArguments | None = None,
     lora: LoraConfig | LoraOptions | None = None,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
@@ -102,8 +81,9 @@ def prune(
             prompt and completion, instruction and output, or messages; of encoder–decoder models: source and target,
             or prompt and completion, or instruction and output; of classifiers: image or text, and label.
         config: what to prune; the default halves the prunable parameters.
-        training: fields of trl's SFTConfig, by name; of transformers' TrainingArguments (and max_length, for text) for
-            all but causal language models.
+        training: fields of trl's SFTConfig, by name, or such an object; of transformers' TrainingArguments (and
+            max_length, for text) for all but causal language models. Values by name are completed with our defaults; an
+            object is used as it is, but for its output_dir: checkpoints of the run lie beside the result.
         lora: our options or peft's configuration; the default is the paper's (r 8, alpha 16, all layers in groups).
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
@@ -125,7 +105,7 @@ def prune(
             model,
             dataset,
             config or PruningConfig(),
-            training or {},
+            {} if training is None else training,
             lora,
             tokenizer,
             options,
@@ -247,8 +227,9 @@ def _finish(
     if history is not None:
         record["base_pruning"] = history
     report = joint_report(prepared, record, pruning, base.zeros)
+    card = _card(prepared, record, merged)
     if prepared.options.output is not None:
-        report = save(prepared, merged, record, report, pruning, adapter, run_dir)
+        report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
         metrics["phases"] = record["metrics"]["phases"]
         if not prepared.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -259,6 +240,8 @@ def _finish(
         structure=pruning.run.structure,
         metrics=metrics,
         report=report,
+        record=record,
+        card=card,
         output=prepared.options.output,
         image_processor=prepared.image_processor,
     )
@@ -339,11 +322,21 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     return tuple(notes)
 
 
-def save(
+def _card(prepared: PreparedTraining, record: dict[str, Any], model: PreTrainedModel) -> str:
+    runtimes = runtimes_of(model)
+    if prepared.unstructured:
+        return pst_card(record, prepared.task, runtimes)
+    if prepared.recovery:
+        return recovery_card(record, prepared.task, runtimes)
+    return model_card(record, prepared.task, prepared.structure, runtimes)
+
+
+def write_result(
     prepared: PreparedTraining,
     merged: PreTrainedModel,
     record: dict[str, Any],
     report: ReportData,
+    card: str,
     pruning: PruningCallback,
     adapter: Path | None,
     run_dir: Path,
@@ -369,12 +362,5 @@ def save(
         if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    runtimes = runtimes_of(merged)
-    if prepared.unstructured:
-        card = pst_card(record, prepared.task, runtimes)
-    elif prepared.recovery:
-        card = recovery_card(record, prepared.task, runtimes)
-    else:
-        card = model_card(record, prepared.task, prepared.structure, runtimes)
     save_checkpoint(output, merged, prepared.processor, record=record, card=card, extras=extras)
     return report

@@ -16,7 +16,7 @@ from loraprune.tasks.options import RunOptions
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
     from loraprune.metrics.perplexity import Collator
 
@@ -27,7 +27,7 @@ def recover(
     *,
     keep_zeros: bool | None = None,
     max_skipped_steps: int = 5,
-    training: Mapping[str, Any] | None = None,
+    training: Mapping[str, Any] | TrainingArguments | None = None,
     lora: LoraConfig | LoraOptions | None = None,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
@@ -46,7 +46,7 @@ def recover(
         dataset: in any form that :func:`loraprune.prune` takes.
         keep_zeros: whether weights that are zero stay zero; None: where the model is sparse.
         max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
-        training: training arguments by name, as for :func:`loraprune.prune`.
+        training: training arguments, as for :func:`loraprune.prune`.
         lora: our options or peft's configuration. Only plain LoRA can keep zeros.
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on. Nothing changes its shape, so that neither latency
@@ -73,7 +73,7 @@ def recover(
             model,
             dataset,
             PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps),
-            training or {},
+            {} if training is None else training,
             lora,
             tokenizer,
             options,

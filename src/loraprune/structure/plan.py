@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from loraprune.structure.dimensions import Structure
+from loraprune.structure.dimensions import PrunableDimension, Structure
+from loraprune.structure.matching_widths import check_widths_meet, final_candidates, most_even
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice, kept_in, legal_widths, widest
+
+
+def _first_groups(structure: Structure, dimension: PrunableDimension, count: int) -> tuple[int, ...]:
+    """The first groups of a dimension, as many as stay; all of a protected layer, and protected blocks among them."""
+    if dimension.layer in structure.protected:
+        return tuple(range(dimension.num_groups))
+    if dimension.spans_blocks and structure.protected:
+        first = sorted(structure.protected) + [n for n in range(dimension.num_groups) if n not in structure.protected]
+        return tuple(sorted(first[:count]))
+    each, kept = dimension.per_stratum, count // dimension.strata
+    step = each // kept if dimension.alibi else 1
+    inside = range(step - 1, each, step) if dimension.alibi else range(kept)
+    return tuple(stratum * each + group for stratum in range(dimension.strata) for group in inside)
 
 
 @dataclass(frozen=True)
@@ -31,6 +47,46 @@ class Plan:
         return cls({dimension.name: tuple(range(dimension.num_groups)) for dimension in structure})
 
     @classmethod
+    def uniform(
+        cls,
+        structure: Structure,
+        ratio: float,
+        *,
+        channel_multiple: int | None = None,
+        head_counts: HeadCounts = "config",
+    ) -> Plan:
+        """The plan that removes a share of the prunable parameters, about the same of every dimension.
+
+        The first groups of each dimension stay (of one with strata, of each stratum), whatever they are worth:
+        :func:`loraprune.plan_for` chooses them by scores.
+
+        Args:
+            structure: from :func:`loraprune.describe`.
+            ratio: share of the prunable parameters that goes, in [0, 1). Widths are legal ones, so that it is met to
+                half of the finest step.
+            channel_multiple: FFN widths are rounded to it; None chooses by size.
+            head_counts: ``config`` keeps to head counts that the model's own config accepts, ``any`` does not.
+
+        Raises:
+            ValueError: no legal widths meet the ratio; the message says what can be reached.
+        """
+        if not 0.0 <= ratio < 1.0:
+            raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+        check_choice("head_counts", head_counts, HEAD_COUNTS)
+        legal = legal_widths(structure, channel_multiple=channel_multiple, head_counts=head_counts)
+        if ratio == 0.0:
+            return cls.full(structure)
+        check_widths_meet(structure, ratio, legal)
+        dense = {kind: widest(structure, kind) for kind in structure.kinds}
+        widths = most_even(structure, final_candidates(structure, dense, ratio, legal), ratio, legal)
+        kept = {}
+        for dimension in structure:
+            kind = dimension.kind
+            count = kept_in(dimension, widths[kind], dense[kind], legal.multiples.get(kind, 1))
+            kept[dimension.name] = _first_groups(structure, dimension, count)
+        return cls(kept)
+
+    @classmethod
     def from_json(cls, value: Mapping[str, Sequence[int]]) -> Plan:
         """Read what :meth:`to_json` gave."""
         return cls({name: tuple(int(group) for group in groups) for name, groups in value.items()})
@@ -43,7 +99,9 @@ class Plan:
         """Make sure that the plan was made for this structure.
 
         Raises:
-            ValueError: it names other dimensions, or groups that the model does not have.
+            ValueError: it names other dimensions, or groups that the model does not have, or it keeps groups with
+                which the model could not run: unequally many of each stratum, too few, other ones of dimensions that
+                are tied.
         """
         names = {dimension.name: dimension.num_groups for dimension in structure}
         if set(names) != set(self.kept):
@@ -54,6 +112,39 @@ class Plan:
                 raise ValueError(
                     f"The plan is for another model: it keeps group {groups[-1]} of {name}, "
                     f"which has {names[name]} groups."
+                )
+        for dimension in structure:
+            self._check_dimension(structure, dimension)
+
+    def _check_dimension(self, structure: Structure, dimension: PrunableDimension) -> None:
+        """Make sure that the model still runs when a dimension is cut like that."""
+        kept = self.kept[dimension.name]
+        if len(kept) == dimension.num_groups:
+            return
+        strata = Counter(group // dimension.per_stratum for group in kept)
+        if len(strata) < dimension.strata or len(set(strata.values())) > 1:
+            raise ValueError(
+                f"The plan keeps {len(kept)} groups of {dimension.name}, not equally many of each of its "
+                f"{dimension.strata} strata of {dimension.per_stratum}."
+            )
+        width = len(kept) // dimension.strata
+        if width < dimension.floor:
+            raise ValueError(
+                f"The plan keeps {width} groups of {dimension.name}; at least {dimension.floor} must stay."
+            )
+        if width % dimension.multiple:
+            raise ValueError(
+                f"The plan keeps {width} groups of {dimension.name}; their number must be a multiple of "
+                f"{dimension.multiple}."
+            )
+        if dimension.alibi and kept != _first_groups(structure, dimension, len(kept)):
+            raise ValueError(
+                f"Of {dimension.name} only every second, fourth, ... group can stay: its biases are fixed."
+            )
+        for other in structure:
+            if dimension.tied and other.tied == dimension.tied and self.kept[other.name] != kept:
+                raise ValueError(
+                    f"{dimension.name} and {other.name} share what is cut, and the plan keeps different groups of them."
                 )
 
     def count(self, name: str) -> int:

@@ -105,7 +105,7 @@ def _refitted(
     return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
 
 
-def cut_(
+def cut_and_repair_(
     model: nn.Module,
     structure: Structure,
     before: Plan,
@@ -162,7 +162,7 @@ def cut_(
 
 @dataclass
 class _Cut:
-    """A cut with repair; see :func:`cut_`."""
+    """A cut with repair; see :func:`cut_and_repair_`."""
 
     structure: Structure
     before: Plan

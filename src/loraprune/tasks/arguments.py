@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -49,11 +50,17 @@ class ModelFacts:
 
 
 def training_arguments(
-    task: Task, given: Mapping[str, Any], facts: ModelFacts, *, run_dir: Path, collator: Collator | None = None
+    task: Task,
+    given: Mapping[str, Any] | TrainingArguments,
+    facts: ModelFacts,
+    *,
+    run_dir: Path,
+    collator: Collator | None = None,
 ) -> tuple[TrainingArguments, int | None]:
     """Complete what the user gave to the arguments of the task's Trainer.
 
-    bf16 and gradient checkpointing are on by default on an accelerator and off on a CPU, where they only cost time.
+    Of values by name, those that are missing get our defaults: bf16 and gradient checkpointing are on on an accelerator
+    and off on a CPU, where they only cost time. An object is taken as it is, but for the folder.
 
     Returns:
         The arguments, and the maximal length of a row of text (None where rows are no text).
@@ -62,6 +69,27 @@ def training_arguments(
         ValueError: a name is none of the task's arguments, a value is wrong, or sequences would be longer than the
             model's context.
     """
+    if isinstance(given, Mapping):
+        arguments, max_length = _from_values(task, given, facts, run_dir, collator)
+    else:
+        arguments, max_length = _from_object(task, given, facts, run_dir)
+    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
+        raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
+    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
+        raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
+    if task.has_tokenizer:
+        check_length(max_length, facts.context)
+    check_report_to(arguments)
+    arguments.disable_tqdm = True
+    # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments, max_length if task.has_tokenizer else None
+
+
+def _from_values(
+    task: Task, given: Mapping[str, Any], facts: ModelFacts, run_dir: Path, collator: Collator | None
+) -> tuple[TrainingArguments, int | None]:
+    """Arguments from values by name."""
     accelerated = facts.device.type != "cpu"
     cls = task.arguments_class()
     known = {field.name for field in fields(cls) if field.init}
@@ -77,25 +105,58 @@ def training_arguments(
         **task.defaults(collator),
         **given,
     }
-    if values.get("fp16"):
-        raise ValueError(
-            "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
-        )
+    _check_fp16(values.get("fp16"))
     if not facts.recomputes and any(values.get(name) for name in RECOMPUTATION):
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
-    arguments = cls(**values)
-    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
-        raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
-    if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
-        raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
-    if task.has_tokenizer:
-        check_length(max_length, facts.context)
-    check_report_to(arguments)
-    arguments.disable_tqdm = True
-    # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
-    arguments._n_gpu = min(arguments.n_gpu, 1)
-    return arguments, max_length if task.has_tokenizer else None
+    return cls(**values), max_length
+
+
+def _check_fp16(fp16: Any) -> None:
+    if fp16:
+        raise ValueError(
+            "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
+        )
+
+
+def _from_object(
+    task: Task, given: TrainingArguments, facts: ModelFacts, run_dir: Path
+) -> tuple[TrainingArguments, int | None]:
+    """A copy of the user's own arguments; what they left at its default gives way to what the model can do.
+
+    Raises:
+        ValueError: they are those of another Trainer.
+    """
+    cls = task.arguments_class()
+    if not isinstance(given, cls):
+        raise ValueError(
+            f"training is a {type(given).__name__}, and a run of {task.name} takes a {cls.__name__} of "
+            f"{cls.__module__.partition('.')[0]}, or a mapping of its fields."
+        )
+    _check_fp16(given.fp16)
+    arguments = copy.copy(given)
+    arguments.output_dir = str(run_dir)
+    said = given_values(given)
+    if not facts.recomputes and "gradient_checkpointing" not in said:
+        arguments.gradient_checkpointing = False
+    if not facts.recomputes and arguments.gradient_checkpointing:
+        raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
+    if not hasattr(arguments, "max_length"):
+        return arguments, min(DEFAULT_MAX_LENGTH, facts.context or DEFAULT_MAX_LENGTH)
+    lengths: Any = arguments
+    if facts.context is not None and "max_length" not in said:
+        lengths.max_length = min(lengths.max_length, facts.context)
+    return arguments, lengths.max_length
+
+
+def given_values(given: Mapping[str, Any] | TrainingArguments) -> dict[str, Any]:
+    """What a user said of the training, by name: of an object, what differs from its class's defaults."""
+    if isinstance(given, Mapping):
+        return dict(given)
+    # bf16, which is on by default, is refused where the machine does not have it.
+    default = type(given)(output_dir=given.output_dir, use_cpu=given.use_cpu, bf16=given.bf16)
+    values = {field.name: getattr(given, field.name) for field in fields(given) if field.init}
+    return {name: value for name, value in values.items() if value != getattr(default, name) and name != "output_dir"}
 
 
 def _recomputation(given: Mapping[str, Any], known: set[str], *, on: bool) -> dict[str, bool]:

@@ -34,7 +34,7 @@ from loraprune.layers.quantized.four_bits import whole_blocks
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.masking import masked
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 from loraprune.surgery.slicing import slice_
 
 KINDS = ("bnb-8bit", "bnb-4bit", "torchao-int8")
@@ -316,7 +316,7 @@ class TestRefit:
         inputs, before = torch.cat(seen), weight_rows(layer)
         wanted = inputs @ before.T
         kept = inputs[:, ::2]
-        cut_(model, structure, Plan.full(structure), plan, calibration=rows, damping=1e-6)
+        cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=rows, damping=1e-6)
         best = torch.linalg.lstsq(kept.double(), wanted.double()).solution.float()
         errors = [(kept @ weight - wanted).norm() for weight in (best, exact_weight(layer).T, before[:, ::2].T)]
         assert errors[0] <= errors[1] <= 1.01 * errors[0] < 0.99 * errors[2]
@@ -329,7 +329,7 @@ class TestRefit:
         base = weight_rows(down(model))[:, 64:128]
         adapted = with_lora(model)
         rows = [token_ids(1, 40, seed=seed)[0] for seed in range(4)]
-        cut_(adapted, structure, Plan.full(structure), plan, calibration=rows, damping=1e9)
+        cut_and_repair_(adapted, structure, Plan.full(structure), plan, calibration=rows, damping=1e9)
         # So strong a ridge leaves the columns that stay as they were.
         found = exact_weight(projections(adapted, 0)["down_proj"].get_base_layer())  # type: ignore[operator]
         torch.testing.assert_close(found, base, rtol=2e-3, atol=1e-5)

@@ -14,7 +14,7 @@ from loraprune.measure.estimation.forward import block_bytes
 from loraprune.measure.estimation.refit import CalibrationSize, Consumer, cut_bytes
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_
+from loraprune.surgery.refit import cut_and_repair_
 
 WITHIN = 0.1
 
@@ -92,7 +92,7 @@ def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
     with LiveBytes() as live:
         for parameter in step.model.parameters():
             live._count(parameter)
-        cut_(step.model, structure, Plan.full(structure), Plan.full(structure).keep(kept), calibration=data)
+        cut_and_repair_(step.model, structure, Plan.full(structure), Plan.full(structure).keep(kept), calibration=data)
     models = ShapeModels.of(config, None, ())
     shapes, described = models.adapted(2, None, dtype, EstimateConfig(device="cpu"))
     size = CalibrationSize(sequences=sequences, tokens=tokens, hidden=hidden, itemsize=dtype.itemsize)

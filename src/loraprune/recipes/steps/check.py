@@ -23,7 +23,7 @@ from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import legal_widths
-from loraprune.tasks.arguments import ModelFacts, training_arguments
+from loraprune.tasks.arguments import ModelFacts, given_values, training_arguments
 from loraprune.tasks.lora import LoraOptions, lora_config
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import check_token_ids, split_rows
@@ -43,7 +43,7 @@ def prepare(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset,
     pruning: PruningConfig,
-    training: Mapping[str, Any],
+    training: Mapping[str, Any] | TrainingArguments,
     lora: LoraConfig | LoraOptions | None,
     tokenizer: PreTrainedTokenizerBase | str | Path | None,
     options: RunOptions,
@@ -123,7 +123,7 @@ def prepare(
         recovery=recovery,
         keep_zeros=keep_zeros,
         base_quantized=options.quantization is not None or (loaded is not None and is_quantized_model(loaded)),
-        given=dict(training),
+        given=given_values(training),
         lora_options=lora_options,
     )
 

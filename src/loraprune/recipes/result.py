@@ -1,0 +1,107 @@
+"""What every recipe gives back: a model, how it came about, and ways to keep or publish both."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.checkpoint.save import check_disk_space, check_output, save_checkpoint
+from loraprune.record.report_data import ReportData
+from loraprune.report.from_record import write_run_page
+from loraprune.structure.dimensions import Structure
+from loraprune.structure.plan import Plan
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResult:
+    """What a run gives back.
+
+    Attributes:
+        model: merged and ready to use.
+        tokenizer: of a model that reads text, else None.
+        image_processor: of a model that reads images, where it has one.
+        structure: of the model before pruning.
+        plan: which groups stayed; all of them where weights became zero.
+        metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
+        report: the same as the report shows it.
+        record: what was done, as ``pruning.json`` holds it.
+        card: text of the model card.
+        output: folder of the checkpoint, or None.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase | None
+    structure: Structure
+    plan: Plan
+    metrics: dict[str, Any] = field(repr=False)
+    report: ReportData = field(repr=False)
+    record: dict[str, Any] = field(repr=False)
+    card: str = field(repr=False)
+    output: Path | None = None
+    image_processor: Any = None
+
+    def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, report: bool = True) -> Path:
+        """Write the model as an ordinary checkpoint, with its tokenizer, its card and the record of the run.
+
+        Args:
+            folder: to make; it appears complete or not at all.
+            overwrite: replace a folder that exists.
+            report: whether the report is written beside it.
+
+        Returns:
+            The folder.
+
+        Raises:
+            OutputExistsError: the folder holds something, and ``overwrite`` is off.
+            OSError: the disk is too full.
+        """
+        folder = Path(folder).expanduser()
+        check_output(folder, overwrite=overwrite)
+        check_disk_space(folder, self.model.num_parameters() * self.model.dtype.itemsize)
+
+        def extras(made: Path) -> None:
+            if report:
+                write_run_page(self.report, made, folder)
+
+        processor = self.image_processor if self.tokenizer is None else self.tokenizer
+        save_checkpoint(folder, self.model, processor, record=self.record, card=self.card, extras=extras)
+        return folder
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str = "Upload a model pruned with loraprune",
+        revision: str | None = None,
+        report: bool = True,
+    ) -> str:
+        """Publish what :meth:`save_pretrained` writes on the hub, in one commit.
+
+        Args:
+            repo_id: ``organization/name``, or a name of your own; made where it does not exist.
+            private: whether a repository that is made is private; None is the account's default.
+            token: of the hub; None is the one that ``hf auth login`` stored.
+            commit_message: of the commit.
+            revision: branch to commit to; None is the main one.
+            report: whether the report is published too.
+
+        Returns:
+            The address of the commit.
+        """
+        from huggingface_hub import HfApi
+
+        api = HfApi(token=token)
+        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+            folder = self.save_pretrained(Path(scratch) / "model", report=report)
+            commit = api.upload_folder(
+                repo_id=name, folder_path=folder, commit_message=commit_message, revision=revision
+            )
+        return str(commit.commit_url)

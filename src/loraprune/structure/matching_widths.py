@@ -1,0 +1,172 @@
+"""Widths that meet a sparsity ratio: which head counts and channel counts together remove the share asked for."""
+
+from __future__ import annotations
+
+from itertools import product
+
+from loraprune.structure.dimensions import Structure
+from loraprune.structure.widths import LegalWidths, Widths, kept_in, widest
+
+NAMES = {
+    "heads": "KV head(s)",
+    "query_heads": "query head(s) of each KV head",
+    "channels": "channel(s)",
+    "experts": "expert(s)",
+    "expert_channels": "channel(s) of each expert",
+    "shared_channels": "channel(s) of the shared expert",
+    "blocks": "block(s)",
+    "hidden": "channel(s) of the hidden size",
+}
+
+
+def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWidths) -> int:
+    """Parameters of a kind that stay when the widest of its dimensions keeps ``width`` groups a stratum."""
+    most, multiple = widest(structure, kind), legal.multiples.get(kind, 1)
+    return sum(
+        dimension.parameters_per_group
+        * (
+            dimension.num_groups
+            if dimension.layer in structure.protected
+            else kept_in(dimension, width, most, multiple)
+        )
+        for dimension in structure.of_kind(kind)
+    )
+
+
+def kept_parameters(structure: Structure, widths: Widths, legal: LegalWidths) -> int:
+    """Prunable parameters that a model of these widths has."""
+    return sum(_kind_parameters(structure, kind, width, legal) for kind, width in widths.items())
+
+
+def _step_parameters(structure: Structure, kind: str) -> float:
+    """Parameters by which one group more a stratum in the widest dimension, and its share elsewhere, counts."""
+    most = widest(structure, kind)
+    return sum(d.parameters_per_group * d.num_groups / most for d in structure.open if d.kind == kind)
+
+
+def _filler(structure: Structure, legal: LegalWidths) -> str | None:
+    """The fine kind that makes up what the others cannot: the one with most parameters."""
+    kinds = [kind for kind in legal.multiples if any(d.kind == kind for d in structure.open)]
+    return max(kinds, key=lambda kind: _step_parameters(structure, kind) * widest(structure, kind), default=None)
+
+
+def tolerance(structure: Structure, legal: LegalWidths) -> float:
+    """Half of the finest step, one channel multiple in every layer, in parameters."""
+    filler = _filler(structure, legal)
+    if filler is not None:
+        return 0.5 * legal.multiples[filler] * _step_parameters(structure, filler) * (1 + 1e-9)
+    return 0.5 * min(_step_parameters(structure, kind) for kind in legal.counts) * (1 + 1e-9)
+
+
+def _beside(
+    structure: Structure, coarse: Widths, wanted: float, now: Widths, legal: LegalWidths, least: Widths | None = None
+) -> Widths:
+    """Legal widths of the fine kinds that together with ``coarse`` come nearest to ``wanted`` parameters.
+
+    All fine kinds keep about the same share; the largest one fills up. ``least`` bounds them from below.
+    """
+    widths = dict(coarse)
+    left = wanted - kept_parameters(structure, coarse, legal)
+    fine = [kind for kind in structure.kinds if kind in legal.multiples]
+    full = sum(_kind_parameters(structure, kind, widest(structure, kind), legal) for kind in fine)
+    filler = _filler(structure, legal)
+    for kind in sorted(fine, key=lambda kind: kind == filler):
+        multiple = legal.multiples[kind]
+        if kind == filler:
+            fixed = _kind_parameters(structure, kind, widest(structure, kind), legal)
+            fixed_part = fixed - _step_parameters(structure, kind) * widest(structure, kind)
+            exact = (left - fixed_part) / _step_parameters(structure, kind)
+        else:
+            exact = max(left, 0.0) / full * widest(structure, kind)
+        width = min(max(round(exact / multiple), 1) * multiple, now[kind])
+        widths[kind] = max(width, least[kind]) if least else width
+        if kind != filler:
+            left -= _kind_parameters(structure, kind, widths[kind], legal)
+            full -= _kind_parameters(structure, kind, widest(structure, kind), legal)
+    return widths
+
+
+def _coarse(legal: LegalWidths, now: Widths, least: Widths | None = None) -> list[Widths]:
+    """All combinations of legal head counts (and expert counts) between ``least`` and ``now``."""
+    kinds = list(legal.counts)
+    options = [
+        [count for count in legal.counts[kind] if (least[kind] if least else 0) <= count <= now[kind]] or [now[kind]]
+        for kind in kinds
+    ]
+    return [dict(zip(kinds, counts, strict=True)) for counts in product(*options)]
+
+
+def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
+    """Legal widths, no larger than those of ``now``, that meet a ratio.
+
+    All that meet it to half a channel multiple; where there are none, those that come nearest.
+    """
+    wanted = (1.0 - ratio) * structure.prunable_parameters
+    found = [_beside(structure, coarse, wanted, now, legal) for coarse in _coarse(legal, now)]
+    errors = [abs(kept_parameters(structure, widths, legal) - wanted) for widths in found]
+    close = [widths for widths, error in zip(found, errors, strict=True) if error <= tolerance(structure, legal)]
+    return close or [found[errors.index(min(errors))]]
+
+
+def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
+    """Widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
+
+    Heads go in coarse steps, so that widths on the way may have to remove more than the ratio: what the channels
+    have given up already does not come back.
+    """
+    wanted = (1.0 - ratio) * structure.prunable_parameters
+    found = [_beside(structure, coarse, wanted, now, legal, final) for coarse in _coarse(legal, now, final)]
+    far_enough = wanted + tolerance(structure, legal)
+    return [widths for widths in found if kept_parameters(structure, widths, legal) <= far_enough] or [final]
+
+
+def share_of_coarse_groups(structure: Structure, legal: LegalWidths, widths: Widths) -> float:
+    """Kept heads and experts as shares of all there were, summed over the kinds."""
+    return sum(widths[kind] / widest(structure, kind) for kind in legal.counts)
+
+
+def most_even(structure: Structure, candidates: list[Widths], ratio: float, legal: LegalWidths) -> Widths:
+    """Of several widths those with which heads, experts and channels lose most nearly the same share."""
+    # The ratio is one of all layers: where some keep everything, the others lose more.
+    share = ratio * structure.prunable_parameters / sum(dimension.num_parameters for dimension in structure.open)
+
+    def off(widths: Widths) -> float:
+        exact = {kind: max(1.0 - share, 0.0) * widest(structure, kind) for kind in legal.counts}
+        return sum(abs(widths[kind] - exact[kind]) / widest(structure, kind) for kind in legal.counts)
+
+    return min(candidates, key=lambda widths: (off(widths), -share_of_coarse_groups(structure, legal, widths)))
+
+
+def check_widths_meet(structure: Structure, ratio: float, legal: LegalWidths) -> None:
+    """Make sure that legal widths, the same in every layer that may shrink, meet a ratio.
+
+    Raises:
+        ValueError: even the smallest widths keep too much; or the ratio falls between what two head counts can reach.
+            The message says what can be reached.
+    """
+    dense = {kind: widest(structure, kind) for kind in structure.kinds}
+    nearest = final_candidates(structure, dense, ratio, legal)[0]
+    wanted = (1.0 - ratio) * structure.prunable_parameters
+    if abs(kept_parameters(structure, nearest, legal) - wanted) > tolerance(structure, legal):
+        smallest = {
+            kind: legal.counts[kind][0] if kind in legal.counts else min(legal.multiples[kind], dense[kind])
+            for kind in structure.kinds
+        }
+        most = 1.0 - kept_parameters(structure, smallest, legal) / structure.prunable_parameters
+        if ratio < most:
+            reached = 1.0 - kept_parameters(structure, nearest, legal) / structure.prunable_parameters
+            raise ValueError(
+                f"No legal widths meet a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
+                f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
+            )
+        least = " and ".join(f"{width} {NAMES.get(kind, kind)}" for kind, width in smallest.items())
+        if structure.spans_blocks:
+            raise ValueError(
+                f"A ratio of {ratio:g} removes too much: with at least {least}, at most {most:.4f} of the parameters "
+                "can go. Ask for less."
+            )
+        raise ValueError(
+            f"A ratio of {ratio:g} would empty a dimension: with at least {least} in every layer"
+            f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "
+            "go. Ask for less, or lower --channel-multiple."
+        )

@@ -1,0 +1,191 @@
+"""Cutting a model by a plan of one's own: one call that checks the plan, cuts, and repairs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.calibration.progress import Progress
+from loraprune.layers.lora import check_tied_adapters, has_variant
+from loraprune.layers.quantized import prepare_
+from loraprune.layers.unwrap import base_model
+from loraprune.structure.describe import describe
+from loraprune.structure.dimensions import Structure
+from loraprune.structure.plan import Plan
+from loraprune.structure.widths import check_choice
+from loraprune.surgery.bias import give_biases_
+from loraprune.surgery.config_widths import update_config_
+from loraprune.surgery.output_error import ConsumerError
+from loraprune.surgery.refit import REPAIRS, cut_and_repair_
+
+Rows = Iterable[torch.Tensor | Sequence[int] | Mapping[str, torch.Tensor]] | Mapping[str, torch.Tensor] | torch.Tensor
+"""Calibration data in the forms that tokenizers and data loaders give."""
+
+
+def cut_(
+    model: nn.Module,
+    plan: Plan,
+    *,
+    calibration: Rows | None = None,
+    repair: str | None = None,
+    damping: float = 0.01,
+    optimizer: torch.optim.Optimizer | None = None,
+    device: torch.device | str | None = None,
+    progress: Progress = lambda done, total: None,
+) -> tuple[ConsumerError, ...]:
+    """Cut a model down to a plan, in place, and repair what consumed the cut.
+
+    Afterwards the model runs, trains and can be described and cut again; its config says the new widths.
+    :func:`loraprune.save` writes it as an ordinary checkpoint.
+
+    Example::
+
+        structure = describe(model)
+        plan = Plan.uniform(structure, 0.3)
+        cut_(model, plan, calibration=[tokenizer(text).input_ids for text in texts])
+        save(model, "smaller", tokenizer)
+
+    Args:
+        model: of the transformers library, or the ``PeftModel`` around it.
+        plan: groups that stay, as :func:`loraprune.describe` numbers them in the model as it is now.
+        calibration: rows of token ids (lists, 1-D tensors, or one 2-D tensor) or mappings of the model's inputs; a few
+            dozen rows of text like that of later use. Needed for a repair.
+        repair: ``stream`` (least squares towards the residual stream of the uncut model), ``refit`` (towards what each
+            layer gave itself), ``bias`` (FLAP, arXiv 2312.11983: the mean of what goes is added to the consumer's
+            bias) or ``none``. None is ``stream`` with calibration data and ``none`` without.
+        damping: ridge of the least squares as a share of the mean diagonal of the second moment.
+        optimizer: its state shrinks with the parameters.
+        device: to repair on, one block at a time, where that is not the model's.
+        progress: called with finished blocks and all blocks.
+
+    Returns:
+        What the cut did to each consumer that least squares repaired: relative errors before and after the repair.
+
+    Raises:
+        UnsupportedArchitectureError: the family has no description.
+        ValueError: the plan is not one of this model, or the model could not run or not be repaired like that. The
+            model is then unchanged.
+    """
+    rows = None if calibration is None else _as_calibration(calibration)
+    if repair is None:
+        repair = "stream" if rows else "none"
+    check_choice("repair", repair, REPAIRS)
+    if repair != "none" and not rows:
+        raise ValueError(f"The repair {repair!r} looks at calibration data: pass calibration=, or say repair='none'.")
+    if damping < 0.0:
+        raise ValueError(f"damping is {damping}; it cannot be negative.")
+    prepare_(model)
+    structure = structure_of(model, plan)
+    plan = completed(plan, structure)
+    plan.check(structure)
+    check_tied_adapters(model)
+    if repair != "none" and any(map(has_variant, model.modules())):
+        raise ValueError(
+            "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so that it cannot be "
+            "repaired. Use repair='none', or merge it first."
+        )
+    base: Any = base_model(model)
+    if rows:
+        _check_token_ids(base, rows)
+    if repair == "bias":
+        give_biases_(base, structure)
+    errors: list[ConsumerError] = []
+    cut_and_repair_(
+        model,
+        structure,
+        Plan.full(structure),
+        plan,
+        calibration=rows if repair != "none" else None,
+        damping=damping,
+        optimizer=optimizer,
+        repair=repair,
+        device=None if device is None else torch.device(device),
+        progress=progress,
+        noted=errors.append,
+    )
+    update_config_(base.config, structure, plan)
+    return tuple(errors)
+
+
+def structure_of(model: nn.Module, plan: Plan) -> Structure:
+    """The structure that holds the dimensions of a plan, whichever kinds they are of.
+
+    Raises:
+        ValueError: the model has no such dimensions.
+    """
+    structure = describe(model)
+    names = {dimension.name for dimension in structure}
+    if set(plan.kept) <= names:
+        return structure
+    kinds = []
+    for kind in (*structure.kinds, *structure.left_out, *structure.whole):
+        found = describe(model, [kind])
+        if any(dimension.name in plan.kept for dimension in found):
+            kinds.append(kind)
+        names |= {dimension.name for dimension in found}
+    odd = sorted(set(plan.kept) - names)
+    if odd:
+        raise ValueError(f"The plan is for another model: this one has no dimension {odd[0]!r}.")
+    return describe(model, kinds)
+
+
+def completed(plan: Plan, structure: Structure) -> Plan:
+    """The plan with all groups of the dimensions that it leaves out."""
+    return Plan({**Plan.full(structure).kept, **plan.kept})
+
+
+def _as_calibration(rows: Rows) -> Calibration:
+    """Rows as the passes over calibration data take them.
+
+    Raises:
+        ValueError: they are none, or of a shape that is no row.
+    """
+    if isinstance(rows, Mapping):
+        return [dict(rows)]
+    found: list[Any] = []
+    for row in rows:
+        if isinstance(row, Mapping):
+            found.append(row)
+            continue
+        try:
+            ids = torch.as_tensor(row)
+        except (TypeError, ValueError):
+            ids = torch.empty(0)
+        if ids.dim() != 1 or ids.is_floating_point() or ids.numel() == 0:
+            raise ValueError(
+                f"Row {len(found)} of the calibration data is {_shown(row)}; a row is a list or a 1-D tensor of token "
+                "ids, such as tokenizer(text).input_ids, or a mapping of the model's inputs."
+            )
+        found.append(ids)
+    if not found:
+        raise ValueError("The calibration data have no rows.")
+    if len({isinstance(row, Mapping) for row in found}) > 1:
+        raise ValueError("The calibration data mix rows of token ids with mappings of inputs; give one or the other.")
+    return found
+
+
+def _shown(row: Any) -> str:
+    """A row in a few words, for an error."""
+    if isinstance(row, torch.Tensor):
+        return f"a tensor of shape {tuple(row.shape)} and type {row.dtype}"
+    text = repr(row)
+    return text if len(text) <= 40 else f"{text[:40]}..."
+
+
+def _check_token_ids(model: Any, rows: Calibration) -> None:
+    """Make sure that the model knows all token ids.
+
+    Raises:
+        ValueError: it does not.
+    """
+    known = getattr(model.get_input_embeddings(), "num_embeddings", None)
+    largest = max((int(row.max()) for row in rows if isinstance(row, torch.Tensor)), default=0)
+    if known is not None and largest >= known:
+        raise ValueError(
+            f"The calibration data hold the token id {largest}, and the model knows {known} tokens: they were made by "
+            "another tokenizer."
+        )

@@ -1,0 +1,52 @@
+"""What ``import loraprune`` costs, and what it gives."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from inspect import isclass
+
+import pytest
+
+import loraprune
+
+TIMED = """
+import sys, time
+started = time.perf_counter()
+import loraprune
+taken = time.perf_counter() - started
+print(taken, *(name for name in ("torch", "transformers", "peft", "trl") if name in sys.modules))
+"""
+
+
+def test_the_import_is_instant_and_loads_none_of_the_large_libraries() -> None:
+    taken = []
+    for _ in range(3):
+        seconds, *loaded = subprocess.run(
+            [sys.executable, "-c", TIMED], capture_output=True, text=True, check=True
+        ).stdout.split()
+        assert loaded == []
+        taken.append(float(seconds))
+    assert min(taken) < 0.2
+
+
+@pytest.mark.parametrize("name", sorted(loraprune._HOMES))
+def test_every_public_name_is_found_where_it_is_said_to_be(name: str) -> None:
+    found = getattr(loraprune, name)
+    if isclass(found) or callable(found):
+        assert found.__name__ == name
+        assert found.__doc__
+
+
+def test_the_list_of_public_names_is_complete() -> None:
+    assert set(loraprune.__all__) == {*loraprune._HOMES, "__version__"}
+    assert {name for name in loraprune.__all__ if name.endswith("Error")} >= {
+        "CheckpointError",
+        "InterruptedRunError",
+        "OutputExistsError",
+        "RuntimeFormatError",
+        "TrainingDivergedError",
+        "UnsupportedArchitectureError",
+    }
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = loraprune.nothing
