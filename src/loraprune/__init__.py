@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from loraprune.measure.evaluation.config import EvaluationConfig
     from loraprune.measure.evaluation.evaluate import evaluate
     from loraprune.measure.evaluation.results import ResultsError
-    from loraprune.pruning.callback import PruningCallback
+    from loraprune.pruning.callback import PruningCallback, PstCallback
     from loraprune.pruning.config import PruningConfig
     from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
     from loraprune.pruning.oneshot_config import OneshotConfig
-    from loraprune.pruning.pst import PstCallback
+    from loraprune.pruning.pruner import Pruner
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
@@ -66,6 +66,7 @@ __all__ = [
     "OutputExistsError",
     "Plan",
     "PruneResult",
+    "Pruner",
     "PruningCallback",
     "PruningConfig",
     "PstCallback",
@@ -116,9 +117,10 @@ _HOMES = {
     "OutputExistsError": "loraprune.checkpoint.save",
     "Plan": "loraprune.structure.plan",
     "PruneResult": "loraprune.recipes.prune",
+    "Pruner": "loraprune.pruning.pruner",
     "PruningCallback": "loraprune.pruning.callback",
     "PruningConfig": "loraprune.pruning.config",
-    "PstCallback": "loraprune.pruning.pst",
+    "PstCallback": "loraprune.pruning.callback",
     "ResultsError": "loraprune.measure.evaluation.results",
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",

@@ -16,7 +16,8 @@ from tests.zoo.row import adapted, structure_of
 from torch import nn
 from transformers import TrainerCallback
 
-from loraprune import PruningCallback, PruningConfig, PstCallback
+import loraprune
+from loraprune import PruningCallback, PruningConfig
 from loraprune.pruning.pst import PstRun
 from loraprune.sparsity.pst import PstOptions
 from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
@@ -44,12 +45,12 @@ def learnt(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[PstCallback, Any]:
-    callback = PstCallback(pst_config())
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[PruningCallback, Any]:
+    callback = PruningCallback(pst_config())
     return callback, train(tmp_path_factory.mktemp("pst"), [callback])
 
 
-def test_every_matrix_reaches_the_exact_share(done: tuple[PstCallback, Any]) -> None:
+def test_every_matrix_reaches_the_exact_share(done: tuple[PruningCallback, Any]) -> None:
     found = dict(layers(done[1].model))
     assert len(found) == 2 * 7
     for layer in found.values():
@@ -57,7 +58,7 @@ def test_every_matrix_reaches_the_exact_share(done: tuple[PstCallback, Any]) -> 
         assert layer.learnt is None
 
 
-def test_the_share_rises_at_every_step_on_a_cubic_curve(done: tuple[PstCallback, Any]) -> None:
+def test_the_share_rises_at_every_step_on_a_cubic_curve(done: tuple[PruningCallback, Any]) -> None:
     run = done[0].run
     steps = [record.step for record in run.records]
     assert steps == list(range(round(0.25 * STEPS), round(0.5 * STEPS) + 1))
@@ -66,7 +67,7 @@ def test_the_share_rises_at_every_step_on_a_cubic_curve(done: tuple[PstCallback,
     assert [point["ratio"] for point in done[0].history][-1] == pytest.approx(RATIO, abs=0.01)
 
 
-def test_the_forward_pass_is_the_masked_sum(done: tuple[PstCallback, Any]) -> None:
+def test_the_forward_pass_is_the_masked_sum(done: tuple[PruningCallback, Any]) -> None:
     for _, layer in layers(done[1].model):
         a, b, scaling = layer.factors()
         x = torch.randn(3, a.shape[1])
@@ -74,7 +75,7 @@ def test_the_forward_pass_is_the_masked_sum(done: tuple[PstCallback, Any]) -> No
         torch.testing.assert_close(layer(x), expected)
 
 
-def test_the_adapter_is_saved_as_always(done: tuple[PstCallback, Any], tmp_path: Path) -> None:
+def test_the_adapter_is_saved_as_always(done: tuple[PruningCallback, Any], tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     done[1].model.save_pretrained(tmp_path)
@@ -89,7 +90,7 @@ def test_the_share_is_logged_for_every_other_callback(tmp_path: Path) -> None:
         def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
             self.seen[state.global_step] = logs.get("sparsity_ratio", self.seen.get(state.global_step))
 
-    callback, watch = PstCallback(pst_config()), Logs()
+    callback, watch = PruningCallback(pst_config()), Logs()
     train(tmp_path, [callback, watch])
     assert watch.seen == {point["step"]: point["ratio"] for point in callback.history}
 
@@ -105,7 +106,7 @@ class Watch(TrainerCallback):
 def test_scores_are_learnt_until_the_last_mask(tmp_path: Path) -> None:
     watch = Watch()
     # First in line sees what a step left before the masks grow.
-    train(tmp_path, [watch, PstCallback(pst_config())])
+    train(tmp_path, [watch, PruningCallback(pst_config())])
     last = round(0.5 * STEPS)
     for before, after in zip(watch.seen[1 : last - 1], watch.seen[2:last], strict=True):
         assert all(bool((after[name] != before[name]).any()) for name in before)
@@ -116,14 +117,14 @@ def test_scores_have_a_learning_rate_of_their_own(tmp_path: Path) -> None:
     watch = Watch()
     rate = 1e-5
     config = pst_config(pst=PstOptions(learning_rate=rate))
-    train(tmp_path, [watch, PstCallback(config)])
+    train(tmp_path, [watch, PruningCallback(config)])
     first, second = watch.seen[:2]
     moved = max(float((second[name] - first[name]).abs().max()) for name in first)
     assert 0.0 < moved < 1.5 * rate
 
 
 def test_merged_equals_unmerged_and_zeros_are_exact(tmp_path: Path) -> None:
-    outcome = train(tmp_path, [PstCallback(pst_config())])
+    outcome = train(tmp_path, [PruningCallback(pst_config())])
     model = outcome.model.eval()
     masks = {name: layer.kept.clone() for name, layer in layers(model)}
     expected = logits_of(model, IDS)
@@ -136,7 +137,7 @@ def test_merged_equals_unmerged_and_zeros_are_exact(tmp_path: Path) -> None:
 
 
 def test_unmerging_keeps_the_function(tmp_path: Path) -> None:
-    model = train(tmp_path, [PstCallback(pst_config())]).model.eval()
+    model = train(tmp_path, [PruningCallback(pst_config())]).model.eval()
     expected = logits_of(model, IDS)
     model.merge_adapter()
     model.unmerge_adapter()
@@ -144,7 +145,7 @@ def test_unmerging_keeps_the_function(tmp_path: Path) -> None:
 
 
 def test_a_disabled_adapter_leaves_the_dense_base(tmp_path: Path) -> None:
-    model = train(tmp_path, [PstCallback(pst_config())]).model.eval()
+    model = train(tmp_path, [PruningCallback(pst_config())]).model.eval()
     with model.disable_adapter():
         torch.testing.assert_close(logits_of(model, IDS), logits_of(byte_model().eval(), IDS))
 
@@ -156,12 +157,12 @@ def test_resumed_is_as_uninterrupted(tmp_path: Path, stop: int) -> None:
             if state.global_step == stop:
                 control.should_save = control.should_training_stop = True
 
-    expected = train(tmp_path / "whole", [PstCallback(pst_config())], gradient_accumulation_steps=2)
-    first = PstCallback(pst_config())
+    expected = train(tmp_path / "whole", [PruningCallback(pst_config())], gradient_accumulation_steps=2)
+    first = PruningCallback(pst_config())
     first.interrupted = True
     changes = {"gradient_accumulation_steps": 2, "save_strategy": "steps", "save_steps": 100}
     train(tmp_path / "run", [first, Stop()], **changes)
-    second = PstCallback(pst_config())
+    second = PruningCallback(pst_config())
     model = adapted_model()
     checkpoint = tmp_path / "run" / f"checkpoint-{stop}"
     second.restore_(model, checkpoint)
@@ -174,7 +175,7 @@ def test_resumed_is_as_uninterrupted(tmp_path: Path, stop: int) -> None:
 
 
 def test_layers_that_are_kept_stay_dense_and_the_others_make_up_for_them(tmp_path: Path) -> None:
-    callback = PstCallback(pst_config(ratio=0.3, keep_layers=(0,)))
+    callback = PruningCallback(pst_config(ratio=0.3, keep_layers=(0,)))
     model = train(tmp_path, [callback]).model
     assert {name.split(".layers.")[1][0] for name, _ in layers(model)} == {"1"}
     assert callback.run.ratio == pytest.approx(0.3, abs=0.001)
@@ -182,13 +183,13 @@ def test_layers_that_are_kept_stay_dense_and_the_others_make_up_for_them(tmp_pat
 
 def test_more_than_all_of_the_other_layers_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"ratio is 0\.6 of all adapted weights.*Lower the ratio"):
-        train(tmp_path, [PstCallback(pst_config(keep_layers=(0,)))])
+        train(tmp_path, [PruningCallback(pst_config(keep_layers=(0,)))])
 
 
 def test_a_second_run_goes_on_from_the_masks_of_the_first(tmp_path: Path) -> None:
     model = adapted_model()
-    train(tmp_path, [PstCallback(pst_config(ratio=0.3))], model=model)
-    second = PstCallback(pst_config(ratio=0.6))
+    train(tmp_path, [PruningCallback(pst_config(ratio=0.3))], model=model)
+    second = PruningCallback(pst_config(ratio=0.6))
     train(tmp_path, [second], model=model)
     assert second.run is not None
     assert second.run.ratio == pytest.approx(0.6, abs=0.01)
@@ -198,7 +199,7 @@ def test_a_model_with_two_adapters_is_refused(tmp_path: Path) -> None:
     model = adapted_model()
     model.add_adapter("other", model.peft_config["default"])
     with pytest.raises(ValueError, match="trains one adapter, and the model has default, other"):
-        train(tmp_path, [PstCallback(pst_config())], model=model)
+        train(tmp_path, [PruningCallback(pst_config())], model=model)
 
 
 def test_transposed_layers_are_masked_too() -> None:
@@ -223,7 +224,7 @@ def test_a_step_with_nan_changes_no_score(tmp_path: Path) -> None:
             if state.global_step + 1 == 2:
                 next(p for p in kwargs["model"].parameters() if p.grad is not None).grad.fill_(float("nan"))
 
-    watch, callback = Watch(), PstCallback(pst_config())
+    watch, callback = Watch(), PruningCallback(pst_config())
     with pytest.warns(UserWarning, match="Step 2: NaN or Inf"):
         train(tmp_path, [Poison(), watch, callback])
     assert callback.skipped_steps == [2]
@@ -243,11 +244,11 @@ class TestRefusals:
     def test_other_adapters(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:
         model = get_peft_model(byte_model(), lora_config(**changes))
         with pytest.raises(ValueError, match=message):
-            train(tmp_path, [PstCallback(pst_config())], model=model)
+            train(tmp_path, [PruningCallback(pst_config())], model=model)
         assert not list(layers(model))
 
     def test_fp16(self, tmp_path: Path) -> None:
-        callback = PstCallback(pst_config())
+        callback = PruningCallback(pst_config())
         trainer_model = adapted_model()
         run = PstRun.of(trainer_model, callback.config)
         assert run.ratio == 0.0
@@ -270,11 +271,11 @@ class TestRefusals:
         with pytest.raises(ValueError, match=f"{next(iter(changes))} is .* speaks of groups"):
             pst_config(**changes)
 
-    def test_callbacks_for_the_other_kind_of_criterion(self) -> None:
-        with pytest.raises(ValueError, match="use PstCallback"):
-            PruningCallback(pst_config())
-        with pytest.raises(ValueError, match="Use PruningCallback"):
-            PstCallback(PruningConfig())
+    def test_the_old_name_of_the_callback_for_another_criterion(self) -> None:
+        with pytest.warns(FutureWarning, match="PstCallback is PruningCallback now"):
+            assert loraprune.PstCallback(pst_config()).config.unstructured
+        with pytest.warns(FutureWarning), pytest.raises(ValueError, match="Use PruningCallback"):
+            loraprune.PstCallback(PruningConfig())
 
     def test_options_of_pst_without_it(self) -> None:
         with pytest.raises(ValueError, match="Options of pst were given"):

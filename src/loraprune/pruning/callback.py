@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +28,7 @@ from loraprune.pruning.phase_timer import (
     TRAINING,
     PhaseTimer,
 )
+from loraprune.pruning.pruner import Pruner, new_run
 from loraprune.pruning.resume import restore_, save_state
 from loraprune.pruning.run import PruningRun
 
@@ -40,12 +42,6 @@ if TYPE_CHECKING:
 
 SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
 """Values of ``optim`` whose state is one number or one tensor of the parameter's shape."""
-
-
-def gradients_finite(model: nn.Module) -> bool:
-    """Whether every gradient of a model is finite; one transfer from the device."""
-    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
-    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 
 def _check_router_loss(model: Any, run: PruningRun) -> None:
@@ -63,7 +59,7 @@ def _check_router_loss(model: Any, run: PruningRun) -> None:
 
 
 class PruningCallback(TrainerCallback):
-    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA.
+    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA: a :class:`loraprune.Pruner`.
 
     Example::
 
@@ -72,6 +68,9 @@ class PruningCallback(TrainerCallback):
 
     After ``train()`` the model has fewer heads and channels; merge the adapter and save it with
     :func:`loraprune.save_pruned`.
+
+    With ``PruningConfig(criterion="pst")`` nothing is cut: a share of the weights that LoRA adapts becomes zero. The
+    adapter alone does not say which: merge it into the model that it was trained in.
 
     It adds to the Trainer's logs: see :func:`loraprune.pruning.callback.live_values`. What writes these (``report_to``)
     gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
@@ -90,25 +89,27 @@ class PruningCallback(TrainerCallback):
         steps: optimizer steps that were made.
     """
 
-    _cuts = True
-    """Whether tensors are cut, and with them what the optimizer knows of them."""
-
     def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
         self.config = config or PruningConfig()
-        if self._cuts and self.config.unstructured:
-            raise ValueError("The criterion 'pst' makes single weights zero and cuts nothing: use PstCallback for it.")
+        if self.config.unstructured:
+            self.config = replace(self.config, repair="none")
         self.run: PruningRun | None = None
+        self._pruner: Pruner | None = None
         self.history: list[dict[str, Any]] = []
         self.skipped_steps: list[int] = []
         self.phases = PhaseTimer()
         self.steps = 0
         self._calibration = calibration
-        self._skipped_in_a_row = 0
         self.interrupted = False
-        self._diverged = False
+        self._diverged: TrainingDivergedError | None = None
         self._leads = False
         self._is_live = True
         self._started = 0.0
+
+    @property
+    def _cuts(self) -> bool:
+        """Whether tensors are cut, and with them what the optimizer knows of them."""
+        return not self.config.unstructured
 
     def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
         """Bring an unpruned model to the state of a checkpoint of an interrupted run, in place.
@@ -173,13 +174,20 @@ class PruningCallback(TrainerCallback):
                     "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
                     "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
                 )
-            self.run = self._new_run(model)
+            self.run = new_run(model, self.config)
             self.run.phases = self.phases
         if self._calibration is None and self.run.refits and self.config.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
-        self.run.micro_batches = args.gradient_accumulation_steps
-        self.run.begin(model, state.max_steps, self._calibration)
+        self._pruner = Pruner.of(
+            self.run,
+            model,
+            total_steps=state.max_steps,
+            calibration=self._calibration,
+            gradient_accumulation_steps=args.gradient_accumulation_steps,
+        )
+        self._pruner.steps = state.global_step
+        self._pruner.skipped_steps = self.skipped_steps
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
         self.phases.begin(PREPARING)
@@ -194,13 +202,6 @@ class PruningCallback(TrainerCallback):
                 stacklevel=2,
             )
 
-    def _new_run(self, model: nn.Module) -> PruningRun:
-        return PruningRun.of(model, self.config)
-
-    def _save(self, model: nn.Module, folder: Path) -> None:
-        assert self.run is not None
-        save_state(self.run, model, folder, self.history, self.skipped_steps)
-
     def _draw(self, model: nn.Module, loader: Any) -> Calibration:
         """Calibration data from the training data: token ids for causal language models, their inputs for others."""
         assert self.run is not None
@@ -213,29 +214,24 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Take in the evidence of the step; leave out a step whose gradients are not finite."""
-        assert self.run is not None
-        finite = gradients_finite(kwargs["model"])
-        self.run.observe(usable=finite)
-        if finite:
-            self._skipped_in_a_row = 0
-            return
-        step = state.global_step + 1
-        self.skipped_steps.append(step)
-        self._skipped_in_a_row += 1
-        # Without gradients the optimizer leaves every parameter as it is.
-        kwargs["optimizer"].zero_grad(set_to_none=True)
-        warnings.warn(f"Step {step}: NaN or Inf in the gradients; the step is skipped.", stacklevel=2)
-        if self._skipped_in_a_row > self.config.max_skipped_steps:
-            self._diverged = True
+        assert self._pruner is not None
+        try:
+            usable = self._pruner.observe(kwargs["optimizer"])
+        except TrainingDivergedError as error:
+            usable, self._diverged = False, error
             control.should_save = True
             control.should_training_stop = True
+        if not usable:
+            # Without gradients the optimizer leaves every parameter as it is.
+            kwargs["optimizer"].zero_grad(set_to_none=True)
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Make the cut that is due."""
         assert self.run is not None
+        assert self._pruner is not None
         self.steps = state.global_step
         self.phases.lap(self._phase(self.run))
-        if not self._diverged and self.run.cut_if_due(state.global_step, kwargs.get("optimizer")) is not None:
+        if self._diverged is None and self._pruner.step(kwargs["optimizer"]) is not None:
             self.phases.lap(CUTTING if self._cuts else MASKING)
 
     def _phase(self, run: PruningRun) -> str:
@@ -290,7 +286,7 @@ class PruningCallback(TrainerCallback):
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.run is not None and folder.is_dir():
-            self._save(kwargs["model"], folder)
+            save_state(self.run, kwargs["model"], folder, self.history, self.skipped_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -299,20 +295,33 @@ class PruningCallback(TrainerCallback):
         assert self.run is not None
         pending = [] if self.interrupted else self.run.pending
         self.phases.lap(self._phase(self.run))
-        self.run.end()
-        if self._diverged:
-            first = self.skipped_steps[-self._skipped_in_a_row]
-            saved = "" if args.save_strategy == "no" else f"The last good state is saved in {args.output_dir}. "
-            raise TrainingDivergedError(
-                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step {first} on. {saved}"
-                "Try a lower learning rate, and check the data."
-            )
+        assert self._pruner is not None
+        self._pruner.end()
+        if self._diverged is not None:
+            saved = "" if args.save_strategy == "no" else f" The last good state is saved in {args.output_dir}."
+            raise TrainingDivergedError(f"{self._diverged}{saved}")
         if pending:
             warnings.warn(
                 f"Training ended at step {state.global_step}, before {len(pending)} of "
                 f"{len(self.run.schedule)} cuts: the ratio reached is {self.run.ratio:.4f}.",
                 stacklevel=2,
             )
+
+
+class PstCallback(PruningCallback):
+    """The old name of :class:`PruningCallback` for the criterion ``pst``; it goes with the next version."""
+
+    def __init__(self, config: PruningConfig | None = None) -> None:
+        warnings.warn(
+            "PstCallback is PruningCallback now: PruningCallback(PruningConfig(criterion='pst')). The old name goes "
+            "with the next version.",
+            FutureWarning,
+            stacklevel=2,
+        )
+        config = config or PruningConfig(criterion="pst")
+        if not config.unstructured:
+            raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
+        super().__init__(config)
 
 
 # What a run adds to the logs of its Trainer, so that TensorBoard, Weights & Biases and the like draw it live.

@@ -1,19 +1,16 @@
-"""PST in training: scores that are learnt, masks that grow, the callback, and what survives an interruption."""
+"""PST in training: scores that are learnt, masks that grow, and what survives an interruption."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load_file, save_file
 
 from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import TENSOR_FILE, read_values, write_values
 from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.sparsity.masked_product import packed, unpacked
 from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
@@ -23,7 +20,6 @@ from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:
     from torch import nn
-    from transformers import TrainerControl, TrainerState, TrainingArguments
 
 
 _PARTS = ("u", "v", "r", "c")
@@ -72,7 +68,7 @@ class PstRun(PruningRun):
     def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
         """Set the schedule, and make PST layers of the model's."""
         if self._model not in (None, model):
-            raise ValueError("This PstCallback was used for another model. Make a new one for each run.")
+            raise ValueError("This callback was used for another model. Make a new one for each run.")
         self._check_steps(total_steps)
         self._model, config = model, self.config
         self.schedule = cut_schedule(
@@ -170,29 +166,40 @@ class PstRun(PruningRun):
         """The masks by layer, eight weights to a byte, for a file."""
         return {name: packed(layer.kept).cpu() for name, layer in self.layers.items() if layer.kept is not None}
 
-    def save(self, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]) -> None:
-        """Write scores, their optimizer's state, masks and course into a checkpoint folder."""
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Scores, their optimizer's state and masks, for a file."""
         learnt = self._learnt()
         tensors = {f"mask/{name}": mask for name, mask in self.masks().items()}
         tensors |= {f"learnt/{name}": tensor.detach().cpu() for name, tensor in learnt.items()}
         state = self._optimizer.state if self._optimizer is not None else {}
         for name, tensor in learnt.items():
             tensors |= {f"{moment}/{name}": state[tensor][moment].cpu() for moment in _MOMENTS if tensor in state}
-        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, folder / TENSOR_FILE)
-        write_values(self, folder, history, skipped_steps, {})
+        return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-    @classmethod
-    def restored(
-        cls, model: nn.Module, folder: Path, config: PruningConfig
-    ) -> tuple[PstRun, list[dict[str, Any]], list[int]]:
-        """A run to go on with, and the history and the skipped steps so far; masks are set when it begins."""
-        state = read_values(folder, config)
-        run = cls.of(model, config)
-        run.records = [CutRecord.from_json(record) for record in state["cuts"]]
-        run.phases.take_over(state.get("phases", {}))
-        run.total_steps = state["total_steps"]
-        run._restored = load_file(folder / TENSOR_FILE)
-        return run, state["history"], state["skipped_steps"]
+    def go_on(self, values: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> None:
+        """Take over the state of an interrupted run; masks are set now, or when the run begins."""
+        self.records = [CutRecord.from_json(record) for record in values["cuts"]]
+        self.phases.take_over(values.get("phases", {}))
+        self.total_steps = values["total_steps"]
+        self._restored = tensors
+        if self._model is not None:
+            self._restore()
+            if not self.pending:
+                self._release()
+
+    def take_rate(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Let the scores learn at the adapter's rate, where they have none of their own.
+
+        Raises:
+            ValueError: they have none, and there is no optimizer.
+        """
+        if optimizer is not None:
+            self.adapter_learning_rate = optimizer.param_groups[0]["lr"]
+        elif self.config.pst.learning_rate is None:
+            raise ValueError(
+                "The scores of pst learn at the rate of the adapter: pass the optimizer, observe(optimizer), or say "
+                "PstOptions(learning_rate=...)."
+            )
 
     @torch.no_grad()
     def _restore(self) -> None:
@@ -227,58 +234,3 @@ def pst_weights(model: nn.Module, run: PruningRun) -> int:
         if isinstance(module, LoraLayer) and not isinstance(module, Embedding)
     ]
     return sum(int(layer.get_base_layer().weight.numel()) for layer in layers)
-
-
-# The callback that makes single weights zero by PST while a Trainer tunes a model with LoRA.
-
-
-class PstCallback(PruningCallback):
-    """Makes a share of the weights that LoRA adapts zero, while a ``Trainer`` or ``SFTTrainer`` tunes the model.
-
-    Example::
-
-        callback = PstCallback(PruningConfig(criterion="pst", ratio=0.5))
-        trainer = SFTTrainer(model, train_dataset=data, peft_config=LoraConfig(...), callbacks=[callback])
-        trainer.train()
-        trainer.model.merge_and_unload().save_pretrained("sparse")
-
-    The adapter alone does not say which weights go: merge it into the model that it was trained in.
-
-    Args:
-        config: what share, and when; None for half.
-    """
-
-    _cuts = False
-
-    def __init__(self, config: PruningConfig | None = None) -> None:
-        config = config or PruningConfig(criterion="pst")
-        if not config.unstructured:
-            raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
-        super().__init__(replace(config, repair="none"))
-
-    def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
-        """Read the state of an interrupted run, which is put into the model when training begins.
-
-        Call it before the Trainer is built, then ``trainer.train(resume_from_checkpoint=checkpoint)``.
-
-        Raises:
-            FileNotFoundError: the folder holds no state of a pruning run.
-            ValueError: the run was started with another configuration.
-        """
-        self.run, self.history, self.skipped_steps = PstRun.restored(model, Path(checkpoint), self.config)
-        self._take_over_time()
-
-    def _new_run(self, model: nn.Module) -> PstRun:
-        return PstRun.of(model, self.config)
-
-    def _save(self, model: nn.Module, folder: Path) -> None:
-        assert isinstance(self.run, PstRun)
-        self.run.save(folder, self.history, self.skipped_steps)
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Let the scores take their step; leave out a step whose gradients are not finite."""
-        assert isinstance(self.run, PstRun)
-        self.run.adapter_learning_rate = kwargs["optimizer"].param_groups[0]["lr"]
-        super().on_pre_optimizer_step(args, state, control, **kwargs)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from loraprune.importance.moving_average import MovingAverage
 from loraprune.layers.quantized import is_quantized, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.pst import PstRun
 from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -49,40 +51,39 @@ def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tenso
     return found
 
 
-def save_state(
-    run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]
-) -> None:
-    """Write plan, averages, cuts, refitted weights, history and skipped steps into a checkpoint folder.
-
-    The JSON file comes last and appears at once: a checkpoint without it is not complete.
-    """
+def run_tensors(run: PruningRun, model: nn.Module) -> dict[str, torch.Tensor]:
+    """The tensors of a run's state, by the names that they have in its file."""
+    if isinstance(run, PstRun):
+        return run.tensors()
     tensors = {f"average/{name}": value.cpu().contiguous() for name, value in run.average.values.items()}
     tensors |= {f"importance/{name}": value.cpu().contiguous() for name, value in run.importance.items()}
     tensors |= {f"learned/{name}": value.cpu().contiguous() for name, value in run.learned_state().items()}
-    tensors |= {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
-    save_file(tensors, folder / TENSOR_FILE)
-    further = {"plan": run.plan.to_json(), "updates": run.average.updates}
-    write_values(run, folder, history, skipped_steps, further)
+    return tensors | {f"weight/{name}": value for name, value in refitted_weights(model, run).items()}
 
 
-def write_values(
-    run: PruningRun,
-    folder: Path,
-    history: list[dict[str, Any]],
-    skipped_steps: list[int],
-    further: dict[str, Any],
-) -> None:
-    """Write the plain values of a run's state: configuration, course, and what else there is to tell."""
-    state = {
+def run_values(run: PruningRun, further: Mapping[str, Any]) -> dict[str, Any]:
+    """The plain values of a run's state: configuration, course, and what else there is to tell."""
+    plan = {} if isinstance(run, PstRun) else {"plan": run.plan.to_json(), "updates": run.average.updates}
+    return {
         "format": _FORMAT,
         "config": run.config.to_saved(),
         "total_steps": run.total_steps,
-        **further,
+        **plan,
         "cuts": [asdict(record) for record in run.records],
-        "history": history,
-        "skipped_steps": skipped_steps,
-        "phases": run.phases.seconds,
+        **further,
+        "phases": dict(run.phases.seconds),
     }
+
+
+def save_state(
+    run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]
+) -> None:
+    """Write the state of a run, history and skipped steps into a checkpoint folder.
+
+    The JSON file comes last and appears at once: a checkpoint without it is not complete.
+    """
+    save_file(run_tensors(run, model), folder / TENSOR_FILE)
+    state = run_values(run, {"history": history, "skipped_steps": skipped_steps})
     temporary = folder / f"{STATE_FILE}.tmp"
     # Options may be numbers of NumPy, as of a sweep.
     temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
@@ -100,7 +101,7 @@ def last_checkpoint(run_dir: Path) -> Path | None:
 
 
 def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
-    """Read what :func:`write_course` wrote, of a run with the same configuration.
+    """Read what :func:`save_state` wrote, of a run with the same configuration.
 
     Raises:
         FileNotFoundError: the folder holds no state of a pruning run.
@@ -110,21 +111,34 @@ def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    saved = PruningConfig.from_saved(state["config"])
-    if saved != config:
-        before, now = asdict(saved), asdict(config)
-        changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])
-        raise ValueError(
-            f"The run in {folder.parent} was started with other pruning options ({changed}). Resume it with the same "
-            "options, or start anew with --overwrite."
-        )
+    check_same_config(state, config, of=f"The run in {folder.parent}", otherwise=", or start anew with --overwrite")
     return state
+
+
+def check_same_config(
+    values: Mapping[str, Any], config: PruningConfig, *, of: str = "The run", otherwise: str = ""
+) -> None:
+    """Make sure that a state belongs to a run with the same configuration.
+
+    Raises:
+        ValueError: it does not; the message lists what differs.
+    """
+    saved = PruningConfig.from_saved(values["config"])
+    if saved == config:
+        return
+    before, now = asdict(saved), asdict(config)
+    changed = ", ".join(f"{key}: {before[key]} -> {now[key]}" for key in before if before[key] != now[key])
+    raise ValueError(
+        f"{of} was started with other pruning options ({changed}). Resume it with the same options{otherwise}."
+    )
 
 
 def restore_(
     model: nn.Module, folder: Path, config: PruningConfig
 ) -> tuple[PruningRun, list[dict[str, Any]], list[int]]:
     """Bring an unpruned model to the structure and the refitted weights of a checkpoint, in place.
+
+    Of a run in which single weights become zero, masks are set when it begins.
 
     Call it before the Trainer is built; the Trainer then loads adapter, optimizer and data position from the same
     folder.
@@ -136,12 +150,29 @@ def restore_(
         FileNotFoundError: the folder holds no state of a pruning run.
         ValueError: the run was started with another pruning configuration, or with another model.
     """
-    state = read_values(folder, config)
+    values = read_values(folder, config)
+    tensors = load_file(folder / TENSOR_FILE)
+    if config.unstructured:
+        run: PruningRun = PstRun.of(model, config)
+        assert isinstance(run, PstRun)
+        run.go_on(values, tensors)
+    else:
+        run = restored_run(model, values, tensors, config)
+    return run, values["history"], values["skipped_steps"]
+
+
+def restored_run(
+    model: nn.Module, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], config: PruningConfig
+) -> PruningRun:
+    """The run to go on with; the unpruned model is brought to its structure and refitted weights, in place.
+
+    Raises:
+        ValueError: the state is of another model.
+    """
     prepare_(model)
     structure = describe(model, config.dimensions, config.keep_layers)
-    plan = Plan.from_json(state["plan"])
+    plan = Plan.from_json(values["plan"])
     plan.check(structure)
-    tensors = load_file(folder / TENSOR_FILE)
 
     def named(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
@@ -162,11 +193,11 @@ def restore_(
         config=config,
         structure=structure,
         plan=plan,
-        average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, state["updates"]),
-        records=[CutRecord.from_json(record) for record in state["cuts"]],
+        average=MovingAverage({name: value.to(device) for name, value in named("average/").items()}, values["updates"]),
+        records=[CutRecord.from_json(record) for record in values["cuts"]],
         importance=named("importance/"),
         learned=named("learned/"),
-        total_steps=state["total_steps"],
+        total_steps=values["total_steps"],
     )
-    run.phases.take_over(state.get("phases", {}))
-    return run, state["history"], state["skipped_steps"]
+    run.phases.take_over(values.get("phases", {}))
+    return run

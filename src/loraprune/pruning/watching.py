@@ -12,8 +12,8 @@ from transformers import TrainerCallback
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, updated
 from loraprune.importance.taylor import Taylor
 from loraprune.importance.whole_blocks import WholeBlocks
-from loraprune.pruning.callback import gradients_finite
 from loraprune.pruning.errors import TrainingDivergedError
+from loraprune.pruning.pruner import gradients_finite
 from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:

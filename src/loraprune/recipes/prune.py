@@ -23,7 +23,7 @@ from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
-from loraprune.pruning.pst import PstCallback, PstRun
+from loraprune.pruning.pst import PstRun
 from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.check import prepare
@@ -145,7 +145,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.options.overwrite and prepared.checkpoint is None:
         # Only now that everything was checked: an interrupted run is worth something.
         shutil.rmtree(run_dir, ignore_errors=True)
-    pruning = PstCallback(prepared.pruning) if prepared.unstructured else PruningCallback(prepared.pruning)
+    pruning = PruningCallback(prepared.pruning)
     phases = pruning.phases
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):

@@ -70,7 +70,7 @@ def cut_(
         ValueError: the plan is not one of this model, or the model could not run or not be repaired like that. The
             model is then unchanged.
     """
-    rows = None if calibration is None else _as_calibration(calibration)
+    rows = None if calibration is None else as_calibration(calibration)
     if repair is None:
         repair = "stream" if rows else "none"
     check_choice("repair", repair, REPAIRS)
@@ -138,7 +138,7 @@ def completed(plan: Plan, structure: Structure) -> Plan:
     return Plan({**Plan.full(structure).kept, **plan.kept})
 
 
-def _as_calibration(rows: Rows) -> Calibration:
+def as_calibration(rows: Rows) -> Calibration:
     """Rows as the passes over calibration data take them.
 
     Raises:

@@ -31,6 +31,29 @@ def raw_optimizer(optimizer: object | None) -> torch.optim.Optimizer | None:
     return optimizer
 
 
+def check_sliceable(optimizer: object) -> None:
+    """Make sure that what an optimizer keeps of each parameter can be cut with it.
+
+    Args:
+        optimizer: after its first step, when it has a state; accelerate's wrapper is fine.
+
+    Raises:
+        ValueError: it is no torch optimizer, or keeps tensors that are neither single numbers nor of the parameter's
+            shape, such as Adafactor's factors.
+    """
+    raw = raw_optimizer(optimizer)
+    if raw is None:
+        raise ValueError(f"{type(optimizer).__name__} is no torch optimizer, so that its state cannot be cut.")
+    for parameter, state in raw.state.items():
+        for key, value in state.items():
+            if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
+                raise ValueError(
+                    f"{type(raw).__name__} keeps {key!r} of shape {tuple(value.shape)} for a parameter of shape "
+                    f"{tuple(parameter.shape)}, which cannot be cut with it. Use an optimizer such as torch's AdamW, "
+                    "SGD or RMSprop."
+                )
+
+
 @torch.no_grad()
 def _shrink_(parameter: torch.Tensor | None, pick: Pick, optimizer: torch.optim.Optimizer | None) -> None:
     """Keep a part of a parameter and of every optimizer tensor of its shape.

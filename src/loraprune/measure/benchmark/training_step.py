@@ -25,8 +25,8 @@ from loraprune.measure.benchmark.memory import allocated_bytes, peak_bytes, stat
 from loraprune.measure.benchmark.random_inputs import InputSize, inputs_in_words, training_inputs, writes_text
 from loraprune.measure.benchmark.result import BenchFigure
 from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
-from loraprune.pruning.callback import gradients_finite
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.pruner import gradients_finite
 from loraprune.pruning.run import PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure

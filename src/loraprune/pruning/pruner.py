@@ -1,0 +1,225 @@
+"""Pruning in a training loop of one's own: evidence after every backward pass, cuts when they are due."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from loraprune.layers.unwrap import base_model
+from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.errors import TrainingDivergedError
+from loraprune.pruning.pst import PstRun
+from loraprune.pruning.resume import check_same_config, restored_run, run_tensors, run_values
+from loraprune.pruning.run import PruningRun
+from loraprune.surgery.config_widths import update_config_
+from loraprune.surgery.cut import Rows, as_calibration
+from loraprune.surgery.slicing import check_sliceable
+
+if TYPE_CHECKING:
+    from loraprune.pruning.run import CutRecord
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
+
+
+def gradients_finite(model: nn.Module) -> bool:
+    """Whether every gradient of a model is finite; one transfer from the device."""
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
+    return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
+
+
+def new_run(model: nn.Module, config: PruningConfig) -> PruningRun:
+    """A run that has not begun: one that cuts groups, or one in which single weights become zero."""
+    return PstRun.of(model, config) if config.unstructured else PruningRun.of(model, config)
+
+
+class Pruner:
+    """Prunes a model in a training loop of your own, whatever that loop is made of.
+
+    Example::
+
+        pruner = Pruner(model, PruningConfig(ratio=0.5), total_steps=steps, calibration=rows)
+        for step, batch in zip(range(steps), batches):
+            model(**batch).loss.backward()
+            if pruner.observe():  # the gradients are finite
+                optimizer.step()
+            optimizer.zero_grad()
+            pruner.step(optimizer)  # cuts the model, and the optimizer's state with it, when a cut is due
+        pruner.end()
+        loraprune.save(model, "smaller", tokenizer)
+
+    :class:`loraprune.PruningCallback` does the same in a Trainer.
+
+    Args:
+        model: the model, or the ``PeftModel`` around it, unpruned. The criterion ``lora`` needs an adapter.
+        config: what to prune, and when; the default halves the prunable parameters.
+        total_steps: optimizer steps of the whole run, which places the cuts.
+        calibration: for the repair of cuts: rows of token ids or mappings of the model's inputs, as for
+            :func:`loraprune.cut_`. Not needed with ``repair="none"``.
+        gradient_accumulation_steps: backward passes in an optimizer step; for the criterion ``taylor``.
+
+    Attributes:
+        run: structure, plan, scores and cuts.
+        steps: optimizer steps so far.
+        skipped_steps: steps whose gradients were not finite, counted from 1.
+
+    Raises:
+        ValueError: the model cannot be pruned like that, or calibration data are missing.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config: PruningConfig | None = None,
+        *,
+        total_steps: int,
+        calibration: Rows | None = None,
+        gradient_accumulation_steps: int = 1,
+    ) -> None:
+        if total_steps < 1:
+            raise ValueError(f"total_steps is {total_steps}; it is the number of optimizer steps, at least 1.")
+        config = config or PruningConfig()
+        run = new_run(model, config)
+        if run.refits and config.ratio > 0.0 and calibration is None:
+            raise ValueError(
+                "Cuts are repaired on calibration data: pass calibration= (rows of token ids, a few dozen), or use "
+                "PruningConfig(repair='none')."
+            )
+        rows = None if calibration is None else as_calibration(calibration)
+        self._begin(model, run, total_steps, rows, gradient_accumulation_steps)
+
+    @classmethod
+    def of(
+        cls, run: PruningRun, model: nn.Module, *, total_steps: int, calibration: Any, gradient_accumulation_steps: int
+    ) -> Pruner:
+        """Go on with a run that was made or restored before; the model is at its plan."""
+        pruner = cls.__new__(cls)
+        pruner._begin(model, run, total_steps, calibration, gradient_accumulation_steps)
+        return pruner
+
+    def _begin(self, model: nn.Module, run: PruningRun, total_steps: int, calibration: Any, accumulation: int) -> None:
+        self.run = run
+        self.steps = 0
+        self.skipped_steps: list[int] = []
+        self._model = model
+        self._calibration = calibration
+        self._skipped_in_a_row = 0
+        self._checked = False
+        run.micro_batches = accumulation
+        run.begin(model, total_steps, calibration)
+
+    @property
+    def structure(self) -> Structure:
+        """Of the model before pruning."""
+        return self.run.structure
+
+    @property
+    def plan(self) -> Plan:
+        """Groups that are kept now."""
+        return self.run.plan
+
+    @property
+    def ratio(self) -> float:
+        """Sparsity ratio reached so far."""
+        return self.run.ratio
+
+    def observe(self, optimizer: torch.optim.Optimizer | None = None) -> bool:
+        """Take in the evidence of a step: after its backward passes, before gradients are clipped, used or cleared.
+
+        Args:
+            optimizer: of the adapter; the criterion ``pst`` takes its learning rate for the scores, unless
+                ``PstOptions(learning_rate=...)`` says one.
+
+        Returns:
+            Whether the gradients are finite. Where they are not, nothing is learnt from the step, and the optimizer
+            must not use them.
+
+        Raises:
+            TrainingDivergedError: more than ``max_skipped_steps`` steps in a row had NaN or Inf.
+        """
+        if isinstance(self.run, PstRun):
+            self.run.take_rate(optimizer)
+        finite = gradients_finite(self._model)
+        self.run.observe(usable=finite)
+        if finite:
+            self._skipped_in_a_row = 0
+            return True
+        step = self.steps + 1
+        self.skipped_steps.append(step)
+        self._skipped_in_a_row += 1
+        warnings.warn(f"Step {step}: NaN or Inf in the gradients; the step is skipped.", stacklevel=2)
+        if self._skipped_in_a_row > self.run.config.max_skipped_steps:
+            raise TrainingDivergedError(
+                f"NaN or Inf in the gradients of {self._skipped_in_a_row} steps in a row, from step "
+                f"{self.skipped_steps[-self._skipped_in_a_row]} on. Try a lower learning rate, and check the data."
+            )
+        return False
+
+    def step(self, optimizer: torch.optim.Optimizer) -> CutRecord | None:
+        """Count an optimizer step, and make the cut that is due after it.
+
+        Args:
+            optimizer: its state shrinks with the parameters; accelerate's wrapper is fine.
+
+        Returns:
+            The cut that was made, or None.
+
+        Raises:
+            ValueError: the optimizer keeps a state that cannot be cut with the weights.
+        """
+        self.steps += 1
+        if not self._checked and self.run.pending and not self.run.config.unstructured:
+            check_sliceable(optimizer)
+            self._checked = True
+        return self.run.cut_if_due(self.steps, optimizer)
+
+    def end(self) -> None:
+        """Take off all hooks, and let the model's config say its widths; :func:`loraprune.save` then writes it."""
+        self.run.end()
+        if not self.run.config.unstructured and self.run.records:
+            base: Any = base_model(self._model)
+            update_config_(base.config, self.run.structure, self.run.plan)
+
+    def summary(self) -> dict[str, Any]:
+        """Where pruning stands, as plain values: ratio, parameters, cuts, errors of the repair."""
+        return self.run.summary() | {"steps": self.steps, "skipped_steps": list(self.skipped_steps)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a run needs to go on after a stop, as plain values and tensors: for ``torch.save`` or a checkpoint.
+
+        It holds the plan, averages of scores, cuts, and base weights that repairs have changed. Adapter, optimizer and
+        data position are yours to save.
+        """
+        values = run_values(self.run, {"steps": self.steps, "skipped_steps": list(self.skipped_steps)})
+        return {"values": values, "tensors": run_tensors(self.run, self._model)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Bring an unpruned model to where a run stood, in place.
+
+        Call it on a pruner that has made no step yet, before the adapter's weights and the optimizer's state are
+        loaded: these fit the pruned model only.
+
+        Raises:
+            ValueError: the run had another configuration, model or number of steps, or this one has begun.
+        """
+        if self.steps or self.run.records:
+            raise ValueError("This pruner has made steps already. Load the state into a new one, of an unpruned model.")
+        values = state["values"]
+        check_same_config(values, self.run.config)
+        if values["total_steps"] != self.run.total_steps:
+            raise ValueError(
+                f"The run was started with {values['total_steps']} steps, and this pruner has {self.run.total_steps}, "
+                "so that the cuts would fall elsewhere."
+            )
+        micro_batches, total_steps = self.run.micro_batches, self.run.total_steps
+        if isinstance(self.run, PstRun):
+            self.run.go_on(values, dict(state["tensors"]))
+        else:
+            self.run.end()
+            run = restored_run(self._model, values, state["tensors"], self.run.config)
+            self._begin(self._model, run, total_steps, self._calibration, micro_batches or 1)
+        self.steps = values["steps"]
+        self.skipped_steps = list(values["skipped_steps"])
