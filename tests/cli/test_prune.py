@@ -63,6 +63,8 @@ class TestRun:
             text=True,
             check=False,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # A shell lets what it runs in the background ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         assert finished.returncode == 0, finished.stderr
         assert "Checkpoint: out\n" in finished.stdout
@@ -227,7 +229,7 @@ class TestRecipe:
         assert finished.code == 0, finished.err
         settings = record(out)["settings"]
         assert settings["training"]["learning_rate"] == 3e-3
-        assert settings["pruning"]["damping"] == 0.1
+        assert settings["pruning"]["refit_damping"] == 0.1
         assert settings["lora"]["target_modules"] == ["q_proj"]
 
     @pytest.mark.parametrize(
@@ -437,6 +439,8 @@ class TestInterruption:
             stderr=subprocess.PIPE,
             text=True,
             env={**os.environ, "HF_HUB_OFFLINE": "1"},
+            # A shell lets what it runs in the background ignore Ctrl-C.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def test_ctrl_c_saves_and_resume_finishes(
