@@ -59,7 +59,7 @@ def plan_parser() -> argparse.ArgumentParser:
     what.add_argument("--allocation", help="balanced, uniform or global (balanced)")
     what.add_argument("--dimensions", type=names, help="kinds of dimensions to prune, such as query_heads,channels")
     what.add_argument("--keep-layers", type=indices, help="layers that keep everything, such as 0-3,-1")
-    what.add_argument("--repair", help="what is done to layers after a cut: refit (least squares) or none (refit)")
+    what.add_argument("--repair", help="what is done to layers after a cut: refit, stream, bias or none (refit)")
     what.add_argument("--calibration-sequences", type=int, help="training sequences that the refit looks at (128)")
     what.add_argument("--channel-multiple", type=int, help="round FFN widths to a multiple (by size)")
     what.add_argument("--cuts", type=int, help="number of cuts (5)")

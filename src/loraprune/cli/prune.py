@@ -44,11 +44,12 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("prune_end", "pruning", "fraction of the run at which the last cut is made (0.3)", type=float),
         option("cuts", "pruning", "number of cuts (5)", type=int),
         option("cut_every", "pruning", "instead of a number of cuts: steps from one to the next", type=int),
-        option("repair", "pruning", "what is done to layers after a cut: refit (least squares) or none (refit)",
+        option("repair", "pruning", "what is done to layers after a cut: refit (least squares: what each gave itself), "
+                "stream (towards the residual stream before the cut), bias (FLAP's compensation) or none (refit)",
                 old="refit"),
-        option("damping", "pruning", "ridge of the refit, as a share of the mean diagonal (0.01)", type=float,
+        option("damping", "pruning", "ridge of the least squares, as a share of the mean diagonal (0.01)", type=float,
                 old="refit_damping"),
-        option("calibration_sequences", "pruning", "training sequences that the refit looks at (128)", type=int),
+        option("calibration_sequences", "pruning", "training sequences that the repair looks at (128)", type=int),
         option("channel_multiple", "pruning", "round FFN widths to a multiple (by size)", type=int),
         option("head_counts", "pruning", "config: head counts that the model's config accepts; any: export a Llama "
                 "as a Mistral if need be (config)", choices=("config", "any"), old="head_rounding"),

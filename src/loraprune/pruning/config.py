@@ -16,11 +16,14 @@ from loraprune.importance.registry import CRITERIA
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions
 from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice
-
-REPAIRS_IN_TRAINING = ("refit", "none")
+from loraprune.surgery.refit import REPAIRS
 
 RENAMED = {
-    "refit": Renamed("repair", lambda on: "refit" if on else "none", lambda repair: repair != "none"),
+    "refit": Renamed(
+        "repair",
+        lambda refit: {True: "refit", False: "none"}.get(refit, refit),
+        lambda repair: {"refit": True, "none": False}.get(repair, repair),
+    ),
     "refit_damping": Renamed("damping"),
     "any_head_count": Renamed("head_counts", lambda free: "any" if free else "config", lambda counts: counts == "any"),
 }
@@ -66,9 +69,11 @@ class PruningConfig:
             so that the other layers lose more.
         average_decay: λ of the moving average of scores, in [0, 1).
         average_bias_correction: divide out that the average starts at zero; off as in the paper.
-        repair: what is done to each consumer after a cut: ``refit`` (least squares) or ``none``.
-        damping: ridge of the refit as a share of the mean diagonal of the second moment.
-        calibration_sequences: training sequences that the refit looks at.
+        repair: what is done to each consumer after a cut: ``refit`` (least squares: what it gave before), ``stream``
+            (least squares: what makes up the residual stream of the model before the cut), ``bias`` (FLAP's
+            compensation, arXiv 2312.11983: the mean of what goes is added to its bias) or ``none``.
+        damping: ridge of the least squares as a share of the mean diagonal of the second moment.
+        calibration_sequences: training sequences that the repair looks at.
         channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
         head_counts: ``config`` keeps to head counts that the model's own config accepts; with ``any``, the result may
             be exported as the related architecture that accepts them (a Llama as a Mistral).
@@ -146,16 +151,16 @@ class PruningConfig:
             raise ValueError(f"cut_every is {self.cut_every}; at least one step lies between two cuts.")
         if not 0.0 <= self.average_decay < 1.0:
             raise ValueError(f"average_decay is {self.average_decay}; it must lie in [0, 1).")
-        check_choice("repair", self.repair, REPAIRS_IN_TRAINING)
+        check_choice("repair", self.repair, REPAIRS)
         check_choice("head_counts", self.head_counts, HEAD_COUNTS)
         if self.damping < 0.0:
             raise ValueError(f"damping is {self.damping}; it cannot be negative.")
         if self.repairs and self.calibration_sequences < 1:
             raise ValueError(
-                "calibration_sequences is below 1: the refit needs at least one. Without it, say repair='none'."
+                "calibration_sequences is below 1: the repair needs at least one. Without it, say repair='none'."
             )
         if self.repairs and self.apply == "mask":
-            raise ValueError("The refit needs sliced tensors: say repair='none' (--repair none), or use apply='slice'.")
+            raise ValueError("A repair needs sliced tensors: say repair='none' (--repair none), or use apply='slice'.")
         if self.channel_multiple is not None and self.channel_multiple < 1:
             raise ValueError(f"channel_multiple is {self.channel_multiple}; it must be at least 1.")
         if self.compresso != CompressoOptions() and self.criterion != "compresso":

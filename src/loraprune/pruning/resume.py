@@ -20,6 +20,7 @@ from loraprune.pruning.pst import PstRun
 from loraprune.pruning.run import CutRecord, PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
+from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.slicing import slice_
 
 if TYPE_CHECKING:
@@ -48,6 +49,8 @@ def refitted_weights(model: nn.Module, run: PruningRun) -> dict[str, torch.Tenso
                 weight = getattr(layer, member.parameter)  # scaled at each cut, and rounded
             if weight is not None:
                 found[f"{member.module}.{member.parameter}"] = weight.detach().cpu().contiguous()
+            if run.refits and run.config.repair == "bias" and member is dimension.consumer:
+                found[f"{member.module}.bias"] = layer.bias.detach().cpu().contiguous()
     return found
 
 
@@ -177,6 +180,8 @@ def restored_run(
     def named(prefix: str) -> dict[str, torch.Tensor]:
         return {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
 
+    if config.repair == "bias" and config.ratio > 0.0 and not structure.spans_blocks:
+        give_biases_(model, structure)
     if config.apply == "slice":
         slice_(model, structure, Plan.full(structure), plan)
     base = base_model(model)
@@ -184,7 +189,7 @@ def restored_run(
         for name, weight in named("weight/").items():
             module, _, parameter = name.rpartition(".")
             layer = base_layer(base.get_submodule(module))
-            if is_quantized(layer):
+            if is_quantized(layer) and parameter == "weight":
                 set_weight_(layer, weight)
             else:
                 getattr(layer, parameter).data.copy_(weight)

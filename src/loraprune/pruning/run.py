@@ -28,6 +28,7 @@ from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths
+from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.masking import Masks
 from loraprune.surgery.output_error import ConsumerError
 from loraprune.surgery.refit import cut_and_repair_, fold_gates_
@@ -115,6 +116,8 @@ class PruningRun:
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
             check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)
+            if run.refits and config.repair == "bias":
+                give_biases_(model, structure)
         return run
 
     def legal_widths(self) -> LegalWidths:
@@ -310,6 +313,7 @@ class PruningRun:
                 calibration=self._calibration if self.refits else None,
                 damping=self.config.damping,
                 optimizer=optimizer,
+                repair=self.config.repair,
                 noted=errors.append,
             )
         self.average = selected(self.average, positions)

@@ -30,6 +30,9 @@ _GROUPS = {
 }
 """Kinds of prunable dimensions in words; others are called as they are."""
 
+_REPAIRS = {True: "refit", False: "none"}
+"""What records say of a repair by the first name of the option."""
+
 
 def _row(metrics: dict[str, Any], measure: Measure) -> str:
     before, after = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
@@ -168,7 +171,7 @@ def model_card(record: dict[str, Any], task: Task, structure: Structure, runtime
         ),
         facts=(
             f"{removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
-            f"refit {'on' if settings['refit'] else 'off'}.{_prompt_note(settings)}"
+            f"repair `{_REPAIRS.get(settings['refit'], settings['refit'])}`.{_prompt_note(settings)}"
         ),
     )
 

@@ -11,6 +11,7 @@ from torch import nn
 from loraprune.importance.flap import bias_of_removed
 from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import effective_weight
+from loraprune.layers.quantized import is_quantized_model
 from loraprune.layers.unwrap import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -68,24 +69,35 @@ def bias_switches(model: PreTrainedModel, structure: Structure) -> list[str]:
 
 
 @torch.no_grad()
-def give_biases_(model: PreTrainedModel, structure: Structure) -> None:
+def give_biases_(model: nn.Module, structure: Structure) -> None:
     """Give every consumer a bias of zeros, by way of the config, so that a stock class still loads the model.
 
+    The biases are trained where the weights beside them are.
+
+    Args:
+        model: the model or the ``PeftModel`` around it.
+        structure: of the model.
+
     Raises:
-        ValueError: see :func:`bias_switches`.
+        ValueError: see :func:`bias_switches`; or the model is quantized.
     """
-    switches = bias_switches(model, structure)
+    plain = base_model(model)
+    switches = bias_switches(plain, structure)
     if not switches:
         return
-    for name, module in _stock(model, switches).named_modules():
-        wanted = getattr(module, "bias", None)
-        mine: Any = model.get_submodule(name)
-        if isinstance(wanted, nn.Parameter) and getattr(mine, "bias", None) is None:
-            mine.bias = nn.Parameter(
-                torch.zeros(axis_length(mine, "output"), dtype=mine.weight.dtype, device=mine.weight.device)
-            )
+    if is_quantized_model(plain):
+        raise ValueError(
+            "Bias compensation gives layers a bias, which a quantized base has no place for. Choose --repair refit."
+        )
+    for name, module in _stock(plain, switches).named_modules():
+        if not isinstance(getattr(module, "bias", None), nn.Parameter):
+            continue
+        mine: Any = base_layer(plain.get_submodule(name))
+        if getattr(mine, "bias", None) is None:
+            zeros = torch.zeros(axis_length(mine, "output"), dtype=mine.weight.dtype, device=mine.weight.device)
+            mine.bias = nn.Parameter(zeros, requires_grad=mine.weight.requires_grad)
     for switch in switches:
-        setattr(model.config, switch, True)
+        setattr(plain.config, switch, True)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import legal_widths
+from loraprune.surgery.bias import bias_switches
 from loraprune.tasks.arguments import ModelFacts, given_values, training_arguments
 from loraprune.tasks.lora import LoraOptions, lora_config
 from loraprune.tasks.options import RunOptions
@@ -72,6 +73,7 @@ def prepare(
     pruning = _without_repair(pruning, structure)
     _settle_router_loss_(arguments, structure)
     pruning = _check_ratio(pruning, structure, config, options)
+    _check_bias(pruning, structure, shapes, options, loaded)
     pruning = replace(pruning, seed=arguments.seed)
     _check_optimizer(pruning, arguments)
     check_options(pruning.criterion_options)
@@ -191,6 +193,32 @@ def _check_ratio(
         )
         check_reachable(structure, pruning.ratio, legal, pruning.allocation)
     return pruning
+
+
+def _check_bias(
+    pruning: PruningConfig,
+    structure: Structure,
+    shapes: PreTrainedModel,
+    options: RunOptions,
+    loaded: PreTrainedModel | None,
+) -> None:
+    """Make sure that biases can make up for what goes, where that was asked for.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    if pruning.repair != "bias" or pruning.ratio == 0.0:
+        return
+    if options.quantization is not None or (loaded is not None and is_quantized_model(loaded)):
+        raise ValueError(
+            "--repair bias gives layers a bias, which a quantized base has no place for. Use --repair refit, or leave "
+            "the quantization out."
+        )
+    if bias_switches(shapes, structure) and options.save_adapter:
+        raise ValueError(
+            "--repair bias gives layers a bias that the original checkpoint has no place for, so that the adapter could"
+            " not be loaded on it. Leave --save-adapter out, or use --repair refit."
+        )
 
 
 # What the joint recipe settles and refuses where single weights become zero (PST).
