@@ -293,7 +293,7 @@ class TestWrongInvocation:
             (["--ratio", "0.99"], "A ratio of 0.99 would empty a dimension: with at least 1 KV head(s)"),
             (["--channel-multiple", "100"], "Choose --channel-multiple between 1 and 64"),
             (["--criterion", "fischer"], "criterion is 'fischer'; choose one of fisher"),
-            (["--apply", "mask"], "The refit needs sliced tensors"),
+            (["--apply", "mask"], "A repair needs sliced tensors"),
             (["--packing"], "--packing is not an option of this command"),
             (["--resume-from-checkpoint", "x"], "Say --resume."),
             (["--max-length", str(CONTEXT + 1)], f"longer than the model's context of {CONTEXT} tokens"),

@@ -10,7 +10,6 @@ import pytest
 from loraprune.compat.moved import MOVED, RENAMED_AT_OLD_PATHS, find_moved_modules
 
 DOCUMENTED = {
-    "loraprune.criteria": "CompressoOptions",
     "loraprune.evaluation.completions": "Writing",
     "loraprune.evaluation.results": "read_results",
     "loraprune.evaluation.tasks": "score_tasks",

@@ -13,7 +13,6 @@ from types import ModuleType
 from typing import Any
 
 MOVED = {
-    "loraprune.criteria": "loraprune.importance.registry",
     "loraprune.evaluation": None,
     "loraprune.evaluation.completions": "loraprune.metrics.completions",
     "loraprune.evaluation.results": "loraprune.measure.evaluation.results",

@@ -20,7 +20,10 @@ if TYPE_CHECKING:
 
 
 class Criterion(Protocol):
-    """Scores the groups of a model while it is trained.
+    """Scores the groups of a model while it is trained, or on the backward passes of calibration data.
+
+    Any class that has these attributes and methods is a criterion: pass an object of it, as in
+    ``PruningConfig(criterion=MyCriterion())``. Every run works with a copy of its own.
 
     Attributes:
         every_step: scores change with the data, and are averaged over the steps; otherwise they are read once,
@@ -64,6 +67,47 @@ class LearnedCriterion(Criterion, Protocol):
         """Go on from a checkpoint, after :meth:`begin`."""
 
 
+def check_protocol(criterion: object) -> None:
+    """Make sure that an object of a user's own is a criterion.
+
+    Raises:
+        ValueError: it is a class and no object of it, or lacks something; the message says what.
+    """
+    if isinstance(criterion, type):
+        raise ValueError(
+            f"The criterion is the class {criterion.__name__}; give an object of it, {criterion.__name__}(...)."
+        )
+    name = type(criterion).__name__
+    missing = [method for method in ("attach", "scores", "detach") if not callable(getattr(criterion, method, None))]
+    missing += [flag for flag in ("comparable", "every_step") if not isinstance(getattr(criterion, flag, None), bool)]
+    if missing:
+        raise ValueError(
+            f"An object of {name} was given as the criterion, and lacks {', '.join(missing)}. A criterion has the "
+            "methods attach(model, structure), scores(plan) and detach(), and the flags comparable and every_step."
+        )
+
+
+def check_scores(name: str, structure: Structure, plan: Plan, scores: Mapping[str, object]) -> None:
+    """Make sure that a criterion scored every group that a plan keeps, once.
+
+    Raises:
+        ValueError: it did not.
+    """
+    odd = set(scores) ^ {dimension.name for dimension in structure}
+    if odd:
+        first = sorted(odd)[0]
+        what = f"no scores of {first}" if first not in scores else f"scores of {first!r}, which is no dimension"
+        raise ValueError(f"The criterion {name} gave {what}.")
+    for dimension in structure:
+        values, count = scores[dimension.name], plan.count(dimension.name)
+        if not isinstance(values, torch.Tensor) or tuple(values.shape) != (count,):
+            shape = tuple(values.shape) if isinstance(values, torch.Tensor) else type(values).__name__
+            raise ValueError(
+                f"The criterion {name} gave scores of shape {shape} for {dimension.name}; it has {count} groups now, "
+                f"which need a tensor of shape ({count},)."
+            )
+
+
 # What a criterion can be told, and which criterion listens to what.
 
 REDUCED = ("taylor", "lora", "magnitude")
@@ -83,6 +127,7 @@ class CriterionOptions:
         offload_grads: of ``taylor``: keep accumulated gradients in the machine's memory.
         seed: of ``random`` and ``compresso``.
         compresso: of ``compresso``.
+        own: a criterion of the user's own, in place of one of ours.
     """
 
     name: str = "fisher"
@@ -92,6 +137,7 @@ class CriterionOptions:
     offload_grads: bool = False
     seed: int = 0
     compresso: CompressoOptions = field(default_factory=CompressoOptions)
+    own: Criterion | None = None
 
 
 LISTENERS: dict[str, tuple[str, ...]] = {

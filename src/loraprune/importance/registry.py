@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
+from typing import Any
 
 from loraprune.importance.baselines import Position, Random
 from loraprune.importance.compresso import Compresso, CompressoOptions
@@ -56,12 +58,47 @@ CRITERIA: tuple[str, ...] = tuple(_MAKERS)
 
 
 def make_criterion(options: CriterionOptions) -> Criterion:
-    """Build a criterion by its name.
+    """Build a criterion by its name, or copy that of the user.
 
     Raises:
         ValueError: there is none of that name.
     """
+    if options.own is not None:
+        return copy.deepcopy(options.own)
     maker = _MAKERS.get(options.name)
     if maker is None:
         raise ValueError(f"There is no criterion {options.name!r}; choose one of {', '.join(CRITERIA)}.")
     return maker(options)
+
+
+_NAMES: dict[type, str] = {
+    Fisher: "fisher",
+    LoraGuided: "lora",
+    Taylor: "taylor",
+    Magnitude: "magnitude",
+    Wanda: "wanda",
+    Flap: "flap",
+    Random: "random",
+    Position: "position",
+    Compresso: "compresso",
+}
+
+
+def options_of(criterion: object) -> tuple[str, dict[str, Any]] | None:
+    """Name and options of a criterion of ours, as the fields of configurations have them; None of other objects."""
+    name = _NAMES.get(type(criterion))
+    if name is None:
+        return None
+    given: Any = criterion
+    options = {
+        "lora": lambda: {"lora_form": given.form, "group_reduction": given.reduction},
+        "taylor": lambda: {
+            "taylor_form": given.form,
+            "group_reduction": given.reduction,
+            "offload_grads": given.offload,
+        },
+        "magnitude": lambda: {"group_reduction": given.reduction},
+        "random": lambda: {"seed": given.seed},
+        "compresso": lambda: {"compresso": given.options, "seed": given.seed},
+    }
+    return name, options[name]() if name in options else {}

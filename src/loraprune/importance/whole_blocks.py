@@ -108,3 +108,10 @@ class WholeBlocks:
 def for_structure(criterion: Criterion, name: str, structure: Structure) -> Criterion:
     """The criterion ``name`` as it scores what is pruned: wrapped where whole blocks are."""
     return WholeBlocks(criterion) if "blocks" in structure.kinds and name in READ_WEIGHTS else criterion
+
+
+def tell_micro_batches(criterion: Criterion, count: int | None) -> None:
+    """Tell a criterion how many backward passes an optimizer step has, if it asks: it has ``micro_batches``."""
+    inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
+    if hasattr(inner, "micro_batches"):
+        inner.micro_batches = count

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal
 
 from loraprune.allocation.allocate import ALLOCATIONS
 from loraprune.compat.renamed import Renamed, renamed_fields, translated, under_old_names
 from loraprune.importance.compresso import CompressoOptions
-from loraprune.importance.criterion import CriterionOptions
+from loraprune.importance.criterion import Criterion, CriterionOptions, check_protocol
 from loraprune.importance.lora import LORA_FORMS
 from loraprune.importance.reductions import GROUP_REDUCTIONS
-from loraprune.importance.registry import CRITERIA
+from loraprune.importance.registry import CRITERIA, options_of
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.sparsity.pst import PstOptions
 from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice
@@ -47,7 +47,9 @@ class PruningConfig:
             nothing is pruned and the run is plain fine-tuning.
         criterion: ``fisher`` (squared gradient of a gate on each group), ``lora`` (the LoRAPrune paper's), ``taylor``
             (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt
-            gates), of whole blocks ``position``; ``pst`` makes single weights zero.
+            gates), of whole blocks ``position``; ``pst`` makes single weights zero. Or an object: of ours, such as
+            ``Taylor(form="first")`` of :mod:`loraprune.criteria`, or of a class of your own that is a
+            :class:`loraprune.criteria.Criterion`.
         lora_form: for the criterion ``lora``: ``squared`` (paper, Eq. 10) or ``absolute`` (the authors' code).
         taylor_form: for the criterion ``taylor``: ``squared`` (the LoRAPrune paper's vanilla criterion) or LLM-Pruner's
             ``first``, ``second``, ``mix`` and ``vectorize``; see :mod:`loraprune.importance.taylor_forms`.
@@ -87,7 +89,7 @@ class PruningConfig:
     """
 
     ratio: float = 0.5
-    criterion: str = "fisher"
+    criterion: str | Criterion = "fisher"
     lora_form: str = "squared"
     taylor_form: str = "squared"
     group_reduction: str = "sum"
@@ -113,6 +115,7 @@ class PruningConfig:
     pst: PstOptions = field(default_factory=PstOptions)
 
     def __post_init__(self) -> None:
+        self._flatten_criterion()
         # Lists, as JSON and YAML have them, compare unequal to tuples.
         if self.dimensions is not None:
             kinds = _listed("dimensions", self.dimensions, (str,), "kinds, such as [heads, channels]")
@@ -127,7 +130,10 @@ class PruningConfig:
         object.__setattr__(self, "keep_layers", layers)
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
-        check_choice("criterion", self.criterion, (*CRITERIA, "pst"))
+        if isinstance(self.criterion, str):
+            check_choice("criterion", self.criterion, (*CRITERIA, "pst"))
+        else:
+            check_protocol(self.criterion)
         if self.unstructured:
             self._check_unstructured()
         check_choice("lora_form", self.lora_form, LORA_FORMS)
@@ -171,6 +177,25 @@ class PruningConfig:
         if self.max_skipped_steps < 0:
             raise ValueError(f"max_skipped_steps is {self.max_skipped_steps}; it cannot be negative.")
 
+    def _flatten_criterion(self) -> None:
+        """Take name and options of a criterion object of ours into the fields.
+
+        Raises:
+            ValueError: an option is given beside the object, too, and differs.
+        """
+        found = None if isinstance(self.criterion, str) else options_of(self.criterion)
+        if found is None:
+            return
+        name, options = found
+        defaults = {field.name: field.default for field in fields(self)} | {"compresso": CompressoOptions()}
+        for option, value in options.items():
+            if option != "seed" and getattr(self, option) not in (defaults[option], value):
+                raise ValueError(
+                    f"{option} is {getattr(self, option)!r}, and the criterion object says {value!r}. Give it once."
+                )
+            object.__setattr__(self, option, value)
+        object.__setattr__(self, "criterion", name)
+
     def _check_unstructured(self) -> None:
         """Refuse what speaks of groups where single weights go; what a default says of groups means nothing then."""
         for name, without in (
@@ -191,6 +216,11 @@ class PruningConfig:
                 )
 
     @property
+    def criterion_name(self) -> str:
+        """Name of the criterion; of one of the user's own, that of its class."""
+        return self.criterion if isinstance(self.criterion, str) else type(self.criterion).__name__
+
+    @property
     def unstructured(self) -> bool:
         """Whether single weights become zero and no group goes."""
         return self.criterion == "pst"
@@ -199,13 +229,14 @@ class PruningConfig:
     def criterion_options(self) -> CriterionOptions:
         """Which criterion, and how it scores."""
         return CriterionOptions(
-            name=self.criterion,
+            name=self.criterion_name,
             lora_form=self.lora_form,
             taylor_form=self.taylor_form,
             group_reduction=self.group_reduction,
             offload_grads=self.offload_grads,
             seed=self.seed,
             compresso=self.compresso,
+            own=None if isinstance(self.criterion, str) else self.criterion,
         )
 
     @property
@@ -225,7 +256,7 @@ class PruningConfig:
 
     def to_saved(self) -> dict[str, Any]:
         """The fields as plain values, under the names that they have in files of runs."""
-        return under_old_names(asdict(self), RENAMED)
+        return under_old_names(asdict(self) | {"criterion": self.criterion_name}, RENAMED)
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> PruningConfig:

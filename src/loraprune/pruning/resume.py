@@ -126,7 +126,10 @@ def check_same_config(
     Raises:
         ValueError: it does not; the message lists what differs.
     """
-    saved = PruningConfig.from_saved(values["config"])
+    given = dict(values["config"])
+    if given["criterion"] == config.criterion_name:
+        given["criterion"] = config.criterion  # of the user's own, only the name is in the file
+    saved = PruningConfig.from_saved(given)
     if saved == config:
         return
     before, now = asdict(saved), asdict(config)

@@ -12,13 +12,12 @@ import torch
 from loraprune.allocation.allocate import allocate, check_reachable
 from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, LearnedCriterion, check_reach
+from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, LearnedCriterion, check_reach, check_scores
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, selected, updated
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.stability import stability
-from loraprune.importance.taylor import Taylor
-from loraprune.importance.whole_blocks import WholeBlocks, for_structure
+from loraprune.importance.whole_blocks import for_structure, tell_micro_batches
 from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized_model, prepare_
@@ -101,7 +100,7 @@ class PruningRun:
         self.micro_batches: int | None = None
         self.schedule: list[ScheduledCut] = []
         criterion = make_criterion(self.config.criterion_options)
-        self.criterion = for_structure(criterion, self.config.criterion, self.structure)
+        self.criterion = for_structure(criterion, self.config.criterion_name, self.structure)
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
@@ -112,7 +111,7 @@ class PruningRun:
         """
         prepare_(model)
         structure = describe(model, config.dimensions, config.keep_layers)
-        check_reach(config.criterion, structure, lora_form=config.lora_form)
+        check_reach(config.criterion_name, structure, lora_form=config.lora_form)
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
             check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)
@@ -160,7 +159,7 @@ class PruningRun:
                 "cuts would fall elsewhere. Resume with the same data, batch size and number of steps."
             )
         self.total_steps = total_steps
-        reads_weights = self.refits or config.criterion in READ_EFFECTIVE_WEIGHTS
+        reads_weights = self.refits or config.criterion_name in READ_EFFECTIVE_WEIGHTS
         if reads_weights and any(map(has_variant, model.modules())):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
@@ -183,9 +182,7 @@ class PruningRun:
         if config.apply == "mask":
             self._masks = Masks(model, self.structure, self.plan)
         if self.pending:
-            inner = self.criterion.inner if isinstance(self.criterion, WholeBlocks) else self.criterion
-            if isinstance(inner, Taylor):
-                inner.micro_batches = self.micro_batches
+            tell_micro_batches(self.criterion, self.micro_batches)
             self.criterion.attach(model, self.structure)
             self._attached = True
             if isinstance(self.criterion, LearnedCriterion):
@@ -220,6 +217,8 @@ class PruningRun:
         """Finite scores of the groups that are kept, from the evidence since the last call."""
         physical = self._physical()
         scores = self.criterion.scores(physical)
+        if scores is not None and not isinstance(self.config.criterion, str):
+            check_scores(self.config.criterion_name, self.structure, physical, scores)
         if scores is None or not all(bool(torch.isfinite(value).all()) for value in scores.values()):
             return None
         positions = self.plan.positions_in(physical)

@@ -10,8 +10,7 @@ import torch
 from transformers import TrainerCallback
 
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, updated
-from loraprune.importance.taylor import Taylor
-from loraprune.importance.whole_blocks import WholeBlocks
+from loraprune.importance.whole_blocks import tell_micro_batches
 from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.pruner import gradients_finite
 from loraprune.structure.plan import Plan
@@ -54,9 +53,7 @@ class ListeningCallback(TrainerCallback):
     ) -> None:
         """Start to gather evidence."""
         for criterion in self._criteria.values():
-            inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
-            if isinstance(inner, Taylor):
-                inner.micro_batches = args.gradient_accumulation_steps
+            tell_micro_batches(criterion, args.gradient_accumulation_steps)
             criterion.attach(kwargs["model"], self._structure)
 
     def on_pre_optimizer_step(

@@ -75,7 +75,7 @@ class Estimator:
         self._name = name
         self._models = ShapeModels.of(config, pruning.dimensions, pruning.keep_layers)
         self._structure = self._models.structure
-        check_reach(pruning.criterion, self._structure, lora_form=pruning.lora_form)
+        check_reach(pruning.criterion_name, self._structure, lora_form=pruning.lora_form)
         self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}

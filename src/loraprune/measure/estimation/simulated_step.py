@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.moving_average import MovingAverage, updated
 from loraprune.importance.registry import make_criterion
-from loraprune.importance.taylor import Taylor
-from loraprune.importance.whole_blocks import WholeBlocks, for_structure
+from loraprune.importance.whole_blocks import for_structure, tell_micro_batches
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.measure.estimation.kernels import Kernels, LiveShapes, fused_loss, use_fused_attention_
 from loraprune.measure.estimation.quantized import QuantizedShape
@@ -76,9 +75,7 @@ def _listening(model: nn.Module, structure: Structure, settings: StepSettings) -
         yield None
         return
     criterion = for_structure(make_criterion(settings.criterion), settings.criterion.name, structure)
-    inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
-    if isinstance(inner, Taylor):
-        inner.micro_batches = settings.micro_batches
+    tell_micro_batches(criterion, settings.micro_batches)
     criterion.attach(model, structure)
     try:
         yield criterion

@@ -64,9 +64,9 @@ def check_quantized_base(
             "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
             "out."
         )
-    if quantized and pruning.criterion in READS_BASE_WEIGHTS:
+    if quantized and pruning.criterion_name in READS_BASE_WEIGHTS:
         raise ValueError(
-            f"The criterion {pruning.criterion!r} masks single base weights, and the base is quantized. "
+            f"The criterion {pruning.criterion_name!r} masks single base weights, and the base is quantized. "
             "Use 'fisher' or 'lora', or leave the quantization out."
         )
 
@@ -99,7 +99,7 @@ def load_original(prepared: PreparedRun) -> PreTrainedModel:
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
     """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
-    changes = prepared.pruning.repairs or prepared.pruning.criterion in FOLDED
+    changes = prepared.pruning.repairs or prepared.pruning.criterion_name in FOLDED
     if not changes or prepared.pruning.ratio == 0.0:
         return ()
     return {dimension.consumer.module for dimension in prepared.structure}

@@ -81,7 +81,7 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
 def _pruning(config: PruningConfig) -> dict[str, Any]:
     """What is pruned: the options that matter most, and those that are not the default."""
     stated = {
-        name: getattr(config, name)
+        name: config.criterion_name if name == "criterion" else getattr(config, name)
         for name in ALWAYS_STATED
         if not config.unstructured or name in ("ratio", "criterion")
     }

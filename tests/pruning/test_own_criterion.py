@@ -1,0 +1,165 @@
+"""Criteria as objects: those of the package, and one of a test's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.pruning.runs import STEPS, StopAfter, adapted_model, byte_model, pruned, pruning_config, train
+
+from loraprune import Plan, PruningCallback, PruningConfig
+from loraprune.criteria import (
+    Compresso,
+    CompressoOptions,
+    Criterion,
+    Fisher,
+    Flap,
+    LoraGuided,
+    Magnitude,
+    Position,
+    Random,
+    Taylor,
+    Wanda,
+)
+from loraprune.importance.registry import CRITERIA, make_criterion, options_of
+
+
+class Counting:
+    """Likes the last groups best, and counts what it is asked."""
+
+    def __init__(self, *, every_step: bool = False) -> None:
+        self.comparable, self.every_step = True, every_step
+        self.calls: list[str] = []
+
+    def attach(self, model: Any, structure: Any) -> None:
+        self.calls.append("attach")
+        self.structure = structure
+
+    def scores(self, plan: Plan) -> dict[str, torch.Tensor]:
+        self.calls.append("scores")
+        return {d.name: torch.arange(1.0, plan.count(d.name) + 1) for d in self.structure}
+
+    def detach(self) -> None:
+        self.calls.append("detach")
+
+
+OURS = {
+    "fisher": Fisher(),
+    "lora": LoraGuided("absolute", "max"),
+    "taylor": Taylor("first", "mean", offload=True),
+    "magnitude": Magnitude("prod"),
+    "wanda": Wanda(),
+    "flap": Flap(),
+    "random": Random(),
+    "position": Position(),
+    "compresso": Compresso(CompressoOptions(prompt="Be brief.")),
+}
+
+
+def test_every_criterion_of_ours_is_tried_here() -> None:
+    assert set(OURS) == set(CRITERIA)
+
+
+@pytest.mark.parametrize("name", CRITERIA)
+def test_an_object_of_ours_is_the_same_as_its_name_and_options(name: str) -> None:
+    config = PruningConfig(criterion=OURS[name])
+    assert config.criterion == config.criterion_name == name
+    made = make_criterion(config.criterion_options)
+    assert type(made) is type(OURS[name])
+    assert options_of(made) == options_of(OURS[name]) or name == "random"  # whose seed is the run's
+    assert PruningConfig.from_saved(config.to_saved()) == config
+
+
+def test_options_of_objects_and_fields_are_the_same() -> None:
+    assert PruningConfig(criterion=Taylor(form="first")) == PruningConfig(criterion="taylor", taylor_form="first")
+    assert PruningConfig(criterion=Taylor("first"), taylor_form="first").taylor_form == "first"
+    with pytest.raises(ValueError, match="taylor_form is 'second', and the criterion object says 'first'"):
+        PruningConfig(criterion=Taylor("first"), taylor_form="second")
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+def test_a_run_asks_a_copy_of_an_own_criterion(every_step: bool, tmp_path: Path) -> None:
+    own: Criterion = Counting(every_step=every_step)
+    callback, _ = pruned(tmp_path, pruning_config(criterion=own))
+    assert callback.run is not None
+    assert callback.run.ratio == pytest.approx(0.5, abs=0.02)
+    for dimension in callback.run.structure:
+        kept = callback.run.plan.kept[dimension.name]
+        assert kept == tuple(range(dimension.num_groups - len(kept), dimension.num_groups))
+    used: Any = callback.run.criterion
+    assert (used.calls[0], used.calls[-1]) == ("attach", "detach")
+    assert used.calls.count("scores") == (6 if every_step else 3)
+    assert own.calls == []  # type: ignore[attr-defined]
+    assert callback.run.summary()["cuts"]
+
+
+def test_an_interrupted_run_goes_on_with_an_object_of_the_same_class(tmp_path: Path) -> None:
+    whole = train(tmp_path / "whole", [PruningCallback(pruning_config(criterion=Counting()))])
+    train(tmp_path / "run", [PruningCallback(pruning_config(criterion=Counting())), StopAfter(4)])
+    checkpoint = tmp_path / "run" / f"checkpoint-{4}"
+    with pytest.raises(ValueError, match="criterion is 'Counting'; choose one of"):
+        PruningCallback(pruning_config()).restore_(byte_model(), checkpoint)
+    second, model = PruningCallback(pruning_config(criterion=Counting())), adapted_model()
+    second.restore_(model, checkpoint)
+    resumed = train(tmp_path / "run", [second], resume=checkpoint, model=model)
+    assert resumed.trainer.state.global_step == STEPS
+    for name, weight in whole.weights.items():
+        assert torch.equal(resumed.weights[name], weight), name
+
+
+class Odd(Counting):
+    """Gives what it was told to."""
+
+    def __init__(self, given: Any) -> None:
+        super().__init__()
+        self.given = given
+
+    def scores(self, plan: Plan) -> Any:
+        return {**super().scores(plan), **self.given}
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"layers.0.heads": torch.ones(3)}, r"Odd gave scores of shape \(3,\) for layers.0.heads; it has 4 groups now"),
+        ({"layers.0.heads": [1.0] * 4}, "Odd gave scores of shape list for layers.0.heads"),
+        ({"layers.7.heads": torch.ones(4)}, "Odd gave scores of 'layers.7.heads', which is no dimension"),
+    ],
+)
+def test_scores_that_fit_no_plan_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=message):
+        pruned(tmp_path, pruning_config(criterion=Odd(given)))
+
+
+class Half:
+    """Lacks most of what a criterion has."""
+
+    def attach(self, model: Any, structure: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize(
+    ("criterion", "message"),
+    [
+        (Taylor, r"The criterion is the class Taylor; give an object of it, Taylor\(...\)"),
+        (Half(), "An object of Half was given as the criterion, and lacks scores, detach, comparable, every_step"),
+        (3, "An object of int was given as the criterion"),
+        ("tailor", "criterion is 'tailor'; choose one of fisher"),
+    ],
+)
+def test_what_is_no_criterion_is_refused(criterion: Any, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        PruningConfig(criterion=criterion)
+
+
+def test_a_cut_waits_for_a_criterion_that_has_no_scores_yet(tmp_path: Path) -> None:
+    class Late(Counting):
+        def scores(self, plan: Plan) -> Any:
+            super().scores(plan)
+            return None if self.calls.count("scores") < 3 else super().scores(plan)
+
+    callback, _ = pruned(tmp_path, pruning_config(criterion=Late(), cuts=1, prune_start=0.25, prune_end=0.25))
+    assert callback.run is not None
+    assert [record.step for record in callback.run.records] == [5]  # due at 3
