@@ -27,8 +27,8 @@ from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.estimate import estimate
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
-from loraprune.pruning.callback import gradients_finite
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.pruner import gradients_finite
 from loraprune.pruning.run import PruningRun
 from loraprune.recipes.steps.quantized import adapter_in_32_bits_
 from loraprune.structure.describe import describe

@@ -64,6 +64,10 @@ def test_a_ratio_of_zero_gives_no_cuts():
     assert cut_schedule(total_steps=10, start=0.1, end=0.3, cuts=3, ratio=0.0) == []
 
 
+def test_an_end_of_zero_is_one_cut_before_the_first_step():
+    assert cut_schedule(total_steps=10, start=0.0, end=0.0, cuts=3, ratio=0.5) == [ScheduledCut(0, 0.5)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -71,7 +75,6 @@ def test_a_ratio_of_zero_gives_no_cuts():
         ({"start": -0.1}, r"goes from -0\.1 to 0\.3"),
         ({"start": 0.4}, r"goes from 0\.4 to 0\.3"),
         ({"end": 1.1}, r"goes from 0\.1 to 1\.1"),
-        ({"start": 0.0, "end": 0.0}, "end > 0"),
         ({"cuts": 0}, "number of cuts is 0"),
         ({"ratio": 1.0}, r"ratio is 1\.0"),
         ({"ratio": -0.5}, r"ratio is -0\.5"),

@@ -18,7 +18,6 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"prune_start": 0.4, "prune_end": 0.3}, r"prune_start is 0\.4 and prune_end 0\.3"),
     ({"prune_start": -0.1}, r"prune_start is -0\.1"),
     ({"prune_end": 1.1}, r"prune_end 1\.1"),
-    ({"prune_start": 0.0, "prune_end": 0.0}, "prune_end above 0"),
     ({"cuts": 0}, "cuts is 0; at least one cut"),
     ({"compresso": {"prompt": "default"}}, "criterion is 'fisher'. Leave them out"),
     ({"cut_every": 0}, "cut_every is 0; at least one step"),

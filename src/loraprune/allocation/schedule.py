@@ -7,7 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ScheduledCut:
-    """A cut: after optimizer step ``step`` (counted from 1) the sparsity ratio is raised to ``ratio``."""
+    """A cut: after optimizer step ``step`` the sparsity ratio is raised to ``ratio``.
+
+    Steps are counted from 1; step 0 stands for a cut before the first one.
+    """
 
     step: int
     ratio: float
@@ -33,7 +36,7 @@ def cut_schedule(
     Args:
         total_steps: optimizer steps of the whole run.
         start: fraction of the run before the first cut, in [0, end].
-        end: fraction of the run at which pruning is over, in (0, 1].
+        end: fraction of the run at which pruning is over, in [start, 1]. With 0, everything goes before the first step.
         cuts: number of cuts, at least 1. A single cut stands at ``end``.
         ratio: final sparsity ratio, in [0, 1); 0 gives no cuts.
         every: optimizer steps from one cut to the next, in place of a number of cuts; the last step may be shorter.
@@ -43,10 +46,8 @@ def cut_schedule(
     """
     if total_steps < 1:
         raise ValueError(f"A run needs at least one step, not {total_steps}.")
-    if not 0.0 <= start <= end <= 1.0 or end == 0.0:
-        raise ValueError(
-            f"The pruning phase goes from {start} to {end} of the run; it needs 0 <= start <= end <= 1 and end > 0."
-        )
+    if not 0.0 <= start <= end <= 1.0:
+        raise ValueError(f"The pruning phase goes from {start} to {end} of the run; it needs 0 <= start <= end <= 1.")
     if cuts < 1:
         raise ValueError(f"The number of cuts is {cuts}; at least one is needed.")
     if every is not None and every < 1:
@@ -55,6 +56,8 @@ def cut_schedule(
         raise ValueError(f"The sparsity ratio is {ratio}; it must lie in [0, 1).")
     if ratio == 0.0:
         return []
+    if end == 0.0:
+        return [ScheduledCut(0, ratio)]
     last = max(1, round(end * total_steps))
     first = min(max(1, round(start * total_steps)), last)
     if every is not None:

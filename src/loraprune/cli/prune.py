@@ -25,8 +25,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("ratio", "pruning", "share of the prunable parameters that goes (0.5)", type=float),
         option("target_params", "run", "instead of a ratio: parameters of the result, such as 4.5B",
                 type=parameter_count),
-        option("criterion", "pruning", "fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; "
-                "position keeps the first of whole blocks (fisher)"),
+        option("criterion", "pruning", "fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; osscar "
+                "before the first step; position keeps the first of whole blocks (fisher)"),
         option("taylor_form", "pruning", "criterion taylor: squared (LoRAPrune's vanilla one), or LLM-Pruner's first, "
                 "second, mix, vectorize (squared)"),
         option("group_reduction", "pruning", "taylor, lora and magnitude: sum, mean, max, prod, first or last of the "
@@ -41,7 +41,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
                 type=indices),
         ARCHITECTURE,
         option("prune_start", "pruning", "fraction of the run before the first cut (0.1)", type=float),
-        option("prune_end", "pruning", "fraction of the run at which the last cut is made (0.3)", type=float),
+        option("prune_end", "pruning", "fraction of the run at which the last cut is made; 0: all before the first "
+                "step, as oneshot cuts (0.3; 0 with --prune-start 0 --cuts 1)", type=float),
         option("cuts", "pruning", "number of cuts (5)", type=int),
         option("cut_every", "pruning", "instead of a number of cuts: steps from one to the next", type=int),
         option("repair", "pruning", "what is done to layers after a cut: refit (least squares: what each gave itself), "

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from transformers import TrainerCallback
 
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.moving_average import Scores, averaged
+from loraprune.calibration.progress import ProgressOf
 from loraprune.layers.unwrap import base_model
+from loraprune.pruning.before_training import cut_first_, is_due, looks_at_data
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import TrainingDivergedError
+from loraprune.pruning.live_values import live_values
 from loraprune.pruning.phase_timer import (
     AFTER_CUTS,
     BEFORE_CUTS,
@@ -35,9 +35,6 @@ from loraprune.pruning.run import PruningRun
 if TYPE_CHECKING:
     from torch import nn
     from transformers import Trainer, TrainerControl, TrainerState, TrainingArguments
-
-    from loraprune.pruning.run import CutRecord
-    from loraprune.structure.dimensions import Structure
 
 
 SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
@@ -72,8 +69,8 @@ class PruningCallback(TrainerCallback):
     With ``PruningConfig(criterion="pst")`` nothing is cut: a share of the weights that LoRA adapts becomes zero. The
     adapter alone does not say which: merge it into the model that it was trained in.
 
-    It adds to the Trainer's logs: see :func:`loraprune.pruning.callback.live_values`. What writes these (``report_to``)
-    gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
+    It adds to the Trainer's logs: see :func:`loraprune.pruning.live_values.live_values`. What writes these
+    (``report_to``) gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
     itself nor each other. Without that call a warning says so.
 
     Args:
@@ -122,6 +119,23 @@ class PruningCallback(TrainerCallback):
         """
         self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
         self._take_over_time()
+
+    def cut_first_(
+        self, model: nn.Module, calibration: Calibration, progress: ProgressOf = lambda what, done, total: None
+    ) -> None:
+        """Make the cut that comes before the first step now, in place: before an adapter is put on the model.
+
+        Without this call it is made when training begins, and the adapter is cut with its model.
+
+        Args:
+            model: unpruned.
+            calibration: token ids (1-D tensors) or batches of the model's inputs (mappings).
+            progress: called with what is being done, finished steps and all steps.
+        """
+        self.run = new_run(model, self.config)
+        self.run.phases = self.phases
+        if is_due(self.run):
+            cut_first_(self.run, model, calibration, progress)
 
     def _take_over_time(self) -> None:
         """Go on counting where the interrupted run had come to."""
@@ -176,7 +190,8 @@ class PruningCallback(TrainerCallback):
                 )
             self.run = new_run(model, self.config)
             self.run.phases = self.phases
-        if self._calibration is None and self.run.refits and self.config.ratio > 0.0:
+        needed = self.run.refits if not self.config.cuts_first else is_due(self.run) and looks_at_data(self.run)
+        if self._calibration is None and needed and self.config.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
         self._pruner = Pruner.of(
@@ -322,61 +337,3 @@ class PstCallback(PruningCallback):
         if not config.unstructured:
             raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
         super().__init__(config)
-
-
-# What a run adds to the logs of its Trainer, so that TensorBoard, Weights & Biases and the like draw it live.
-
-QUANTILES = (0.1, 0.5, 0.9)
-
-
-def live_values(run: PruningRun, since: int) -> dict[str, float]:
-    """Numbers of a run by their names in the logs.
-
-    Args:
-        run: as it stands after a step.
-        since: step of the last log; cuts that were made after it are told of.
-
-    Returns:
-        ``importance/<kind>/q10``, ``q50`` and ``q90``: quantiles of the moving averages of the scores over the groups
-        that are left, while there are cuts to come and the criterion has such averages. After a cut, of the last one,
-        ``stability/<kind>``, and ``refit_error/<kind>/cut`` and ``/repaired``: means over the layers. And
-        ``seconds/<phase>``: seconds of the run so far by phase.
-    """
-    scores = averaged(run.average, run.config.average_decay, run.config.average_bias_correction)
-    values = importance_quantiles(run.structure, scores)
-    made = [record for record in run.records if record.step > since]
-    if made:
-        values |= cut_values(made[-1])
-    return values | {f"seconds/{phase.replace(' ', '_')}": taken for phase, taken in run.phases.seconds.items()}
-
-
-def importance_quantiles(structure: Structure, scores: Scores) -> dict[str, float]:
-    """Quantiles of scores by kind, over all layers: the score at or above that share of the groups."""
-    values: dict[str, float] = {}
-    for kind in structure.kinds:
-        found = [scores[dimension.name].flatten() for dimension in structure.of_kind(kind) if dimension.name in scores]
-        if found:
-            # Sorted, as torch.quantile refuses the millions of channels of a large mixture.
-            ranked = torch.cat(found).sort().values
-            places = [round(share * (len(ranked) - 1)) for share in QUANTILES]
-            chosen = ranked[torch.as_tensor(places, device=ranked.device)].tolist()
-            values |= {
-                f"importance/{kind}/q{100 * share:.0f}": value for share, value in zip(QUANTILES, chosen, strict=True)
-            }
-    return values
-
-
-def cut_values(record: CutRecord) -> dict[str, float]:
-    """Stability of the ranking and mean errors of a cut, by kind."""
-    values = {f"stability/{kind}": value for kind, value in record.stability.items()}
-    for kind in dict.fromkeys(error.kind for error in record.errors):
-        of_kind = [error for error in record.errors if error.kind == kind]
-        values[f"refit_error/{kind}/cut"] = _mean([error.cut for error in of_kind])
-        repaired = [error.repaired for error in of_kind if error.repaired is not None]
-        if repaired:
-            values[f"refit_error/{kind}/repaired"] = _mean(repaired)
-    return values
-
-
-def _mean(values: Sequence[float]) -> float:
-    return sum(values) / len(values)

@@ -30,6 +30,14 @@ RENAMED = {
 """Fields of :class:`PruningConfig` by their old names, which files of runs keep."""
 
 
+NEED_TRAINING = {
+    "lora": "scores groups by the gradients of an adapter that has learnt something",
+    "compresso": "learns its gates up to the cut",
+    "pst": "learns its scores while the adapter is trained",
+}
+"""Criteria that cannot score a model before it is tuned, and why."""
+
+
 def _listed(name: str, value: Any, kinds: tuple[type, ...], what: str) -> tuple[Any, ...]:
     """A list of values of some types as a tuple."""
     if not isinstance(value, (list, tuple)) or not all(type(item) in kinds for item in value):
@@ -58,8 +66,10 @@ class PruningConfig:
         offload_grads: for ``taylor``: gradients of the weights that wait for the end of a step do so in the machine's
             memory.
         prune_start: fraction of the run before the first cut.
-        prune_end: fraction of the run at which the last cut is made; the rest is recovery.
-        cuts: number of cuts between the two, with ratios on a cubic curve.
+        prune_end: fraction of the run at which the last cut is made; the rest is recovery. With 0 all is cut before
+            the first step, by scores on calibration data, as :func:`loraprune.oneshot` cuts; ``osscar`` is a criterion
+            then, too. None is 0.3, and 0 where one cut is to be made at a start of 0 (``prune_start=0, cuts=1``).
+        cuts: number of cuts between the two, with ratios on a cubic curve; before the first step, in equal parts.
         cut_every: optimizer steps from one cut to the next, in place of a number of cuts.
         allocation: ``balanced`` (one head count and one channel count for all layers, split so that least importance
             is lost), ``uniform`` (heads and channels lose the same share, as in the paper) or ``global`` (groups of all
@@ -95,7 +105,7 @@ class PruningConfig:
     group_reduction: str = "sum"
     offload_grads: bool = False
     prune_start: float = 0.1
-    prune_end: float = 0.3
+    prune_end: float = None  # type: ignore[assignment]  # is a number from __post_init__ on
     cuts: int = 5
     cut_every: int | None = None
     allocation: str = "balanced"
@@ -116,6 +126,10 @@ class PruningConfig:
 
     def __post_init__(self) -> None:
         self._flatten_criterion()
+        if self.prune_end is None:
+            alone = self.prune_start == 0.0 and self.cuts == 1 and self.cut_every is None and self.apply == "slice"
+            first = alone and self.criterion_name not in NEED_TRAINING
+            object.__setattr__(self, "prune_end", 0.0 if first else 0.3)
         # Lists, as JSON and YAML have them, compare unequal to tuples.
         if self.dimensions is not None:
             kinds = _listed("dimensions", self.dimensions, (str,), "kinds, such as [heads, channels]")
@@ -131,7 +145,7 @@ class PruningConfig:
         if not 0.0 <= self.ratio < 1.0:
             raise ValueError(f"ratio is {self.ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
         if isinstance(self.criterion, str):
-            check_choice("criterion", self.criterion, (*CRITERIA, "pst"))
+            check_choice("criterion", self.criterion, (*CRITERIA, "osscar", "pst"))
         else:
             check_protocol(self.criterion)
         if self.unstructured:
@@ -146,11 +160,12 @@ class PruningConfig:
                 f"Options of pst were given, and the criterion is {self.criterion!r}. Leave them out, or choose the "
                 "criterion 'pst'."
             )
-        if not 0.0 <= self.prune_start <= self.prune_end <= 1.0 or self.prune_end == 0.0:
+        if not 0.0 <= self.prune_start <= self.prune_end <= 1.0:
             raise ValueError(
                 f"prune_start is {self.prune_start} and prune_end {self.prune_end}; both are fractions of the run, "
-                "with 0 <= prune_start <= prune_end <= 1 and prune_end above 0."
+                "with 0 <= prune_start <= prune_end <= 1."
             )
+        self._check_when()
         if self.cuts < 1:
             raise ValueError(f"cuts is {self.cuts}; at least one cut is needed.")
         if self.cut_every is not None and self.cut_every < 1:
@@ -196,6 +211,27 @@ class PruningConfig:
             object.__setattr__(self, option, value)
         object.__setattr__(self, "criterion", name)
 
+    def _check_when(self) -> None:
+        """Refuse criteria that need training where all is cut before it, and the other way round."""
+        if not self.cuts_first:
+            if self.criterion == "osscar":
+                raise ValueError(
+                    "The criterion 'osscar' compares groups by what the repair of their cut leaves over, which is too "
+                    "slow for every step. Cut once, before the first step: prune_start=0, cuts=1 (--prune-start 0 "
+                    "--cuts 1)."
+                )
+            return
+        why = NEED_TRAINING.get(self.criterion_name)
+        if why is not None:
+            raise ValueError(
+                f"The criterion {self.criterion!r} {why}, and with prune_end=0 all is cut before the first step. "
+                "Choose another criterion, or a prune_end above 0."
+            )
+        if self.apply == "mask":
+            raise ValueError("With prune_end=0 all is cut before the first step, where masks have no use. Use slice.")
+        if self.cut_every is not None:
+            raise ValueError("With prune_end=0 all is cut before the first step: say cuts in place of cut_every.")
+
     def _check_unstructured(self) -> None:
         """Refuse what speaks of groups where single weights go; what a default says of groups means nothing then."""
         for name, without in (
@@ -219,6 +255,11 @@ class PruningConfig:
     def criterion_name(self) -> str:
         """Name of the criterion; of one of the user's own, that of its class."""
         return self.criterion if isinstance(self.criterion, str) else type(self.criterion).__name__
+
+    @property
+    def cuts_first(self) -> bool:
+        """Whether all is cut before the first step."""
+        return self.prune_end == 0.0
 
     @property
     def unstructured(self) -> bool:

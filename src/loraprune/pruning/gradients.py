@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
 from loraprune.calibration.progress import Progress
-from loraprune.importance.criterion import Criterion, CriterionOptions
+from loraprune.importance.criterion import Criterion, CriterionOptions, check_scores
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import base_gradients, taylor_scores
@@ -150,14 +150,21 @@ def _listening(
 ) -> Scores:
     """Scores by a criterion that listens to the backward passes."""
     criterion: Criterion = for_structure(make_criterion(options), options.name, structure)
-    criterion.attach(base, structure)
+    own = options.own is not None
+    if not own:
+        criterion.attach(base, structure)
     try:
         with _backward_ready(base, structure):
+            if own:  # it may let the parameters that it reads ask for gradients
+                criterion.attach(base, structure)
             _run_backward(base, batches, each_alone=options.name == "fisher", progress=progress)
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
-    assert scores is not None
+    if scores is None:
+        raise ValueError(f"The criterion {options.name} has no scores after all calibration data were seen.")
+    if own:
+        check_scores(options.name, structure, plan, scores)
     return scores
 
 
@@ -197,8 +204,9 @@ def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: 
                 "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or choose "
                 "a method without gradients, such as flap."
             )
-        # The loss of a batch is its mean.
-        (loss * _rows(batch) / (1 if each_alone else total)).backward()
+        # The loss of a batch is its mean. A criterion that looks at activations alone leaves it without a gradient.
+        if loss.requires_grad:
+            (loss * _rows(batch) / (1 if each_alone else total)).backward()
         progress(done, len(batches))
 
 

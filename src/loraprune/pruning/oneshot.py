@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,7 +14,8 @@ from loraprune.allocation.allocate import allocate
 from loraprune.allocation.choices import Choice
 from loraprune.calibration.block_by_block import Calibration, CalibrationPass, calibration_pass, token_sequences
 from loraprune.calibration.progress import Progress, ProgressOf
-from loraprune.importance.criterion import CriterionOptions
+from loraprune.calibration.residual_stream import has_stream
+from loraprune.importance.criterion import Criterion, CriterionOptions
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.registry import make_criterion
@@ -30,6 +32,9 @@ if TYPE_CHECKING:
 
     from loraprune.structure.dimensions import PrunableDimension, Structure
     from loraprune.structure.widths import LegalWidths
+
+
+logger = logging.getLogger("loraprune")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +120,7 @@ def prune_(
             legal,
             options.allocation,
             final_ratio=options.ratio,
-            comparable=options.scores.method in COMPARABLE,
+            comparable=options.scores.comparable,
             ranked=ranked,
         )
         before, seen = plan, Scores()
@@ -136,6 +141,22 @@ def prune_(
         _remember(importance, structure, before, seen)
         errors.append(tuple(noted))
     return StructuredResult(plan=plan, importance=importance, errors=tuple(errors))
+
+
+def settled_repair(
+    repair: str, model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
+) -> str:
+    """The repair that is done: towards the residual stream only where there is one."""
+    if repair != "stream" or structure.spans_blocks:
+        return repair
+    with eval_mode(model):
+        if has_stream(model, structure, calibration, device):
+            return repair
+    logger.info(
+        "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
+        "restores what each layer gave itself."
+    )
+    return "refit"
 
 
 def _scores(
@@ -188,9 +209,6 @@ GRADIENT_METHODS = ("fisher", "taylor")
 CONSUMER_METHODS = ("osscar", "flap", "wanda")
 WEIGHT_METHODS = ("magnitude", "random", "position")
 
-COMPARABLE = GRADIENT_METHODS
-"""Methods whose scores have one unit over all layers and kinds: a change of the loss."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOptions:
@@ -200,7 +218,8 @@ class ScoreOptions:
         method: one of :data:`STRUCTURED_METHODS`.
         damping: of ``osscar``.
         seed: of ``random``.
-        taylor_form, group_reduction, offload_grads: as in :class:`~loraprune.importance.criterion.CriterionOptions`.
+        taylor_form, group_reduction, offload_grads, own: as in
+            :class:`~loraprune.importance.criterion.CriterionOptions`.
     """
 
     method: str
@@ -209,6 +228,7 @@ class ScoreOptions:
     taylor_form: str = "squared"
     group_reduction: str = "sum"
     offload_grads: bool = False
+    own: Criterion | None = None
 
     @property
     def criterion(self) -> CriterionOptions:
@@ -219,7 +239,13 @@ class ScoreOptions:
             group_reduction=self.group_reduction,
             offload_grads=self.offload_grads,
             seed=self.seed,
+            own=self.own,
         )
+
+    @property
+    def comparable(self) -> bool:
+        """Whether scores have one unit over all layers and kinds: a change of the loss."""
+        return self.method in GRADIENT_METHODS if self.own is None else self.own.comparable
 
 
 def score_groups(
@@ -249,7 +275,7 @@ def score_groups(
         scores = criterion.scores(plan)
         assert scores is not None
         return scores
-    if method in GRADIENT_METHODS:
+    if method in GRADIENT_METHODS or options.own is not None:
         return gradient_scores(model, structure, plan, calibration, options.criterion, progress)
     found: Scores = {}
     with eval_mode(model), torch.no_grad():

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 
 from loraprune.layers.unwrap import base_model
+from loraprune.pruning.before_training import cut_first_, is_due, looks_at_data
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.pst import PstRun
-from loraprune.pruning.resume import check_same_config, restored_run, run_tensors, run_values
+from loraprune.pruning.resume import check_same_config, restore_weights_, restored_run, run_tensors, run_values
 from loraprune.pruning.run import PruningRun
 from loraprune.surgery.config_widths import update_config_
 from loraprune.surgery.cut import Rows, as_calibration
@@ -83,10 +84,11 @@ class Pruner:
             raise ValueError(f"total_steps is {total_steps}; it is the number of optimizer steps, at least 1.")
         config = config or PruningConfig()
         run = new_run(model, config)
-        if run.refits and config.ratio > 0.0 and calibration is None:
+        needed = run.refits or (is_due(run) and looks_at_data(run))
+        if needed and config.ratio > 0.0 and calibration is None:
             raise ValueError(
-                "Cuts are repaired on calibration data: pass calibration= (rows of token ids, a few dozen), or use "
-                "PruningConfig(repair='none')."
+                "Cuts are repaired on calibration data, and before the first step scored on them: pass calibration= "
+                "(rows of token ids, a few dozen), or use PruningConfig(repair='none') and a prune_end above 0."
             )
         rows = None if calibration is None else as_calibration(calibration)
         self._begin(model, run, total_steps, rows, gradient_accumulation_steps)
@@ -109,6 +111,8 @@ class Pruner:
         self._skipped_in_a_row = 0
         self._checked = False
         run.micro_batches = accumulation
+        if is_due(run):
+            cut_first_(run, model, calibration or [])
         run.begin(model, total_steps, calibration)
 
     @property
@@ -205,7 +209,7 @@ class Pruner:
         Raises:
             ValueError: the run had another configuration, model or number of steps, or this one has begun.
         """
-        if self.steps or self.run.records:
+        if self.steps or (self.run.records and not self.run.config.cuts_first):
             raise ValueError("This pruner has made steps already. Load the state into a new one, of an unpruned model.")
         values = state["values"]
         check_same_config(values, self.run.config)
@@ -215,7 +219,14 @@ class Pruner:
                 "so that the cuts would fall elsewhere."
             )
         micro_batches, total_steps = self.run.micro_batches, self.run.total_steps
-        if isinstance(self.run, PstRun):
+        if self.run.records:  # cut before the first step, as it was then
+            if values["plan"] != self.run.plan.to_json():
+                raise ValueError(
+                    "The cut before the first step kept other groups than that of the saved run. Make the pruner with "
+                    "the same model and calibration data."
+                )
+            restore_weights_(self._model, state["tensors"])
+        elif isinstance(self.run, PstRun):
             self.run.go_on(values, dict(state["tensors"]))
         else:
             self.run.end()

@@ -167,6 +167,21 @@ def restore_(
     return run, values["history"], values["skipped_steps"]
 
 
+@torch.no_grad()
+def restore_weights_(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give a model the base weights that cuts had changed; see :func:`refitted_weights`."""
+    base = base_model(model)
+    for name, weight in tensors.items():
+        if not name.startswith("weight/"):
+            continue
+        module, _, parameter = name.removeprefix("weight/").rpartition(".")
+        layer = base_layer(base.get_submodule(module))
+        if is_quantized(layer) and parameter == "weight":
+            set_weight_(layer, weight)
+        else:
+            getattr(layer, parameter).data.copy_(weight)
+
+
 def restored_run(
     model: nn.Module, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor], config: PruningConfig
 ) -> PruningRun:
@@ -187,16 +202,8 @@ def restored_run(
         give_biases_(model, structure)
     if config.apply == "slice":
         slice_(model, structure, Plan.full(structure), plan)
-    base = base_model(model)
-    with torch.no_grad():
-        for name, weight in named("weight/").items():
-            module, _, parameter = name.rpartition(".")
-            layer = base_layer(base.get_submodule(module))
-            if is_quantized(layer) and parameter == "weight":
-                set_weight_(layer, weight)
-            else:
-                getattr(layer, parameter).data.copy_(weight)
-    device = next(base.parameters()).device
+    restore_weights_(model, tensors)
+    device = next(model.parameters()).device
     run = PruningRun(
         config=config,
         structure=structure,

@@ -12,7 +12,13 @@ import torch
 from loraprune.allocation.allocate import allocate, check_reachable
 from loraprune.allocation.schedule import ScheduledCut, cut_schedule
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.criterion import READ_EFFECTIVE_WEIGHTS, LearnedCriterion, check_reach, check_scores
+from loraprune.importance.criterion import (
+    READ_EFFECTIVE_WEIGHTS,
+    CriterionOptions,
+    LearnedCriterion,
+    check_reach,
+    check_scores,
+)
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, selected, updated
 from loraprune.importance.registry import make_criterion
@@ -99,8 +105,9 @@ class PruningRun:
         self._attached = False
         self.micro_batches: int | None = None
         self.schedule: list[ScheduledCut] = []
-        criterion = make_criterion(self.config.criterion_options)
-        self.criterion = for_structure(criterion, self.config.criterion_name, self.structure)
+        # What is all cut before the first step is scored there.
+        options = CriterionOptions() if self.config.cuts_first else self.config.criterion_options
+        self.criterion = for_structure(make_criterion(options), options.name, self.structure)
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
@@ -111,7 +118,7 @@ class PruningRun:
         """
         prepare_(model)
         structure = describe(model, config.dimensions, config.keep_layers)
-        check_reach(config.criterion_name, structure, lora_form=config.lora_form)
+        check_reach(config.criterion_name, structure, lora_form=config.lora_form, while_training=not config.cuts_first)
         run = cls(config=config, structure=structure, plan=Plan.full(structure))
         if config.ratio > 0.0:
             check_reachable(structure, config.ratio, run.legal_widths(), config.allocation)

@@ -11,14 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ProgressOf
-from loraprune.calibration.residual_stream import has_stream
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
-from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import Collator
-from loraprune.pruning.oneshot import StructuredOptions, prune_
+from loraprune.pruning.oneshot import StructuredOptions, prune_, settled_repair
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.result import RunResult
@@ -142,7 +140,8 @@ def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibra
     warn_of_few_tokens(prepared, calibration)
     if config.value("repair") == "bias":
         give_biases_(model, prepared.structure)
-    repair = _repair(prepared, model, calibration)
+    wanted = config.value("repair")
+    repair = settled_repair(wanted, model, prepared.structure, calibration, prepared.computing)
     options = StructuredOptions(
         ratio=prepared.ratio,
         scores=config.score_options(),
@@ -154,21 +153,6 @@ def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibra
     )
     result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, progress)
     return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
-
-
-def _repair(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration) -> str:
-    """The repair that is done: towards the residual stream only where there is one."""
-    repair: str = prepared.oneshot.value("repair")
-    if repair != "stream":
-        return repair
-    with eval_mode(model):
-        if has_stream(model, prepared.structure, calibration, prepared.computing):
-            return repair
-    logger.info(
-        "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
-        "restores what each layer gave itself."
-    )
-    return "refit"
 
 
 def _facts(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:

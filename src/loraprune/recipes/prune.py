@@ -22,10 +22,11 @@ from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, WRITING
+from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, SCORING_AND_CUTTING, WRITING
 from loraprune.pruning.pst import PstRun
 from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.result import RunResult
+from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining
@@ -165,6 +166,11 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.checkpoint is not None:
         logger.info("Going on from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
+    elif prepared.pruning.cuts_first and prepared.pruning.ratio > 0.0:
+        logger.info("Cutting before the first step")
+        calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
+        with phases.timed(SCORING_AND_CUTTING):
+            pruning.cut_first_(model, calibration)
     try:
         with phases.timed(PREPARING):
             trainer = build_trainer(prepared, model, pruning, callbacks)

@@ -75,7 +75,12 @@ class Estimator:
         self._name = name
         self._models = ShapeModels.of(config, pruning.dimensions, pruning.keep_layers)
         self._structure = self._models.structure
-        check_reach(pruning.criterion_name, self._structure, lora_form=pruning.lora_form)
+        check_reach(
+            pruning.criterion_name,
+            self._structure,
+            lora_form=pruning.lora_form,
+            while_training=not pruning.cuts_first,
+        )
         self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}
@@ -170,7 +175,7 @@ class Estimator:
             autocast=settings.autocast,
             checkpointing=bool(settings.gradient_checkpointing),
             micro_batches=settings.gradient_accumulation_steps,
-            criterion=settings.pruning.criterion_options if listening else None,
+            criterion=settings.pruning.criterion_options if listening and not settings.pruning.cuts_first else None,
         )
 
     def _size(self, target: Target) -> ModelSize:

@@ -8,24 +8,27 @@ import torch
 
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
-from loraprune.recipes.steps.prepared import PreparedOneshot
+from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun
 
 logger = logging.getLogger("loraprune")
 
 
 def draw(prepared: PreparedOneshot) -> Calibration:
-    """Rows that are looked at."""
+    """Rows that a run without training looks at."""
     config = prepared.oneshot
-    if not config.needs_data:
-        return []
+    return draw_rows(prepared, config.calibration_sequences, config.seed) if config.needs_data else []
+
+
+def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
+    """Rows of the data of a run."""
     if prepared.structure.spec.auto_class == "AutoModelForCausalLM" and prepared.task.name == "causal-lm":
-        drawn: Calibration = draw_calibration(prepared.train_rows, config.calibration_sequences, config.seed)
+        drawn: Calibration = draw_calibration(prepared.train_rows, count, seed)
         logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
         return drawn
     assert prepared.collator is not None
     dtype = prepared.stored_dtype if prepared.model is not None else torch.float32
-    batches = draw_batches(prepared.train_rows, prepared.collator, config.calibration_sequences, config.seed, dtype)
-    rows = min(config.calibration_sequences, len(prepared.train_rows))
+    batches = draw_batches(prepared.train_rows, prepared.collator, count, seed, dtype)
+    rows = min(count, len(prepared.train_rows))
     logger.info("Calibrating on %d %s", rows, prepared.task.row_name)
     return batches
 

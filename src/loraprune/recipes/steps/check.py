@@ -77,7 +77,8 @@ def prepare(
     pruning = replace(pruning, seed=arguments.seed)
     _check_optimizer(pruning, arguments)
     check_options(pruning.criterion_options)
-    check_reach(pruning.criterion_name, structure, lora_form=pruning.lora_form)
+    while_training = not pruning.cuts_first
+    check_reach(pruning.criterion_name, structure, lora_form=pruning.lora_form, while_training=while_training)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
     check_space(structure, stored_dtype, source.device, pruning, arguments, options)
     tokenizer = find_tokenizer(tokenizer, source, options)

@@ -64,6 +64,11 @@ def check_quantized_base(
             "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
             "out."
         )
+    if quantized and pruning.cuts_first and pruning.ratio > 0.0:
+        raise ValueError(
+            "All is to be cut before the first step (prune_end is 0), which reads and writes weights in 16 or 32 bits, "
+            "and the base is quantized. Leave the quantization out, or say a --prune-end above 0."
+        )
     if quantized and pruning.criterion_name in READS_BASE_WEIGHTS:
         raise ValueError(
             f"The criterion {pruning.criterion_name!r} masks single base weights, and the base is quantized. "

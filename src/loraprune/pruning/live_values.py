@@ -1,0 +1,69 @@
+"""What a run adds to the logs of its Trainer, so that TensorBoard, Weights & Biases and the like draw it live."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.importance.moving_average import Scores, averaged
+
+if TYPE_CHECKING:
+    from loraprune.pruning.run import CutRecord, PruningRun
+    from loraprune.structure.dimensions import Structure
+
+QUANTILES = (0.1, 0.5, 0.9)
+
+
+def live_values(run: PruningRun, since: int) -> dict[str, float]:
+    """Numbers of a run by their names in the logs.
+
+    Args:
+        run: as it stands after a step.
+        since: step of the last log; cuts that were made after it are told of.
+
+    Returns:
+        ``importance/<kind>/q10``, ``q50`` and ``q90``: quantiles of the moving averages of the scores over the groups
+        that are left, while there are cuts to come and the criterion has such averages. After a cut, of the last one,
+        ``stability/<kind>``, and ``refit_error/<kind>/cut`` and ``/repaired``: means over the layers. And
+        ``seconds/<phase>``: seconds of the run so far by phase.
+    """
+    scores = averaged(run.average, run.config.average_decay, run.config.average_bias_correction)
+    values = importance_quantiles(run.structure, scores)
+    made = [record for record in run.records if record.step > since]
+    if made:
+        values |= cut_values(made[-1])
+    return values | {f"seconds/{phase.replace(' ', '_')}": taken for phase, taken in run.phases.seconds.items()}
+
+
+def importance_quantiles(structure: Structure, scores: Scores) -> dict[str, float]:
+    """Quantiles of scores by kind, over all layers: the score at or above that share of the groups."""
+    values: dict[str, float] = {}
+    for kind in structure.kinds:
+        found = [scores[dimension.name].flatten() for dimension in structure.of_kind(kind) if dimension.name in scores]
+        if found:
+            # Sorted, as torch.quantile refuses the millions of channels of a large mixture.
+            ranked = torch.cat(found).sort().values
+            places = [round(share * (len(ranked) - 1)) for share in QUANTILES]
+            chosen = ranked[torch.as_tensor(places, device=ranked.device)].tolist()
+            values |= {
+                f"importance/{kind}/q{100 * share:.0f}": value for share, value in zip(QUANTILES, chosen, strict=True)
+            }
+    return values
+
+
+def cut_values(record: CutRecord) -> dict[str, float]:
+    """Stability of the ranking and mean errors of a cut, by kind."""
+    values = {f"stability/{kind}": value for kind, value in record.stability.items()}
+    for kind in dict.fromkeys(error.kind for error in record.errors):
+        of_kind = [error for error in record.errors if error.kind == kind]
+        values[f"refit_error/{kind}/cut"] = _mean([error.cut for error in of_kind])
+        repaired = [error.repaired for error in of_kind if error.repaired is not None]
+        if repaired:
+            values[f"refit_error/{kind}/repaired"] = _mean(repaired)
+    return values
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
