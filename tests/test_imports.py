@@ -30,6 +30,36 @@ def test_the_import_is_instant_and_loads_none_of_the_large_libraries() -> None:
     assert min(taken) < 0.2
 
 
+REFUSED = """
+import sys, time
+started = time.perf_counter()
+from loraprune.cli.main import main
+code = main(sys.argv[1:])
+taken = time.perf_counter() - started
+print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") if name in sys.modules))
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("prune model --data rows.jsonl -o out --ratio much", "argument --ratio: invalid float value: 'much'"),
+        ("prune model --data rows.jsonl -o out --apply glue", "argument --apply: invalid choice: 'glue'"),
+        ("prune model --data rows.jsonl --max-steps 5", "No output was given. Name the folder of the result with -o."),
+        ("recover model -o out", "No data was given. Name the training data with --data."),
+    ],
+)
+def test_mistakes_in_options_of_ours_are_told_of_at_once(command: str, message: str) -> None:
+    taken = []
+    for _ in range(2):
+        done = subprocess.run([sys.executable, "-c", REFUSED, *command.split()], capture_output=True, text=True)
+        assert message in done.stderr
+        code, seconds, *loaded = done.stdout.split()
+        assert (code, loaded) == ("2", [])
+        taken.append(float(seconds))
+    assert min(taken) < 1.0
+
+
 @pytest.mark.parametrize("name", sorted(loraprune._HOMES))
 def test_every_public_name_is_found_where_it_is_said_to_be(name: str) -> None:
     found = getattr(loraprune, name)

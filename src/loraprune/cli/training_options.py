@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -15,6 +15,7 @@ from loraprune.cli.options import (
     ArgumentError,
     Groups,
     Option,
+    Parser,
     add_options,
     check_known,
     old_names,
@@ -205,15 +206,10 @@ class TrainingCommand:
         return parser
 
     def _run(self, arguments: Sequence[str], console: Console) -> int:
+        self._check_own(arguments)
         options, training = self.options, training_fields()
         values = self._values(arguments, options, training)
-        for name, remedy in (
-            ("model", f"Name a checkpoint: {self.example}."),
-            ("data", "Name the training data with --data."),
-            ("output", "Name the folder of the result with -o."),
-        ):
-            if name in self.needs and values.get(name) is None:
-                raise ValueError(f"No {name} was given. {remedy}")
+        self._check_needed(values)
         quiet_libraries()
         if values.get("architecture") is not None:
             from loraprune.architectures import read_spec, register
@@ -228,6 +224,30 @@ class TrainingCommand:
             )
         )
         return 0
+
+    def _check_own(self, arguments: Sequence[str]) -> None:
+        """Complain of our own options at once: those of trl take seconds to import.
+
+        Raises:
+            ValueError: a value is not one that an option of ours takes, or one that is needed was not given.
+        """
+        parser = Parser(prog=self.prog, allow_abbrev=False)
+        add_options(parser, self.groups)
+        try:
+            given, _ = parser.parse_known_args(arguments)
+        except ArgumentError as error:
+            raise ValueError(f"{error} ({self.prog} --help lists the options)") from None
+        if "config" not in given:
+            self._check_needed(vars(given), without=("model",))  # which the value of an option of trl's looks like
+
+    def _check_needed(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> None:
+        for name, remedy in (
+            ("model", f"Name a checkpoint: {self.example}."),
+            ("data", "Name the training data with --data."),
+            ("output", "Name the folder of the result with -o."),
+        ):
+            if name in self.needs and name not in without and values.get(name) is None:
+                raise ValueError(f"No {name} was given. {remedy}")
 
     def _values(self, arguments: Sequence[str], options: dict[str, Option], training: set[str]) -> dict[str, Any]:
         """Recipe and command line together; the command line wins.

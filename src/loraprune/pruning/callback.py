@@ -70,8 +70,8 @@ class PruningCallback(TrainerCallback):
     adapter alone does not say which: merge it into the model that it was trained in.
 
     It adds to the Trainer's logs: see :func:`loraprune.pruning.live_values.live_values`. What writes these
-    (``report_to``) gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its callbacks neither
-    itself nor each other. Without that call a warning says so.
+    (``report_to``) gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its
+    callbacks neither itself nor each other. Without that call a warning says so.
 
     Args:
         config: what to prune.
