@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.pruning.runs import STEPS, StopAfter, adapted_model, byte_model, pruned, pruning_config, train
 
-from loraprune import Plan, PruningCallback, PruningConfig
+from loraprune import OneshotConfig, Plan, PruningCallback, PruningConfig, RunOptions, oneshot
 from loraprune.criteria import (
     Compresso,
     CompressoOptions,
@@ -163,3 +163,74 @@ def test_a_cut_waits_for_a_criterion_that_has_no_scores_yet(tmp_path: Path) -> N
     callback, _ = pruned(tmp_path, pruning_config(criterion=Late(), cuts=1, prune_start=0.25, prune_end=0.25))
     assert callback.run is not None
     assert [record.step for record in callback.run.records] == [5]  # due at 3
+
+
+class TestOneshot:
+    """The same objects, without training."""
+
+    @pytest.mark.parametrize("name", ["fisher", "taylor", "magnitude", "wanda", "flap", "random", "position"])
+    def test_an_object_of_ours_is_the_same_as_its_name_and_options(self, name: str) -> None:
+        config = OneshotConfig(ratio=0.5, criterion=OURS[name])
+        assert config.name == config.criterion == name
+        assert config.score_options().own is None
+
+    def test_options_of_objects_and_fields_are_the_same(self) -> None:
+        by_object = OneshotConfig(ratio=0.5, criterion=Taylor("first"))
+        by_name = OneshotConfig(
+            ratio=0.5, criterion="taylor", taylor_form="first", group_reduction="sum", offload_grads=False
+        )
+        assert by_object == by_name
+        with pytest.raises(ValueError, match="taylor_form is 'second', and the criterion object says 'first'"):
+            OneshotConfig(ratio=0.5, criterion=Taylor("first"), taylor_form="second")
+
+    @pytest.mark.parametrize("cuts", [1, 4])
+    @pytest.mark.parametrize("allocation", ["uniform", "balanced", "global"])
+    def test_an_own_criterion_scores_on_calibration_data(
+        self, allocation: str, cuts: int, checkpoint: Path, data: Path
+    ) -> None:
+        result = oneshot(
+            checkpoint,
+            data,
+            OneshotConfig(criterion=Counting(), cuts=cuts, allocation=allocation, calibration_sequences=8),
+            options=RunOptions(eval_sequences=0, latency=False),
+        )
+        for dimension in result.structure:
+            kept = result.plan.kept[dimension.name]
+            assert kept == tuple(range(dimension.num_groups - len(kept), dimension.num_groups))
+        assert result.record["settings"]["oneshot"]["method"] == "Counting"
+        assert "Method `Counting`" in result.card
+
+    def test_gradients_are_there_for_what_asks_for_them(self, checkpoint: Path, data: Path) -> None:
+        class Gradients(Counting):
+            def attach(self, model: Any, structure: Any) -> None:
+                super().attach(model, structure)
+                self.weights = {d.name: model.get_submodule(d.consumer.module).weight for d in structure}
+                for weight in self.weights.values():
+                    weight.requires_grad_(True)
+
+            def scores(self, plan: Plan) -> Any:
+                return {
+                    d.name: d.consumer.group_sums(self.weights[d.name].grad.abs().sum(0), plan.count(d.name))
+                    for d in self.structure
+                }
+
+        result = oneshot(
+            checkpoint,
+            data,
+            OneshotConfig(criterion=Gradients(), ratio=0.5, calibration_sequences=8),
+            options=RunOptions(eval_sequences=0, latency=False),
+        )
+        assert result.plan.ratio(result.structure) == pytest.approx(0.5, abs=0.05)
+
+    @pytest.mark.parametrize(
+        ("given", "message"),
+        [
+            ({"criterion": Counting(), "sparsity": "2:4"}, "such as Counting, scores groups: give a ratio"),
+            ({"criterion": Taylor, "ratio": 0.5}, "give an object of it"),
+            ({"criterion": LoraGuided(), "ratio": 0.5}, "and nothing is trained here. Use loraprune prune"),
+            ({"criterion": "compresso", "ratio": 0.5}, "learns its gates up to the cut, and nothing is trained here"),
+        ],
+    )
+    def test_what_cannot_be_is_refused_with_the_reason(self, given: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            OneshotConfig(**given)

@@ -109,7 +109,7 @@ def prune_(
         else:
             scores = _scores(model, structure, plan, calibration, options, partial(progress, f"scoring{place}"))
             _remember(importance, structure, plan, scores)
-        ranked = options.scores.method == "flap" and options.allocation == "global"
+        ranked = options.scores.own is None and options.scores.method == "flap" and options.allocation == "global"
         if ranked:
             scores = {name: standardized(values) for name, values in scores.items()}
         after = allocate(
@@ -133,7 +133,7 @@ def prune_(
             calibration=calibration or None,
             damping=options.damping,
             repair=options.repair,
-            choose=_chooser(model, options, seen) if options.scores.method in CONSUMER_METHODS else None,
+            choose=_chooser(model, options, seen) if options.scores.at_consumers else None,
             device=options.device,
             progress=partial(progress, f"cutting{place}"),
             noted=noted.append,
@@ -174,7 +174,7 @@ def _scores(
 
 def _widths_follow_from_ratio(structure: Structure, calibration: Calibration, options: StructuredOptions) -> bool:
     """Whether no score is needed to choose the widths, and the cut itself chooses the groups of every block."""
-    if options.allocation != "uniform" or options.scores.method not in CONSUMER_METHODS:
+    if options.allocation != "uniform" or not options.scores.at_consumers:
         return False
     tied = any(dimension.tied for dimension in structure)
     return bool(token_sequences(structure, calibration)) and not tied
@@ -243,6 +243,11 @@ class ScoreOptions:
         )
 
     @property
+    def at_consumers(self) -> bool:
+        """Whether groups are scored anew at each consumer, when its block is reached."""
+        return self.own is None and self.method in CONSUMER_METHODS
+
+    @property
     def comparable(self) -> bool:
         """Whether scores have one unit over all layers and kinds: a change of the loss."""
         return self.method in GRADIENT_METHODS if self.own is None else self.own.comparable
@@ -269,7 +274,7 @@ def score_groups(
         progress: hears how far the work is.
     """
     method = options.method
-    if method in WEIGHT_METHODS:
+    if method in WEIGHT_METHODS and options.own is None:
         criterion = for_structure(make_criterion(options.criterion), method, structure)
         criterion.attach(model, structure)
         scores = criterion.scores(plan)

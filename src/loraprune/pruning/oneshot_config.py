@@ -8,9 +8,11 @@ from typing import Any
 
 from loraprune.allocation.allocate import ALLOCATIONS
 from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
-from loraprune.importance.criterion import check_options
+from loraprune.importance.criterion import Criterion, check_options, check_protocol
 from loraprune.importance.reductions import GROUP_REDUCTIONS
+from loraprune.importance.registry import options_of
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
+from loraprune.pruning.config import NEED_TRAINING
 from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
 from loraprune.sparsity.masks import SparsityPattern, parse_pattern
 from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
@@ -60,7 +62,8 @@ class OneshotConfig:
     unstructured and N:M pruning (weights become zero, the shapes stay).
 
     Attributes:
-        criterion: structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
+        criterion: a name, or an object of :mod:`loraprune.criteria` or of a class of your own that scores groups.
+            Structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
             ``flap``, ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden
             size, ``fisher`` is the default); unstructured: ``sparsegpt`` (the default), ``wanda``,
             ``magnitude``, and their masks with SparseGPT's updates, ``wanda+obs`` and ``magnitude+obs``.
@@ -92,7 +95,7 @@ class OneshotConfig:
         offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
     """
 
-    criterion: str | None = None
+    criterion: str | Criterion | None = None
     ratio: float | None = None
     sparsity: str | float | None = None
     repair: str | None = None
@@ -116,9 +119,10 @@ class OneshotConfig:
     offload: bool = False
 
     def __post_init__(self) -> None:
+        self._flatten_criterion()
         self._check_kind()
         methods = STRUCTURED_METHODS if self.structured else METHODS
-        if self.criterion is not None and self.criterion not in methods:
+        if isinstance(self.criterion, str) and self.criterion not in methods:
             self._refuse_criterion(methods)
         for name in ONLY_SPARSE if self.structured else ONLY_STRUCTURED:
             if getattr(self, name) is not None:
@@ -139,6 +143,35 @@ class OneshotConfig:
             check_options(self.score_options().criterion, what="criterion")
         self._check_numbers()
         self._check_variants()
+
+    def _flatten_criterion(self) -> None:
+        """Take name and options of a criterion object of ours into the fields; check one of the user's own.
+
+        Raises:
+            ValueError: it is no criterion, or an option is given beside it, too, and differs.
+        """
+        if self.criterion is None or isinstance(self.criterion, str):
+            return
+        found = options_of(self.criterion)
+        if found is None:
+            check_protocol(self.criterion)
+            if self.sparsity is not None:
+                raise ValueError(
+                    f"A sparsity was given, and a criterion of your own, such as {self.name}, scores groups: give a ratio "
+                    "instead."
+                )
+            if self.ratio is None:
+                object.__setattr__(self, "ratio", 0.5)
+            return
+        name, options = found
+        for option, value in options.items():
+            if option in SCORED:
+                if getattr(self, option) not in (None, value):
+                    raise ValueError(
+                        f"{option} is {getattr(self, option)!r}, and the criterion object says {value!r}. Give it once."
+                    )
+                object.__setattr__(self, option, value)
+        object.__setattr__(self, "criterion", name)
 
     def _check_kind(self) -> None:
         if self.ratio is not None and self.sparsity is not None:
@@ -168,6 +201,11 @@ class OneshotConfig:
             raise ValueError(
                 f"{given.capitalize()} was given, and the criterion {self.criterion!r} is one in which {what}: give a "
                 f"{wanted} instead, or choose one of {', '.join(methods)}."
+            )
+        if self.criterion in NEED_TRAINING:
+            raise ValueError(
+                f"The criterion {self.criterion!r} {NEED_TRAINING[str(self.criterion)]}, and nothing is trained here. "
+                f"Use loraprune prune, or choose one of {', '.join(methods)}."
             )
         known = ", ".join(dict.fromkeys((*STRUCTURED_METHODS, *METHODS)))
         raise ValueError(f"There is no criterion {self.criterion!r}; choose one of {known}.")
@@ -224,6 +262,8 @@ class OneshotConfig:
         """Of the criterion, given or by default."""
         if self.criterion is None and self.structured and self.spans_blocks:
             return "fisher"
+        if self.criterion is not None and not isinstance(self.criterion, str):
+            return type(self.criterion).__name__
         return self.criterion or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
 
     @property
@@ -250,6 +290,7 @@ class OneshotConfig:
             method=self.name,
             damping=self.damping,
             seed=self.seed,
+            own=None if self.criterion is None or isinstance(self.criterion, str) else self.criterion,
             **{name: self.value(name) for name in SCORED},
         )
 
