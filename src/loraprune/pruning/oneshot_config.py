@@ -157,8 +157,8 @@ class OneshotConfig:
             check_protocol(self.criterion)
             if self.sparsity is not None:
                 raise ValueError(
-                    f"A sparsity was given, and a criterion of your own, such as {self.name}, scores groups: give a ratio "
-                    "instead."
+                    f"A sparsity was given, and a criterion of your own, such as {self.name}, scores groups: give a "
+                    "ratio instead."
                 )
             if self.ratio is None:
                 object.__setattr__(self, "ratio", 0.5)
