@@ -28,8 +28,8 @@ from loraprune.measure.estimation.estimate import estimate
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pruner import gradients_finite
-from loraprune.pruning.run import PruningRun
 from loraprune.recipes.steps.quantized import adapter_in_32_bits_
 from loraprune.structure.describe import describe
 from loraprune.tasks.lora import lora_config
@@ -107,7 +107,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         shape = (settings.batch_size, settings.max_length)
         self.ids = torch.randint(config.vocab_size, shape, device=settings.device)
-        self.run = PruningRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, repair="none"))
+        self.run = GroupRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, repair="none"))
         self.run.micro_batches = settings.gradient_accumulation_steps
         self.run.begin(self.model, FAR)
 

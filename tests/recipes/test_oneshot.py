@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from tests.checkpoints import byte_model, tiny_checkpoint, tiny_tokenizer, write_jsonl, write_texts
 from tests.models import PROJECTIONS
+from tests.pruning.criteria import STRUCTURED_METHODS
 from tests.recipes.test_mixtures import mixture
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
-from loraprune.pruning.oneshot import STRUCTURED_METHODS
 from loraprune.sparsity.methods import METHODS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}

@@ -33,7 +33,7 @@ import loraprune
 from loraprune import Plan, PruneResult, PruningConfig, RunOptions, describe, prune
 from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
 from loraprune.surgery.slicing import slice_
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)
 

@@ -24,7 +24,7 @@ from transformers import (
 
 from loraprune import PruneResult, PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 IMAGES = Path(__file__).parents[2] / ".." / "shared" / "data" / "images"
 Split = tuple[Dataset, Dataset]

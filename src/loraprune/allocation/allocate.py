@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 
 from loraprune.allocation.choices import Choice, choices, positions_of
 from loraprune.allocation.global_allocation import allocate_globally, smallest_share
+from loraprune.allocation.target import ALLOCATIONS
 from loraprune.importance.moving_average import Scores
+from loraprune.options.field import check_choice
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.kinds import check_ragged
 from loraprune.structure.matching_widths import (
@@ -25,14 +26,10 @@ from loraprune.structure.widths import (
     HeadCounts,
     LegalWidths,
     Widths,
-    check_choice,
     kept_in,
     legal_widths,
     widest,
 )
-
-Allocation = Literal["balanced", "uniform", "global"]
-ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
 HEAD_MARGIN = 1.1
 """``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later

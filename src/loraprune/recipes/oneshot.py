@@ -16,8 +16,9 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
-from loraprune.pruning.oneshot import StructuredOptions, prune_, settled_repair
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.groups import CutRecord, Groups
+from loraprune.pruning.oneshot import prune_, settled_repair
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
@@ -32,7 +33,7 @@ from loraprune.report.from_record import importance_of, report_of, write_run_pag
 from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
-from loraprune.surgery.output_error import ConsumerError
+from loraprune.surgery.repairs import Bias
 from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
 
@@ -62,14 +63,14 @@ class _Pruned:
     importance: Scores = field(default_factory=dict)
     matrices: tuple[MatrixRecord, ...] = ()
     repair: str | None = None
-    errors: tuple[tuple[ConsumerError, ...], ...] = ()
+    cuts: tuple[CutRecord, ...] = ()
 
 
 @renamed_keywords(told="progress")
 def oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None = None,
-    config: OneshotConfig | None = None,
+    config: OneshotConfig | SparseConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
@@ -113,57 +114,69 @@ def oneshot(
     with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
         dense = measure_dense(prepared, loaded) if fits else {}
     calibration = draw(prepared)
-    prune = _cut if prepared.oneshot.structured else _sparsified
-    with phases.timed(SCORING_AND_CUTTING if prepared.oneshot.structured else ZEROING):
-        pruned = prune(prepared, loaded, calibration, progress)
+    if isinstance(prepared.oneshot, SparseConfig):
+        with phases.timed(ZEROING):
+            pruned = _sparsified(prepared, prepared.oneshot, loaded, calibration, progress)
+    else:
+        with phases.timed(SCORING_AND_CUTTING):
+            pruned = _cut(prepared, prepared.oneshot, loaded, calibration, progress)
     return _finish(prepared, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
 
 
 def _sparsified(
-    prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf
+    prepared: PreparedOneshot,
+    config: SparseConfig,
+    model: PreTrainedModel,
+    calibration: Calibration,
+    progress: ProgressOf,
 ) -> _Pruned:
     """Weights become zero."""
-    options = prepared.oneshot.sparsity_options()
     records = sparsify_(
         model,
         prepared.structure,
         calibration_pass(model, prepared.structure, calibration, prepared.computing) if calibration else None,
-        options,
-        lambda done, total: progress(options.method, done, total),
+        config.criterion,
+        config.pattern,
+        lambda done, total: progress(config.name, done, total),
     )
     return _Pruned(plan=Plan.full(prepared.structure), matrices=tuple(records))
 
 
-def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf) -> _Pruned:
+def _cut(
+    prepared: PreparedOneshot,
+    config: OneshotConfig,
+    model: PreTrainedModel,
+    calibration: Calibration,
+    progress: ProgressOf,
+) -> _Pruned:
     """Heads and channels go."""
-    config = prepared.oneshot
     warn_of_few_tokens(prepared, calibration)
-    if config.value("repair") == "bias":
+    if isinstance(config.repair, Bias):
         give_biases_(model, prepared.structure)
-    wanted = config.value("repair")
-    repair = settled_repair(wanted, model, prepared.structure, calibration, prepared.computing)
-    options = StructuredOptions(
-        ratio=prepared.ratio,
-        scores=config.score_options(),
-        allocation=config.value("allocation"),
+    repair = settled_repair(config.repair, model, prepared.structure, calibration, prepared.computing)
+    groups = Groups.all_of(prepared.structure, config.target, config.criterion)
+    cuts = prune_(
+        model,
+        groups,
+        calibration,
         repair=repair,
-        damping=config.damping,
-        cuts=config.value("cuts"),
+        cuts=config.cuts,
+        seed=config.seed,
         device=prepared.computing,
+        progress=progress,
     )
-    result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, progress)
-    return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
+    return _Pruned(plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts))
 
 
 def _facts(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
     """What is told of the run beside the measures."""
     facts = {name: value for name, value in prepared.rows.prepared.facts.items() if name != "trained_tokens"}
     course: dict[str, Any] = {"data": facts}
-    if prepared.oneshot.structured:
+    if isinstance(prepared.oneshot, OneshotConfig):
         removed = pruned.plan.removed_parameters(prepared.structure)
         course["pruning"] = {
             "ratio": pruned.plan.ratio(prepared.structure),
-            "target_ratio": prepared.ratio,
+            "target_ratio": prepared.oneshot.target.ratio,
             "parameters_before": prepared.structure.num_parameters,
             "parameters": finished.num_parameters(),
             "prunable_parameters_before": prepared.structure.prunable_parameters,
@@ -173,8 +186,8 @@ def _facts(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned
             "dimensions": dimensions_of(prepared.structure),
             "refit_errors": [
                 {"step": 0, "cut_number": number, **asdict(error)}
-                for number, errors in enumerate(pruned.errors, 1)
-                for error in errors
+                for number, cut in enumerate(pruned.cuts, 1)
+                for error in cut.errors
             ],
         }
     else:
@@ -203,10 +216,10 @@ def _finish(
     """Measure and save."""
     finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
     course = course | _facts(prepared, finished, pruned)
-    plan = pruned.plan if prepared.oneshot.structured else None
+    plan = pruned.plan if prepared.structured else None
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
         metrics = measure_pruned(prepared, finished, dense, course, plan, sizes_only=not fits)
-    if not prepared.oneshot.structured:
+    if not prepared.structured:
         zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
         metrics["dense"]["nonzero"] = prepared.structure.num_parameters - zeros_before
         metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
@@ -278,14 +291,14 @@ _NOTED_DEVIATION = 0.002
 def measures_of(prepared: PreparedOneshot) -> tuple[Measure, ...]:
     """Those of the task; where nothing becomes smaller, weights that are not zero in place of parameters."""
     measures = prepared.task.measures
-    if prepared.oneshot.structured:
+    if prepared.structured:
         return measures
     return tuple(NONZERO if measure is PARAMETERS else measure for measure in measures)
 
 
 def notes_of(prepared: PreparedOneshot, metrics: dict[str, Any]) -> tuple[str, ...]:
     """What the reader has to know."""
-    if not prepared.oneshot.structured:
+    if not prepared.structured:
         target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
         if abs(reached - target) <= _NOTED_DEVIATION:
             return ()
@@ -296,7 +309,7 @@ def notes_of(prepared: PreparedOneshot, metrics: dict[str, Any]) -> tuple[str, .
     if abs(reached - target) <= _NOTED_DEVIATION:
         return ()
     why = "head counts are those that the config accepts, and FFN widths are rounded"
-    if prepared.oneshot.value("allocation") == "global":
+    if isinstance(prepared.oneshot, OneshotConfig) and prepared.oneshot.target.allocation == "global":
         why = "a group goes as a whole or not at all"
     if prepared.structure.spans_blocks:
         why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
@@ -307,7 +320,7 @@ def card_of(prepared: PreparedOneshot, record: dict[str, Any], runtimes: Sequenc
     """Write the model card of a run without training."""
     metrics, config = record["metrics"], prepared.oneshot
     name = base_name(record)
-    if config.structured:
+    if isinstance(config, OneshotConfig):
         pruning = metrics["pruning"]
         title = f"{pruning['ratio']:.0%} pruned"
         what = (
@@ -316,7 +329,7 @@ def card_of(prepared: PreparedOneshot, record: dict[str, Any], runtimes: Sequenc
             f"{all_widths(pruning['widths'], prepared.structure)}"
         )
         facts = (
-            f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
+            f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.target.allocation}`, repair "
             f"`{pruning['repair']}`."
         )
     else:

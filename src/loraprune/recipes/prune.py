@@ -22,9 +22,9 @@ from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, SCORING_AND_CUTTING, WRITING
 from loraprune.pruning.pst import PstRun
-from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
@@ -40,8 +40,7 @@ from loraprune.report.card import model_card, pst_card, recovery_card
 from loraprune.report.from_record import importance_of, report_of, shown_measures, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
 from loraprune.tasks.event_files import copy_event_files
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -166,7 +165,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.checkpoint is not None:
         logger.info("Going on from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
-    elif prepared.pruning.cuts_first and prepared.pruning.ratio > 0.0:
+    elif prepared.pruning.cuts_first and prepared.pruning.target.ratio > 0.0:
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
         with phases.timed(SCORING_AND_CUTTING):
@@ -290,10 +289,12 @@ def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTrainin
     course = facts_text(keeps_zeros=bool(prepared.keep_zeros))
     if isinstance(pruning.run, PstRun):
         save_file(pruning.run.masks(), folder / MASKS_FILE)
-    elif not prepared.recovery:
-        save_file(refitted_weights(model, pruning.run), folder / REFITTED_FILE)
+    elif isinstance(pruning.run, GroupRun) and not prepared.recovery:
+        save_file(pruning.run.repaired_weights(model), folder / REFITTED_FILE)
         course = facts_text(
-            plan=pruning.run.plan, dimensions=prepared.pruning.dimensions, keep_layers=prepared.pruning.keep_layers
+            plan=pruning.run.plan,
+            dimensions=prepared.pruning.target.dimensions,
+            keep_layers=prepared.pruning.target.keep_layers,
         )
     (folder / FACTS_FILE).write_text(course, encoding="utf-8")
     return folder
@@ -315,13 +316,13 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     notes = [*quantization_notes(prepared)]
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
         notes.append(filling_note(prepared, zeros))
-    if not prepared.unstructured and abs(pruning.run.ratio - prepared.pruning.ratio) > _NOTED_DEVIATION:
+    if isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - prepared.pruning.target.ratio) > _NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         why = f"{widths} those that the config accepts"
         if prepared.structure.spans_blocks:
             why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.ratio:.2%}: {why}.")
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.target.ratio:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.prune import PruneResult, run, run_folder
 from loraprune.recipes.steps.check import prepare
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from loraprune.importance.compresso import CompressoOptions
+from loraprune.importance.configs import Compresso
 from loraprune.record.history import history_in_words
 from loraprune.report.from_record import shown_measures
 from loraprune.structure.dimensions import Structure
@@ -178,7 +178,7 @@ def model_card(record: dict[str, Any], task: Task, structure: Structure, runtime
 
 def _prompt_note(settings: dict[str, Any]) -> str:
     """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
-    prompt = CompressoOptions(**settings.get("compresso", {})).prompt_text
+    prompt = Compresso(**settings.get("compresso", {})).prompt_text
     return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"
 
 

@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loraprune.options.field import check_choice
 from loraprune.structure.dimensions import PrunableDimension, Structure
 from loraprune.structure.matching_widths import check_widths_meet, final_candidates, most_even
-from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice, kept_in, legal_widths, widest
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, kept_in, legal_widths, widest
 
 
 def _first_groups(structure: Structure, dimension: PrunableDimension, count: int) -> tuple[int, ...]:

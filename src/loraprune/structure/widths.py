@@ -38,16 +38,6 @@ class LegalWidths:
         return max(self.multiples.values(), default=1)
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Make sure that an option is one of its choices.
-
-    Raises:
-        ValueError: it is none of them; the message lists them.
-    """
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
-
-
 def widest(structure: Structure, kind: str) -> int:
     """Groups in one stratum of the widest dimension of a kind, of those that may shrink if there are any."""
     dimensions = structure.of_kind(kind)

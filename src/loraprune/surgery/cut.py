@@ -16,11 +16,11 @@ from loraprune.layers.unwrap import base_model
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
-from loraprune.structure.widths import check_choice
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.config_widths import update_config_
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import REPAIRS, cut_and_repair_
+from loraprune.surgery.refit import CutHooks, cut_and_repair_
+from loraprune.surgery.repairs import Bias, Repair, repair_of
 
 Rows = Iterable[torch.Tensor | Sequence[int] | Mapping[str, torch.Tensor]] | Mapping[str, torch.Tensor] | torch.Tensor
 """Calibration data in the forms that tokenizers and data loaders give."""
@@ -31,8 +31,8 @@ def cut_(
     plan: Plan,
     *,
     calibration: Rows | None = None,
-    repair: str | None = None,
-    damping: float = 0.01,
+    repair: str | Repair | None = None,
+    damping: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     device: torch.device | str | None = None,
     progress: Progress = lambda done, total: None,
@@ -56,8 +56,10 @@ def cut_(
             dozen rows of text like that of later use. Needed for a repair.
         repair: ``stream`` (least squares towards the residual stream of the uncut model), ``refit`` (towards what each
             layer gave itself), ``bias`` (FLAP, arXiv 2312.11983: the mean of what goes is added to the consumer's
-            bias) or ``none``. None is ``stream`` with calibration data and ``none`` without.
-        damping: ridge of the least squares as a share of the mean diagonal of the second moment.
+            bias) or ``none``, or an object of :mod:`loraprune.repairs`. None is ``stream`` with calibration data and
+            ``none`` without.
+        damping: of a repair by least squares that is given by name: ridge as a share of the mean diagonal of the second
+            moment (0.01).
         optimizer: its state shrinks with the parameters.
         device: to repair on, one block at a time, where that is not the model's.
         progress: called with finished blocks and all blocks.
@@ -71,19 +73,17 @@ def cut_(
             model is then unchanged.
     """
     rows = None if calibration is None else as_calibration(calibration)
-    if repair is None:
-        repair = "stream" if rows else "none"
-    check_choice("repair", repair, REPAIRS)
-    if repair != "none" and not rows:
-        raise ValueError(f"The repair {repair!r} looks at calibration data: pass calibration=, or say repair='none'.")
-    if damping < 0.0:
-        raise ValueError(f"damping is {damping}; it cannot be negative.")
+    repair = repair_of(repair or ("stream" if rows else "none"), damping)
+    if repair.reads_data and not rows:
+        raise ValueError(
+            f"The repair {repair.name!r} looks at calibration data: pass calibration=, or say repair='none'."
+        )
     prepare_(model)
     structure = structure_of(model, plan)
     plan = completed(plan, structure)
     plan.check(structure)
     check_tied_adapters(model)
-    if repair != "none" and any(map(has_variant, model.modules())):
+    if repair.reads_data and any(map(has_variant, model.modules())):
         raise ValueError(
             "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so that it cannot be "
             "repaired. Use repair='none', or merge it first."
@@ -91,7 +91,7 @@ def cut_(
     base: Any = base_model(model)
     if rows:
         _check_token_ids(base, rows)
-    if repair == "bias":
+    if isinstance(repair, Bias):
         give_biases_(base, structure)
     errors: list[ConsumerError] = []
     cut_and_repair_(
@@ -99,13 +99,10 @@ def cut_(
         structure,
         Plan.full(structure),
         plan,
-        calibration=rows if repair != "none" else None,
-        damping=damping,
-        optimizer=optimizer,
+        calibration=rows if repair.reads_data else None,
         repair=repair,
-        device=None if device is None else torch.device(device),
-        progress=progress,
-        noted=errors.append,
+        optimizer=optimizer,
+        hooks=CutHooks(device=None if device is None else torch.device(device), progress=progress, noted=errors.append),
     )
     update_config_(base.config, structure, plan)
     return tuple(errors)

@@ -14,7 +14,7 @@ from loraprune.checkpoint.load import CheckpointError
 from loraprune.measure.estimation.estimate import Estimator, remedies
 from loraprune.measure.estimation.gpus import GIB, GPUS
 from loraprune.measure.estimation.shape_models import find_config
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 BY_NAME = {row.name: row for row in ROWS}
 SEVENTY = "llama-2-70b"

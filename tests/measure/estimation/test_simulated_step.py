@@ -6,7 +6,7 @@ from benchmarks.memory_model import small_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from loraprune.importance.criterion import CriterionOptions
+from loraprune.importance.configs import Fisher, Taylor
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.forward import forward_size
 from loraprune.measure.estimation.shape_models import ShapeModels
@@ -63,7 +63,7 @@ def test_checkpointing_keeps_only_what_enters_each_block(models: ShapeModels) ->
 def test_gates_add_one_product_of_a_consumer_and_no_stored_activation(models: ShapeModels) -> None:
     plain, gated = (
         simulated(models, checkpointing=False),
-        simulated(models, checkpointing=False, criterion=CriterionOptions(name="fisher")),
+        simulated(models, checkpointing=False, criterion=Fisher()),
     )
     assert gated.activations == pytest.approx(plain.activations, rel=0.02)
     extra = max(gated.peaks.values()) - max(plain.peaks.values())
@@ -71,7 +71,7 @@ def test_gates_add_one_product_of_a_consumer_and_no_stored_activation(models: Sh
 
 
 def test_gradients_that_wait_are_as_large_as_the_weights(models: ShapeModels) -> None:
-    taylor = CriterionOptions(name="taylor")
+    taylor = Taylor()
     waiting = simulated(models, micro_batches=2, criterion=taylor)
     at_once = simulated(models, micro_batches=1, criterion=taylor)
     weights = sum(d.num_parameters for d in models.structure) * 4

@@ -26,12 +26,13 @@ from loraprune.measure.benchmark.random_inputs import InputSize, inputs_in_words
 from loraprune.measure.benchmark.result import BenchFigure
 from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pruner import gradients_finite
-from loraprune.pruning.run import PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.surgery.masking import Masks
-from loraprune.tasks.lora import LoraOptions, lora_config
+from loraprune.tasks.lora import lora_config
+from loraprune.tasks.options import LoraOptions
 from loraprune.tasks.registry import task_of_config
 from loraprune.tasks.task import Task
 
@@ -285,9 +286,9 @@ class TrainingStep:
         self.device: torch.device = next(model.parameters()).device
         self._masks = masks
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-        self.run: PruningRun | None = None
+        self.run: GroupRun | None = None
         if criterion is not None:
-            self.run = PruningRun.of(model, criterion)
+            self.run = GroupRun.of(model, criterion)
             self.run.micro_batches = work.accumulation
 
     @contextmanager
@@ -356,7 +357,7 @@ def recompute_(model: Any) -> None:
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def cut_at_random_(model: Any, ratio: float, **settings: Any) -> PruningRun:
+def cut_at_random_(model: Any, ratio: float, **settings: Any) -> GroupRun:
     """Cut groups drawn at random, without a refit: for speed it does not matter which ones go.
 
     Args:
@@ -368,7 +369,7 @@ def cut_at_random_(model: Any, ratio: float, **settings: Any) -> PruningRun:
         The run, which knows structure and plan.
     """
     config = PruningConfig(ratio=ratio, criterion="random", repair="none", cuts=1, **settings)
-    run = PruningRun.of(model, config)
+    run = GroupRun.of(model, config)
     run.begin(model, 1)
     run.cut_if_due(1)
     run.end()

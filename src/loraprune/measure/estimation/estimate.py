@@ -12,7 +12,6 @@ import torch
 
 from loraprune.allocation.allocate import ratio_for_parameters
 from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, context_of
-from loraprune.importance.criterion import check_reach
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.depth import StepSize, step_size
 from loraprune.measure.estimation.forward import block_bytes, forward_size
@@ -73,14 +72,9 @@ class Estimator:
     def __init__(self, name: str, config: PretrainedConfig, settings: EstimateConfig) -> None:
         pruning = settings.pruning
         self._name = name
-        self._models = ShapeModels.of(config, pruning.dimensions, pruning.keep_layers)
+        self._models = ShapeModels.of(config, pruning.target.dimensions, pruning.target.keep_layers)
         self._structure = self._models.structure
-        check_reach(
-            pruning.criterion_name,
-            self._structure,
-            lora_form=pruning.lora_form,
-            while_training=not pruning.cuts_first,
-        )
+        pruning.criterion.check(self._structure, while_training=not pruning.cuts_first)
         self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}
@@ -103,7 +97,7 @@ class Estimator:
             gradient_checkpointing=can and settings.device == "cuda" if recompute is None else recompute,
             max_length=length,
             bf16=settings.autocast,
-            pruning=replace(settings.pruning, repair="none") if self._structure.spans_blocks else settings.pruning,
+            pruning=settings.pruning.changed(repair="none") if self._structure.spans_blocks else settings.pruning,
         )
 
     def estimate(self, ratio: float | None = None) -> Estimate:
@@ -116,15 +110,15 @@ class Estimator:
         if ratio is None and settings.target_params is not None:
             ratio = ratio_for_parameters(self._structure, settings.target_params)
         if ratio is not None:
-            settings = replace(settings, pruning=replace(settings.pruning, ratio=ratio))
+            settings = replace(settings, pruning=settings.pruning.changed(ratio=ratio))
         target = find_target(self._models, settings.pruning)
-        nothing = find_target(self._models, replace(settings.pruning, ratio=0.0))
+        nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
         step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
         after = self._step(settings, self._stored, target, listening=False)
         return Estimate(
             model=self._name,
             model_type=self._structure.spec.model_type,
-            asked=settings.pruning.ratio,
+            asked=settings.pruning.target.ratio,
             ratio=target.ratio,
             settings=self._as_values(settings),
             before=self._size(nothing),
@@ -143,7 +137,7 @@ class Estimator:
         """One training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
-        key = (made_of, depth, repr(replace(settings, pruning=replace(settings.pruning, ratio=0.0))), listening)
+        key = (made_of, depth, repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0))), listening)
         if key not in self._steps:
             try:
                 simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening))
@@ -175,7 +169,7 @@ class Estimator:
             autocast=settings.autocast,
             checkpointing=bool(settings.gradient_checkpointing),
             micro_batches=settings.gradient_accumulation_steps,
-            criterion=settings.pruning.criterion_options if listening and not settings.pruning.cuts_first else None,
+            criterion=settings.pruning.criterion if listening and not settings.pruning.cuts_first else None,
         )
 
     def _size(self, target: Target) -> ModelSize:
@@ -257,11 +251,11 @@ class Estimator:
 
     def _notes(self, settings: EstimateConfig) -> Iterator[str]:
         pruning = settings.pruning
-        if len(self._structure.kinds) > 1 and pruning.allocation != "uniform" and pruning.ratio > 0.0:
-            how = "differ from layer to layer" if pruning.allocation == "global" else "are split by importance"
+        if len(self._structure.kinds) > 1 and pruning.target.allocation != "uniform" and pruning.target.ratio > 0.0:
+            how = "differ from layer to layer" if pruning.target.allocation == "global" else "are split by importance"
             yield (
-                f"With allocation {pruning.allocation}, widths {how}, which only the run can tell. Those shown are "
-                "those of an even split: as many parameters, another division."
+                f"With allocation {pruning.target.allocation}, widths {how}, which only the run can tell. Those shown "
+                "are those of an even split: as many parameters, another division."
             )
         if pruning.repairs and any(dimension.of_experts for dimension in self._structure):
             yield "The memory of refitting experts is not part of the estimate."
@@ -319,7 +313,7 @@ def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple
     if settings.quantization != "bnb-4bit":
         flags, settings = [*flags, "--load-in-4bit"], replace(settings, quantization="bnb-4bit")
     for more, changed in [*_batches(flags, settings), (flags, settings)][:1]:
-        yield " ".join([*more, "--repair none"]), replace(changed, pruning=replace(changed.pruning, repair="none"))
+        yield " ".join([*more, "--repair none"]), replace(changed, pruning=changed.pruning.changed(repair="none"))
 
 
 def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
@@ -327,5 +321,5 @@ def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterato
     yield " ".join(flags), settings
     pruning = settings.pruning
     if pruning.repairs and pruning.calibration_sequences > FEWER_SEQUENCES:
-        fewer = replace(pruning, calibration_sequences=FEWER_SEQUENCES)
+        fewer = pruning.changed(calibration_sequences=FEWER_SEQUENCES)
         yield " ".join([*flags, f"--calibration-sequences {FEWER_SEQUENCES}"]), replace(settings, pruning=fewer)

@@ -13,6 +13,7 @@ import torch
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
 from loraprune.checkpoint.load import CheckpointError, load_config, meta_model
+from loraprune.importance.configs import LoraGuided
 from loraprune.measure.estimation.depth import FEW
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.measure.estimation.quantized import quantize_shapes_
@@ -154,7 +155,7 @@ class ShapeModels:
         from peft import get_peft_model
 
         model, structure = self.plain(blocks, dtype)
-        every_group = settings.pruning.criterion == "lora"
+        every_group = isinstance(settings.pruning.criterion, LoraGuided)
         adapter = lora_config(settings.lora, structure, model, self.task, every_group=every_group)
         if plan is not None:
             structure = cut_shapes_(model, structure, plan)

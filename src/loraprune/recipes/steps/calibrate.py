@@ -7,8 +7,11 @@ import logging
 import torch
 
 from loraprune.calibration.block_by_block import Calibration
+from loraprune.importance.configs import Osscar
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
+from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun
+from loraprune.surgery.repairs import LeastSquares
 
 logger = logging.getLogger("loraprune")
 
@@ -42,7 +45,9 @@ def facts_of(calibration: Calibration) -> dict[str, int]:
 
 def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> None:
     """Say that there is less to look at than least squares have unknowns."""
-    solved = prepared.oneshot.value("repair") in ("refit", "stream") or prepared.oneshot.name == "osscar"
+    config = prepared.oneshot
+    assert isinstance(config, OneshotConfig)
+    solved = isinstance(config.repair, LeastSquares) or isinstance(config.criterion, Osscar)
     tokens = facts_of(calibration).get("tokens")
     widest = max(
         (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import checkpoint_dtype, context_of, working_dtype
 from loraprune.checkpoint.save import check_relaxed_class
-from loraprune.importance.criterion import check_options, check_reach
+from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
 from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
@@ -22,11 +22,11 @@ from loraprune.recipes.steps.quantized import check_quantized_base, check_same_q
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
-from loraprune.structure.widths import legal_widths
 from loraprune.surgery.bias import bias_switches
+from loraprune.surgery.repairs import Bias
 from loraprune.tasks.arguments import ModelFacts, given_values, training_arguments
-from loraprune.tasks.lora import LoraOptions, lora_config
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.lora import lora_config
+from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.rows import check_token_ids, split_rows
 from loraprune.tasks.source import find_source, find_tokenizer
 from loraprune.tasks.task import Setup, Task
@@ -69,16 +69,14 @@ def prepare(
         arguments.save_strategy = "no"
     check_quantized_base(options, pruning, loaded, recovery=recovery)
     lora = LoraOptions() if lora is None else lora
-    structure = describe(shapes, pruning.dimensions, pruning.keep_layers)
+    structure = describe(shapes, pruning.target.dimensions, pruning.target.keep_layers)
     pruning = _without_repair(pruning, structure)
     _settle_router_loss_(arguments, structure)
     pruning = _check_ratio(pruning, structure, config, options)
     _check_bias(pruning, structure, shapes, options, loaded)
-    pruning = replace(pruning, seed=arguments.seed)
+    pruning = pruning.changed(seed=arguments.seed)
     _check_optimizer(pruning, arguments)
-    check_options(pruning.criterion_options)
-    while_training = not pruning.cuts_first
-    check_reach(pruning.criterion_name, structure, lora_form=pruning.lora_form, while_training=while_training)
+    pruning.criterion.check(structure, while_training=not pruning.cuts_first)
     stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
     check_space(structure, stored_dtype, source.device, pruning, arguments, options)
     tokenizer = find_tokenizer(tokenizer, source, options)
@@ -98,7 +96,7 @@ def prepare(
         check_token_ids(rows.prepared.dataset, len(tokenizer), config)
     lora_options = lora if isinstance(lora, LoraOptions) else None
     if isinstance(lora, LoraOptions):
-        lora = lora_config(lora, structure, shapes, task, every_group=pruning.criterion == "lora")
+        lora = lora_config(lora, structure, shapes, task, every_group=isinstance(pruning.criterion, LoraGuided))
     if pruning.unstructured:
         check_adapter(lora)
     if checkpoint is not None:
@@ -149,7 +147,7 @@ def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
 
 def _check_optimizer(pruning: PruningConfig, arguments: TrainingArguments) -> None:
     """Make sure that the optimizer's state can shrink with the weights."""
-    if not pruning.unstructured and pruning.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
+    if not pruning.unstructured and pruning.target.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
         raise ValueError(
             f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
             f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
@@ -162,7 +160,7 @@ def _pruning_prompt(pruning: PruningConfig, task: Task) -> str | None:
     Raises:
         ValueError: rows are no running text.
     """
-    prompt = pruning.compresso.prompt_text
+    prompt = pruning.criterion.prompt_text if isinstance(pruning.criterion, Compresso) else None
     if prompt is not None and task.name != "causal-lm":
         raise ValueError(
             f"--pruning-prompt is for causal language models, and the task of this one is {task.name}. Leave it out."
@@ -174,10 +172,10 @@ def _without_repair(pruning: PruningConfig, structure: Structure) -> PruningConf
     """Leave the refit out where whole blocks go, or parts of the hidden size: no layer reads these alone."""
     if not structure.spans_blocks or not pruning.repairs:
         return pruning
-    if pruning.ratio > 0.0:
+    if pruning.target.ratio > 0.0:
         (kind,) = structure.kinds
         logger.info("No layer alone reads the dimension '%s', so that cuts are made without a refit.", kind)
-    return replace(pruning, repair="none")
+    return pruning.changed(repair="none")
 
 
 def _check_ratio(
@@ -185,14 +183,12 @@ def _check_ratio(
 ) -> PruningConfig:
     """Turn a parameter target into a ratio, and make sure that the ratio can be met."""
     if options.target_params is not None:
-        pruning = replace(pruning, ratio=ratio_for_parameters(structure, options.target_params))
-    if pruning.head_counts == "any":
+        pruning = pruning.changed(ratio=ratio_for_parameters(structure, options.target_params))
+    if pruning.target.head_counts == "any":
         check_relaxed_class(structure, config)
-    if pruning.ratio > 0.0 and not pruning.unstructured:
-        legal = legal_widths(
-            structure, channel_multiple=pruning.channel_multiple, head_counts=pruning.legal_head_counts
-        )
-        check_reachable(structure, pruning.ratio, legal, pruning.allocation)
+    if pruning.target.ratio > 0.0 and not pruning.unstructured:
+        target = pruning.target
+        check_reachable(structure, target.ratio, target.legal_widths(structure), target.allocation or "balanced")
     return pruning
 
 
@@ -208,7 +204,7 @@ def _check_bias(
     Raises:
         ValueError: they cannot.
     """
-    if pruning.repair != "bias" or pruning.ratio == 0.0:
+    if not isinstance(pruning.repair, Bias) or pruning.target.ratio == 0.0:
         return
     if options.quantization is not None or (loaded is not None and is_quantized_model(loaded)):
         raise ValueError(
@@ -239,6 +235,6 @@ def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfi
         raise ValueError(
             "measure_unrecovered was given, and the criterion 'pst' has no cut to measure without tuning. Leave it out."
         )
-    if pruning.ratio == 0.0:
+    if pruning.target.ratio == 0.0:
         raise ValueError("ratio is 0, which makes no weight zero: it must lie between 0 and 1.")
-    return replace(pruning, repair="none"), replace(options, latency=False)
+    return pruning.changed(repair="none"), replace(options, latency=False)

@@ -12,12 +12,10 @@ import torch
 from loraprune.checkpoint.load import load_model, working_dtype
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.history import base_pruning, base_pruning_of
 from loraprune.structure.dimensions import Structure
-from loraprune.structure.widths import LegalWidths, legal_widths
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.rows import SplitRows
 from loraprune.tasks.task import Task
 
@@ -163,26 +161,15 @@ class PreparedOneshot(PreparedRun):
 
     Attributes:
         oneshot: what to prune, and how.
-        ratio: share of the prunable parameters that goes; 0 where weights become zero.
     """
 
-    oneshot: OneshotConfig
-    ratio: float
+    oneshot: OneshotConfig | SparseConfig
 
-    def legal_widths(self) -> LegalWidths:
-        """Widths that the result may have."""
-        return legal_widths_for(self.structure, self.oneshot)
+    @property
+    def structured(self) -> bool:
+        """Whether groups go; otherwise weights become zero."""
+        return isinstance(self.oneshot, OneshotConfig)
 
     def settings(self) -> dict[str, Any]:
-        """What was in force, for the record: with the length and the ratio that follow from model and target."""
-        follows = {"max_length": self.max_length} | ({"ratio": self.ratio} if self.oneshot.structured else {})
-        return self.oneshot.settings() | follows
-
-
-def legal_widths_for(structure: Structure, oneshot: OneshotConfig) -> LegalWidths:
-    """Widths that the result of a run without training may have."""
-    return legal_widths(
-        structure,
-        channel_multiple=oneshot.channel_multiple,
-        head_counts="any" if oneshot.value("allocation") == "global" else oneshot.value("head_counts"),
-    )
+        """What was in force, for the record: with the length that follows from the model."""
+        return self.oneshot.settings() | {"max_length": self.max_length}

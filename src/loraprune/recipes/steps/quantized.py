@@ -64,12 +64,12 @@ def check_quantized_base(
             "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
             "out."
         )
-    if quantized and pruning.cuts_first and pruning.ratio > 0.0:
+    if quantized and pruning.cuts_first and pruning.target.ratio > 0.0:
         raise ValueError(
             "All is to be cut before the first step (prune_end is 0), which reads and writes weights in 16 or 32 bits, "
             "and the base is quantized. Leave the quantization out, or say a --prune-end above 0."
         )
-    if quantized and pruning.criterion_name in READS_BASE_WEIGHTS:
+    if quantized and pruning.unstructured:
         raise ValueError(
             f"The criterion {pruning.criterion_name!r} masks single base weights, and the base is quantized. "
             "Use 'fisher' or 'lora', or leave the quantization out."
@@ -104,8 +104,8 @@ def load_original(prepared: PreparedRun) -> PreTrainedModel:
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
     """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
-    changes = prepared.pruning.repairs or prepared.pruning.criterion_name in FOLDED
-    if not changes or prepared.pruning.ratio == 0.0:
+    changes = prepared.pruning.repairs or prepared.pruning.criterion.learns
+    if not changes or prepared.pruning.target.ratio == 0.0:
         return ()
     return {dimension.consumer.module for dimension in prepared.structure}
 

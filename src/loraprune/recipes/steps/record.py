@@ -7,9 +7,10 @@ from dataclasses import MISSING, fields
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+from loraprune.options.field import option_name
 from loraprune.pruning.config import PruningConfig
 from loraprune.record.run_record import plain
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -28,6 +29,18 @@ ALWAYS_STATED = (
     "calibration_sequences",
 )
 """Options of pruning that a recipe holds even where they are the default."""
+
+ONESHOT_STATED = (
+    "ratio",
+    "sparsity",
+    "criterion",
+    "allocation",
+    "repair",
+    "damping",
+    "calibration_sequences",
+    "seed",
+)
+"""The same for a run without training."""
 
 OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences")
 """Options on how data is read; which data it is, the user says."""
@@ -63,37 +76,25 @@ def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
 
 def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
     """Options of ``loraprune oneshot``."""
-    config = prepared.oneshot
-    values: dict[str, Any] = {"ratio": prepared.ratio} if config.structured else {"sparsity": config.sparsity}
-    values["criterion"] = config.name
-    if config.structured:
-        values |= {"allocation": config.value("allocation"), "repair": config.value("repair")}
-    values |= {
-        "damping": config.damping,
-        "calibration_sequences": config.calibration_sequences,
-        "max_length": prepared.max_length,
-        "seed": config.seed,
-    }
-    further = {name: value for name, value in _changed(config).items() if name not in values}
+    flat = prepared.oneshot.flat()
+    stated = [name for name in ONESHOT_STATED if name in flat]
+    values = {name: flat[name] for name in stated} | {"max_length": prepared.max_length}
+    further = {name: value for name, value in prepared.oneshot.options_off_default().items() if name not in values}
     return _stated({**values, **further, **_changed(prepared.options, only=OF_DATA)})
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
     """What is pruned: the options that matter most, and those that are not the default."""
-    stated = {
-        name: config.criterion_name if name == "criterion" else getattr(config, name)
-        for name in ALWAYS_STATED
-        if not config.unstructured or name in ("ratio", "criterion")
+    flat, always = config.flat(), ("ratio", "criterion") if config.unstructured else ALWAYS_STATED
+    changed = config.options_off_default()
+    for name in ("seed", "pst", "compresso", *(["repair"] if config.unstructured else [])):
+        changed.pop(name, None)
+    criterion = config.criterion
+    nested = _changed(criterion) if criterion.nested else {}
+    own = {
+        option_name(field, criterion.name): nested[field.name] for field in fields(criterion) if field.name in nested
     }
-    changed = _changed(config, without=("seed", "pst", "compresso", *stated))
-    if config.unstructured:
-        changed.pop("repair", None)
-    pst = {f"pst_{name}": value for name, value in _changed(config.pst).items()}
-    compresso = {
-        "pruning_prompt" if name == "prompt" else f"compresso_{name}": value
-        for name, value in _changed(config.compresso).items()
-    }
-    return {**stated, **changed, **pst, **compresso}
+    return {name: flat[name] for name in always} | changed | own
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:
