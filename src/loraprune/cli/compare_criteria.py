@@ -75,8 +75,7 @@ def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
     from loraprune.record.atomic import write_text
-    from loraprune.tasks.lora import LoraOptions
-    from loraprune.tasks.options import RunOptions
+    from loraprune.tasks.options import LoraOptions, RunOptions
 
     values = asked.values
     output: Path | None = values.get("output")

@@ -134,7 +134,7 @@ def _settings(options: argparse.Namespace) -> Any:
     from loraprune.cli.prune import settle_quantization
     from loraprune.measure.estimation.config import EstimateConfig
     from loraprune.pruning.config import PruningConfig
-    from loraprune.tasks.lora import LoraOptions
+    from loraprune.tasks.options import LoraOptions
 
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     given |= {name: False for name in (*PRUNING, *RUN) if getattr(options, name, None) is False}
