@@ -11,6 +11,9 @@ from tests.models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loraprune.checkpoint.load import default_device
+from loraprune.measure.model import check_measurable, measuring_dtype
+
 CONTEXT = 64
 
 CHAT_TEMPLATE = (
@@ -86,3 +89,10 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 def write_texts(path: Path, count: int = 60) -> Path:
     """Sentences as JSON Lines with a column ``text``."""
     return write_jsonl(path, ({"text": text} for text in sentences(count)))
+
+
+def load_measured(name: str | Path, *, merge: bool = True, dtype: str | None = None, **settings: Any) -> Any:
+    """A model as it is loaded to be measured."""
+    source = check_measurable(name, **settings)
+    place = default_device()
+    return source.load(measuring_dtype(source, dtype, place), place, merge=merge)

@@ -14,7 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import (
     SWITCH,
     ArgumentError,
@@ -190,7 +190,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
         write_text(values["output"], result.to_text())  # before anything is printed, which may fail
     _show(results, result)
     if values.get("output") is not None:
-        results.print(f"Figures: {values['output']}", highlight=False, markup=False, soft_wrap=True)
+        print_line(results, f"Figures: {values['output']}")
     return 0
 
 

@@ -21,7 +21,7 @@ from loraprune.importance.whole_blocks import for_structure
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.steps.check import prepare
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.arguments import given_values
@@ -215,20 +215,16 @@ def compare_criteria(
     given = [name for name in ("max_steps", "num_train_epochs") if name in training]
     if given:
         raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")
-    options = replace(options or RunOptions(), eval_sequences=0, latency=False, output=None)
+    inputs = RunInputs(
+        training={**training, "max_steps": config.steps},
+        lora=lora,
+        tokenizer=tokenizer,
+        options=replace(options or RunOptions(), eval_sequences=0, latency=False, output=None),
+        image_processor=image_processor,
+        collator=collator,
+    )
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        prepared = prepare(
-            model,
-            dataset,
-            config.tuning(),
-            {**training, "max_steps": config.steps},
-            lora,
-            tokenizer,
-            options,
-            Path(scratch),
-            image_processor=image_processor,
-            collator=collator,
-        )
+        prepared = prepare(model, dataset, config.tuning(), inputs, Path(scratch))
         for name in config.criteria:
             check_reach(name, prepared.structure, lora_form=config.lora_form)
         # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
@@ -252,8 +248,8 @@ def _compare(
     listening = ListeningCallback(
         criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
-    logger.info("Loading %s", prepared.name)
-    model = prepared.load_model() if prepared.model is None else prepared.model
+    logger.info("Loading %s", prepared.source.name)
+    model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
     logger.info("Watching %d steps on %d %s", config.steps, len(prepared.train_rows), prepared.task.row_name)
@@ -270,7 +266,7 @@ def _compare(
         comparable=[name for name, criterion in criteria.items() if criterion.comparable],
     )
     return CriteriaComparison(
-        model=prepared.name,
+        model=prepared.source.name,
         config=config,
         rows=tuple(rows),
         scores=listening.scores,
