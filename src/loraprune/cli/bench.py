@@ -82,19 +82,6 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
 _OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Add models and options, without defaults: those stand beside ``BenchConfig``."""
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
-                        "the first is what the others are compared with")  # fmt: skip
-    for title, options in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for item in options:
-            short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
-            group.add_argument(
-                *short, item.flag, dest=item.name, default=argparse.SUPPRESS, help=item.help, **item.extra
-            )
-
-
 # The command.
 
 
@@ -110,7 +97,7 @@ _EXAMPLES = """examples:
 
 
 def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Models and options, without defaults: those stand beside ``BenchConfig``."""
     made = kind(
         prog="loraprune bench",
         usage="loraprune bench MODEL... [options]",
@@ -119,7 +106,15 @@ def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_bench_options(made)
+    made.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
+                      "the first is what the others are compared with")  # fmt: skip
+    for title, options in _GROUPS.items():
+        group = made.add_argument_group(title)
+        for item in options:
+            short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
+            group.add_argument(
+                *short, item.flag, dest=item.name, default=argparse.SUPPRESS, help=item.help, **item.extra
+            )
     return made
 
 

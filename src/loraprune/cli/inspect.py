@@ -94,7 +94,10 @@ def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> 
 
     seen = look_at(config)
     if options.json:
-        print(json.dumps(outline_values(options.model, config.model_type, seen), indent=2))
+        found = {"model_class": seen.model_class, "described": False, "parameters": seen.num_parameters}
+        stacks = [asdict(stack) for stack in seen.stacks]
+        named = {"model": options.model, "model_type": config.model_type}
+        print(json.dumps({**named, **found, "stacks": stacks, "draft": seen.draft}, indent=2))
     else:
         show_outline(results_console(), options.model, config.model_type, seen, with_draft=options.draft is None)
     _write_draft(options, seen.draft)
@@ -112,19 +115,6 @@ def _write_draft(options: argparse.Namespace, text: str) -> None:
 # The layers of a model that loraprune does not know, as text and as plain values.
 
 SHOWN_INDICES = 8
-
-
-def outline_values(model: str, model_type: str, seen: Undescribed) -> dict[str, Any]:
-    """Everything as plain values."""
-    return {
-        "model": model,
-        "model_type": model_type,
-        "model_class": seen.model_class,
-        "described": False,
-        "parameters": seen.num_parameters,
-        "stacks": [asdict(stack) for stack in seen.stacks],
-        "draft": seen.draft,
-    }
 
 
 def show_outline(console: Console, model: str, model_type: str, seen: Undescribed, *, with_draft: bool) -> None:

@@ -248,7 +248,7 @@ def _compare(
     listening = ListeningCallback(
         criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
-    logger.info("Loading %s", prepared.source.name)
+    logger.info("Loading %s", prepared.name)
     model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
@@ -266,7 +266,7 @@ def _compare(
         comparable=[name for name, criterion in criteria.items() if criterion.comparable],
     )
     return CriteriaComparison(
-        model=prepared.source.name,
+        model=prepared.name,
         config=config,
         rows=tuple(rows),
         scores=listening.scores,

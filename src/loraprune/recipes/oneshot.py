@@ -102,7 +102,7 @@ def oneshot(
     )
     prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
     started, phases = time.time(), PhaseTimer()
-    logger.info("Loading %s", prepared.source.name)
+    logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
         loaded = prepared.load_model()
     with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
@@ -208,9 +208,7 @@ def _finish(
     metrics["seconds"] = time.time() - started
     metrics["phases"] = dict(phases.seconds)
     settings = {"oneshot": prepared.settings()}
-    record = run_record(
-        prepared.source.name, prepared.task.name, settings, metrics, pruned.plan, prepared.options.command
-    )
+    record = run_record(prepared.name, prepared.task.name, settings, metrics, pruned.plan, prepared.options.command)
     record["recipe"] = oneshot_recipe(prepared)
     history = prepared.history()
     if history is not None:

@@ -144,7 +144,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
         shutil.rmtree(run_dir, ignore_errors=True)
     pruning = PruningCallback(prepared.pruning)
     phases = pruning.phases
-    logger.info("Loading %s", prepared.source.name)
+    logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
         model = prepared.load_model()
         attach_originals_(prepared, model)
@@ -222,12 +222,7 @@ def _finish(
     metrics["seconds"] = time.time() - started + phases.earlier
     metrics["phases"] = dict(phases.seconds)
     record = run_record(
-        prepared.source.name,
-        prepared.task.name,
-        run_settings(prepared),
-        metrics,
-        pruning.run.plan,
-        prepared.options.command,
+        prepared.name, prepared.task.name, run_settings(prepared), metrics, pruning.run.plan, prepared.options.command
     )
     record["recipe"] = training_recipe(prepared)
     history = prepared.history()

@@ -97,6 +97,11 @@ class PreparedRun:
     rows: SplitRows = field(init=False)
 
     @property
+    def name(self) -> str:
+        """Of the checkpoint, for the record."""
+        return self.source.name
+
+    @property
     def called(self) -> tuple[str, str]:
         """What messages call the model before and after the run."""
         return "dense", "pruned"
