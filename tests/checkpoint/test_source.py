@@ -14,7 +14,14 @@ from tests.checkpoint.exports.two_four import two_four_folder
 from tests.checkpoints import byte_model, tiny_checkpoint, tiny_tokenizer
 from transformers import ElectraConfig, ElectraForMaskedLM
 
-from loraprune import CheckpointError, UnsupportedArchitectureError
+from loraprune import (
+    CheckpointError,
+    EvaluationConfig,
+    OneshotConfig,
+    UnsupportedArchitectureError,
+    evaluate,
+    oneshot,
+)
 from loraprune.checkpoint.exports.semi_structured import write_packed
 from loraprune.checkpoint.exports.sparse_checkpoint import read_sparse_checkpoint
 from loraprune.checkpoint.source import ModelSource
@@ -146,3 +153,14 @@ class TestNames:
         assert loaded.dtype is torch.float32
         for name, weight in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], weight.float())
+
+    def test_packed_2_4_weights_are_measured_and_not_tuned(self, tmp_path: Path) -> None:
+        two_four_folder(tmp_path / "model")
+        tiny_tokenizer().save_pretrained(tmp_path / "model")
+        write_packed(read_sparse_checkpoint(tmp_path / "model"), tmp_path / "packed")
+        (tmp_path / "text.txt").write_text("Two of four weights are zero. " * 9)
+        config = EvaluationConfig(ppl=(str(tmp_path / "text.txt"),), max_length=32)
+        plain, packed = evaluate([tmp_path / "model", tmp_path / "packed"], config).entries
+        assert packed.values == plain.values
+        with pytest.raises(CheckpointError, match=r"packed holds packed 2:4 weights.*that it was exported from"):
+            oneshot(tmp_path / "packed", config=OneshotConfig(criterion="magnitude", sparsity="2:4"))

@@ -195,6 +195,23 @@ class ModelSource:
         return bool(getattr(self.config, "quantization_config", None))
 
     @property
+    def packed(self) -> bool:
+        """Whether the checkpoint holds packed 2:4 weights, which are for inference."""
+        return self.loaded is None and self.checkpoint is not None and is_packed(Path(self.checkpoint))
+
+    def check_trainable(self) -> None:
+        """Make sure that the weights are of a kind that can be changed.
+
+        Raises:
+            CheckpointError: they are packed.
+        """
+        if self.packed:
+            raise CheckpointError(
+                f"{self.name} holds packed 2:4 weights, which can be run and not changed. Name the checkpoint that it "
+                "was exported from."
+            )
+
+    @property
     def device(self) -> torch.device:
         """The device of a model in memory; else the first accelerator, or the CPU."""
         return default_device() if self.loaded is None else next(self.loaded.parameters()).device
@@ -267,7 +284,7 @@ class ModelSource:
             return self.loaded
         assert self.checkpoint is not None
         model: Any
-        if is_packed(Path(self.checkpoint)):
+        if self.packed:
             model = load_packed(Path(self.checkpoint), device, dtype)
         else:
             model = load_model(

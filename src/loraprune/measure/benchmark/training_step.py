@@ -64,6 +64,7 @@ class TrainingBench:
             ValueError: the model cannot be pruned, or its sequences are shorter than asked for.
         """
         source = ModelSource.of(name, trust_remote_code=config.trust_remote_code, revision=config.revision)
+        source.check_trainable()
         return cls(
             source=source,
             config=config,

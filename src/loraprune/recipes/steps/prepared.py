@@ -66,6 +66,7 @@ def find_source(model: str | Path | PreTrainedModel, inputs: RunInputs) -> tuple
         model, tokenizer=tokenizer, trust_remote_code=options.trust_remote_code, revision=options.revision
     )
     task = tunable_task(source)
+    source.check_trainable()
     if options.prompt and not task.writes_text:
         raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
     if tokenizer is not None and not task.has_tokenizer:
