@@ -12,6 +12,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from loraprune.checkpoint.load import default_device
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.model import check_measurable, measuring_dtype
 
 CONTEXT = 64
@@ -91,8 +92,12 @@ def write_texts(path: Path, count: int = 60) -> Path:
     return write_jsonl(path, ({"text": text} for text in sentences(count)))
 
 
+def measurable(name: str | Path, **settings: Any) -> ModelSource:
+    """A model that can be measured, before its weights."""
+    return check_measurable(ModelSource.of_any(name, **settings))
+
+
 def load_measured(name: str | Path, *, merge: bool = True, dtype: str | None = None, **settings: Any) -> Any:
     """A model as it is loaded to be measured."""
-    source = check_measurable(name, **settings)
-    place = default_device()
+    source, place = measurable(name, **settings), default_device()
     return source.load(measuring_dtype(source, dtype, place), place, merge=merge)

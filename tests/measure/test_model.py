@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoints import VOCABULARY, byte_model, load_measured, tiny_checkpoint, tiny_tokenizer
+from tests.checkpoints import VOCABULARY, byte_model, load_measured, measurable, tiny_checkpoint, tiny_tokenizer
 from tests.finished_run import QUICK
 from tests.models import logits_of, token_ids
 from tests.quantized_models import WIDTHS, quantized
@@ -18,7 +18,7 @@ import loraprune
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot
 from loraprune.checkpoint.fingerprint import folder_fingerprint, hub_fingerprint
 from loraprune.checkpoint.load import CheckpointError
-from loraprune.measure.model import check_measurable, named_device
+from loraprune.measure.model import named_device
 from loraprune.tasks.registry import task_of_source
 
 IDS = token_ids(2, 12, vocabulary=VOCABULARY)
@@ -30,7 +30,7 @@ def logits(model: Any) -> torch.Tensor:
 
 class TestCheckpoints:
     def test_a_plain_checkpoint_is_loaded_with_what_belongs_to_it(self, checkpoint: Path) -> None:
-        source, found = check_measurable(checkpoint), load_measured(checkpoint)
+        source, found = measurable(checkpoint), load_measured(checkpoint)
         assert (source.name, task_of_source(source).name, source.context) == (str(checkpoint), "causal-lm", 64)
         assert (found.dtype, found.device) == (torch.float32, torch.device("cpu"))
         assert source.tokenizer.encode("ab") == tiny_tokenizer().encode("ab")
@@ -66,7 +66,7 @@ class TestCheckpoints:
         MambaForCausalLM(MambaConfig(**values)).save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         found = load_measured(tmp_path)
-        source = check_measurable(tmp_path)
+        source = measurable(tmp_path)
         assert (task_of_source(source).name, source.context) == ("causal-lm", None)
         assert logits(found).shape == (2, 12, VOCABULARY)
 
@@ -79,39 +79,39 @@ class TestCheckpoints:
         tiny_tokenizer().save_pretrained(tmp_path)
         if task == "text-classification":
             with pytest.raises(CheckpointError, match=r"does not fit the model: it has 261 tokens, and .* knows 17"):
-                check_measurable(tmp_path)
+                measurable(tmp_path)
         elif task == "text-to-text":
             with pytest.raises(CheckpointError, match=r"it has 261 tokens, and the model knows 258"):
-                check_measurable(tmp_path)
+                measurable(tmp_path)
         else:
-            assert task_of_source(check_measurable(tmp_path)).name == task
+            assert task_of_source(measurable(tmp_path)).name == task
             assert load_measured(tmp_path).main_input_name == "pixel_values"
 
 
 class TestWrongCheckpoints:
     def test_a_folder_that_is_none_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
-            check_measurable(tmp_path)
+            measurable(tmp_path)
         with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
-            check_measurable("./nowhere")
+            measurable("./nowhere")
 
     def test_a_model_for_something_else_is_refused(self, tmp_path: Path) -> None:
         values: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         BertForMaskedLM(BertConfig(**values, vocab_size=300, intermediate_size=16)).save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=r"cannot be measured: The model is a BertForMaskedLM"):
-            check_measurable(tmp_path)
+            measurable(tmp_path)
 
     def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         byte_model(vocab_size=200).save_pretrained(tmp_path)
         with pytest.raises(
             CheckpointError, match=r"does not fit the model: it has 261 tokens, and the model knows 200"
         ):
-            check_measurable(tmp_path, tokenizer=str(checkpoint))
+            measurable(tmp_path, tokenizer=str(checkpoint))
 
     def test_a_tokenizer_for_a_model_that_reads_no_text_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         tiny_vit().save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=r"reads no text. Leave --tokenizer out"):
-            check_measurable(tmp_path, tokenizer=str(checkpoint))
+            measurable(tmp_path, tokenizer=str(checkpoint))
 
     @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta"])
     def test_a_device_that_is_not_there_is_refused(self, name: str) -> None:
@@ -123,11 +123,11 @@ class TestFingerprint:
     def test_it_is_that_of_the_files_and_not_of_their_place(self, checkpoint: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(checkpoint, tmp_path / "copy")
         (copy / "README.md").write_text("# A model")
-        assert check_measurable(copy).fingerprint == check_measurable(checkpoint).fingerprint
+        assert measurable(copy).fingerprint == measurable(checkpoint).fingerprint
 
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
     def test_it_changes_with_what_the_model_computes(self, checkpoint: Path, tmp_path: Path, file: str) -> None:
-        before = check_measurable(checkpoint).fingerprint
+        before = measurable(checkpoint).fingerprint
         copy = shutil.copytree(checkpoint, tmp_path / "copy")
         if file == "config.json":
             values = json.loads((copy / file).read_text())
@@ -136,12 +136,12 @@ class TestFingerprint:
             (copy / file).write_text((copy / file).read_text() + " ")
         else:
             byte_model(seed=1).save_pretrained(copy)
-        assert check_measurable(copy).fingerprint != before
+        assert measurable(copy).fingerprint != before
 
     def test_a_tokenizer_from_elsewhere_is_part_of_it(self, checkpoint: Path, tmp_path: Path) -> None:
         tiny_tokenizer(pad=True).save_pretrained(tmp_path)
-        own = check_measurable(checkpoint).fingerprint
-        assert check_measurable(checkpoint, tokenizer=str(tmp_path)).fingerprint != own
+        own = measurable(checkpoint).fingerprint
+        assert measurable(checkpoint, tokenizer=str(tmp_path)).fingerprint != own
 
     def test_of_a_hub_model_it_is_the_commit_that_was_fetched(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -154,11 +154,11 @@ class TestFingerprint:
         (stored / "refs").mkdir()
         for commit in commits:
             (stored / "refs" / "main").write_text(commit)
-            assert check_measurable("owner/model").fingerprint == f"hub:owner/model@{commit}"
-        assert check_measurable("owner/model", revision=commits[0]).fingerprint == f"hub:owner/model@{commits[0]}"
-        with_its_tokenizer = check_measurable(checkpoint, tokenizer="owner/model").fingerprint
+            assert measurable("owner/model").fingerprint == f"hub:owner/model@{commit}"
+        assert measurable("owner/model", revision=commits[0]).fingerprint == f"hub:owner/model@{commits[0]}"
+        with_its_tokenizer = measurable(checkpoint, tokenizer="owner/model").fingerprint
         (stored / "refs" / "main").write_text(commits[0])
-        assert check_measurable(checkpoint, tokenizer="owner/model").fingerprint != with_its_tokenizer
+        assert measurable(checkpoint, tokenizer="owner/model").fingerprint != with_its_tokenizer
 
     def test_where_the_commit_is_unknown_no_two_are_equal(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
 
 from loraprune.checkpoint.load import DTYPES, CheckpointError, default_device
@@ -11,39 +9,24 @@ from loraprune.checkpoint.source import ModelSource
 from loraprune.tasks.registry import TaskError, task_of_source
 
 
-def check_measurable(
-    name: str | Path,
-    *,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-    tokenizer: str | None = None,
-    base: str | None = None,
-    needs_tokenizer: bool = True,
-) -> ModelSource:
-    """Find out what a name stands for and whether it can be measured, without loading weights.
+def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> ModelSource:
+    """Make sure that a model can be measured, without loading its weights; gives the same.
 
     Args:
-        name: a checkpoint's folder or hub name, or those of an adapter.
-        trust_remote_code: run code that the checkpoint brings.
-        revision: of a hub name.
-        tokenizer: checkpoint to take the tokenizer from; None takes the model's own, or that of an adapter's base.
-        base: of an adapter, in place of the one that it names.
+        source: of the model; an adapter, or quantized, or of an unknown family as may be.
         needs_tokenizer: whether a model that reads text must have one; speed can be measured without.
 
     Raises:
-        CheckpointError: there is no such checkpoint, an adapter's base is missing, the tokenizer does not fit, or the
-            model is made for something that cannot be measured.
+        CheckpointError: the tokenizer does not fit, or the model is made for something that cannot be measured.
     """
-    source = ModelSource.of_any(
-        name, base=base, tokenizer=tokenizer, trust_remote_code=trust_remote_code, revision=revision
-    )
     try:
         task = task_of_source(source)
     except (TaskError, ValueError) as error:
         raise CheckpointError(f"{source.checkpoint} cannot be measured: {error}") from error
-    if task.has_tokenizer and (needs_tokenizer or tokenizer is not None):
+    given = source.given_tokenizer is not None
+    if task.has_tokenizer and (needs_tokenizer or given):
         _check_vocabulary(source)
-    elif tokenizer is not None:
+    elif given:
         raise CheckpointError(
             f"A tokenizer was given, and {source.name} ({task.name}) reads no text. Leave --tokenizer out."
         )

@@ -108,13 +108,8 @@ def _comparable_contenders(contenders: list[Contender]) -> list[Contender]:
 
 def _contenders_of_name(name: str, label: str, config: BenchConfig) -> list[Contender]:
     base = config.base if find_adapter(name, base=config.base, revision=config.revision) is not None else None
-    source = check_measurable(
-        name,
-        trust_remote_code=config.trust_remote_code,
-        revision=config.revision,
-        base=base,
-        needs_tokenizer=False,
-    )
+    found = ModelSource.of_any(name, base=base, trust_remote_code=config.trust_remote_code, revision=config.revision)
+    source = check_measurable(found, needs_tokenizer=False)
     task = task_of_source(source).name
     if source.adapter is None:
         return [Contender(label=label, source=source, task=task)]

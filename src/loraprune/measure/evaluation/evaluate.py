@@ -72,11 +72,13 @@ def evaluate(
     file = ResultsFile(config.output, force=config.force)
     found = [
         check_measurable(
-            name,
-            trust_remote_code=config.trust_remote_code,
-            revision=config.revision,
-            tokenizer=config.tokenizer,
-            base=config.base,
+            ModelSource.of_any(
+                name,
+                base=config.base,
+                tokenizer=config.tokenizer,
+                trust_remote_code=config.trust_remote_code,
+                revision=config.revision,
+            )
         )
         for name in names
     ]
