@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from trl.trainer.utils import add_fused_lm_head
 
 from loraprune.checkpoint.load import quantization_config
+from loraprune.checkpoint.source import ModelSource
 from loraprune.cli.console import quiet_libraries
 from loraprune.layers.quantized import prepare_
 from loraprune.measure.benchmark.memory import LiveBytes
@@ -141,7 +142,7 @@ def measured(step: Step) -> int:
         return torch.cuda.max_memory_allocated()
     with LiveBytes() as live:
         for tensor in (*step.model.parameters(), *step.model.buffers(), *_states(step.optimizer)):
-            live._count(tensor)
+            live.count(tensor)
         step()
     return live.peak
 
@@ -150,7 +151,7 @@ def estimated(config: PretrainedConfig, settings: EstimateConfig, *, own_loss: b
     """The same, from shapes."""
     if not own_loss:
         return estimate(config, settings).memory.step
-    models = ShapeModels.of(config, None, ())
+    models = ShapeModels.of(ModelSource(name="model", config=config), None, ())
     dtype = getattr(torch, settings.dtype or "float32")
     model, structure = models.adapted(len(models.structure.blocks), None, dtype, settings)
     ids = models.inputs(settings.batch_size, settings.max_length or 0)["input_ids"]

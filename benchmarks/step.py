@@ -14,12 +14,12 @@ import copy
 from collections.abc import Callable
 
 import torch
+from forward_pass import forward_latency
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.checkpoint.save import finish
-from loraprune.measure.benchmark.inference import forward_latency
 from loraprune.measure.benchmark.timing import Times, in_turns
 from loraprune.measure.benchmark.training_step import TrainingStep, Work
 from loraprune.pruning.config import PruningConfig

@@ -239,9 +239,12 @@ def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerB
         "plan": run.plan.to_json(),
         "versions": versions(),
     }
-    card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
-    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(run.structure))
     return output
+
+
+def _short_card(structure: Structure) -> str:
+    return f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
 
 
 def save(
@@ -282,6 +285,5 @@ def save(
     structure = describe(finished)
     widths = {kind: [d.num_groups for d in structure.of_kind(kind)] for kind in structure.kinds}
     record = {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
-    card = f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
-    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure))
     return output

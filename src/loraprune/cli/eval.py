@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hub, suggestion, with_dashes
 
 if TYPE_CHECKING:
@@ -144,5 +144,5 @@ def _run(values: dict[str, Any], console: Console) -> int:
         results = evaluate(models, config, progress=progress)
     out = results_console()
     show_entries(out, results.entries)
-    out.print(f"Results: {config.output}", highlight=False, markup=False, soft_wrap=True)
+    print_line(out, f"Results: {config.output}")
     return 0

@@ -206,11 +206,11 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import check_semi_structured
-        from loraprune.checkpoint.load import checkpoint_dtype, load_config
+        from loraprune.checkpoint.source import ModelSource
 
         check_semi_structured()
-        checkpoint = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        check_semi_structured(dtype=checkpoint_dtype(checkpoint))
+        source = ModelSource.of(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+        check_semi_structured(dtype=source.stored_dtype)
     else:
         from loraprune.checkpoint.exports.compressed_tensors import check_package
 

@@ -19,7 +19,7 @@ from loraprune.options.flat import options_of
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.steps.check import prepare
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.arguments import given_values
@@ -207,20 +207,16 @@ def compare_criteria(
     given = [name for name in ("max_steps", "num_train_epochs") if name in training]
     if given:
         raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")
-    options = replace(options or RunOptions(), eval_sequences=0, latency=False, output=None)
+    inputs = RunInputs(
+        training={**training, "max_steps": config.steps},
+        lora=lora,
+        tokenizer=tokenizer,
+        options=replace(options or RunOptions(), eval_sequences=0, latency=False, output=None),
+        image_processor=image_processor,
+        collator=collator,
+    )
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        prepared = prepare(
-            model,
-            dataset,
-            config.tuning(),
-            {**training, "max_steps": config.steps},
-            lora,
-            tokenizer,
-            options,
-            Path(scratch),
-            image_processor=image_processor,
-            collator=collator,
-        )
+        prepared = prepare(model, dataset, config.tuning(), inputs, Path(scratch))
         for criterion in config.configs().values():
             criterion.check(prepared.structure)
         # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
@@ -243,7 +239,7 @@ def _compare(
         criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
     logger.info("Loading %s", prepared.name)
-    model = prepared.load_model() if prepared.model is None else prepared.model
+    model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
     logger.info("Watching %d steps on %d %s", config.steps, len(prepared.train_rows), prepared.task.row_name)

@@ -24,7 +24,7 @@ from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
-from loraprune.recipes.steps.prepared import PreparedOneshot
+from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import oneshot_recipe
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
@@ -98,19 +98,14 @@ def oneshot(
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf.
     """
-    prepared = prepare_oneshot(
-        model,
-        dataset,
-        config or OneshotConfig(ratio=0.5),
-        tokenizer,
-        options or RunOptions(),
-        image_processor=image_processor,
-        collator=collator,
+    inputs = RunInputs(
+        tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
     )
+    prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
     started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        loaded = prepared.load_model() if prepared.model is None else prepared.model
+        loaded = prepared.load_model()
     with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
         dense = measure_dense(prepared, loaded) if fits else {}
     calibration = draw(prepared)
@@ -214,7 +209,7 @@ def _finish(
     phases: PhaseTimer,
 ) -> OneshotResult:
     """Measure and save."""
-    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
+    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.source.stored_dtype)
     course = course | _facts(prepared, finished, pruned)
     plan = pruned.plan if prepared.structured else None
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:

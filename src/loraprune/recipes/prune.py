@@ -29,7 +29,7 @@ from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.steps.record import run_settings, training_recipe
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
@@ -99,20 +99,16 @@ def prune(
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
     """
-    options = options or RunOptions()
-    with run_folder(options) as run_dir:
-        prepared = prepare(
-            model,
-            dataset,
-            config or PruningConfig(),
-            {} if training is None else training,
-            lora,
-            tokenizer,
-            options,
-            run_dir,
-            image_processor=image_processor,
-            collator=collator,
-        )
+    inputs = RunInputs(
+        training=training,
+        lora=lora,
+        tokenizer=tokenizer,
+        options=options or RunOptions(),
+        image_processor=image_processor,
+        collator=collator,
+    )
+    with run_folder(inputs.options) as run_dir:
+        prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
         return run(prepared, run_dir, callbacks)
 
 
@@ -149,10 +145,10 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     phases = pruning.phases
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        model = prepared.load_model() if prepared.model is None else prepared.model
+        model = prepared.load_model()
         attach_originals_(prepared, model)
         zeros = zeros_of(model, prepared.structure)
-    prepared = replace(prepared, keep_zeros=settle_zeros(prepared, model, zeros))
+    prepared.keep_zeros = settle_zeros(prepared, model, zeros)
     with phases.timed(DENSE if not prepared.recovery else BASE):
         measures = measure_dense(prepared, model)
     base = _Base(

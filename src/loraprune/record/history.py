@@ -25,7 +25,7 @@ def base_pruning(name: str, revision: str | None = None) -> dict[str, Any] | Non
         name: a folder, or a name on the hub.
         revision: of a hub checkpoint.
     """
-    path = _record_path(name, revision)
+    path = stored_file(name, RECORD_FILE, revision)
     try:
         record = None if path is None else json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -33,13 +33,14 @@ def base_pruning(name: str, revision: str | None = None) -> dict[str, Any] | Non
     return summary_of(record) if isinstance(record, dict) else None
 
 
-def _record_path(name: str, revision: str | None) -> Path | None:
+def stored_file(name: str, file: str, revision: str | None = None) -> Path | None:
+    """Where a file of a folder or of a hub repository lies, fetched if need be; None where there is none."""
     from transformers.utils import cached_file
 
     try:
         found = cached_file(
             name,
-            RECORD_FILE,
+            file,
             revision=revision,
             _raise_exceptions_for_gated_repo=False,
             _raise_exceptions_for_missing_entries=False,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_, load_image_processor
+from loraprune.checkpoint.source import ModelSource
 from loraprune.data.formats import PreparedRows
 from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
 from loraprune.data.labels import ModelLabels, label_numbers
@@ -19,7 +20,6 @@ from loraprune.data.sentences import prepare_sentences
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.accuracy import accuracy
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, on_device
-from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifier_measures, random_tokens
 
 if TYPE_CHECKING:
@@ -48,18 +48,18 @@ class ImageClassification(Task):
         """One label of several, no regression and no set of labels."""
         check_classifier(config)
 
-    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+    def find_image_processor(self, given: Any, source: ModelSource) -> Any:
         """The one that was given, or the checkpoint's, or None."""
         if given is not None and not isinstance(given, (str, Path)):
             return given
-        source = name if given is None else str(given)
-        if source is None:
+        name = source.checkpoint if given is None else str(given)
+        if name is None:
             return None
         return load_image_processor(
-            source,
+            name,
             required=given is not None,
-            trust_remote_code=options.trust_remote_code,
-            revision=options.revision if given is None else None,
+            trust_remote_code=source.trust_remote_code,
+            revision=source.checkpoint_revision if given is None else None,
         )
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
@@ -75,7 +75,7 @@ class ImageClassification(Task):
                 )
         prepared = PreparedRows(
             dataset=rows,
-            facts={"format": "images and labels", "images": len(rows), "labels": setup.config.num_labels},
+            facts={"format": "images and labels", "images": len(rows), "labels": setup.source.config.num_labels},
             total=len(rows),
         )
         self._check_batch(self.collator(prepared, setup)([rows[0]]), setup)
@@ -86,7 +86,7 @@ class ImageClassification(Task):
         if setup.collator is not None:
             return setup.collator
         columns = image_columns(prepared.dataset)
-        config = setup.config
+        config = setup.source.config
         return ImageCollator(
             columns=columns,
             numbers=label_numbers(prepared.dataset, columns.label, ModelLabels.of(config)),
@@ -107,8 +107,8 @@ class ImageClassification(Task):
                 f"The collator gives {', '.join(map(str, batch)) or 'nothing'}; an image classifier is called with "
                 f"{PIXEL_COLUMN!r} and 'labels', as tensors."
             )
-        check_labels(batch, setup.config)
-        model = setup.model
+        check_labels(batch, setup.source.config)
+        model = setup.source.shapes
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         try:
             with eval_mode(model), torch.no_grad():
@@ -116,8 +116,8 @@ class ImageClassification(Task):
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"The images do not fit the model. A batch of one is {tuple(pixels.shape)}, and the model is made for "
-                f"{getattr(setup.config, 'num_channels', 3)} channels and images of size "
-                f"{getattr(setup.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
+                f"{getattr(setup.source.config, 'num_channels', 3)} channels and images of size "
+                f"{getattr(setup.source.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
             ) from error
 
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
@@ -198,7 +198,7 @@ class TextClassification(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize texts or pairs of them."""
         assert setup.max_length is not None
-        return prepare_sentences(rows, setup.processor, setup.config, max_length=setup.max_length)
+        return prepare_sentences(rows, setup.processor, setup.source.config, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
         """The user's own, or one that pads."""

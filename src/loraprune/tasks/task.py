@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.data.formats import PreparedRows
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
@@ -27,8 +28,7 @@ class Setup:
     """What rows are prepared with.
 
     Attributes:
-        config: of the model.
-        model: the model itself, or its shapes on the meta device.
+        source: of the model.
         dtype: in which the model is trained.
         processor: tokenizer, or image processor where there is one.
         max_length: tokens in a row at most; None where rows are no text.
@@ -37,8 +37,7 @@ class Setup:
         prompt: text put before every row, or None.
     """
 
-    config: PretrainedConfig
-    model: PreTrainedModel
+    source: ModelSource
     dtype: torch.dtype
     processor: Any
     max_length: int | None
@@ -102,13 +101,12 @@ class Task(ABC):
             ValueError: the message says what the model would have to be.
         """
 
-    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+    def find_image_processor(self, given: Any, source: ModelSource) -> Any:
         """The image processor of a model that has one.
 
         Args:
             given: by the user: an object, a checkpoint's name, or None.
-            name: of the model's checkpoint; None where it has none.
-            options: of the run.
+            source: of the model.
 
         Raises:
             ValueError: one was given to a model that reads no images.

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint, require
+from loraprune.checkpoint.load import load_model
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -65,6 +66,7 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         overwrite: replace an existing file.
 
     Raises:
+        CheckpointError: its weights cannot be loaded.
         RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes something else; nothing has
             been written then.
     """
@@ -73,7 +75,8 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         require(package, package, "Writing ONNX")
     checkpoint = read_checkpoint(folder)
     model_class = str((checkpoint.values.get("architectures") or ["?"])[0])
-    model = _load(folder, loader_of(model_class))
+    auto_class = loader_of(model_class)
+    model = load_model(str(folder), torch.float32, torch.device("cpu"), auto_class=auto_class).eval()
     inputs = inputs_for(model_class, model.config)
     logits = _Logits(model, inputs).eval()
     program = _export(logits, inputs)
@@ -82,16 +85,6 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         difference = _difference(logits, inputs, temporary)
         size = sum(path.stat().st_size for path in temporary.parent.iterdir())
     return OnnxResult(file=output, size=size, model_class=model_class, inputs=inputs.shapes(), difference=difference)
-
-
-def _load(folder: Path, loader: str) -> PreTrainedModel:
-    import transformers
-
-    try:
-        model: PreTrainedModel = getattr(transformers, loader).from_pretrained(folder, dtype=torch.float32)
-    except ValueError as error:
-        raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
-    return model.eval()
 
 
 def _export(logits: nn.Module, inputs: OnnxInputs) -> ONNXProgram:

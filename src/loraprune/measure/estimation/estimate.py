@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation.allocate import ratio_for_parameters
-from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, context_of
+from loraprune.checkpoint.load import DTYPES
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.depth import StepSize, step_size
 from loraprune.measure.estimation.forward import block_bytes, forward_size
 from loraprune.measure.estimation.gpus import GPUS, Gpu, step_seconds
 from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
-from loraprune.measure.estimation.shape_models import ShapeModels, find_config
+from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.measure.estimation.target import Target, cut_size, find_target
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
@@ -51,31 +52,30 @@ def estimate(
         ValueError: something given is wrong, or the model cannot be pruned that way.
     """
     if isinstance(model, (str, Path)):
-        found = find_config(str(model), trust_remote_code=trust_remote_code, revision=revision)
-        return Estimator(str(model), found, config or EstimateConfig()).estimate()
-    name = str(getattr(model, "_name_or_path", "") or "model")
-    return Estimator(name, copy.deepcopy(model), config or EstimateConfig()).estimate()
+        source = find_shapes(str(model), trust_remote_code=trust_remote_code, revision=revision)
+    else:
+        name = str(getattr(model, "_name_or_path", "") or "model")
+        source = ModelSource(name=name, config=copy.deepcopy(model))
+    return Estimator(source, config or EstimateConfig()).estimate()
 
 
 class Estimator:
     """Estimates for one model and several ratios; what does not depend on the ratio is worked out once.
 
     Args:
-        name: of the model.
-        config: the model's.
+        source: of the model.
         settings: of the run.
 
     Raises:
         ValueError: the model cannot be pruned that way.
     """
 
-    def __init__(self, name: str, config: PretrainedConfig, settings: EstimateConfig) -> None:
+    def __init__(self, source: ModelSource, settings: EstimateConfig) -> None:
         pruning = settings.pruning
-        self._name = name
-        self._models = ShapeModels.of(config, pruning.target.dimensions, pruning.target.keep_layers)
+        self._models = ShapeModels.of(source, pruning.target.dimensions, pruning.target.keep_layers)
         self._structure = self._models.structure
         pruning.criterion.check(self._structure, while_training=not pruning.cuts_first)
-        self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
+        self._stored = source.stored_dtype if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}
         self._steps: dict[Any, StepSize] = {}
@@ -84,12 +84,12 @@ class Estimator:
     def _settled(self, settings: EstimateConfig) -> EstimateConfig:
         """What a run would choose where nothing was said."""
         models = self._models
-        can, recompute = models.can_recompute, settings.gradient_checkpointing
+        can, recompute = models.source.recomputes, settings.gradient_checkpointing
         if recompute and not can:
             raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
         length = settings.max_length
         if models.task.has_tokenizer:
-            context = context_of(models.config, models.dense)
+            context = models.source.context
             length = length or (min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH)
             check_length(length, context)
         return replace(
@@ -116,7 +116,7 @@ class Estimator:
         step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
         after = self._step(settings, self._stored, target, listening=False)
         return Estimate(
-            model=self._name,
+            model=self._models.source.name,
             model_type=self._structure.spec.model_type,
             asked=settings.pruning.target.ratio,
             ratio=target.ratio,
@@ -238,7 +238,7 @@ class Estimator:
 
     def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> str | None:
         """Options with which the run fits, the mildest first; None where none of them is enough."""
-        for flags, changed in remedies(settings, can_recompute=self._models.can_recompute):
+        for flags, changed in remedies(settings, can_recompute=self._models.source.recomputes):
             # The weights alone may be too much: then there is nothing to work out.
             bound = self._structure.num_parameters * LEAST_BYTES.get(changed.quantization or "", dtype.itemsize)
             if bound <= gpu.usable and self._needed(changed, target, dtype) <= gpu.usable:

@@ -77,7 +77,7 @@ def _consumers(models: ShapeModels, target: Target, share: float) -> Iterator[Co
         gone = dimension.num_groups - target.counts[dimension.name]
         if dimension.of_experts or not gone:
             continue
-        outputs, inputs = matrix_shape(base_layer(models.dense.get_submodule(dimension.consumer.module)))
+        outputs, inputs = matrix_shape(base_layer(models.source.shapes.get_submodule(dimension.consumer.module)))
         kept = round(inputs - gone * dimension.consumer.group_size * share)
         consumer = Consumer(outputs=outputs, inputs=inputs, kept=kept)
         if consumer not in seen:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import checkpoint_dtype, context_of, default_device, working_dtype
+from loraprune.checkpoint.load import default_device
 from loraprune.checkpoint.save import check_disk_space, check_output, check_relaxed_class
-from loraprune.metrics.perplexity import Collator
+from loraprune.checkpoint.source import ModelSource
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_sources_outside_output
-from loraprune.recipes.steps.prepared import PreparedOneshot
+from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -23,13 +23,11 @@ from loraprune.surgery.bias import bias_switches
 from loraprune.surgery.repairs import Bias
 from loraprune.tasks.arguments import check_length
 from loraprune.tasks.options import RunOptions
-from loraprune.tasks.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
-from loraprune.tasks.source import ModelSource, find_source, find_tokenizer
-from loraprune.tasks.task import Setup
+from loraprune.tasks.rows import rows_to_measure_on, split_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("loraprune")
 
@@ -40,13 +38,10 @@ def prepare_oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None,
     oneshot: OneshotConfig | SparseConfig,
-    tokenizer: PreTrainedTokenizerBase | str | Path | None,
-    options: RunOptions,
-    *,
-    image_processor: Any = None,
-    collator: Collator | None = None,
+    inputs: RunInputs,
 ) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
+    options = inputs.options
     if options.output is not None:
         check_output(options.output, overwrite=options.overwrite)
     check_sources_outside_output(model, dataset, options)
@@ -55,51 +50,34 @@ def prepare_oneshot(
         raise ValueError(_missing_data(oneshot))
     if isinstance(oneshot, SparseConfig):
         options = replace(options, latency=False)  # zeros make nothing faster
-    source = find_source(model, options)
-    task, shapes = source.task, source.shapes
-    context = context_of(source.config, shapes) if task.has_tokenizer else None
-    max_length = _max_length(oneshot, context) if task.has_tokenizer else None
+    source, task = find_source(model, inputs)
+    max_length = _max_length(oneshot, source.context) if task.has_tokenizer else None
     if isinstance(oneshot, SparseConfig):
-        structure = describe(shapes, None, oneshot.keep_layers)
-        check_widths(shapes, structure, oneshot.criterion, oneshot.pattern)
+        structure = describe(source.shapes, None, oneshot.keep_layers)
+        check_widths(source.shapes, structure, oneshot.criterion, oneshot.pattern)
     else:
-        structure = describe(shapes, oneshot.target.dimensions, oneshot.target.keep_layers)
+        structure = describe(source.shapes, oneshot.target.dimensions, oneshot.target.keep_layers)
         oneshot = _check_groups(oneshot, structure, source, options)
     home, computing = _devices(oneshot, source, structure)
-    stored_dtype = checkpoint_dtype(source.config) if source.loaded is None else source.loaded.dtype
     if options.output is not None:
-        check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
-    tokenizer = find_tokenizer(tokenizer, source, options)
-    image_processor = task.find_image_processor(image_processor, source.origin, options)
-    setup = Setup(
-        config=source.config,
-        model=shapes,
-        dtype=working_dtype(stored_dtype, computing) if source.loaded is None else source.loaded.dtype,
-        processor=image_processor if tokenizer is None else tokenizer,
-        max_length=max_length,
-        collator=collator,
-        options=options,
-    )
-    rows = _rows(dataset, setup, task, oneshot)
-    if tokenizer is not None and len(rows.prepared.dataset):
-        check_token_ids(rows.prepared.dataset, len(tokenizer), source.config)
-    return PreparedOneshot(
-        name=source.name,
+        check_disk_space(options.output, structure.num_parameters * source.stored_dtype.itemsize)
+    prepared = PreparedOneshot(
+        source=source,
         task=task,
-        model=source.loaded,
-        config=source.config,
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        context=context,
+        image_processor=task.find_image_processor(inputs.image_processor, source),
         max_length=max_length,
-        rows=rows,
         structure=structure,
-        stored_dtype=stored_dtype,
         device=home,
+        computing=computing,
         options=options,
         oneshot=oneshot,
-        computing=computing,
     )
+    setup = prepared.setup(inputs.collator)
+    if dataset is None:
+        prepared.take_rows_(rows_to_measure_on(task, setup))
+    else:
+        prepared.take_rows_(split_rows(task, dataset, setup, oneshot.seed))
+    return prepared
 
 
 def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -> None:
@@ -124,14 +102,6 @@ def _missing_data(oneshot: OneshotConfig | SparseConfig) -> str:
         f"The repair {oneshot.repair.name!r} looks at calibration data, and none were given (the criterion "
         f"{oneshot.name} needs none). Say --data DATA, or --repair none."
     )
-
-
-def _rows(
-    dataset: str | Path | Dataset | None, setup: Setup, task: Any, oneshot: OneshotConfig | SparseConfig
-) -> SplitRows:
-    if dataset is None:
-        return rows_to_measure_on(task, setup)
-    return split_rows(task, dataset, setup, oneshot.seed)
 
 
 def _max_length(oneshot: OneshotConfig | SparseConfig, context: int | None) -> int:

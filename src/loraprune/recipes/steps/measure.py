@@ -85,7 +85,7 @@ def measure_pruned(
         plan: groups that stayed; None where none went.
         sizes_only: the model is too large to be run.
     """
-    itemsize = prepared.stored_dtype.itemsize
+    itemsize = prepared.source.stored_dtype.itemsize
     metrics: dict[str, Any] = {
         "dense": {
             "parameters": prepared.structure.num_parameters,
@@ -103,7 +103,7 @@ def measure_pruned(
         except (RuntimeError, MemoryError, ValueError) as error:
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
-    cast_(merged, prepared.stored_dtype)
+    cast_(merged, prepared.source.stored_dtype)
     return metrics
 
 
@@ -111,7 +111,7 @@ def _in_working_dtype(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]
 ) -> None:
     """Measure in the dtype that the dense model was measured in."""
-    cast_(merged, working_dtype(prepared.stored_dtype, prepared.computing))
+    cast_(merged, working_dtype(prepared.source.stored_dtype, prepared.computing))
 
 
 def _final_quality(prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]) -> None:
@@ -125,13 +125,13 @@ def _unrecovered_quality(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: dict[str, Any]
 ) -> None:
     """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
-    if plan is None or not prepared.options.unrecovered or prepared.model is not None:
+    if plan is None or not prepared.options.unrecovered or prepared.source.loaded is not None:
         return
     logger.info("Measuring the same cut without recovery")
     model: Any = prepared.load_model().to(prepared.computing)  # type: ignore[arg-type]
     slice_(model, prepared.structure, Plan.full(prepared.structure), plan)
     measures: dict[str, Any] = {"parameters": model.num_parameters()}
-    measures["bytes"] = measures["parameters"] * prepared.stored_dtype.itemsize
+    measures["bytes"] = measures["parameters"] * prepared.source.stored_dtype.itemsize
     metrics["unrecovered"] = measures | _quality(prepared, model)
 
 
@@ -143,9 +143,9 @@ def _latency(prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, 
     if needed > SHARE_OF_FREE_MEMORY * free_memory(prepared.computing):
         logger.info("Latency is not measured: there is no room for a second, dense model.")
         return
-    workload = prepared.task.workload(prepared.train_rows, context=prepared.context, collator=prepared.collator)
+    workload = prepared.task.workload(prepared.train_rows, context=prepared.source.context, collator=prepared.collator)
     with torch.random.fork_rng(), torch.device(prepared.computing):
-        original = random_model(prepared.config, prepared.task.auto_class, merged.dtype)
+        original = random_model(prepared.source.config, prepared.task.auto_class, merged.dtype)
     seconds = call_latency({"dense": original, "pruned": merged}, workload.inputs)
     for name, value in seconds.items():
         metrics[name] |= {"latency_ms": value * 1000, **workload.facts}

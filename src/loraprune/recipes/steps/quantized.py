@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
-from loraprune.checkpoint.load import load_model
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import base_weight
 from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
@@ -87,19 +86,12 @@ def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> Non
     original = load_original(prepared)
     for name, layer in quantized_layers(model):
         if name in names:
-            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.stored_dtype))
+            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.source.stored_dtype))
 
 
 def load_original(prepared: PreparedRun) -> PreTrainedModel:
     """The model of the checkpoint in its own dtype, in CPU memory."""
-    return load_model(
-        prepared.name,
-        prepared.stored_dtype,
-        torch.device("cpu"),
-        auto_class=prepared.task.auto_class,
-        trust_remote_code=prepared.options.trust_remote_code,
-        revision=prepared.options.revision,
-    )
+    return prepared.source.load(prepared.source.stored_dtype, torch.device("cpu"))
 
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
@@ -113,20 +105,20 @@ def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
 def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun) -> PreTrainedModel:
     """The result of a run: merged, and quantized again where that was asked for."""
     if not is_quantized_model(model):
-        return finish(model, run.structure, run.plan, dtype=prepared.stored_dtype)
+        return finish(model, run.structure, run.plan, dtype=prepared.source.stored_dtype)
     quantization = base_model(model).config.quantization_config
     original = None if prepared.options.quantization is None else load_original(prepared)
     finished: Any = finish(
         model,
         run.structure,
         run.plan,
-        dtype=prepared.stored_dtype,
+        dtype=prepared.source.stored_dtype,
         original=original,
         refitted=refitted_layers(prepared),
     )
     if prepared.options.keep_quantized:
         return _quantized_again(finished, quantization, prepared)
-    needed = finished.num_parameters() * max(prepared.stored_dtype.itemsize, 2)
+    needed = finished.num_parameters() * max(prepared.source.stored_dtype.itemsize, 2)
     if prepared.device.type != "cpu" and needed * 1.2 < free_memory(prepared.device):
         finished.to(prepared.device)
     return finished
@@ -149,7 +141,7 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: Pre
         quantized: PreTrainedModel = auto.from_pretrained(
             folder,
             quantization_config=quantization,
-            dtype=prepared.stored_dtype,
+            dtype=prepared.source.stored_dtype,
             device_map={"": prepared.device},
             use_safetensors=True,
         )
@@ -174,7 +166,7 @@ def quantization_notes(prepared: PreparedTraining) -> tuple[str, ...]:
             f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
             "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
         )
-    dtype = str(prepared.stored_dtype).removeprefix("torch.")
+    dtype = str(prepared.source.stored_dtype).removeprefix("torch.")
     return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 

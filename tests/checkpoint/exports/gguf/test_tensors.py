@@ -19,7 +19,7 @@ WIDTHS = [BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate
 def stored(**changes: Any) -> tuple[Any, dict[str, StoredTensor]]:
     model = byte_model(**changes)
     tensors = {
-        name: StoredTensor(file=Path("model.safetensors"), shape=tuple(tensor.shape))
+        name: StoredTensor(file=Path("model.safetensors"), shape=tuple(tensor.shape), dtype="F32")
         for name, tensor in model.state_dict().items()
     }
     return model.config, tensors

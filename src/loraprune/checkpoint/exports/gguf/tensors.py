@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-    from loraprune.checkpoint.exports.checkpoint import StoredTensor
+    from loraprune.checkpoint.weight_files import StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
