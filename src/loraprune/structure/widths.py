@@ -48,6 +48,16 @@ def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
         raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
 
 
+def check_ratio(ratio: float) -> None:
+    """Make sure that a sparsity ratio is one.
+
+    Raises:
+        ValueError: it lies outside of [0, 1).
+    """
+    if not 0.0 <= ratio < 1.0:
+        raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+
+
 def widest(structure: Structure, kind: str) -> int:
     """Groups in one stratum of the widest dimension of a kind, of those that may shrink if there are any."""
     dimensions = structure.of_kind(kind)

@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Literal, TypedDict, get_args
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from loraprune.calibration.block_by_block import (
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
-from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
 from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
@@ -34,6 +33,8 @@ from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, ou
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
@@ -73,7 +74,6 @@ def weight_before(module: nn.Module) -> torch.Tensor:
     return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
 
 
-@renamed_keywords(told="progress")
 @torch.no_grad()
 def _refitted(
     model: nn.Module,
@@ -105,6 +105,30 @@ def _refitted(
     return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
 
 
+class RepairOptions(TypedDict, total=False):
+    """How a cut is repaired.
+
+    Attributes:
+        damping: ridge of the refit as a share of the mean diagonal of the second moment; 0.01 by default.
+        optimizer: its state shrinks with the parameters.
+        repair: ``refit``, the default (least squares: what the consumer gave before), ``stream`` (least squares: what
+            makes up the residual stream of the uncut model, so that later layers repair what earlier cuts changed, see
+            :mod:`loraprune.calibration.residual_stream`; a plain refit where blocks do more than to add to a stream),
+            ``bias`` (the mean of what goes is added to the consumer's bias, which must be there) or ``none``.
+        choose: chooses the groups that stay anew, as many as the plan keeps, when a block is reached: on what the
+            blocks before it have become. Not asked where blocks cannot be cut one by one.
+        progress: hears how far a cut with repair is.
+        noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
+    """
+
+    damping: float
+    optimizer: object | None
+    repair: str
+    choose: GroupChooser | None
+    progress: Progress
+    noted: Noted
+
+
 def cut_and_repair_(
     model: nn.Module,
     structure: Structure,
@@ -112,13 +136,8 @@ def cut_and_repair_(
     after: Plan,
     *,
     calibration: Calibration | None = None,
-    damping: float = 0.01,
-    optimizer: object | None = None,
-    repair: str = "refit",
-    choose: GroupChooser | None = None,
     device: torch.device | None = None,
-    progress: Progress = lambda done, total: None,
-    noted: Noted = lambda error: None,
+    **options: Unpack[RepairOptions],
 ) -> Plan:
     """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
 
@@ -132,29 +151,20 @@ def cut_and_repair_(
         after: plan to cut down to.
         calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where whole
             blocks or parts of the hidden size go, there is no consumer to repair.
-        damping: ridge of the refit as a share of the mean diagonal of the second moment.
-        optimizer: its state shrinks with the parameters.
-        repair: ``refit`` (least squares: what the consumer gave before), ``stream`` (least squares: what makes up the
-            residual stream of the uncut model, so that later layers repair what earlier cuts changed, see
-            :mod:`loraprune.calibration.residual_stream`; a plain refit where blocks do more than to add to a stream),
-            ``bias`` (the mean of what goes is added to the consumer's bias, which must be there) or ``none``.
-        choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
-            blocks before it have become. Not asked where blocks cannot be cut one by one.
         device: to compute on, one block at a time, where that is not the model's.
-        progress: hears how far a cut with repair is.
-        noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
+        **options: see :class:`RepairOptions`.
 
     Returns:
         The plan that the model is at now: ``after``, unless ``choose`` chose others.
     """
-    if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
-        slice_(model, structure, before, after, optimizer)
+    cut = _Cut(structure, before, after, **options)
+    if not calibration or structure.spans_blocks or (cut.repair == "none" and cut.choose is None):
+        slice_(model, structure, before, after, cut.optimizer)
         return after
-    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, progress, noted)
     with eval_mode(model):
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
-            if repair == "stream":
+            if cut.repair == "stream":
                 cut.targets = StreamTargets(model, structure, sequences, device)
             return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, device))
         return cut.at_once_(model, WholeModelPass(model, calibration))
@@ -167,12 +177,12 @@ class _Cut:
     structure: Structure
     before: Plan
     after: Plan
-    damping: float
-    optimizer: object | None
-    repair: str
-    choose: GroupChooser | None
-    progress: Progress
-    noted: Noted
+    damping: float = 0.01
+    optimizer: object | None = None
+    repair: str = "refit"
+    choose: GroupChooser | None = None
+    progress: Progress = lambda done, total: None
+    noted: Noted = lambda error: None
     targets: StreamTargets | None = None
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
