@@ -32,7 +32,7 @@ ACCELERATOR_FACTOR = 4
 """An accelerator starts with batches so much larger; both halve them when memory runs out."""
 
 
-class ScoreOptions(TypedDict, total=False):
+class TaskOptions(TypedDict, total=False):
     """How a task is scored.
 
     Attributes:
@@ -57,7 +57,7 @@ def score_tasks(
     tasks: Sequence[str | ChosenTask],
     *,
     num_fewshot: int | None = None,
-    **options: Unpack[ScoreOptions],
+    **options: Unpack[TaskOptions],
 ) -> list[TaskScore]:
     """Score a model in tasks, one after the other.
 
@@ -66,7 +66,7 @@ def score_tasks(
         tokenizer: of the model; it is not changed.
         tasks: names as :func:`check_tasks` takes them, or what it returns; ``num_fewshot`` is for names.
         num_fewshot: examples before each question; None: as :func:`check_tasks` says.
-        **options: see :class:`ScoreOptions`.
+        **options: see :class:`TaskOptions`.
 
     Raises:
         ValueError: see :func:`check_tasks`; or a task's data cannot be loaded; or one batch does not fit into memory.
