@@ -255,15 +255,6 @@ def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> 
     )
 
 
-def detect_format(dataset: Dataset) -> DataFormat:
-    """Tell the format of ``dataset`` by its columns.
-
-    Raises:
-        ValueError: the columns make up no known format.
-    """
-    return columns_of(dataset).format
-
-
 def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
     """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only."""
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]

@@ -64,7 +64,9 @@ def add_tokenizer(
     description = json.loads(backend.to_str())
     _check_model(description["model"])
     vocabulary = vocabulary_of(description, config.vocab_size)
-    merges = [_pair(merge) for merge in description["model"]["merges"]]
+    merges: list[tuple[str, str]] = [
+        tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in description["model"]["merges"]
+    ]
     byte_level = is_byte_level(description)
     if byte_level:
         model, (pre, notes) = "gpt2", _byte_level_pre(backend, description, merges, pre_tokenizer)
@@ -143,11 +145,6 @@ def _check_model(model: Mapping[str, Any]) -> None:
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
             raise RuntimeFormatError(f"llama.cpp has no merges with {name}, which this tokenizer has.")
-
-
-def _pair(merge: str | list[str]) -> tuple[str, str]:
-    first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return first, second
 
 
 def _byte_level_pre(
