@@ -26,6 +26,7 @@ from loraprune.structure.widths import (
     HeadCounts,
     LegalWidths,
     Widths,
+    check_ratio,
     kept_in,
     legal_widths,
     widest,
@@ -168,8 +169,7 @@ def plan_for(
     Raises:
         ValueError: scores are missing, too many or too few, or not finite; or no legal widths meet the ratio.
     """
-    if not 0.0 <= ratio < 1.0:
-        raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+    check_ratio(ratio)
     check_choice("allocation", allocation, ALLOCATIONS)
     check_choice("head_counts", head_counts, HEAD_COUNTS)
     known = _checked_scores(structure, scores)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from loraprune.options.field import check_within
 from loraprune.structure.dimensions import PrunableDimension, Structure
 
 CHANNEL_MULTIPLES = (128, 64, 32, 16, 8)
@@ -36,6 +37,15 @@ class LegalWidths:
     def channel_multiple(self) -> int:
         """The largest of the multiples; 1 without fine kinds."""
         return max(self.multiples.values(), default=1)
+
+
+def check_ratio(ratio: float) -> None:
+    """Make sure that a sparsity ratio is one.
+
+    Raises:
+        ValueError: it lies outside of [0, 1).
+    """
+    check_within("ratio", ratio, "[0, 1)", "the share of prunable weights that goes")
 
 
 def widest(structure: Structure, kind: str) -> int:

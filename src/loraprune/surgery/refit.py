@@ -21,7 +21,6 @@ from loraprune.calibration.block_by_block import (
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
-from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
 from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
@@ -71,7 +70,6 @@ def weight_before(module: nn.Module) -> torch.Tensor:
     return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
 
 
-@renamed_keywords(told="progress")
 @torch.no_grad()
 def _refitted(
     model: nn.Module,

@@ -77,29 +77,12 @@ class CausalLM(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize; plain text is packed, of everything else the answers are trained."""
         assert setup.max_length is not None
-        data = prepare_dataset(
+        return prepare_dataset(
             rows,
             setup.processor,
             max_length=setup.max_length,
             answers_only=setup.options.answers_only,
             prompt=setup.prompt,
-        )
-        return PreparedRows(
-            dataset=data.dataset,
-            facts={
-                "format": data.format.value,
-                "tokens": data.num_tokens,
-                "trained_tokens": data.num_trained_tokens,
-                "truncated_rows": data.num_truncated,
-                "dropped_rows": data.num_dropped,
-                "empty_rows": data.num_empty,
-            },
-            lost={
-                f"cut to {setup.max_length} tokens (--max-length)": data.num_truncated,
-                "left out, since nothing to train is left of them within --max-length": data.num_dropped,
-                "left out, since they hold no text or no answer": data.num_empty,
-            },
-            total=len(data.dataset) + data.num_dropped + data.num_empty,
         )
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:

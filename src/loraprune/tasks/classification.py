@@ -29,24 +29,46 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 
-class ImageClassification(Task):
+class _Classification(Task):
+    """Tell which one of several labels an example has."""
+
+    eval_rows = 1000
+    trains_head = True
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Make sure that a classifier tells one of several labels.
+
+        Raises:
+            ValueError: it has one output, or is set up for regression or for several labels at once.
+        """
+        kind = getattr(config, "problem_type", None)
+        if kind not in (None, "single_label_classification"):
+            raise ValueError(
+                f"The model's config says problem_type={kind!r}. Classifiers with one label an example are supported: "
+                "problem_type 'single_label_classification', or none."
+            )
+        count = ModelLabels.of(config).count
+        if count < 2:
+            raise ValueError(f"The model has {count} label, which is regression. Load it with num_labels=2 or more.")
+
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
+        """Accuracy and loss."""
+        assert isinstance(held_out, HeldOutRows)
+        return asdict(accuracy(model, held_out))
+
+
+class ImageClassification(_Classification):
     """Tell which of several classes an image is of."""
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
     row_name = "images"
     measures = classifier_measures("images")
-    eval_rows = 1000
     has_tokenizer = False
-    trains_head = True
 
     def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
         """The collator reads columns that the model does not know."""
         return {"label_names": ["labels"], "remove_unused_columns": False}
-
-    def check_model(self, config: PretrainedConfig) -> None:
-        """One label of several, no regression and no set of labels."""
-        check_classifier(config)
 
     def find_image_processor(self, given: Any, source: ModelSource) -> Any:
         """The one that was given, or the checkpoint's, or None."""
@@ -120,11 +142,6 @@ class ImageClassification(Task):
                 f"{getattr(setup.source.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
             ) from error
 
-    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Accuracy and loss."""
-        assert isinstance(held_out, HeldOutRows)
-        return asdict(accuracy(model, held_out))
-
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One image of the training data."""
         assert collator is not None
@@ -135,26 +152,6 @@ class ImageClassification(Task):
             inputs=lambda model, device: on_device(batch, device, model.dtype),
             facts={"latency_input": f"one image of {shape}"},
         )
-
-
-# Checks that classifiers of all kinds share.
-
-
-def check_classifier(config: PretrainedConfig) -> None:
-    """Make sure that a classifier tells one of several labels.
-
-    Raises:
-        ValueError: it has one output, or is set up for regression or for several labels at once.
-    """
-    kind = getattr(config, "problem_type", None)
-    if kind not in (None, "single_label_classification"):
-        raise ValueError(
-            f"The model's config says problem_type={kind!r}. Classifiers with one label an example are supported: "
-            "problem_type 'single_label_classification', or none."
-        )
-    count = ModelLabels.of(config).count
-    if count < 2:
-        raise ValueError(f"The model has {count} label, which is regression. Load it with num_labels=2 or more.")
 
 
 def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
@@ -180,7 +177,7 @@ def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
 # Text classifiers: tuned by transformers' Trainer, measured by accuracy.
 
 
-class TextClassification(Task):
+class TextClassification(_Classification):
     """Tell which of several classes a text, or a pair of texts, is of."""
 
     name = "text-classification"
@@ -188,12 +185,6 @@ class TextClassification(Task):
     adapter_type = "SEQ_CLS"
     row_name = "texts"
     measures = classifier_measures("texts")
-    eval_rows = 1000
-    trains_head = True
-
-    def check_model(self, config: PretrainedConfig) -> None:
-        """One label of several, no regression and no set of labels."""
-        check_classifier(config)
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize texts or pairs of them."""
@@ -209,11 +200,6 @@ class TextClassification(Task):
         tokenizer = copy.deepcopy(setup.processor)
         give_pad_token_(tokenizer)
         return DataCollatorWithPadding(tokenizer)
-
-    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Accuracy and loss."""
-        assert isinstance(held_out, HeldOutRows)
-        return asdict(accuracy(model, held_out))
 
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One text."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -25,14 +24,12 @@ from loraprune.tasks.task import (
     Setup,
     Task,
     Workload,
-    put_adapter,
     random_tokens,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 LATENCY_TARGET_TOKENS = 64
 
@@ -95,29 +92,11 @@ class TextToText(Task):
         give_pad_token_(tokenizer)
         return DataCollatorForSeq2Seq(tokenizer)
 
-    def trainer(
-        self,
-        model: PreTrainedModel,
-        rows: Dataset,
-        *,
-        arguments: TrainingArguments,
-        lora: LoraConfig,
-        processor: Any,
-        collator: Collator | None,
-        callbacks: Sequence[TrainerCallback],
-    ) -> Trainer:
-        """Transformers' Seq2SeqTrainer."""
+    def trainer_class(self) -> type[Trainer]:
+        """The Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainer
 
-        model = put_adapter(model, lora, arguments.seed)
-        return Seq2SeqTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collator,
-            processing_class=processor,
-            callbacks=list(callbacks),
-        )
+        return Seq2SeqTrainer
 
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Likelihood of the targets, and how many of them greedy decoding writes."""

@@ -133,6 +133,12 @@ class Task(ABC):
         assert collator is not None
         return HeldOutRows(rows=rows, collator=collator)
 
+    def trainer_class(self) -> type[Trainer]:
+        """Class of the Trainer."""
+        from transformers import Trainer
+
+        return Trainer
+
     def trainer(
         self,
         model: PreTrainedModel,
@@ -155,11 +161,8 @@ class Task(ABC):
             collator: makes batches; None leaves that to the Trainer.
             callbacks: of the Trainer.
         """
-        from transformers import Trainer
-
-        model = put_adapter(model, lora, arguments.seed)
-        return Trainer(
-            model=model,
+        return self.trainer_class()(
+            model=put_adapter(model, lora, arguments.seed),
             args=arguments,
             train_dataset=rows,
             data_collator=collator,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.save import check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
-from loraprune.importance.configs import Compresso
+from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
@@ -97,7 +97,9 @@ def _adapter(
 ) -> LoraConfig:
     """The adapter's configuration, once it is sure that it goes with the criterion."""
     if isinstance(given, LoraOptions):
-        given = lora_config(given, structure, source.shapes, task, every_group=isinstance(pruning.criterion, LoraGuided))
+        given = lora_config(
+            given, structure, source.shapes, task, every_group=isinstance(pruning.criterion, LoraGuided)
+        )
     if pruning.unstructured:
         check_adapter(given)
     return given

@@ -13,6 +13,8 @@ from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatEr
 from loraprune.checkpoint.exports.gguf.architecture import GGUF_LLAMA, GGUF_QWEN2, GgufArchitecture
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
 
+pytest.importorskip("gguf", reason="gguf is not installed")
+
 WIDTHS = [BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=64)] * 2
 
 
