@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from loraprune.pruning.oneshot_config import OneshotConfig
     from loraprune.recipes.oneshot import OneshotResult
-    from loraprune.sparsity.whole_model import MatrixRecord
+    from loraprune.record.run_record import MatrixRecord
     from loraprune.tasks.options import RunOptions
 
 

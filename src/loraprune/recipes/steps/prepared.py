@@ -14,6 +14,7 @@ from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.record.history import base_pruning, base_pruning_of
+from loraprune.record.run_record import History
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.lora import LoraOptions
@@ -91,7 +92,7 @@ class PreparedRun:
         """Makes batches; None leaves that to the Trainer."""
         return self.rows.collator
 
-    def history(self) -> dict[str, Any] | None:
+    def history(self) -> History | None:
         """The short history of the checkpoint that the run begins with; None where there is none."""
         return base_pruning(self.name, self.options.revision) if self.model is None else base_pruning_of(self.model)
 

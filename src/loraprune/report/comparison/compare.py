@@ -6,11 +6,12 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprune.measure.evaluation.results import Entry
 from loraprune.record import numbers
 from loraprune.record.provenance import timestamp, versions
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.costs import Costs, costs_of
 from loraprune.report.comparison.qualities import (
     Compared,
@@ -140,14 +141,14 @@ class Reference:
         name: the last part of its own; ``shown``: that it is shown under.
         what: it is.
         quality: its figure.
-        measures: its size, as a record or an entry has it.
+        measures: its size.
     """
 
     name: str
     shown: str
     what: str
     quality: float
-    measures: Mapping[str, Any]
+    measures: ModelMeasures
 
 
 def grouped(
@@ -242,14 +243,14 @@ def _references(runs: Sequence[Run], first: QualityFigure, measured: Measured, n
     for model, figures in measured.model_figures.items():
         if name in figures and figures[name].compares_with(first):
             parts = (part for run in runs for part in run.chain())
-            began = next((part.before for part in parts if last_part(part.base_name) == model), {})
+            began = next((part.before for part in parts if last_part(part.base_name) == model), None)
             found.append(
                 Reference(
                     name=model,
                     shown=measured.model_names[model],
                     what="dense",
                     quality=figures[name].value,
-                    measures={"parameters": figures[name].parameters, **began},
+                    measures=began or ModelMeasures(parameters=figures[name].parameters),
                 )
             )
     return found

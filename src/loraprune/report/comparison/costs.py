@@ -8,6 +8,7 @@ from typing import Any
 
 from loraprune.pruning.phase_timer import DENSE, LOADING, MERGING, RESULT, WRITING
 from loraprune.record import numbers
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.qualities import Compared, QualityFigure
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
 from loraprune.report.comparison.runs import Run
@@ -25,21 +26,21 @@ class Costs:
 
     Attributes:
         shown: parameters, and those that any of them has a figure of.
-        sizes: how large each model is, as a record has it.
+        sizes: how large each model is.
         speeds: latencies.
         seconds: of runs.
         notes: what the reader has to know.
     """
 
     shown: tuple[Cost, ...]
-    sizes: Mapping[Compared, Mapping[str, Any]]
+    sizes: Mapping[Compared, ModelMeasures]
     speeds: Mapping[Compared, Speed]
     seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
     def of(self, subject: Compared) -> dict[str, Any]:
         """Fields of a compared model."""
-        size, speed = self.sizes.get(subject, {}), self.speeds.get(subject)
+        size, speed = self.sizes.get(subject, ModelMeasures()), self.speeds.get(subject)
         latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
         figures = {
             PARAMETERS: _counted(size),
@@ -49,8 +50,8 @@ class Costs:
         return {
             "costs": {cost: float(value) for cost, value in figures.items() if value is not None},
             "sparse": _is_sparse(size),
-            "stored_parameters": size.get("parameters"),
-            "bytes": size.get("bytes"),
+            "stored_parameters": size.parameters,
+            "bytes": size.bytes,
             "latency_ms": None if speed is None else speed.milliseconds,
             "relative_latency": None if speed is None else speed.relative,
         }
@@ -58,7 +59,7 @@ class Costs:
 
 def costs_of(
     runs: Sequence[Run],
-    references: Mapping[str, Mapping[str, Any]],
+    references: Mapping[str, ModelMeasures],
     figures: Mapping[str, QualityFigure],
     sources: Sequence[SpeedSource],
 ) -> Costs:
@@ -70,7 +71,10 @@ def costs_of(
         figures: of their qualities, which may know the parameters of a model without a record.
         sources: of latencies.
     """
-    sizes = {Compared(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
+    sizes = {
+        Compared(run.name): ModelMeasures(parameters=figures[run.name].parameters) if run.record is None else run.after
+        for run in runs
+    }
     sparse = [run.name for run in runs if _is_sparse(sizes[Compared(run.name)])]
     notes = note_on(
         "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
@@ -88,19 +92,18 @@ def costs_of(
     )
 
 
-def _is_sparse(size: Mapping[str, Any]) -> bool:
-    nonzero, parameters = size.get("nonzero"), size.get("parameters")
-    return bool(nonzero and parameters and nonzero < SPARSE_SHARE * parameters)
+def _is_sparse(size: ModelMeasures) -> bool:
+    return bool(size.nonzero and size.parameters and size.nonzero < SPARSE_SHARE * size.parameters)
 
 
-def _counted(size: Mapping[str, Any]) -> Any:
-    return size.get("nonzero") if _is_sparse(size) else size.get("parameters")
+def _counted(size: ModelMeasures) -> int | None:
+    return size.nonzero if _is_sparse(size) else size.parameters
 
 
 def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], list[str]]:
     """Seconds of each run and of those that it went on from; of training where all records know it, else of all."""
     recorded = [run for run in runs if run.record is not None]
-    only_training = bool(recorded) and all(_phases(part) for run in recorded for part in run.chain())
+    only_training = bool(recorded) and all(part.metrics.phases for run in recorded for part in run.chain())
     seconds: dict[str, float] = {}
     partial = []
     for run in recorded:
@@ -129,15 +132,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
     return Cost(name=SECONDS, label="Training time", detail=detail, why_no_front=why), seconds, notes
 
 
-def _phases(run: Run) -> Mapping[str, float]:
-    metrics = (run.record or {}).get("metrics") or {}
-    found = metrics.get("phases")
-    return found if isinstance(found, Mapping) else {}
-
-
 def _seconds(run: Run, *, only_training: bool) -> float | None:
     if only_training:
-        return sum(seconds for phase, seconds in _phases(run).items() if phase not in NOT_TRAINING)
-    metrics = (run.record or {}).get("metrics") or {}
-    seconds = metrics.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and numbers.is_number(seconds) else None
+        return sum(seconds for phase, seconds in run.metrics.phases.items() if phase not in NOT_TRAINING)
+    return run.metrics.seconds if numbers.is_number(run.metrics.seconds) else None

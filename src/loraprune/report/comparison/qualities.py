@@ -13,6 +13,7 @@ from typing import Any
 from loraprune.measure.evaluation.results import Entry, ResultsError, read_results
 from loraprune.measure.owner import Known, Owners
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.result import Quality
 from loraprune.report.comparison.runs import Run, last_part
 
@@ -42,9 +43,6 @@ _KINDS: dict[str, Kind] = {
     "loss": Kind(label="loss", unit=Unit.LOSS),
 }
 """Keys of figures in records and results; of one entry, the first is the one meant where none is named."""
-
-FACTS = ("segment_length", "num_tokens", "num_examples", "num_generated")
-"""What a record says a quality was measured on."""
 
 NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
 """Settings of an evaluation that change the last digits of a figure at most."""
@@ -92,14 +90,15 @@ def _key(*parts: Any) -> str:
 
 def record_figures(run: Run) -> dict[str, QualityFigure]:
     """Figures that a run's own record has, by name of the measure."""
+    if run.record is None:
+        return {}
     found = {}
-    task = str((run.record or {}).get("task") or "")
     for key, kind in _KINDS.items():
-        if key not in run.after or key not in run.before:
+        value, before = getattr(run.after, key, None), getattr(run.before, key, None)
+        if value is None or before is None:
             continue
-        facts = {name: run.after[name] for name in _facts_of(key, run.after)}
-        before = {name: run.before.get(name) for name in facts}
-        reference, anchor = _anchor(run, key, facts) if before == facts else (run.base_name, math.nan)
+        facts = _facts(key, run.after)
+        reference, anchor = _anchor(run, key) if _facts(key, run.before) == facts else (run.base_name, math.nan)
         found[key] = QualityFigure(
             quality=Quality(
                 name=key,
@@ -108,28 +107,27 @@ def record_figures(run: Run) -> dict[str, QualityFigure]:
                 detail=facts_in_words(facts),
                 higher_is_better=kind.higher_is_better,
             ),
-            value=_number(run.after[key]),
-            condition=_key("record", task, key, facts),
+            value=value,
+            condition=_key("record", run.record.task, key, facts),
             anchor=anchor,
             reference=last_part(reference),
         )
     return found
 
 
-def _facts_of(key: str, measures: Mapping[str, Any]) -> list[str]:
-    wanted = ("num_generated",) if key == "exact_match" else tuple(name for name in FACTS if name != "num_generated")
-    return [name for name in wanted if measures.get(name) is not None]
+def _facts(key: str, measures: ModelMeasures) -> dict[str, int]:
+    """What a quality was measured on."""
+    wanted = ("num_generated",) if key == "exact_match" else ("segment_length", "num_tokens", "num_examples")
+    return {name: value for name in wanted if (value := getattr(measures, name)) is not None}
 
 
-def _anchor(run: Run, key: str, facts: Mapping[str, Any]) -> tuple[str, float]:
+def _anchor(run: Run, key: str) -> tuple[str, float]:
     """The model that tells whether two runs were measured on the same data, and what it scored."""
-    before = _number(run.before[key])
-    base = run.base
-    if base is None:
-        return run.base_name, before
-    same = all(base.after.get(name) == value for name, value in facts.items())
-    if same and math.isclose(_number(base.after.get(key)), before, rel_tol=_TOLERANCE, abs_tol=1e-9):
-        return _anchor(base, key, facts)
+    before, base = getattr(run.before, key), run.base
+    if base is not None and _facts(key, base.after) == _facts(key, run.before):
+        after = getattr(base.after, key)
+        if after is not None and math.isclose(after, before, rel_tol=_TOLERANCE, abs_tol=1e-9):
+            return _anchor(base, key)
     return run.base_name, before
 
 

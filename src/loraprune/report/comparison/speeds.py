@@ -9,9 +9,10 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.qualities import Compared, ComparedModels
 from loraprune.report.comparison.result import LATENCY, Cost
 from loraprune.report.comparison.runs import Run, last_part
@@ -92,7 +93,7 @@ def recorded_speeds(runs: Sequence[Run]) -> SpeedSource:
     """What the records say: a forward pass of the result in turns with one of the model before the run."""
     speeds, before = {}, {}
     for run in runs:  # a plain model has no record, and no latency
-        milliseconds = _finite(run.after.get("latency_ms"))
+        milliseconds = _finite(run.after.latency_ms)
         if milliseconds is None:
             continue
         reference, relative = _relative(run)
@@ -106,7 +107,7 @@ def recorded_speeds(runs: Sequence[Run]) -> SpeedSource:
             work=work,
             machine=machine,
         )
-        began = _finite(run.before.get("latency_ms"))
+        began = _finite(run.before.latency_ms)
         if began is not None:
             before[run.name] = Speed(
                 milliseconds=began, relative=1.0, reference=last_part(run.base_name), conditions=conditions
@@ -134,7 +135,7 @@ def named_source(asked: str, sources: Sequence[SpeedSource]) -> SpeedSource:
 
 def _relative(run: Run) -> tuple[str, float | None]:
     """Time of the result as a share of that of the dense model; through all runs on the way from there."""
-    after, before = _finite(run.after.get("latency_ms")), _finite(run.before.get("latency_ms"))
+    after, before = _finite(run.after.latency_ms), _finite(run.before.latency_ms)
     own = after / before if after and before else None
     if run.base is None:
         return last_part(run.base_name), own
@@ -142,13 +143,13 @@ def _relative(run: Run) -> tuple[str, float | None]:
     return reference, None if own is None or earlier is None else own * earlier
 
 
-def _work(measures: Mapping[str, Any]) -> str:
-    tokens = measures.get("latency_tokens")
-    return f"1 × {tokens} tokens" if tokens is not None else str(measures.get("latency_input") or "")
+def _work(measures: ModelMeasures) -> str:
+    tokens = measures.latency_tokens
+    return measures.latency_input or "" if tokens is None else f"1 × {tokens} tokens"
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+def _finite(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
 def benched_speeds(
