@@ -15,6 +15,7 @@ from loraprune.layers.quantized import stored_bytes
 from loraprune.measure.benchmark.inference import call_latency
 from loraprune.measure.benchmark.memory import free_memory
 from loraprune.metrics.completions import Writing, complete_prompts
+from loraprune.metrics.fingerprint import DataFingerprint
 from loraprune.record.run_record import ModelMeasures, RunMetrics
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_
@@ -46,7 +47,9 @@ def _quality(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasures:
     """What can be measured on held-out rows and seen in a completion, where that is asked for."""
     found: dict[str, Any] = {}
     if prepared.held_out is not None:
-        found = prepared.task.quality(model, prepared.held_out, prepared.processor)
+        data = DataFingerprint(prepared.held_out)
+        found = prepared.task.quality(model, data.held_out, prepared.processor)
+        found["data_fingerprint"] = data.value
     if prepared.options.prompt:
         found["completion"] = complete(model, prepared.tokenizer, prepared.options.prompt)
     return ModelMeasures(**found)

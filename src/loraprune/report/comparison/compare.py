@@ -17,9 +17,11 @@ from loraprune.report.comparison.qualities import (
     Compared,
     ComparedModels,
     QualityFigure,
+    Reference,
     entry_figures,
     read_entries,
     record_figures,
+    same_figure,
 )
 from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup, RunsComparison, pareto_front
 from loraprune.report.comparison.runs import Run, last_part, read_runs
@@ -133,24 +135,6 @@ class Measured:
     model_names: Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A model that runs of a group began with.
-
-    Attributes:
-        name: the last part of its own; ``shown``: that it is shown under.
-        what: it is.
-        quality: its figure.
-        measures: its size.
-    """
-
-    name: str
-    shown: str
-    what: str
-    quality: float
-    measures: ModelMeasures
-
-
 def grouped(
     measured: Measured, name: str, sources: Sequence[SpeedSource]
 ) -> tuple[tuple[RunGroup, ...], tuple[str, ...]]:
@@ -190,19 +174,20 @@ def _why_apart(members: Sequence[Sequence[Run]], measured: Measured, name: str) 
 
 
 def _difference(one: QualityFigure, other: QualityFigure) -> str:
-    if one.condition != other.condition:
-        details = one.quality.detail, other.quality.detail
-        if details[0] != details[1]:
-            return f"measured on {details[0] or 'unknown data'}, and on {details[1] or 'unknown data'}"
+    details = one.quality.detail, other.quality.detail
+    if details[0] != details[1]:
+        return f"measured on {details[0] or 'unknown data'}, and on {details[1] or 'unknown data'}"
+    began, others = one.reference, other.reference
+    if (one.data and other.data) or began is None or others is None:
         return "measured on other data, or with other settings"
-    if one.reference != other.reference:
+    if began.name != others.name:
         return (
-            f"one began with {one.reference} and the other with {other.reference}, and nothing tells whether both were "
+            f"one began with {began.name} and the other with {others.name}, and nothing tells whether both were "
             "measured on the same data"
         )
     return (
-        f"their records give {one.reference} {numbers.significant(one.anchor)} and "
-        f"{numbers.significant(other.anchor)}, so that data, seed or precision of the measurement were not the same"
+        f"their records give {began.name} {numbers.significant(began.quality)} and "
+        f"{numbers.significant(others.quality)}, so that data, seed or precision of the measurement were not the same"
     )
 
 
@@ -210,72 +195,62 @@ def _group(
     runs: Sequence[Run], measured: Measured, name: str, sources: Sequence[SpeedSource], numbered: Mapping[str, int]
 ) -> RunGroup:
     figures = {run.name: measured.figures[run.name][name] for run in runs}
-    first = figures[runs[0].name]
-    references = _references(runs, first, measured, name)
-    costs = costs_of(runs, {reference.name: reference.measures for reference in references}, figures, sources)
-    models = [_reference_model(reference, costs) for reference in references]
-    models += [_run_model(run, figures[run.name], costs, numbered[run.name]) for run in runs]
-    notes = [*costs.notes, *_quality_notes(first, figures, references)]
+    quality = figures[runs[0].name].quality
+    references = _references(runs, figures, measured, name)
+    costs = costs_of(runs, references, figures, sources)
+    models = [
+        ComparedModel(
+            number=None,
+            name=measured.model_names.get(reference.name, reference.name),
+            folder=reference.name,
+            what=reference.what,
+            quality=reference.quality,
+            **costs.of(Compared(reference.name, began=True)),
+        )
+        for reference in references
+    ]
+    base = ", ".join(dict.fromkeys(model.name for model in models))
+    models += [
+        ComparedModel(
+            number=numbered[run.name],
+            name=run.name,
+            folder=str(run.folder),
+            what=run.what,
+            quality=figures[run.name].value,
+            **costs.of(Compared(run.name)),
+        )
+        for run in runs
+    ]
     return RunGroup(
-        base=", ".join(dict.fromkeys(reference.shown for reference in references)),
-        quality=first.quality,
+        base=base,
+        quality=quality,
         costs=costs.shown,
-        models=_with_fronts(models, costs, higher_is_better=first.quality.higher_is_better),
-        notes=tuple(notes),
+        models=_with_fronts(models, costs, higher_is_better=quality.higher_is_better),
+        notes=(*costs.notes, *_quality_notes(figures, references)),
     )
 
 
-def _references(runs: Sequence[Run], first: QualityFigure, measured: Measured, name: str) -> list[Reference]:
-    """The models that the group began with: the one that all records measured, or those that were evaluated."""
-    if first.anchor is not None:
-        origin = next(run for run in runs[0].chain() if last_part(run.base_name) == first.reference)
-        shown = measured.model_names.get(first.reference, first.reference)
-        return [
-            Reference(
-                name=first.reference,
-                shown=shown,
-                what=origin.base_words,
-                quality=first.anchor,
-                measures=origin.before,
-            )
-        ]
-    found = []
-    for model, figures in measured.model_figures.items():
-        if name in figures and figures[name].compares_with(first):
-            parts = (part for run in runs for part in run.chain())
-            began = next((part.before for part in parts if last_part(part.base_name) == model), None)
-            found.append(
-                Reference(
-                    name=model,
-                    shown=measured.model_names[model],
-                    what="dense",
-                    quality=figures[name].value,
-                    measures=began or ModelMeasures(parameters=figures[name].parameters),
-                )
-            )
-    return found
-
-
-def _reference_model(reference: Reference, costs: Costs) -> ComparedModel:
-    return ComparedModel(
-        number=None,
-        name=reference.shown,
-        folder=reference.name,
-        what=reference.what,
-        quality=reference.quality,
-        **costs.of(Compared(reference.name, began=True)),
-    )
-
-
-def _run_model(run: Run, figure: QualityFigure, costs: Costs, number: int) -> ComparedModel:
-    return ComparedModel(
-        number=number,
-        name=run.name,
-        folder=str(run.folder),
-        what=run.what,
-        quality=figure.value,
-        **costs.of(Compared(run.name)),
-    )
+def _references(
+    runs: Sequence[Run], figures: Mapping[str, QualityFigure], measured: Measured, name: str
+) -> list[Reference]:
+    """The models that the group began with: those of the records, or those that were evaluated."""
+    found: dict[str, Reference] = {}
+    for figure in figures.values():
+        if figure.reference is not None:
+            found.setdefault(figure.reference.name, figure.reference)
+    if found:
+        return list(found.values())
+    sizes = {last_part(part.base_name): part.before for run in reversed(runs) for part in run.chain() if part.record}
+    return [
+        Reference(
+            name=model,
+            what="dense",
+            quality=known[name].value,
+            measures=sizes.get(model, ModelMeasures(parameters=known[name].parameters)),
+        )
+        for model, known in measured.model_figures.items()
+        if name in known and known[name].compares_with(figures[runs[0].name])
+    ]
 
 
 def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_better: bool) -> tuple[ComparedModel, ...]:
@@ -297,16 +272,20 @@ def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_bet
     return tuple(replace(model, best_for=tuple(names)) for model, names in zip(models, best, strict=True))
 
 
-def _quality_notes(
-    first: QualityFigure, figures: Mapping[str, QualityFigure], references: Sequence[Reference]
-) -> list[str]:
+def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Reference]) -> list[str]:
     notes = []
     dtypes = {figure.dtype for figure in figures.values() if figure.dtype}
     if len(dtypes) > 1:
         listed = ", ".join(f"{run} {figure.dtype}" for run, figure in figures.items())
         notes.append(f"Measured in several dtypes, so that small differences mean nothing: {listed}.")
-    if first.anchor is None and not references:
-        notes.append(f"The dense model was not measured in this way ({first.quality.name}), and is not shown.")
+    for model in references:
+        found = [f.reference.quality for f in figures.values() if f.reference and f.reference.name == model.name]
+        if not all(same_figure(quality, model.quality) for quality in found):
+            span = f"between {numbers.significant(min(found))} and {numbers.significant(max(found))}"
+            notes.append(f"On the same data the records give {model.name} {span}: smaller differences mean nothing.")
+    if not references:
+        name = next(iter(figures.values())).quality.name
+        notes.append(f"The dense model was not measured in this way ({name}), and is not shown.")
     return notes
 
 
@@ -361,7 +340,7 @@ def common_quality(figures: Figures, dense: Figures) -> str:
         raise ValueError(f"Nothing is known of the quality of {', '.join(figures)}. {REMEDY}")
 
     def rank(name: str) -> tuple[int, int, bool]:
-        beside_dense = shared[name][0].anchor is not None or any(name in known for known in dense.values())
+        beside_dense = shared[name][0].reference is not None or any(name in known for known in dense.values())
         return _largest_group(shared[name]), len(shared[name]), beside_dense
 
     best = max(names, key=rank)

@@ -9,7 +9,7 @@ from typing import Any
 from loraprune.pruning.phase_timer import DENSE, LOADING, MERGING, RESULT, WRITING
 from loraprune.record import numbers
 from loraprune.record.run_record import ModelMeasures
-from loraprune.report.comparison.qualities import Compared, QualityFigure
+from loraprune.report.comparison.qualities import Compared, QualityFigure, Reference
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
 from loraprune.report.comparison.runs import Run
 from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, note_on
@@ -59,7 +59,7 @@ class Costs:
 
 def costs_of(
     runs: Sequence[Run],
-    references: Mapping[str, ModelMeasures],
+    references: Sequence[Reference],
     figures: Mapping[str, QualityFigure],
     sources: Sequence[SpeedSource],
 ) -> Costs:
@@ -67,7 +67,7 @@ def costs_of(
 
     Args:
         runs: of one group.
-        references: sizes of the models that they began with.
+        references: models that they began with.
         figures: of their qualities, which may know the parameters of a model without a record.
         sources: of latencies.
     """
@@ -80,8 +80,8 @@ def costs_of(
         "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
         sparse,
     )
-    sizes |= {Compared(name, began=True): size for name, size in references.items()}
-    latency, speeds, notes_of_latency = latency_of(runs, list(references), sources)
+    sizes |= {Compared(reference.name, began=True): reference.measures for reference in references}
+    latency, speeds, notes_of_latency = latency_of(runs, [reference.name for reference in references], sources)
     time, seconds, notes_of_time = _training_time(runs)
     size = Cost(
         name=PARAMETERS, label="Parameters", detail="of sparse models, those that are not zero" if sparse else ""

@@ -49,86 +49,103 @@ NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
 
 
 @dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A model that runs began with, and its figure.
+
+    Attributes:
+        name: the last part of its own.
+        what: it is: ``"dense"``, ``"2:4 sparse by wanda"``.
+        quality: the figure.
+        measures: its size.
+    """
+
+    name: str
+    what: str
+    quality: float
+    measures: ModelMeasures
+
+
+@dataclass(frozen=True, kw_only=True)
 class QualityFigure:
     """A figure of one model.
 
     Attributes:
         quality: what it measures.
         value: the figure; NaN where the model gave none.
-        condition: what has to be the same for two figures to compare.
-        anchor: what the same measurement says of ``reference``; compared with a tolerance. None where another file
-            tells what the data was.
-        reference: name of the model that the anchor is of.
+        data: fingerprint of what was measured, and on what; None in records that are older than fingerprints.
+        reference: of a record, the model that the run, or the first one before it, began with.
         dtype: that it was measured in, where known.
         parameters: of the model, where the file of the figure knows them.
     """
 
     quality: Quality
     value: float
-    condition: str
-    anchor: float | None = None
-    reference: str = ""
+    data: str | None
+    reference: Reference | None = None
     dtype: str = ""
     parameters: int | None = field(default=None, compare=False)
 
     def compares_with(self, other: QualityFigure) -> bool:
-        """Whether the two are the same measurement of two models."""
-        if (self.condition, self.reference) != (other.condition, other.reference):
+        """Whether the two are the same measurement of two models.
+
+        That of records without a fingerprint is, if both found the same figure of the same model.
+        """
+        if self.data and other.data:
+            return self.data == other.data
+        one, two = self.reference, other.reference
+        if one is None or two is None or (self.quality, one.name) != (other.quality, two.name):
             return False
-        if self.anchor is None or other.anchor is None:
-            return self.anchor is other.anchor
-        return math.isclose(self.anchor, other.anchor, rel_tol=_TOLERANCE, abs_tol=1e-9)
+        return same_figure(one.quality, two.quality)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+def same_figure(one: float | None, other: float | None) -> bool:
+    """Whether two figures of one model are the same but for their last digits."""
+    return one is not None and other is not None and math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
-def _key(*parts: Any) -> str:
+def _fingerprint(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def record_figures(run: Run) -> dict[str, QualityFigure]:
     """Figures that a run's own record has, by name of the measure."""
-    if run.record is None:
-        return {}
-    found = {}
+    figures = {}
     for key, kind in _KINDS.items():
-        value, before = getattr(run.after, key, None), getattr(run.before, key, None)
-        if value is None or before is None:
-            continue
-        facts = _facts(key, run.after)
-        reference, anchor = _anchor(run, key) if _facts(key, run.before) == facts else (run.base_name, math.nan)
-        found[key] = QualityFigure(
-            quality=Quality(
+        value: float | None = getattr(run.after, key, None)
+        if run.record is not None and value is not None and getattr(run.before, key) is not None:
+            quality = Quality(
                 name=key,
                 label=f"held-out {kind.label}",
                 unit=kind.unit,
-                detail=facts_in_words(facts),
+                detail=facts_in_words(_facts(key, run.after)),
                 higher_is_better=kind.higher_is_better,
-            ),
-            value=value,
-            condition=_key("record", run.record.task, key, facts),
-            anchor=anchor,
-            reference=last_part(reference),
-        )
-    return found
+            )
+            data = run.after.data_fingerprint and _fingerprint("record", key, run.after.data_fingerprint)
+            figures[key] = QualityFigure(quality=quality, value=value, data=data, reference=_reference(run, key))
+    return figures
 
 
 def _facts(key: str, measures: ModelMeasures) -> dict[str, int]:
-    """What a quality was measured on."""
+    """What a quality was measured on, as far as a reader is told."""
     wanted = ("num_generated",) if key == "exact_match" else ("segment_length", "num_tokens", "num_examples")
     return {name: value for name in wanted if (value := getattr(measures, name)) is not None}
 
 
-def _anchor(run: Run, key: str) -> tuple[str, float]:
-    """The model that tells whether two runs were measured on the same data, and what it scored."""
-    before, base = getattr(run.before, key), run.base
-    if base is not None and _facts(key, base.after) == _facts(key, run.before):
-        after = getattr(base.after, key)
-        if after is not None and math.isclose(after, before, rel_tol=_TOLERANCE, abs_tol=1e-9):
-            return _anchor(base, key)
-    return run.base_name, before
+def _alike(key: str, one: ModelMeasures, other: ModelMeasures) -> bool:
+    """Whether a figure of two models is the same measurement, as far as their records know."""
+    if one.data_fingerprint and other.data_fingerprint:
+        return one.data_fingerprint == other.data_fingerprint
+    return _facts(key, one) == _facts(key, other)
+
+
+def _reference(run: Run, key: str) -> Reference | None:
+    """The first model of a chain of runs whose figures are all of one measurement."""
+    if not _alike(key, run.before, run.after):
+        return None
+    base, before = run.base, getattr(run.before, key)
+    if base is not None and _alike(key, base.after, run.before) and same_figure(getattr(base.after, key), before):
+        return _reference(base, key)
+    return Reference(name=last_part(run.base_name), what=run.base_words, quality=before, measures=run.before)
 
 
 def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
@@ -140,6 +157,10 @@ def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
             name = entry.label if position == 0 else f"{entry.label}:{key}"
             found[name] = _entry_figure(entry, key, name)
     return found | _average_figures([entry for entry in entries if entry.kind == "task"])
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
 
 
 def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
@@ -159,7 +180,7 @@ def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
             higher_is_better=kind.higher_is_better,
         ),
         value=_number(entry.values[key]),
-        condition=_key(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
+        data=_fingerprint(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
         dtype=str(entry.settings.get("dtype") or ""),
         parameters=entry.parameters,
     )
@@ -185,7 +206,7 @@ def _average_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
                 higher_is_better=True,
             ),
             value=average.value,
-            condition=_key(name, sorted(part.condition for part in parts)),
+            data=_fingerprint(name, sorted(str(part.data) for part in parts)),
             dtype=parts[0].dtype,
             parameters=parts[0].parameters,
         )
