@@ -25,7 +25,7 @@ from loraprune.report.comparison.qualities import (
 )
 from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup, RunsComparison, pareto_front
 from loraprune.report.comparison.runs import Run, last_part, read_runs
-from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, named_source, recorded_speeds
+from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, check_latency, recorded_speeds
 
 if TYPE_CHECKING:
     from loraprune.measure.benchmark.result import BenchResult
@@ -66,14 +66,13 @@ def compare_runs(
     told_of = [entry.model for _, entry in entries] + [model.name for result in benches for model in result.models]
     found = read_runs(given, names, told_of)
     measured, subjects = _measured(found, entries)
-    sources = [*benched_speeds(bench, benches, subjects), recorded_speeds(measured.runs)]
-    if latency is not None:
-        sources = [named_source(latency, sources)]
+    benched = benched_speeds(bench, benches, subjects)
+    check_latency(latency, [*benched, recorded_speeds(measured.runs)])
     if quality is None:
         name = common_quality(measured.figures, measured.model_figures)
     else:
         name = named_quality(quality, measured.figures)
-    groups, notes = grouped(measured, name, sources)
+    groups, notes = _grouped(measured, name, benched, latency)
     return RunsComparison(
         groups=groups,
         other_qualities=tuple(other for other in quality_names(measured.figures) if other != name),
@@ -135,15 +134,16 @@ class Measured:
     model_names: Mapping[str, str]
 
 
-def grouped(
-    measured: Measured, name: str, sources: Sequence[SpeedSource]
+def _grouped(
+    measured: Measured, name: str, benched: Sequence[SpeedSource], latency: str | None
 ) -> tuple[tuple[RunGroup, ...], tuple[str, ...]]:
     """Part the runs that have a measure into groups that compare, and say why there are several.
 
     Args:
         measured: the runs.
         name: of the measure.
-        sources: of latencies; each group takes the one that knows most of its runs, of equals a benchmark.
+        benched: latencies of benchmarks.
+        latency: name of the latencies that are meant; None takes what is known of most runs, in each group.
     """
     members: list[list[Run]] = []
     for run in measured.runs:
@@ -155,8 +155,7 @@ def grouped(
             members.append([run])
         else:
             home.append(run)
-    numbered = {run.name: position for position, run in enumerate(measured.runs, start=1)}
-    groups = tuple(_group(group, measured, name, sources, numbered) for group in members)
+    groups = tuple(_group(group, measured, name, benched, latency) for group in members)
     return groups, _why_apart(members, measured, name)
 
 
@@ -192,12 +191,12 @@ def _difference(one: QualityFigure, other: QualityFigure) -> str:
 
 
 def _group(
-    runs: Sequence[Run], measured: Measured, name: str, sources: Sequence[SpeedSource], numbered: Mapping[str, int]
+    runs: Sequence[Run], measured: Measured, name: str, benched: Sequence[SpeedSource], latency: str | None
 ) -> RunGroup:
     figures = {run.name: measured.figures[run.name][name] for run in runs}
     quality = figures[runs[0].name].quality
     references = _references(runs, figures, measured, name)
-    costs = costs_of(runs, references, figures, sources)
+    costs = costs_of(runs, references, figures, benched, latency)
     models = [
         ComparedModel(
             number=None,
@@ -212,7 +211,7 @@ def _group(
     base = ", ".join(dict.fromkeys(model.name for model in models))
     models += [
         ComparedModel(
-            number=numbered[run.name],
+            number=measured.runs.index(run) + 1,
             name=run.name,
             folder=str(run.folder),
             what=run.what,

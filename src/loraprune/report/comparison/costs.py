@@ -44,7 +44,11 @@ class Costs:
         latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
         figures = {
             PARAMETERS: _counted(size),
-            LATENCY: None if speed is None or latency is None else speed.shown(relative=latency.relative),
+            LATENCY: None
+            if speed is None or latency is None
+            else speed.relative
+            if latency.relative
+            else speed.milliseconds,
             SECONDS: None if subject.began else self.seconds.get(subject.name),
         }
         return {
@@ -61,7 +65,8 @@ def costs_of(
     runs: Sequence[Run],
     references: Sequence[Reference],
     figures: Mapping[str, QualityFigure],
-    sources: Sequence[SpeedSource],
+    benched: Sequence[SpeedSource],
+    latency: str | None,
 ) -> Costs:
     """Gather costs.
 
@@ -69,7 +74,8 @@ def costs_of(
         runs: of one group.
         references: models that they began with.
         figures: of their qualities, which may know the parameters of a model without a record.
-        sources: of latencies.
+        benched: latencies of benchmarks.
+        latency: name of the latencies that are meant.
     """
     sizes = {
         Compared(run.name): ModelMeasures(parameters=figures[run.name].parameters) if run.record is None else run.after
@@ -81,12 +87,13 @@ def costs_of(
         sparse,
     )
     sizes |= {Compared(reference.name, began=True): reference.measures for reference in references}
-    latency, speeds, notes_of_latency = latency_of(runs, [reference.name for reference in references], sources)
+    names = [reference.name for reference in references]
+    timed, speeds, notes_of_latency = latency_of(runs, names, benched, latency)
     time, seconds, notes_of_time = _training_time(runs)
     size = Cost(
         name=PARAMETERS, label="Parameters", detail="of sparse models, those that are not zero" if sparse else ""
     )
-    shown = (size, *(cost for cost in (latency, time) if cost is not None))
+    shown = (size, *(cost for cost in (timed, time) if cost is not None))
     return Costs(
         shown=shown, sizes=sizes, speeds=speeds, seconds=seconds, notes=(*notes, *notes_of_latency, *notes_of_time)
     )
