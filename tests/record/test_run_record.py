@@ -79,6 +79,22 @@ class TestOlderRuns:
         assert RunRecord.read(tmp_path) == record
 
 
+def test_a_record_of_the_first_commits_is_read(tmp_path: Path) -> None:
+    """It named no task, timed no phases, and told nothing of stability, dimensions and errors; NaN stood as it is."""
+    values = json.loads((OLDER / "joint" / "pruning.json").read_text())
+    pruning, metrics = values["metrics"]["pruning"], values["metrics"]
+    del values["task"], values["recipe"], pruning["dimensions"], pruning["refit_errors"], metrics["phases"]
+    for cut in pruning["cuts"]:
+        del cut["stability"], cut["seconds"]
+    metrics["history"][0]["loss"] = math.nan
+    (tmp_path / "pruning.json").write_text(json.dumps(values))
+    found, whole = report_of(RunRecord.read(tmp_path)), report_of(RunRecord.read(OLDER / "joint"))
+    for name in ("title", "headline", "rows", "steps", "settings"):
+        assert getattr(found, name) == getattr(whole, name)
+    assert math.isnan(found.history[0].loss)
+    assert [cut.widths for cut in found.cuts] == [cut.widths for cut in whole.cuts]
+
+
 def optional(strategy: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
     return st.none() | strategy
 

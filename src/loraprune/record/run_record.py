@@ -345,7 +345,7 @@ def upgraded(values: Any) -> Any:
 
     Records without a version have the form of the first. Those of :func:`loraprune.save_pruned` and of
     :func:`loraprune.save` have no measures, and the course of pruning beside the settings. Older ones may lack what the
-    defaults of the fields stand for; what is null there was not known.
+    defaults of the fields stand for; what is null there was not known. The oldest name no task: there was one alone.
 
     Raises:
         ValueError: it is a record of a later version, or none.
@@ -359,6 +359,8 @@ def upgraded(values: Any) -> Any:
             "Install the loraprune that wrote it."
         )
     found = {key: value for key, value in values.items() if value is not None}
+    if "metrics" in found:
+        found.setdefault("task", "causal-lm")
     metrics = found.get("metrics", {})
     if isinstance(metrics, dict):
         metrics = {"pruning": found.get("pruning"), **metrics}
