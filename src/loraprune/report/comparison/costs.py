@@ -26,33 +26,24 @@ class Costs:
 
     Attributes:
         shown: parameters, and those that any of them has a figure of.
+        figures: of each model that is known, by name of the cost.
         sizes: how large each model is.
         speeds: latencies.
-        seconds: of runs.
         notes: what the reader has to know.
     """
 
     shown: tuple[Cost, ...]
+    figures: Mapping[str, Mapping[Compared, float | None]]
     sizes: Mapping[Compared, ModelMeasures]
     speeds: Mapping[Compared, Speed]
-    seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
     def of(self, subject: Compared) -> dict[str, Any]:
         """Fields of a compared model."""
-        size, speed = self.sizes.get(subject, ModelMeasures()), self.speeds.get(subject)
-        latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
-        figures = {
-            PARAMETERS: _counted(size),
-            LATENCY: None
-            if speed is None or latency is None
-            else speed.relative
-            if latency.relative
-            else speed.milliseconds,
-            SECONDS: None if subject.began else self.seconds.get(subject.name),
-        }
+        size, speed = self.sizes[subject], self.speeds.get(subject)
+        figures = {name: known.get(subject) for name, known in self.figures.items()}
         return {
-            "costs": {cost: float(value) for cost, value in figures.items() if value is not None},
+            "costs": {name: float(value) for name, value in figures.items() if value is not None},
             "sparse": _is_sparse(size),
             "stored_parameters": size.parameters,
             "bytes": size.bytes,
@@ -87,15 +78,18 @@ def costs_of(
         sparse,
     )
     sizes |= {Compared(reference.name, began=True): reference.measures for reference in references}
-    names = [reference.name for reference in references]
-    timed, speeds, notes_of_latency = latency_of(runs, names, benched, latency)
+    timed, speeds, notes_of_latency = latency_of(runs, [each.name for each in references], benched, latency)
     time, seconds, notes_of_time = _training_time(runs)
-    size = Cost(
-        name=PARAMETERS, label="Parameters", detail="of sparse models, those that are not zero" if sparse else ""
-    )
-    shown = (size, *(cost for cost in (timed, time) if cost is not None))
+    detail = "of sparse models, those that are not zero" if sparse else ""
+    counted = {model: size.nonzero if _is_sparse(size) else size.parameters for model, size in sizes.items()}
+    shares = timed is not None and timed.relative
+    latencies = {model: speed.relative if shares else speed.milliseconds for model, speed in speeds.items()}
     return Costs(
-        shown=shown, sizes=sizes, speeds=speeds, seconds=seconds, notes=(*notes, *notes_of_latency, *notes_of_time)
+        shown=tuple(filter(None, (Cost(name=PARAMETERS, label="Parameters", detail=detail), timed, time))),
+        figures={PARAMETERS: counted, LATENCY: latencies if timed else {}, SECONDS: seconds},
+        sizes=sizes,
+        speeds=speeds,
+        notes=(*notes, *notes_of_latency, *notes_of_time),
     )
 
 
@@ -103,22 +97,18 @@ def _is_sparse(size: ModelMeasures) -> bool:
     return bool(size.nonzero and size.parameters and size.nonzero < SPARSE_SHARE * size.parameters)
 
 
-def _counted(size: ModelMeasures) -> int | None:
-    return size.nonzero if _is_sparse(size) else size.parameters
-
-
-def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], list[str]]:
+def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[Compared, float], list[str]]:
     """Seconds of each run and of those that it went on from; of training where all records know it, else of all."""
     recorded = [run for run in runs if run.record is not None]
     only_training = bool(recorded) and all(part.metrics.phases for run in recorded for part in run.chain())
-    seconds: dict[str, float] = {}
+    seconds: dict[Compared, float] = {}
     partial = []
     for run in recorded:
         parts = [_seconds(part, only_training=only_training) for part in run.chain()]
         known = [part for part in parts if part is not None]
         if not known or len(known) < len(parts):
             continue
-        seconds[run.name] = sum(known)
+        seconds[Compared(run.name)] = sum(known)
         if not list(run.chain())[-1].began_dense:
             partial.append(run.name)
     if not seconds:
@@ -127,7 +117,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
         "Time of {names}: without what came before, since the record of the base is not here; name that folder, too.",
         partial,
     )
-    machines = {run.name: run.machine for run in recorded if run.name in seconds}
+    machines = {run.name: run.machine for run in recorded if Compared(run.name) in seconds}
     why = ""
     if len(set(machines.values())) > 1:
         why = "taken on different machines"

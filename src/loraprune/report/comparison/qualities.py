@@ -31,6 +31,16 @@ class Kind:
     unit: Unit
     higher_is_better: bool = False
 
+    def quality(self, name: str, of: str, facts: Mapping[str, Any]) -> Quality:
+        """The measure, of some data: ``of`` stands before the label."""
+        return Quality(
+            name=name,
+            label=f"{of} {self.label}",
+            unit=self.unit,
+            detail=facts_in_words(facts),
+            higher_is_better=self.higher_is_better,
+        )
+
 
 _KINDS: dict[str, Kind] = {
     "perplexity": Kind(label="perplexity", unit=Unit.PERPLEXITY),
@@ -113,13 +123,7 @@ def record_figures(run: Run) -> dict[str, QualityFigure]:
     for key, kind in _KINDS.items():
         value: float | None = getattr(run.after, key, None)
         if run.record is not None and value is not None and getattr(run.before, key) is not None:
-            quality = Quality(
-                name=key,
-                label=f"held-out {kind.label}",
-                unit=kind.unit,
-                detail=facts_in_words(_facts(key, run.after)),
-                higher_is_better=kind.higher_is_better,
-            )
+            quality = kind.quality(key, "held-out", _facts(key, run.after))
             data = run.after.data_fingerprint and _fingerprint("record", key, run.after.data_fingerprint)
             figures[key] = QualityFigure(quality=quality, value=value, data=data, reference=_reference(run, key))
     return figures
@@ -164,7 +168,6 @@ def _number(value: Any) -> float:
 
 
 def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
-    kind = _KINDS[key]
     settings = {setting: value for setting, value in entry.settings.items() if setting not in NEUTRAL}
     # Perplexities per token compare between models only if these cut the text into the same tokens.
     tokens = entry.values.get("num_tokens") if key in ("perplexity", "loss") else None
@@ -172,13 +175,7 @@ def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
     items = entry.values.get("num_items")
     shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label says it
     return QualityFigure(
-        quality=Quality(
-            name=name,
-            label=f"{entry.label} {kind.label}",
-            unit=kind.unit,
-            detail=facts_in_words({**shown, "num_tokens": tokens, "num_items": items}),
-            higher_is_better=kind.higher_is_better,
-        ),
+        quality=_KINDS[key].quality(name, entry.label, {**shown, "num_tokens": tokens, "num_items": items}),
         value=_number(entry.values[key]),
         data=_fingerprint(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
         dtype=str(entry.settings.get("dtype") or ""),
