@@ -85,6 +85,10 @@ class TestRecords:
         group = only_group(compare_runs([known, old]))
         assert by_name(group)["known"].costs["seconds"] == 60.0
 
+    def test_measuring_the_model_before_a_recovery_is_no_training(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "a", metrics={"phases": {"measuring the model before": 7.0, "training": 30.0}})
+        assert by_name(only_group(compare_runs([run])))["a"].costs["seconds"] == 30.0
+
     def test_of_sparse_runs_weights_that_are_not_zero_count(self, tmp_path: Path) -> None:
         sparse = write_run(tmp_path / "sparse", parameters=1000, nonzero=520, dense={**DENSE, "nonzero": 999})
         comparison = compare_runs([sparse])

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprune.pruning.phase_timer import DENSE, LOADING, MERGING, RESULT, WRITING
+from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, RESULT, WRITING
 from loraprune.record import numbers
 from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.qualities import Compared, QualityFigure, Reference
@@ -17,7 +17,7 @@ from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, m
 SPARSE_SHARE = 0.99
 """A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
 
-NOT_TRAINING = (LOADING, DENSE, MERGING, RESULT, WRITING)
+NOT_TRAINING = (LOADING, DENSE, BASE, MERGING, RESULT, WRITING)
 
 
 @dataclass(frozen=True, kw_only=True)
