@@ -83,6 +83,7 @@ class TestResult:
         dense, unrecovered, pruned = metrics["dense"], metrics["unrecovered"], metrics["pruned"]
         assert dense["num_tokens"] == unrecovered["num_tokens"] == pruned["num_tokens"] > 0
         assert dense["perplexity"] != pruned["perplexity"] != unrecovered["perplexity"]
+        assert dense["data_fingerprint"] == pruned["data_fingerprint"] == unrecovered["data_fingerprint"]
         assert unrecovered["parameters"] == pruned["parameters"] < dense["parameters"]
         assert pruned["bytes"] == 4 * pruned["parameters"]
         assert dense["latency_ms"] > 0 < pruned["latency_ms"]

@@ -59,6 +59,7 @@ def processor(size: int = 8) -> ViTImageProcessor:
 class TestQuality:
     def test_a_pruned_classifier_is_nearly_as_right_as_the_dense_one(self, finished: PruneResult) -> None:
         metrics = finished.metrics
+        assert metrics["dense"]["data_fingerprint"] == metrics["pruned"]["data_fingerprint"]
         dense, unrecovered, pruned = metrics["dense"], metrics["unrecovered"], metrics["pruned"]
         assert dense["accuracy"] > 0.85
         assert pruned["accuracy"] > dense["accuracy"] - 0.04

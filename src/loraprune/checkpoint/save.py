@@ -15,7 +15,9 @@ from torch import nn
 
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
 from loraprune.layers.unwrap import base_model
+from loraprune.record.codec import encode
 from loraprune.record.provenance import versions
+from loraprune.record.run_record import RECORD_FILE
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -187,8 +189,8 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    record: dict[str, Any],
     card: str,
+    record: dict[str, Any] | None = None,
     extras: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
@@ -197,9 +199,9 @@ def save_checkpoint(
         output: folder to make; an existing one is replaced.
         model: merged, with its config.
         tokenizer: saved beside it, or None.
-        record: what was done; goes to ``pruning.json``.
         card: text of ``README.md``.
-        extras: writes further files into the folder, after the weights and before the record, to which it may add.
+        record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
+        extras: writes further files into the folder, after the weights.
     """
     with appearing_folder(output) as folder:
         model.save_pretrained(folder)
@@ -207,9 +209,8 @@ def save_checkpoint(
             tokenizer.save_pretrained(folder)
         if extras is not None:
             extras(folder)
-        # Options may be numbers of NumPy, as of a sweep.
-        text = json.dumps(record, indent=2, default=lambda value: value.item())
-        (folder / "pruning.json").write_text(text, encoding="utf-8")
+        if record is not None:
+            (folder / RECORD_FILE).write_text(json.dumps(encode(record), indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

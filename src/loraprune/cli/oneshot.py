@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from loraprune.recipes.oneshot import OneshotResult
-    from loraprune.sparsity.whole_model import MatrixRecord
+    from loraprune.record.run_record import MatrixRecord
 
 
 _FORMATS = ("dense", "semi-structured", "compressed-tensors")

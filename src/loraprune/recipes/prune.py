@@ -31,13 +31,14 @@ from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
-from loraprune.recipes.steps.record import run_settings, training_recipe
+from loraprune.recipes.steps.record import dimensions_of, record_of, run_settings, training_recipe, with_phases
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
-from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import dimensions_of, run_record
-from loraprune.report.card import model_card, pst_card, recovery_card
-from loraprune.report.from_record import importance_of, report_of, shown_measures, write_run_page
+from loraprune.record.codec import decode, encode
+from loraprune.record.report_data import HistoryPoint, ReportData
+from loraprune.record.run_record import ModelMeasures, PruningCourse, RunMetrics, RunRecord, SparsityCourse
+from loraprune.report.card import card_of
+from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
 from loraprune.tasks.event_files import copy_event_files
 from loraprune.tasks.options import LoraOptions, RunOptions
@@ -129,7 +130,7 @@ class _Base:
         config: its own; ``generation_config``: likewise, where it has one.
     """
 
-    measures: dict[str, Any]
+    measures: ModelMeasures
     zeros: Zeros
     config: Any
     generation_config: Any
@@ -202,36 +203,26 @@ def _finish(
         _restore_config_(finished.get_base_model(), base.config, base.generation_config)
         merged = finished_model(prepared, finished, pruning.run)
     zeros = zeros_of(merged, prepared.structure)
-    counts_zeros = base.zeros.are_sparsity or prepared.unstructured
-    course = {
-        **({} if prepared.recovery or prepared.unstructured else {"pruning": _cuts(prepared, pruning)}),
-        **({"sparsity": _sparsity(prepared, pruning, base.zeros, zeros)} if counts_zeros else {}),
-        "steps": pruning.steps,
-        "history": pruning.history,
-        "skipped_steps": pruning.skipped_steps,
-        "data": dict(prepared.rows.prepared.facts),
-    }
     with phases.timed(RESULT):
-        metrics = measure_pruned(
-            prepared, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(prepared, merged)
-        )
-    if counts_zeros:
-        metrics["dense"]["nonzero"] = prepared.structure.num_parameters - base.zeros.count
-        metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
-    metrics["seconds"] = time.time() - started + phases.earlier
-    metrics["phases"] = dict(phases.seconds)
-    record = run_record(
-        prepared.name, prepared.task.name, run_settings(prepared), metrics, pruning.run.plan, prepared.options.command
+        fits = is_measurable(prepared, merged)
+        metrics = measure_pruned(prepared, merged, base.measures, pruning.run.plan, sizes_only=not fits)
+    if base.zeros.are_sparsity or prepared.unstructured:
+        metrics = _with_zeros(metrics, prepared, pruning, base.zeros, zeros)
+    metrics = replace(
+        metrics,
+        pruning=None if prepared.recovery or prepared.unstructured else _cuts(prepared, pruning),
+        steps=pruning.steps,
+        history=tuple(HistoryPoint(**point) for point in pruning.history),
+        skipped_steps=tuple(pruning.skipped_steps),
+        data=prepared.rows.prepared.facts,
+        seconds=time.time() - started + phases.earlier,
+        phases=dict(phases.seconds),
     )
-    record["recipe"] = training_recipe(prepared)
-    history = prepared.history()
-    if history is not None:
-        record["base_pruning"] = history
+    record = record_of(prepared, run_settings(prepared), training_recipe(prepared), metrics, pruning.run.plan)
     report = joint_report(prepared, record, pruning, base.zeros)
-    card = _card(prepared, record, merged)
+    card = card_of(record, prepared.structure, runtimes_of(merged))
     if prepared.options.output is not None:
-        report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
-        metrics["phases"] = record["metrics"]["phases"]
+        record, report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
         if not prepared.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
     return PruneResult(
@@ -239,26 +230,33 @@ def _finish(
         tokenizer=prepared.tokenizer,
         plan=pruning.run.plan,
         structure=pruning.run.structure,
-        metrics=metrics,
         report=report,
-        record=record,
+        run_record=record,
         card=card,
         output=prepared.options.output,
         image_processor=prepared.image_processor,
     )
 
 
-def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> dict[str, Any]:
+def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> PruningCourse:
     """The course of pruning, and what the plan is of."""
     assert pruning.run is not None
-    return pruning.run.summary() | {"dimensions": dimensions_of(prepared.structure)}
+    course = decode(PruningCourse, encode(pruning.run.summary()))
+    return replace(course, dimensions=dimensions_of(prepared.structure))
 
 
-def _sparsity(prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
+def _with_zeros(
+    metrics: RunMetrics, prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros
+) -> RunMetrics:
     """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
     assert pruning.run is not None
-    counted = {"before": before.to_json(), "after": after.to_json()}
-    return pruning.run.summary() | counted if prepared.unstructured else counted
+    course = encode(pruning.run.summary()) if prepared.unstructured else {}
+    sparsity = decode(SparsityCourse, {**course, "before": before.to_json(), "after": after.to_json()})
+    dense, pruned = (
+        replace(measures, nonzero=(measures.parameters or 0) - zeros.count)
+        for measures, zeros in ((metrics.dense, before), (metrics.pruned, after))
+    )
+    return replace(metrics, dense=dense, pruned=pruned, sparsity=sparsity)
 
 
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
@@ -296,14 +294,12 @@ def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTrainin
     return folder
 
 
-def joint_report(
-    prepared: PreparedTraining, record: dict[str, Any], pruning: PruningCallback, zeros: Zeros
-) -> ReportData:
+def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: PruningCallback, zeros: Zeros) -> ReportData:
     """The report of a run; ``zeros`` are those of the model before it."""
     assert pruning.run is not None
-    measures, notes = shown_measures(prepared.task.measures, record["metrics"]), _notes(prepared, pruning, zeros)
     importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
-    return report_of(record, measures, importance=importance, prompt=prepared.options.prompt, notes=notes)
+    notes = _notes(prepared, pruning, zeros)
+    return report_of(record, importance=importance, prompt=prepared.options.prompt, notes=notes)
 
 
 def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
@@ -325,26 +321,17 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     return tuple(notes)
 
 
-def _card(prepared: PreparedTraining, record: dict[str, Any], model: PreTrainedModel) -> str:
-    runtimes = runtimes_of(model)
-    if prepared.unstructured:
-        return pst_card(record, prepared.task, runtimes)
-    if prepared.recovery:
-        return recovery_card(record, prepared.task, runtimes)
-    return model_card(record, prepared.task, prepared.structure, runtimes)
-
-
 def write_result(
     prepared: PreparedTraining,
     merged: PreTrainedModel,
-    record: dict[str, Any],
+    record: RunRecord,
     report: ReportData,
     card: str,
     pruning: PruningCallback,
     adapter: Path | None,
     run_dir: Path,
-) -> ReportData:
-    """Write everything; record and report are told how long the weights took. Returns the report as written."""
+) -> tuple[RunRecord, ReportData]:
+    """Write everything; record and report are told how long the weights took. Returns both as written."""
     output = prepared.options.output
     assert output is not None
     assert pruning.run is not None
@@ -353,10 +340,10 @@ def write_result(
     pruning.phases.begin()
 
     def extras(folder: Path) -> None:
-        nonlocal report
+        nonlocal record, report
         pruning.phases.lap(WRITING)
-        record["metrics"]["phases"] = dict(pruning.phases.seconds)
-        report = replace(report, phases=record["metrics"]["phases"])
+        record, report = with_phases(record, report, pruning.phases.seconds)
+        record.write(folder)
         if prepared.options.report:
             write_run_page(report, folder, output)
         copy_event_files(run_dir, folder)
@@ -365,5 +352,5 @@ def write_result(
         if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    save_checkpoint(output, merged, prepared.processor, record=record, card=card, extras=extras)
-    return report
+    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras)
+    return record, report

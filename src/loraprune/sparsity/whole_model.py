@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,6 +15,7 @@ from loraprune.calibration.features import FeatureStatistics
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.calibration.progress import Progress
 from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.record.run_record import MatrixRecord
 from loraprune.sparsity.configs import Evidence, MagnitudeMask, WithUpdates, ZeroingMethod
 from loraprune.sparsity.matrices import Matrix, matrices_of
 from loraprune.sparsity.methods import SparseMatrix, sparsify
@@ -27,34 +28,6 @@ if TYPE_CHECKING:
 
 RAISED_DAMPING = 0.1
 """Damping of updates whose second moment has fewer tokens than features: most of its directions are not known."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class MatrixRecord:
-    """What became of a matrix.
-
-    Attributes:
-        name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
-        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before.
-        seconds: that it took, without the calibration data's way through the block.
-        error: squared error of its outputs as a share of the squared outputs, where the method knows it.
-        damping: that its updates needed, where the method has any.
-    """
-
-    name: str
-    layer: int
-    kind: str
-    weights: int
-    zeros: int
-    zeros_before: int
-    seconds: float
-    error: float | None = None
-    damping: float | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the weights that are zero."""
-        return self.zeros / self.weights
 
 
 def check_widths(model: nn.Module, structure: Structure, method: ZeroingMethod, pattern: SparsityPattern) -> None:

@@ -14,13 +14,13 @@ from loraprune.data.pairs import prepare_pairs
 from loraprune.metrics.accuracy import target_quality
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.task import (
     FILE_SIZE,
     FORWARD_PASS,
     LATENCY_TOKENS,
     PARAMETERS,
     Measure,
-    Metrics,
     Setup,
     Task,
     Workload,
@@ -34,12 +34,12 @@ if TYPE_CHECKING:
 LATENCY_TARGET_TOKENS = 64
 
 
-def _tokens(metrics: Metrics) -> str:
-    return f"{metrics.get('num_tokens', 0):,} held-out target tokens"
+def _tokens(measures: ModelMeasures) -> str:
+    return f"{measures.num_tokens or 0:,} held-out target tokens"
 
 
-def _written(metrics: Metrics) -> str:
-    return f"{metrics.get('num_generated', 0):,} held-out targets"
+def _written(measures: ModelMeasures) -> str:
+    return f"{measures.num_generated or 0:,} held-out targets"
 
 
 class TextToText(Task):
@@ -58,15 +58,15 @@ class TextToText(Task):
             label="Held-out perplexity",
             unit=Unit.PERPLEXITY,
             detail=_tokens,
-            card=lambda metrics: f"held-out perplexity ({_tokens(metrics)})",
+            card=lambda measures: f"held-out perplexity ({_tokens(measures)})",
         ),
-        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda metrics: f"nats, {_tokens(metrics)}"),
+        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda measures: f"nats, {_tokens(measures)}"),
         Measure(
             key="exact_match",
             label="Exact match",
             unit=Unit.ACCURACY,
-            detail=lambda metrics: f"{_written(metrics)}, greedy decoding",
-            card=lambda metrics: f"exact match ({_written(metrics)})",
+            detail=lambda measures: f"{_written(measures)}, greedy decoding",
+            card=lambda measures: f"exact match ({_written(measures)})",
         ),
         FORWARD_PASS,
     )

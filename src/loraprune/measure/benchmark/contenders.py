@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -149,9 +149,8 @@ def _base_of(name: str, config: BenchConfig) -> str | None:
     adapter = find_adapter(name, revision=config.revision)
     if adapter is not None:
         return adapter.base
-    history = base_pruning(name, config.revision) or {}
-    base: Any = history.get("base_model")
-    return base if isinstance(base, str) else None
+    history = base_pruning(name, config.revision)
+    return None if history is None else history.base_model
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:

@@ -14,6 +14,7 @@ from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.history import base_pruning, base_pruning_of
+from loraprune.record.run_record import History
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.registry import tunable_task
@@ -152,7 +153,7 @@ class PreparedRun:
             check_token_ids(rows.prepared.dataset, len(self.tokenizer), self.source.config)
         self.rows = rows
 
-    def history(self) -> dict[str, Any] | None:
+    def history(self) -> History | None:
         """The short history of the checkpoint that the run begins with; None where there is none."""
         source = self.source
         return base_pruning(source.name, source.revision) if source.loaded is None else base_pruning_of(source.loaded)

@@ -1,22 +1,29 @@
-"""What the record of a run says of its options: as a recipe that ``--config`` takes, and as settings."""
+"""The record of a run: its measures and course, and its options as settings and as a recipe that ``--config`` takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from loraprune.options.field import option_name
 from loraprune.pruning.config import PruningConfig
-from loraprune.record.run_record import plain
+from loraprune.record.codec import encode
+from loraprune.record.provenance import machine_description, timestamp, versions
+from loraprune.record.run_record import DimensionRecord, Machine, RunMetrics, RunRecord, Settings
 from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
+    from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun, PreparedTraining
+    from loraprune.record.report_data import ReportData
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
 
 ALWAYS_STATED = (
     "ratio",
@@ -45,6 +52,9 @@ ONESHOT_STATED = (
 OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences")
 """Options on how data is read; which data it is, the user says."""
 
+_STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)
+"""What a recipe can say."""
+
 OF_THE_MACHINE = (
     "output_dir",
     "report_to",
@@ -60,6 +70,52 @@ OF_THE_MACHINE = (
     "dataloader_num_workers",
 )
 """Training arguments that do not shape the result."""
+
+
+def record_of(
+    prepared: PreparedRun, settings: Mapping[str, Any], recipe: Mapping[str, Any], metrics: RunMetrics, plan: Plan
+) -> RunRecord:
+    """The record of a run that is over.
+
+    Args:
+        prepared: that was done.
+        settings: of the run, by part.
+        recipe: of the run.
+        metrics: its measures and course.
+        plan: groups that stayed.
+    """
+    return RunRecord(
+        base_model=prepared.name,
+        task=prepared.task.name,
+        created=timestamp(),
+        command=prepared.options.command,
+        settings=Settings(**encode(settings)),
+        metrics=metrics,
+        plan=plan.kept,
+        versions=versions(),
+        machine=Machine(**machine_description()),
+        recipe=recipe,
+        base_pruning=prepared.history(),
+    )
+
+
+def with_phases(record: RunRecord, report: ReportData, seconds: Mapping[str, float]) -> tuple[RunRecord, ReportData]:
+    """Record and report of a run with the seconds of its phases as they are now."""
+    phases = dict(seconds)
+    return replace(record, metrics=replace(record.metrics, phases=phases)), replace(report, phases=phases)
+
+
+def dimensions_of(structure: Structure) -> tuple[DimensionRecord, ...]:
+    """What the record keeps of a model's prunable dimensions, so that a plan can be read without the model."""
+    return tuple(
+        DimensionRecord(
+            name=dimension.name,
+            kind=dimension.kind,
+            layer=None if dimension.spans_blocks else dimension.layer,
+            groups=dimension.num_groups,
+        )
+        for dimension in structure
+    )
 
 
 def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
@@ -142,11 +198,9 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in ("dimensions", "keep_layers") and value is not None:
             value = ",".join(map(str, value))
-        if isinstance(value, Enum):
-            value = value.value
-        value = plain(value)
-        if value is not None and isinstance(value, (bool, int, float, str, list, dict)):
-            stated[name] = value
+        plain = encode(value)
+        if plain is not None and isinstance(value, _STATED):
+            stated[name] = plain
     return stated
 
 
@@ -212,11 +266,4 @@ def training_settings(arguments: TrainingArguments, max_length: int | None) -> d
     values["max_length"] = max_length
     if max_length is None:
         del values["max_length"]
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):  # some are strings, too, that print as SchedulerType.COSINE
-        return value.value
-    value = plain(value)
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+    return {name: encode(value) for name, value in values.items()}
