@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from loraprune.options.field import check_choice, check_fields, option
+from loraprune.options.field import check_choice, check_fields, setting
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LeastSquares(Repair):
         damping: ridge as a share of the mean diagonal of the second moment of the inputs.
     """
 
-    damping: float = option(
-        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)"
+    damping: float = setting(
+        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)", idle=True
     )
 
 
