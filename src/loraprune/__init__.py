@@ -11,6 +11,8 @@ from loraprune.compat.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from loraprune.allocation.allocate import plan_for
+    from loraprune.allocation.schedule import Schedule
+    from loraprune.allocation.target import Target
     from loraprune.architectures import UnsupportedArchitectureError
     from loraprune.architectures.values import DescriptionError
     from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
@@ -31,7 +33,7 @@ if TYPE_CHECKING:
     from loraprune.pruning.callback import PruningCallback, PstCallback
     from loraprune.pruning.config import PruningConfig
     from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
-    from loraprune.pruning.oneshot_config import OneshotConfig
+    from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
     from loraprune.pruning.pruner import Pruner
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
     from loraprune.recipes.oneshot import OneshotResult, oneshot
@@ -73,7 +75,10 @@ __all__ = [
     "RunOptions",
     "RunsComparison",
     "RuntimeFormatError",
+    "Schedule",
+    "SparseConfig",
     "Structure",
+    "Target",
     "TaskError",
     "TrainingDivergedError",
     "UnsupportedArchitectureError",
@@ -124,7 +129,10 @@ _HOMES = {
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",
     "RuntimeFormatError": "loraprune.checkpoint.exports.checkpoint",
+    "Schedule": "loraprune.allocation.schedule",
+    "SparseConfig": "loraprune.pruning.oneshot_config",
     "Structure": "loraprune.structure.dimensions",
+    "Target": "loraprune.allocation.target",
     "TaskError": "loraprune.tasks.registry",
     "TrainingDivergedError": "loraprune.pruning.errors",
     "UnsupportedArchitectureError": "loraprune.architectures",

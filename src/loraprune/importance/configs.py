@@ -220,7 +220,7 @@ class Osscar(AtConsumers):
     name = "osscar"
     reads_moment = True
     too_slow = "compares groups by what the repair of their cut leaves over, which is too slow for every step"
-    damping: float = setting(0.01, within="[0, 1)", idle=True)
+    damping: float = setting(0.01, within="[0, inf)", idle=True)
 
     def group_scores(
         self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
