@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.record.places import WriteError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -83,7 +84,7 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         console.print("Stopped.", style="yellow")
         return STOPPED
-    except ArithmeticError as error:
+    except (ArithmeticError, WriteError) as error:
         console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return FAILED
     except (ValueError, OSError) as error:

@@ -233,7 +233,7 @@ def _check_format(form: str, model: str, config: OneshotConfig, options: RunOpti
     Raises:
         ValueError: it is for 2:4 alone, or this machine or the installed packages cannot do it.
     """
-    from loraprune.checkpoint.save import check_output
+    from loraprune.record.replaceable import check_output
 
     if form == "dense":
         return

@@ -18,6 +18,7 @@ from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.pst import PstRun
 from loraprune.pruning.run import CutRecord, PruningRun
+from loraprune.record.atomic import write_text
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
@@ -87,10 +88,8 @@ def save_state(
     """
     save_file(run_tensors(run, model), folder / TENSOR_FILE)
     state = run_values(run, {"history": history, "skipped_steps": skipped_steps})
-    temporary = folder / f"{STATE_FILE}.tmp"
     # Options may be numbers of NumPy, as of a sweep.
-    temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
-    temporary.replace(folder / STATE_FILE)
+    write_text(folder / STATE_FILE, json.dumps(state, default=lambda value: value.item()))
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:

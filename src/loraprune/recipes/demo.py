@@ -10,11 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.save import check_output
 from loraprune.data.demo import PROMPT, demo_data, demo_model
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.recipes.prune import PruneResult, prune
+from loraprune.record.replaceable import check_output
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:

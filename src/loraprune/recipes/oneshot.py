@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
@@ -25,6 +26,7 @@ from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot
 from loraprune.recipes.steps.record import oneshot_recipe
+from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
@@ -95,17 +97,24 @@ def oneshot(
 
     Raises:
         ValueError: something given is wrong; raised before any long work.
-        ArithmeticError: calibration data make NaN or Inf.
+        ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
     """
-    prepared = prepare_oneshot(
-        model,
-        dataset,
-        config or OneshotConfig(ratio=0.5),
-        tokenizer,
-        options or RunOptions(),
-        image_processor=image_processor,
-        collator=collator,
-    )
+    options = options or RunOptions()
+    with claimed(options.output):
+        prepared = prepare_oneshot(
+            model,
+            dataset,
+            config or OneshotConfig(ratio=0.5),
+            tokenizer,
+            options,
+            image_processor=image_processor,
+            collator=collator,
+        )
+        return _run(prepared, progress)
+
+
+def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
+    """Load, measure, prune, measure again and save."""
     started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
@@ -202,6 +211,8 @@ def _finish(
 ) -> OneshotResult:
     """Measure and save."""
     finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
+    if prepared.options.output is not None:
+        check_finite(finished)  # before it is measured
     course = course | _facts(prepared, finished, pruned)
     plan = pruned.plan if prepared.oneshot.structured else None
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
@@ -266,7 +277,15 @@ def _save(
         if prepared.options.report:
             write_run_page(report, folder, output)
 
-    save_checkpoint(output, finished, prepared.processor, record=record, card=card, extras=extras)
+    save_checkpoint(
+        output,
+        finished,
+        prepared.processor,
+        record=record,
+        card=card,
+        extras=extras,
+        overwrite=prepared.options.overwrite,
+    )
     return report
 
 

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from loraprune.checkpoint.adapter import FACTS_FILE, MASKS_FILE, REFITTED_FILE, facts_text
 from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
@@ -34,6 +35,7 @@ from loraprune.recipes.steps.quantized import attach_originals_, finished_model,
 from loraprune.recipes.steps.record import run_settings, training_recipe
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
+from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import dimensions_of, run_record
 from loraprune.report.card import model_card, pst_card, recovery_card
@@ -119,8 +121,11 @@ def prune(
 
 @contextmanager
 def run_folder(options: RunOptions) -> Iterator[Path]:
-    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output."""
-    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output.
+
+    No other run writes to the output, or to this folder, until the block ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch, claimed(options.output):
         yield options.run_dir or Path(scratch)
 
 
@@ -206,6 +211,8 @@ def _finish(
         finished: Any = trainer.model
         _restore_config_(finished.get_base_model(), base.config, base.generation_config)
         merged = finished_model(prepared, finished, pruning.run)
+    if prepared.options.output is not None:
+        check_finite(merged)  # before it is measured
     zeros = zeros_of(merged, prepared.structure)
     counts_zeros = base.zeros.are_sparsity or prepared.unstructured
     course = {
@@ -368,5 +375,13 @@ def write_result(
         if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    save_checkpoint(output, merged, prepared.processor, record=record, card=card, extras=extras)
+    save_checkpoint(
+        output,
+        merged,
+        prepared.processor,
+        record=record,
+        card=card,
+        extras=extras,
+        overwrite=prepared.options.overwrite,
+    )
     return report

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.load import check_quantization
+from loraprune.record.places import check_kind
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -68,6 +69,7 @@ class RunOptions:
     def __post_init__(self) -> None:
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
+            check_kind(self.output)
         check_quantization(self.quantization)
         if self.eval_sequences is not None and self.eval_sequences < 0:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")

@@ -16,7 +16,8 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     copy_companions,
     read_sparse_checkpoint,
 )
-from loraprune.checkpoint.save import appearing_folder, check_disk_space
+from loraprune.checkpoint.save import check_disk_space
+from loraprune.record.appearing import appearing_folder
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +52,8 @@ def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = F
     files = found.tensors_by_file()
     size_before = sum(path.stat().st_size for path in files)
     check_disk_space(output, size_before)
-    with appearing_folder(output) as temporary:
+    found.check_finite()
+    with appearing_folder(output, overwrite=overwrite) as temporary:
         copy_companions(folder, temporary)
         _write_tensors(found, files, temporary)
         size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))

@@ -26,7 +26,8 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     weight_of,
 )
 from loraprune.checkpoint.exports.two_four import is_two_four, pack, unpack
-from loraprune.checkpoint.save import appearing_folder, check_disk_space
+from loraprune.checkpoint.save import check_disk_space
+from loraprune.record.appearing import appearing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -54,19 +55,20 @@ def write_semi_structured(folder: Path, output: Path, *, overwrite: bool = False
     check_semi_structured()
     found = read_sparse_checkpoint(folder)
     check_semi_structured(dtype=found.checkpoint.load(weight_of(found.sparse[0])).dtype)
-    return write_packed(found, output)
+    return write_packed(found, output, overwrite=overwrite)
 
 
-def write_packed(found: SparseCheckpoint, output: Path) -> SparseFolderResult:
+def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
     """Write the folder; needs no special hardware."""
     from safetensors.torch import save_file
 
     files = found.tensors_by_file()
     size_before = sum(path.stat().st_size for path in files)
     check_disk_space(output, size_before)
+    found.check_finite()
     packed = {weight_of(name) for name in found.sparse}
     written, size = [], 0
-    with appearing_folder(output) as temporary:
+    with appearing_folder(output, overwrite=overwrite) as temporary:
         copy_companions(found.checkpoint.folder, temporary)
         for number, names in enumerate(files.values(), start=1):
             tensors: dict[str, torch.Tensor] = {}

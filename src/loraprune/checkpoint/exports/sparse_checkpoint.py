@@ -13,8 +13,9 @@ from transformers import PreTrainedModel
 
 from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.exports.two_four import is_two_four
+from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.pruned_class import AUTO_CLASSES
-from loraprune.checkpoint.save import check_output
+from loraprune.record.replaceable import check_output
 
 HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --criterion wanda --sparsity 2:4 --data … -o OUT` makes one that is"
 
@@ -44,6 +45,14 @@ class SparseCheckpoint:
         for name, stored in self.checkpoint.tensors.items():
             files.setdefault(stored.file, []).append(name)
         return files
+
+    def check_finite(self) -> None:
+        """Make sure that all stored tensors are finite, one in memory at a time.
+
+        Raises:
+            NonFiniteWeightsError: one is not.
+        """
+        check_finite_tensors((name, self.checkpoint.load(name)) for name in self.checkpoint.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +134,7 @@ def check_folder(folder: Path, output: Path, *, overwrite: bool) -> None:
     """
     if folder.resolve().is_relative_to(output.resolve()):
         raise RuntimeFormatError(f"{output} would replace the checkpoint itself; name another folder with -o.")
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(folder,))
 
 
 def copy_companions(folder: Path, output: Path) -> None:

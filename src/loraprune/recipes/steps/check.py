@@ -16,7 +16,7 @@ from loraprune.layers.quantized import is_quantized_model
 from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
-from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
+from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.sparsity.pst_layer import check_adapter
@@ -56,8 +56,7 @@ def prepare(
     keep_zeros: bool | None = False,
 ) -> PreparedTraining:
     """Check all that was given, cheapest first, and load everything but the weights."""
-    checkpoint = check_folders(options)
-    check_sources_outside_output(model, dataset, options)
+    checkpoint = check_folders(options, (model, dataset, tokenizer, image_processor))
     source = find_source(model, options)
     task, config, loaded, shapes = source.task, source.config, source.loaded, source.shapes
     context = context_of(config, shapes) if task.has_tokenizer else None

@@ -11,12 +11,12 @@ import torch
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import checkpoint_dtype, context_of, default_device, working_dtype
-from loraprune.checkpoint.save import check_disk_space, check_output, check_relaxed_class
+from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
 from loraprune.importance.criterion import check_reach
 from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.oneshot import GRADIENT_METHODS
 from loraprune.pruning.oneshot_config import OneshotConfig
-from loraprune.recipes.steps.folders import check_sources_outside_output
+from loraprune.recipes.steps.folders import check_result_folder
 from loraprune.recipes.steps.prepared import PreparedOneshot, legal_widths_for
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
@@ -48,9 +48,7 @@ def prepare_oneshot(
     collator: Collator | None = None,
 ) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
-    if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite)
-    check_sources_outside_output(model, dataset, options)
+    check_result_folder(options, (model, dataset, tokenizer, image_processor))
     _check_options(oneshot, options)
     if dataset is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))

@@ -50,7 +50,7 @@ def write_gguf(
     Raises:
         RuntimeFormatError: the checkpoint cannot be written; nothing has been.
     """
-    check_free(output, overwrite=overwrite)
+    check_free(output, overwrite=overwrite, holds=b"GGUF")
     require("gguf", "gguf", "Writing GGUF")
     checkpoint = read_checkpoint(folder)
     content = gguf_content(checkpoint, outtype, pre_tokenizer)

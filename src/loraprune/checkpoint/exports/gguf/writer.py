@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError
 from loraprune.checkpoint.exports.gguf.content import GgufContent, stored_type
 from loraprune.checkpoint.exports.gguf.tokenizer import GgufTokenizer
+from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.save import check_disk_space
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ def write_content(path: Path, checkpoint: Checkpoint, content: GgufContent) -> N
     Raises:
         RuntimeFormatError: a number does not fit into 16 bits.
         OSError: there is too little space.
+        NonFiniteWeightsError: a number is NaN or infinite.
     """
     import gguf
 
@@ -53,7 +55,9 @@ def write_content(path: Path, checkpoint: Checkpoint, content: GgufContent) -> N
         if content.divisors is not None:
             writer.write_tensor_data(content.divisors.numpy())
         for tensor in content.tensors:
-            values = tensor.convert(checkpoint.load(tensor.source)).float().contiguous().numpy()
+            weight = checkpoint.load(tensor.source)
+            check_finite_tensors([(tensor.source, weight)])
+            values = tensor.convert(weight).float().contiguous().numpy()
             writer.write_tensor_data(_stored(values, tensor.source, stored_type(content.outtype, tensor.shape)))
     finally:
         writer.close()
