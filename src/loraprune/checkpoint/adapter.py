@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 
 from loraprune.checkpoint.load import CheckpointError
 from loraprune.checkpoint.save import finish
+from loraprune.checkpoint.shards import INDEX, WEIGHTS
 from loraprune.layers.unwrap import base_layer
 from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
@@ -33,7 +34,7 @@ FACTS_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""
 REFITTED_FILE = "refitted_base_weights.safetensors"
 MASKS_FILE = "pst_masks.safetensors"
-_WHOLE_MODEL = ("model.safetensors", "model.safetensors.index.json")
+_WHOLE_MODEL = (WEIGHTS, INDEX)
 
 
 @dataclass(frozen=True, kw_only=True)

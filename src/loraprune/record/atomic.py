@@ -11,17 +11,23 @@ from pathlib import Path
 from loraprune.record.places import OutputExistsError, check_kind, check_place, place_of, telling_of_failed_writes
 from loraprune.record.replaceable import is_file_of_checkpoint
 
+LARGEST = 1 << 26
+"""Bytes of the largest file that is replaced: those of ours are smaller."""
 
-def check_file(path: Path, *, example: str, inputs: Iterable[object] = ()) -> None:
-    """Make sure, before any work, that a file may be written, new or in place of another one.
+
+def check_file(path: Path, *, example: str, what: str = "", holds: bytes = b"", inputs: Iterable[object] = ()) -> None:
+    """Make sure, before any work, that a file may be written, new or in place of an older one of its kind.
 
     Args:
         path: of the file.
         example: a name for one, for the message about a folder.
+        what: the file is, for the message about another one.
+        holds: what every file of its kind holds; one without it is not replaced, unless it is empty.
         inputs: what the command reads: files that exist, or anything else, which is passed over.
 
     Raises:
-        OutputExistsError: something else than a file stands there, or a file that is read or belongs to a checkpoint.
+        OutputExistsError: something else stands there than an older file of its kind, or one that is read or belongs
+            to a checkpoint.
         ValueError: nothing can be written there.
     """
     if path.is_dir():
@@ -30,6 +36,9 @@ def check_file(path: Path, *, example: str, inputs: Iterable[object] = ()) -> No
     place = path.resolve()
     if path.exists() and (any(place_of(source) == place for source in inputs) or is_file_of_checkpoint(place.name)):
         raise OutputExistsError(f"The output {path} would replace a file that is read. Name another one.")
+    size = path.stat().st_size if path.exists() and holds else 0
+    if size > LARGEST or (size and holds not in path.read_bytes()):
+        raise OutputExistsError(f"The output {path} exists and is no {what}. Name another file.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -29,13 +29,14 @@ class OutputInUseError(ValueError):
 
 
 @contextmanager
-def claimed(output: Path | None) -> Iterator[None]:
+def claimed(output: Path | None, *, patience: float = 0.0) -> Iterator[None]:
     """Keep other runs from an output until the block ends, and clear up what runs left there that were killed.
 
     The lock is a file beside the output, which is gone in the end. That of a process that died holds nobody up.
 
     Args:
         output: file or folder; None claims nothing.
+        patience: seconds to wait for another run.
 
     Raises:
         OutputInUseError: another run has claimed the output.
@@ -50,7 +51,7 @@ def claimed(output: Path | None) -> Iterator[None]:
     made = [folder for folder in output.parents if not folder.exists()]
     output.parent.mkdir(parents=True, exist_ok=True)
     try:
-        lock = _locked(output)
+        lock = _locked(output, patience)
         _held.add(key)
         try:
             clear_leftovers(output)
@@ -64,13 +65,13 @@ def claimed(output: Path | None) -> Iterator[None]:
                 folder.rmdir()
 
 
-def _locked(output: Path) -> FileLock | None:
+def _locked(output: Path, patience: float) -> FileLock | None:
     """The lock of an output; None where the file system has none."""
     path = output.with_name(f".{output.name}.lock")
     while True:
         lock = FileLock(path)
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience)
         except Timeout:
             raise OutputInUseError(
                 f"{output} is being written to by another run ({_owner(path)}). Wait for it, or name another output."

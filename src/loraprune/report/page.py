@@ -123,6 +123,10 @@ def _chosen(data: ReportData) -> Iterable[Figure]:
 # The report as one web page that needs nothing but itself.
 
 
+HEAD_OF_PAGES = b'<meta name="color-scheme" content="light dark">'
+"""What every page of ours holds."""
+
+
 def write_report(data: ReportData, path: str | Path) -> None:
     """Write the page to ``path`` and the data as JSON beside it, under the same name with ``.json``.
 

@@ -14,9 +14,10 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import loraprune
 from loraprune.checkpoint.load import CheckpointError
+from loraprune.checkpoint.shards import weight_files
 from loraprune.measure.benchmark.bench import bench, memory_reported
 from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
-from loraprune.measure.benchmark.contenders import unique_labels, weight_files
+from loraprune.measure.benchmark.contenders import unique_labels
 from loraprune.measure.benchmark.result import BenchFileError, read_bench
 from loraprune.measure.benchmark.training_step import TrainingBench
 

@@ -10,15 +10,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from loraprune.checkpoint.shards import INDEX, WEIGHTS, WeightIndexError, weight_map
+
 if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
 RAGGED_PREFIX = "loraprune_"
 """A ragged checkpoint's ``model_type`` is this and the family it was pruned from."""
-
-_INDEX = "model.safetensors.index.json"
-_WEIGHTS = "model.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,12 +118,13 @@ def _family(values: Mapping[str, Any]) -> str:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    index = folder / _INDEX
-    if index.is_file():
-        names = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        files = [folder / name for name in sorted(set(names))]
-    else:
-        files = [folder / _WEIGHTS]
+    index = folder / INDEX
+    try:
+        # An index goes first here: it tells of weights in several files, also beside a single one left behind.
+        names = weight_map(index).values() if index.is_file() else [WEIGHTS]
+    except WeightIndexError as error:
+        raise RuntimeFormatError(str(error)) from error
+    files = [folder / name for name in sorted(set(names))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise RuntimeFormatError(

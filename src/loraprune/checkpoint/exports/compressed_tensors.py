@@ -17,6 +17,7 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     read_sparse_checkpoint,
 )
 from loraprune.checkpoint.save import check_disk_space
+from loraprune.checkpoint.shards import INDEX
 from loraprune.record.appearing import appearing_folder
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ REQUIREMENT = "compressed-tensors>=0.12,<0.14"
 older transformers than this package, and 0.15 removed it."""
 
 _MODULE = "compressed_tensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
@@ -95,7 +95,7 @@ def _write_tensors(found: SparseCheckpoint, files: Mapping[Path, list[str]], out
         size += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (output / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (output / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     config.global_sparsity = zeros / weights
     compressors.ModelCompressor(sparsity_config=config).update_config(str(output))
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint, require
 from loraprune.checkpoint.finite import check_finite
+from loraprune.checkpoint.shards import weight_files
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -89,6 +90,7 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
 def _load(folder: Path, loader: str) -> PreTrainedModel:
     import transformers
 
+    weight_files(folder)  # an index that names files elsewhere
     try:
         model: PreTrainedModel = getattr(transformers, loader).from_pretrained(folder, dtype=torch.float32)
     except ValueError as error:

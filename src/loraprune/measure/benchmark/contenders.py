@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.adapter import _WHOLE_MODEL, find_adapter
+from loraprune.checkpoint.adapter import find_adapter
 from loraprune.checkpoint.load import (
     CheckpointError,
     auto_class_of,
@@ -21,6 +20,7 @@ from loraprune.checkpoint.load import (
     meta_model,
     random_model,
 )
+from loraprune.checkpoint.shards import weight_files
 from loraprune.layers.quantized import is_quantized_model, stored_bytes
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.config import BenchConfig
@@ -241,20 +241,3 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
             )
         )
     return _comparable_contenders(contenders)
-
-
-# The files that hold the weights of a checkpoint.
-
-
-def weight_files(folder: Path) -> list[Path]:
-    """The files that a model's weights are read from, as transformers chooses them; of an adapter, all of them.
-
-    Other formats of the same weights may lie beside a model's, and shards that an earlier checkpoint left behind.
-    """
-    single, index = (folder / name for name in _WHOLE_MODEL)
-    if single.is_file():
-        return [single]
-    if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in dict.fromkeys(named)]
-    return sorted(folder.glob("*.safetensors"))
