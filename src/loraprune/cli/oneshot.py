@@ -20,6 +20,7 @@ from loraprune.cli.options import (
     Parser,
     add_options,
     check_known,
+    check_recipe_stays,
     fields_of,
     indices,
     names,
@@ -113,6 +114,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "what is measured and kept": (
         option("latency", "run", "measure the forward pass, dense and pruned, with --ratio (on)", **SWITCH),
+        option("dtype", "run", "that the result is saved in: float32, bfloat16 or float16 (the checkpoint's)"),
         option("prompt", "run", "text that both models go on from, for the report"),
         option("report", "run", "write report.html and report.json (on)", **SWITCH),
         option("quiet", "call", "results only", **SWITCH),
@@ -201,6 +203,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     from loraprune.tasks.options import RunOptions
 
     quiet_libraries()
+    check_recipe_stays(values)
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
     chosen = fields_of(ONESHOT_OPTIONS, values, "oneshot")
@@ -241,11 +244,11 @@ def _check_format(form: str, model: str, config: OneshotConfig, options: RunOpti
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import check_semi_structured
-        from loraprune.checkpoint.load import checkpoint_dtype, load_config
+        from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, load_config
 
         check_semi_structured()
         checkpoint = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        check_semi_structured(dtype=checkpoint_dtype(checkpoint))
+        check_semi_structured(dtype=DTYPES[options.dtype] if options.dtype else checkpoint_dtype(checkpoint))
     else:
         from loraprune.checkpoint.exports.compressed_tensors import check_package
 

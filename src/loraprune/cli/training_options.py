@@ -18,6 +18,7 @@ from loraprune.cli.options import (
     Parser,
     add_options,
     check_known,
+    check_recipe_stays,
     old_names,
     option,
     read_recipe,
@@ -80,6 +81,7 @@ def kept(adapter: str) -> tuple[Option, ...]:
         adapter: what ``--save-adapter`` saves.
     """
     return (
+        option("dtype", "run", "that the result is saved in: float32, bfloat16 or float16 (the checkpoint's)"),
         option("prompt", "run", "text that both models go on from, for the report"),
         option("report", "run", "write report.html and report.json (on)", **SWITCH),
         option("save_adapter", "run", f"also save {adapter} (off)", **SWITCH),
@@ -211,6 +213,7 @@ class TrainingCommand:
         values = self._values(arguments, options, training)
         self._check_needed(values)
         quiet_libraries()
+        check_recipe_stays(values)
         if values.get("architecture") is not None:
             from loraprune.architectures import read_spec, register
 

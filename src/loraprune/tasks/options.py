@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.load import check_quantization
+from loraprune.checkpoint.load import DTYPES, check_quantization
 from loraprune.record.places import check_kind
 
 if TYPE_CHECKING:
@@ -35,6 +35,7 @@ class RunOptions:
         quantization: of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4 with double
             quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
         keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
+        dtype: that the result is saved in: ``float32``, ``bfloat16`` or ``float16``; None is the checkpoint's own.
         latency: measure the latency of a forward pass, dense and pruned.
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
@@ -58,6 +59,7 @@ class RunOptions:
     target_params: int | None = None
     quantization: str | None = None
     keep_quantized: bool = False
+    dtype: str | None = None
     latency: bool = True
     unrecovered: bool = False
     report: bool = True
@@ -71,6 +73,8 @@ class RunOptions:
             object.__setattr__(self, "output", Path(self.output).expanduser())
             check_kind(self.output)
         check_quantization(self.quantization)
+        if self.dtype is not None and self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         if self.eval_sequences is not None and self.eval_sequences < 0:
             raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
         if self.output is None and self.resume:

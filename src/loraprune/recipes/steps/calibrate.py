@@ -26,7 +26,7 @@ def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
         logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
         return drawn
     assert prepared.collator is not None
-    dtype = prepared.stored_dtype if prepared.model is not None else torch.float32
+    dtype = prepared.model.dtype if prepared.model is not None else torch.float32
     batches = draw_batches(prepared.train_rows, prepared.collator, count, seed, dtype)
     rows = min(count, len(prepared.train_rows))
     logger.info("Calibrating on %d %s", rows, prepared.task.row_name)

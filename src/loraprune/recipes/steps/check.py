@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import checkpoint_dtype, context_of, working_dtype
+from loraprune.checkpoint.load import context_of, working_dtype
 from loraprune.checkpoint.save import check_relaxed_class
 from loraprune.importance.criterion import check_options, check_reach
 from loraprune.layers.quantized import is_quantized_model
@@ -17,7 +17,7 @@ from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, saved_dtype
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
@@ -78,7 +78,7 @@ def prepare(
     check_options(pruning.criterion_options)
     while_training = not pruning.cuts_first
     check_reach(pruning.criterion_name, structure, lora_form=pruning.lora_form, while_training=while_training)
-    stored_dtype = checkpoint_dtype(config) if loaded is None else loaded.dtype
+    stored_dtype = saved_dtype(options, config, loaded)
     check_space(structure, stored_dtype, source.device, pruning, arguments, options)
     tokenizer = find_tokenizer(tokenizer, source, options)
     image_processor = task.find_image_processor(image_processor, source.origin, options)

@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import checkpoint_dtype, context_of, default_device, working_dtype
+from loraprune.checkpoint.load import context_of, default_device, working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
 from loraprune.importance.criterion import check_reach
 from loraprune.metrics.perplexity import Collator
 from loraprune.pruning.oneshot import GRADIENT_METHODS
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.folders import check_result_folder
-from loraprune.recipes.steps.prepared import PreparedOneshot, legal_widths_for
+from loraprune.recipes.steps.prepared import PreparedOneshot, legal_widths_for, saved_dtype
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -63,7 +63,7 @@ def prepare_oneshot(
     if not oneshot.structured:
         check_widths(shapes, structure, oneshot.sparsity_options())
     home, computing = _devices(oneshot, source, structure)
-    stored_dtype = checkpoint_dtype(source.config) if source.loaded is None else source.loaded.dtype
+    stored_dtype = saved_dtype(options, source.config, source.loaded)
     if options.output is not None:
         check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
     tokenizer = find_tokenizer(tokenizer, source, options)

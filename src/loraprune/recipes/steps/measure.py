@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.load import random_model, working_dtype
+from loraprune.checkpoint.load import checkpoint_dtype, random_model, working_dtype
 from loraprune.layers.quantized import stored_bytes
 from loraprune.measure.benchmark.inference import call_latency
 from loraprune.measure.benchmark.memory import free_memory
@@ -86,10 +86,11 @@ def measure_pruned(
         sizes_only: the model is too large to be run.
     """
     itemsize = prepared.stored_dtype.itemsize
+    before = checkpoint_dtype(prepared.config).itemsize if prepared.options.dtype else itemsize
     metrics: dict[str, Any] = {
         "dense": {
             "parameters": prepared.structure.num_parameters,
-            "bytes": prepared.structure.num_parameters * itemsize,
+            "bytes": prepared.structure.num_parameters * before,
             **dense,
         },
         "pruned": {"parameters": merged.num_parameters(), "bytes": stored_bytes(merged, itemsize)},

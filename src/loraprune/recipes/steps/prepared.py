@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.load import load_model, working_dtype
+from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, load_model, working_dtype
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig
@@ -34,6 +34,13 @@ if TYPE_CHECKING:
     )
 
 
+def saved_dtype(options: RunOptions, config: PretrainedConfig, loaded: PreTrainedModel | None) -> torch.dtype:
+    """The dtype of the result: the one asked for, else that of the checkpoint or of a loaded model."""
+    if options.dtype is not None:
+        return DTYPES[options.dtype]
+    return checkpoint_dtype(config) if loaded is None else loaded.dtype
+
+
 @dataclass(kw_only=True)
 class PreparedRun:
     """A run that was checked and can begin.
@@ -47,7 +54,7 @@ class PreparedRun:
         context: tokens that the model can read at most, or None.
         max_length: tokens in a row at most; None where rows are no text.
         rows: what to train on or to calibrate on, and what to measure on.
-        stored_dtype: dtype of the checkpoint, and of the result.
+        stored_dtype: dtype of the result; the checkpoint's own, unless another one was asked for.
         device: that weights are kept on; ``computing``: that computes, and on which models are measured.
     """
 

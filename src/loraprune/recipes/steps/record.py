@@ -29,8 +29,8 @@ ALWAYS_STATED = (
 )
 """Options of pruning that a recipe holds even where they are the default."""
 
-OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences")
-"""Options on how data is read; which data it is, the user says."""
+OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences", "dtype")
+"""Options on how data is read, and how the result is saved; which data it is, the user says."""
 
 OF_THE_MACHINE = (
     "output_dir",

@@ -1,0 +1,238 @@
+"""No command destroys what its output names: a table over all of them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import stat
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from tests.cli.conftest import QUICK, Command, Finished
+from tests.run_folders import write_run
+
+from loraprune import PruneResult
+
+TRAINING = ("--max-steps=4", "--max-length=32")
+ONESHOT = ("--criterion", "magnitude", "--sparsity", "0.5")
+
+FOLDERS: dict[str, tuple[str, ...]] = {
+    "prune": ("prune", "MODEL", "--data", "DATA", *QUICK, "-o", "OUT"),
+    "oneshot": ("oneshot", "MODEL", *ONESHOT, "-o", "OUT"),
+    "recover": ("recover", "MODEL", "--data", "DATA", *TRAINING, "-o", "OUT"),
+    "demo": ("demo", "-o", "OUT"),
+    "export, 2:4": ("export", "MODEL", "--format", "compressed-tensors", "-o", "OUT"),
+}
+"""Commands that write a folder."""
+
+FILES: dict[str, tuple[str, ...]] = {
+    "plan": ("plan", "MODEL", "-o", "OUT"),
+    "compare, json": ("compare", "RUN", "--json", "OUT"),
+    "compare, page": ("compare", "RUN", "-o", "OUT.html"),
+    "compare, picture": ("compare", "RUN", "--picture", "OUT.svg"),
+    "compare-criteria": ("compare-criteria", "MODEL", "--data", "DATA", "--max-length=32", "--output", "OUT"),
+    "eval": ("eval", "MODEL", "--ppl", "NOTES", "-o", "OUT"),
+    "bench": ("bench", "MODEL", "-o", "OUT"),
+    "report": ("report", "FINISHED", "-o", "OUT.html"),
+    "report, data": ("report", "FINISHED", "-o", "OUT.html"),
+    "inspect": ("inspect", "MODEL", "--draft", "OUT"),
+    "export, gguf": ("export", "MODEL", "--format", "gguf", "-o", "OUT"),
+    "export, onnx": ("export", "MODEL", "--format", "onnx", "-o", "OUT"),
+}
+"""Commands that write a file."""
+
+CALLS = FOLDERS | FILES
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    try:
+        os.mknod(path, 0o600 | stat.S_IFCHR, os.makedev(1, 3))
+    except PermissionError:
+        pytest.skip("only root makes devices")
+
+
+def link_to_device(path: Path) -> None:
+    device(path.with_name("node"))
+    path.symlink_to("node")
+
+
+Call = Callable[..., Finished]
+
+
+@pytest.fixture
+def call(
+    run: Command,
+    checkpoint: Path,
+    data: Path,
+    finished: PruneResult,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Call:
+    """Calls a command of the table in a folder of its own; ``out`` is its output."""
+    monkeypatch.chdir(tmp_path)
+    notes = tmp_path / "notes.txt"
+    notes.write_text("Some words. " * 100)
+    names: dict[str, object] = {"MODEL": checkpoint, "DATA": data, "NOTES": notes, "RUN": write_run(tmp_path / "run")}
+    names["FINISHED"] = finished.output
+
+    def done(name: str, out: Path, *further: str) -> Finished:
+        named: dict[str, object] = {**names, "OUT": out, "OUT.html": out, "OUT.svg": out}
+        return run(*(str(named.get(argument, argument)) for argument in CALLS[name]), *further)
+
+    return done
+
+
+def place(name: str, folder: Path) -> Path:
+    """An output of a command, with the suffix that it wants."""
+    return folder / CALLS[name][-1].lower()
+
+
+def standing(name: str, out: Path) -> Path:
+    """What is in the way: the output, or, of the data of a report, what lies beside it."""
+    return out.with_suffix(".json") if name == "report, data" else out
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def refused(finished: Finished) -> str:
+    """The one line of a refusal."""
+    assert (finished.code, finished.out) == (2, ""), finished
+    assert finished.err.startswith("error: ")
+    assert finished.err.count("\n") == 1
+    return finished.err
+
+
+@pytest.mark.parametrize("make", [fifo, device, link_to_device])
+@pytest.mark.parametrize("name", CALLS)
+def test_a_device_or_fifo_is_refused_before_any_work_and_stays(
+    call: Call, tmp_path: Path, name: str, make: Callable[[Path], None]
+) -> None:
+    out = place(name, tmp_path)
+    special = standing(name, out)
+    make(special)
+    before = special.stat(), names_in(tmp_path)
+    kind = "FIFO" if make is fifo else "device"
+    for further in ((), ("--overwrite",)) if name in ("prune", "oneshot", "recover", "export, gguf") else ((),):
+        assert f"is a {kind}, which is never replaced" in refused(call(name, out, *further))
+    assert os.path.samestat(before[0], special.stat())
+    assert names_in(tmp_path) == before[1]
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_a_place_that_cannot_be_written_is_found_out_before_any_work(call: Call, tmp_path: Path, name: str) -> None:
+    (tmp_path / "file").write_text("mine")
+    line = refused(call(name, place(name, tmp_path / "file")))
+    if name == "plan":
+        assert "does not exist" in line
+    else:
+        assert "cannot be written" in line
+        assert "file is no folder that you can write to" in line
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_a_file_of_somebody_else_is_not_replaced(call: Call, tmp_path: Path, name: str) -> None:
+    out = place(name, tmp_path)
+    thesis = standing(name, out)
+    thesis.write_text("three years")
+    further = ("--overwrite",) if name.startswith("export") else ()
+    assert str(thesis) in refused(call(name, out, *further))
+    assert thesis.read_text() == "three years"
+
+
+@pytest.mark.parametrize("name", ["prune", "oneshot", "recover", "export, 2:4"])
+def test_a_folder_of_somebody_else_is_not_replaced(call: Call, tmp_path: Path, name: str) -> None:
+    out = place(name, tmp_path)
+    out.mkdir()
+    (out / "config.json").write_text("{}")
+    (out / "thesis.tex").write_text("three years")
+    assert "thesis.tex" in refused(call(name, out, "--overwrite"))
+    assert names_in(out) == ["config.json", "thesis.tex"]
+
+
+@pytest.mark.parametrize("option", ["--tokenizer", "--eval-data", "--data", "--config", "--architecture"])
+@pytest.mark.parametrize("name", ["prune", "oneshot", "recover"])
+def test_an_input_is_never_replaced(call: Call, checkpoint: Path, tmp_path: Path, name: str, option: str) -> None:
+    out = shutil.copytree(checkpoint, tmp_path / "out")
+    inside = out
+    if option in ("--config", "--architecture"):
+        inside = out / "vocab.txt"
+        inside.write_text("quiet: true" if option == "--config" else "model_type: mine")
+    before = names_in(out)
+    assert f"{inside} lies in the output folder" in refused(call(name, out, "--overwrite", option, str(inside)))
+    assert names_in(out) == before
+
+
+def test_a_tokenizer_in_its_own_folder_is_not_replaced(call: Call, checkpoint: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer"
+    tokenizer.mkdir()
+    for path in checkpoint.glob("*token*"):
+        shutil.copy(path, tokenizer)
+    before = names_in(tokenizer)
+    assert "lies in the output folder" in refused(call("prune", tokenizer, "--overwrite", "--tokenizer", "tokenizer"))
+    assert names_in(tokenizer) == before
+
+
+@pytest.mark.parametrize("form", ["gguf", "onnx"])
+@pytest.mark.parametrize("file", ["model.safetensors", "config.json", "tokenizer.json"])
+def test_an_export_never_replaces_its_own_input(
+    run: Command, checkpoint: Path, tmp_path: Path, form: str, file: str
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    before = (model / file).read_bytes()
+    (tmp_path / "link").symlink_to(model / file)
+    for out in (model / file, tmp_path / "link"):
+        refused(run("export", model, "--format", form, "-o", out, "--overwrite"))
+    assert (model / file).read_bytes() == before
+
+
+@pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
+@pytest.mark.parametrize("name", ["plan", "compare-criteria"])
+def test_a_file_never_replaces_one_of_the_model(
+    run: Command, checkpoint: Path, data: Path, tmp_path: Path, name: str, file: str
+) -> None:
+    model = shutil.copytree(checkpoint, tmp_path / "model")
+    before = (model / file).read_bytes()
+    named = {"MODEL": str(model), "DATA": str(data), "OUT": str(model / file)}
+    refused(run(*(named.get(argument, argument) for argument in CALLS[name])))
+    assert (model / file).read_bytes() == before
+
+
+class TestAFullDisk:
+    @pytest.fixture(autouse=True)
+    def _full(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        """Files can be begun, and hold nothing."""
+
+        def full(descriptor: int) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr("loraprune.record.atomic.os.fsync", full)
+
+    def test_shows_the_figures_of_a_benchmark_and_ends_with_1(self, call: Call, tmp_path: Path) -> None:
+        out = tmp_path / "out"
+        options = ("--repeats", "1", "--tokens", "8", "--new-tokens", "2")
+        finished = call("bench", out, *options)
+        assert finished.code == 1, finished.err
+        assert "ms" in finished.out
+        assert f"error: {out} cannot be written: No space left on device. Free some space" in finished.err
+        assert not out.exists()
+
+    def test_shows_the_figures_of_an_evaluation_and_ends_with_1(self, call: Call, tmp_path: Path) -> None:
+        finished = call("eval", tmp_path / "out", "--max-length", "32")
+        assert finished.code == 1
+        assert "notes.txt@32" in finished.out
+        assert "cannot be kept, only printed" in finished.err
+        assert f"error: {tmp_path / 'out'} does not hold all results." in finished.err
+
+    def test_shows_an_estimate_and_ends_with_1(self, call: Call, tmp_path: Path) -> None:
+        finished = call("plan", tmp_path / "out")
+        assert finished.code == 1
+        assert "peak of a step" in finished.out
+        assert "No space left on device" in finished.err
