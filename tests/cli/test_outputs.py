@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
+import socket
 import stat
+import subprocess
+import sys
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 from tests.cli.conftest import QUICK, Command, Finished
 from tests.run_folders import write_run
 
@@ -236,3 +244,130 @@ class TestAFullDisk:
         assert finished.code == 1
         assert "peak of a step" in finished.out
         assert "No space left on device" in finished.err
+
+
+def overflowing(checkpoint: Path, folder: Path, value: float = 1e5) -> Path:
+    """A copy of a model with one weight that is too large for float16."""
+    shutil.copytree(checkpoint, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors["model.embed_tokens.weight"][3, 3] = value
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+class TestWeightsThatAreNotFinite:
+    @pytest.mark.parametrize("name", ["prune", "oneshot", "recover"])
+    def test_are_not_saved_and_the_old_result_stays(
+        self, run: Command, checkpoint: Path, data: Path, tmp_path: Path, name: str
+    ) -> None:
+        out = shutil.copytree(checkpoint, tmp_path / "out")
+        before = (out / "model.safetensors").read_bytes()
+        model = overflowing(checkpoint, tmp_path / "model")
+        named = {"MODEL": str(model), "DATA": str(data), "OUT": str(out)}
+        command = [named.get(argument, argument) for argument in CALLS[name]]
+        finished = run(*command, "--overwrite", "--dtype", "float16", "-q")
+        assert (finished.code, finished.out) == (1, "")
+        assert finished.err.count("\n") == 1
+        assert "error: model.embed_tokens.weight holds 0 NaN and 1 Inf (float16)" in finished.err
+        assert "with --dtype bfloat16" in finished.err
+        assert (out / "model.safetensors").read_bytes() == before
+        # What training has come to is kept, so that the way out costs no second training.
+        resume = () if name == "oneshot" else ("--resume",)
+        assert names_in(tmp_path) == ["model", "out", *(["out.run"] if resume else [])]
+        assert run(*command, "--overwrite", "--dtype", "bfloat16", "-q", *resume).code == 0
+        assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+        assert json.loads((out / "pruning.json").read_text())["recipe"]["dtype"] == "bfloat16"
+
+    def test_are_not_exported(self, run: Command, checkpoint: Path, tmp_path: Path) -> None:
+        model = overflowing(checkpoint, tmp_path / "model", float("nan"))
+        finished = run("export", model, "--format", "onnx", "-o", tmp_path / "file")
+        assert (finished.code, finished.out) == (1, "")
+        assert "model.embed_tokens.weight holds 1 NaN and 0 Inf" in finished.err
+        assert names_in(tmp_path) == ["model"]
+
+
+@pytest.mark.parametrize("kept", [False, True])
+def test_a_full_disk_while_a_state_is_saved_is_one_error_and_leaves_nothing_half(
+    run: Command, checkpoint: Path, data: Path, tmp_path: Path, kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    save = torch.save
+
+    def full(content: object, path: Any, **options: Any) -> None:
+        if "checkpoint-4" in str(path) or not kept:
+            Path(path).write_bytes(b"half")
+            raise RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0")
+        save(content, path, **options)
+
+    monkeypatch.setattr(torch, "save", full)
+    finished = run("prune", checkpoint, "--data", data, *QUICK, "-o", out, "--save-steps", "2", "-q")
+    assert (finished.code, finished.out) == (1, "")
+    assert finished.err == (
+        f"error: The state of the run in {out}.run cannot be written: the disk is full, or may not be written to. Free "
+        "some space, and go on with --resume, or start again if no state was saved before.\n"
+    )
+    assert names_in(tmp_path) == (["out.run"] if kept else [])
+    if kept:
+        assert [path.name for path in (tmp_path / "out.run").glob("checkpoint-*")] == ["checkpoint-2"]
+        monkeypatch.setattr(torch, "save", save)
+        again = run("prune", checkpoint, "--data", data, *QUICK, "-o", out, "--save-steps", "2", "-q", "--resume")
+        assert again.code == 0, again.err
+
+
+def test_an_output_that_appears_during_the_run_is_kept_and_so_is_the_result(
+    run: Command, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    recipe = import_module("loraprune.recipes.oneshot")  # the package has a function of that name
+    finish = recipe.finish
+
+    def meanwhile(*arguments: Any, **named: Any) -> Any:
+        out.mkdir()
+        (out / "thesis.tex").write_text("three years")
+        return finish(*arguments, **named)
+
+    monkeypatch.setattr(recipe, "finish", meanwhile)
+    finished = run("oneshot", checkpoint, *ONESHOT, "-o", out, "-q")
+    assert finished.code == 1
+    assert f"error: {out} was taken while the run went on" in finished.err
+    assert f"The result is in {out}.new." in finished.err
+    assert names_in(out) == ["thesis.tex"]
+    assert names_in(tmp_path) == ["out", "out.new"]
+    assert (tmp_path / "out.new" / "model.safetensors").is_file()
+
+
+RUNS = """
+import sys
+from loraprune.cli.main import main
+import importlib
+oneshot = importlib.import_module("loraprune.recipes.oneshot")
+if sys.argv[1] == "wait":
+    finish = oneshot.finish
+    def waiting(*arguments, **named):
+        print("here", flush=True)
+        sys.stdin.readline()
+        return finish(*arguments, **named)
+    oneshot.finish = waiting
+sys.exit(main(sys.argv[2:]))
+"""
+
+
+def test_of_two_runs_into_one_output_the_second_is_refused_and_a_killed_one_is_not_in_the_way(
+    run: Command, checkpoint: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    command = ["oneshot", str(checkpoint), *ONESHOT, "-o", str(out), "-q"]
+    with subprocess.Popen(
+        [sys.executable, "-c", RUNS, "wait", *command], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as first:
+        assert first.stdout is not None
+        assert first.stdout.readline() == "here\n"
+        for further in ((), ("--overwrite",)):
+            finished = run(*command, *further)
+            assert (finished.code, finished.out) == (2, "")
+            assert f"{out} is being written to by another run (host {socket.gethostname()}, process {first.pid})" in (
+                finished.err
+            )
+        first.kill()
+    assert run(*command).code == 0
+    assert names_in(tmp_path) == ["out"]
