@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
 
 class NonFiniteWeightsError(ArithmeticError):
@@ -48,6 +49,8 @@ def _count(tensor: Tensor) -> tuple[int, int]:
     """How many numbers of a tensor are NaN, and how many are infinite."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return 0, 0
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        tensor = tensor.dequantize()  # as torchao keeps them
     if tensor.element_size() < 2:
         tensor = tensor.float()  # numbers of 8 bits cannot be compared
     least, most = torch.aminmax(tensor.detach())

@@ -18,7 +18,6 @@ from safetensors.torch import save_file
 
 from loraprune.checkpoint.adapter import FACTS_FILE, MASKS_FILE, REFITTED_FILE, facts_text
 from loraprune.checkpoint.exports.overview import runtimes_of
-from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
@@ -211,8 +210,6 @@ def _finish(
         finished: Any = trainer.model
         _restore_config_(finished.get_base_model(), base.config, base.generation_config)
         merged = finished_model(prepared, finished, pruning.run)
-    if prepared.options.output is not None:
-        check_finite(merged)  # before it is measured
     zeros = zeros_of(merged, prepared.structure)
     counts_zeros = base.zeros.are_sparsity or prepared.unstructured
     course = {

@@ -37,6 +37,10 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
     check_result_folder(options, inputs)
     check_place(run_dir)
     check_apart(run_dir, inputs, around=False)
+    if run_dir.is_file():
+        raise ValueError(
+            f"The state of the run goes to {run_dir}, which is a file. Move it away, or name another output."
+        )
     foreign = foreign_entries(run_dir, state=True) if run_dir.is_dir() else []
     if not options.overwrite:  # which removes the folder; what a callback keeps in a checkpoint may stay there
         foreign = [entry for entry in foreign if os.sep not in entry]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.load import load_model
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import base_weight
@@ -111,19 +112,26 @@ def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
 
 
 def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun) -> PreTrainedModel:
-    """The result of a run: merged, and quantized again where that was asked for."""
-    if not is_quantized_model(model):
-        return finish(model, run.structure, run.plan, dtype=prepared.stored_dtype)
-    quantization = base_model(model).config.quantization_config
-    original = None if prepared.options.quantization is None else load_original(prepared)
+    """The result of a run: merged, and quantized again where that was asked for.
+
+    Raises:
+        NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
+    """
+    quantized = is_quantized_model(model)
+    quantization = base_model(model).config.quantization_config if quantized else None
+    original = load_original(prepared) if quantized and prepared.options.quantization is not None else None
     finished: Any = finish(
         model,
         run.structure,
         run.plan,
         dtype=prepared.stored_dtype,
         original=original,
-        refitted=refitted_layers(prepared),
+        refitted=refitted_layers(prepared) if quantized else (),
     )
+    if prepared.options.output is not None:
+        check_finite(finished)  # before it is measured
+    if not quantized:
+        return finished
     if prepared.options.keep_quantized:
         return _quantized_again(finished, quantization, prepared)
     needed = finished.num_parameters() * max(prepared.stored_dtype.itemsize, 2)
