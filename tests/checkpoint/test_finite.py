@@ -57,3 +57,11 @@ def test_nothing_on_the_disk_is_lost(tmp_path: Path) -> None:
         save(model, out, overwrite=True)
     assert (out / "model.safetensors").read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_weights_that_torchao_keeps_in_8_bits_are_looked_at_as_what_they_stand_for() -> None:
+    torchao = pytest.importorskip("torchao.quantization")
+    model = nn.Sequential(nn.Linear(32, 32, bias=False))
+    torchao.quantize_(model, torchao.Int8WeightOnlyConfig())
+    assert type(model[0].weight) is not nn.Parameter
+    check_finite(model)

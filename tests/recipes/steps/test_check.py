@@ -162,7 +162,8 @@ class TestFolders:
             prepared_run(checkpoint, data, output=tmp_path / "out", overwrite=True)
 
     def test_data_in_the_folder_for_the_state_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
-        inside = write_texts(tmp_path / "data.run" / "adapter" / "README.md")
+        (tmp_path / "data.run").mkdir()
+        inside = write_texts(tmp_path / "data.run" / "README.md")
         with pytest.raises(ValueError, match="lies in the output folder"):
             prepared_run(checkpoint, inside, output=tmp_path / "data", overwrite=True)
 
