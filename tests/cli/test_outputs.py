@@ -155,6 +155,28 @@ def test_a_file_of_somebody_else_is_not_replaced(call: Call, tmp_path: Path, nam
     assert thesis.read_text() == "three years"
 
 
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("plan", "plan.json"),
+        ("compare, json", "comparison.json"),
+        ("compare, page", "comparison.html"),
+        ("compare, picture", "comparison.svg"),
+        ("compare, picture", "comparison.png"),
+        ("compare, picture", "comparison.pdf"),
+        ("report", "report.html"),
+        ("eval", "evaluation.json"),
+    ],
+)
+def test_an_older_file_of_its_own_is_replaced(call: Call, tmp_path: Path, name: str, file: str) -> None:
+    for _ in range(2):
+        done = call(name, tmp_path / file)
+        assert done.code == 0, done.err
+    (tmp_path / file).write_text("")  # nothing is lost with an empty one
+    if name != "eval":
+        assert call(name, tmp_path / file).code == 0
+
+
 @pytest.mark.parametrize("name", ["prune", "oneshot", "recover", "export, 2:4"])
 def test_a_folder_of_somebody_else_is_not_replaced(call: Call, tmp_path: Path, name: str) -> None:
     out = place(name, tmp_path)

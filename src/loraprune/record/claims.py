@@ -80,7 +80,8 @@ def _locked(output: Path, patience: float) -> FileLock | None:
             logger.warning("warning: %s cannot be locked against other runs: %s", output, error)
             return None
         if _stands(lock, path):
-            path.write_text(f"host {socket.gethostname()}, process {os.getpid()}\n", encoding="utf-8")
+            with suppress(OSError):  # systems that keep others from a locked file count us among them
+                path.write_text(f"host {socket.gethostname()}, process {os.getpid()}\n", encoding="utf-8")
             return lock
         lock.release()  # its file was removed by the run before, while we waited
 
