@@ -23,12 +23,12 @@ from typing import Any
 
 import datasets
 import torch
+from forward_pass import forward_latency
 from transformers import AutoModelForCausalLM
 
 import loraprune
 from loraprune import PruningConfig, RunOptions
 from loraprune.data.demo import demo_data, demo_model
-from loraprune.measure.benchmark.inference import forward_latency
 
 ALLOCATIONS = ("balanced", "uniform", "global")
 

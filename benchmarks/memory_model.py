@@ -20,6 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 from trl.trainer.utils import add_fused_lm_head
 
 from loraprune.checkpoint.load import quantization_config
+from loraprune.checkpoint.source import ModelSource
 from loraprune.cli.console import quiet_libraries
 from loraprune.layers.quantized import prepare_
 from loraprune.measure.benchmark.memory import LiveBytes
@@ -28,8 +29,8 @@ from loraprune.measure.estimation.estimate import estimate
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pruner import gradients_finite
-from loraprune.pruning.run import PruningRun
 from loraprune.recipes.steps.quantized import adapter_in_32_bits_
 from loraprune.structure.describe import describe
 from loraprune.tasks.lora import lora_config
@@ -107,7 +108,7 @@ class Step:
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-4, fused=True)
         shape = (settings.batch_size, settings.max_length)
         self.ids = torch.randint(config.vocab_size, shape, device=settings.device)
-        self.run = PruningRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, repair="none"))
+        self.run = GroupRun.of(self.model, PruningConfig(criterion=settings.pruning.criterion, repair="none"))
         self.run.micro_batches = settings.gradient_accumulation_steps
         self.run.begin(self.model, FAR)
 
@@ -141,7 +142,7 @@ def measured(step: Step) -> int:
         return torch.cuda.max_memory_allocated()
     with LiveBytes() as live:
         for tensor in (*step.model.parameters(), *step.model.buffers(), *_states(step.optimizer)):
-            live._count(tensor)
+            live.count(tensor)
         step()
     return live.peak
 
@@ -150,7 +151,7 @@ def estimated(config: PretrainedConfig, settings: EstimateConfig, *, own_loss: b
     """The same, from shapes."""
     if not own_loss:
         return estimate(config, settings).memory.step
-    models = ShapeModels.of(config, None, ())
+    models = ShapeModels.of(ModelSource(name="model", config=config), None, ())
     dtype = getattr(torch, settings.dtype or "float32")
     model, structure = models.adapted(len(models.structure.blocks), None, dtype, settings)
     ids = models.inputs(settings.batch_size, settings.max_length or 0)["input_ids"]

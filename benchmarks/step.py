@@ -14,16 +14,16 @@ import copy
 from collections.abc import Callable
 
 import torch
+from forward_pass import forward_latency
 from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune.checkpoint.save import finish
-from loraprune.measure.benchmark.inference import forward_latency
 from loraprune.measure.benchmark.timing import Times, in_turns
 from loraprune.measure.benchmark.training_step import TrainingStep, Work
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.run import PruningRun
+from loraprune.pruning.group_run import GroupRun
 
 TARGETS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
@@ -46,9 +46,9 @@ def build(options: argparse.Namespace) -> nn.Module:
     return get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM"))
 
 
-def cut_in_half(model: nn.Module, batch: torch.Tensor) -> PruningRun:
+def cut_in_half(model: nn.Module, batch: torch.Tensor) -> GroupRun:
     """Cut half of every dimension, as the first step of a run would."""
-    run = PruningRun.of(model, PruningConfig(allocation="uniform", repair="none", cuts=1))
+    run = GroupRun.of(model, PruningConfig(allocation="uniform", repair="none", cuts=1))
     run.begin(model, 1)
     model(input_ids=batch, labels=batch).loss.backward()
     run.observe()

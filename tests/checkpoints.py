@@ -11,6 +11,10 @@ from tests.models import tiny_model
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
+from loraprune.checkpoint.load import default_device
+from loraprune.checkpoint.source import ModelSource
+from loraprune.measure.model import check_measurable, measuring_dtype
+
 CONTEXT = 64
 
 CHAT_TEMPLATE = (
@@ -86,3 +90,14 @@ def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> Path:
 def write_texts(path: Path, count: int = 60) -> Path:
     """Sentences as JSON Lines with a column ``text``."""
     return write_jsonl(path, ({"text": text} for text in sentences(count)))
+
+
+def measurable(name: str | Path, **settings: Any) -> ModelSource:
+    """A model that can be measured, before its weights."""
+    return check_measurable(ModelSource.of_any(name, **settings))
+
+
+def load_measured(name: str | Path, *, merge: bool = True, dtype: str | None = None, **settings: Any) -> Any:
+    """A model as it is loaded to be measured."""
+    source, place = measurable(name, **settings), default_device()
+    return source.load(measuring_dtype(source, dtype, place), place, merge=merge)

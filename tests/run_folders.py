@@ -11,6 +11,14 @@ from loraprune.measure.evaluation.results import Entry, Results
 
 MACHINE = {"platform": "Linux-6", "processor": "x86_64", "cpus": 2, "threads": 1}
 DENSE = {"parameters": 1000, "bytes": 4000, "perplexity": 4.0, "latency_ms": 10.0}
+PRUNING = {
+    "ratio": 0.5,
+    "target_ratio": 0.5,
+    "parameters_before": 1000,
+    "parameters": 500,
+    "prunable_parameters_before": 1000,
+    "prunable_parameters": 500,
+}
 FACTS = {"num_tokens": 640, "segment_length": 64, "latency_tokens": 64}
 
 
@@ -47,7 +55,7 @@ def write_run(
         "metrics": {
             "dense": {**(DENSE if dense is None else dense), **facts},
             "pruned": {"parameters": 500, "bytes": 2000, "perplexity": 8.0, "latency_ms": 6.0, **measures, **facts},
-            "pruning": {"ratio": 0.5},
+            "pruning": PRUNING,
             "seconds": seconds,
             **(metrics or {}),
         },

@@ -24,7 +24,6 @@ SHORT = {
     "architectures/bert.py": "a page of constants",
     "architectures/convnext.py": "a page of constants",
     "calibration/progress.py": "a protocol",
-    "checkpoint/exports/gguf/merging.py": "a protocol",
     "pruning/errors.py": "the errors of runs",
 }
 """Files with fewer lines, and what they are."""

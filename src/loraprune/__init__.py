@@ -47,8 +47,7 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
     from loraprune.surgery.cut import cut_
-    from loraprune.tasks.lora import LoraOptions
-    from loraprune.tasks.options import RunOptions
+    from loraprune.tasks.options import LoraOptions, RunOptions
     from loraprune.tasks.registry import TaskError
 
 __all__ = [
@@ -117,7 +116,7 @@ _HOMES = {
     "EstimateConfig": "loraprune.measure.estimation.config",
     "EvaluationConfig": "loraprune.measure.evaluation.config",
     "InterruptedRunError": "loraprune.pruning.errors",
-    "LoraOptions": "loraprune.tasks.lora",
+    "LoraOptions": "loraprune.tasks.options",
     "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
     "NonFiniteWeightsError": "loraprune.checkpoint.finite",

@@ -7,12 +7,21 @@ import torch
 
 from loraprune.allocation.agreement import Agreement, agreements, overlap, overlap_by_chance
 from loraprune.allocation.allocate import allocate
+from loraprune.importance.configs import Fisher, Flap, Wanda
 from loraprune.importance.flap import standardized
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths, legal_widths
 
+CRITERIA = {
+    **dict.fromkeys("abc", Fisher()),
+    "one": Fisher(),
+    "scaled": Fisher(),
+    "not": Fisher(),
+    "flap": Flap(),
+    "wanda": Wanda(),
+}
 RATIOS = (0.25, 0.5)
 
 
@@ -50,14 +59,14 @@ def test_the_overlap_by_chance_is_the_mean_over_all_choices() -> None:
 def test_a_criterion_agrees_fully_with_itself_at_any_scale(structure: Structure, legal: LegalWidths) -> None:
     own = scores(structure, 0)
     scaled = {name: 1000 * value for name, value in own.items()}
-    rows = agreements(structure, {"one": own, "scaled": scaled}, RATIOS, legal)
+    rows = agreements(structure, {"one": own, "scaled": scaled}, RATIOS, legal, criteria=CRITERIA)
     assert {row.shared for row in rows} == {1.0}
     assert all(row.layers == len(structure.of_kind(row.kind)) for row in rows)
 
 
 def test_opposite_scores_share_nothing_up_to_one_half(structure: Structure, legal: LegalWidths) -> None:
     own = scores(structure, 0)
-    rows = agreements(structure, {"one": own, "not": {n: -v for n, v in own.items()}}, RATIOS, legal)
+    rows = agreements(structure, {"one": own, "not": {n: -v for n, v in own.items()}}, RATIOS, legal, criteria=CRITERIA)
     assert {row.shared for row in rows} == {0.0}
     assert {row.by_chance for row in rows} == set(RATIOS)
 
@@ -66,7 +75,7 @@ def test_agreement_is_the_mean_over_layers_of_the_lowest_scores_in_common(
     structure: Structure, legal: LegalWidths
 ) -> None:
     named = {name: scores(structure, seed) for seed, name in enumerate(("a", "b", "c"))}
-    rows = agreements(structure, named, RATIOS, legal)
+    rows = agreements(structure, named, RATIOS, legal, criteria=CRITERIA)
     assert len(rows) == 3 * len(structure.kinds) * len(RATIOS)
     for (first, second), kind, ratio in itertools.product(
         [("a", "b"), ("a", "c"), ("b", "c")], structure.kinds, RATIOS
@@ -86,7 +95,9 @@ def test_agreement_is_the_mean_over_layers_of_the_lowest_scores_in_common(
 
 def test_where_no_group_goes_there_is_no_agreement(structure: Structure, legal: LegalWidths) -> None:
     named = {"a": scores(structure, 0), "b": scores(structure, 1)}
-    row = of(agreements(structure, named, [0.05], legal), kind="heads")  # four heads: none of them goes yet
+    row = of(
+        agreements(structure, named, [0.05], legal, criteria=CRITERIA), kind="heads"
+    )  # four heads: none of them goes yet
     assert (row.shared, row.by_chance, row.layers) == (None, None, 0)
 
 
@@ -100,7 +111,7 @@ def test_flap_in_a_global_allocation_ranks_standardized_scores_as_in_a_run(
         allocate(structure, full, {n: standardized(v) for n, v in own.items()}, 0.5, legal, "global", ranked=True),
         allocate(structure, full, other, 0.5, legal, "global", comparable=False),
     ]
-    rows = agreements(structure, {"flap": own, "wanda": other}, (0.5,), legal, "global")
+    rows = agreements(structure, {"flap": own, "wanda": other}, (0.5,), legal, "global", criteria=CRITERIA)
     for kind in structure.kinds:
         shared = []
         for dimension in structure.of_kind(kind):

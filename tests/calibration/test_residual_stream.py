@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from tests.models import tiny_model, token_ids
+from tests.pruning.criteria import criterion_of
 from tests.zoo import ROWS, Row
 
 from loraprune.calibration.block_by_block import LayerwisePass
@@ -13,7 +14,8 @@ from loraprune.layers.unwrap import eval_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.refit import CutHooks, cut_and_repair_
+from loraprune.surgery.repairs import Refit, Stream, repair_of
 
 SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (9, 13, 9, 20)]
 DECODERS = {row.name: row for row in ROWS if row.name in (
@@ -98,10 +100,10 @@ def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
     structure = describe(models[0])
     full, plan = halved(structure)
     with caplog.at_level("INFO", "loraprune"):
-        cut_and_repair_(models[0], structure, full, plan, calibration=SEQUENCES, repair="stream")
+        cut_and_repair_(models[0], structure, full, plan, calibration=SEQUENCES, repair=Stream())
     said = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
     assert len(said) == 1
-    cut_and_repair_(models[1], structure, full, plan, calibration=SEQUENCES, repair="refit")
+    cut_and_repair_(models[1], structure, full, plan, calibration=SEQUENCES, repair=Refit())
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)
 
@@ -145,7 +147,7 @@ def test_the_stream_ends_nearer_to_the_dense_models_than_after_a_plain_refit(fam
     errors = {}
     for repair in ("none", "refit", "stream"):
         model = copy.deepcopy(dense)
-        cut_and_repair_(model, structure, full, plan, calibration=ids, repair=repair)
+        cut_and_repair_(model, structure, full, plan, calibration=ids, repair=repair_of(repair))
         with torch.no_grad():
             errors[repair] = sum(
                 float((model.model(input_ids=i[None])[0] - dense.model(input_ids=i[None])[0]).square().sum())
@@ -194,7 +196,7 @@ class TestOffload:
         monkeypatch.setattr(f"loraprune.pruning.consumer_scores.{method}_group_scores", score)
         with eval_mode(model):
             pass_ = LayerwisePass(model, structure, SEQUENCES, torch.device("meta"))
-            consumer_scores(method, model, structure.dimensions[0], 4, pass_, 0.01)
+            consumer_scores(criterion_of(method), model, structure.dimensions[0], 4, pass_)
         assert devices == [("meta", "meta", "meta")]
 
 
@@ -203,6 +205,8 @@ def test_computing_on_a_named_device_changes_nothing() -> None:
     structure = describe(models[0])
     full, plan = halved(structure)
     for model, device in zip(models, (None, torch.device("cpu")), strict=True):
-        cut_and_repair_(model, structure, full, plan, calibration=SEQUENCES, repair="stream", device=device)
+        cut_and_repair_(
+            model, structure, full, plan, calibration=SEQUENCES, repair=Stream(), hooks=CutHooks(device=device)
+        )
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):
         assert torch.equal(a, b)

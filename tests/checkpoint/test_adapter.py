@@ -9,7 +9,7 @@ import pytest
 import torch
 from peft import IA3Config, PromptTuningConfig, get_peft_model
 from tests.checkpoint.adapters import WEIGHTS, plain_adapter, rename_tensors, rewrite
-from tests.checkpoints import VOCABULARY, byte_model, tiny_checkpoint, tiny_tokenizer
+from tests.checkpoints import VOCABULARY, byte_model, load_measured, measurable, tiny_checkpoint, tiny_tokenizer
 from tests.finished_run import QUICK
 from tests.models import logits_of, token_ids
 from transformers import AutoModelForCausalLM
@@ -17,8 +17,6 @@ from transformers import AutoModelForCausalLM
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot, prune, recover
 from loraprune.checkpoint.adapter import find_adapter
 from loraprune.checkpoint.load import CheckpointError
-from loraprune.measure.model import load_measured
-from loraprune.tasks.source import check_measurable
 
 IDS = token_ids(2, 12, vocabulary=VOCABULARY)
 
@@ -35,15 +33,15 @@ class TestPlainAdapters:
     def test_an_adapter_is_measured_on_its_base(self, checkpoint: Path, tmp_path: Path, merge: bool) -> None:
         model = plain_adapter(tmp_path, checkpoint)
         found = load_measured(tmp_path, merge=merge)
-        assert found.base == str(checkpoint)
-        assert (logits_of(found.model, IDS) - logits_of(model, IDS)).abs().max() < 1e-4
-        assert hasattr(found.model, "merge_and_unload") is not merge
+        assert measurable(tmp_path).checkpoint == str(checkpoint)
+        assert (logits_of(found, IDS) - logits_of(model, IDS)).abs().max() < 1e-4
+        assert hasattr(found, "merge_and_unload") is not merge
 
     def test_it_differs_from_the_base(self, checkpoint: Path, adapter: Path) -> None:
         base, adapted = load_measured(checkpoint), load_measured(adapter)
-        assert (logits_of(adapted.model, IDS) - logits_of(base.model, IDS)).abs().max() > 0.1
-        assert adapted.model.num_parameters() == base.model.num_parameters()
-        assert adapted.fingerprint != base.fingerprint
+        assert (logits_of(adapted, IDS) - logits_of(base, IDS)).abs().max() > 0.1
+        assert adapted.num_parameters() == base.num_parameters()
+        assert measurable(adapter).fingerprint != measurable(checkpoint).fingerprint
 
     def test_its_fingerprint_changes_with_adapter_and_base(
         self, checkpoint: Path, adapter: Path, tmp_path: Path
@@ -51,7 +49,7 @@ class TestPlainAdapters:
         other = tiny_checkpoint(tmp_path / "other", seed=3)
         plain_adapter(tmp_path / "second", checkpoint, seed=4)
         names = [(adapter, None), (tmp_path / "second", None), (adapter, str(other))]
-        assert len({check_measurable(name, base=base).fingerprint() for name, base in names}) == 3
+        assert len({measurable(name, base=base).fingerprint for name, base in names}) == 3
 
     def test_an_adapter_of_another_kind_is_merged_by_peft(self, checkpoint: Path, tmp_path: Path) -> None:
         base = AutoModelForCausalLM.from_pretrained(checkpoint)
@@ -60,13 +58,13 @@ class TestPlainAdapters:
         )
         model = get_peft_model(base, config)
         model.save_pretrained(tmp_path)
-        assert (logits_of(load_measured(tmp_path).model, IDS) - logits_of(model.eval(), IDS)).abs().max() < 1e-4
+        assert (logits_of(load_measured(tmp_path), IDS) - logits_of(model.eval(), IDS)).abs().max() < 1e-4
 
     def test_it_takes_its_own_tokenizer_where_it_has_one(self, adapter: Path) -> None:
         tokenizer = tiny_tokenizer(pad=True)
-        assert load_measured(adapter).tokenizer.pad_token is None  # type: ignore[union-attr]
+        assert measurable(adapter).tokenizer.pad_token is None
         tokenizer.save_pretrained(adapter)
-        assert load_measured(adapter).tokenizer.pad_token == "<pad>"  # type: ignore[union-attr]
+        assert measurable(adapter).tokenizer.pad_token == "<pad>"
 
     def test_a_folder_without_one_has_none(self, checkpoint: Path) -> None:
         assert find_adapter(str(checkpoint)) is None
@@ -77,16 +75,16 @@ class TestAdaptersOfRuns:
     def test_of_a_pruned_model_the_base_is_cut_and_refitted_first(self, finished: PruneResult, merge: bool) -> None:
         assert finished.output is not None
         found = load_measured(finished.output / "adapter", merge=merge)
-        difference = (logits_of(found.model, IDS) - logits_of(finished.model, IDS)).abs().max()
+        difference = (logits_of(found, IDS) - logits_of(finished.model, IDS)).abs().max()
         assert difference == 0.0 if merge else difference < 1e-4
-        assert type(found.model).__name__ == ("LlamaForCausalLM" if merge else "PeftModelForCausalLM")
+        assert type(found).__name__ == ("LlamaForCausalLM" if merge else "PeftModelForCausalLM")
 
     def test_of_a_ragged_model_with_layers_left_out(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         config = PruningConfig(ratio=0.3, calibration_sequences=8, allocation="global", keep_layers=(-1,))
         options = RunOptions(output=tmp_path / "out", save_adapter=True, latency=False, report=False)
         result = prune(checkpoint, data, config, training=QUICK, options=options)
         found = load_measured(tmp_path / "out" / "adapter")
-        assert torch.equal(logits_of(found.model, IDS), logits_of(result.model, IDS))
+        assert torch.equal(logits_of(found, IDS), logits_of(result.model, IDS))
 
     def test_of_a_sparse_model_zeros_stay_zero(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         options = RunOptions(output=tmp_path / "sparse", report=False)
@@ -96,14 +94,14 @@ class TestAdaptersOfRuns:
         result = recover(tmp_path / "sparse", data, training=training, options=options)
         for merge in (True, False):
             found = load_measured(tmp_path / "out" / "adapter", merge=merge)
-            assert (logits_of(found.model, IDS) - logits_of(result.model, IDS)).abs().max() < 1e-4
+            assert (logits_of(found, IDS) - logits_of(result.model, IDS)).abs().max() < 1e-4
 
     def test_with_masks_of_single_weights(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         options = RunOptions(output=tmp_path / "out", save_adapter=True, latency=False, report=False)
         config = PruningConfig(ratio=0.5, criterion="pst")
         result = prune(checkpoint, data, config, training=QUICK, options=options)
         found = load_measured(tmp_path / "out" / "adapter")
-        assert torch.equal(logits_of(found.model, IDS), logits_of(result.model, IDS))
+        assert torch.equal(logits_of(found, IDS), logits_of(result.model, IDS))
         with pytest.raises(CheckpointError, match=r"can be measured merged only"):
             load_measured(tmp_path / "out" / "adapter", merge=False)
 
@@ -135,23 +133,24 @@ class TestWrongAdapters:
     def test_a_missing_base_is_an_error(self, adapter: Path, checkpoint: Path, base: str) -> None:
         rewrite(adapter, base_model_name_or_path=base)
         with pytest.raises(CheckpointError, match=rf"is an adapter, and its base {base} cannot be read: .*--base"):
-            check_measurable(adapter)
-        assert load_measured(adapter, base=str(checkpoint)).base == str(checkpoint)
+            measurable(adapter)
+        assert measurable(adapter, base=str(checkpoint)).checkpoint == str(checkpoint)
+        load_measured(adapter, base=str(checkpoint))
 
     def test_an_adapter_that_names_no_base_is_an_error(self, adapter: Path) -> None:
         rewrite(adapter, base_model_name_or_path=None)
         with pytest.raises(CheckpointError, match=r"names no base. Name the base with --base"):
-            check_measurable(adapter)
+            measurable(adapter)
 
     def test_a_base_for_what_is_no_adapter_is_an_error(self, checkpoint: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is none. Leave it out"):
-            check_measurable(checkpoint, base=str(checkpoint))
+            measurable(checkpoint, base=str(checkpoint))
 
     def test_an_adapter_on_an_adapter_is_refused(self, adapter: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(adapter, tmp_path / "copy")
         rewrite(copy, base_model_name_or_path=str(adapter))
         with pytest.raises(CheckpointError, match=r"is an adapter on another adapter"):
-            check_measurable(copy)
+            measurable(copy)
 
     @pytest.mark.parametrize(
         ("rename", "message"),
@@ -182,26 +181,26 @@ class TestWrongAdapters:
     def test_weights_that_are_missing_or_pickled_are_an_error(self, adapter: Path) -> None:
         (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
         with pytest.raises(CheckpointError, match=r"no adapter_model.safetensors: weights are read from there only"):
-            check_measurable(adapter)
+            measurable(adapter)
 
     def test_a_folder_of_an_adapter_and_a_whole_model_is_ambiguous(self, adapter: Path) -> None:
         byte_model().save_pretrained(adapter)
         with pytest.raises(CheckpointError, match=r"which of them is meant cannot be told"):
-            check_measurable(adapter)
+            measurable(adapter)
 
     def test_an_adapter_that_cannot_be_merged_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         base = AutoModelForCausalLM.from_pretrained(checkpoint)
         get_peft_model(base, PromptTuningConfig(num_virtual_tokens=2, task_type="CAUSAL_LM")).save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=r"of type PROMPT_TUNING, which cannot be merged"):
-            check_measurable(tmp_path)
+            measurable(tmp_path)
 
     @pytest.mark.parametrize("text", ["{", "[]"])
     def test_a_config_that_is_none_is_refused(self, adapter: Path, text: str) -> None:
         (adapter / "adapter_config.json").write_text(text)
         with pytest.raises(CheckpointError, match=r"adapter_config.json"):
-            check_measurable(adapter)
+            measurable(adapter)
 
     def test_what_a_later_version_wrote_is_refused(self, adapter: Path) -> None:
         (adapter / "loraprune_adapter.json").write_text(json.dumps({"format": 2}))
         with pytest.raises(CheckpointError, match=r"of a version that this loraprune cannot read"):
-            check_measurable(adapter)
+            measurable(adapter)

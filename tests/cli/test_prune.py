@@ -16,7 +16,7 @@ from tests.thinned import thinned
 from transformers import AutoModelForCausalLM
 
 from loraprune.cli.prune import PRUNE_OPTIONS
-from loraprune.importance.compresso import CompressoOptions
+from loraprune.importance.configs import Compresso
 from loraprune.pruning.config import PruningConfig
 
 
@@ -133,7 +133,7 @@ class TestRun:
 
     def test_compresso_has_an_option_for_every_setting(self) -> None:
         fields = {option.field for option in PRUNE_OPTIONS.values() if option.target == "compresso"}
-        assert fields == set(CompressoOptions.__dataclass_fields__)
+        assert fields == set(Compresso.__dataclass_fields__)
 
     @pytest.mark.full
     def test_learnt_gates_prune_with_a_prompt_before_the_rows(

@@ -210,7 +210,11 @@ class TestBadInput:
 
     @pytest.mark.parametrize(
         ("text", "message"),
-        [("[]", "holds no object"), ('{"settings": {}}', "no measures"), ('{"metrics": {}}', "'task' is missing")],
+        [
+            ("[]", "an object with fields"),
+            ('{"settings": {}}', "no measures"),
+            ('{"metrics": 3}', "metrics should be an object"),
+        ],
     )
     def test_a_damaged_record(self, run: Command, out: Path, text: str, message: str) -> None:
         (out / "report.json").unlink()

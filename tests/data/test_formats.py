@@ -12,14 +12,14 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, PreTraine
 from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
-from loraprune.data.formats import DataFormat, PreparedData, prepare_dataset
+from loraprune.data.formats import DataFormat, PreparedRows, prepare_dataset
 from loraprune.data.sources import load_source
 from loraprune.data.tokenize import instruction_prompt
 
 ANSWERS = [{"prompt": "2+2=", "completion": "4"}, {"prompt": "say aloud: ", "completion": "a longer one"}]
 
 
-def trained_texts(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def trained_texts(prepared: PreparedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     """What each row trains on, by way of trl's collator."""
     batch = DataCollatorForLanguageModeling(pad_token_id=0)(list(prepared.dataset))
     ids, labels = batch["input_ids"], batch["labels"]
@@ -27,7 +27,7 @@ def trained_texts(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) ->
     return [tokenizer.decode(row[row != -100]) for row in labels]
 
 
-def texts(prepared: PreparedData, tokenizer: PreTrainedTokenizerBase) -> list[str]:
+def texts(prepared: PreparedRows, tokenizer: PreTrainedTokenizerBase) -> list[str]:
     return [tokenizer.decode(row) for row in prepared.dataset["input_ids"]]
 
 
@@ -39,9 +39,8 @@ class TestText:
         prepared = prepare_dataset(dataset, tokenizer, max_length=5)
         assert texts(prepared, tokenizer) == ["one</s>t", "wo</s>th"]
         assert prepared.dataset.column_names == ["input_ids"]
-        assert prepared.packed
-        assert prepared.format is DataFormat.TEXT
-        assert (prepared.num_tokens, prepared.num_trained_tokens) == (10, 8)
+        assert prepared.facts["format"] == DataFormat.TEXT.value
+        assert (prepared.facts["tokens"], prepared.facts["trained_tokens"]) == (10, 8)
 
     def test_text_shorter_than_a_block_is_kept(self, tokenizer: PreTrainedTokenizerBase) -> None:
         prepared = prepare_dataset(Dataset.from_dict({"text": ["one"]}), tokenizer, max_length=100)
@@ -52,8 +51,7 @@ class TestText:
         dataset = Dataset.from_dict({"text": ["one", "two and more"]})
         prepared = prepare_dataset(dataset, tokenizer, max_length=6, packing=False)
         assert texts(prepared, tokenizer) == ["<s>one</s>", "<s>two an"]
-        assert not prepared.packed
-        assert prepared.num_truncated == 1
+        assert prepared.facts["truncated_rows"] == 1
 
     def test_a_tokenizer_without_special_tokens_joins_directly(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"text": ["one", "two"]})
@@ -64,7 +62,7 @@ class TestText:
         dataset = Dataset.from_dict({"text": [None, "one", " \n", ""]})
         prepared = prepare_dataset(dataset, tokenizer, max_length=100)
         assert texts(prepared, tokenizer) == ["one</s>"]
-        assert prepared.num_empty == 3
+        assert prepared.facts["empty_rows"] == 3
 
     def test_data_without_text_is_refused(self, tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ValueError, match="all of its rows are empty"):
@@ -84,9 +82,10 @@ class TestAnswers:
         prepared = prepare_dataset(Dataset.from_list(ANSWERS), tokenizer, max_length=100)
         assert texts(prepared, tokenizer) == ["2+2=4</s>", "say aloud: a longer one</s>"]
         assert trained_texts(prepared, tokenizer) == ["4</s>", " a longer one</s>"]  # " a" is one token
-        assert prepared.num_trained_tokens == sum(label != -100 for row in prepared.dataset["labels"] for label in row)
-        assert prepared.num_tokens == sum(map(len, prepared.dataset["input_ids"]))
-        assert not prepared.packed
+        assert prepared.facts["trained_tokens"] == sum(
+            label != -100 for row in prepared.dataset["labels"] for label in row
+        )
+        assert prepared.facts["tokens"] == sum(map(len, prepared.dataset["input_ids"]))
 
     def test_all_tokens_are_trained_on_request(self, tokenizer: PreTrainedTokenizerBase) -> None:
         prepared = prepare_dataset(Dataset.from_list(ANSWERS), tokenizer, max_length=100, answers_only=False)
@@ -99,7 +98,7 @@ class TestAnswers:
                 "say aloud: a longer one</s>",
             ]
         )
-        assert prepared.num_trained_tokens == prepared.num_tokens - 2
+        assert prepared.facts["trained_tokens"] == prepared.facts["tokens"] - 2
 
     def test_only_the_output_of_an_instruction_is_trained(self, tokenizer: PreTrainedTokenizerBase) -> None:
         rows = [
@@ -109,23 +108,23 @@ class TestAnswers:
         prepared = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=100)
         assert trained_texts(prepared, tokenizer) == ["4</s>", "x y</s>"]
         assert texts(prepared, tokenizer)[0] == instruction_prompt("Add.", "2 2") + "4</s>"
-        assert prepared.format is DataFormat.INSTRUCTION
+        assert prepared.facts["format"] == DataFormat.INSTRUCTION.value
 
     def test_long_rows_lose_their_right_end(self, tokenizer: PreTrainedTokenizerBase) -> None:
         prepared = prepare_dataset(Dataset.from_list(ANSWERS), tokenizer, max_length=12)
         assert trained_texts(prepared, tokenizer) == ["4</s>", " a l"]
         assert [len(row) for row in prepared.dataset["input_ids"]] == [6, 12]
-        assert (prepared.num_truncated, prepared.num_dropped) == (1, 0)
+        assert (prepared.facts["truncated_rows"], prepared.facts["dropped_rows"]) == (1, 0)
 
     def test_rows_that_lost_their_answer_are_dropped(self, tokenizer: PreTrainedTokenizerBase) -> None:
         prepared = prepare_dataset(Dataset.from_list(ANSWERS), tokenizer, max_length=8)
         assert texts(prepared, tokenizer) == ["2+2=4</s>"]
-        assert (prepared.num_truncated, prepared.num_dropped) == (0, 1)
+        assert (prepared.facts["truncated_rows"], prepared.facts["dropped_rows"]) == (0, 1)
 
     def test_rows_without_an_answer_are_skipped(self, tokenizer: PreTrainedTokenizerBase) -> None:
         rows = [*ANSWERS, {"prompt": "x", "completion": None}, {"prompt": "x", "completion": " "}]
         prepared = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=100)
-        assert (len(prepared.dataset), prepared.num_empty) == (2, 2)
+        assert (len(prepared.dataset), prepared.facts["empty_rows"]) == (2, 2)
 
     def test_data_whose_answers_are_all_cut_off_is_refused(self, tokenizer: PreTrainedTokenizerBase) -> None:
         with pytest.raises(ValueError, match=r"Every answer is masked out.* 2 rows .*--max-length.*--no-answers-only"):
@@ -141,7 +140,6 @@ class TestAnswers:
         prepared = prepare_dataset(Dataset.from_list(rows), tokenizer, max_length=11, packing=True)
         assert texts(prepared, tokenizer) == ["qone</s>qtwo</s>", "qthree</s>"]
         assert trained_texts(prepared, tokenizer) == ["one</s>two</s>", "three</s>"]
-        assert prepared.packed
 
 
 class TestMessages:
@@ -158,7 +156,7 @@ class TestMessages:
         tokenizer = make_tokenizer(chat_template=template)
         prepared = prepare_dataset(Dataset.from_dict({"messages": [CHAT]}), tokenizer, max_length=200)
         assert trained_texts(prepared, tokenizer) == [expected]
-        assert prepared.format is DataFormat.MESSAGES
+        assert prepared.facts["format"] == DataFormat.MESSAGES.value
 
     def test_the_tokens_are_those_of_the_chat_template(self, make_tokenizer: MakeTokenizer) -> None:
         tokenizer = make_tokenizer(adds_bos=True, chat_template=CHATML)
@@ -176,7 +174,7 @@ class TestMessages:
     def test_conversations_without_an_answer_are_dropped(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, CHAT[:1], []]})
         prepared = prepare_dataset(dataset, make_tokenizer(chat_template=CHATML), max_length=200)
-        assert (len(prepared.dataset), prepared.num_dropped, prepared.num_empty) == (1, 1, 1)
+        assert (len(prepared.dataset), prepared.facts["dropped_rows"], prepared.facts["empty_rows"]) == (1, 1, 1)
 
     def test_a_malformed_turn_is_refused_with_its_row(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, [{"role": "user", "content": None}]]})
@@ -227,7 +225,7 @@ def test_the_trainer_takes_the_data_as_it_is(
     batch: dict[str, Any] = next(iter(trainer.get_train_dataloader()))
     trained = {tokenizer.decode(row[row != -100]) for row in batch["labels"]}
     assert trained == set(trained_texts(prepared, tokenizer))
-    assert int((batch["labels"][:, 1:] != -100).sum()) == prepared.num_trained_tokens
+    assert int((batch["labels"][:, 1:] != -100).sum()) == prepared.facts["trained_tokens"]
 
 
 class TestRealData:
@@ -235,10 +233,10 @@ class TestRealData:
         tokenizer = AutoTokenizer.from_pretrained(shared_data / "models" / "stories260K")
         rows = load_source(str(shared_data / "instruct" / "alpaca_1k.json")).filter(lambda row: row["output"].isascii())
         prepared = prepare_dataset(rows, tokenizer, max_length=4096)
-        assert prepared.num_truncated == 0
+        assert prepared.facts["truncated_rows"] == 0
         filled = [row["output"] for row in rows if row["output"].strip()]
         assert len(prepared.dataset) == len(filled)
-        assert prepared.num_empty == len(rows) - len(filled)
+        assert prepared.facts["empty_rows"] == len(rows) - len(filled)
         for output, row in zip(filled, prepared.dataset, strict=True):
             *answer, end = [label for label in row["labels"] if label != -100]
             assert end == tokenizer.eos_token_id

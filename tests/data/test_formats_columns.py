@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 from datasets import Dataset
 
-from loraprune.data.formats import DataFormat, columns_of, detect_format, numbered_batches
+from loraprune.data.formats import DataFormat, columns_of, numbered_batches
 
 
 @pytest.mark.parametrize(
@@ -20,13 +20,13 @@ from loraprune.data.formats import DataFormat, columns_of, detect_format, number
     ],
 )
 def test_columns_tell_the_format(names: list[str], expected: DataFormat) -> None:
-    assert detect_format(Dataset.from_dict({name: ["x"] for name in names})) is expected
+    assert columns_of(Dataset.from_dict({name: ["x"] for name in names})).format is expected
 
 
 @pytest.mark.parametrize("names", [["sentence"], ["prompt"], ["completion", "sentence"], ["instruction", "input"]])
 def test_unknown_columns_are_shown_beside_the_known_ones(names: list[str]) -> None:
     with pytest.raises(ValueError, match=rf"columns {', '.join(names)}, which .*prompt \+ completion; instruction"):
-        detect_format(Dataset.from_dict({name: ["x"] for name in names}))
+        columns_of(Dataset.from_dict({name: ["x"] for name in names}))
 
 
 def test_rows_are_numbered_from_one_across_batches() -> None:

@@ -35,7 +35,7 @@ def test_rows_with_a_prompt_train_on_what_they_train_on_without(rows):
     length = 200
     with_prompt = prepare_dataset(rows, tokenizer, max_length=length + len(ids), prompt=PROMPT)
     without = prepare_dataset(rows, tokenizer, max_length=length)
-    assert with_prompt.num_trained_tokens == without.num_trained_tokens
+    assert with_prompt.facts["trained_tokens"] == without.facts["trained_tokens"]
     for row, plain in zip(with_prompt.dataset, without.dataset, strict=True):
         assert row["input_ids"][-20:] == plain["input_ids"][-20:]
         assert len(row["input_ids"]) == len(plain["input_ids"]) + len(ids)

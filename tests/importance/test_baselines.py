@@ -2,12 +2,12 @@ from __future__ import annotations
 
 import torch
 
-from loraprune.importance.baselines import Random
+from loraprune.importance.baselines import RandomCriterion
 from loraprune.structure.plan import Plan
 
 
 def random_scores(structure, seed, plan=None):
-    criterion = Random(seed)
+    criterion = RandomCriterion(seed)
     criterion.attach(torch.nn.Identity(), structure)
     return criterion.scores(plan or Plan.full(structure))
 

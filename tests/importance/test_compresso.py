@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -12,8 +12,6 @@ from tests.models import sequence_losses, tiny_model, token_ids, with_lora
 
 from loraprune import PruningConfig
 from loraprune.importance.compresso import (
-    Compresso,
-    CompressoOptions,
     expected_gates,
     expected_parameters,
     keep_probability,
@@ -22,6 +20,7 @@ from loraprune.importance.compresso import (
     sampled_gates,
     target_at,
 )
+from loraprune.importance.configs import Compresso
 from loraprune.importance.evidence.learned_gates import LearnedGates, check_gateable
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -94,7 +93,7 @@ def test_the_target_rises_to_the_ratio_and_stays_there():
 
 
 def learning(model, structure=None, *, steps=40, ratio=0.5, **options):
-    criterion = Compresso(CompressoOptions(**options), seed=3)
+    criterion = Compresso(**options).build(seed=3)
     criterion.attach(model, structure or describe(model))
     criterion.begin(steps, ratio)
     return criterion
@@ -274,7 +273,7 @@ def test_layers_that_are_protected_have_no_gates_and_the_highest_scores():
 )
 def test_wrong_options_are_named(wrong, message):
     with pytest.raises(ValueError, match=message):
-        CompressoOptions(**wrong)
+        Compresso(**wrong)
 
 
 def test_experts_are_refused():
@@ -291,5 +290,5 @@ def test_what_spans_the_blocks_is_refused(kind):
 
 
 def test_options_survive_a_saved_configuration():
-    config = PruningConfig(criterion="compresso", compresso=CompressoOptions(ramp="cubic", prompt="default"))
-    assert PruningConfig(**asdict(config)) == config
+    config = PruningConfig(criterion="compresso", compresso=Compresso(ramp="cubic", prompt="default"))
+    assert PruningConfig(**config.flat()) == config

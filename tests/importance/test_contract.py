@@ -10,17 +10,27 @@ import pytest
 import torch
 from tests.models import FAMILIES, features, logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.baselines import Position, Random
-from loraprune.importance.compresso import Compresso
-from loraprune.importance.criterion import Criterion, CriterionOptions
-from loraprune.importance.fisher import Fisher
-from loraprune.importance.flap import Flap
-from loraprune.importance.lora import LoraGuided
-from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.registry import CRITERIA, make_criterion
-from loraprune.importance.taylor import Taylor
-from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.importance.wanda import Wanda
+from loraprune.importance.baselines import PositionCriterion, RandomCriterion
+from loraprune.importance.compresso import CompressoCriterion
+from loraprune.importance.configs import (
+    GROUP_CRITERIA,
+    TAYLOR_FORMS,
+    Compresso,
+    CriterionConfig,
+    Flap,
+    LoraGuided,
+    Magnitude,
+    Osscar,
+    Random,
+    Taylor,
+    Wanda,
+)
+from loraprune.importance.consumer_inputs import FeatureCriterion
+from loraprune.importance.criterion import Criterion
+from loraprune.importance.fisher import FisherCriterion
+from loraprune.importance.lora import LoraCriterion
+from loraprune.importance.magnitude import MagnitudeCriterion
+from loraprune.importance.taylor import TaylorCriterion
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
@@ -38,19 +48,19 @@ class Row:
 
 
 TABLE = {
-    "fisher": Row(Fisher, every_step=True),
-    "lora": Row(LoraGuided, every_step=True),
-    "lora, absolute": Row(lambda: LoraGuided("absolute"), every_step=True),
-    **{f"taylor, {form}": Row(partial(Taylor, form), every_step=True) for form in TAYLOR_FORMS},
-    "lora, mean": Row(lambda: LoraGuided(reduction="mean"), every_step=True),
-    "magnitude, prod": Row(lambda: Magnitude("prod"), every_step=False),
-    "wanda": Row(Wanda, every_step=True),
-    "flap": Row(Flap, every_step=True),
-    "magnitude": Row(Magnitude, every_step=False),
+    "fisher": Row(FisherCriterion, every_step=True),
+    "lora": Row(LoraCriterion, every_step=True),
+    "lora, absolute": Row(lambda: LoraCriterion("absolute"), every_step=True),
+    **{f"taylor, {form}": Row(partial(TaylorCriterion, form), every_step=True) for form in TAYLOR_FORMS},
+    "lora, mean": Row(lambda: LoraCriterion(reduction="mean"), every_step=True),
+    "magnitude, prod": Row(lambda: MagnitudeCriterion("prod"), every_step=False),
+    "wanda": Row(lambda: Wanda().build(), every_step=True),
+    "flap": Row(lambda: Flap().build(), every_step=True),
+    "magnitude": Row(MagnitudeCriterion, every_step=False),
     # Gates are sampled, and start with a little noise: a permuted model draws others.
-    "compresso": Row(Compresso, every_step=False, reads_model=False),
-    "random": Row(Random, every_step=False, reads_model=False),
-    "position": Row(Position, every_step=False, reads_model=False),
+    "compresso": Row(lambda: Compresso().build(), every_step=False, reads_model=False),
+    "random": Row(RandomCriterion, every_step=False, reads_model=False),
+    "position": Row(PositionCriterion, every_step=False, reads_model=False),
 }
 EVERY_ROW = pytest.mark.parametrize("row", TABLE.values(), ids=TABLE.keys())
 
@@ -66,7 +76,7 @@ def scores_of(criterion, model, structure=None, plan=None):
 
 
 def test_the_table_covers_every_criterion():
-    assert {name.partition(",")[0] for name in TABLE} == set(CRITERIA)
+    assert {name.partition(",")[0] for name in TABLE} == set(GROUP_CRITERIA) - {"osscar"}
 
 
 @EVERY_ROW
@@ -169,32 +179,34 @@ def test_criteria_that_follow_the_data_say_so(row):
     assert row.make().every_step == row.every_step
 
 
-def test_criteria_are_made_by_name():
-    options = {
-        "lora_form": "absolute",
-        "taylor_form": "mix",
-        "group_reduction": "max",
-        "offload_grads": True,
-        "seed": 7,
+def test_every_configuration_builds_what_does_its_work():
+    built = {name: type(kind().build()) for name, kind in GROUP_CRITERIA.items()}
+    assert built == {
+        "fisher": FisherCriterion,
+        "lora": LoraCriterion,
+        "taylor": TaylorCriterion,
+        "magnitude": MagnitudeCriterion,
+        "wanda": FeatureCriterion,
+        "flap": FeatureCriterion,
+        "random": RandomCriterion,
+        "position": PositionCriterion,
+        "compresso": CompressoCriterion,
+        "osscar": FeatureCriterion,
     }
-    made = {name: make_criterion(CriterionOptions(name=name, **options)) for name in CRITERIA}
-    assert {name: type(criterion) for name, criterion in made.items()} == {
-        "fisher": Fisher,
-        "lora": LoraGuided,
-        "taylor": Taylor,
-        "magnitude": Magnitude,
-        "wanda": Wanda,
-        "flap": Flap,
-        "random": Random,
-        "position": Position,
-        "compresso": Compresso,
+    assert {name: kind.comparable for name, kind in GROUP_CRITERIA.items()} == {
+        name: kind.comparable for name, kind in built.items()
     }
-    assert made["lora"].form == "absolute"
-    assert (made["taylor"].form, made["taylor"].offload) == ("mix", True)
-    assert {made[name].reduction for name in ("lora", "taylor", "magnitude")} == {"max"}
-    assert made["random"].seed == 7
 
 
-def test_an_unknown_name_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="no criterion 'wanda2'; choose one of fisher, lora, taylor, magnitude"):
-        make_criterion(CriterionOptions(name="wanda2"))
+def test_options_reach_what_does_the_work():
+    assert LoraGuided("absolute").build().form == "absolute"
+    taylor = Taylor("mix", "max", offload=True).build()
+    assert (taylor.form, taylor.reduction, taylor.offload) == ("mix", "max", True)
+    assert LoraGuided(reduction="max").build().reduction == Magnitude("max").build().reduction == "max"
+    assert (Random().build(7).seed, Random(3).build(7).seed) == (7, 3)
+    assert Osscar(0.5).damping == 0.5
+
+
+def test_what_scores_no_groups_builds_nothing():
+    with pytest.raises(TypeError, match="scores no groups"):
+        CriterionConfig().build()

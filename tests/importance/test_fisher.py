@@ -8,7 +8,7 @@ import torch
 from peft.helpers import disable_input_dtype_casting
 from tests.models import FAMILIES, logits_of, projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.fisher import Fisher
+from loraprune.importance.fisher import FisherCriterion
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
@@ -48,7 +48,7 @@ def squared_gate_gradients(model, ids):
 
 @contextmanager
 def attached(model):
-    structure, criterion = describe(model), Fisher()
+    structure, criterion = describe(model), FisherCriterion()
     criterion.attach(model, structure)
     try:
         yield lambda: criterion.scores(Plan.full(structure))
@@ -121,7 +121,7 @@ def test_under_autocast_the_scores_are_near_those_of_32_bits(model):
 def test_a_sliced_model_gives_scores_of_the_groups_that_stay(model, structure):
     adapted = with_lora(model)
     plan = Plan.full(structure).keep({"layers.0.heads": [1, 3], "layers.1.channels": [0, 7, 9]})
-    criterion = Fisher()
+    criterion = FisherCriterion()
     criterion.attach(adapted, structure)
     slice_(adapted, structure, Plan.full(structure), plan)  # the gates stay on through a cut
     sequence_losses(adapted, IDS).sum().backward()
@@ -153,7 +153,7 @@ def test_evaluation_between_steps_adds_nothing(model):
 
 def test_scores_are_refused_before_the_gates_are_on(structure):
     with pytest.raises(RuntimeError, match="not attached"):
-        Fisher().scores(Plan.full(structure))
+        FisherCriterion().scores(Plan.full(structure))
 
 
 PRECISIONS = pytest.mark.parametrize("autocast", [False, True], ids=["fp32", "bf16 autocast"])
@@ -234,7 +234,7 @@ def test_casting_that_was_switched_off_stays_off(model):
 
 
 def test_a_criterion_can_be_detached_twice_and_attached_again(model):
-    criterion, structure = Fisher(), describe(model)
+    criterion, structure = FisherCriterion(), describe(model)
     criterion.detach()
     for _ in range(2):
         criterion.attach(model, structure)

@@ -8,7 +8,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from loraprune.importance import reductions
-from loraprune.importance.lora import LoraGuided, estimated_gradient, layer_importance
+from loraprune.importance.configs import LoraGuided
+from loraprune.importance.lora import LoraCriterion, estimated_gradient, layer_importance
 from loraprune.layers.lora import row_blocks
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Member
@@ -64,7 +65,7 @@ def expected_scores(model, form, groups=None):
 
 
 def lora_scores(model, form="squared"):
-    structure, criterion = describe(model), LoraGuided(form)
+    structure, criterion = describe(model), LoraCriterion(form)
     criterion.attach(model, structure)
     return criterion.scores(Plan.full(structure))
 
@@ -118,7 +119,7 @@ def test_a_sliced_model_is_scored_over_the_groups_that_stay(structure):
     plan = full.keep({d.name: [0, 2, 3] if d.kind == "heads" else range(6) for d in structure})
     slice_(model, structure, full, plan)
     sequence_losses(model, token_ids()).sum().backward()
-    criterion = LoraGuided()
+    criterion = LoraCriterion()
     criterion.attach(model, structure)
     assert_same(criterion.scores(plan), expected_scores(model, "squared", {"heads": 3, "channels": 6}))
 
@@ -192,5 +193,5 @@ def test_a_model_without_lora_is_refused(model):
 
 
 def test_an_unknown_form_is_refused_with_those_there_are():
-    with pytest.raises(ValueError, match="'cubed'; choose one of squared, absolute"):
+    with pytest.raises(ValueError, match="lora_form is 'cubed'; choose one of squared, absolute"):
         LoraGuided("cubed")

@@ -5,14 +5,14 @@ import pytest
 from tests.models import FAMILIES, factors, projections, tiny_model, with_lora
 
 from loraprune.importance import reductions
-from loraprune.importance.magnitude import Magnitude
+from loraprune.importance.magnitude import MagnitudeCriterion
 from loraprune.layers.lora import row_blocks
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 
 
 def magnitude_scores(model):
-    structure, criterion = describe(model), Magnitude()
+    structure, criterion = describe(model), MagnitudeCriterion()
     criterion.attach(model, structure)
     return criterion.scores(Plan.full(structure))
 

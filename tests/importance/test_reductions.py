@@ -8,14 +8,19 @@ from tests.models import sequence_losses, token_ids
 from tests.zoo.experts import ROWS
 from tests.zoo.row import adapted, structure_of
 
-from loraprune.importance.baselines import Random
-from loraprune.importance.fisher import Fisher
-from loraprune.importance.lora import LoraGuided
-from loraprune.importance.magnitude import Magnitude
+from loraprune.importance.baselines import RandomCriterion
+from loraprune.importance.fisher import FisherCriterion
+from loraprune.importance.lora import LoraCriterion
+from loraprune.importance.magnitude import MagnitudeCriterion
 from loraprune.layers.unwrap import adapter_of
 from loraprune.structure.plan import Plan
 
-CRITERIA = {"fisher": Fisher, "lora": LoraGuided, "magnitude": Magnitude, "random": Random}
+CRITERIA = {
+    "fisher": FisherCriterion,
+    "lora": LoraCriterion,
+    "magnitude": MagnitudeCriterion,
+    "random": RandomCriterion,
+}
 KINDS = (("expert_channels",), ("experts",))
 EVERY_CASE = pytest.mark.parametrize(
     ("row", "kinds"), [(row, kinds) for row in ROWS for kinds in KINDS], ids=lambda value: getattr(value, "name", None)
@@ -66,7 +71,7 @@ def test_magnitude_is_the_sum_of_the_squared_merged_weights(row, kinds):
     model = row.model()
     structure = structure_of(model, kinds)
     model = adapted(model, structure)
-    scores = scores_of(Magnitude(), model, structure)
+    scores = scores_of(MagnitudeCriterion(), model, structure)
     merged = copy.deepcopy(model).merge_and_unload()
     for d in inside(structure):
         experts = merged.get_submodule(d.consumer.module)
@@ -96,7 +101,7 @@ def test_the_lora_criterion_estimates_the_gradient_of_every_expert(row, kinds, f
     model = row.model()
     structure = structure_of(model, kinds)
     model = adapted(model, structure)
-    scores = scores_of(LoraGuided(form), model, structure)
+    scores = scores_of(LoraCriterion(form), model, structure)
     for d in inside(structure):
         experts = model.get_base_model().get_submodule(d.consumer.module)
         layer = experts.get_base_layer()
@@ -119,4 +124,4 @@ def test_the_lora_criterion_says_how_experts_are_adapted_where_they_are_not(kind
     structure = structure_of(model, kinds)
     attention = adapted(row.model(), structure_of(model, ("heads",)))
     with pytest.raises(ValueError, match=rf"layers\.0\.{kinds[0]} has none\. Adapt the experts \(target_parameters"):
-        LoraGuided().attach(attention, structure)
+        LoraCriterion().attach(attention, structure)

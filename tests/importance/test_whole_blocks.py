@@ -4,11 +4,11 @@ import pytest
 import torch
 from tests.models import factors, projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.baselines import Position
-from loraprune.importance.criterion import CriterionOptions
-from loraprune.importance.lora import LoraGuided, estimated_gradient
-from loraprune.importance.magnitude import Magnitude
-from loraprune.importance.whole_blocks import WholeBlocks, for_structure
+from loraprune.importance.baselines import PositionCriterion
+from loraprune.importance.configs import Magnitude, Position, Taylor
+from loraprune.importance.lora import LoraCriterion, estimated_gradient
+from loraprune.importance.magnitude import MagnitudeCriterion
+from loraprune.importance.whole_blocks import WholeBlocks, built_for
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -42,7 +42,7 @@ def test_the_magnitude_of_a_block_is_that_of_all_weights_of_its_linear_layers(ad
     expected = [
         sum(effective(module).square().sum() for module in projections(adapted, layer).values()) for layer in range(3)
     ]
-    torch.testing.assert_close(scores_of(Magnitude(), adapted), torch.stack(expected))
+    torch.testing.assert_close(scores_of(MagnitudeCriterion(), adapted), torch.stack(expected))
 
 
 def test_lora_sums_over_all_linear_layers_of_a_block(adapted):
@@ -56,13 +56,13 @@ def test_lora_sums_over_all_linear_layers_of_a_block(adapted):
                 gradient = estimated_gradient(a, b, a.grad, b.grad, module.scaling["default"])
                 total += (effective(module) * gradient).square().sum()
             expected.append(total)
-    torch.testing.assert_close(scores_of(LoraGuided(), adapted), torch.stack(expected), rtol=1e-4, atol=1e-9)
+    torch.testing.assert_close(scores_of(LoraCriterion(), adapted), torch.stack(expected), rtol=1e-4, atol=1e-9)
 
 
 def test_taylor_sums_over_all_linear_layers_of_a_block():
     model = tiny_model(num_hidden_layers=3)
     structure = describe(model, ("blocks",))
-    found = gradient_scores(model, structure, Plan.full(structure), list(IDS), CriterionOptions(name="taylor"))[NAME]
+    found = gradient_scores(model, structure, Plan.full(structure), list(IDS), Taylor())[NAME]
     sequence_losses(model, IDS).mean().backward()
     expected = [
         sum((module.weight * module.weight.grad).square().sum() for module in projections(model, layer).values())
@@ -74,7 +74,7 @@ def test_taylor_sums_over_all_linear_layers_of_a_block():
 def test_scores_follow_the_blocks_over_a_cut(adapted):
     structure = describe(adapted, ("blocks",))
     plan = Plan.full(structure).keep({NAME: [0, 2]})
-    wrapped = WholeBlocks(Magnitude())
+    wrapped = WholeBlocks(MagnitudeCriterion())
     wrapped.attach(adapted, structure)
     before = wrapped.scores(Plan.full(structure))[NAME]
     slice_(adapted, structure, Plan.full(structure), plan)
@@ -84,20 +84,19 @@ def test_scores_follow_the_blocks_over_a_cut(adapted):
 def test_a_block_without_an_adapter_is_refused_by_lora():
     model = with_lora(tiny_model(num_hidden_layers=3), layers_to_transform=[0, 1])
     with pytest.raises(ValueError, match=f"{NAME}.2 has none"):
-        scores_of(LoraGuided(), model)
+        scores_of(LoraCriterion(), model)
 
 
 def test_only_criteria_that_read_weights_are_wrapped():
     model = tiny_model(num_hidden_layers=3)
     blocks, inner = describe(model, ("blocks",)), describe(model)
-    magnitude, position = Magnitude(), Position()
-    assert isinstance(for_structure(magnitude, "magnitude", blocks), WholeBlocks)
-    assert for_structure(magnitude, "magnitude", inner) is magnitude
-    assert for_structure(position, "position", blocks) is position
+    assert isinstance(built_for(Magnitude(), blocks), WholeBlocks)
+    assert isinstance(built_for(Magnitude(), inner), MagnitudeCriterion)
+    assert isinstance(built_for(Position(), blocks), PositionCriterion)
 
 
 def test_places_fall_with_the_number_of_a_block():
     structure = describe(tiny_model(num_hidden_layers=3), ("blocks",))
-    criterion = Position()
+    criterion = PositionCriterion()
     criterion.attach(tiny_model(num_hidden_layers=3), structure)
     assert criterion.scores(Plan.full(structure).keep({NAME: [0, 2]}))[NAME].tolist() == [3.0, 1.0]

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoints import VOCABULARY, byte_model, tiny_checkpoint, tiny_tokenizer
+from tests.checkpoints import VOCABULARY, byte_model, load_measured, measurable, tiny_checkpoint, tiny_tokenizer
 from tests.finished_run import QUICK
 from tests.models import logits_of, token_ids
 from tests.quantized_models import WIDTHS, quantized
@@ -18,29 +18,28 @@ import loraprune
 from loraprune import OneshotConfig, PruneResult, PruningConfig, RunOptions, oneshot
 from loraprune.checkpoint.fingerprint import folder_fingerprint, hub_fingerprint
 from loraprune.checkpoint.load import CheckpointError
-from loraprune.measure.model import MeasuredModel, load_measured, named_device
-from loraprune.tasks.source import check_measurable
+from loraprune.measure.model import named_device
+from loraprune.tasks.registry import task_of_source
 
 IDS = token_ids(2, 12, vocabulary=VOCABULARY)
 
 
-def logits(measured: MeasuredModel) -> torch.Tensor:
-    return logits_of(measured.model, IDS)
+def logits(model: Any) -> torch.Tensor:
+    return logits_of(model, IDS)
 
 
 class TestCheckpoints:
     def test_a_plain_checkpoint_is_loaded_with_what_belongs_to_it(self, checkpoint: Path) -> None:
-        found = load_measured(checkpoint)
-        assert (found.name, found.task.name, found.base, found.context) == (str(checkpoint), "causal-lm", None, 64)
+        source, found = measurable(checkpoint), load_measured(checkpoint)
+        assert (source.name, task_of_source(source).name, source.context) == (str(checkpoint), "causal-lm", 64)
         assert (found.dtype, found.device) == (torch.float32, torch.device("cpu"))
-        assert found.tokenizer is not None
-        assert found.tokenizer.encode("ab") == tiny_tokenizer().encode("ab")
-        assert not found.model.training
+        assert source.tokenizer.encode("ab") == tiny_tokenizer().encode("ab")
+        assert not found.training
         plain = AutoModelForCausalLM.from_pretrained(checkpoint)
         assert torch.equal(logits(found), logits_of(plain, IDS))
 
     def test_it_computes_in_the_dtype_that_is_asked_for(self, checkpoint: Path) -> None:
-        assert load_measured(checkpoint, dtype="bfloat16").model.dtype == torch.bfloat16
+        assert load_measured(checkpoint, dtype="bfloat16").dtype == torch.bfloat16
         with pytest.raises(ValueError, match=r"dtype is 'fp16'; choose one of float32, bfloat16, float16"):
             load_measured(checkpoint, dtype="fp16")
 
@@ -49,7 +48,7 @@ class TestCheckpoints:
         options = RunOptions(output=tmp_path / "out", latency=False, report=False)
         result = loraprune.prune(checkpoint, data, config, training=QUICK, options=options)
         found = load_measured(tmp_path / "out")
-        assert type(found.model).__name__ == "PrunedLlamaForCausalLM"
+        assert type(found).__name__ == "PrunedLlamaForCausalLM"
         assert torch.equal(logits(found), logits_of(result.model, IDS))
 
     @pytest.mark.parametrize("quantization", ["bnb-8bit", "bnb-4bit"])
@@ -59,7 +58,7 @@ class TestCheckpoints:
         model.save_pretrained(tmp_path / "quantized")
         tiny_tokenizer().save_pretrained(tmp_path / "quantized")
         found = load_measured(tmp_path / "quantized")
-        assert type(found.model.get_submodule("model.layers.0.mlp.up_proj")).__name__ in ("Linear8bitLt", "Linear4bit")
+        assert type(found.get_submodule("model.layers.0.mlp.up_proj")).__name__ in ("Linear8bitLt", "Linear4bit")
         assert (logits(found) - logits_of(model, IDS)).abs().max() < 1e-4
 
     def test_a_family_without_a_description_can_be_measured(self, tmp_path: Path) -> None:
@@ -67,7 +66,8 @@ class TestCheckpoints:
         MambaForCausalLM(MambaConfig(**values)).save_pretrained(tmp_path)
         tiny_tokenizer().save_pretrained(tmp_path)
         found = load_measured(tmp_path)
-        assert (found.task.name, found.context) == ("causal-lm", None)
+        source = measurable(tmp_path)
+        assert (task_of_source(source).name, source.context) == ("causal-lm", None)
         assert logits(found).shape == (2, 12, VOCABULARY)
 
     @pytest.mark.parametrize(
@@ -79,39 +79,39 @@ class TestCheckpoints:
         tiny_tokenizer().save_pretrained(tmp_path)
         if task == "text-classification":
             with pytest.raises(CheckpointError, match=r"does not fit the model: it has 261 tokens, and .* knows 17"):
-                check_measurable(tmp_path)
+                measurable(tmp_path)
         elif task == "text-to-text":
             with pytest.raises(CheckpointError, match=r"it has 261 tokens, and the model knows 258"):
-                check_measurable(tmp_path)
+                measurable(tmp_path)
         else:
-            found = load_measured(tmp_path)
-            assert (found.task.name, found.tokenizer) == (task, None)
+            assert task_of_source(measurable(tmp_path)).name == task
+            assert load_measured(tmp_path).main_input_name == "pixel_values"
 
 
 class TestWrongCheckpoints:
     def test_a_folder_that_is_none_is_refused(self, tmp_path: Path) -> None:
         with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
-            check_measurable(tmp_path)
+            measurable(tmp_path)
         with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
-            check_measurable("./nowhere")
+            measurable("./nowhere")
 
     def test_a_model_for_something_else_is_refused(self, tmp_path: Path) -> None:
         values: dict[str, Any] = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
         BertForMaskedLM(BertConfig(**values, vocab_size=300, intermediate_size=16)).save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=r"cannot be measured: The model is a BertForMaskedLM"):
-            check_measurable(tmp_path)
+            measurable(tmp_path)
 
     def test_a_tokenizer_of_more_tokens_than_the_model_knows_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         byte_model(vocab_size=200).save_pretrained(tmp_path)
         with pytest.raises(
             CheckpointError, match=r"does not fit the model: it has 261 tokens, and the model knows 200"
         ):
-            check_measurable(tmp_path, tokenizer=str(checkpoint))
+            measurable(tmp_path, tokenizer=str(checkpoint))
 
     def test_a_tokenizer_for_a_model_that_reads_no_text_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
         tiny_vit().save_pretrained(tmp_path)
         with pytest.raises(CheckpointError, match=r"reads no text. Leave --tokenizer out"):
-            check_measurable(tmp_path, tokenizer=str(checkpoint))
+            measurable(tmp_path, tokenizer=str(checkpoint))
 
     @pytest.mark.parametrize("name", ["cuda:99", "nonsense", "meta"])
     def test_a_device_that_is_not_there_is_refused(self, name: str) -> None:
@@ -123,15 +123,11 @@ class TestFingerprint:
     def test_it_is_that_of_the_files_and_not_of_their_place(self, checkpoint: Path, tmp_path: Path) -> None:
         copy = shutil.copytree(checkpoint, tmp_path / "copy")
         (copy / "README.md").write_text("# A model")
-        assert (
-            load_measured(copy).fingerprint
-            == load_measured(checkpoint).fingerprint
-            == check_measurable(copy).fingerprint()
-        )
+        assert measurable(copy).fingerprint == measurable(checkpoint).fingerprint
 
     @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "tokenizer.json"])
     def test_it_changes_with_what_the_model_computes(self, checkpoint: Path, tmp_path: Path, file: str) -> None:
-        before = check_measurable(checkpoint).fingerprint()
+        before = measurable(checkpoint).fingerprint
         copy = shutil.copytree(checkpoint, tmp_path / "copy")
         if file == "config.json":
             values = json.loads((copy / file).read_text())
@@ -140,12 +136,12 @@ class TestFingerprint:
             (copy / file).write_text((copy / file).read_text() + " ")
         else:
             byte_model(seed=1).save_pretrained(copy)
-        assert check_measurable(copy).fingerprint() != before
+        assert measurable(copy).fingerprint != before
 
     def test_a_tokenizer_from_elsewhere_is_part_of_it(self, checkpoint: Path, tmp_path: Path) -> None:
         tiny_tokenizer(pad=True).save_pretrained(tmp_path)
-        own = check_measurable(checkpoint).fingerprint()
-        assert check_measurable(checkpoint, tokenizer=str(tmp_path)).fingerprint() != own
+        own = measurable(checkpoint).fingerprint
+        assert measurable(checkpoint, tokenizer=str(tmp_path)).fingerprint != own
 
     def test_of_a_hub_model_it_is_the_commit_that_was_fetched(
         self, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -158,11 +154,11 @@ class TestFingerprint:
         (stored / "refs").mkdir()
         for commit in commits:
             (stored / "refs" / "main").write_text(commit)
-            assert check_measurable("owner/model").fingerprint() == f"hub:owner/model@{commit}"
-        assert check_measurable("owner/model", revision=commits[0]).fingerprint() == f"hub:owner/model@{commits[0]}"
-        with_its_tokenizer = check_measurable(checkpoint, tokenizer="owner/model").fingerprint()
+            assert measurable("owner/model").fingerprint == f"hub:owner/model@{commit}"
+        assert measurable("owner/model", revision=commits[0]).fingerprint == f"hub:owner/model@{commits[0]}"
+        with_its_tokenizer = measurable(checkpoint, tokenizer="owner/model").fingerprint
         (stored / "refs" / "main").write_text(commits[0])
-        assert check_measurable(checkpoint, tokenizer="owner/model").fingerprint() != with_its_tokenizer
+        assert measurable(checkpoint, tokenizer="owner/model").fingerprint != with_its_tokenizer
 
     def test_where_the_commit_is_unknown_no_two_are_equal(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -12,8 +12,8 @@ from tests.pruning.runs import CUT_STEPS, STEPS, make_trainer, pruning_config
 from transformers import TrainerCallback
 
 from loraprune import PruningCallback
+from loraprune.pruning.groups import CutRecord
 from loraprune.pruning.live_values import cut_values, importance_quantiles
-from loraprune.pruning.run import CutRecord
 from loraprune.surgery.output_error import ConsumerError
 
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from tests.models import FAMILIES, logits_of, projections, tiny_model, token_ids, with_lora
+from tests.pruning.criteria import criterion_of
 from tests.zoo import ROWS, experts
 from tests.zoo.row import adapted, structure_of
 
@@ -56,7 +57,9 @@ def scores_in_turn(method, model, structure, plan=None, calibration_pass=None):
     found = {}
     for layer in range(len(structure.blocks)):
         for d in structure.of_layer(layer):
-            found[d.name] = consumer_scores(method, model, d, plan.count(d.name), calibration_pass, DAMPING)
+            found[d.name] = consumer_scores(
+                criterion_of(method, DAMPING), model, d, plan.count(d.name), calibration_pass
+            )
         calibration_pass.advance()
     return found
 

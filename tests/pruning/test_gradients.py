@@ -11,7 +11,7 @@ from torch import nn
 from torch.func import functional_call
 
 import loraprune.pruning.gradients as gradients
-from loraprune.importance.criterion import CriterionOptions
+from loraprune.importance.configs import GROUP_CRITERIA, Taylor
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -40,7 +40,7 @@ def made(case):
 
 
 def scores_of(model, structure, method="fisher", calibration=SEQUENCES, plan=None):
-    return gradient_scores(model, structure, plan or Plan.full(structure), calibration, CriterionOptions(name=method))
+    return gradient_scores(model, structure, plan or Plan.full(structure), calibration, GROUP_CRITERIA[method]())
 
 
 def gated(layer, parameter, gates):
@@ -331,24 +331,22 @@ def scores_in_training(model, structure):
 @pytest.mark.parametrize("form", ["squared", "first"])
 def test_stacked_experts_have_the_forms_that_need_no_gradient_of_a_sequence(form):
     model, structure = made("mixtral")
-    options = CriterionOptions(name="taylor", taylor_form=form)
+    options = Taylor(form)
     scores = gradient_scores(model, structure, Plan.full(structure), SEQUENCES, options)
     assert all(bool((values > 0).any()) for values in scores.values())
 
 
-@pytest.mark.parametrize("values", [{"taylor_form": "mix"}, {"offload_grads": True}])
+@pytest.mark.parametrize("values", [{"form": "mix"}, {"offload": True}])
 def test_what_cannot_be_had_of_stacked_experts_is_refused(values):
     model, structure = made("mixtral")
     with pytest.raises(ValueError, match="Of stacked experts the method 'taylor' has the forms squared and first"):
-        gradient_scores(model, structure, Plan.full(structure), SEQUENCES, CriterionOptions(name="taylor", **values))
+        gradient_scores(model, structure, Plan.full(structure), SEQUENCES, Taylor(**values))
 
 
 def test_offloaded_gradients_give_the_same_scores():
     model, structure = made("llama")
     found = [
-        gradient_scores(
-            model, structure, Plan.full(structure), SEQUENCES, CriterionOptions(name="taylor", offload_grads=offload)
-        )
+        gradient_scores(model, structure, Plan.full(structure), SEQUENCES, Taylor(offload=offload))
         for offload in (False, True)
     ]
     for name, values in found[0].items():

@@ -8,27 +8,28 @@ import torch
 from tests.allocation.test_allocate import step_size
 from tests.allocation.test_global_allocation import finest_step
 from tests.models import FAMILIES, logits_of, projections, tiny_model, token_ids
+from tests.pruning.criteria import (
+    CONSUMER_METHODS,
+    STRUCTURED_METHODS,
+    WEIGHT_METHODS,
+    all_groups,
+    pruned_without_training,
+)
 from tests.surgery.test_refit import correlated_model
 from tests.zoo import ROWS
 from tests.zoo.row import logits, structure_of
 
+import loraprune.pruning.groups as shared
 import loraprune.pruning.oneshot as pruning
-from loraprune.allocation.allocate import ALLOCATIONS, allocate
+from loraprune.allocation.allocate import allocate
+from loraprune.allocation.target import ALLOCATIONS, Target
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.calibration.least_squares import refit_columns
 from loraprune.importance.flap import flap_group_scores, standardized
 from loraprune.importance.osscar import osscar_group_scores
 from loraprune.importance.wanda import wanda_group_scores
 from loraprune.layers.axes import axis_length, weight_oi
-from loraprune.pruning.oneshot import (
-    CONSUMER_METHODS,
-    STRUCTURED_METHODS,
-    WEIGHT_METHODS,
-    ScoreOptions,
-    StructuredOptions,
-    prune_,
-    score_groups,
-)
+from loraprune.pruning.oneshot import score_groups
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import legal_widths
@@ -47,8 +48,10 @@ DAMPING = 0.02
 def pruned(model, structure, method, *, ratio=0.3, calibration=CALIBRATION, **options):
     """Prune a model in place."""
     options = {"allocation": "balanced", "repair": "refit", **options}
-    settings = StructuredOptions(ratio=ratio, scores=ScoreOptions(method=method, damping=DAMPING), **options)
-    return prune_(model, structure, legal_widths(structure), calibration, settings)
+    target = Target(ratio=ratio, allocation=options.pop("allocation"))
+    return pruned_without_training(
+        model, structure, method, calibration, target=target, **{"damping": DAMPING, **options}
+    )
 
 
 def biased(model):
@@ -190,8 +193,7 @@ def dense_scores(model, structure, method, calibration=CALIBRATION):
             return LayerwisePass(model, structure, calibration)
         return WholeModelPass(model, calibration)
 
-    options = ScoreOptions(method=method, damping=DAMPING)
-    return score_groups(model, structure, Plan.full(structure), options, calibration, make_pass)
+    return score_groups(model, all_groups(structure, method, DAMPING), calibration, make_pass)
 
 
 def test_the_dense_model_would_have_chosen_other_groups():
@@ -237,14 +239,14 @@ def test_several_cuts_end_at_the_same_ratio_and_only_shrink(method, allocation, 
     model = tiny_model(intermediate_size=48)
     structure, dense = describe(model), copy.deepcopy(model)
     plans = [Plan.full(structure)]
-    cut_and_repair_ = pruning.cut_and_repair_
+    cut_and_repair_ = shared.cut_and_repair_
 
     def watched(model, structure, before, after, **options):
         assert before == plans[-1]
         plans.append(cut_and_repair_(model, structure, before, after, **options))
         return plans[-1]
 
-    monkeypatch.setattr(pruning, "cut_and_repair_", watched)
+    monkeypatch.setattr(shared, "cut_and_repair_", watched)
     result = pruned(model, structure, method, ratio=0.6, allocation=allocation, cuts=3)
     assert len(plans) == 4
     for earlier, later in itertools.pairwise(plans):
@@ -263,9 +265,9 @@ def test_several_cuts_end_at_the_same_ratio_and_only_shrink(method, allocation, 
 def test_groups_are_scored_anew_before_each_cut(method, model, structure, monkeypatch):
     seen, score = [], pruning.score_groups
 
-    def watched(model, structure, plan, *rest):
-        seen.append(plan)
-        return score(model, structure, plan, *rest)
+    def watched(model, groups, *rest, **options):
+        seen.append(groups.plan)
+        return score(model, groups, *rest, **options)
 
     monkeypatch.setattr(pruning, "score_groups", watched)
     pruned(model, structure, method, cuts=3, ratio=0.5)

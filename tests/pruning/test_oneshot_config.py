@@ -3,20 +3,22 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+from tests.pruning.criteria import STRUCTURED_METHODS
 
 from loraprune import OneshotConfig
-from loraprune.pruning.oneshot import STRUCTURED_METHODS
-from loraprune.pruning.oneshot_config import DEFAULTS, ONLY_SPARSE, ONLY_STRUCTURED
-from loraprune.sparsity.methods import METHODS
+from loraprune.importance.configs import Taylor
+from loraprune.pruning.oneshot_config import _ONLY_GROUPS, _ONLY_ZEROS, SparseConfig
+from loraprune.sparsity.configs import ZEROING_METHODS
 
+METHODS = tuple(ZEROING_METHODS)
 BOTH = sorted({*METHODS} & {*STRUCTURED_METHODS})
 
 
 class TestKind:
     def test_a_ratio_is_structured_and_a_sparsity_is_not(self) -> None:
-        assert OneshotConfig(ratio=0.5).structured
-        assert not OneshotConfig(sparsity=0.5).structured
-        assert not OneshotConfig(sparsity="2:4").structured
+        assert type(OneshotConfig(ratio=0.5)) is OneshotConfig
+        assert OneshotConfig(sparsity=0.5) == SparseConfig(sparsity=0.5)
+        assert OneshotConfig(sparsity="2:4") == SparseConfig(sparsity="2:4")
 
     @pytest.mark.parametrize("method", [*METHODS, *STRUCTURED_METHODS])
     def test_a_method_alone_says_the_kind_if_only_one_has_it(self, method: str) -> None:
@@ -25,8 +27,8 @@ class TestKind:
                 OneshotConfig(criterion=method)
             return
         config = OneshotConfig(criterion=method)
-        assert config.structured == (method in STRUCTURED_METHODS)
-        assert (config.ratio, config.sparsity) == ((0.5, None) if config.structured else (None, 0.5))
+        assert type(config) is (OneshotConfig if method in STRUCTURED_METHODS else SparseConfig)
+        assert (config.ratio if method in STRUCTURED_METHODS else config.sparsity) == 0.5
 
     @pytest.mark.parametrize("method", BOTH)
     def test_methods_of_both_kinds_go_with_either_amount(self, method: str) -> None:
@@ -46,8 +48,10 @@ class TestKind:
     def test_an_unknown_method_is_refused_with_all_that_there_are(self) -> None:
         with pytest.raises(ValueError, match="There is no criterion 'wnada'") as refused:
             OneshotConfig(criterion="wnada", ratio=0.5)
-        for method in {*METHODS, *STRUCTURED_METHODS}:
-            assert method in str(refused.value)
+        assert all(method in str(refused.value) for method in STRUCTURED_METHODS)
+        with pytest.raises(ValueError, match="There is no criterion 'wnada'") as refused:
+            OneshotConfig(criterion="wnada")
+        assert all(method in str(refused.value) for method in (*METHODS, *STRUCTURED_METHODS))
 
     @pytest.mark.parametrize("ratio", [0, 1, -0.1, 1.5, float("nan")])
     def test_a_ratio_lies_between_0_and_1(self, ratio: float) -> None:
@@ -78,29 +82,35 @@ class TestOptionsOfOneKind:
         "block_size": 128,
     }
 
-    def test_all_of_them_are_tried_here_and_have_a_default(self) -> None:
-        assert self.VALUES.keys() == {*ONLY_STRUCTURED, *ONLY_SPARSE} == DEFAULTS.keys()
+    def test_all_of_them_are_tried_here(self) -> None:
+        assert self.VALUES.keys() | {"target", "ratio", "sparsity"} == _ONLY_GROUPS | _ONLY_ZEROS
 
     @pytest.mark.parametrize("name", VALUES)
     def test_they_are_refused_by_the_other_kind_even_with_the_value_of_the_default(self, name: str) -> None:
-        other: dict[str, Any] = {"sparsity": 0.5} if name in ONLY_STRUCTURED else {"ratio": 0.5}
+        other: dict[str, Any] = {"sparsity": 0.5} if name in _ONLY_GROUPS else {"ratio": 0.5}
         with pytest.raises(ValueError, match=f"{name} is an option of pruning where .* Leave it out"):
             OneshotConfig(**other, **{name: self.VALUES[name]})
 
     def test_a_default_is_in_force_where_nothing_is_given(self) -> None:
         config = OneshotConfig(ratio=0.5, cuts=3)
-        assert config.value("cuts") == 3
-        assert config.value("repair") == DEFAULTS["repair"]
+        assert config.cuts == 3
+        assert (config.repair.name, config.target.allocation) == ("stream", "uniform")
 
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"criterion": "sparsegpt", "variant": True}, "variant is a way of wanda"),
+            ({"criterion": "sparsegpt", "variant": True}, "variant is an option of the criterion 'wanda'"),
             ({"criterion": "wanda", "sparsity": "2:4", "variant": True}, "variant is a way of wanda"),
-            ({"criterion": "sparsegpt", "order": "iterative"}, "order is an option of the criteria magnitude"),
-            ({"criterion": "sparsegpt", "within": "row"}, "within is an option of wanda and magnitude"),
-            ({"criterion": "magnitude", "sparsity": 0.5, "block_size": 64}, "block_size is an option of criteria with"),
-            ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "wanda has none"),
+            (
+                {"criterion": "sparsegpt", "order": "iterative"},
+                "order is an option of the criterion 'wanda.obs' or 'magnitude.obs'",
+            ),
+            ({"criterion": "sparsegpt", "within": "row"}, "within is an option of the criterion 'wanda', "),
+            (
+                {"criterion": "magnitude", "sparsity": 0.5, "block_size": 64},
+                "block_size is an option of the criterion 'sparsegpt'",
+            ),
+            ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "and the criterion is 'wanda'"),
         ],
         ids=str,
     )
@@ -112,13 +122,13 @@ class TestOptionsOfOneKind:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"cuts": 0}, "cuts is 0; it must be at least 1"),
+        ({"cuts": 0}, r"cuts is 0; it must lie in \[1, 1000000\]"),
         ({"channel_multiple": -8}, "channel_multiple is -8"),
         ({"calibration_sequences": 0}, "calibration_sequences is 0"),
         ({"damping": -0.1}, r"damping is -0.1; it must lie in \[0, 1\)"),
         ({"damping": float("nan")}, "damping is nan"),
         ({"damping": 1.0}, "damping is 1"),
-        ({"repair": "mend"}, "repair is 'mend'; choose one of "),
+        ({"repair": "mend"}, "There is no repair 'mend'; choose one of "),
         ({"allocation": "fair"}, "allocation is 'fair'; choose one of "),
     ],
     ids=str,
@@ -136,30 +146,30 @@ class TestData:
     @pytest.mark.parametrize("method", STRUCTURED_METHODS)
     def test_groups_are_cut_without_data_if_neither_score_nor_repair_looks_at_any(self, method: str) -> None:
         config = OneshotConfig(criterion=method, ratio=0.5, repair="none")
-        assert config.needs_data == config.scores_need_data == (method not in ("magnitude", "random", "position"))
+        assert config.needs_data == config.criterion.reads_data == (method not in ("magnitude", "random", "position"))
         assert OneshotConfig(criterion=method, ratio=0.5).needs_data
 
 
 class TestSettings:
     def test_they_hold_defaults_and_nothing_of_the_other_kind(self) -> None:
         structured = OneshotConfig(ratio=0.5, keep_layers=(0, -1)).settings()
-        assert (structured["method"], structured["repair"]) == ("osscar", DEFAULTS["repair"])
+        assert (structured["method"], structured["repair"]) == ("osscar", "stream")
         assert structured["keep_layers"] == (0, -1)
-        assert not structured.keys() & {*ONLY_SPARSE, "sparsity"}
+        assert not structured.keys() & _ONLY_ZEROS
         sparse = OneshotConfig(sparsity="2:4").settings()
         assert (sparse["method"], sparse["sparsity"], sparse["block_size"]) == ("sparsegpt", "2:4", 128)
-        assert not sparse.keys() & {*ONLY_STRUCTURED, "ratio"}
+        assert not sparse.keys() & _ONLY_GROUPS
 
     def test_the_unstructured_methods_hear_of_all_that_is_theirs(self) -> None:
         values: dict[str, Any] = {"order": "iterative", "damping": 0.2, "block_size": 7}
-        options = OneshotConfig(sparsity="4:8", criterion="wanda+obs", **values).sparsity_options()
-        assert options.method == "wanda+obs"
-        assert {name: getattr(options, name) for name in values} == values
-        assert (options.pattern.n, options.pattern.m, options.variant) == (4, 8, False)
-        assert OneshotConfig(criterion="wanda", sparsity=0.5, variant=True).sparsity_options().variant
+        config: Any = OneshotConfig(sparsity="4:8", criterion="wanda+obs", **values)
+        assert config.criterion.name == "wanda+obs"
+        assert {name: getattr(config.criterion, name) for name in values} == values
+        assert (config.pattern.n, config.pattern.m) == (4, 8)
+        assert OneshotConfig(criterion="wanda", sparsity=0.5, variant=True).criterion.variant
 
     def test_lists_are_accepted_where_tuples_are_meant(self) -> None:
-        config = OneshotConfig(ratio=0.5, keep_layers=[0], dimensions=["heads"])  # type: ignore[arg-type]
+        config = OneshotConfig(ratio=0.5, keep_layers=[0], dimensions=["heads"])
         assert (config.keep_layers, config.dimensions) == ((0,), ("heads",))
 
 
@@ -168,9 +178,7 @@ class TestOptionsOfScores:
         config = OneshotConfig(
             ratio=0.5, criterion="taylor", taylor_form="mix", group_reduction="max", offload_grads=True
         )
-        options = config.score_options().criterion
-        assert (options.name, options.taylor_form, options.group_reduction) == ("taylor", "mix", "max")
-        assert options.offload_grads
+        assert config.criterion == Taylor("mix", "max", offload=True)
         assert config.settings()["taylor_form"] == "mix"
 
     @pytest.mark.parametrize(

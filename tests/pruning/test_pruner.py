@@ -27,7 +27,7 @@ from transformers import Adafactor, Trainer, get_cosine_schedule_with_warmup
 
 import loraprune
 from loraprune import Pruner, PruningCallback, PruningConfig, TrainingDivergedError, describe
-from loraprune.sparsity.pst import PstOptions
+from loraprune.importance.configs import Pst
 
 CONFIGS = {
     "fisher": {},
@@ -238,7 +238,7 @@ class TestRefused:
         pruner = Pruner(adapted_model(), config_of("pst"), total_steps=STEPS)
         with pytest.raises(ValueError, match=r"observe\(optimizer\)"):
             pruner.observe()
-        config = pruning_config(criterion="pst", cuts=1, pst=PstOptions(learning_rate=1e-3))
+        config = pruning_config(criterion="pst", cuts=1, pst=Pst(learning_rate=1e-3))
         assert Pruner(adapted_model(), config, total_steps=STEPS).observe()
 
     def test_a_state_of_another_run(self) -> None:

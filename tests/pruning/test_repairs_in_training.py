@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 
 import loraprune
 from loraprune import Plan, PruningCallback, PruningConfig, RunOptions, describe, prune, save_pruned
-from loraprune.pruning.run import PruningRun
+from loraprune.pruning.group_run import GroupRun
 
 REPAIRS = ("refit", "stream", "bias")
 IDS = torch.tensor(rows()["input_ids"][:])
@@ -28,7 +28,7 @@ def test_a_repaired_cut_is_nearer_to_the_model_before_it(repair: str) -> None:
 
     def error(repair: str) -> float:
         model = byte_model()
-        run = PruningRun.of(model, pruning_config(criterion="magnitude", repair=repair, cuts=1))
+        run = GroupRun.of(model, pruning_config(criterion="magnitude", repair=repair, cuts=1))
         run.begin(model, 4, list(torch.tensor(rows(200)["input_ids"][:])))
         assert run.cut_if_due(4) is not None
         run.end()
@@ -105,7 +105,7 @@ class TestRefused:
     def test_biases_where_the_config_cannot_say_them(self) -> None:
         model = byte_model("qwen2")
         with pytest.raises(ValueError, match="Bias compensation needs a bias on"):
-            PruningRun.of(model, pruning_config(repair="bias"))
+            GroupRun.of(model, pruning_config(repair="bias"))
 
     def test_biases_with_an_adapter_to_keep(self, tmp_path: Path) -> None:
         tiny_checkpoint(tmp_path / "model")
@@ -123,12 +123,12 @@ class TestRefused:
         need("torchao-int8")
         model = quantized(plain_folder(tmp_path), "torchao-int8")
         with pytest.raises(ValueError, match="a quantized base has no place for"):
-            PruningRun.of(model, pruning_config(repair="bias"))
+            GroupRun.of(model, pruning_config(repair="bias"))
 
 
 def test_blocks_are_cut_without_a_repair_whatever_was_asked_for() -> None:
     model = byte_model(num_hidden_layers=4)
-    run = PruningRun.of(model, pruning_config(dimensions=["blocks"], repair="bias", criterion="magnitude"))
+    run = GroupRun.of(model, pruning_config(dimensions=["blocks"], repair="bias", criterion="magnitude"))
     assert not run.refits
     assert model.model.layers[0].self_attn.o_proj.bias is None
     assert Plan.full(describe(model, ["blocks"])) == run.plan

@@ -19,7 +19,7 @@ from tests.pruning.runs import (
 from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
-from loraprune.pruning.run import PruningRun
+from loraprune.pruning.group_run import GroupRun
 from loraprune.structure.plan import Plan
 
 
@@ -132,7 +132,7 @@ class TestCourse:
         from tests.checkpoints import byte_model
 
         model = get_peft_model(byte_model(), LoraConfig(target_modules=["q_proj"], task_type="CAUSAL_LM"))
-        run = PruningRun.of(model, pruning_config(criterion="lora"))
+        run = GroupRun.of(model, pruning_config(criterion="lora"))
         with pytest.raises(ValueError, match="needs LoRA on at least one layer of every group"):
             run.begin(model, STEPS)
 

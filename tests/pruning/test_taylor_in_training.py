@@ -9,8 +9,9 @@ import pytest
 import torch
 from tests.models import projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.reductions import GROUP_REDUCTIONS, reduced
-from loraprune.importance.taylor import Taylor
+from loraprune.importance.configs import GROUP_REDUCTIONS, Taylor
+from loraprune.importance.reductions import reduced
+from loraprune.importance.taylor import TaylorCriterion
 from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -84,14 +85,14 @@ def model() -> Any:
 @pytest.mark.parametrize("form", TAYLOR_FORMS)
 @pytest.mark.parametrize("offload", [False, True])
 def test_accumulated_micro_batches_give_what_autograd_gives(model: Any, form: str, offload: bool) -> None:
-    found = taylor_scores(model, Taylor(form, offload=offload), BATCHES)[CHANNELS]
+    found = taylor_scores(model, TaylorCriterion(form, offload=offload), BATCHES)[CHANNELS]
     expected = torch.stack(expected_channels(model, form, BATCHES)).sum(0)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5 * float(expected.max()))
 
 
 @pytest.mark.parametrize("form", TAYLOR_FORMS)
 def test_a_single_micro_batch_is_summed_up_at_once(model: Any, form: str) -> None:
-    at_once, kept = Taylor(form), Taylor(form)
+    at_once, kept = TaylorCriterion(form), TaylorCriterion(form)
     at_once.micro_batches = 1
     found, expected = (taylor_scores(model, criterion, BATCHES[:1]) for criterion in (at_once, kept))
     for name, values in expected.items():
@@ -99,7 +100,7 @@ def test_a_single_micro_batch_is_summed_up_at_once(model: Any, form: str) -> Non
 
 
 def test_a_single_micro_batch_keeps_no_gradient(model: Any) -> None:
-    criterion = Taylor("squared")
+    criterion = TaylorCriterion("squared")
     criterion.micro_batches = 1
     structure = describe(model)
     criterion.attach(model, structure)
@@ -111,23 +112,23 @@ def test_a_single_micro_batch_keeps_no_gradient(model: Any) -> None:
 
 @pytest.mark.parametrize("form", ["squared", "second"])
 def test_checkpointing_changes_nothing(model: Any, form: str) -> None:
-    expected = taylor_scores(model, Taylor(form), BATCHES)
+    expected = taylor_scores(model, TaylorCriterion(form), BATCHES)
     model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     model.enable_input_require_grads()
     model.train()
-    found = taylor_scores(model, Taylor(form), BATCHES)
+    found = taylor_scores(model, TaylorCriterion(form), BATCHES)
     for name, values in expected.items():
         torch.testing.assert_close(found[name], values)
 
 
 def test_base_weights_are_not_asked_for_gradients(model: Any) -> None:
-    taylor_scores(model, Taylor(), BATCHES)
+    taylor_scores(model, TaylorCriterion(), BATCHES)
     assert all(parameter.requires_grad == ("lora_" in name) for name, parameter in model.named_parameters())
 
 
 def test_scores_are_those_since_the_last_call(model: Any) -> None:
     structure = describe(model)
-    criterion = Taylor()
+    criterion = TaylorCriterion()
     criterion.attach(model, structure)
     loss_of(model, BATCHES[0], 2).backward()
     first = criterion.scores(Plan.full(structure))
@@ -143,7 +144,7 @@ def test_scores_are_those_since_the_last_call(model: Any) -> None:
 def test_a_model_without_adapter_is_heard_too() -> None:
     plain = tiny_model("llama").requires_grad_(False)
     structure = describe(plain)
-    criterion = Taylor("first")
+    criterion = TaylorCriterion("first")
     criterion.attach(plain, structure)
     loss_of(plain, BATCHES[0], 2).backward()
     scores = criterion.scores(Plan.full(structure))
@@ -155,7 +156,7 @@ def test_a_model_without_adapter_is_heard_too() -> None:
 @pytest.mark.parametrize("how", GROUP_REDUCTIONS)
 def test_the_layers_of_a_group_are_reduced(model: Any, how: str) -> None:
     parts = torch.stack(expected_channels(model, "first", BATCHES))
-    found = taylor_scores(model, Taylor("first", how), BATCHES)[CHANNELS]
+    found = taylor_scores(model, TaylorCriterion("first", how), BATCHES)[CHANNELS]
     expected = {
         "sum": parts[0] + parts[1] + parts[2],
         "mean": (parts[0] + parts[1] + parts[2]) / 3,
@@ -169,6 +170,6 @@ def test_the_layers_of_a_group_are_reduced(model: Any, how: str) -> None:
 
 def test_an_unknown_form_or_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="taylor_form is 'third'; choose one of squared, first"):
-        Taylor("third")
+        TaylorCriterion("third")
     with pytest.raises(ValueError, match="group_reduction is 'median'; choose one of sum, mean"):
         reduced([torch.ones(2)], "median")

@@ -9,9 +9,8 @@ from tests.pruning.runs import Poison, adapted_model, num_hooks, train
 from tests.thinned import thinned
 
 from loraprune import PruningCallback, PruningConfig
-from loraprune.importance.criterion import CriterionOptions
-from loraprune.importance.registry import make_criterion
-from loraprune.importance.taylor import Taylor
+from loraprune.importance.configs import GROUP_CRITERIA
+from loraprune.importance.taylor import TaylorCriterion
 from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.structure.describe import describe
@@ -21,7 +20,7 @@ NAMES = ("lora", "fisher", "magnitude")
 
 
 def listening(model: Any, *names: str, bias_correction: bool = True) -> ListeningCallback:
-    criteria = {name: make_criterion(CriterionOptions(name=name)) for name in names}
+    criteria = {name: GROUP_CRITERIA[name]().build() for name in names}
     return ListeningCallback(criteria, describe(model), decay=0.9, bias_correction=bias_correction)
 
 
@@ -86,7 +85,7 @@ def test_a_run_without_any_usable_step_is_an_error(tmp_path: Path) -> None:
 @pytest.mark.parametrize("accumulated", [1, 2])
 def test_taylor_is_told_how_many_backward_passes_a_step_has(tmp_path: Path, accumulated: int) -> None:
     model = adapted_model()
-    taylor = Taylor()
+    taylor = TaylorCriterion()
     callback = ListeningCallback({"taylor": taylor}, describe(model), decay=0.9, bias_correction=True)
     train(tmp_path, [callback], model=model, max_steps=2, gradient_accumulation_steps=accumulated)
     assert taylor.micro_batches == accumulated

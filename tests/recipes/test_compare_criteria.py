@@ -10,7 +10,7 @@ from tests.checkpoints import byte_model, tiny_tokenizer
 from tests.finished_run import QUICK
 
 from loraprune import ComparisonConfig, CriteriaComparison, compare_criteria
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 TRAINING = {name: value for name, value in QUICK.items() if name != "max_steps"}
 

@@ -11,7 +11,7 @@ from tests.finished_run import QUICK
 from tests.zoo import ROWS
 
 from loraprune import PruneResult, PruningConfig, RunOptions, prune
-from loraprune.importance.criterion import check_reach
+from loraprune.importance.configs import GROUP_CRITERIA
 from loraprune.structure.describe import describe
 
 RUNS: dict[str, dict[str, Any]] = {
@@ -62,16 +62,16 @@ def test_losses_are_those_of_plain_lora_while_taylor_listens(checkpoint: Path, d
 def test_stacked_experts_are_refused_before_training(criterion: str) -> None:
     structure = describe(next(row for row in ROWS if row.name == "mixtral").model())
     with pytest.raises(ValueError, match=f"criterion '{criterion}' cannot look into stacked experts while they are"):
-        check_reach(criterion, structure)
-    check_reach(criterion, structure, while_training=False)
+        GROUP_CRITERIA[criterion]().check(structure)
+    GROUP_CRITERIA[criterion]().check(structure, while_training=False)
 
 
 def test_whole_blocks_with_stacked_experts_are_refused_before_training() -> None:
     structure = describe(next(row for row in ROWS if row.name == "mixtral").model(), ["blocks"])
     with pytest.raises(ValueError, match=r"'taylor' cannot look .* whole blocks with such experts"):
-        check_reach("taylor", structure)
-    check_reach("taylor", structure, while_training=False)
-    check_reach("fisher", structure)
+        GROUP_CRITERIA["taylor"]().check(structure)
+    GROUP_CRITERIA["taylor"]().check(structure, while_training=False)
+    GROUP_CRITERIA["fisher"]().check(structure)
 
 
 @pytest.mark.parametrize(

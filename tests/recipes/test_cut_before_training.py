@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from tests.checkpoints import write_texts
 from tests.finished_run import QUICK
 from tests.models import logits_of, tiny_model, token_ids
+from tests.pruning.criteria import STRUCTURED_METHODS
 from tests.pruning.runs import STEPS, adapted_model, byte_model, pruning_config, rows, train
 from tests.pruning.test_own_criterion import Counting
 from transformers import TrainerCallback
@@ -19,7 +20,6 @@ from transformers import TrainerCallback
 import loraprune
 from loraprune import OneshotConfig, Pruner, PruningCallback, PruningConfig, RunOptions, oneshot, prune, recover
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.pruning.oneshot import STRUCTURED_METHODS
 
 OPTIONS: dict[str, Any] = {"eval_sequences": 0, "latency": False, "report": False}
 CRITERIA = tuple(name for name in STRUCTURED_METHODS if name != "position")

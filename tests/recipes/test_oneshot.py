@@ -10,13 +10,13 @@ import torch
 from safetensors.torch import load_file
 from tests.checkpoints import byte_model, tiny_checkpoint, tiny_tokenizer, write_jsonl, write_texts
 from tests.models import PROJECTIONS
+from tests.pruning.criteria import STRUCTURED_METHODS
 from tests.recipes.test_mixtures import mixture
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
-from loraprune.pruning.oneshot import STRUCTURED_METHODS
 from loraprune.sparsity.methods import METHODS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}
@@ -111,7 +111,7 @@ class TestSeed:
     def test_offload_changes_nothing_where_there_is_no_accelerator(
         self, values: dict[str, Any], checkpoint: Path, data: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        for module in ("recipes.steps.check_oneshot", "tasks.source"):
+        for module in ("recipes.steps.check_oneshot", "checkpoint.source"):
             monkeypatch.setattr(f"loraprune.{module}.default_device", lambda: torch.device("cpu"))
         plain, offloaded = (run(checkpoint, data, offload=offload, **values) for offload in (False, True))
         assert same(plain.model, offloaded.model)
@@ -313,7 +313,7 @@ class TestWrongInput:
         def load(*arguments: Any, **options: Any) -> PreTrainedModel:
             raise AssertionError("weights were loaded")
 
-        monkeypatch.setattr("loraprune.recipes.steps.prepared.load_model", load)
+        monkeypatch.setattr("loraprune.checkpoint.source.load_model", load)
         for values in ({"sparsity": "2:5"}, {"ratio": 0.99}, {"sparsity": 0.5, "max_length": 1000}):
             with pytest.raises(ValueError, match=r"2:5-sparse|would empty a dimension|longer than the model's context"):
                 run(checkpoint, data, **values)

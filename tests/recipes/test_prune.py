@@ -33,7 +33,7 @@ import loraprune
 from loraprune import Plan, PruneResult, PruningConfig, RunOptions, describe, prune
 from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
 from loraprune.surgery.slicing import slice_
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)
 
@@ -83,6 +83,7 @@ class TestResult:
         dense, unrecovered, pruned = metrics["dense"], metrics["unrecovered"], metrics["pruned"]
         assert dense["num_tokens"] == unrecovered["num_tokens"] == pruned["num_tokens"] > 0
         assert dense["perplexity"] != pruned["perplexity"] != unrecovered["perplexity"]
+        assert dense["data_fingerprint"] == pruned["data_fingerprint"] == unrecovered["data_fingerprint"]
         assert unrecovered["parameters"] == pruned["parameters"] < dense["parameters"]
         assert pruned["bytes"] == 4 * pruned["parameters"]
         assert dense["latency_ms"] > 0 < pruned["latency_ms"]

@@ -81,7 +81,7 @@ def test_blocks_go_without_training_too(method: str, cuts: int, deep: Path, data
 @pytest.mark.parametrize("kind", KINDS)
 def test_without_a_method_they_are_scored_by_fisher(kind: str) -> None:
     config = OneshotConfig(ratio=0.5, dimensions=(kind,))
-    assert (config.name, config.value("repair")) == ("fisher", "none")
+    assert (config.name, config.repair.name) == ("fisher", "none")
 
 
 @pytest.mark.parametrize("kind", KINDS)

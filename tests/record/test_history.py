@@ -8,25 +8,44 @@ import pytest
 from tests.checkpoints import byte_model
 from transformers import AutoModelForCausalLM
 
-from loraprune.record.history import base_pruning, base_pruning_of, history_in_words, summary_of
+from loraprune.record.codec import decode, encode
+from loraprune.record.history import base_pruning, base_pruning_of
+from loraprune.record.run_record import History, RunRecord, upgraded
 
+
+def summary_of(record: dict[str, Any]) -> History:
+    return decode(RunRecord, upgraded(record)).summary()
+
+
+def zeros(share: float) -> dict[str, Any]:
+    return {"share": share, "zeros": int(100 * share), "weights": 100}
+
+
+PRUNING = {
+    "ratio": 0.501,
+    "target_ratio": 0.5,
+    "parameters_before": 1000,
+    "parameters": 500,
+    "prunable_parameters_before": 1000,
+    "prunable_parameters": 499,
+}
 ONESHOT: dict[str, Any] = {
     "base_model": "some/model",
     "created": "2026-01-02T03:04:05+00:00",
     "settings": {"oneshot": {"method": "wanda", "sparsity": "2:4"}},
-    "metrics": {"sparsity": {"pattern": "2:4", "reached": 0.5, "matrices": [1, 2, 3]}},
+    "metrics": {"sparsity": {"pattern": "2:4", "reached": 0.5}},
     "plan": {"layers.0.heads": [0, 1]},
 }
-JOINT = {"settings": {"pruning": {"criterion": "fisher"}}, "metrics": {"pruning": {"ratio": 0.501}}}
+JOINT = {"settings": {"pruning": {"criterion": "fisher"}}, "metrics": {"pruning": PRUNING}}
 RECOVERY = {
     "settings": {"recovery": {"keep_zeros": True}},
-    "metrics": {"sparsity": {"before": {"share": 0.5}, "after": {"share": 0.5}}},
-    "base_pruning": summary_of(ONESHOT),
+    "metrics": {"sparsity": {"before": zeros(0.5), "after": zeros(0.5)}},
+    "base_pruning": encode(summary_of(ONESHOT)),
 }
 
 
 def test_the_history_is_short() -> None:
-    assert summary_of(ONESHOT) == {
+    assert encode(summary_of(ONESHOT)) == {
         "base_model": "some/model",
         "created": "2026-01-02T03:04:05+00:00",
         "recipe": "oneshot",
@@ -37,15 +56,16 @@ def test_the_history_is_short() -> None:
 
 
 def test_the_record_of_a_callback_is_understood_too() -> None:
-    record = {"settings": {"pruning": {"criterion": "lora"}}, "pruning": {"ratio": 0.2}}
-    assert summary_of(record) == {"recipe": "prune", "method": "lora", "ratio": 0.2}
+    record = {"settings": {"pruning": {"criterion": "lora"}}, "pruning": PRUNING}
+    assert summary_of(record) == History(recipe="prune", method="lora", ratio=0.501)
 
 
 def test_a_chain_of_runs_is_told_from_the_last_to_the_first() -> None:
-    history = summary_of({**JOINT, "base_pruning": summary_of(RECOVERY)})
-    assert history["recipe"] == "prune"
-    assert history["base_pruning"]["recipe"] == "recover"
-    assert history["base_pruning"]["base_pruning"]["recipe"] == "oneshot"
+    history = summary_of({**JOINT, "base_pruning": encode(summary_of(RECOVERY))})
+    assert history.recipe == "prune"
+    assert history.base_pruning is not None
+    assert history.base_pruning.recipe == "recover"
+    assert history.base_pruning.base_pruning == summary_of(ONESHOT)
 
 
 @pytest.mark.parametrize(
@@ -55,16 +75,16 @@ def test_a_chain_of_runs_is_told_from_the_last_to_the_first() -> None:
         (JOINT, "50% pruned by `fisher`"),
         (RECOVERY, "2:4 sparse by `wanda`"),
         ({**RECOVERY, "base_pruning": {}}, "50% sparse"),
-        ({**RECOVERY, "metrics": {"sparsity": {"after": {"share": 0.0}}}}, ""),
+        ({**RECOVERY, "metrics": {"sparsity": {"after": zeros(0.0)}}}, ""),
         (
-            {"settings": {"recovery": {"keep_zeros": False}}, "base_pruning": summary_of(JOINT)},
+            {"settings": {"recovery": {"keep_zeros": False}}, "base_pruning": encode(summary_of(JOINT))},
             "50% pruned by `fisher`",
         ),
         ({}, ""),
     ],
 )
 def test_the_card_says_what_the_base_was(record: dict[str, Any], words: str) -> None:
-    assert history_in_words(summary_of(record)) == words
+    assert summary_of(record).in_words() == words
 
 
 @pytest.mark.parametrize("content", [None, "no json", "[1]", "3"])

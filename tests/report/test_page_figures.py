@@ -31,7 +31,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def pictures(page: str) -> list[ElementTree.Element]:
-    """Parse all pictures of a page, which are for wide and for narrow screens in turn."""
+    """Parse all pictures of a page."""
     return [ElementTree.fromstring(text) for text in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL)]
 
 
@@ -51,7 +51,7 @@ def drawn(text: str) -> ElementTree.Element:
 
 def test_every_picture_is_described_and_tells_more_under_the_pointer(sample_page: str) -> None:
     found = pictures(sample_page)
-    assert len(found) == 2 * 10
+    assert len(found) == 10
     for root in found:
         assert root.attrib["role"] == "img"
         assert re.search(r"\d", root.attrib["aria-label"])
@@ -93,9 +93,9 @@ def test_colors_are_those_of_the_page(any_page: str) -> None:
 
 def test_cuts_are_marked_in_both_panels(sample: ReportData) -> None:
     picture = training.training_figure(sample)
-    assert picture.wide.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
+    assert picture.markup.count("stroke-dasharray: 2,3") == 2 * len(sample.cuts)
     assert "Vertical lines mark cuts" in picture.caption
-    assert picture.wide.count("<use") > picture.wide.count("stroke-dasharray: 2,3")
+    assert picture.markup.count("<use") > picture.markup.count("stroke-dasharray: 2,3")
 
 
 def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) -> None:
@@ -105,7 +105,7 @@ def test_the_description_of_a_run_counts_all_of_its_steps(sample: ReportData) ->
 
 def test_the_share_rises_at_the_cuts_whether_or_not_their_steps_were_logged(sample: ReportData) -> None:
     logged = replace(sample, history=tuple(point for point in sample.history if point.step % 50 == 0))
-    picture = training.training_figure(logged).wide
+    picture = training.training_figure(logged).markup
     drawn_paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: none; stroke: var\(--accent\)', picture)
     assert max(path.count("L") for path in drawn_paths) >= 2 * len(sample.cuts)
 
@@ -116,16 +116,16 @@ def test_a_run_that_prunes_nothing_is_drawn_as_its_loss_alone(sample: ReportData
     alone = training.training_figure(report)
     assert section.figures[0] == alone
     both = training.training_figure(sample)
-    heights = [float(drawn(figure.wide).attrib["viewBox"].split()[3]) for figure in (both, alone)]
+    heights = [float(drawn(figure.markup).attrib["viewBox"].split()[3]) for figure in (both, alone)]
     assert heights[1] < heights[0]
-    assert "Share removed" in both.wide
-    assert "removed" not in alone.wide + alone.narrow
-    assert "training step" in alone.wide
+    assert "Share removed" in both.markup
+    assert "removed" not in alone.markup
+    assert "training step" in alone.markup
 
 
 def test_bars_show_kept_and_removed_in_proportion() -> None:
     figure = layers_figure([LayerWidth(layer=0, kind="heads", total=8, kept=6)])
-    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(accent|removed)\)', figure.wide)
+    paths = re.findall(r'<path d="([^"]+)"[^>]*style="fill: var\(--(accent|removed)\)', figure.markup)
     heights = {}
     for path, color in paths:
         ys = [float(y) for _, y in re.findall(r"[ML] (\S+) (\S+)", path)]
@@ -140,7 +140,7 @@ def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
     ]
     widths = [LayerWidth(layer=layer, kind="channels", total=14, kept=kept) for layer, kept in ((0, 2), (1, 11))]
     figure = map_figure(maps, widths)
-    root = drawn(figure.wide)
+    root = drawn(figure.markup)
     assert root.attrib["aria-label"] == (
         "Map of the channels that stayed, in 2 rows: least in layer 0 (2 of 14), most in layer 1 (11 of 14)."
     )
@@ -150,13 +150,13 @@ def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
         "Layer 1 (11 of 14 kept)/100.0 %",
         "Layer 1 (11 of 14 kept)/50.0 %",
     ]
-    assert 'data-columns="channels 0–7|channels 8–13"' in figure.wide
+    assert 'data-columns="channels 0–7|channels 8–13"' in figure.markup
     assert "a cell 8 neighbors" in figure.caption
 
 
 def test_the_map_of_single_groups_says_kept_or_removed_and_rows_may_differ_in_length() -> None:
     maps = [GroupMap(kind="heads", layer=0, kept=(1.0,)), GroupMap(kind="heads", layer=0, kept=(0.0, 1.0))]
-    root = drawn(map_figure(maps).narrow)
+    root = drawn(map_figure(maps).markup)
     assert tips(root) == ["Layer 0 (100.0 % kept)/kept", "Layer 0 (50.0 % kept)/removed", "Layer 0 (50.0 % kept)/kept"]
 
 
@@ -181,7 +181,7 @@ def test_stability_is_drawn_from_the_second_cut_on_and_tabulated() -> None:
     assert figure is not None
     assert figure.numbers is not None
     assert figure.numbers.rows == (("10", "0.500", "\N{MINUS SIGN}0.250"), ("1,500", "1.00", "\N{EN DASH}"))
-    assert drawn(figure.wide).attrib["aria-label"] == (
+    assert drawn(figure.markup).attrib["aria-label"] == (
         "Rank correlation of the scores between consecutive cuts: "
         "heads between 0.500 and 1.00, 1.00 at the last cut; "
         "channels between \N{MINUS SIGN}0.250 and \N{MINUS SIGN}0.250, \N{MINUS SIGN}0.250 at the last cut."
@@ -198,7 +198,7 @@ def test_refit_errors_are_those_of_the_last_cut_and_the_table_has_all() -> None:
     figure = refit_figure(errors)
     assert figure.numbers is not None
     assert figure.numbers.rows == (("0", "10", "10.0 %", "10.0 %"), ("1", "10", "20.0 %", "10.0 %"))
-    assert drawn(figure.wide).attrib["aria-label"] == (
+    assert drawn(figure.markup).attrib["aria-label"] == (
         "Relative error in 2 layers after cutting heads: 10.0 % to 20.0 % without repair, 10.0 % to 10.0 % with it."
     )
     assert [row[:4] for row in refit_table(errors).rows] == [
@@ -226,18 +226,18 @@ def test_errors_stand_in_the_order_of_the_maps_whatever_was_cut_first(sample: Re
 
 def test_errors_without_repair_have_one_mark_a_layer() -> None:
     figure = refit_figure([RefitError(step=0, kind="heads", layer=0, cut=0.1)])
-    assert "repaired" not in figure.wide
-    assert "with it" not in figure.wide
+    assert "repaired" not in figure.markup
+    assert "with it" not in figure.markup
     assert "step" not in figure.caption
 
 
-def test_scores_are_told_for_both_models_and_long_names_are_shortened_on_phones() -> None:
-    name = "a task with a name that takes very much room"
+def test_scores_are_told_for_both_models_and_long_names_are_shortened() -> None:
+    name = "a task with a name that takes very much room, more than two fifths of the picture"
     figure = scores_figure([Row(label=name, unit=Unit.ACCURACY, dense=0.5, pruned=0.25)], "dense", "pruned")
-    assert drawn(figure.wide).attrib["aria-label"] == (
+    assert drawn(figure.markup).attrib["aria-label"] == (
         f"Accuracy on 1 tasks. {name}: 50.0 % dense, 25.0 % pruned (\N{MINUS SIGN}25.0 points)."
     )
-    texts = [item.text for item in drawn(figure.narrow).iter(f"{SVG}text")]
+    texts = [item.text for item in drawn(figure.markup).iter(f"{SVG}text")]
     assert name not in texts
     assert "50.0 %" in texts
 
@@ -246,7 +246,7 @@ def test_phases_of_unknown_length_are_left_out() -> None:
     figure = phases_figure({"loading": 1.0, "training": float("nan"), "cuts": 3.0})
     assert figure is not None
     assert figure.caption == "4.0 s in all."
-    assert "training" not in figure.wide
+    assert "training" not in figure.markup
     assert phases_figure({"training": float("nan")}) is None
 
 
@@ -255,7 +255,7 @@ def test_phases_of_unknown_length_are_left_out() -> None:
 def test_any_scores_can_be_drawn(pairs: list[tuple[float, bool]]) -> None:
     scores, kept = tuple(score for score, _ in pairs), tuple(flag for _, flag in pairs)
     figure = importance_figure([Importance(kind="heads", layer=0, scores=scores, kept=kept)])
-    label = drawn(figure.wide).attrib["aria-label"]
+    label = drawn(figure.markup).attrib["aria-label"]
     finite = [flag for score, flag in pairs if math.isfinite(score)]
     assert f"{len(finite)}, {sum(finite)} kept and {len(finite) - sum(finite)} removed" in label
 
@@ -270,6 +270,6 @@ def test_ticks_of_scores_are_powers_or_plain_numbers(value: float, text: str) ->
 
 def test_text_in_pictures_is_escaped() -> None:
     figure = layers_figure([LayerWidth(layer=0, kind='<b a="1">|', total=2, kept=1)])
-    assert "<b" not in figure.wide
-    (text,) = tips(drawn(figure.wide))
+    assert "<b" not in figure.markup
+    (text,) = tips(drawn(figure.markup))
     assert text == '/Layer 0: 1 of 2 <b a="1">\N{BROKEN BAR} kept (50.0 %)'

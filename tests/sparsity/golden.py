@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from loraprune.sparsity.masks import SparsityPattern
+from loraprune.sparsity.pattern import SparsityPattern
 
 Choose = Callable[[np.ndarray, int, list[float]], np.ndarray]
 """Present values of some columns, the first of these columns, ``[(H_{≥j})⁻¹]_jj`` of each: what of them goes."""

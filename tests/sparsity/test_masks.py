@@ -15,8 +15,8 @@ from loraprune.sparsity.masks import (
     lowest_of_parts,
     lowest_of_rows,
     lowest_of_rows_by_share,
-    parse_pattern,
 )
+from loraprune.sparsity.pattern import parse_pattern
 
 # Few values, so that most scores have an equal.
 SCORES = st.builds(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loraprune.sparsity.masks import SparsityPattern, parse_pattern
+from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,24 +12,19 @@ from tests.sparsity import golden
 from tests.sparsity.data import inputs_of, statistics_of, weight_of
 
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
-from loraprune.sparsity.masks import magnitude, parse_pattern, wanda
-from loraprune.sparsity.methods import (
-    METHODS,
-    ORDERS,
-    WITHIN,
-    Evidence,
-    SparsityOptions,
-    compared_weights,
-    evidence_of,
-    sparsify,
-)
+from loraprune.sparsity.configs import ORDERS, WITHIN, ZEROING_METHODS, Evidence
+from loraprune.sparsity.masks import magnitude, wanda
+from loraprune.sparsity.methods import sparsify
+from loraprune.sparsity.pattern import parse_pattern
 
 ROWS, WIDTH, TOKENS = 6, 16, 50
 PATTERNS = pytest.mark.parametrize("pattern", ["0.5", "0.3", "2:4", "1:4", "4:8"])
 
 
 def options(method, pattern="0.5", **changes):
-    return SparsityOptions(method=method, pattern=parse_pattern(pattern), **changes)
+    kind = ZEROING_METHODS[method]
+    own = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in changes.items() if name in own}), parse_pattern(pattern)
 
 
 def case(*, seed=0, dead=(), rows=ROWS, width=WIDTH):
@@ -64,7 +60,7 @@ def test_wanda_is_the_absolute_weight_times_the_norm_of_its_input_over_all_token
 @PATTERNS
 def test_magnitude_compares_the_whole_matrix(pattern):
     for weight in (weight_of(ROWS, WIDTH), tied(ROWS, WIDTH)[0]):
-        result = sparsify(weight, None, options("magnitude", pattern))
+        result = sparsify(weight, None, *options("magnitude", pattern))
         expected = golden.magnitude_mask(weight.numpy(), parse_pattern(pattern))
         assert result.removed_OI.tolist() == expected.tolist()
         assert torch.equal(result.weight_OI, weight.masked_fill(result.removed_OI, 0.0))
@@ -78,7 +74,7 @@ def test_wanda_compares_the_weights_of_each_output(pattern, ties):
     weight, inputs, _ = case(dead=(3,))
     if ties:
         weight, inputs = tied(ROWS, WIDTH)
-    result = sparsify(weight, statistics_of(inputs, moment=False), options("wanda", pattern))
+    result = sparsify(weight, statistics_of(inputs, moment=False), *options("wanda", pattern))
     # Ties are such only if both sides round alike.
     norms = np.float32(golden.norms_of(inputs.numpy()))
     expected = golden.wanda_mask(weight.numpy(), norms, parse_pattern(pattern))
@@ -94,14 +90,14 @@ def test_the_group_of_comparison_can_be_said(method, within):
     norms = golden.norms_of(inputs.numpy()) if method.startswith("wanda") else np.ones(WIDTH)
     mask = {"row": golden.row_mask, "matrix": golden.whole_mask}[within]
     expected = mask(golden.wanda_scores(weight.numpy(), norms), 0.3)
-    assert sparsify(weight, statistics, found).removed_OI.tolist() == expected.tolist()
-    assert compared_weights(ROWS, WIDTH, found) == (WIDTH if within == "row" else ROWS * WIDTH)
+    assert sparsify(weight, statistics, *found).removed_OI.tolist() == expected.tolist()
+    assert found[0].compared_weights(ROWS, WIDTH) == (WIDTH if within == "row" else ROWS * WIDTH)
 
 
 def test_the_variant_of_wanda_takes_different_numbers_from_rows_with_one_share():
     weight, inputs, statistics = case(rows=40, width=50)
     weight *= torch.randn(40, 1).exp()
-    result = sparsify(weight, statistics, options("wanda", "0.4", variant=True))
+    result = sparsify(weight, statistics, *options("wanda", "0.4", variant=True))
     counts = result.removed_OI.sum(1)
     assert len(set(counts.tolist())) > 1
     assert abs(float(result.removed_OI.float().mean()) - 0.4) <= 1e-3
@@ -111,7 +107,7 @@ def test_the_variant_of_wanda_takes_different_numbers_from_rows_with_one_share()
     following = [shares[row, count] for row, count in enumerate(counts.tolist())]
     assert max(taken) < min(following)
     # A row's scale says nothing: it is a share.
-    louder = sparsify(weight * torch.arange(1, 41)[:, None], statistics, options("wanda", "0.4", variant=True))
+    louder = sparsify(weight * torch.arange(1, 41)[:, None], statistics, *options("wanda", "0.4", variant=True))
     assert torch.equal(louder.removed_OI, result.removed_OI)
 
 
@@ -120,7 +116,7 @@ def test_the_scale_of_an_output_matters_to_magnitude_and_not_to_wanda(method):
     weight, _, statistics = case()
     louder = weight.clone()
     louder[0] *= 1000
-    masks = [sparsify(values, statistics, options(method)).removed_OI for values in (weight, louder)]
+    masks = [sparsify(values, statistics, *options(method)).removed_OI for values in (weight, louder)]
     assert torch.equal(*masks) == (method == "wanda")
 
 
@@ -129,7 +125,7 @@ def test_the_scale_of_an_input_matters_to_wanda_and_not_to_magnitude(method):
     weight, inputs, statistics = case()
     louder = inputs.clone()
     louder[:, 0] *= 1000
-    masks = [sparsify(weight, found, options(method)).removed_OI for found in (statistics, statistics_of(louder))]
+    masks = [sparsify(weight, found, *options(method)).removed_OI for found in (statistics, statistics_of(louder))]
     assert torch.equal(*masks) == (method == "magnitude")
 
 
@@ -139,10 +135,10 @@ def test_the_scale_of_an_input_matters_to_wanda_and_not_to_magnitude(method):
 def check_against_the_equations(weight, inputs, given_options, choose, *, dead=()):
     moment = golden.moment_of(inputs.numpy())
     width = weight.shape[1]
-    step = given_options.pattern.m or min(given_options.block_size, width)
-    updated, mask = golden.surgeon(weight.numpy(), moment, given_options.damping, choose, step)
+    step = given_options[1].m or min(given_options[0].block_size, width)
+    updated, mask = golden.surgeon(weight.numpy(), moment, given_options[0].damping, choose, step)
     expected = golden.with_better_rows(weight.numpy(), updated, mask, moment)
-    result = sparsify(weight, statistics_of(inputs), given_options)
+    result = sparsify(weight, statistics_of(inputs), *given_options)
     assert result.removed_OI.tolist() == mask.tolist()
     np.testing.assert_allclose(result.weight_OI.numpy(), expected, rtol=0, atol=1e-5)
     assert (result.weight_OI[result.removed_OI] == 0).all()
@@ -151,7 +147,7 @@ def check_against_the_equations(weight, inputs, given_options, choose, *, dead=(
     outputs = inputs.double().numpy() @ weight.double().numpy().T
     error = np.square(inputs.double().numpy() @ change.T).sum() / np.square(outputs).sum()
     assert result.error == pytest.approx(error, rel=1e-3)
-    assert result.damping == given_options.damping
+    assert result.damping == given_options[0].damping
     return result
 
 
@@ -162,14 +158,14 @@ def check_against_the_equations(weight, inputs, given_options, choose, *, dead=(
 def test_sparsegpt_is_optimal_brain_surgeon_on_each_block_of_columns(pattern, block_size, dead, damping):
     weight, inputs, _ = case(dead=dead)
     given_options = options("sparsegpt", pattern, block_size=block_size, damping=damping)
-    check_against_the_equations(weight, inputs, given_options, golden.sparsegpt(given_options.pattern), dead=dead)
+    check_against_the_equations(weight, inputs, given_options, golden.sparsegpt(given_options[1]), dead=dead)
 
 
 @pytest.mark.parametrize("seed", range(4))
 def test_sparsegpt_agrees_with_the_equations_on_other_matrices(seed):
     weight, inputs, _ = case(seed=10 + seed, rows=9, width=24)
     given_options = options("sparsegpt", "0.6", block_size=8)
-    check_against_the_equations(weight, inputs, given_options, golden.sparsegpt(given_options.pattern))
+    check_against_the_equations(weight, inputs, given_options, golden.sparsegpt(given_options[1]))
 
 
 def test_sparsegpt_compares_the_weights_of_a_block_of_columns_and_of_no_other():
@@ -178,10 +174,10 @@ def test_sparsegpt_compares_the_weights_of_a_block_of_columns_and_of_no_other():
     weight = torch.ones(2, 8) + torch.arange(16).view(2, 8) / 100
     weight[0] *= 10
     weight[:, 4:] *= 100
-    mask = sparsify(weight, statistics_of(inputs), options("sparsegpt", block_size=4)).removed_OI
+    mask = sparsify(weight, statistics_of(inputs), *options("sparsegpt", block_size=4)).removed_OI
     # In each block the second row: not four of each row, and not the first block altogether.
     assert mask.tolist() == [[False] * 8, [True] * 8]
-    whole = sparsify(weight, statistics_of(inputs), options("sparsegpt", block_size=8)).removed_OI
+    whole = sparsify(weight, statistics_of(inputs), *options("sparsegpt", block_size=8)).removed_OI
     assert whole.tolist() == [[True] * 4 + [False] * 4] * 2
 
 
@@ -194,7 +190,7 @@ def standing(mask):
 @pytest.mark.parametrize("dead", [(), (0, 9)])
 def test_in_sequence_the_mask_is_that_of_the_plain_method_and_the_weights_those_of_the_equations(method, pattern, dead):
     weight, inputs, statistics = case(dead=dead)
-    plain = sparsify(weight, statistics, options(method, pattern)).removed_OI
+    plain = sparsify(weight, statistics, *options(method, pattern)).removed_OI
     result = check_against_the_equations(
         weight, inputs, options(f"{method}+obs", pattern, block_size=4), standing(plain.numpy()), dead=dead
     )
@@ -219,7 +215,7 @@ def test_iterative_masks_are_chosen_block_by_block_on_the_weights_as_they_are_by
 
     given_options = options(f"{method}+obs", pattern, block_size=block_size, order="iterative")
     result = check_against_the_equations(weight, inputs, given_options, choose)
-    assert not torch.equal(result.removed_OI, sparsify(weight, statistics, options(method, pattern)).removed_OI)
+    assert not torch.equal(result.removed_OI, sparsify(weight, statistics, *options(method, pattern)).removed_OI)
 
 
 @pytest.mark.parametrize(
@@ -229,7 +225,7 @@ def test_dead_columns_are_zero_also_in_rows_that_keep_their_old_values(method, p
     # Not all of the dead weights are chosen: they are large, or more than N of M.
     weight, _, statistics = case(rows=30, dead=dead)
     weight[:, list(dead)] *= 10
-    result = sparsify(weight, statistics, options(method, pattern))
+    result = sparsify(weight, statistics, *options(method, pattern))
     assert not result.removed_OI[:, list(dead)].all()
     stays = ~result.removed_OI
     stays[:, list(dead)] = False
@@ -242,12 +238,12 @@ def test_dead_columns_are_zero_also_in_rows_that_keep_their_old_values(method, p
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 @pytest.mark.parametrize("ratio", [0.1, 0.29, 0.5, 0.77])
 def test_exactly_the_share_of_every_group_of_comparison_goes(method, order, ratio):
     weight, _, statistics = case(rows=7, width=43)
     found = options(method, str(ratio), order=order, block_size=16)
-    zeros = sparsify(weight, statistics, found).weight_OI == 0
+    zeros = sparsify(weight, statistics, *found).weight_OI == 0
     if method == "sparsegpt" or (method.endswith("+obs") and order == "iterative"):
         groups = zeros.split(16, dim=1)
     elif method.startswith("wanda"):
@@ -255,11 +251,11 @@ def test_exactly_the_share_of_every_group_of_comparison_goes(method, order, rati
     else:
         groups = [zeros]
     assert [int(group.sum()) for group in groups] == [golden.count_of(group.numel(), ratio) for group in groups]
-    assert groups[0].numel() == compared_weights(7, 43, found)
+    assert groups[0].numel() == found[0].compared_weights(7, 43)
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 @pytest.mark.parametrize(
     ("pattern", "width", "block_size"), [("2:4", 172, 128), ("2:4", 40, 6), ("4:8", 40, 20), ("3:5", 35, 128)]
 )
@@ -267,15 +263,15 @@ def test_exactly_n_of_every_m_weights_go_whatever_the_blocks(method, order, patt
     weight = weight_of(5, width)
     statistics = statistics_of(inputs_of(2 * width, width))
     found = options(method, pattern, order=order, block_size=block_size)
-    zeros = sparsify(weight, statistics, found).weight_OI == 0
-    parsed = found.pattern
+    zeros = sparsify(weight, statistics, *found).weight_OI == 0
+    parsed = found[1]
     assert (zeros.unflatten(1, (-1, parsed.m)).sum(-1) == parsed.n).all()
 
 
 def test_the_last_block_may_be_a_narrow_one():
     weight, inputs, _ = case(rows=3, width=10)
     found = options("sparsegpt", "0.5", block_size=8)
-    check_against_the_equations(weight, inputs, found, golden.sparsegpt(found.pattern))
+    check_against_the_equations(weight, inputs, found, golden.sparsegpt(found[1]))
 
 
 # Never worse.
@@ -300,7 +296,7 @@ def test_the_error_is_never_above_that_of_the_same_mask_without_updates(
     inputs = inputs_of(tokens, shape[1], seed=seed, correlation=correlation)
     inputs /= inputs.square().mean().sqrt()
     found = options(method, pattern, order=order, block_size=block_size, damping=damping)
-    result = sparsify(weight, statistics_of(inputs), found)
+    result = sparsify(weight, statistics_of(inputs), *found)
     moment = golden.moment_of(inputs.numpy())
     plain = weight.masked_fill(result.removed_OI, 0.0)
     # What float32 can tell apart: outputs of a size that all of a row's weights could make.
@@ -315,7 +311,7 @@ def test_the_error_is_never_above_that_of_the_same_mask_without_updates(
 def test_updates_take_away_much_of_the_error_where_inputs_are_correlated():
     weight, inputs, statistics = case(rows=20, width=32)
     moment = golden.moment_of(inputs.numpy())
-    result = sparsify(weight, statistics, options("sparsegpt"))
+    result = sparsify(weight, statistics, *options("sparsegpt"))
     plain = weight.masked_fill(result.removed_OI, 0.0)
     costs = [
         sum(golden.cost(row.double().numpy(), moment) for row in values - weight)
@@ -328,11 +324,11 @@ def test_updates_take_away_much_of_the_error_where_inputs_are_correlated():
 
 
 @pytest.mark.parametrize("order", ORDERS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 def test_the_weight_and_the_statistics_are_left_as_they_are_and_the_result_is_the_same_again(method, order):
     weight, _, statistics = case(dead=(4,))
     before, moment, norms = weight.clone(), statistics.moment.clone(), statistics.norms.clone()
-    first, second = (sparsify(weight, statistics, options(method, order=order)) for _ in range(2))
+    first, second = (sparsify(weight, statistics, *options(method, order=order)) for _ in range(2))
     assert torch.equal(weight, before)
     assert torch.equal(statistics.moment, moment)
     assert torch.equal(statistics.norms, norms)
@@ -342,34 +338,34 @@ def test_the_weight_and_the_statistics_are_left_as_they_are_and_the_result_is_th
 
 
 @pytest.mark.parametrize("pattern", ["0.5", "2:4"])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 def test_the_order_of_the_outputs_does_not_matter(method, pattern):
     weight, _, statistics = case()
     order = torch.randperm(ROWS)
-    results = [sparsify(values, statistics, options(method, pattern)) for values in (weight, weight[order])]
+    results = [sparsify(values, statistics, *options(method, pattern)) for values in (weight, weight[order])]
     assert torch.equal(results[0].removed_OI[order], results[1].removed_OI)
     torch.testing.assert_close(results[0].weight_OI[order], results[1].weight_OI)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 def test_a_method_looks_at_no_more_than_it_says(method):
     _, _, statistics = case()
     known = {
         Evidence.NOTHING: None,
         Evidence.NORMS: SimpleNamespace(norms=statistics.norms),
         Evidence.MOMENT: SimpleNamespace(norms=statistics.norms, moment=statistics.moment),
-    }[evidence_of(method)]
-    sparsify(weight_of(ROWS, WIDTH), known, options(method))
+    }[ZEROING_METHODS[method].evidence]
+    sparsify(weight_of(ROWS, WIDTH), known, *options(method))
 
 
 def test_damping_that_was_raised_is_told():
     moment = torch.eye(WIDTH)
     moment[0, 1] = moment[1, 0] = 1.05
     inputs = SimpleNamespace(norms=torch.ones(WIDTH), moment=moment)
-    assert sparsify(weight_of(ROWS, WIDTH), inputs, options("sparsegpt")).damping == pytest.approx(0.1)
+    assert sparsify(weight_of(ROWS, WIDTH), inputs, *options("sparsegpt")).damping == pytest.approx(0.1)
 
 
 def test_a_second_moment_that_cannot_be_inverted_is_an_error():
     inputs = SimpleNamespace(norms=torch.ones(WIDTH), moment=torch.full((WIDTH, WIDTH), float("nan")))
     with pytest.raises(NotPositiveDefiniteError):
-        sparsify(weight_of(ROWS, WIDTH), inputs, options("sparsegpt"))
+        sparsify(weight_of(ROWS, WIDTH), inputs, *options("sparsegpt"))

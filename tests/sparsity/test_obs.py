@@ -7,8 +7,9 @@ from tests.sparsity import golden
 from tests.sparsity.data import inputs_of, weight_of
 
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
-from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts, parse_pattern
+from loraprune.sparsity.masks import lowest_of_matrix, lowest_of_parts
 from loraprune.sparsity.obs import better_rows, inverse, mask_error, prune_columns
+from loraprune.sparsity.pattern import parse_pattern
 
 ROWS, WIDTH = 5, 12
 

@@ -4,10 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from loraprune.sparsity.pst import LearntScores, PstOptions, kept_highest, pst_product, pst_score
+from loraprune.importance.configs import Pst
+from loraprune.sparsity.pst import LearntScores, kept_highest, pst_product, pst_score
 
 ROWS, COLUMNS, RANK, SCALING = 7, 9, 3, 0.5
-OPTIONS = PstOptions(rank=RANK, low_rank_weight=0.7, structured_weight=1.3)
+OPTIONS = Pst(rank=RANK, low_rank_weight=0.7, structured_weight=1.3)
 
 
 def draw(seed: int, *shape: int, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -104,12 +105,12 @@ class TestProduct:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "rank of PST's scores is 0"),
+        ({"rank": 0}, "pst.rank is 0; it must be at least 1"),
         ({"low_rank_weight": -1.0}, "low_rank_weight is -1.0"),
         ({"structured_weight": float("nan")}, "structured_weight is nan"),
-        ({"learning_rate": 0.0}, "learning rate is 0.0"),
+        ({"learning_rate": 0.0}, "pst.learning_rate is 0.0; it must be above 0"),
     ],
 )
 def test_options_check_themselves(changes: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        PstOptions(**changes)
+        Pst(**changes)

@@ -5,21 +5,22 @@ import copy
 import pytest
 import torch
 from tests.models import logits_of, projections, randomize_, tiny_model, token_ids, with_lora
+from tests.pruning.criteria import pruned_without_training
 from tests.zoo import ROWS
 from tests.zoo.plans import uniform_plan
 from tests.zoo.row import adapted, logits, structure_of
 from transformers import AutoModelForCausalLM
 
+from loraprune.allocation.target import Target
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import weight_oi
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.pruning.oneshot import ScoreOptions, StructuredOptions, prune_
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.structure.widths import legal_widths
 from loraprune.surgery.bias import bias_switches, compensate_, give_biases_
 from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.repairs import Bias, repair_of
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 33, 40, 50)]
@@ -182,8 +183,8 @@ def test_a_model_that_was_cut_with_biases_is_saved_as_a_stock_checkpoint(name, t
     model = row.model()
     give_biases_(model, describe(model))
     structure = describe(model)
-    options = StructuredOptions(ratio=0.4, scores=ScoreOptions(method="flap"), allocation="uniform", repair="bias")
-    result = prune_(model, structure, legal_widths(structure), CALIBRATION, options)
+    target = Target(ratio=0.4, allocation="uniform")
+    result = pruned_without_training(model, structure, "flap", CALIBRATION, target=target, repair="bias")
     expected = logits(model, row.inputs())
     for d in structure:
         assert model.get_submodule(d.consumer.module).bias.abs().min() > 0
@@ -272,7 +273,7 @@ def assert_same_parameters(model, other):
 def test_a_cut_with_biases_compensates_every_consumer_on_the_model_as_it_was_cut_so_far(case, lora):
     model, structure = with_biases(case, lora=lora)
     by_hand, plan = copy.deepcopy(model), uniform_plan(structure)
-    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair="bias")
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=Bias())
     cut_by_hand(by_hand, structure, plan, TOKENS)
     assert_same_parameters(model, by_hand)
 
@@ -283,7 +284,7 @@ def test_a_cut_with_biases_compensates_every_consumer_on_the_model_as_it_was_cut
 def test_so_does_a_cut_of_all_blocks_at_once(name, kinds):
     model, structure = made(name, kinds)
     by_hand, plan, batch = copy.deepcopy(model), uniform_plan(structure), BY_NAME[name].inputs()
-    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=[batch], repair="bias")
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=[batch], repair=Bias())
     cut_by_hand(by_hand, structure, plan, [batch])
     assert_same_parameters(model, by_hand)
 
@@ -325,7 +326,7 @@ def test_a_repair_takes_base_and_adapter_together(repair):
     merged = copy.deepcopy(lora).merge_and_unload()
     plan = uniform_plan(structure)
     for each in (lora, merged):
-        cut_and_repair_(each, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=repair)
+        cut_and_repair_(each, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=repair_of(repair))
     torch.testing.assert_close(logits_of(lora, token_ids()), logits_of(merged, token_ids()), rtol=1e-3, atol=1e-3)
     consumers = [projections(each, 1)["down_proj"] for each in (lora, merged)]
     torch.testing.assert_close(base_layer(consumers[0]).bias, consumers[1].bias, rtol=1e-3, atol=1e-4)

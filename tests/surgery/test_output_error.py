@@ -14,7 +14,8 @@ from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError, OutputError, output_error, relative, target_error
-from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.refit import CutHooks, cut_and_repair_
+from loraprune.surgery.repairs import repair_of
 
 SEQUENCES = [token_ids(1, length, seed=length)[0] for length in (40, 33, 50)]
 KEPT = [0, 2, 3, 7]
@@ -121,7 +122,15 @@ def test_a_cut_tells_the_errors_of_the_outputs_of_its_consumers(repair: str) -> 
     before = Plan.full(structure)
     after = Plan({d.name: tuple(range(0, d.num_groups, 2)) for d in structure})
     noted: list[ConsumerError] = []
-    cut_and_repair_(model, structure, before, after, calibration=SEQUENCES, repair=repair, noted=noted.append)
+    cut_and_repair_(
+        model,
+        structure,
+        before,
+        after,
+        calibration=SEQUENCES,
+        repair=repair_of(repair),
+        hooks=CutHooks(noted=noted.append),
+    )
     assert [(error.kind, error.layer) for error in noted] == [
         (d.kind, d.layer) for layer in (0, 1) for d in structure.of_layer(layer)
     ]
@@ -171,7 +180,13 @@ def test_repairs_without_a_second_moment_tell_nothing(repair: str) -> None:
     noted: list[ConsumerError] = []
     after = Plan({d.name: tuple(range(0, d.num_groups, 2)) for d in structure})
     cut_and_repair_(
-        model, structure, Plan.full(structure), after, calibration=SEQUENCES, repair=repair, noted=noted.append
+        model,
+        structure,
+        Plan.full(structure),
+        after,
+        calibration=SEQUENCES,
+        repair=repair_of(repair),
+        hooks=CutHooks(noted=noted.append),
     )
     assert noted == []
 
@@ -186,6 +201,8 @@ def test_experts_count_as_one_layer() -> None:
             for d, kept in ((d, tuple(range(d.num_groups))) for d in structure)
         }
     )
-    cut_and_repair_(model, structure, Plan.full(structure), after, calibration=SEQUENCES, noted=noted.append)
+    cut_and_repair_(
+        model, structure, Plan.full(structure), after, calibration=SEQUENCES, hooks=CutHooks(noted=noted.append)
+    )
     assert [error.kind for error in noted] == ["expert_channels"] * 2
     assert all(0.0 < error.repaired < error.cut < 1.0 for error in noted if error.repaired is not None)

@@ -17,7 +17,8 @@ from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
-from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.refit import CutHooks, cut_and_repair_
+from loraprune.surgery.repairs import NoRepair, Refit, repair_of
 from loraprune.surgery.slicing import slice_
 
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 40, 33, 50)]
@@ -146,7 +147,7 @@ def test_every_consumer_is_refitted_on_the_outputs_of_the_model_as_it_was_cut_so
     by_hand = copy.deepcopy(model)
     refit_by_hand(by_hand, damping=0.05)
     structure, full, after = plans_of(model)
-    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, damping=0.05)
+    cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, repair=Refit(0.05))
     for (name, one), (_, other) in zip(model.named_parameters(), by_hand.named_parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3, msg=name)
 
@@ -191,7 +192,7 @@ def test_cutting_groups_that_others_can_stand_in_for_loses_nothing_with_refit(fa
     ids = token_ids(seed=99)
     dense, plain = logits_of(model, ids), copy.deepcopy(model)
     for before, smaller in [(full, after)] if cuts == 1 else [(full, halfway), (halfway, after)]:
-        cut_and_repair_(model, structure, before, smaller, calibration=CALIBRATION, damping=1e-6)
+        cut_and_repair_(model, structure, before, smaller, calibration=CALIBRATION, repair=Refit(1e-6))
     cut_and_repair_(plain, structure, full, after)
     assert (logits_of(model, ids) - dense).abs().max() < 5e-3
     assert (logits_of(plain, ids) - dense).abs().max() > 0.5
@@ -343,10 +344,16 @@ def test_groups_can_be_chosen_when_their_block_is_reached(model, repair):
     )
     plain, asked = copy.deepcopy(model), []
     found = cut_and_repair_(
-        model, structure, full, after, calibration=CALIBRATION, repair=repair, choose=last_ones(asked)
+        model,
+        structure,
+        full,
+        after,
+        calibration=CALIBRATION,
+        repair=repair_of(repair),
+        hooks=CutHooks(choose=last_ones(asked)),
     )
     assert found == expected
-    cut_and_repair_(plain, structure, full, expected, calibration=CALIBRATION, repair=repair)
+    cut_and_repair_(plain, structure, full, expected, calibration=CALIBRATION, repair=repair_of(repair))
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [call[:3] for call in asked] == [(d.name, d.num_groups, len(A_PLAN[d.name])) for d in structure]
@@ -357,7 +364,9 @@ def test_a_choice_is_among_the_groups_that_are_left(model):
     slice_(model, structure, full, halfway)
     after = halfway.keep({"layers.0.channels": [0, 1], "layers.1.heads": [0, 1]})
     asked = []
-    found = cut_and_repair_(model, structure, halfway, after, calibration=CALIBRATION, choose=last_ones(asked))
+    found = cut_and_repair_(
+        model, structure, halfway, after, calibration=CALIBRATION, hooks=CutHooks(choose=last_ones(asked))
+    )
     assert found.kept == {**halfway.kept, "layers.0.channels": (11, 20), "layers.1.heads": (2, 3)}
     assert [call[:3] for call in asked] == [("layers.0.channels", 6, 2), ("layers.1.heads", 3, 2)]
 
@@ -372,7 +381,7 @@ def test_a_choice_sees_what_the_blocks_before_have_become(model):
         return list(range(kept))
 
     dense = copy.deepcopy(model)
-    found = cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, choose=choose)
+    found = cut_and_repair_(model, structure, full, after, calibration=CALIBRATION, hooks=CutHooks(choose=choose))
     first = {d.name: range(found.count(d.name)) for d in structure.of_layer(0)}
     cut_and_repair_(dense, structure, full, full.keep(first), calibration=CALIBRATION)
     layerwise = LayerwisePass(dense, structure, CALIBRATION)
@@ -385,7 +394,10 @@ def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
     structure, full, after = plans_of(model)
     asked = []
     batches = [{"input_ids": sequence[None]} for sequence in CALIBRATION]
-    assert cut_and_repair_(model, structure, full, after, calibration=batches, choose=last_ones(asked)) == after
+    assert (
+        cut_and_repair_(model, structure, full, after, calibration=batches, hooks=CutHooks(choose=last_ones(asked)))
+        == after
+    )
     assert not asked
 
 
@@ -393,7 +405,7 @@ def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
 def test_without_repair_calibration_data_change_nothing(model, batches):
     plain = copy.deepcopy(model)
     structure, full, after = plans_of(model)
-    assert cut_and_repair_(model, structure, full, after, calibration=batches, repair="none") == after
+    assert cut_and_repair_(model, structure, full, after, calibration=batches, repair=NoRepair()) == after
     slice_(plain, structure, full, after)
     for one, other in zip(model.parameters(), plain.parameters(), strict=True):
         assert torch.equal(one, other)

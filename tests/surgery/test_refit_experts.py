@@ -14,6 +14,7 @@ from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.structure.plan import Plan
 from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.repairs import Refit
 from loraprune.surgery.slicing import slice_
 
 EVERY_FAMILY = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
@@ -79,7 +80,7 @@ def test_each_expert_gets_the_least_squares_solution_of_its_own_tokens(row, lora
     plan = some_channels(structure)
     dimension, experts = first_experts(merged, structure)
     calls = calls_of(merged, experts)
-    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, damping=DAMPING)
+    cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=CALIBRATION, repair=Refit(DAMPING))
     after = first_experts(model.merge_and_unload() if lora else model, structure)[1].down_proj
     for expert in range(4):
         kept = [g - expert * 32 for g in plan.kept[dimension.name] if g // 32 == expert]

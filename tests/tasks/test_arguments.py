@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
-from loraprune.tasks.arguments import ModelFacts, given_values, training_arguments
+from loraprune.tasks.arguments import given_values, training_arguments
 from loraprune.tasks.registry import TASKS
 
 CPU = torch.device("cpu")
@@ -18,8 +19,8 @@ BY_NAME = {task.name: task for task in TASKS}
 
 
 def settled(task: str, given: Any, tmp_path: Path, **facts: Any) -> tuple[Any, int | None]:
-    values = {"device": CPU, "context": 512, **facts}
-    return training_arguments(BY_NAME[task], given, ModelFacts(**values), run_dir=tmp_path / "run")
+    source: Any = SimpleNamespace(**{"device": CPU, "context": 512, "recomputes": True, **facts})
+    return training_arguments(BY_NAME[task], given, source, run_dir=tmp_path / "run")
 
 
 def sft(tmp_path: Path, **values: Any) -> SFTConfig:

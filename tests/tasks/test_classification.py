@@ -24,7 +24,7 @@ from transformers import (
 
 from loraprune import PruneResult, PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 IMAGES = Path(__file__).parents[2] / ".." / "shared" / "data" / "images"
 Split = tuple[Dataset, Dataset]
@@ -59,6 +59,7 @@ def processor(size: int = 8) -> ViTImageProcessor:
 class TestQuality:
     def test_a_pruned_classifier_is_nearly_as_right_as_the_dense_one(self, finished: PruneResult) -> None:
         metrics = finished.metrics
+        assert metrics["dense"]["data_fingerprint"] == metrics["pruned"]["data_fingerprint"]
         dense, unrecovered, pruned = metrics["dense"], metrics["unrecovered"], metrics["pruned"]
         assert dense["accuracy"] > 0.85
         assert pruned["accuracy"] > dense["accuracy"] - 0.04

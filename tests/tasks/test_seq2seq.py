@@ -30,6 +30,7 @@ def finished(pair_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.mark.slow
 def test_a_pruned_model_writes_what_the_dense_one_writes(finished: PruneResult) -> None:
     dense, unrecovered, pruned = (finished.metrics[name] for name in ("dense", "unrecovered", "pruned"))
+    assert dense["data_fingerprint"] == pruned["data_fingerprint"] == unrecovered["data_fingerprint"]
     assert dense["exact_match"] > 0.95
     assert unrecovered["exact_match"] < 0.5
     assert pruned["exact_match"] > 0.9

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from loraprune.allocation.allocate import allocate
-from loraprune.importance.flap import standardized
+from loraprune.importance.configs import CriterionConfig
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -80,7 +80,7 @@ def agreements(
     legal: LegalWidths,
     allocation: str = "uniform",
     *,
-    comparable: Collection[str] = (),
+    criteria: Mapping[str, CriterionConfig],
 ) -> list[Agreement]:
     """Agreement of all pairs of criteria, by kind of dimension and ratio.
 
@@ -91,7 +91,7 @@ def agreements(
         legal: widths that may be chosen.
         allocation: ``uniform`` removes the same number of groups whichever criterion chooses them, so that criteria
             differ in which groups go alone.
-        comparable: names of the criteria whose scores of different kinds have one unit; matters to ``global`` only.
+        criteria: by name.
 
     Returns:
         By pair (those of the first criterion first), kind and ratio.
@@ -101,11 +101,19 @@ def agreements(
     full = Plan.full(structure)
 
     def allocated(name: str, values: Scores, ratio: float) -> Plan:
-        # FLAP's own way to compare layers, as in a run.
-        ranked = name == "flap" and allocation == "global"
-        if ranked:
-            values = {dimension: standardized(value) for dimension, value in values.items()}
-        return allocate(structure, full, values, ratio, legal, allocation, comparable=name in comparable, ranked=ranked)
+        config = criteria[name]
+        # Some criteria have a way of their own to compare layers, as in a run.
+        ranked = config.standardized(values) if allocation == "global" else None
+        return allocate(
+            structure,
+            full,
+            values if ranked is None else ranked,
+            ratio,
+            legal,
+            allocation,
+            comparable=config.comparable,
+            ranked=ranked is not None,
+        )
 
     removed = {
         ratio: {name: _removed(structure, allocated(name, values, ratio)) for name, values in scores.items()}

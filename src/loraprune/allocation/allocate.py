@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
 
 import torch
 
 from loraprune.allocation.choices import Choice, choices, positions_of
 from loraprune.allocation.global_allocation import allocate_globally, smallest_share
+from loraprune.allocation.target import ALLOCATIONS
 from loraprune.importance.moving_average import Scores
+from loraprune.options.field import check_choice
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.kinds import check_ragged
 from loraprune.structure.matching_widths import (
@@ -25,14 +26,11 @@ from loraprune.structure.widths import (
     HeadCounts,
     LegalWidths,
     Widths,
-    check_choice,
+    check_ratio,
     kept_in,
     legal_widths,
     widest,
 )
-
-Allocation = Literal["balanced", "uniform", "global"]
-ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 
 HEAD_MARGIN = 1.1
 """``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later
@@ -171,8 +169,7 @@ def plan_for(
     Raises:
         ValueError: scores are missing, too many or too few, or not finite; or no legal widths meet the ratio.
     """
-    if not 0.0 <= ratio < 1.0:
-        raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+    check_ratio(ratio)
     check_choice("allocation", allocation, ALLOCATIONS)
     check_choice("head_counts", head_counts, HEAD_COUNTS)
     known = _checked_scores(structure, scores)

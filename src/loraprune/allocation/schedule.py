@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from loraprune.options.field import check_fields, option
+
 
 @dataclass(frozen=True)
 class ScheduledCut:
@@ -66,3 +68,52 @@ def cut_schedule(
         steps = [first + round((index / (cuts - 1) if cuts > 1 else 1.0) * (last - first)) for index in range(cuts)]
     by_step = {step: cubic_ratio(index / len(steps), ratio) for index, step in enumerate(steps, 1)}
     return [ScheduledCut(step, by_step[step]) for step in sorted(by_step)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """When a run cuts.
+
+    Attributes:
+        start: fraction of the run before the first cut.
+        end: fraction of the run at which the last cut is made; the rest is recovery. With 0 all is cut before
+            the first step, by scores on calibration data, as :func:`loraprune.oneshot` cuts; ``osscar`` is a criterion
+            then, too. None is 0.3, and 0 where one cut is to be made at a start of 0 (``start=0, cuts=1``).
+        cuts: number of cuts between the two, with ratios on a cubic curve; before the first step, in equal parts.
+        every: optimizer steps from one cut to the next, in place of a number of cuts.
+    """
+
+    start: float = option(0.1, "fraction of the run before the first cut", flat="prune_start")
+    end: float = option(
+        None,
+        "fraction of the run at which the last cut is made; 0: all before the first step, as oneshot cuts",
+        flat="prune_end",
+        shown="0.3; 0 with --prune-start 0 --cuts 1",
+    )
+    cuts: int = option(5, "number of cuts", within="[1, 1000000]")
+    every: int | None = option(
+        None, "instead of a number of cuts: steps from one to the next", flat="cut_every", within="[1, inf)"
+    )
+
+    def __post_init__(self) -> None:
+        if self.end is None:
+            object.__setattr__(self, "end", 0.0 if self.start == 0 and self.cuts == 1 and self.every is None else 0.3)
+        check_fields(self)
+        if not 0.0 <= self.start <= self.end <= 1.0:
+            raise ValueError(
+                f"prune_start is {self.start} and prune_end {self.end}; both are fractions of the run, with "
+                "0 <= prune_start <= prune_end <= 1."
+            )
+        if self.before_training and self.every is not None:
+            raise ValueError("With prune_end=0 all is cut before the first step: say cuts in place of cut_every.")
+
+    @property
+    def before_training(self) -> bool:
+        """Whether all is cut before the first step."""
+        return self.end == 0.0
+
+    def cut_times(self, total_steps: int, ratio: float) -> list[ScheduledCut]:
+        """See :func:`cut_schedule`."""
+        return cut_schedule(
+            total_steps=total_steps, start=self.start, end=self.end, cuts=self.cuts, ratio=ratio, every=self.every
+        )

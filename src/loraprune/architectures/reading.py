@@ -11,17 +11,13 @@ import yaml
 from loraprune.architectures.spec import (
     ArchitectureSpec,
     Axis,
-    ConfigKeys,
     Count,
     DimensionSpec,
     MemberSpec,
     Number,
-    ResidualStreamSpec,
     RowUnit,
-    StackSpec,
-    Strata,
 )
-from loraprune.architectures.values import DescriptionError, Read, build, each, mapping, one_of, sequence, text
+from loraprune.architectures.values import DescriptionError, Read, build, mapping, one_of, sequence, text
 
 
 class _Loader(yaml.SafeLoader):
@@ -67,49 +63,7 @@ def spec_from(values: object) -> ArchitectureSpec:
     found = dict(mapping("the description", values))
     if "stacks" not in found and "blocks" in found:  # one stack, written without the list around it
         found["stacks"] = [{key: found.pop(key) for key in ("blocks", "name", "dimensions") if key in found}]
-    return build(
-        ArchitectureSpec,
-        "",
-        found,
-        {
-            "stacks": each(_stack),
-            "config": _config,
-            "fixed": _fixed,
-            "per_block": each(text),
-            "numbered": each(text),
-            "stream": _stream,
-        },
-        also=("blocks", "name", "dimensions"),
-    )
-
-
-def _stack(place: str, value: object) -> StackSpec:
-    return build(StackSpec, place, value, {"dimensions": each(_dimension)})
-
-
-def _dimension(place: str, value: object) -> DimensionSpec:
-    readers: dict[str, Read] = {
-        "members": _members,
-        "consumer": _consumer,
-        "widths": _widths,
-        "recorded": _widths,
-        "numbers": _numbers,
-        "strata": one_of(Strata),
-    }
-    return build(DimensionSpec, place, value, readers)
-
-
-def _stream(place: str, value: object) -> ResidualStreamSpec:
-    lists = ("heads", "norms", "readers", "writers")
-    return build(ResidualStreamSpec, place, value, {name: each(text) for name in lists})
-
-
-def _config(place: str, value: object) -> ConfigKeys:
-    return build(ConfigKeys, place, value, {})
-
-
-def _fixed(place: str, value: object) -> dict[str, object]:
-    return dict(mapping(place, value))
+    return build(ArchitectureSpec, "", found, _OWN, also=("blocks", "name", "dimensions"))
 
 
 def _members(place: str, value: object) -> tuple[MemberSpec, ...]:
@@ -139,8 +93,7 @@ def _listed_member(axis: Axis, place: str, value: object) -> MemberSpec:
 
 def _member(axis: Axis, place: str, module: object, value: object) -> MemberSpec:
     said = dict(value) if isinstance(value, Mapping) else {"segments": value}
-    readers: dict[str, Read] = {"segments": _segments, "axis": one_of(Axis)}
-    return build(MemberSpec, place, {"module": module, "axis": axis, **said}, readers)
+    return build(MemberSpec, place, {"module": module, "axis": axis, **said}, _OWN)
 
 
 def _segments(place: str, value: object) -> tuple[tuple[RowUnit, ...], ...]:
@@ -171,8 +124,21 @@ def _numbers(place: str, value: object) -> tuple[Number, ...]:
             Number,
             f"{place}.{module}.{name}",
             {"module": module, "name": name, **(said if isinstance(said, Mapping) else {"count": said})},
-            {"count": one_of(Count)},
+            _OWN,
         )
         for module, names in mapping(place, value).items()
         for name, said in mapping(f"{place}.{module}", names).items()
     )
+
+
+_OWN: dict[type, dict[str, Read]] = {
+    DimensionSpec: {
+        "members": _members,
+        "consumer": _consumer,
+        "widths": _widths,
+        "recorded": _widths,
+        "numbers": _numbers,
+    },
+    MemberSpec: {"segments": _segments},
+}
+"""Fields that have short forms."""

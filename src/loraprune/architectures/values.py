@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import MISSING, fields
-from typing import Any, TypeVar, get_args
+from dataclasses import MISSING, fields, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 TODO = "TODO"
 """What a started description says where its author has to decide."""
@@ -19,8 +19,18 @@ class DescriptionError(ValueError):
     """A description cannot be understood; the message names the file, the place in it, and what is allowed there."""
 
 
-def build(made: type[_T], place: str, value: object, readers: Mapping[str, Read], also: Sequence[str] = ()) -> _T:
-    """Make one object of the vocabulary; ``also`` are further keys to name among the allowed ones."""
+def build(
+    made: type[_T], place: str, value: object, own: Mapping[type, Mapping[str, Read]], also: Sequence[str] = ()
+) -> _T:
+    """Make one object of the vocabulary.
+
+    Args:
+        made: its class.
+        place: in the file, for errors.
+        value: its fields by name.
+        own: readers of fields whose short forms their types do not tell, by class and name.
+        also: further keys to name among the allowed ones.
+    """
     known = {item.name: item for item in fields(made)}  # type: ignore[arg-type]
     values = mapping(place or "the description", value)
     for key in values:
@@ -31,15 +41,24 @@ def build(made: type[_T], place: str, value: object, readers: Mapping[str, Read]
     for name in needed:
         if name not in values:
             raise DescriptionError(f"{place or 'the description'} does not say {name!r}.")
-    dot = f"{place}." if place else ""
-    return made(**{key: readers.get(key, _plain(known[key].type))(f"{dot}{key}", said) for key, said in values.items()})
+    dot, types, readers = f"{place}." if place else "", get_type_hints(made), own.get(made, {})
+    read = {key: readers[key] if key in readers else _reader(types[key], own) for key in values}
+    return made(**{key: read[key](f"{dot}{key}", said) for key, said in values.items()})
 
 
-def _plain(annotation: object) -> Read:
-    """Reader of a switch, a number or a text, by the annotation of its field."""
-    if annotation in ("bool", "int"):
-        return switch if annotation == "bool" else number
-    return text_or_none if "None" in str(annotation) else text
+def _reader(kind: Any, own: Mapping[type, Mapping[str, Read]]) -> Read:
+    """Reader of a value of a type: plain, one of several words, a list, a mapping, an object of the vocabulary."""
+    if isinstance(kind, type) and is_dataclass(kind):
+        return lambda place, value: build(kind, place, value, own)
+    inner = get_args(kind)
+    if type(None) in inner:
+        read = _reader(inner[0], own)
+        return lambda place, value: None if value is None else read(place, value)
+    if get_origin(kind) is tuple:
+        return each(_reader(inner[0], own))
+    if get_origin(kind) is Literal:
+        return one_of(kind)
+    return {bool: switch, int: number, str: text}.get(kind, mapping)
 
 
 def text(place: str, value: object) -> str:
@@ -49,11 +68,6 @@ def text(place: str, value: object) -> str:
     if value == TODO:
         raise DescriptionError(f"{place} still says {TODO}.")
     return value
-
-
-def text_or_none(place: str, value: object) -> str | None:
-    """A text, or nothing."""
-    return None if value is None else text(place, value)
 
 
 def switch(place: str, value: object) -> bool:

@@ -24,6 +24,7 @@ class Dumper(yaml.SafeDumper):
 
 
 Dumper.add_representer(list, Dumper.represent_list)
+Dumper.add_representer(tuple, Dumper.represent_list)
 
 
 def spec_text(spec: ArchitectureSpec) -> str:
@@ -38,13 +39,8 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, Any]:
         values["config"] = _changed(spec.config)
     if "fixed" in values:
         values["fixed"] = dict(spec.fixed)
-    for key in ("per_block", "numbered"):
-        if key in values:
-            values[key] = list(values[key])
     if spec.stream is not None:
-        values["stream"] = {
-            key: said if isinstance(said, str) else list(said) for key, said in _changed(spec.stream).items()
-        }
+        values["stream"] = _changed(spec.stream)
     stacks = [
         {**_changed(stack), "dimensions": [_dimension(dimension) for dimension in stack.dimensions]}
         for stack in spec.stacks

@@ -52,12 +52,9 @@ class RoutedTokens:
             expert: which expert.
             moment: also the second moment.
         """
-        statistics = FeatureStatistics(moment=moment)
         down = parameter == "down_proj"
-        entering = self._inside(module, expert, weighted=False) if down else (hidden for hidden, _ in self._of(expert))
-        for inputs in entering:
-            statistics.add(inputs)
-        return statistics if statistics.rows else None
+        inside = self._inside(module, expert, weighted=False) if down else (hidden for hidden, _ in self._of(expert))
+        return _gathered(inside, moment=moment)
 
     @torch.no_grad()
     def weighted_features(self, module: nn.Module, expert: int, *, moment: bool) -> FeatureStatistics | None:
@@ -70,7 +67,11 @@ class RoutedTokens:
             expert: which one.
             moment: also the second moment, shape ``(channels, channels)``.
         """
-        statistics = FeatureStatistics(moment=moment)
-        for inputs in self._inside(module, expert, weighted=True):
-            statistics.add(inputs)
-        return statistics if statistics.rows else None
+        return _gathered(self._inside(module, expert, weighted=True), moment=moment)
+
+
+def _gathered(inputs: Iterator[torch.Tensor], *, moment: bool) -> FeatureStatistics | None:
+    statistics = FeatureStatistics(moment=moment)
+    for rows in inputs:
+        statistics.add(rows)
+    return statistics if statistics.rows else None

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 
 from loraprune.checkpoint.load import CheckpointError
 from loraprune.checkpoint.save import finish
-from loraprune.checkpoint.shards import INDEX, WEIGHTS
+from loraprune.checkpoint.weight_files import MODEL_FILES
 from loraprune.layers.unwrap import base_layer
+from loraprune.record.history import stored_file
 from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
 from loraprune.structure.describe import describe
@@ -34,7 +35,6 @@ FACTS_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""
 REFITTED_FILE = "refitted_base_weights.safetensors"
 MASKS_FILE = "pst_masks.safetensors"
-_WHOLE_MODEL = (WEIGHTS, INDEX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +94,7 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
     if folder is None:
         return None
     values = _read(folder / CONFIG_FILE)
-    whole = [file for file in _WHOLE_MODEL if (folder / file).is_file()]
+    whole = [file for file in MODEL_FILES if (folder / file).is_file()]
     if whole:
         raise CheckpointError(
             f"{name} holds an adapter ({CONFIG_FILE}) and a whole model ({whole[0]}): which of them is meant cannot be "
@@ -117,26 +117,10 @@ def _folder_of(name: str, revision: str | None) -> Path | None:
         return path if (path / CONFIG_FILE).is_file() else None
     if name.startswith((".", "/", "~")):
         return None
-    from transformers.utils import cached_file
-
-    found = None
-    for file in (CONFIG_FILE, WEIGHTS_FILE, FACTS_FILE, REFITTED_FILE, MASKS_FILE):
-        try:
-            stored = cached_file(
-                name,
-                file,
-                revision=revision,
-                _raise_exceptions_for_gated_repo=False,
-                _raise_exceptions_for_missing_entries=False,
-                _raise_exceptions_for_connection_errors=False,
-            )
-        except (OSError, ValueError):
-            stored = None
-        if file == CONFIG_FILE:
-            if stored is None:
-                return None
-            found = Path(stored).parent
-    return found
+    found = stored_file(name, CONFIG_FILE, revision)
+    for file in (WEIGHTS_FILE, FACTS_FILE, REFITTED_FILE, MASKS_FILE) if found is not None else ():
+        stored_file(name, file, revision)
+    return None if found is None else found.parent
 
 
 def _read(path: Path) -> Mapping[str, Any]:

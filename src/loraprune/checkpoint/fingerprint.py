@@ -48,6 +48,18 @@ def folder_fingerprint(folder: Path) -> str:
     return f"sha256:{digest.hexdigest()}"
 
 
+def hub_folder(name: str, revision: str | None) -> Path | None:
+    """Where the files of a hub checkpoint lie that were fetched; None where none were. Nothing is asked of the hub."""
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        stored = try_to_load_from_cache(name, "config.json", revision=revision)
+    except HFValidationError:  # no name that a checkpoint on the hub can have
+        return None
+    return Path(stored).parent if isinstance(stored, str) else None
+
+
 def hub_fingerprint(name: str, revision: str | None) -> str:
     """The commit of a hub checkpoint, as its files were fetched; nothing is asked of the hub.
 

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
-from loraprune.checkpoint.shards import weight_files
+from loraprune.checkpoint.weight_files import weight_files
 from loraprune.layers.quantized import prepare_
 
 if TYPE_CHECKING:
@@ -28,6 +28,15 @@ _AUTO_CLASSES = {
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
 }
 """Classes of transformers that load a model, and the list of the model classes that each of them loads."""
+_ANY_AUTO_CLASSES = (
+    "AutoModelForCausalLM",
+    "AutoModelForSeq2SeqLM",
+    "AutoModelForMaskedLM",
+    "AutoModelForImageClassification",
+    "AutoModelForSequenceClassification",
+    "AutoModel",
+)
+"""Where to look for the class of a model of another kind, first choice first."""
 PRUNED = "Pruned"
 """What the name of a class for widths that no stock config can say begins with."""
 
@@ -166,9 +175,48 @@ def loading_class(class_name: str) -> str | None:
 
 
 def auto_class_of(config: PretrainedConfig) -> str:
-    """The class of transformers that loads a checkpoint: by the class that its config names, or by its family."""
+    """The class of transformers that loads a checkpoint: by the class that its config names, or by its family.
+
+    Raises:
+        ValueError: none does.
+    """
     names = getattr(config, "architectures", None) or ()
-    return (loading_class(names[0]) if names else None) or spec_for(config).auto_class
+    found = loading_class(names[0]) if names else None
+    try:
+        return found or spec_for(config).auto_class
+    except UnsupportedArchitectureError:
+        return any_auto_class(config)
+
+
+def any_auto_class(config: PretrainedConfig) -> str:
+    """The class of transformers that makes the model that the config names, or else the first that makes any.
+
+    Raises:
+        ValueError: none does.
+    """
+    brought = getattr(config, "auto_map", None) or {}
+    made = {
+        name: {brought[name].rpartition(".")[2]} if name in brought else _makes(name, config)
+        for name in _ANY_AUTO_CLASSES
+    }
+    named = set(getattr(config, "architectures", None) or ())
+    for name in (*(name for name in made if made[name] & named), *(name for name in made if made[name])):
+        return name
+    raise ValueError(
+        f"transformers has a config for models of type {config.model_type!r}, but none of these classes makes one: "
+        f"{', '.join(_ANY_AUTO_CLASSES)}."
+    )
+
+
+def _makes(auto_class: str, config: PretrainedConfig) -> set[str]:
+    """Names of the model classes that a class of transformers makes of such a config."""
+    import transformers
+
+    mapping = getattr(transformers, auto_class)._model_mapping
+    if type(config) not in mapping:
+        return set()
+    found = mapping[type(config)]
+    return {each.__name__ for each in (found if isinstance(found, tuple | list) else (found,))}
 
 
 def is_remote(config: PretrainedConfig) -> bool:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.checkpoint.exports.semi_structured import DESCRIPTION, load_semi_structured, load_unpacked
-from loraprune.checkpoint.load import auto_class_of, checkpoint_dtype, load_config, load_model
+from loraprune.checkpoint.exports.semi_structured import is_packed, load_packed
+from loraprune.checkpoint.load import default_device
+from loraprune.checkpoint.source import ModelSource
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -43,22 +44,10 @@ def load(
         CheckpointError: there is no such checkpoint, or files or tensors are missing from it.
         RuntimeFormatError: packed 2:4 weights are of another version, or the GPU does not multiply them.
     """
-    name = Path(name).expanduser() if str(name).startswith("~") else name
-    if (Path(name) / DESCRIPTION).is_file():
-        chosen = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if chosen.type == "cuda":
-            return load_semi_structured(name, chosen)
-        unpacked: Any = load_unpacked(Path(name))
-        return unpacked.to(chosen)
-    name = str(name)
-    config = load_config(name, trust_remote_code=trust_remote_code, revision=revision, described=False, quantized=True)
-    model = load_model(
-        name,
-        dtype or checkpoint_dtype(config),
-        torch.device(device or "cpu"),
-        auto_class=auto_class_of(config),
-        trust_remote_code=trust_remote_code,
-        revision=revision,
-        quantized=getattr(config, "quantization_config", None) is not None,
+    folder = Path(name).expanduser()
+    if is_packed(folder):
+        return load_packed(folder, torch.device(device or default_device()))
+    source = ModelSource.of(
+        name, described=False, quantized=True, trust_remote_code=trust_remote_code, revision=revision
     )
-    return model.eval()
+    return source.load(dtype or source.stored_dtype, torch.device(device or "cpu"))

@@ -15,8 +15,10 @@ from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
 from loraprune.layers.unwrap import base_model
 from loraprune.record.appearing import appearing_folder
+from loraprune.record.codec import encode
 from loraprune.record.provenance import versions
 from loraprune.record.replaceable import check_output
+from loraprune.record.run_record import RECORD_FILE
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -147,8 +149,8 @@ def save_checkpoint(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     *,
-    record: dict[str, Any],
     card: str,
+    record: dict[str, Any] | None = None,
     extras: Callable[[Path], None] | None = None,
     overwrite: bool = False,
 ) -> None:
@@ -158,9 +160,9 @@ def save_checkpoint(
         output: folder to make.
         model: merged, with its config.
         tokenizer: saved beside it, or None.
-        record: what was done; goes to ``pruning.json``.
         card: text of ``README.md``.
-        extras: writes further files into the folder, after the weights and before the record, to which it may add.
+        record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
+        extras: writes further files into the folder, after the weights.
         overwrite: replace a result that is there.
 
     Raises:
@@ -174,9 +176,8 @@ def save_checkpoint(
             tokenizer.save_pretrained(folder)
         if extras is not None:
             extras(folder)
-        # Options may be numbers of NumPy, as of a sweep.
-        text = json.dumps(record, indent=2, default=lambda value: value.item())
-        (folder / "pruning.json").write_text(text, encoding="utf-8")
+        if record is not None:
+            (folder / RECORD_FILE).write_text(json.dumps(encode(record), indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
@@ -206,9 +207,12 @@ def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerB
         "plan": run.plan.to_json(),
         "versions": versions(),
     }
-    card = f"# A pruned {run.structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
-    save_checkpoint(output, finished, tokenizer, record=record, card=card)
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(run.structure))
     return output
+
+
+def _short_card(structure: Structure) -> str:
+    return f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
 
 
 def save(
@@ -249,6 +253,5 @@ def save(
     structure = describe(finished)
     widths = {kind: [d.num_groups for d in structure.of_kind(kind)] for kind in structure.kinds}
     record = {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
-    card = f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
-    save_checkpoint(output, finished, tokenizer, record=record, card=card, overwrite=overwrite)
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure), overwrite=overwrite)
     return output

@@ -5,21 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.load import meta_model
+from loraprune.checkpoint.load import any_auto_class, meta_model
 from loraprune.structure.drafting import Stack, draft, outline
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
-
-_AUTO_CLASSES = (
-    "AutoModelForCausalLM",
-    "AutoModelForSeq2SeqLM",
-    "AutoModelForMaskedLM",
-    "AutoModelForImageClassification",
-    "AutoModelForSequenceClassification",
-    "AutoModel",
-)
-"""Where to look for a class, first choice first."""
 
 
 @dataclass(frozen=True)
@@ -57,33 +47,3 @@ def look_at(config: PretrainedConfig) -> Undescribed:
         stacks=stacks,
         draft=draft(config, stacks, lambda changed: meta_model(changed, auto_class), auto_class),
     )
-
-
-def any_auto_class(config: PretrainedConfig) -> str:
-    """The class of transformers that makes the model that the config names, or else the first that makes any.
-
-    Raises:
-        ValueError: none does.
-    """
-    brought = getattr(config, "auto_map", None) or {}
-    made = {
-        name: {brought[name].rpartition(".")[2]} if name in brought else _makes(name, config) for name in _AUTO_CLASSES
-    }
-    named = set(getattr(config, "architectures", None) or ())
-    for name in (*(name for name in made if made[name] & named), *(name for name in made if made[name])):
-        return name
-    raise ValueError(
-        f"transformers has a config for models of type {config.model_type!r}, but none of these classes makes one: "
-        f"{', '.join(_AUTO_CLASSES)}."
-    )
-
-
-def _makes(auto_class: str, config: PretrainedConfig) -> set[str]:
-    """Names of the model classes that a class of transformers makes of such a config."""
-    import transformers
-
-    mapping = getattr(transformers, auto_class)._model_mapping
-    if type(config) not in mapping:
-        return set()
-    found = mapping[type(config)]
-    return {each.__name__ for each in (found if isinstance(found, tuple | list) else (found,))}

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import (
     SWITCH,
     ArgumentError,
@@ -82,19 +82,6 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
 _OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
 
-def add_bench_options(parser: argparse.ArgumentParser) -> None:
-    """Add models and options, without defaults: those stand beside ``BenchConfig``."""
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
-                        "the first is what the others are compared with")  # fmt: skip
-    for title, options in _GROUPS.items():
-        group = parser.add_argument_group(title)
-        for item in options:
-            short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
-            group.add_argument(
-                *short, item.flag, dest=item.name, default=argparse.SUPPRESS, help=item.help, **item.extra
-            )
-
-
 # The command.
 
 
@@ -110,7 +97,7 @@ _EXAMPLES = """examples:
 
 
 def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
-    """The options of the command."""
+    """Models and options, without defaults: those stand beside ``BenchConfig``."""
     made = kind(
         prog="loraprune bench",
         usage="loraprune bench MODEL... [options]",
@@ -119,7 +106,15 @@ def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> ar
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    add_bench_options(made)
+    made.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
+                      "the first is what the others are compared with")  # fmt: skip
+    for title, options in _GROUPS.items():
+        group = made.add_argument_group(title)
+        for item in options:
+            short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
+            group.add_argument(
+                *short, item.flag, dest=item.name, default=argparse.SUPPRESS, help=item.help, **item.extra
+            )
     return made
 
 
@@ -182,7 +177,7 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     finally:  # what took long to measure is shown in any case
         _show(results, result)
     if values.get("output") is not None:
-        results.print(f"Figures: {values['output']}", highlight=False, markup=False, soft_wrap=True)
+        print_line(results, f"Figures: {values['output']}")
     return 0
 
 

@@ -75,8 +75,7 @@ def compare_criteria_command(arguments: Sequence[str]) -> int:
 def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
-    from loraprune.tasks.lora import LoraOptions
-    from loraprune.tasks.options import RunOptions
+    from loraprune.tasks.options import LoraOptions, RunOptions
 
     values = asked.values
     output: Path | None = values.get("output")

@@ -9,7 +9,9 @@ import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from rich import box
 from rich.console import Console
+from rich.table import Table
 from rich.text import Text
 
 from loraprune.pruning.errors import InterruptedRunError
@@ -37,7 +39,7 @@ class _ConsoleHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        self._console.print(record.getMessage(), style=style, markup=False, highlight=False, soft_wrap=True)
+        print_line(self._console, record.getMessage(), style)
 
 
 def open_console(*, quiet: bool = False) -> Console:
@@ -79,24 +81,37 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     try:
         return work()
     except InterruptedRunError as error:
-        console.print(str(error), style="yellow", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, error, "yellow")
         return STOPPED
     except KeyboardInterrupt:
         console.print("Stopped.", style="yellow")
         return STOPPED
     except (ArithmeticError, WriteError) as error:
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"error: {error}", "red")
         return FAILED
     except (ValueError, OSError) as error:
         if os.environ.get("LORAPRUNE_TRACEBACK"):
             raise
-        console.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        print_line(console, f"error: {error}", "red")
         return WRONG_INVOCATION
 
 
 def results_console() -> Console:
     """A console on standard output, for what the command was asked for."""
     return Console(file=sys.stdout)
+
+
+def print_line(console: Console, text: object, style: str | None = None) -> None:
+    """Print a text as it is: nothing in it is markup, and a terminal alone breaks it."""
+    console.print(str(text), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def plain_table(*headings: str, left: int = 1, header_style: str = "table.header") -> Table:
+    """A table with a line under its header, whose first columns stand on the left and the others on the right."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style=header_style)
+    for position, heading in enumerate(headings):
+        table.add_column(heading, justify="left" if position < left else "right")
+    return table
 
 
 # What a finished run prints.
@@ -132,10 +147,10 @@ def show_end(console: Console, report: ReportData, output: Path | None, model: P
     for note in report.notes:
         console.print(Text(note, style="yellow"))
     if output is not None:
-        console.print(f"Checkpoint: {output}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"Checkpoint: {output}")
         page = output / "report.html"
         if page.is_file():
-            console.print(f"Report:     {page}", highlight=False, markup=False, soft_wrap=True)
+            print_line(console, f"Report:     {page}")
         for position, runtime in enumerate(runtimes_of(model)):
             label = "" if position else "Loads in:"
-            console.print(f"{label:11} {runtime}", highlight=False, markup=False, soft_wrap=True)
+            print_line(console, f"{label:11} {runtime}")

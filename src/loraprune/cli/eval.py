@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import FAILED, open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hub, suggestion, with_dashes
 
 if TYPE_CHECKING:
@@ -147,9 +147,9 @@ def _run(values: dict[str, Any], console: Console) -> int:
     out = results_console()
     show_entries(out, results.entries)
     if _kept(results, config.output):
-        out.print(f"Results: {config.output}", highlight=False, markup=False, soft_wrap=True)
+        print_line(out, f"Results: {config.output}")
         return 0
-    console.print(f"error: {config.output} does not hold all results.", style="red", markup=False, soft_wrap=True)
+    print_line(console, f"error: {config.output} does not hold all results.", "red")
     return FAILED
 
 

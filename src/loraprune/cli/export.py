@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult
@@ -126,9 +126,9 @@ def _check(options: argparse.Namespace) -> None:
 def _show(lines: Sequence[str], notes: Sequence[str]) -> None:
     console = results_console()
     for line in lines:
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
     for note in notes:
-        console.print(f"Note: {note}.", style="yellow", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"Note: {note}.", "yellow")
 
 
 def _gguf_lines(result: GgufResult) -> list[str]:

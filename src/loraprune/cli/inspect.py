@@ -6,10 +6,11 @@ import argparse
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import indices, names
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from rich.console import Console
     from transformers import PretrainedConfig
 
+    from loraprune.checkpoint.source import ModelSource
     from loraprune.checkpoint.undescribed import Undescribed
     from loraprune.structure.dimensions import PrunableDimension, Structure
     from loraprune.structure.drafting import BlockKind, Layer
@@ -52,7 +54,7 @@ def inspect_command(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from loraprune.architectures import UnsupportedArchitectureError, read_spec, register, spec_for
-    from loraprune.checkpoint.load import load_config
+    from loraprune.checkpoint.source import ModelSource
 
     quiet_libraries()
     if options.draft is not None:
@@ -60,32 +62,30 @@ def _run(options: argparse.Namespace) -> int:
         if options.draft.exists():
             raise ValueError(f"{options.draft} exists. Name a new file with --draft.")
     spec = None if options.architecture is None else read_spec(options.architecture)
-    config = load_config(
+    source = ModelSource.of(
         options.model, trust_remote_code=options.trust_remote_code, revision=options.revision, described=False
     )
     if spec is not None:
         register(spec)
-        if spec.model_type != config.model_type:
+        if spec.model_type != source.config.model_type:
             raise ValueError(
                 f"{options.architecture} describes models of type {spec.model_type!r}, and {options.model} is of type "
-                f"{config.model_type!r}."
+                f"{source.config.model_type!r}."
             )
     try:
-        spec_for(config)
+        spec_for(source.config)
     except UnsupportedArchitectureError:
-        return _show_undescribed(options, config)
-    return _show_described(options, config)
+        return _show_undescribed(options, source.config)
+    return _show_described(options, source)
 
 
-def _show_described(options: argparse.Namespace, config: PretrainedConfig) -> int:
+def _show_described(options: argparse.Namespace, source: ModelSource) -> int:
     from loraprune.architectures.writing import spec_text
-    from loraprune.checkpoint.load import checkpoint_dtype, meta_model
     from loraprune.structure.describe import describe
 
-    model = meta_model(config)
-    structure = describe(model, options.dimensions, options.keep_layers)
-    others = [describe(model, (kind,)) for kind in (*structure.left_out, *structure.whole)]
-    dtype = checkpoint_dtype(config)
+    structure = describe(source.shapes, options.dimensions, options.keep_layers)
+    others = [describe(source.shapes, (kind,)) for kind in (*structure.left_out, *structure.whole)]
+    dtype = source.stored_dtype
     if options.json:
         values = structure_values(options.model, structure, others, str(dtype).removeprefix("torch."))
         print(json.dumps(values, indent=2))
@@ -100,7 +100,10 @@ def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> 
 
     seen = look_at(config)
     if options.json:
-        print(json.dumps(outline_values(options.model, config.model_type, seen), indent=2))
+        found = {"model_class": seen.model_class, "described": False, "parameters": seen.num_parameters}
+        stacks = [asdict(stack) for stack in seen.stacks]
+        named = {"model": options.model, "model_type": config.model_type}
+        print(json.dumps({**named, **found, "stacks": stacks, "draft": seen.draft}, indent=2))
     else:
         show_outline(results_console(), options.model, config.model_type, seen, with_draft=options.draft is None)
     _write_draft(options, seen.draft)
@@ -117,30 +120,14 @@ def _write_draft(options: argparse.Namespace, text: str) -> None:
 SHOWN_INDICES = 8
 
 
-def outline_values(model: str, model_type: str, seen: Undescribed) -> dict[str, Any]:
-    """Everything as plain values."""
-    return {
-        "model": model,
-        "model_type": model_type,
-        "model_class": seen.model_class,
-        "described": False,
-        "parameters": seen.num_parameters,
-        "stacks": [asdict(stack) for stack in seen.stacks],
-        "draft": seen.draft,
-    }
-
-
 def show_outline(console: Console, model: str, model_type: str, seen: Undescribed, *, with_draft: bool) -> None:
     """Print the layers of every kind of block, and the start of a description."""
-
-    def line(text: str = "") -> None:
-        console.print(text, highlight=False, markup=False, soft_wrap=True)
-
+    line = partial(print_line, console)
     line(f"{model}: {seen.model_class} ({model_type}), {short_count(seen.num_parameters)} parameters.")
     line(f"loraprune has no description of {model_type!r}. Its layers, and a start for a description:")
     for stack in seen.stacks:
         for kind in stack.kinds:
-            line()
+            line("")
             line(f"{stack.path}: {_blocks_text(kind)}")
             width = max(len(layer.name) for layer in kind.layers)
             for layer in kind.layers:
@@ -148,9 +135,9 @@ def show_outline(console: Console, model: str, model_type: str, seen: Undescribe
     if not seen.stacks:
         line("It has no list of blocks with linear layers in them.")
     if with_draft:
-        line()
+        line("")
         line(seen.draft.rstrip())
-        line()
+        line("")
         line("--draft FILE.yaml writes this start to a file; complete it, and pass it with --architecture FILE.yaml.")
 
 
@@ -234,21 +221,15 @@ def show_structure(
     console: Console, model: str, structure: Structure, others: Sequence[Structure], itemsize: int
 ) -> None:
     """Print one line a kind of dimension, what stays, and what could be pruned besides."""
-    from rich import box
-    from rich.table import Table
-
     hidden = f", hidden size {structure.hidden_size}" if structure.hidden_size else ""
-    _line(
+    print_line(
         console,
         f"{model}: {structure.spec.model_type}, {len(structure.blocks)} layers{hidden}, "
         f"{short_count(structure.num_parameters)} parameters "
         f"({structure.num_parameters * itemsize / 1e9:.3g} GB as stored)",
     )
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("prunable dimension", "one group is"):
-        table.add_column(column)
-    for column in ("groups a layer", "parameters a group", "in all layers", "share"):
-        table.add_column(column, justify="right")
+    headings = ("prunable dimension", "one group is", "groups a layer", "parameters a group", "in all layers", "share")
+    table = plain_table(*headings, left=2)
     for kind in structure.kinds:
         dimensions = structure.of_kind(kind)
         total = sum(dimension.num_parameters for dimension in dimensions)
@@ -264,11 +245,7 @@ def show_structure(
     table.add_row("(stays)", "", "", "", short_count(rest), f"{rest / structure.num_parameters:.1%}")
     console.print(table)
     for text in (*_legal_lines(structure), *_notes(structure, others)):
-        _line(console, text)
-
-
-def _line(console: Console, text: str) -> None:
-    console.print(text, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, text)
 
 
 def _legal_lines(structure: Structure) -> Iterable[str]:

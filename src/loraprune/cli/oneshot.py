@@ -12,6 +12,7 @@ from rich import box
 from rich.table import Table
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console, show_end, show_report
+from loraprune.cli.declared import declared
 from loraprune.cli.export import export_sparse, sparse_folder
 from loraprune.cli.options import (
     SWITCH,
@@ -22,104 +23,70 @@ from loraprune.cli.options import (
     check_known,
     check_recipe_stays,
     fields_of,
-    indices,
-    names,
     old_names,
     option,
-    parameter_count,
     read_recipe,
     suggestion,
     typed,
     with_dashes,
     with_new_names,
 )
+from loraprune.cli.training_options import ARCHITECTURE, inputs, target_params
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.numbers import percent
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from loraprune.pruning.oneshot_config import OneshotConfig
     from loraprune.recipes.oneshot import OneshotResult
-    from loraprune.sparsity.whole_model import MatrixRecord
-    from loraprune.tasks.options import RunOptions
+    from loraprune.record.run_record import MatrixRecord
 
 
 _FORMATS = ("dense", "semi-structured", "compressed-tensors")
 
+_RATIO, _SPARSITY = OneshotConfig(ratio=0.5), SparseConfig()
+_OLD = {"criterion": "method", "head_counts": "head_rounding"}
+
+
+def _groups(*names: str) -> tuple[Option, ...]:
+    return declared(OneshotConfig, "oneshot", *names, usual=_RATIO, old=_OLD)
+
+
+def _zeros(*names: str) -> tuple[Option, ...]:
+    return declared(SparseConfig, "oneshot", *names, usual=_SPARSITY)
+
+
 _GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": (
-        option("data", "call", "calibration data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files "
-               "or of images by class, or a hub data set"),
+        *inputs("calibration data"),
         option("output", "run", "folder of the pruned checkpoint", type=Path),
-        option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
-        option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
-        option("split", "run", "split of a hub data set (train)"),
-        option("eval_split", "run", "split of a hub data set given as --eval-data (validation)"),
-        option("data_name", "run", "configuration of a hub data set"),
-        option("eval_data", "run", "data to measure on (default: a twentieth of the calibration data)"),
-        option("eval_sequences", "run", "rows to measure on, 0 for none (64; 1000 for classifiers)", type=int),
-        option("overwrite", "run", "replace what the output folder holds", **SWITCH),
-        option("trust_remote_code", "run", "run code that the checkpoint brings (off)", **SWITCH),
-        option("revision", "run", "branch, tag or commit of a hub checkpoint"),
+        *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
+        option("overwrite", "run", "replace what the output folder holds (off)", **SWITCH),
+        *declared(RunOptions, "run", "trust_remote_code", "revision"),
     ),
-    "how much goes: one of these": (
-        option("ratio", "oneshot", "share of the prunable parameters that goes: fewer heads and channels", type=float),
-        option("target_params", "run", "instead of a ratio: parameters of the result, such as 4.5B",
-               type=parameter_count),
-        option("sparsity", "oneshot", "share of weights that become zero, such as 0.5, or N:M, such as 2:4 (N of every "
-               "M consecutive weights of a row)"),
-    ),
-    "how": (
-        option("criterion", "oneshot", "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of "
-               "whole blocks position (osscar; fisher for blocks and the hidden size); "
-               "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs (sparsegpt)", old="method"),
-        option("keep_layers", "oneshot", "layers that keep everything, such as 0-3,-1; 10%: the first tenth (none)",
-                type=indices),
-        option("damping", "oneshot", "of refit, osscar and sparsegpt, as a share of the mean diagonal (0.01)",
-               type=float),
-        option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path),
-    ),
-    "how, with --ratio": (
-        option("repair", "oneshot", "stream: least squares towards the dense model's residual stream; refit: towards "
-               "each layer's own output; bias: the mean of what goes; none (stream)"),
-        option("allocation", "oneshot", "uniform, balanced or global, as in loraprune prune (uniform)"),
-        option("dimensions", "oneshot", "kinds of dimensions to prune, such as query_heads,channels, or whole "
-               "blocks, or hidden for the hidden size (by family)",
-               type=names),
-        option("taylor_form", "oneshot", "of taylor: squared, or LLM-Pruner's first, second, mix, vectorize (squared)"),
-        option("group_reduction", "oneshot", "of taylor and magnitude: sum, mean, max, prod, first or last of the "
-               "layers of a group (sum)"),
-        option("offload_grads", "oneshot", "of taylor: gradients are kept in the machine's memory (off)", **SWITCH),
-        option("cuts", "oneshot", "steps in which the ratio is reached, scored anew before each (1)", type=int),
-        option("channel_multiple", "oneshot", "round FFN widths to a multiple (by size)", type=int),
-        option("head_counts", "oneshot", "config: head counts that the model's config accepts; any: export a Llama "
-               "as a Mistral if need be (config)", choices=("config", "any"), old="head_rounding"),
+    "how much goes: one of these": (*_groups("ratio"), target_params(), *_zeros("sparsity")),
+    "how": (*_groups("criterion", "keep_layers", "damping"), ARCHITECTURE),
+    "how, with --ratio": _groups(
+        *("repair", "allocation", "dimensions", "taylor_form", "group_reduction", "offload_grads", "cuts"),
+        *("channel_multiple", "head_counts"),
     ),
     "how, with --sparsity": (
-        option("within", "oneshot", "of wanda and magnitude: compare the weights of a row, or of the matrix (wanda: "
-               "row, magnitude: matrix)"),
-        option("variant", "oneshot", "of wanda: rows lose the same share of their scores (off)", **SWITCH),
-        option("order", "oneshot", "of wanda+obs and magnitude+obs: sequential chooses the weights before any update, "
-               "iterative block by block (sequential)"),
-        option("block_size", "oneshot", "columns that sparsegpt compares and updates together (128)", type=int),
-        option("format", "call", "dense: a plain checkpoint with zeros; for 2:4 also semi-structured (torch, on "
-               "hardware that has it) or compressed-tensors (dense)", choices=_FORMATS),
+        *_zeros("within", "variant", "order", "block_size"),
+        option(
+            "format",
+            "call",
+            "dense: a plain checkpoint with zeros; for 2:4 also semi-structured (torch, on hardware that has it) or "
+            "compressed-tensors (dense)",
+            choices=_FORMATS,
+        ),
     ),
-    "calibration": (
-        option("calibration_sequences", "oneshot", "rows of the data that are looked at (128)", type=int),
-        option("max_length", "oneshot", "tokens of a row at most (2048, or the model's context)", type=int),
-        option("seed", "oneshot", "of what is drawn from the data (42)", type=int),
-        option("offload", "oneshot", "keep weights and hidden states in the machine's memory, and one block at a time "
-               "on the accelerator (off)", **SWITCH),
-    ),
+    "calibration": _groups("calibration_sequences", "max_length", "seed", "offload"),
     "what is measured and kept": (
-        option("latency", "run", "measure the forward pass, dense and pruned, with --ratio (on)", **SWITCH),
-        option("dtype", "run", "that the result is saved in: float32, bfloat16 or float16 (the checkpoint's)"),
-        option("prompt", "run", "text that both models go on from, for the report"),
-        option("report", "run", "write report.html and report.json (on)", **SWITCH),
+        *declared(RunOptions, "run", "latency", "dtype", "prompt", "report"),
         option("quiet", "call", "results only", **SWITCH),
     ),
-}  # fmt: skip
+}
 
 ONESHOT_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
@@ -196,18 +163,15 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
 
 
 def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> int:
+    config = OneshotConfig(**fields_of(ONESHOT_OPTIONS, values, "oneshot"))  # before anything large is imported
     from loraprune.architectures import read_spec, register
     from loraprune.cli.progress import StepsProgress
-    from loraprune.pruning.oneshot_config import OneshotConfig
     from loraprune.recipes.oneshot import oneshot
-    from loraprune.tasks.options import RunOptions
 
     quiet_libraries()
     check_recipe_stays(values)
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
-    chosen = fields_of(ONESHOT_OPTIONS, values, "oneshot")
-    config = OneshotConfig(**chosen)
     options = RunOptions(
         **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
     )
@@ -230,7 +194,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     return 0
 
 
-def _check_format(form: str, model: str, config: OneshotConfig, options: RunOptions) -> None:
+def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, options: RunOptions) -> None:
     """Make sure, before any work, that the result can be written in the format that was asked for.
 
     Raises:
@@ -240,15 +204,16 @@ def _check_format(form: str, model: str, config: OneshotConfig, options: RunOpti
 
     if form == "dense":
         return
-    if config.structured or str(config.pattern) != "2:4":
+    if not isinstance(config, SparseConfig) or str(config.pattern) != "2:4":
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import check_semi_structured
-        from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, load_config
+        from loraprune.checkpoint.load import DTYPES
+        from loraprune.checkpoint.source import ModelSource
 
         check_semi_structured()
-        checkpoint = load_config(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        check_semi_structured(dtype=DTYPES[options.dtype] if options.dtype else checkpoint_dtype(checkpoint))
+        source = ModelSource.of(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+        check_semi_structured(dtype=DTYPES[options.dtype] if options.dtype else source.stored_dtype)
     else:
         from loraprune.checkpoint.exports.compressed_tensors import check_package
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import add_old_options, indices, names, parameter_count, with_new_names
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
@@ -118,14 +118,14 @@ def _run(options: argparse.Namespace) -> int:
         )
     from loraprune.architectures import read_spec, register
     from loraprune.measure.estimation.estimate import Estimator
-    from loraprune.measure.estimation.shape_models import find_config
+    from loraprune.measure.estimation.shape_models import find_shapes
 
     quiet_libraries()
     if options.architecture is not None:
         register(read_spec(options.architecture))
     settings = _settings(options)
-    config = find_config(options.model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-    estimator = Estimator(options.model, config, settings)
+    source = find_shapes(options.model, trust_remote_code=options.trust_remote_code, revision=options.revision)
+    estimator = Estimator(source, settings)
     estimates = [estimator.estimate(ratio) for ratio in options.ratio or [None]]
     text = json.dumps([found.to_json() for found in estimates], indent=2)
     if options.json:
@@ -142,7 +142,7 @@ def _settings(options: argparse.Namespace) -> Any:
     from loraprune.cli.prune import settle_quantization
     from loraprune.measure.estimation.config import EstimateConfig
     from loraprune.pruning.config import PruningConfig
-    from loraprune.tasks.lora import LoraOptions
+    from loraprune.tasks.options import LoraOptions
 
     given = {name: value for name, value in vars(options).items() if value is not None and value is not False}
     given |= {name: False for name in (*PRUNING, *RUN) if getattr(options, name, None) is False}
@@ -172,25 +172,14 @@ _KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN ch
 def _show(console: Console, estimates: Sequence[Estimate]) -> None:
     """Print estimates of one model, one ratio after the other; what is the same is said once."""
     first = estimates[0]
-    console.print(_headline(first), highlight=False, markup=False, soft_wrap=True)
+    print_line(console, _headline(first))
     console.print(_sizes(estimates))
     console.print(_memory(estimates))
     console.print(_gpus(first))
     for line in _remedies(first):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
     for line in _lines(estimates):
-        console.print(line, style="dim", highlight=False, markup=False, soft_wrap=True)
-
-
-def _table(*columns: str) -> Table:
-    from rich import box
-    from rich.table import Table
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column(columns[0])
-    for column in columns[1:]:
-        table.add_column(column, justify="right")
-    return table
+        print_line(console, line, "dim")
 
 
 def _headline(estimate: Estimate) -> str:
@@ -210,7 +199,7 @@ def _headline(estimate: Estimate) -> str:
 
 def _sizes(estimates: Sequence[Estimate]) -> Table:
     columns = [f"ratio {found.ratio:.3f}" for found in estimates]
-    table = _table("the model", "before", *columns)
+    table = plain_table("the model", "before", *columns)
     before = estimates[0].before
     sizes = [before, *(found.after for found in estimates)]
     table.add_row("parameters", *(count(size.parameters) for size in sizes))
@@ -237,7 +226,7 @@ def _operations(value: float) -> str:
 
 def _memory(estimates: Sequence[Estimate]) -> Table:
     columns = [f"after {found.ratio:.3f}" for found in estimates]
-    table = _table("memory of a training step, GiB", "before the cuts", *columns)
+    table = plain_table("memory of a training step, GiB", "before the cuts", *columns)
     memories = [estimates[0].memory, *(found.memory_after for found in estimates)]
     for label, name in (
         ("weights of the base", "weights"),
@@ -260,7 +249,7 @@ def _gib(value: float) -> str:
 
 
 def _gpus(estimate: Estimate) -> Table:
-    table = _table("GPU", "has, GiB", "needs", "fits", "s a step", "after")
+    table = plain_table("GPU", "has, GiB", "needs", "fits", "s a step", "after")
     for fit in estimate.gpus:
         mark = "[green]\N{CHECK MARK}[/green]" if fit.fits else "[red]\N{BALLOT X}[/red]"
         seconds = (significant(fit.seconds, 2), significant(fit.seconds_after, 2)) if fit.fits else (MISSING, MISSING)

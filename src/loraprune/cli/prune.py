@@ -3,100 +3,65 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from loraprune.cli.console import results_console
-from loraprune.cli.options import SWITCH, Option, fields_of, indices, names, option, parameter_count
+from loraprune.cli.declared import declared, nested
+from loraprune.cli.options import SWITCH, Option, fields_of, option
 from loraprune.cli.training_options import (
     ARCHITECTURE,
     LORA,
     Invocation,
     TrainingCommand,
     kept,
-    max_skipped_steps,
     sources,
+    target_params,
 )
+from loraprune.importance.configs import Compresso, Pst
+from loraprune.pruning.config import PruningConfig
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 # The options of ``loraprune prune`` that are not training options, declared once and grouped as they are used.
+
+_SHORT = {
+    "load_in_8bit": "quantize the base by LLM.int8 of bitsandbytes while it is pruned (off)",
+    "load_in_4bit": "quantize the base to NF4 with double quantization (off)",
+}
 
 _GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": sources("pruned checkpoint"),
     "pruning": (
-        option("ratio", "pruning", "share of the prunable parameters that goes (0.5)", type=float),
-        option("target_params", "run", "instead of a ratio: parameters of the result, such as 4.5B",
-                type=parameter_count),
-        option("criterion", "pruning", "fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; osscar "
-                "before the first step; position keeps the first of whole blocks (fisher)"),
-        option("taylor_form", "pruning", "criterion taylor: squared (LoRAPrune's vanilla one), or LLM-Pruner's first, "
-                "second, mix, vectorize (squared)"),
-        option("group_reduction", "pruning", "taylor, lora and magnitude: sum, mean, max, prod, first or last of the "
-                "layers of a group (sum)"),
-        option("offload_grads", "pruning", "taylor: gradients that wait do so in the machine's memory (off)", **SWITCH),
-        option("lora_form", "pruning", "criterion lora as in the paper (squared) or its code (absolute)"),
-        option("allocation", "pruning", "balanced: attention and FFN share the cut as their importance says; "
-                "uniform: both lose the same share; global: layers compete too, and their widths differ (balanced)"),
-        option("dimensions", "pruning", "kinds of dimensions to prune, such as query_heads,channels, or whole "
-                "blocks, or hidden for the hidden size (by family; loraprune inspect lists them)", type=names),
-        option("keep_layers", "pruning", "layers that keep everything, such as 0-3,-1; 10%: the first tenth (none)",
-                type=indices),
+        *declared(PruningConfig, "pruning", "ratio"),
+        target_params(),
+        *declared(
+            PruningConfig,
+            "pruning",
+            *("criterion", "taylor_form", "group_reduction", "offload_grads", "lora_form"),
+            *("allocation", "dimensions", "keep_layers"),
+        ),
         ARCHITECTURE,
-        option("prune_start", "pruning", "fraction of the run before the first cut (0.1)", type=float),
-        option("prune_end", "pruning", "fraction of the run at which the last cut is made; 0: all before the first "
-                "step, as oneshot cuts (0.3; 0 with --prune-start 0 --cuts 1)", type=float),
-        option("cuts", "pruning", "number of cuts (5)", type=int),
-        option("cut_every", "pruning", "instead of a number of cuts: steps from one to the next", type=int),
-        option("repair", "pruning", "what is done to layers after a cut: refit (least squares: what each gave itself), "
-                "stream (towards the residual stream before the cut), bias (FLAP's compensation) or none (refit)",
-                old="refit"),
-        option("damping", "pruning", "ridge of the least squares, as a share of the mean diagonal (0.01)", type=float,
-                old="refit_damping"),
-        option("calibration_sequences", "pruning", "training sequences that the repair looks at (128)", type=int),
-        option("channel_multiple", "pruning", "round FFN widths to a multiple (by size)", type=int),
-        option("head_counts", "pruning", "config: head counts that the model's config accepts; any: export a Llama "
-                "as a Mistral if need be (config)", choices=("config", "any"), old="head_rounding"),
-        option("average_decay", "pruning", "moving average of the scores, lambda (0.9)", type=float),
-        option("average_bias_correction", "pruning", "divide out the average's start from zero (on)", **SWITCH),
-        option("apply", "pruning", "slice: cut tensors while training; mask: multiply with zeros, cut at the end "
-                "(slice)", choices=("slice", "mask")),
-        max_skipped_steps("pruning"),
+        *declared(
+            PruningConfig,
+            "pruning",
+            *("prune_start", "prune_end", "cuts", "cut_every", "repair", "damping", "calibration_sequences"),
+            *("channel_multiple", "head_counts", "average_decay", "average_bias_correction", "apply"),
+            "max_skipped_steps",
+            old={"repair": "refit", "damping": "refit_damping", "head_counts": "head_rounding"},
+        ),
     ),
-    "criterion pst (single weights become zero)": (
-        option("pst_rank", "pst", "rank of the learnt part of the scores (8)", field="rank", type=int),
-        option("pst_low_rank_weight", "pst", "alpha1: what the low-rank part counts (1)", field="low_rank_weight",
-                type=float),
-        option("pst_structured_weight", "pst", "alpha2: what the parts of rows and columns count (1)",
-                field="structured_weight", type=float),
-        option("pst_learning_rate", "pst", "of the scores (that of the adapter)", field="learning_rate", type=float),
-    ),
-    "criterion compresso": (
-        option("compresso_learning_rate", "compresso", "of the gates (0.5)", field="learning_rate",
-                type=float),
-        option("compresso_multiplier_learning_rate", "compresso", "of the Lagrange multipliers (0.5)",
-                field="multiplier_learning_rate", type=float),
-        option("compresso_warmup", "compresso", "share of the steps before the cut over which the target rises (0.5)",
-                field="warmup", type=float),
-        option("compresso_ramp", "compresso", "how it rises (linear)", field="ramp", choices=("linear", "cubic")),
-        option("compresso_initial_drop", "compresso", "how far gates are closed at the start (0.01)",
-                field="initial_drop", type=float),
-        option("pruning_prompt", "compresso", "text before every row of the data, or 'default' for ours (none)",
-                field="prompt"),
-    ),
+    "criterion pst (single weights become zero)": nested(Pst),
+    "criterion compresso": nested(Compresso),
     "quantized base": (
-        option("load_in_8bit", "call", "quantize the base by LLM.int8 of bitsandbytes while it is pruned (off)",
-                **SWITCH),
-        option("load_in_4bit", "call", "quantize the base to NF4 with double quantization (off)", **SWITCH),
-        option("quantization", "run", "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8 (none)"),
-        option("keep_quantized", "run", "save the result quantized, too, instead of in the checkpoint's dtype (off)",
-                **SWITCH),
+        *(option(name, "call", help, **SWITCH) for name, help in _SHORT.items()),
+        *declared(RunOptions, "run", "quantization", "keep_quantized"),
     ),
     "LoRA": LORA,
     "what is measured and kept": (
-        option("latency", "run", "measure the forward pass, dense and pruned (on)", **SWITCH),
-        option("measure_unrecovered", "run", "also measure the same cut without tuning (off)", field="unrecovered",
-                **SWITCH),
+        *declared(RunOptions, "run", "latency", "measure_unrecovered"),
         *kept("the unmerged adapter and the plan"),
     ),
-}  # fmt: skip
+}
 
 PRUNE_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
 
@@ -166,33 +131,43 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
     _check_unstructured(values, given)
 
 
-def _work(asked: Invocation) -> None:
-    from loraprune.cli.console import show_result
-    from loraprune.cli.progress import TrainingProgress
-    from loraprune.pruning.config import PruningConfig
-    from loraprune.recipes.prune import prune
-    from loraprune.tasks.lora import LoraOptions
-    from loraprune.tasks.options import RunOptions
+def _configured(values: dict[str, Any]) -> tuple[PruningConfig, LoraOptions, RunOptions]:
+    """What was asked for, checked.
 
-    values = asked.values
+    Raises:
+        ValueError: a value is none that an option takes, or options do not go together.
+    """
     pruning = fields_of(PRUNE_OPTIONS, values, "pruning")
     if pruning.get("ratio") == 0.0:
         raise ValueError(
             "ratio is 0, which removes nothing: it must lie between 0 and 1 (loraprune recover tunes without pruning)."
         )
-    pruning["pst"] = fields_of(PRUNE_OPTIONS, values, "pst")
-    pruning["compresso"] = fields_of(PRUNE_OPTIONS, values, "compresso")
+    pruning |= {name: fields_of(PRUNE_OPTIONS, values, name) for name in ("pst", "compresso")}
+    return (
+        PruningConfig(**pruning),
+        LoraOptions(**fields_of(PRUNE_OPTIONS, values, "lora")),
+        RunOptions(**fields_of(PRUNE_OPTIONS, values, "run")),
+    )
+
+
+def _work(asked: Invocation) -> None:
+    from loraprune.cli.console import show_result
+    from loraprune.cli.progress import TrainingProgress
+    from loraprune.recipes.prune import prune
+
+    values = asked.values
+    config, lora, options = _configured(values)
     progress = TrainingProgress(asked.console, quiet=asked.quiet)
     try:
         result = prune(
             values["model"],
             values["data"],
-            PruningConfig(**pruning),
+            config,
             training=asked.training,
-            lora=LoraOptions(**fields_of(PRUNE_OPTIONS, values, "lora")),
+            lora=lora,
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(PRUNE_OPTIONS, values, "run"), command=asked.command),
+            options=replace(options, command=asked.command),
             callbacks=[progress],
         )
     finally:
@@ -208,4 +183,5 @@ _COMMAND = TrainingCommand(
     groups=_GROUPS,
     work=_work,
     settle=_settle,
+    check=_configured,
 )

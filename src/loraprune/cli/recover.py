@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from loraprune.cli.console import results_console
+from loraprune.cli.declared import declared
 from loraprune.cli.options import SWITCH, Option, fields_of, option
 from loraprune.cli.training_options import (
     ARCHITECTURE,
@@ -12,9 +13,10 @@ from loraprune.cli.training_options import (
     Invocation,
     TrainingCommand,
     kept,
-    max_skipped_steps,
     sources,
 )
+from loraprune.pruning.config import PruningConfig
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 # The options of ``loraprune recover`` that are not training options, declared once and grouped as they are used.
 
@@ -23,7 +25,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     "recovery": (
         option("keep_zeros", "recovery", "weights of the blocks' linear layers that are zero stay zero, in training "
                "and in the merge (on where the model is sparse)", **SWITCH),
-        max_skipped_steps("recovery"),
+        *declared(PruningConfig, "recovery", "max_skipped_steps"),
         ARCHITECTURE,
     ),
     "LoRA": LORA,
@@ -46,8 +48,6 @@ def _work(asked: Invocation) -> None:
     from loraprune.cli.console import show_result
     from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.recover import recover
-    from loraprune.tasks.lora import LoraOptions
-    from loraprune.tasks.options import RunOptions
 
     values = asked.values
     progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors
+from loraprune.cli.declared import declared
 from loraprune.cli.options import (
     SWITCH,
     ArgumentError,
@@ -21,12 +22,14 @@ from loraprune.cli.options import (
     check_recipe_stays,
     old_names,
     option,
+    parameter_count,
     read_recipe,
     suggestion,
     typed,
     with_dashes,
     with_new_names,
 )
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -39,39 +42,36 @@ def sources(result: str) -> tuple[Option, ...]:
         result: what the output folder holds, for the help text: ``"pruned checkpoint"``.
     """
     return (
-        option("data", "call", "training data: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files "
-               "or of images by class, or a hub data set"),
+        *inputs("training data"),
         option("output", "run", f"folder of the {result}", type=Path),
+        *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
+        *declared(RunOptions, "run", "answers_only", "overwrite", "resume", "trust_remote_code", "revision"),
+    )
+
+
+def inputs(data: str) -> tuple[Option, ...]:
+    """Data, and what turns them into the model's input; ``data`` says what for: ``"training data"``."""
+    return (
+        option(
+            "data",
+            "call",
+            f"{data}: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files or of images by class, or a "
+            "hub data set",
+        ),
         option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
         option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
-        option("split", "run", "split of a hub data set (train)"),
-        option("eval_split", "run", "split of a hub data set given as --eval-data (validation)"),
-        option("data_name", "run", "configuration of a hub data set"),
-        option("eval_data", "run", "data to measure on (default: a twentieth of the training data)"),
-        option("eval_sequences", "run", "rows to measure on, 0 for none (64; 1000 for classifiers)", type=int),
-        option("answers_only", "run", "of instructions and chats, train on the answers alone (on)", **SWITCH),
-        option("overwrite", "run", "replace what the output folder holds, and forget an interrupted run", **SWITCH),
-        option("resume", "run", "go on with the interrupted run of this output folder", **SWITCH),
-        option("trust_remote_code", "run", "run code that the checkpoint brings (off)", **SWITCH),
-        option("revision", "run", "branch, tag or commit of a hub checkpoint"),
-    )  # fmt: skip
+    )
 
 
-LORA: tuple[Option, ...] = (
-    option("lora_r", "lora", "rank (8)", field="r", type=int),
-    option("lora_alpha", "lora", "alpha (16)", field="alpha", type=int),
-    option("lora_dropout", "lora", "dropout (0)", field="dropout", type=float),
-    option("lora_target_modules", "lora", "layers to adapt (all projections of the blocks)",
-           field="target_modules", nargs="+"),
-    option("lora_experts", "lora", "adapt the stacked experts of a mixture too (off)", field="experts", **SWITCH),
-)  # fmt: skip
+def target_params() -> Option:
+    """How much smaller the model becomes, in parameters."""
+    (declared_one,) = declared(RunOptions, "run", "target_params")
+    return option("target_params", "run", declared_one.help, type=parameter_count)
+
+
+LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")
 
 ARCHITECTURE = option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path)
-
-
-def max_skipped_steps(target: str) -> Option:
-    """When a run stops that diverges."""
-    return option("max_skipped_steps", target, "steps in a row with NaN or Inf before the run stops (5)", type=int)
 
 
 def kept(adapter: str) -> tuple[Option, ...]:
@@ -81,11 +81,9 @@ def kept(adapter: str) -> tuple[Option, ...]:
         adapter: what ``--save-adapter`` saves.
     """
     return (
-        option("dtype", "run", "that the result is saved in: float32, bfloat16 or float16 (the checkpoint's)"),
-        option("prompt", "run", "text that both models go on from, for the report"),
-        option("report", "run", "write report.html and report.json (on)", **SWITCH),
+        *declared(RunOptions, "run", "dtype", "prompt", "report"),
         option("save_adapter", "run", f"also save {adapter} (off)", **SWITCH),
-        option("keep_run", "run", "keep the run's checkpoints after the end (off)", **SWITCH),
+        *declared(RunOptions, "run", "keep_run"),
         option("quiet", "call", "results only", **SWITCH),
     )
 
@@ -164,6 +162,7 @@ class TrainingCommand:
         needs: options that must be given.
         settle: changes the values (its first argument) where options exclude each other; the second argument holds
             those of the command line alone.
+        check: makes the configurations of the values, to see that they are right.
     """
 
     name: str
@@ -173,6 +172,7 @@ class TrainingCommand:
     groups: Groups
     work: Callable[[Invocation], None]
     settle: Settle = _as_they_are
+    check: Callable[[dict[str, Any]], object] = lambda values: None
     needs: tuple[str, ...] = ("model", "data", "output")
 
     @property
@@ -237,11 +237,17 @@ class TrainingCommand:
         parser = Parser(prog=self.prog, allow_abbrev=False)
         add_options(parser, self.groups)
         try:
-            given, _ = parser.parse_known_args(arguments)
+            found, _ = parser.parse_known_args(arguments)
         except ArgumentError as error:
             raise ValueError(f"{error} ({self.prog} --help lists the options)") from None
+        given = vars(found)
         if "config" not in given:
-            self._check_needed(vars(given), without=("model",))  # which the value of an option of trl's looks like
+            self._check_needed(given, without=("model",))  # which the value of an option of trl's looks like
+            old = old_names(self.options.values())
+            if not old & given.keys():  # of which a warning is shown later, once
+                values = dict(given)
+                self.settle(values, given)
+                self.check(values)
 
     def _check_needed(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> None:
         for name, remedy in (

@@ -31,29 +31,20 @@ _CHUNK = 10_000  # rows that are held as Python lists at a time
 
 
 @dataclass(frozen=True, kw_only=True)
-class PreparedData:
-    """Tokenized data, and what became of the rows it was made of.
+class PreparedRows:
+    """What a task makes of a data set.
 
     Attributes:
-        dataset: rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here).
-            ``SFTTrainer`` takes it as it is: set its ``packing`` to False, and its ``max_length`` to None.
-        format: what the rows were.
-        num_tokens: tokens in ``dataset``.
-        num_trained_tokens: tokens that a loss is taken on (the first token of a row never is).
-        packed: whether rows were joined.
-        num_truncated: rows that lost their right end, and were kept.
-        num_dropped: rows left out because nothing to train was left of them.
-        num_empty: rows left out because they hold no text or no answer.
+        dataset: rows as the task's collator takes them.
+        facts: about the data, for the record.
+        lost: what became of rows that are not trained on as they stand, with their number.
+        total: rows that there were.
     """
 
     dataset: Dataset
-    format: DataFormat
-    num_tokens: int
-    num_trained_tokens: int
-    packed: bool
-    num_truncated: int = 0
-    num_dropped: int = 0
-    num_empty: int = 0
+    facts: Mapping[str, Any]
+    lost: Mapping[str, int] = field(default_factory=dict)
+    total: int
 
 
 @dataclass(kw_only=True)
@@ -75,7 +66,7 @@ def prepare_dataset(
     answers_only: bool = True,
     packing: bool | None = None,
     prompt: str | None = None,
-) -> PreparedData:
+) -> PreparedRows:
     """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
 
     Plain text trains on every token. The other formats train on their answers (completion, output, the assistant's
@@ -90,6 +81,11 @@ def prepare_dataset(
             on request whole rows of them are.
         prompt: text put before every row, within ``max_length``; no loss is taken on it.
 
+    Returns:
+        Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
+        takes them as they are: set its ``packing`` to False, and its ``max_length`` to None. Among the facts are the
+        tokens, and those that a loss is taken on (the first token of a row never is).
+
     Raises:
         ValueError: a wrong ``max_length``, columns or values that are not understood, or nothing left to train on.
     """
@@ -97,7 +93,7 @@ def prepare_dataset(
         raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
     columns = columns_of(dataset)
     opening = RowPrompt.of(prompt, tokenizer, max_length) if prompt else None
-    max_length -= len(opening.prompt) if opening else 0
+    most, max_length = max_length, max_length - (len(opening.prompt) if opening else 0)
     tally = _Tally()
     if columns.format is DataFormat.TEXT:
         packed = packing is not False
@@ -112,15 +108,23 @@ def prepare_dataset(
         rows = pack_rows(rows, max_length) if packed else rows
     if opening:
         rows = map(opening.before, rows)
-    return PreparedData(
-        dataset=_collect(rows, tally, answers_only=answers_only, labels=answers_only or opening is not None),
-        format=columns.format,
-        num_tokens=tally.tokens,
-        num_trained_tokens=tally.trained_tokens,
-        packed=packed,
-        num_truncated=tally.truncated,
-        num_dropped=tally.dropped,
-        num_empty=tally.empty,
+    found = _collect(rows, tally, answers_only=answers_only, labels=answers_only or opening is not None)
+    return PreparedRows(
+        dataset=found,
+        facts={
+            "format": columns.format.value,
+            "tokens": tally.tokens,
+            "trained_tokens": tally.trained_tokens,
+            "truncated_rows": tally.truncated,
+            "dropped_rows": tally.dropped,
+            "empty_rows": tally.empty,
+        },
+        lost={
+            f"cut to {most} tokens (--max-length)": tally.truncated,
+            "left out, since nothing to train is left of them within --max-length": tally.dropped,
+            "left out, since they hold no text or no answer": tally.empty,
+        },
+        total=len(found) + tally.dropped + tally.empty,
     )
 
 
@@ -251,15 +255,6 @@ def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> 
     )
 
 
-def detect_format(dataset: Dataset) -> DataFormat:
-    """Tell the format of ``dataset`` by its columns.
-
-    Raises:
-        ValueError: the columns make up no known format.
-    """
-    return columns_of(dataset).format
-
-
 def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
     """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only."""
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
@@ -268,23 +263,3 @@ def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[
         rows = [dict(zip(used, values, strict=True)) for values in zip(*(batch[name] for name in used), strict=True)]
         yield list(enumerate(rows, start=number + 1))
         number += len(rows)
-
-
-# Rows that are ready to be trained on, and what became of those they were made of.
-
-
-@dataclass(frozen=True, kw_only=True)
-class PreparedRows:
-    """What a task makes of a data set.
-
-    Attributes:
-        dataset: rows as the task's collator takes them.
-        facts: about the data, for the record.
-        lost: what became of rows that are not trained on as they stand, with their number.
-        total: rows that there were.
-    """
-
-    dataset: Dataset
-    facts: Mapping[str, Any]
-    lost: Mapping[str, int] = field(default_factory=dict)
-    total: int

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from loraprune.structure.plan import Plan
 
 
-class Random:
+class RandomCriterion:
     """One uniform random score a group, the same whenever it is asked for.
 
     Args:
@@ -52,7 +52,7 @@ class Random:
 # Importance by place: the first blocks stay and the last ones go, whatever they compute.
 
 
-class Position:
+class PositionCriterion:
     """Scores that fall with a block's number, so that the first n blocks stay: for whole blocks alone.
 
     Source: LLM-Pruner (arXiv 2305.11627), whose layer-wise mode keeps the first n layers.

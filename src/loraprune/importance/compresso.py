@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -21,57 +20,6 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
-Ramp = Literal["linear", "cubic"]
-RAMPS: tuple[str, ...] = get_args(Ramp)
-
-DEFAULT_PROMPT = (
-    "Some heads and channels of this model are being switched off while it learns. Parts that are missing now will not "
-    "come back, so rely on those that are left, and answer as well as the whole model would."
-)
-"""Our own words; the paper's prompt says the same at greater length."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class CompressoOptions:
-    """Options of the criterion ``compresso``.
-
-    Attributes:
-        learning_rate: of the gates (Adam).
-        multiplier_learning_rate: of the two Lagrange multipliers (Adam, ascending).
-        warmup: share of the steps before the cut over which the target rises from 0 to the ratio.
-        ramp: how it rises, ``linear`` (the authors') or ``cubic`` (fast at first).
-        initial_drop: ``log α`` starts at ``log((1 − drop) / drop)``: a small value is a gate that is nearly always
-            open.
-        prompt: text put before every row of the data (causal language models only), or ``default`` for ours.
-    """
-
-    learning_rate: float = 0.5
-    multiplier_learning_rate: float = 0.5
-    warmup: float = 0.5
-    ramp: str = "linear"
-    initial_drop: float = 0.01
-    prompt: str | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("learning_rate", "multiplier_learning_rate"):
-            value = getattr(self, name)
-            if not value > 0.0:
-                raise ValueError(f"compresso.{name} is {value}; it must be above 0, or the gates learn nothing.")
-        if not 0.0 <= self.warmup <= 1.0:
-            raise ValueError(f"compresso.warmup is {self.warmup}; it must lie in [0, 1]: a share of the steps.")
-        if self.ramp not in RAMPS:
-            raise ValueError(f"compresso.ramp is {self.ramp!r}; choose one of {', '.join(RAMPS)}.")
-        if not 0.0 < self.initial_drop < 1.0:
-            raise ValueError(f"compresso.initial_drop is {self.initial_drop}; it must lie in (0, 1), such as 0.01.")
-        if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("The pruning prompt is empty. Give a text, or leave the option out.")
-
-    @property
-    def prompt_text(self) -> str | None:
-        """The prompt in full, or None."""
-        return DEFAULT_PROMPT if self.prompt == "default" else self.prompt
-
-
 SPREAD = 0.05
 """Deviation of the first ``log α``: no two groups of a layer start alike."""
 
@@ -79,7 +27,7 @@ MOST = 6.0
 """``log α`` stays within ±6, where a gate can still be turned by its gradient."""
 
 
-class Compresso:
+class CompressoCriterion:
     """The criterion ``compresso``: a gate on every group is learnt, and its probability to be open is the score.
 
     The score of a group is ``P(z > 0)`` times its parameters, the expected number of parameters that it keeps. Per
@@ -87,15 +35,27 @@ class Compresso:
     the whole model prices a parameter the same wherever it is, so that scores compare across kinds and layers.
 
     Args:
-        options: how the gates are learnt.
+        learning_rate, multiplier_learning_rate, warmup, ramp, initial_drop: see
+            :class:`loraprune.importance.configs.Compresso`.
         seed: of the first gates and of the samples.
     """
 
     comparable = True
     every_step = False
 
-    def __init__(self, options: CompressoOptions | None = None, seed: int = 0) -> None:
-        self.options = options or CompressoOptions()
+    def __init__(
+        self,
+        *,
+        learning_rate: float,
+        multiplier_learning_rate: float,
+        warmup: float,
+        ramp: str,
+        initial_drop: float,
+        seed: int = 0,
+    ) -> None:
+        self._rates = learning_rate, multiplier_learning_rate
+        self._warmup, self._ramp = warmup, ramp
+        self._initial_drop = initial_drop
         self.seed = seed
         self._structure: Structure | None = None
         self._gates: LearnedGates | None = None
@@ -112,14 +72,14 @@ class Compresso:
         self._parameters_G = torch.tensor([float(per_group[name]) for name in counts]).repeat_interleave(
             torch.tensor(self._sizes)
         )
-        start = log_alpha_of(self.options.initial_drop)
+        start = log_alpha_of(self._initial_drop)
         noise = torch.randn(sum(self._sizes), generator=self._generator(-1)) * SPREAD
         self.log_alpha_G = (start + noise).clamp_(-MOST, MOST).requires_grad_()
         self.multipliers = torch.zeros(2, requires_grad=True)
         self._optimizer = torch.optim.Adam(
             [
-                {"params": [self.log_alpha_G], "lr": self.options.learning_rate},
-                {"params": [self.multipliers], "lr": self.options.multiplier_learning_rate, "maximize": True},
+                {"params": [self.log_alpha_G], "lr": self._rates[0]},
+                {"params": [self.multipliers], "lr": self._rates[1], "maximize": True},
             ]
         )
 
@@ -170,8 +130,7 @@ class Compresso:
         assert self._gates is not None
         gradients = self._gates.take()
         if usable and gradients is not None:
-            options = self.options
-            target = target_at(self._step, self._steps, self._ratio, options.warmup, options.ramp)
+            target = target_at(self._step, self._steps, self._ratio, self._warmup, self._ramp)
             sampled = sampled_gates(self.log_alpha_G, self._uniform())
             through_loss = (sampled * torch.cat(list(gradients.values()))).sum()
             (through_loss + lagrangian(self.expected_ratio(), target, self.multipliers)).backward()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
@@ -37,22 +38,23 @@ class FeatureCriterion:
 
     The statistics are those of the training's own forward passes, of tokens that are no padding where the model is
     told which those are. The weight is the effective one, ``W + s·B·A``, at the time of scoring.
+
+    Args:
+        name: of the criterion.
+        group_scores: scores the groups of one dimension, shape ``(groups,)``: from the consumer's weight, the
+            statistics of its inputs and the columns that belong to each group.
     """
 
-    name = ""
     comparable = False
     every_step = True
 
-    def __init__(self) -> None:
+    def __init__(
+        self, name: str, group_scores: Callable[[torch.Tensor, FeatureStatistics, torch.Tensor], torch.Tensor]
+    ) -> None:
+        self.name, self.group_scores = name, group_scores
         self._model: nn.Module | None = None
         self._structure: Structure | None = None
         self._features: EnteringFeatures | None = None
-
-    def group_scores(
-        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
-    ) -> torch.Tensor:
-        """Scores of the groups of one dimension, shape ``(groups,)``."""
-        raise NotImplementedError
 
     def attach(self, model: nn.Module, structure: Structure) -> None:
         """Watch what enters the consumers.
@@ -65,9 +67,9 @@ class FeatureCriterion:
             consumer = dimension.consumer
             if not is_matrix(base.get_submodule(consumer.module), consumer.parameter):
                 raise ValueError(
-                    f"The criterion {self.name!r} scores groups by what enters one linear layer, and {dimension.name} "
-                    f"is read by {consumer.module}.{consumer.parameter}, which is none. Use the criterion 'fisher', or "
-                    "leave these out (--dimensions)."
+                    f"The criterion {self.name!r} scores groups by what enters one linear layer, and "
+                    f"{dimension.name} is read by {consumer.module}.{consumer.parameter}, which is none. Use the "
+                    "criterion 'fisher', or leave these out (--dimensions)."
                 )
         self._model, self._structure = base, structure
         self._features = EnteringFeatures(base, [dimension.consumer.module for dimension in structure])

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from loraprune.structure.plan import Plan
 
 
-class Fisher:
+class FisherCriterion:
     """The default criterion: exact gate gradients, one sequence at a time, at the cost of one product a consumer.
 
     It reads neither the base weights nor their gradients nor LoRA's, so a quantized base is the same to it.

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-from loraprune.importance.consumer_inputs import FeatureCriterion
-
-if TYPE_CHECKING:
-    from loraprune.calibration.features import FeatureStatistics
 
 
 @torch.no_grad()
@@ -66,18 +59,3 @@ def bias_of_removed(weight_OI: torch.Tensor, mean_I: torch.Tensor, removed_colum
     Source: FLAP (arXiv 2312.11983), baseline bias compensation.
     """
     return weight_OI[:, removed_columns].to(torch.float32) @ mean_I[removed_columns].to(torch.float32)
-
-
-class Flap(FeatureCriterion):
-    """FLAP's score in the joint recipe: how what enters the consumers fluctuates in the training's forward passes.
-
-    What a cut takes away on average is left to the refit, which restores more than a bias can.
-    """
-
-    name = "flap"
-
-    def group_scores(
-        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
-    ) -> torch.Tensor:
-        """See :func:`flap_group_scores`."""
-        return flap_group_scores(weight_OI, inputs.variance, positions_GK)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     from loraprune.layers.lora import LoraFactors
     from loraprune.structure.dimensions import Member, Structure
     from loraprune.structure.plan import Plan
-
-LoraForm = Literal["squared", "absolute"]
-LORA_FORMS: tuple[str, ...] = get_args(LoraForm)
 
 
 def estimated_gradient(
@@ -107,7 +104,7 @@ def _is_adapted(module: nn.Module, parameter: str) -> bool:
     return is_matrix(module, parameter) and bool(lora_factors(module))
 
 
-class LoraGuided:
+class LoraCriterion:
     """The criterion of the LoRAPrune paper (Eq. 4 and 10).
 
     The scores are read after the Trainer's gradient clipping, as the public code reads them.
@@ -123,8 +120,6 @@ class LoraGuided:
     every_step = True
 
     def __init__(self, form: str = "squared", reduction: str = "sum") -> None:
-        if form not in LORA_FORMS:
-            raise ValueError(f"The form of the lora criterion is {form!r}; choose one of {', '.join(LORA_FORMS)}.")
         self.form = form
         self.reduction = reduction
         self._model: nn.Module | None = None

@@ -32,7 +32,7 @@ def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> tor
     return over_rows(module, member, num_groups, lambda rows: effective_weight(module, rows).square_())
 
 
-class Magnitude:
+class MagnitudeCriterion:
     """Squared magnitude of the effective weights of each group: the data-free baseline.
 
     Args:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -72,9 +72,6 @@ def over_experts(
 
 # How the scores that the layers of a group give it become one.
 
-GroupReduction = Literal["sum", "mean", "max", "prod", "first", "last"]
-GROUP_REDUCTIONS: tuple[str, ...] = get_args(GroupReduction)
-
 
 @torch.no_grad()
 def reduced(parts_LG: Sequence[torch.Tensor], how: str = "sum") -> torch.Tensor:
@@ -105,4 +102,4 @@ def reduced(parts_LG: Sequence[torch.Tensor], how: str = "sum") -> torch.Tensor:
         return stacked_LG.amax(0)
     if how == "prod":
         return stacked_LG.log().mean(0).exp()
-    raise ValueError(f"group_reduction is {how!r}; choose one of {', '.join(GROUP_REDUCTIONS)}.")
+    raise ValueError(f"There is no reduction {how!r}.")

@@ -11,7 +11,7 @@ import torch
 from loraprune.importance.evidence.weight_gradients import WeightGradients
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.reductions import over_experts, over_rows, reduced
-from loraprune.importance.taylor_forms import TAYLOR_FORMS, LayerTaylor, importance
+from loraprune.importance.taylor_forms import LayerTaylor, importance
 from loraprune.layers.axes import is_matrix, is_stacked, is_transposed
 from loraprune.layers.lora import effective_expert_weight, effective_weight
 from loraprune.layers.unwrap import base_layer, base_model
@@ -139,7 +139,7 @@ def taylor_scores(
     }
 
 
-class Taylor:
+class TaylorCriterion:
     """Importance from the exact gradient of every weight of a group, while the model is trained or without training.
 
     It costs a product a layer in the backward pass, of the size of the layer's own. Whether it costs memory depends on
@@ -163,8 +163,6 @@ class Taylor:
     every_step = True
 
     def __init__(self, form: str = "squared", reduction: str = "sum", *, offload: bool = False) -> None:
-        if form not in TAYLOR_FORMS:
-            raise ValueError(f"taylor_form is {form!r}; choose one of {', '.join(TAYLOR_FORMS)}.")
         self.form = form
         self.reduction = reduction
         self.offload = offload

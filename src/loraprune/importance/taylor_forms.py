@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -12,8 +12,6 @@ from loraprune.layers.lora import effective_weight, row_blocks
 if TYPE_CHECKING:
     from torch import nn
 
-TaylorForm = Literal["squared", "first", "second", "mix", "vectorize"]
-TAYLOR_FORMS: tuple[str, ...] = get_args(TaylorForm)
 ADDITIVE = ("second", "vectorize")
 """Forms that add up over micro-batches, so that no gradient has to wait for the end of the step."""
 

@@ -2,14 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
-
-from loraprune.importance.consumer_inputs import FeatureCriterion
-
-if TYPE_CHECKING:
-    from loraprune.calibration.features import FeatureStatistics
 
 
 @torch.no_grad()
@@ -32,15 +25,3 @@ def wanda_group_scores(
     norm_I = torch.linalg.vector_norm(weight_OI, ord=1, dim=0, dtype=torch.float32)
     score_I = norm_I * mean_square_I.to(torch.float32).sqrt()
     return score_I[positions_GK].sum(1)
-
-
-class Wanda(FeatureCriterion):
-    """Wanda's score in the joint recipe: what enters the consumers in the training's own forward passes."""
-
-    name = "wanda"
-
-    def group_scores(
-        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
-    ) -> torch.Tensor:
-        """See :func:`wanda_group_scores`."""
-        return wanda_group_scores(weight_OI, inputs.mean_square, positions_GK)

@@ -17,10 +17,8 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
+    from loraprune.importance.configs import CriterionConfig
     from loraprune.structure.dimensions import Structure
-
-READ_WEIGHTS = ("lora", "taylor", "magnitude")
-"""Criteria that sum over the weights of a group."""
 
 
 def _members(model: nn.Module, block: str) -> tuple[Member, ...]:
@@ -105,9 +103,10 @@ class WholeBlocks:
         self._model = self._structure = self._alone = None
 
 
-def for_structure(criterion: Criterion, name: str, structure: Structure) -> Criterion:
-    """The criterion ``name`` as it scores what is pruned: wrapped where whole blocks are."""
-    return WholeBlocks(criterion) if "blocks" in structure.kinds and name in READ_WEIGHTS else criterion
+def built_for(config: CriterionConfig, structure: Structure, seed: int = 0) -> Criterion:
+    """What scores by a criterion, for what is pruned: wrapped where whole blocks are; ``seed`` is that of the run."""
+    criterion = config.build(seed)
+    return WholeBlocks(criterion) if config.sums_weights and "blocks" in structure.kinds else criterion
 
 
 def tell_micro_batches(criterion: Criterion, count: int | None) -> None:

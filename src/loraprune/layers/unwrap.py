@@ -29,6 +29,14 @@ def base_model(model: nn.Module) -> PreTrainedModel:
             return cast("PreTrainedModel", inner)
 
 
+def find_module(model: nn.Module, path: str) -> nn.Module | None:
+    """A module by its path; None where there is none. A dict of all names would be made anew for every question."""
+    try:
+        return model.get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def base_layer(module: Any) -> nn.Linear:
     """The layer that peft's adapter wraps (one or several of them), or the module itself where none does."""
     return cast("nn.Linear", module.get_base_layer() if hasattr(module, "get_base_layer") else module)

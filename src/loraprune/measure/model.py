@@ -1,112 +1,67 @@
-"""Models to measure, in memory: plain and ragged checkpoints, sparse and quantized ones, and adapters on their base."""
+"""Models that are to be measured: checked before their weights are loaded, and the dtype and device to measure in."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
-
 import torch
 
-from loraprune.checkpoint.adapter import with_adapter
-from loraprune.checkpoint.load import default_device, load_model
-from loraprune.tasks.source import MeasurableModel, check_measurable
-from loraprune.tasks.task import Task
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from loraprune.checkpoint.load import DTYPES, CheckpointError, default_device
+from loraprune.checkpoint.source import ModelSource
+from loraprune.tasks.registry import TaskError, task_of_source
 
 
-@dataclass(frozen=True, kw_only=True)
-class MeasuredModel:
-    """A model in memory, ready to be measured.
-
-    Attributes:
-        name: as it was given.
-        model: in evaluation mode.
-        tokenizer: of a model that reads text, else None; ``image_processor``: of one that reads images, if it has one.
-        task: that it is made for.
-        base: checkpoint under an adapter, or None.
-        fingerprint: a hash of what the model is.
-        dtype: that it computes in; ``device``: that it is on.
-        context: tokens that it can read at most, or None.
-    """
-
-    name: str
-    model: PreTrainedModel
-    tokenizer: PreTrainedTokenizerBase | None
-    image_processor: Any
-    task: Task
-    base: str | None
-    fingerprint: str
-    dtype: torch.dtype
-    device: torch.device
-    context: int | None = None
-
-
-def load_measured(
-    name: str | Path | MeasurableModel,
-    *,
-    dtype: torch.dtype | str | None = None,
-    device: torch.device | str | None = None,
-    merge: bool = True,
-    trust_remote_code: bool = False,
-    revision: str | None = None,
-    tokenizer: str | None = None,
-    base: str | None = None,
-    known_fingerprint: str | None = None,
-) -> MeasuredModel:
-    """Load a model to measure it.
+def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> ModelSource:
+    """Make sure that a model can be measured, without loading its weights; gives the same.
 
     Args:
-        name: a checkpoint's folder or hub name, those of an adapter, or what :func:`check_measurable` made of one.
-        dtype: to compute in (a name such as ``"bfloat16"`` will do); None is the checkpoint's own, and 32 bits on a
-            CPU. Weights that are quantized stay so.
-        device: None is the first accelerator, or the CPU.
-        merge: merge an adapter into its base; otherwise the model is peft's around it.
-        trust_remote_code: run code that the checkpoint brings.
-        revision: of a hub name.
-        tokenizer: checkpoint to take the tokenizer from, as for :func:`check_measurable`.
-        base: of an adapter, in place of the one that it names.
-        known_fingerprint: of the model, where it has been computed already.
+        source: of the model; an adapter, or quantized, or of an unknown family as may be.
+        needs_tokenizer: whether a model that reads text must have one; speed can be measured without.
 
     Raises:
-        CheckpointError: as :func:`check_measurable`; weights are missing or broken; an adapter does not fit its base.
+        CheckpointError: the tokenizer does not fit, or the model is made for something that cannot be measured.
     """
-    found = (
-        name
-        if isinstance(name, MeasurableModel)
-        else check_measurable(
-            name, trust_remote_code=trust_remote_code, revision=revision, tokenizer=tokenizer, base=base
+    try:
+        task = task_of_source(source)
+    except (TaskError, ValueError) as error:
+        raise CheckpointError(f"{source.checkpoint} cannot be measured: {error}") from error
+    given = source.given_tokenizer is not None
+    if task.has_tokenizer and (needs_tokenizer or given):
+        _check_vocabulary(source)
+    elif given:
+        raise CheckpointError(
+            f"A tokenizer was given, and {source.name} ({task.name}) reads no text. Leave --tokenizer out."
         )
-    )
-    place = default_device() if device is None else torch.device(device)
-    working = found.dtype(dtype, place)
-    model: Any = load_model(
-        found.source,
-        working,
-        place,
-        auto_class=found.auto_class,
-        trust_remote_code=found.trust_remote_code,
-        revision=found.source_revision,
-        quantized=bool(getattr(found.config, "quantization_config", None)),
-    )
-    if found.adapter is not None:
-        # Merging brings what was quantized to the memory of the CPU.
-        model = with_adapter(model, found.adapter, found.name, merge=merge, dtype=working)
-        model = model.to(place) if merge else model
-    return MeasuredModel(
-        name=found.name,
-        model=model.eval(),
-        tokenizer=found.tokenizer,
-        image_processor=found.image_processor,
-        task=found.task,
-        base=None if found.adapter is None else found.adapter.base,
-        fingerprint=known_fingerprint or found.fingerprint(),
-        dtype=working,
-        device=place,
-        context=found.context,
-    )
+    return source
+
+
+def _check_vocabulary(source: ModelSource) -> None:
+    """Make sure that the model has an embedding for every token, those aside that were added to a tokenizer later.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    known, tokenizer = source.vocabulary, source.tokenizer
+    if known is not None and tokenizer.vocab_size > known:
+        raise CheckpointError(
+            f"The tokenizer of {source.given_tokenizer or source.name} does not fit the model: it has "
+            f"{tokenizer.vocab_size:,} tokens, and the model knows {known:,}. Name the right one with --tokenizer."
+        )
+
+
+def measuring_dtype(source: ModelSource, asked: torch.dtype | str | None, device: torch.device) -> torch.dtype:
+    """The dtype to measure in: the one asked for (by a name such as ``"bfloat16"``), or the checkpoint's own.
+
+    On a CPU that is 32 bits.
+
+    Raises:
+        ValueError: the name is none.
+    """
+    if isinstance(asked, str):
+        if asked not in DTYPES:
+            raise ValueError(f"dtype is {asked!r}; choose one of {', '.join(DTYPES)}.")
+        return DTYPES[asked]
+    # Training would avoid float16 on old accelerators; a forward pass is what it was made for.
+    keeps = source.stored_dtype == torch.float16 and device.type != "cpu"
+    return asked or (source.stored_dtype if keeps else source.working_dtype(device))
 
 
 def named_device(name: str | None) -> torch.device:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
 
+from loraprune.calibration.block_by_block import equal_length_batches
 from loraprune.layers.unwrap import eval_mode
 
 if TYPE_CHECKING:
@@ -91,17 +91,6 @@ def pack_text(
     )
 
 
-def _batches(held_out: HeldOut, vocabulary: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Sequences of equal length together, so that nothing is padded."""
-    batches = []
-    ordered = sorted(held_out.sequences, key=lambda pair: len(pair[0]), reverse=True)
-    for length, group in groupby(ordered, key=lambda pair: len(pair[0])):
-        ids, labels = (torch.stack(column) for column in zip(*group, strict=True))
-        size = max(1, min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // vocabulary) // length)
-        batches += list(zip(ids.split(size), labels.split(size), strict=True))
-    return batches
-
-
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     """Measure the perplexity of a model; likelihoods are summed in 32 bits whatever its dtype.
@@ -112,8 +101,10 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     device = next(model.parameters()).device
     total = 0.0
     num_tokens = 0
+    tokens = min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // model.config.vocab_size)
     with eval_mode(model):
-        for ids, labels in _batches(held_out, model.config.vocab_size):
+        for pairs in equal_length_batches([torch.stack(pair, -1) for pair in held_out.sequences], tokens):
+            ids, labels = pairs.unbind(-1)
             targets = labels[:, 1:].to(device)
             logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
             total += torch.nn.functional.cross_entropy(

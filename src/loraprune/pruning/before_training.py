@@ -3,28 +3,30 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.calibration.progress import ProgressOf
 from loraprune.layers.quantized import is_quantized_model
-from loraprune.pruning.oneshot import WEIGHT_METHODS, ScoreOptions, StructuredOptions, prune_, settled_repair
-from loraprune.pruning.run import CutRecord, PruningRun
+from loraprune.pruning.group_run import GroupRun
+from loraprune.pruning.oneshot import prune_, settled_repair
+from loraprune.surgery.repairs import NoRepair
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.pruning.config import PruningConfig
+    from loraprune.pruning.run import PruningRun
 
 
 def is_due(run: PruningRun) -> bool:
     """Whether a run begins with a cut that is not made yet."""
-    return run.config.cuts_first and run.config.ratio > 0.0 and not run.records
+    return run.config.cuts_first and run.config.target.ratio > 0.0 and not run.records
 
 
 def looks_at_data(run: PruningRun) -> bool:
     """Whether the scores or the repair of such a cut need calibration data."""
-    return run.refits or run.config.criterion_name not in WEIGHT_METHODS
+    return run.refits or run.config.criterion.reads_data
 
 
 def cut_first_(
@@ -36,7 +38,7 @@ def cut_first_(
     """Cut a model to the ratio of a run before the run begins; see :func:`loraprune.pruning.oneshot.prune_`.
 
     Args:
-        run: that has not begun; plan, importance and record of the cut go into it.
+        run: that has not begun; its groups and the record of the cut change.
         model: unpruned.
         calibration: token ids or mappings of the model's inputs; may be empty where :func:`looks_at_data` is false.
         progress: hears how far the work is.
@@ -49,32 +51,17 @@ def cut_first_(
             "All is to be cut before the first step, which reads and writes weights in 16 or 32 bits, and the base is "
             "quantized. Leave the quantization out, or cut while it is tuned: a prune_end above 0."
         )
-    started, config = time.monotonic(), run.config
-    repair = settled_repair(config.repair, model, run.structure, calibration) if run.refits else "none"
-    options = StructuredOptions(
-        ratio=config.ratio,
-        scores=scores_of(config),
-        allocation=config.allocation,
+    assert isinstance(run, GroupRun)
+    config = run.config
+    repair = settled_repair(config.repair, model, run.structure, calibration) if run.refits else NoRepair()
+    started = time.monotonic()
+    records = prune_(
+        model,
+        run.groups,
+        calibration,
         repair=repair,
-        damping=config.damping,
-        cuts=config.cuts,
+        cuts=config.schedule.cuts,
+        seed=config.seed,
+        progress=progress,
     )
-    result = prune_(model, run.structure, run.legal_widths(), calibration, options, progress)
-    run.plan, run.importance = result.plan, result.importance
-    widths = {kind: list(run.plan.counts(run.structure, kind)) for kind in run.structure.kinds}
-    errors = result.errors[-1] if result.errors else ()
-    run.records.append(CutRecord(0, run.ratio, widths, {}, errors, time.monotonic() - started))
-
-
-def scores_of(config: PruningConfig) -> ScoreOptions:
-    """How groups are scored then."""
-    criterion = config.criterion_options
-    return ScoreOptions(
-        method=criterion.name,
-        damping=config.damping,
-        seed=criterion.seed,
-        taylor_form=criterion.taylor_form,
-        group_reduction=criterion.group_reduction,
-        offload_grads=criterion.offload_grads,
-        own=criterion.own,
-    )
+    run.records.append(replace(records[-1], seconds=time.monotonic() - started))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 import warnings
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,8 +27,8 @@ from loraprune.pruning.phase_timer import (
     TRAINING,
     PhaseTimer,
 )
-from loraprune.pruning.pruner import Pruner, new_run
-from loraprune.pruning.resume import restore_, save_state
+from loraprune.pruning.pruner import Pruner
+from loraprune.pruning.resume import new_run, restore_, save_state
 from loraprune.pruning.run import PruningRun
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ class PruningCallback(TrainerCallback):
     def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
         self.config = config or PruningConfig()
         if self.config.unstructured:
-            self.config = replace(self.config, repair="none")
+            self.config = self.config.changed(repair="none")
         self.run: PruningRun | None = None
         self._pruner: Pruner | None = None
         self.history: list[dict[str, Any]] = []
@@ -163,7 +162,7 @@ class PruningCallback(TrainerCallback):
             raise ValueError(
                 f"Pruning runs in one process, and this run has {args.world_size}. Start it with one process."
             )
-        if args.load_best_model_at_end and self.config.ratio > 0.0:
+        if args.load_best_model_at_end and self.config.target.ratio > 0.0:
             raise ValueError(
                 "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "
                 "Switch it off."
@@ -173,7 +172,7 @@ class PruningCallback(TrainerCallback):
                 f"This process sees {args.n_gpu} GPUs and would run them under DataParallel. Make one visible with "
                 "CUDA_VISIBLE_DEVICES=0."
             )
-        if self._cuts and self.config.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
+        if self._cuts and self.config.target.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
             raise ValueError(
                 f"The optimizer {str(getattr(args.optim, 'value', args.optim))!r} keeps a state that cannot be cut "
                 f"with the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
@@ -183,7 +182,7 @@ class PruningCallback(TrainerCallback):
         self._warn_of_deaf_writers(args)
         model = kwargs["model"]
         if self.run is None:
-            if state.global_step > 0 and self.config.ratio > 0.0:
+            if state.global_step > 0 and self.config.target.ratio > 0.0:
                 raise ValueError(
                     "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
                     "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
@@ -191,7 +190,7 @@ class PruningCallback(TrainerCallback):
             self.run = new_run(model, self.config)
             self.run.phases = self.phases
         needed = self.run.refits if not self.config.cuts_first else is_due(self.run) and looks_at_data(self.run)
-        if self._calibration is None and needed and self.config.ratio > 0.0:
+        if self._calibration is None and needed and self.config.target.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
         self._pruner = Pruner.of(
@@ -335,5 +334,7 @@ class PstCallback(PruningCallback):
         )
         config = config or PruningConfig(criterion="pst")
         if not config.unstructured:
-            raise ValueError(f"The criterion is {config.criterion!r}; PstCallback is for 'pst'. Use PruningCallback.")
+            raise ValueError(
+                f"PstCallback is for the criterion 'pst', not {config.criterion_name!r}. Use PruningCallback."
+            )
         super().__init__(config)

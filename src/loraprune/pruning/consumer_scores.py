@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
+from loraprune.importance.configs import AtConsumers, Wanda
 from loraprune.importance.consumer_inputs import group_positions
-from loraprune.importance.flap import flap_group_scores
-from loraprune.importance.osscar import osscar_group_scores
-from loraprune.importance.wanda import wanda_group_scores
 from loraprune.layers.lora import effective_expert_weight, effective_weight
 from loraprune.layers.unwrap import base_model
 
@@ -24,47 +22,36 @@ if TYPE_CHECKING:
 
 
 def _scores(
-    method: str,
-    name: str,
-    weight_OI: torch.Tensor,
-    inputs: FeatureStatistics,
-    positions_GK: torch.Tensor,
-    damping: float,
+    criterion: AtConsumers, name: str, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
 ) -> torch.Tensor:
     positions_GK = positions_GK.to(weight_OI.device)
-    if method == "wanda":
-        return wanda_group_scores(weight_OI, inputs.mean_square, positions_GK)
-    if method == "flap":
-        return flap_group_scores(weight_OI, inputs.variance, positions_GK)
     try:
-        return osscar_group_scores(weight_OI, inputs.moment, positions_GK, damping)
+        return criterion.group_scores(weight_OI, inputs, positions_GK)
     except NotPositiveDefiniteError:
         warnings.warn(
             f"{name}: the second moment of its inputs is not positive definite, so that its groups are scored by "
             "wanda. More calibration sequences or a larger --damping help.",
             stacklevel=2,
         )
-        return wanda_group_scores(weight_OI, inputs.mean_square, positions_GK)
+        return Wanda().group_scores(weight_OI, inputs, positions_GK)
 
 
 @torch.no_grad()
 def consumer_scores(
-    method: str,
+    criterion: AtConsumers,
     model: nn.Module,
     dimension: PrunableDimension,
     num_groups: int,
     calibration: CalibrationPass,
-    damping: float,
 ) -> torch.Tensor:
     """Score the groups of one dimension as the model is now.
 
     Args:
-        method: ``wanda``, ``flap`` or ``osscar``.
+        criterion: ``wanda``, ``flap`` or ``osscar``.
         model: the model or the ``PeftModel`` around it.
         dimension: of the block that the pass has come to.
         num_groups: groups that there are now.
         calibration: the pass.
-        damping: of ``osscar``, as that of the refit.
 
     Returns:
         Shape ``(groups,)``, float32.
@@ -73,7 +60,7 @@ def consumer_scores(
         ArithmeticError: NaN or Inf comes in on the calibration data.
     """
     score = _expert_scores if dimension.of_experts else _layer_scores
-    scores = score(method, model, dimension, num_groups, calibration, damping)
+    scores = score(criterion, model, dimension, num_groups, calibration)
     if not torch.isfinite(scores).all():
         raise ArithmeticError(
             f"The scores of {dimension.name} on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
@@ -82,28 +69,26 @@ def consumer_scores(
 
 
 def _layer_scores(
-    method: str,
+    criterion: AtConsumers,
     model: nn.Module,
     dimension: PrunableDimension,
     num_groups: int,
     calibration: CalibrationPass,
-    damping: float,
 ) -> torch.Tensor:
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     # The pass first: it brings the block to where it computes.
-    inputs = calibration.features(dimension.consumer.module, moment=method == "osscar")
+    inputs = calibration.features(dimension.consumer.module, moment=criterion.reads_moment)
     weight = effective_weight(consumer)
     positions = group_positions(dimension, num_groups, weight.shape[1])
-    return _scores(method, dimension.name, weight, inputs, positions, damping)
+    return _scores(criterion, dimension.name, weight, inputs, positions)
 
 
 def _expert_scores(
-    method: str,
+    criterion: AtConsumers,
     model: nn.Module,
     dimension: PrunableDimension,
     num_groups: int,
     calibration: CalibrationPass,
-    damping: float,
 ) -> torch.Tensor:
     """The same inside each expert; a whole expert has the scores of all of its channels.
 
@@ -118,16 +103,16 @@ def _expert_scores(
     found = []
     for expert in range(experts):
         weight = effective_expert_weight(module, consumer.parameter, expert)
-        inputs = tokens.weighted_features(module, expert, moment=method == "osscar")
+        inputs = tokens.weighted_features(module, expert, moment=criterion.reads_moment)
         channels = weight.shape[1] if whole else num_groups // experts
         if inputs is None:
             found.append(torch.zeros(1 if whole else channels, device=weight.device))
             continue
-        if whole and method == "osscar":  # nothing makes up for an expert: its whole output is lost
+        if whole and criterion.reads_moment:  # nothing makes up for an expert: its whole output is lost
             lost = ((weight @ inputs.moment) * weight).sum()
             found.append(lost[None] * inputs.rows)
             continue
         positions = torch.arange(weight.shape[1]).view(channels, -1)
-        scores = _scores(method, dimension.name, weight, inputs, positions, damping) * inputs.rows
+        scores = _scores(criterion, dimension.name, weight, inputs, positions) * inputs.rows
         found.append(scores.sum()[None] if whole else scores)
     return torch.cat(found)

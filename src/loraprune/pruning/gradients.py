@@ -12,11 +12,11 @@ from torch.utils.checkpoint import checkpoint
 
 from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
 from loraprune.calibration.progress import Progress
-from loraprune.importance.criterion import Criterion, CriterionOptions, check_scores
+from loraprune.importance.configs import CriterionConfig, Fisher, OwnCriterion, Taylor
+from loraprune.importance.criterion import Criterion, check_scores
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.registry import make_criterion
 from loraprune.importance.taylor import base_gradients, taylor_scores
-from loraprune.importance.whole_blocks import block_by_block, for_structure, joined_scores
+from loraprune.importance.whole_blocks import block_by_block, built_for, joined_scores
 from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.structure.plan import Plan
 
@@ -90,7 +90,7 @@ def gradient_scores(
     structure: Structure,
     plan: Plan,
     calibration: Calibration,
-    options: CriterionOptions,
+    config: CriterionConfig,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
     """Score the groups that a model has now by the loss on calibration data.
@@ -102,8 +102,8 @@ def gradient_scores(
         structure: of the model before any pruning.
         plan: groups that it has.
         calibration: token ids, or mappings of the model's inputs with labels.
-        options: of ``fisher`` (mean over sequences of the squared gradient of a gate on each group) or ``taylor``
-            (importance of the group's weights from their gradients; ``L`` is the mean loss).
+        config: ``fisher`` (mean over sequences of the squared gradient of a gate on each group), ``taylor``
+            (importance of the group's weights from their gradients; ``L`` is the mean loss), or a user's own.
         progress: hears how many batches are done, and how many there are.
 
     Raises:
@@ -112,8 +112,11 @@ def gradient_scores(
         ArithmeticError: they give NaN or Inf.
     """
     base: Any = base_model(model)
-    scores = _of_experts if options.name == "taylor" and _has_experts(base, structure) else _listening
-    found = scores(base, structure, plan, list(_batches(calibration)), options, progress)
+    batches = list(_batches(calibration))
+    if isinstance(config, Taylor) and _has_experts(base, structure):
+        found = _of_experts(base, structure, plan, batches, config, progress)
+    else:
+        found = _listening(base, structure, plan, batches, config, progress)
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise ArithmeticError(
             "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
@@ -145,26 +148,26 @@ def _listening(
     structure: Structure,
     plan: Plan,
     batches: list[dict[str, Any]],
-    options: CriterionOptions,
+    config: CriterionConfig,
     progress: Progress,
 ) -> Scores:
     """Scores by a criterion that listens to the backward passes."""
-    criterion: Criterion = for_structure(make_criterion(options), options.name, structure)
-    own = options.own is not None
+    criterion: Criterion = built_for(config, structure)
+    own = isinstance(config, OwnCriterion)
     if not own:
         criterion.attach(base, structure)
     try:
         with _backward_ready(base, structure):
             if own:  # it may let the parameters that it reads ask for gradients
                 criterion.attach(base, structure)
-            _run_backward(base, batches, each_alone=options.name == "fisher", progress=progress)
+            _run_backward(base, batches, each_alone=isinstance(config, Fisher), progress=progress)
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
     if scores is None:
-        raise ValueError(f"The criterion {options.name} has no scores after all calibration data were seen.")
+        raise ValueError(f"The criterion {config.name} has no scores after all calibration data were seen.")
     if own:
-        check_scores(options.name, structure, plan, scores)
+        check_scores(config.name, structure, plan, scores)
     return scores
 
 
@@ -173,12 +176,11 @@ def _of_experts(
     structure: Structure,
     plan: Plan,
     batches: list[dict[str, Any]],
-    options: CriterionOptions,
+    config: Taylor,
     progress: Progress,
 ) -> Scores:
     """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
-    form = options.taylor_form
-    if form not in ("squared", "first") or options.offload_grads:
+    if config.form not in ("squared", "first") or config.offload:
         raise ValueError(
             "Of stacked experts the method 'taylor' has the forms squared and first, and their gradients stay with the "
             "weights. Choose one of these without offload_grads, or the method 'fisher'."
@@ -186,10 +188,10 @@ def _of_experts(
     if "blocks" in structure.kinds:
         # The weights of a block are those of all of its layers.
         alone = block_by_block(base, structure)
-        return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), batches, options, progress))
+        return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), batches, config, progress))
     with _backward_ready(base, structure), base_gradients(base, structure):
         _run_backward(base, batches, each_alone=False, progress=progress)
-        return taylor_scores(base, structure, plan, form, options.group_reduction)
+        return taylor_scores(base, structure, plan, config.form, config.reduction)
 
 
 def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, progress: Progress) -> None:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.importance.moving_average import Scores, averaged
+from loraprune.importance.moving_average import Scores
 
 if TYPE_CHECKING:
-    from loraprune.pruning.run import CutRecord, PruningRun
+    from loraprune.pruning.groups import CutRecord
+    from loraprune.pruning.run import PruningRun
     from loraprune.structure.dimensions import Structure
 
 QUANTILES = (0.1, 0.5, 0.9)
@@ -29,8 +30,7 @@ def live_values(run: PruningRun, since: int) -> dict[str, float]:
         ``stability/<kind>``, and ``refit_error/<kind>/cut`` and ``/repaired``: means over the layers. And
         ``seconds/<phase>``: seconds of the run so far by phase.
     """
-    scores = averaged(run.average, run.config.average_decay, run.config.average_bias_correction)
-    values = importance_quantiles(run.structure, scores)
+    values = importance_quantiles(run.structure, run.averages)
     made = [record for record in run.records if record.step > since]
     if made:
         values |= cut_values(made[-1])

@@ -2,45 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, ClassVar, NoReturn
 
-from loraprune.allocation.allocate import ALLOCATIONS
+from loraprune.allocation.target import Target
 from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
-from loraprune.importance.criterion import Criterion, check_options, check_protocol
-from loraprune.importance.reductions import GROUP_REDUCTIONS
-from loraprune.importance.registry import options_of
-from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.pruning.config import NEED_TRAINING
-from loraprune.pruning.oneshot import STRUCTURED_METHODS, WEIGHT_METHODS, ScoreOptions
-from loraprune.sparsity.masks import SparsityPattern, parse_pattern
-from loraprune.sparsity.methods import METHODS, ORDERS, WITHIN, Evidence, SparsityOptions, evidence_of
+from loraprune.importance.configs import GROUP_CRITERIA, CriterionConfig, Pst, own_criterion
+from loraprune.options.field import option
+from loraprune.options.flat import Flat, Part
+from loraprune.sparsity.configs import ZEROING_METHODS, Evidence, WandaMask, ZeroingMethod
+from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 from loraprune.structure.dimensions import WHOLE_KINDS
-from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice
-from loraprune.surgery.refit import REPAIRS
-
-DEFAULT_STRUCTURED = "osscar"
-DEFAULT_SPARSITY = "sparsegpt"
-SCORED = ("taylor_form", "group_reduction", "offload_grads")
-ONLY_STRUCTURED = ("repair", "allocation", "dimensions", "cuts", "channel_multiple", "head_counts", *SCORED)
-ONLY_SPARSE = ("within", "variant", "order", "block_size")
-DEFAULTS: dict[str, Any] = {
-    "repair": "stream",
-    "allocation": "uniform",
-    "dimensions": None,
-    "cuts": 1,
-    "channel_multiple": None,
-    "head_counts": "config",
-    "taylor_form": "squared",
-    "group_reduction": "sum",
-    "offload_grads": False,
-    "within": None,
-    "variant": False,
-    "order": "sequential",
-    "block_size": 128,
-}
-
+from loraprune.surgery.repairs import REPAIRS, Repair
 
 RENAMED_ONESHOT = {
     "method": Renamed("criterion"),
@@ -52,264 +27,268 @@ RENAMED_ONESHOT = {
 }
 """Fields of :class:`OneshotConfig` by their old names, which records keep."""
 
+_OURS = {name: kind for name, kind in GROUP_CRITERIA.items() if not kind.needs_training}
+ONESHOT_CRITERIA = {"osscar": _OURS["osscar"]} | _OURS
+"""Criteria that can score a model before it is tuned, by name; the first is the default."""
 
-@renamed_fields(**RENAMED_ONESHOT)
-@dataclass(frozen=True, kw_only=True)
-class OneshotConfig:
-    """What is pruned without training, and how.
+_EITHER = ", ".join(dict.fromkeys((*ONESHOT_CRITERIA, *ZEROING_METHODS)))
 
-    Give ``ratio`` for structured pruning (heads and channels go, the model becomes smaller) or ``sparsity`` for
-    unstructured and N:M pruning (weights become zero, the shapes stay).
+
+def _refusals(
+    kinds: Mapping[str, Any], others: Mapping[str, Any], given: str, wanted: str, what: str
+) -> dict[str, str]:
+    """What to say of names that belong to the other kind of pruning, or to training."""
+    found = {
+        name: f"A {given} was given, and the criterion {name!r} is one in which {what}: give a {wanted} instead, or "
+        f"choose one of {', '.join(kinds)}."
+        for name in others
+        if name not in kinds
+    }
+    trained: dict[str, type[CriterionConfig]] = {**GROUP_CRITERIA, "pst": Pst}
+    return found | {
+        name: f"The criterion {name!r} {kind.needs_training}, and nothing is trained here. Use loraprune prune, or "
+        f"choose one of {', '.join(kinds)}."
+        for name, kind in trained.items()
+        if kind.needs_training
+    }
+
+
+def _refuse_own_criterion(criterion: object) -> NoReturn:
+    name = type(criterion).__name__
+    raise ValueError(
+        f"A sparsity was given, and a criterion of your own, such as {name}, scores groups: give a ratio instead."
+    )
+
+
+class _Calibrated(Flat):
+    """What both kinds of pruning without training have in common."""
+
+    @property
+    def name(self) -> str:
+        """Of the criterion."""
+        name: str = self.criterion.name
+        return name
+
+    def settings(self) -> dict[str, Any]:
+        """As plain values, under the names that they have in records: what was in force, defaults included."""
+        values = {"criterion": self.name} | self.flat()
+        if "sparsity" in values:
+            values["sparsity"] = str(values["sparsity"])
+        return under_old_names(values, RENAMED_ONESHOT)
+
+
+@renamed_fields(method=RENAMED_ONESHOT["method"])
+@dataclass(frozen=True, init=False)
+class SparseConfig(_Calibrated):
+    """Single weights of the blocks' linear layers become zero, the shapes stay.
+
+    Example::
+
+        SparseConfig(sparsity="2:4")
+        SparseConfig(sparsity=0.5, criterion="wanda", variant=True)
 
     Attributes:
-        criterion: a name, or an object of :mod:`loraprune.criteria` or of a class of your own that scores groups.
-            Structured: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``,
-            ``flap``, ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden
-            size, ``fisher`` is the default); unstructured: ``sparsegpt`` (the default), ``wanda``,
-            ``magnitude``, and their masks with SparseGPT's updates, ``wanda+obs`` and ``magnitude+obs``.
-        ratio: share of the prunable parameters that goes.
-        sparsity: share of the weights of the blocks' linear layers that become zero, such as 0.5, or a pattern N:M such
-            as ``"2:4"``: of every M consecutive weights of a row, N.
-        repair: structured: ``stream`` (least squares towards the dense model's residual stream; the default),
-            ``refit`` (towards each layer's own output), ``bias`` (FLAP's compensation) or ``none``.
-        allocation: structured: ``uniform`` (the default), ``balanced`` or ``global``.
-        dimensions: structured: kinds that are pruned; None is the family's default.
-        cuts: structured: steps in which the ratio is reached; groups are scored anew before each (1).
-        channel_multiple: structured: FFN widths are rounded to a multiple of this; None chooses by size.
-        head_counts: structured: ``config`` keeps to head counts that the model's own config accepts (the default),
-            ``any`` does not.
-        taylor_form: of ``taylor``: ``squared`` (the default), ``first``, ``second``, ``mix`` or ``vectorize``.
-        group_reduction: of ``taylor`` and ``magnitude``: ``sum`` (the default), ``mean``, ``max``, ``prod``, ``first``
-            or ``last`` of the layers of a group.
-        offload_grads: of ``taylor``: gradients of the weights are kept in the machine's memory.
-        within: of ``wanda`` and ``magnitude``, unstructured: weights are compared within a ``row`` or the ``matrix``;
-            None is the criterion's own (``wanda``: row, ``magnitude``: matrix).
-        variant: of ``wanda``, unstructured: rows lose the same share of their scores.
-        order: of the masks with updates: ``sequential`` (the default) or ``iterative``.
-        block_size: of SparseGPT: columns compared with each other and updated together (128).
+        criterion: ``sparsegpt`` (the default), ``wanda``, ``magnitude``, and their masks with SparseGPT's updates,
+            ``wanda+obs`` and ``magnitude+obs``; or an object of :mod:`loraprune.sparsity.configs`. Flat: ``within``,
+            ``variant``, ``order``, ``block_size``, ``damping``.
+        sparsity: share of the weights that become zero, such as 0.5, or a pattern N:M such as ``"2:4"``: of every M
+            consecutive weights of a row, N.
         keep_layers: blocks that are left alone, counted from the end where negative.
-        damping: of refit, ``osscar`` and SparseGPT, as a share of the mean diagonal of the second moment.
+        calibration_sequences: rows of the data that are looked at.
+        max_length: tokens of a row at most; None is 2048, or the model's context where that is shorter.
+        seed: of the draw of calibration rows and of the held-out rows.
+        offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
+    """
+
+    criterion: ZeroingMethod = option(None, "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs")
+    sparsity: str | float = option(
+        0.5,
+        "share of weights that become zero, such as 0.5, or N:M, such as 2:4 (N of every M consecutive weights of a "
+        "row)",
+    )
+    keep_layers: tuple[int | str, ...] = option(
+        (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
+    )
+    calibration_sequences: int = option(128, "rows of the data that are looked at", within="[1, inf)")
+    max_length: int | None = option(
+        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
+    )
+    seed: int = option(42, "of what is drawn from the data")
+    offload: bool = option(
+        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
+    )
+
+    parts: ClassVar = {
+        "criterion": Part(
+            ZEROING_METHODS,
+            adopt=_refuse_own_criterion,
+            refused=_refusals(ZEROING_METHODS, ONESHOT_CRITERIA, "sparsity", "ratio", "heads and channels go"),
+        )
+    }
+
+    @classmethod
+    def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        for name in sorted(_ONLY_GROUPS & values.keys()):
+            if values[name] is not None:
+                raise ValueError(f"{name} is an option of pruning where heads go (--ratio). Leave it out.")
+        return {name: value for name, value in values.items() if value is not None and name not in _ONLY_GROUPS}
+
+    def _check(self) -> None:
+        pattern = self.pattern
+        if isinstance(self.criterion, WandaMask) and self.criterion.variant and pattern.m is not None:
+            raise ValueError("variant is a way of wanda to spread a sparsity without a pattern. Leave it out.")
+
+    @property
+    def pattern(self) -> SparsityPattern:
+        """What becomes zero."""
+        return parse_pattern(self.sparsity)
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether anything looks at calibration data."""
+        return self.criterion.evidence is not Evidence.NOTHING
+
+
+@renamed_fields(**RENAMED_ONESHOT)
+@dataclass(frozen=True, init=False)
+class OneshotConfig(_Calibrated):
+    """Heads and channels go without training, and the model becomes smaller; with a ``sparsity``, a SparseConfig.
+
+    Example::
+
+        OneshotConfig(ratio=0.2)
+        OneshotConfig(target=Target(ratio=0.2), criterion=Taylor(form="first"), repair=Refit(damping=0.1), cuts=4)
+        OneshotConfig(sparsity="2:4")  # is SparseConfig(sparsity="2:4")
+
+    Attributes:
+        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``allocation``, ``dimensions``,
+            ``keep_layers``, ``channel_multiple``, ``head_counts``; see :class:`~loraprune.allocation.target.Target`.
+        criterion: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``, ``flap``,
+            ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden size,
+            ``fisher`` is the default). Or an object of :mod:`loraprune.criteria`, or one of a class of your own. Flat:
+            ``taylor_form``, ``group_reduction``, ``offload_grads``, ``damping`` (of ``osscar``).
+        repair: ``stream`` (least squares towards the dense model's residual stream; the default), ``refit`` (towards
+            each layer's own output), ``bias`` (FLAP's compensation) or ``none``, or an object of
+            :mod:`loraprune.repairs`. Flat: ``damping``.
+        cuts: steps in which the ratio is reached; groups are scored anew before each.
         calibration_sequences: rows of the data that are looked at.
         max_length: tokens of a row at most; None is 2048, or the model's context where that is shorter.
         seed: of the draw of calibration rows, of the held-out rows, and of ``random``.
         offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
+
+    Raises:
+        ValueError: nothing says how much is to go, or both a ratio and a sparsity do.
     """
 
-    criterion: str | Criterion | None = None
-    ratio: float | None = None
-    sparsity: str | float | None = None
-    repair: str | None = None
-    allocation: str | None = None
-    dimensions: tuple[str, ...] | None = None
-    cuts: int | None = None
-    channel_multiple: int | None = None
-    head_counts: HeadCounts | None = None
-    taylor_form: str | None = None
-    group_reduction: str | None = None
-    offload_grads: bool | None = None
-    within: str | None = None
-    variant: bool | None = None
-    order: str | None = None
-    block_size: int | None = None
-    keep_layers: tuple[int | str, ...] = ()
-    damping: float = 0.01
-    calibration_sequences: int = 128
-    max_length: int | None = None
-    seed: int = 42
-    offload: bool = False
+    target: Target
+    criterion: CriterionConfig = option(
+        None,
+        "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of whole blocks position; with "
+        "--sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs",
+        shown="osscar; fisher for blocks and the hidden size; sparsegpt",
+    )
+    repair: Repair = option(
+        None,
+        "stream: least squares towards the dense model's residual stream; refit: towards each layer's own output; "
+        "bias: the mean of what goes; none",
+    )
+    cuts: int = option(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
+    calibration_sequences: int = option(128, "rows of the data that are looked at", within="[1, inf)")
+    max_length: int | None = option(
+        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
+    )
+    seed: int = option(42, "of what is drawn from the data")
+    offload: bool = option(
+        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
+    )
 
-    def __post_init__(self) -> None:
-        self._flatten_criterion()
-        self._check_kind()
-        methods = STRUCTURED_METHODS if self.structured else METHODS
-        if isinstance(self.criterion, str) and self.criterion not in methods:
-            self._refuse_criterion(methods)
-        for name in ONLY_SPARSE if self.structured else ONLY_STRUCTURED:
-            if getattr(self, name) is not None:
-                kind, way = ("weights become zero", "--sparsity") if self.structured else ("heads go", "--ratio")
-                raise ValueError(f"{name} is an option of pruning where {kind} ({way}). Leave it out.")
-        check_choice("repair", self.value("repair"), REPAIRS)
-        if self.dimensions and self.spans_blocks and self.value("repair") != "none":
+    parts: ClassVar = {
+        "target": Part({"target": Target}),
+        "criterion": Part(
+            ONESHOT_CRITERIA,
+            adopt=own_criterion,
+            refused=_refusals(ONESHOT_CRITERIA, ZEROING_METHODS, "ratio", "sparsity", "weights become zero"),
+        ),
+        "repair": Part({"stream": REPAIRS["stream"]} | REPAIRS),
+    }
+
+    def __new__(cls, **values: Any) -> Any:
+        """Make a :class:`SparseConfig` where weights are to become zero."""
+        return SparseConfig(**values) if cls is OneshotConfig and _is_sparse(values) else object.__new__(cls)
+
+    @classmethod
+    def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
+        values = {name: value for name, value in values.items() if name not in _ONLY_ZEROS or value is not None}
+        for name in sorted(_ONLY_ZEROS & values.keys()):
+            raise ValueError(f"{name} is an option of pruning where weights become zero (--sparsity). Leave it out.")
+        target, ratio, criterion = (values.get(name) for name in ("target", "ratio", "criterion"))
+        if target is None and ratio is None and criterion is None:
+            raise ValueError(_how_much())
+        if isinstance(ratio, Real) and not 0.0 < float(ratio) < 1.0:
+            raise ValueError(f"ratio is {ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
+        kinds = values.get("dimensions") or (target.dimensions if isinstance(target, Target) else None) or ()
+        whole = {"criterion": "fisher", "repair": "none"} if any(kind in WHOLE_KINDS for kind in kinds) else {}
+        return {**values, **{name: default for name, default in whole.items() if values.get(name) is None}}
+
+    def _usual(self) -> dict[str, Any]:
+        return {"ratio": self.target.ratio, "criterion": self.criterion}
+
+    def _check(self) -> None:
+        if not self.target.ratio > 0.0:
             raise ValueError(
-                f"repair is {self.repair!r}, and no layer alone reads the dimension {self.dimensions[0]!r}, so that "
+                f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights that goes."
+            )
+        if self.target.allocation is None:
+            object.__setattr__(self, "target", replace(self.target, allocation="uniform"))
+        if self.spans_blocks and self.repair.reads_data:
+            kinds = self.target.dimensions or ()
+            raise ValueError(
+                f"repair is {self.repair.name!r}, and no layer alone reads the dimension {kinds[0]!r}, so that "
                 "there is none to repair. Leave it out."
-            )
-        check_choice("allocation", self.value("allocation"), ALLOCATIONS)
-        check_choice("head_counts", self.value("head_counts"), HEAD_COUNTS)
-        check_choice("order", self.value("order"), ORDERS)
-        check_choice("taylor_form", self.value("taylor_form"), TAYLOR_FORMS)
-        check_choice("group_reduction", self.value("group_reduction"), GROUP_REDUCTIONS)
-        if self.structured:
-            check_options(self.score_options().criterion, what="criterion")
-        self._check_numbers()
-        self._check_variants()
-
-    def _flatten_criterion(self) -> None:
-        """Take name and options of a criterion object of ours into the fields; check one of the user's own.
-
-        Raises:
-            ValueError: it is no criterion, or an option is given beside it, too, and differs.
-        """
-        if self.criterion is None or isinstance(self.criterion, str):
-            return
-        found = options_of(self.criterion)
-        if found is None:
-            check_protocol(self.criterion)
-            if self.sparsity is not None:
-                raise ValueError(
-                    f"A sparsity was given, and a criterion of your own, such as {self.name}, scores groups: give a "
-                    "ratio instead."
-                )
-            if self.ratio is None:
-                object.__setattr__(self, "ratio", 0.5)
-            return
-        name, options = found
-        for option, value in options.items():
-            if option in SCORED:
-                if getattr(self, option) not in (None, value):
-                    raise ValueError(
-                        f"{option} is {getattr(self, option)!r}, and the criterion object says {value!r}. Give it once."
-                    )
-                object.__setattr__(self, option, value)
-        object.__setattr__(self, "criterion", name)
-
-    def _check_kind(self) -> None:
-        if self.ratio is not None and self.sparsity is not None:
-            raise ValueError(
-                f"ratio is {self.ratio:g} and sparsity {self.sparsity}: with a ratio heads and channels go, with a "
-                "sparsity weights become zero. Give one of them."
-            )
-        if self.ratio is None and self.sparsity is None:
-            both = self.criterion in STRUCTURED_METHODS and self.criterion in METHODS
-            if self.criterion is None or both:
-                what = "" if self.criterion is None else f" {self.criterion} can do both."
-                raise ValueError(
-                    f"Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero).{what}"
-                )
-            # Only one kind of pruning has the criterion.
-            object.__setattr__(self, "ratio" if self.criterion in STRUCTURED_METHODS else "sparsity", 0.5)
-        if self.ratio is not None and not 0.0 < self.ratio < 1.0:
-            raise ValueError(f"ratio is {self.ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
-        if self.sparsity is not None:
-            parse_pattern(self.sparsity)
-
-    def _refuse_criterion(self, methods: Sequence[str]) -> None:
-        other = METHODS if self.structured else STRUCTURED_METHODS
-        if self.criterion in other:
-            given, wanted = ("a ratio", "sparsity") if self.structured else ("a sparsity", "ratio")
-            what = "weights become zero" if self.structured else "heads and channels go"
-            raise ValueError(
-                f"{given.capitalize()} was given, and the criterion {self.criterion!r} is one in which {what}: give a "
-                f"{wanted} instead, or choose one of {', '.join(methods)}."
-            )
-        if self.criterion in NEED_TRAINING:
-            raise ValueError(
-                f"The criterion {self.criterion!r} {NEED_TRAINING[str(self.criterion)]}, and nothing is trained here. "
-                f"Use loraprune prune, or choose one of {', '.join(methods)}."
-            )
-        known = ", ".join(dict.fromkeys((*STRUCTURED_METHODS, *METHODS)))
-        raise ValueError(f"There is no criterion {self.criterion!r}; choose one of {known}.")
-
-    def _check_numbers(self) -> None:
-        for name in ("dimensions", "keep_layers"):
-            if isinstance(getattr(self, name), str):
-                raise ValueError(f"{name} is the text {getattr(self, name)!r}; it must be a list.")
-        object.__setattr__(self, "keep_layers", tuple(self.keep_layers))
-        if self.dimensions is not None:
-            object.__setattr__(self, "dimensions", tuple(self.dimensions))
-        for name in ("cuts", "channel_multiple", "block_size", "calibration_sequences"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if not 0.0 <= self.damping < 1.0:
-            raise ValueError(f"damping is {self.damping:g}; it must lie in [0, 1): a share of the mean diagonal.")
-
-    def _check_variants(self) -> None:
-        if self.variant and (self.name != "wanda" or self.pattern.m is not None):
-            raise ValueError("variant is a way of wanda to spread a sparsity without a pattern. Leave it out.")
-        if self.order is not None and not self.name.endswith("+obs"):
-            raise ValueError("order is an option of the criteria magnitude+obs and wanda+obs. Leave it out.")
-        if self.within is not None:
-            check_choice("within", self.within, WITHIN)
-            if self.name == "sparsegpt" or self.value("order") == "iterative" or self.variant:
-                raise ValueError(
-                    "within is an option of wanda and magnitude masks that are chosen at once. Leave it out."
-                )
-        if self.block_size is not None and evidence_of(self.name) is not Evidence.MOMENT:
-            raise ValueError(
-                f"block_size is an option of criteria with updates, and {self.name} has none. Leave it out."
             )
 
     @property
     def spans_blocks(self) -> bool:
         """Whether whole blocks go, or parts of the hidden size: no layer alone reads these."""
-        return any(kind in WHOLE_KINDS for kind in self.dimensions or ())
-
-    def value(self, name: str) -> Any:
-        """What an option is, given or by default."""
-        given = getattr(self, name)
-        if given is None and name == "repair" and self.spans_blocks:
-            return "none"
-        return DEFAULTS[name] if given is None else given
-
-    @property
-    def structured(self) -> bool:
-        """Whether heads and channels go; otherwise weights become zero."""
-        return self.sparsity is None
-
-    @property
-    def name(self) -> str:
-        """Of the criterion, given or by default."""
-        if self.criterion is None and self.structured and self.spans_blocks:
-            return "fisher"
-        if self.criterion is not None and not isinstance(self.criterion, str):
-            return type(self.criterion).__name__
-        return self.criterion or (DEFAULT_STRUCTURED if self.structured else DEFAULT_SPARSITY)
-
-    @property
-    def pattern(self) -> SparsityPattern:
-        """What becomes zero, where something does."""
-        assert self.sparsity is not None
-        return parse_pattern(self.sparsity)
-
-    @property
-    def scores_need_data(self) -> bool:
-        """Whether the criterion looks at calibration data."""
-        if self.structured:
-            return self.name not in WEIGHT_METHODS
-        return evidence_of(self.name) is not Evidence.NOTHING
+        return any(kind in WHOLE_KINDS for kind in self.target.dimensions or ())
 
     @property
     def needs_data(self) -> bool:
         """Whether anything looks at calibration data."""
-        return self.scores_need_data or (self.structured and self.value("repair") != "none")
+        return self.criterion.reads_data or self.repair.reads_data
 
-    def score_options(self) -> ScoreOptions:
-        """For structured pruning."""
-        return ScoreOptions(
-            method=self.name,
-            damping=self.damping,
-            seed=self.seed,
-            own=None if self.criterion is None or isinstance(self.criterion, str) else self.criterion,
-            **{name: self.value(name) for name in SCORED},
+
+_ONLY_GROUPS = {name for name in OneshotConfig.flat_names() if name not in SparseConfig.flat_names()} | {"target"}
+_ONLY_ZEROS = {name for name in SparseConfig.flat_names() if name not in OneshotConfig.flat_names()}
+
+
+def _is_sparse(values: Mapping[str, Any]) -> bool:
+    """Whether weights are to become zero; an object that is copied has no values yet.
+
+    Raises:
+        ValueError: nothing says how much is to go, or two options do.
+    """
+    ratio, sparsity = values.get("ratio"), values.get("sparsity")
+    criterion = values.get("criterion", values.get("method"))
+    if ratio is not None and sparsity is not None:
+        raise ValueError(
+            f"ratio is {ratio} and sparsity {sparsity}: with a ratio heads and channels go, with a sparsity weights "
+            "become zero. Give one of them."
         )
+    if sparsity is not None:
+        return True
+    if ratio is not None or values.get("target") is not None or isinstance(criterion, CriterionConfig):
+        return False
+    if isinstance(criterion, ZeroingMethod):
+        return True
+    if not isinstance(criterion, str):
+        return False
+    if criterion in ONESHOT_CRITERIA and criterion in ZEROING_METHODS:
+        raise ValueError(_how_much(f" {criterion} can do both."))
+    if criterion not in ONESHOT_CRITERIA and criterion not in ZEROING_METHODS and criterion not in GROUP_CRITERIA:
+        raise ValueError(f"There is no criterion {criterion!r}; choose one of {_EITHER}.")
+    return criterion in ZEROING_METHODS
 
-    def sparsity_options(self) -> SparsityOptions:
-        """For single weights."""
-        return SparsityOptions(
-            method=self.name,
-            pattern=self.pattern,
-            within=self.value("within"),
-            variant=self.value("variant"),
-            order=self.value("order"),
-            damping=self.damping,
-            block_size=self.value("block_size"),
-        )
 
-    def settings(self) -> dict[str, Any]:
-        """As plain values, under the names that they have in records: what was in force, defaults included."""
-        values: dict[str, Any] = {"criterion": self.name}
-        values |= {"ratio": self.ratio} if self.structured else {"sparsity": str(self.sparsity)}
-        values |= {name: self.value(name) for name in (ONLY_STRUCTURED if self.structured else ONLY_SPARSE)}
-        further = ("keep_layers", "damping", "calibration_sequences", "max_length", "seed", "offload")
-        return under_old_names(values | {name: getattr(self, name) for name in further}, RENAMED_ONESHOT)
+def _how_much(what: str = "") -> str:
+    return f"Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero).{what}"

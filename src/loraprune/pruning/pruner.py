@@ -13,15 +13,15 @@ from loraprune.layers.unwrap import base_model
 from loraprune.pruning.before_training import cut_first_, is_due, looks_at_data
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import TrainingDivergedError
-from loraprune.pruning.pst import PstRun
-from loraprune.pruning.resume import check_same_config, restore_weights_, restored_run, run_tensors, run_values
+from loraprune.pruning.group_run import restore_weights_
+from loraprune.pruning.resume import check_same_config, new_run, run_values
 from loraprune.pruning.run import PruningRun
 from loraprune.surgery.config_widths import update_config_
 from loraprune.surgery.cut import Rows, as_calibration
 from loraprune.surgery.slicing import check_sliceable
 
 if TYPE_CHECKING:
-    from loraprune.pruning.run import CutRecord
+    from loraprune.pruning.groups import CutRecord
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
 
@@ -30,11 +30,6 @@ def gradients_finite(model: nn.Module) -> bool:
     """Whether every gradient of a model is finite; one transfer from the device."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
-
-
-def new_run(model: nn.Module, config: PruningConfig) -> PruningRun:
-    """A run that has not begun: one that cuts groups, or one in which single weights become zero."""
-    return PstRun.of(model, config) if config.unstructured else PruningRun.of(model, config)
 
 
 class Pruner:
@@ -85,7 +80,7 @@ class Pruner:
         config = config or PruningConfig()
         run = new_run(model, config)
         needed = run.refits or (is_due(run) and looks_at_data(run))
-        if needed and config.ratio > 0.0 and calibration is None:
+        if needed and config.target.ratio > 0.0 and calibration is None:
             raise ValueError(
                 "Cuts are repaired on calibration data, and before the first step scored on them: pass calibration= "
                 "(rows of token ids, a few dozen), or use PruningConfig(repair='none') and a prune_end above 0."
@@ -135,7 +130,7 @@ class Pruner:
 
         Args:
             optimizer: of the adapter; the criterion ``pst`` takes its learning rate for the scores, unless
-                ``PstOptions(learning_rate=...)`` says one.
+                ``Pst(learning_rate=...)`` says one.
 
         Returns:
             Whether the gradients are finite. Where they are not, nothing is learnt from the step, and the optimizer
@@ -144,10 +139,8 @@ class Pruner:
         Raises:
             TrainingDivergedError: more than ``max_skipped_steps`` steps in a row had NaN or Inf.
         """
-        if isinstance(self.run, PstRun):
-            self.run.take_rate(optimizer)
         finite = gradients_finite(self._model)
-        self.run.observe(usable=finite)
+        self.run.observe(finite, optimizer)
         if finite:
             self._skipped_in_a_row = 0
             return True
@@ -198,7 +191,7 @@ class Pruner:
         data position are yours to save.
         """
         values = run_values(self.run, {"steps": self.steps, "skipped_steps": list(self.skipped_steps)})
-        return {"values": values, "tensors": run_tensors(self.run, self._model)}
+        return {"values": values, "tensors": self.run.tensors(self._model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Bring an unpruned model to where a run stood, in place.
@@ -226,11 +219,9 @@ class Pruner:
                     "the same model and calibration data."
                 )
             restore_weights_(self._model, state["tensors"])
-        elif isinstance(self.run, PstRun):
-            self.run.go_on(values, dict(state["tensors"]))
         else:
             self.run.end()
-            run = restored_run(self._model, values, state["tensors"], self.run.config)
+            run = type(self.run).restored(self._model, self.run.config, values, state["tensors"])
             self._begin(self._model, run, total_steps, self._calibration, micro_batches or 1)
         self.steps = values["steps"]
         self.skipped_steps = list(values["skipped_steps"])

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.allocation.schedule import ScheduledCut, cut_schedule
+from loraprune.allocation.schedule import cut_schedule
 from loraprune.calibration.block_by_block import Calibration
+from loraprune.importance.configs import Pst
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.run import CutRecord, PruningRun
+from loraprune.pruning.groups import CutRecord
+from loraprune.pruning.run import PruningRun
 from loraprune.sparsity.masked_product import packed, unpacked
 from loraprune.sparsity.pst_layer import PstLinear, pst_layers_
 from loraprune.structure.describe import describe
@@ -26,7 +28,7 @@ _PARTS = ("u", "v", "r", "c")
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
-@dataclass
+@dataclass(kw_only=True)
 class PstRun(PruningRun):
     """A run in which single weights become zero. Its plan keeps all groups; ``ratio`` is the share of zeros.
 
@@ -35,19 +37,24 @@ class PstRun(PruningRun):
     """
 
     def __post_init__(self) -> None:
+        assert isinstance(self.config.criterion, Pst)
+        self.options = self.config.criterion
+        self._plan = Plan.full(self.structure)
         self._model: nn.Module | None = None
         self.layers: dict[str, PstLinear] = {}
-        self.schedule: list[ScheduledCut] = []
-        self.adapter_learning_rate = 0.0
         self._optimizer: torch.optim.Adam | None = None
         self._weights = 0
-        self._restored: dict[str, torch.Tensor] = {}
+        self._restored: Mapping[str, torch.Tensor] = {}
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PstRun:
         """A run that has not begun."""
-        structure = describe(model)
-        return cls(config=config, structure=structure, plan=Plan.full(structure))
+        return cls(config=config, structure=describe(model))
+
+    @property
+    def plan(self) -> Plan:
+        """All groups: none goes."""
+        return self._plan
 
     @property
     def refits(self) -> bool:
@@ -69,39 +76,32 @@ class PstRun(PruningRun):
         """Set the schedule, and make PST layers of the model's."""
         if self._model not in (None, model):
             raise ValueError("This callback was used for another model. Make a new one for each run.")
-        self._check_steps(total_steps)
+        self.set_total_steps(total_steps)
         self._model, config = model, self.config
+        target, schedule = config.target, config.schedule
         self.schedule = cut_schedule(
             total_steps=total_steps,
-            start=config.prune_start,
-            end=config.prune_end,
-            cuts=config.cuts,
-            ratio=config.ratio,
-            every=config.cut_every or 1,
+            start=schedule.start,
+            end=schedule.end,
+            cuts=schedule.cuts,
+            ratio=target.ratio,
+            every=schedule.every or 1,
         )
         count = len(self.structure.blocks)
-        keep = protected_layers(config.keep_layers, count) if config.keep_layers else frozenset()
-        masked = pst_layers_(model, self.structure, config.pst, keep, config.seed)
+        keep = protected_layers(target.keep_layers, count) if target.keep_layers else frozenset()
+        masked = pst_layers_(model, self.structure, self.options, keep, config.seed)
         everything = pst_weights(model, self)
         self._weights, maskable = everything, sum(layer.weight_oi().numel() for layer in masked.values())
         self._stretch = everything / maskable
-        if config.ratio * self._stretch > 1.0:
+        if target.ratio * self._stretch > 1.0:
             raise ValueError(
-                f"ratio is {config.ratio:g} of all adapted weights, and only {1 / self._stretch:.2g} of them are in "
+                f"ratio is {target.ratio:g} of all adapted weights, and only {1 / self._stretch:.2g} of them are in "
                 "layers that may be pruned. Lower the ratio, or keep fewer layers."
             )
         self.layers = masked
         self._restore()
         if not self.pending:
             self._release()
-
-    def _check_steps(self, total_steps: int) -> None:
-        if self.total_steps not in (0, total_steps):
-            raise ValueError(
-                f"The run was started with {self.total_steps} steps and would now have {total_steps}, so that the "
-                "masks would grow otherwise. Resume with the same data, batch size and number of steps."
-            )
-        self.total_steps = total_steps
 
     def _learnt(self) -> dict[str, torch.Tensor]:
         return {
@@ -111,15 +111,28 @@ class PstRun(PruningRun):
             for part, tensor in zip(_PARTS, layer.learnt.tensors, strict=True)
         }
 
-    def observe(self, usable: bool = True) -> None:
-        """Take a step of the scores' own optimizer; nothing where the step is not usable."""
+    def observe(self, usable: bool = True, optimizer: torch.optim.Optimizer | None = None) -> None:
+        """Take a step of the scores' own optimizer, at the rate of the adapter's where they have none of their own.
+
+        Nothing is learnt where the step is not usable.
+
+        Raises:
+            ValueError: the scores have no rate, and there is no optimizer.
+        """
+        rate = self.options.learning_rate
+        if rate is None:
+            if optimizer is None:
+                raise ValueError(
+                    "The scores of pst learn at the rate of the adapter: pass the optimizer, observe(optimizer), or "
+                    "say Pst(learning_rate=...)."
+                )
+            rate = optimizer.param_groups[0]["lr"]
         learnt = self._learnt()
         gradients = [tensor.grad for tensor in learnt.values() if tensor.grad is not None]
         if usable and gradients and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
-            rate = self.config.pst.learning_rate
-            optimizer = self._adam()
-            optimizer.param_groups[0]["lr"] = self.adapter_learning_rate if rate is None else rate
-            optimizer.step()
+            adam = self._adam()
+            adam.param_groups[0]["lr"] = rate
+            adam.step()
         for tensor in learnt.values():
             tensor.grad = None
 
@@ -130,7 +143,7 @@ class PstRun(PruningRun):
 
     def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
         """Choose masks anew where it is time; the last ones are final."""
-        due = [cut for cut in self.pending if cut.step <= step]
+        due = self.due(step)
         if not due:
             return None
         for layer in self.layers.values():
@@ -154,8 +167,8 @@ class PstRun(PruningRun):
     def summary(self) -> dict[str, Any]:
         """Where sparsity stands, as plain values."""
         return {
-            "pattern": f"{100 * self.config.ratio:.4g}%",
-            "target": self.config.ratio,
+            "pattern": f"{100 * self.config.target.ratio:.4g}%",
+            "target": self.config.target.ratio,
             "reached": self.ratio,
             "zeros": self.zeros,
             "weights": self._weights,
@@ -166,7 +179,11 @@ class PstRun(PruningRun):
         """The masks by layer, eight weights to a byte, for a file."""
         return {name: packed(layer.kept).cpu() for name, layer in self.layers.items() if layer.kept is not None}
 
-    def tensors(self) -> dict[str, torch.Tensor]:
+    def values(self) -> dict[str, Any]:
+        """Nothing but what every run saves."""
+        return {}
+
+    def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Scores, their optimizer's state and masks, for a file."""
         learnt = self._learnt()
         tensors = {f"mask/{name}": mask for name, mask in self.masks().items()}
@@ -176,30 +193,15 @@ class PstRun(PruningRun):
             tensors |= {f"{moment}/{name}": state[tensor][moment].cpu() for moment in _MOMENTS if tensor in state}
         return {name: tensor.contiguous() for name, tensor in tensors.items()}
 
-    def go_on(self, values: Mapping[str, Any], tensors: dict[str, torch.Tensor]) -> None:
-        """Take over the state of an interrupted run; masks are set now, or when the run begins."""
-        self.records = [CutRecord.from_json(record) for record in values["cuts"]]
-        self.phases.take_over(values.get("phases", {}))
-        self.total_steps = values["total_steps"]
-        self._restored = tensors
-        if self._model is not None:
-            self._restore()
-            if not self.pending:
-                self._release()
-
-    def take_rate(self, optimizer: torch.optim.Optimizer | None) -> None:
-        """Let the scores learn at the adapter's rate, where they have none of their own.
-
-        Raises:
-            ValueError: they have none, and there is no optimizer.
-        """
-        if optimizer is not None:
-            self.adapter_learning_rate = optimizer.param_groups[0]["lr"]
-        elif self.config.pst.learning_rate is None:
-            raise ValueError(
-                "The scores of pst learn at the rate of the adapter: pass the optimizer, observe(optimizer), or say "
-                "PstOptions(learning_rate=...)."
-            )
+    @classmethod
+    def restored(
+        cls, model: nn.Module, config: PruningConfig, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
+    ) -> PstRun:
+        """The run to go on with; masks and scores are set when it begins."""
+        run = cls.of(model, config)
+        run.take_over(values)
+        run._restored = tensors
+        return run
 
     @torch.no_grad()
     def _restore(self) -> None:

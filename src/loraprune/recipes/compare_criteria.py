@@ -10,23 +10,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
-from loraprune.allocation.allocate import ALLOCATIONS, check_reachable
-from loraprune.importance.criterion import LISTENERS, CriterionOptions, check_reach
-from loraprune.importance.lora import LORA_FORMS
+from loraprune.allocation.allocate import check_reachable
+from loraprune.allocation.target import ALLOCATIONS
+from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA, CriterionConfig
 from loraprune.importance.moving_average import Scores
-from loraprune.importance.reductions import GROUP_REDUCTIONS
-from loraprune.importance.registry import CRITERIA, make_criterion
-from loraprune.importance.taylor_forms import TAYLOR_FORMS
-from loraprune.importance.whole_blocks import for_structure
+from loraprune.importance.whole_blocks import built_for
+from loraprune.options.flat import options_of
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.steps.check import prepare
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.arguments import given_values
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -36,6 +33,9 @@ if TYPE_CHECKING:
     from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
+
+OPTIONS = ("lora_form", "taylor_form", "group_reduction", "offload_grads")
+"""Options of criteria, given flat."""
 
 LEARNING = ("compresso", "pst")
 """Criteria that train something of their own: beside them, the others would not see the run that they see alone."""
@@ -103,21 +103,15 @@ class ComparisonConfig:
 
     def _check_options(self) -> None:
         """Make sure that every option means something to one of the criteria, and that all have values that exist."""
-        for option, names in LISTENERS.items():
-            value, heard = getattr(self, option), [name for name in names if name in self.criteria]
-            default = getattr(CriterionOptions(), option)
-            if value != default and not heard:
+        for name in OPTIONS:
+            value, owners = getattr(self, name), [kind for kind in GROUP_CRITERIA.values() if name in options_of(kind)]
+            default = options_of(owners[0])[name].default
+            if value != default and not any(kind.name in self.criteria for kind in owners):
                 raise ValueError(
-                    f"{option} is {value!r}, an option of {', '.join(names)}, and the criteria compared are "
-                    f"{', '.join(self.criteria)}. Leave it out."
+                    f"{name} is {value!r}, an option of {', '.join(kind.name for kind in owners)}, and the criteria "
+                    f"compared are {', '.join(self.criteria)}. Leave it out."
                 )
-        for name, choices in (
-            ("lora_form", LORA_FORMS),
-            ("taylor_form", TAYLOR_FORMS),
-            ("group_reduction", GROUP_REDUCTIONS),
-        ):
-            if getattr(self, name) not in choices:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; choose one of {', '.join(choices)}.")
+            owners[0](**{options_of(owners[0])[name].name: value})  # which checks the value
 
     def tuning(self) -> PruningConfig:
         """The run that is watched, of which nothing is removed.
@@ -134,16 +128,14 @@ class ComparisonConfig:
             average_decay=self.average_decay,
         )
 
-    def options_of(self, name: str, seed: int) -> CriterionOptions:
-        """What one criterion is told."""
-        return CriterionOptions(
-            name=name,
-            lora_form=self.lora_form,
-            taylor_form=self.taylor_form,
-            group_reduction=self.group_reduction,
-            offload_grads=self.offload_grads,
-            seed=seed,
-        )
+    def configs(self) -> dict[str, CriterionConfig]:
+        """The criteria with their options, by name."""
+        found = {}
+        for name in self.criteria:
+            kind = GROUP_CRITERIA[name]
+            own = {field.name: getattr(self, flat) for flat, field in options_of(kind).items() if flat in OPTIONS}
+            found[name] = kind(**own)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,22 +207,18 @@ def compare_criteria(
     given = [name for name in ("max_steps", "num_train_epochs") if name in training]
     if given:
         raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")
-    options = replace(options or RunOptions(), eval_sequences=0, latency=False, output=None)
+    inputs = RunInputs(
+        training={**training, "max_steps": config.steps},
+        lora=lora,
+        tokenizer=tokenizer,
+        options=replace(options or RunOptions(), eval_sequences=0, latency=False, output=None),
+        image_processor=image_processor,
+        collator=collator,
+    )
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        prepared = prepare(
-            model,
-            dataset,
-            config.tuning(),
-            {**training, "max_steps": config.steps},
-            lora,
-            tokenizer,
-            options,
-            Path(scratch),
-            image_processor=image_processor,
-            collator=collator,
-        )
-        for name in config.criteria:
-            check_reach(name, prepared.structure, lora_form=config.lora_form)
+        prepared = prepare(model, dataset, config.tuning(), inputs, Path(scratch))
+        for criterion in config.configs().values():
+            criterion.check(prepared.structure)
         # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
         legal = legal_widths(prepared.structure, channel_multiple=1, head_counts="any")
         for ratio in config.ratios:
@@ -245,15 +233,13 @@ def _compare(
     from transformers import PrinterCallback
 
     seed = prepared.arguments.seed
-    criteria = {
-        name: for_structure(make_criterion(config.options_of(name, seed)), name, prepared.structure)
-        for name in config.criteria
-    }
+    configs = config.configs()
+    criteria = {name: built_for(criterion, prepared.structure, seed) for name, criterion in configs.items()}
     listening = ListeningCallback(
         criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
     logger.info("Loading %s", prepared.name)
-    model = prepared.load_model() if prepared.model is None else prepared.model
+    model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
     logger.info("Watching %d steps on %d %s", config.steps, len(prepared.train_rows), prepared.task.row_name)
@@ -267,7 +253,7 @@ def _compare(
         config.ratios,
         legal,
         config.allocation,
-        comparable=[name for name, criterion in criteria.items() if criterion.comparable],
+        criteria=configs,
     )
     return CriteriaComparison(
         model=prepared.name,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -15,6 +14,7 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.recipes.prune import PruneResult, prune
 from loraprune.record.replaceable import check_output
+from loraprune.record.run_record import RunRecord
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
@@ -31,9 +31,8 @@ _TRAINING: dict[str, Any] = {
 
 def _is_demo_result(folder: Path) -> bool:
     try:
-        record = json.loads((folder / "pruning.json").read_text(encoding="utf-8"))
-        return Path(record["base_model"]).name == demo_model().name
-    except (OSError, ValueError, KeyError, TypeError):
+        return Path(RunRecord.read(folder).base_model).name == demo_model().name
+    except ValueError:
         return False
 
 

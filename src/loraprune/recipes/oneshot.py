@@ -17,26 +17,34 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
-from loraprune.pruning.oneshot import StructuredOptions, prune_, settled_repair
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.groups import CutRecord, Groups
+from loraprune.pruning.oneshot import prune_, settled_repair
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
-from loraprune.recipes.steps.prepared import PreparedOneshot
-from loraprune.recipes.steps.record import oneshot_recipe
+from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
+from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
 from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import dimensions_of, run_record
-from loraprune.report.card import CardWords, all_widths, base_name, card, removed_kinds, removed_shares
+from loraprune.record.run_record import (
+    MatrixRecord,
+    ModelMeasures,
+    PruningCourse,
+    RepairError,
+    RunMetrics,
+    RunRecord,
+    SparsityCourse,
+)
+from loraprune.report.card import card_of
 from loraprune.report.from_record import importance_of, report_of, write_run_page
-from loraprune.sparsity.whole_model import MatrixRecord, sparsify_
+from loraprune.sparsity.whole_model import sparsify_
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import give_biases_
-from loraprune.surgery.output_error import ConsumerError
+from loraprune.surgery.repairs import Bias
 from loraprune.tasks.options import RunOptions
-from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -64,14 +72,14 @@ class _Pruned:
     importance: Scores = field(default_factory=dict)
     matrices: tuple[MatrixRecord, ...] = ()
     repair: str | None = None
-    errors: tuple[tuple[ConsumerError, ...], ...] = ()
+    cuts: tuple[CutRecord, ...] = ()
 
 
 @renamed_keywords(told="progress")
 def oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None = None,
-    config: OneshotConfig | None = None,
+    config: OneshotConfig | SparseConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
@@ -99,17 +107,11 @@ def oneshot(
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
     """
-    options = options or RunOptions()
-    with claimed(options.output):
-        prepared = prepare_oneshot(
-            model,
-            dataset,
-            config or OneshotConfig(ratio=0.5),
-            tokenizer,
-            options,
-            image_processor=image_processor,
-            collator=collator,
-        )
+    inputs = RunInputs(
+        tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
+    )
+    with claimed(inputs.options.output):
+        prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
         return _run(prepared, progress)
 
 
@@ -118,137 +120,154 @@ def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
     started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        loaded = prepared.load_model() if prepared.model is None else prepared.model
+        loaded = prepared.load_model()
     with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
-        dense = measure_dense(prepared, loaded) if fits else {}
+        dense = measure_dense(prepared, loaded) if fits else ModelMeasures()
     calibration = draw(prepared)
-    prune = _cut if prepared.oneshot.structured else _sparsified
-    with phases.timed(SCORING_AND_CUTTING if prepared.oneshot.structured else ZEROING):
-        pruned = prune(prepared, loaded, calibration, progress)
-    return _finish(prepared, loaded, pruned, dense, {"calibration": facts_of(calibration)}, started, phases)
+    if isinstance(prepared.oneshot, SparseConfig):
+        with phases.timed(ZEROING):
+            pruned = _sparsified(prepared, prepared.oneshot, loaded, calibration, progress)
+    else:
+        with phases.timed(SCORING_AND_CUTTING):
+            pruned = _cut(prepared, prepared.oneshot, loaded, calibration, progress)
+    return _finish(prepared, loaded, pruned, dense, calibration, started, phases)
 
 
 def _sparsified(
-    prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf
+    prepared: PreparedOneshot,
+    config: SparseConfig,
+    model: PreTrainedModel,
+    calibration: Calibration,
+    progress: ProgressOf,
 ) -> _Pruned:
     """Weights become zero."""
-    options = prepared.oneshot.sparsity_options()
     records = sparsify_(
         model,
         prepared.structure,
         calibration_pass(model, prepared.structure, calibration, prepared.computing) if calibration else None,
-        options,
-        lambda done, total: progress(options.method, done, total),
+        config.criterion,
+        config.pattern,
+        lambda done, total: progress(config.name, done, total),
     )
     return _Pruned(plan=Plan.full(prepared.structure), matrices=tuple(records))
 
 
-def _cut(prepared: PreparedOneshot, model: PreTrainedModel, calibration: Calibration, progress: ProgressOf) -> _Pruned:
+def _cut(
+    prepared: PreparedOneshot,
+    config: OneshotConfig,
+    model: PreTrainedModel,
+    calibration: Calibration,
+    progress: ProgressOf,
+) -> _Pruned:
     """Heads and channels go."""
-    config = prepared.oneshot
     warn_of_few_tokens(prepared, calibration)
-    if config.value("repair") == "bias":
+    if isinstance(config.repair, Bias):
         give_biases_(model, prepared.structure)
-    wanted = config.value("repair")
-    repair = settled_repair(wanted, model, prepared.structure, calibration, prepared.computing)
-    options = StructuredOptions(
-        ratio=prepared.ratio,
-        scores=config.score_options(),
-        allocation=config.value("allocation"),
+    repair = settled_repair(config.repair, model, prepared.structure, calibration, prepared.computing)
+    groups = Groups.all_of(prepared.structure, config.target, config.criterion)
+    cuts = prune_(
+        model,
+        groups,
+        calibration,
         repair=repair,
-        damping=config.damping,
-        cuts=config.value("cuts"),
+        cuts=config.cuts,
+        seed=config.seed,
         device=prepared.computing,
+        progress=progress,
     )
-    result = prune_(model, prepared.structure, prepared.legal_widths(), calibration, options, progress)
-    return _Pruned(plan=result.plan, importance=result.importance, repair=repair, errors=result.errors)
+    return _Pruned(plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts))
 
 
-def _facts(prepared: PreparedOneshot, finished: PreTrainedModel, pruned: _Pruned) -> dict[str, Any]:
-    """What is told of the run beside the measures."""
-    facts = {name: value for name, value in prepared.rows.prepared.facts.items() if name != "trained_tokens"}
-    course: dict[str, Any] = {"data": facts}
-    if prepared.oneshot.structured:
-        removed = pruned.plan.removed_parameters(prepared.structure)
-        course["pruning"] = {
-            "ratio": pruned.plan.ratio(prepared.structure),
-            "target_ratio": prepared.ratio,
-            "parameters_before": prepared.structure.num_parameters,
-            "parameters": finished.num_parameters(),
-            "prunable_parameters_before": prepared.structure.prunable_parameters,
-            "prunable_parameters": prepared.structure.prunable_parameters - removed,
-            "repair": pruned.repair,
-            "widths": {kind: list(pruned.plan.counts(prepared.structure, kind)) for kind in prepared.structure.kinds},
-            "dimensions": dimensions_of(prepared.structure),
-            "refit_errors": [
-                {"step": 0, "cut_number": number, **asdict(error)}
-                for number, errors in enumerate(pruned.errors, 1)
-                for error in errors
-            ],
-        }
-    else:
-        weights = sum(matrix.weights for matrix in pruned.matrices)
-        zeros = sum(matrix.zeros for matrix in pruned.matrices)
-        course["sparsity"] = {
-            "target": prepared.oneshot.pattern.ratio,
-            "pattern": str(prepared.oneshot.pattern),
-            "reached": zeros / weights,
-            "weights": weights,
-            "zeros": zeros,
-            "matrices": [asdict(matrix) for matrix in pruned.matrices],
-        }
-    return course
+def _course(
+    prepared: PreparedOneshot, config: OneshotConfig, finished: PreTrainedModel, pruned: _Pruned
+) -> PruningCourse:
+    """How heads and channels went."""
+    structure, removed = prepared.structure, pruned.plan.removed_parameters(prepared.structure)
+    return PruningCourse(
+        ratio=pruned.plan.ratio(structure),
+        target_ratio=config.target.ratio,
+        parameters_before=structure.num_parameters,
+        parameters=finished.num_parameters(),
+        prunable_parameters_before=structure.prunable_parameters,
+        prunable_parameters=structure.prunable_parameters - removed,
+        repair=pruned.repair,
+        widths={kind: pruned.plan.counts(structure, kind) for kind in structure.kinds},
+        dimensions=dimensions_of(structure),
+        refit_errors=tuple(
+            RepairError(step=0, cut_number=number, **asdict(error))
+            for number, cut in enumerate(pruned.cuts, 1)
+            for error in cut.errors
+        ),
+    )
+
+
+def _with_zeros(
+    metrics: RunMetrics, prepared: PreparedOneshot, config: SparseConfig, matrices: Sequence[MatrixRecord]
+) -> RunMetrics:
+    """How weights became zero, and how many there were before and after."""
+    weights, zeros = sum(matrix.weights for matrix in matrices), sum(matrix.zeros for matrix in matrices)
+    zeros_before = sum(matrix.zeros_before for matrix in matrices)
+    dense, pruned = (
+        replace(measures, nonzero=(measures.parameters or 0) - count)
+        for measures, count in ((metrics.dense, zeros_before), (metrics.pruned, zeros))
+    )
+    sparsity = SparsityCourse(
+        target=config.pattern.ratio,
+        pattern=str(config.pattern),
+        reached=zeros / weights,
+        weights=weights,
+        zeros=zeros,
+        matrices=tuple(matrices),
+    )
+    return replace(metrics, dense=dense, pruned=pruned, sparsity=sparsity)
 
 
 def _finish(
     prepared: PreparedOneshot,
     model: PreTrainedModel,
     pruned: _Pruned,
-    dense: dict[str, Any],
-    course: dict[str, Any],
+    dense: ModelMeasures,
+    calibration: Calibration,
     started: float,
     phases: PhaseTimer,
 ) -> OneshotResult:
     """Measure and save."""
-    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.stored_dtype)
+    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.saved_dtype)
     if prepared.options.output is not None:
         check_finite(finished)  # before it is measured
-    course = course | _facts(prepared, finished, pruned)
-    plan = pruned.plan if prepared.oneshot.structured else None
+    config = prepared.oneshot
+    plan = None if isinstance(config, SparseConfig) else pruned.plan
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
-        metrics = measure_pruned(prepared, finished, dense, course, plan, sizes_only=not fits)
-    if not prepared.oneshot.structured:
-        zeros_before = sum(matrix.zeros_before for matrix in pruned.matrices)
-        metrics["dense"]["nonzero"] = prepared.structure.num_parameters - zeros_before
-        metrics["pruned"]["nonzero"] = finished.num_parameters() - course["sparsity"]["zeros"]
-    metrics["seconds"] = time.time() - started
-    metrics["phases"] = dict(phases.seconds)
-    settings = {"oneshot": prepared.settings()}
-    record = run_record(prepared.name, prepared.task.name, settings, metrics, pruned.plan, prepared.options.command)
-    record["recipe"] = oneshot_recipe(prepared)
-    history = prepared.history()
-    if history is not None:
-        record["base_pruning"] = history
+        metrics = measure_pruned(prepared, finished, dense, plan, sizes_only=not fits)
+    if isinstance(config, SparseConfig):
+        metrics = _with_zeros(metrics, prepared, config, pruned.matrices)
+    else:
+        metrics = replace(metrics, pruning=_course(prepared, config, finished, pruned))
+    metrics = replace(
+        metrics,
+        calibration=facts_of(calibration),
+        data={name: value for name, value in prepared.rows.prepared.facts.items() if name != "trained_tokens"},
+        seconds=time.time() - started,
+        phases=dict(phases.seconds),
+    )
+    record = record_of(prepared, {"oneshot": prepared.settings()}, oneshot_recipe(prepared), metrics, pruned.plan)
     report = report_of(
         record,
-        measures_of(prepared),
         importance=importance_of(prepared.structure, pruned.plan, pruned.importance),
         prompt=prepared.options.prompt,
         notes=notes_of(prepared, metrics),
     )
-    card = card_of(prepared, record, runtimes_of(finished))
+    card = card_of(record, prepared.structure, runtimes_of(finished))
     if prepared.options.output is not None:
-        report = _save(prepared, finished, record, report, card, phases)
-        metrics["phases"] = record["metrics"]["phases"]
+        record, report = _save(prepared, finished, record, report, card, phases)
     return OneshotResult(
         model=finished,
         tokenizer=prepared.tokenizer,
         structure=prepared.structure,
         plan=pruned.plan,
         matrices=pruned.matrices,
-        metrics=metrics,
         report=report,
-        record=record,
+        run_record=record,
         card=card,
         output=prepared.options.output,
         image_processor=prepared.image_processor,
@@ -258,97 +277,51 @@ def _finish(
 def _save(
     prepared: PreparedOneshot,
     finished: PreTrainedModel,
-    record: dict[str, Any],
+    record: RunRecord,
     report: ReportData,
     card: str,
     phases: PhaseTimer,
-) -> ReportData:
-    """Write everything; record and report are told how long the weights took. Returns the report as written."""
+) -> tuple[RunRecord, ReportData]:
+    """Write everything; record and report are told how long the weights took. Returns both as written."""
     output = prepared.options.output
     assert output is not None
     logger.info("Writing %s", output)
     phases.begin()
 
     def extras(folder: Path) -> None:
-        nonlocal report
+        nonlocal record, report
         phases.lap(WRITING)
-        record["metrics"]["phases"] = dict(phases.seconds)
-        report = replace(report, phases=record["metrics"]["phases"])
+        record, report = with_phases(record, report, phases.seconds)
+        record.write(folder)
         if prepared.options.report:
             write_run_page(report, folder, output)
 
-    save_checkpoint(
-        output,
-        finished,
-        prepared.processor,
-        record=record,
-        card=card,
-        extras=extras,
-        overwrite=prepared.options.overwrite,
-    )
-    return report
+    overwrite = prepared.options.overwrite
+    save_checkpoint(output, finished, prepared.processor, card=card, extras=extras, overwrite=overwrite)
+    return record, report
 
 
-# What a run without training tells: notes for its report, and its model card.
+# What a run without training tells: notes for its report.
 
 _NOTED_DEVIATION = 0.002
 
 
-def measures_of(prepared: PreparedOneshot) -> tuple[Measure, ...]:
-    """Those of the task; where nothing becomes smaller, weights that are not zero in place of parameters."""
-    measures = prepared.task.measures
-    if prepared.oneshot.structured:
-        return measures
-    return tuple(NONZERO if measure is PARAMETERS else measure for measure in measures)
-
-
-def notes_of(prepared: PreparedOneshot, metrics: dict[str, Any]) -> tuple[str, ...]:
+def notes_of(prepared: PreparedOneshot, metrics: RunMetrics) -> tuple[str, ...]:
     """What the reader has to know."""
-    if not prepared.oneshot.structured:
-        target, reached = metrics["sparsity"]["target"], metrics["sparsity"]["reached"]
-        if abs(reached - target) <= _NOTED_DEVIATION:
+    pruning, sparsity = metrics.pruning, metrics.sparsity
+    if sparsity is not None and sparsity.reached is not None and sparsity.target is not None:
+        if abs(sparsity.reached - sparsity.target) <= _NOTED_DEVIATION:
             return ()
-        return (f"The sparsity is {reached:.2%} rather than {target:.2%}: rows have whole numbers of weights.",)
-    reached, target = metrics["pruning"]["ratio"], metrics["pruning"]["target_ratio"]
-    if reached == 0.0:
-        return (f"Nothing was removed: the ratio of {target:g} is less than half of the smallest step.",)
-    if abs(reached - target) <= _NOTED_DEVIATION:
+        amounts = f"{sparsity.reached:.2%} rather than {sparsity.target:.2%}"
+        return (f"The sparsity is {amounts}: rows have whole numbers of weights.",)
+    assert pruning is not None
+    if pruning.ratio == 0.0:
+        return (f"Nothing was removed: the ratio of {pruning.target_ratio:g} is less than half of the smallest step.",)
+    if abs(pruning.ratio - pruning.target_ratio) <= _NOTED_DEVIATION:
         return ()
     why = "head counts are those that the config accepts, and FFN widths are rounded"
-    if prepared.oneshot.value("allocation") == "global":
+    if isinstance(prepared.oneshot, OneshotConfig) and prepared.oneshot.target.allocation == "global":
         why = "a group goes as a whole or not at all"
     if prepared.structure.spans_blocks:
         why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-    return (f"The ratio is {reached:.2%} rather than {target:.2%}: {why}.",)
-
-
-def card_of(prepared: PreparedOneshot, record: dict[str, Any], runtimes: Sequence[str]) -> str:
-    """Write the model card of a run without training."""
-    metrics, config = record["metrics"], prepared.oneshot
-    name = base_name(record)
-    if config.structured:
-        pruning = metrics["pruning"]
-        title = f"{pruning['ratio']:.0%} pruned"
-        what = (
-            f"A structurally pruned copy of `{name}`: {removed_kinds(prepared.structure)} were removed without "
-            f"training.\n"
-            f"{all_widths(pruning['widths'], prepared.structure)}"
-        )
-        facts = (
-            f"{removed_shares(pruning)} Method `{config.name}`,\nallocation `{config.value('allocation')}`, repair "
-            f"`{pruning['repair']}`."
-        )
-    else:
-        sparsity = metrics["sparsity"]
-        title = f"{sparsity['pattern']} sparse"
-        how = f"{sparsity['pattern']}, method `{config.name}`"
-        what = (
-            f"A sparse copy of `{name}`, made without training: {sparsity['reached']:.2%} of the weights of the\n"
-            f"blocks' linear layers are zero ({how}). Shapes and file size are those of the\noriginal, and plain "
-            "inference is no faster. A merged LoRA adapter would fill the zeros; `loraprune recover`\ntunes and keeps "
-            "them."
-        )
-        facts = f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} weights."
-    return card(
-        record, prepared.task, runtimes, title=title, what=what, facts=facts, words=CardWords(command="oneshot")
-    )
+    return (f"The ratio is {pruning.ratio:.2%} rather than {pruning.target_ratio:.2%}: {why}.",)

@@ -22,27 +22,27 @@ from loraprune.checkpoint.save import save_checkpoint
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, SCORING_AND_CUTTING, WRITING
 from loraprune.pruning.pst import PstRun
-from loraprune.pruning.resume import refitted_weights
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
-from loraprune.recipes.steps.record import run_settings, training_recipe
+from loraprune.recipes.steps.record import dimensions_of, record_of, run_settings, training_recipe, with_phases
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.claims import claimed
-from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import dimensions_of, run_record
-from loraprune.report.card import model_card, pst_card, recovery_card
-from loraprune.report.from_record import importance_of, report_of, shown_measures, write_run_page
+from loraprune.record.codec import decode, encode
+from loraprune.record.report_data import HistoryPoint, ReportData
+from loraprune.record.run_record import ModelMeasures, PruningCourse, RunMetrics, RunRecord, SparsityCourse
+from loraprune.report.card import card_of
+from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of
 from loraprune.tasks.event_files import copy_event_files
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -101,20 +101,16 @@ def prune(
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
     """
-    options = options or RunOptions()
-    with run_folder(options) as run_dir:
-        prepared = prepare(
-            model,
-            dataset,
-            config or PruningConfig(),
-            {} if training is None else training,
-            lora,
-            tokenizer,
-            options,
-            run_dir,
-            image_processor=image_processor,
-            collator=collator,
-        )
+    inputs = RunInputs(
+        training=training,
+        lora=lora,
+        tokenizer=tokenizer,
+        options=options or RunOptions(),
+        image_processor=image_processor,
+        collator=collator,
+    )
+    with run_folder(inputs.options) as run_dir:
+        prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
         return run(prepared, run_dir, callbacks)
 
 
@@ -138,7 +134,7 @@ class _Base:
         config: its own; ``generation_config``: likewise, where it has one.
     """
 
-    measures: dict[str, Any]
+    measures: ModelMeasures
     zeros: Zeros
     config: Any
     generation_config: Any
@@ -154,10 +150,10 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     phases = pruning.phases
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
-        model = prepared.load_model() if prepared.model is None else prepared.model
+        model = prepared.load_model()
         attach_originals_(prepared, model)
         zeros = zeros_of(model, prepared.structure)
-    prepared = replace(prepared, keep_zeros=settle_zeros(prepared, model, zeros))
+    prepared.keep_zeros = settle_zeros(prepared, model, zeros)
     with phases.timed(DENSE if not prepared.recovery else BASE):
         measures = measure_dense(prepared, model)
     base = _Base(
@@ -170,7 +166,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.checkpoint is not None:
         logger.info("Going on from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
-    elif prepared.pruning.cuts_first and prepared.pruning.ratio > 0.0:
+    elif prepared.pruning.cuts_first and prepared.pruning.target.ratio > 0.0:
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
         with phases.timed(SCORING_AND_CUTTING):
@@ -211,36 +207,26 @@ def _finish(
         _restore_config_(finished.get_base_model(), base.config, base.generation_config)
         merged = finished_model(prepared, finished, pruning.run)
     zeros = zeros_of(merged, prepared.structure)
-    counts_zeros = base.zeros.are_sparsity or prepared.unstructured
-    course = {
-        **({} if prepared.recovery or prepared.unstructured else {"pruning": _cuts(prepared, pruning)}),
-        **({"sparsity": _sparsity(prepared, pruning, base.zeros, zeros)} if counts_zeros else {}),
-        "steps": pruning.steps,
-        "history": pruning.history,
-        "skipped_steps": pruning.skipped_steps,
-        "data": dict(prepared.rows.prepared.facts),
-    }
     with phases.timed(RESULT):
-        metrics = measure_pruned(
-            prepared, merged, base.measures, course, pruning.run.plan, sizes_only=not is_measurable(prepared, merged)
-        )
-    if counts_zeros:
-        metrics["dense"]["nonzero"] = prepared.structure.num_parameters - base.zeros.count
-        metrics["pruned"]["nonzero"] = merged.num_parameters() - zeros.count
-    metrics["seconds"] = time.time() - started + phases.earlier
-    metrics["phases"] = dict(phases.seconds)
-    record = run_record(
-        prepared.name, prepared.task.name, run_settings(prepared), metrics, pruning.run.plan, prepared.options.command
+        fits = is_measurable(prepared, merged)
+        metrics = measure_pruned(prepared, merged, base.measures, pruning.run.plan, sizes_only=not fits)
+    if base.zeros.are_sparsity or prepared.unstructured:
+        metrics = _with_zeros(metrics, prepared, pruning, base.zeros, zeros)
+    metrics = replace(
+        metrics,
+        pruning=None if prepared.recovery or prepared.unstructured else _cuts(prepared, pruning),
+        steps=pruning.steps,
+        history=tuple(HistoryPoint(**point) for point in pruning.history),
+        skipped_steps=tuple(pruning.skipped_steps),
+        data=prepared.rows.prepared.facts,
+        seconds=time.time() - started + phases.earlier,
+        phases=dict(phases.seconds),
     )
-    record["recipe"] = training_recipe(prepared)
-    history = prepared.history()
-    if history is not None:
-        record["base_pruning"] = history
+    record = record_of(prepared, run_settings(prepared), training_recipe(prepared), metrics, pruning.run.plan)
     report = joint_report(prepared, record, pruning, base.zeros)
-    card = _card(prepared, record, merged)
+    card = card_of(record, prepared.structure, runtimes_of(merged))
     if prepared.options.output is not None:
-        report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
-        metrics["phases"] = record["metrics"]["phases"]
+        record, report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
         if not prepared.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
     return PruneResult(
@@ -248,26 +234,33 @@ def _finish(
         tokenizer=prepared.tokenizer,
         plan=pruning.run.plan,
         structure=pruning.run.structure,
-        metrics=metrics,
         report=report,
-        record=record,
+        run_record=record,
         card=card,
         output=prepared.options.output,
         image_processor=prepared.image_processor,
     )
 
 
-def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> dict[str, Any]:
+def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> PruningCourse:
     """The course of pruning, and what the plan is of."""
     assert pruning.run is not None
-    return pruning.run.summary() | {"dimensions": dimensions_of(prepared.structure)}
+    course = decode(PruningCourse, encode(pruning.run.summary()))
+    return replace(course, dimensions=dimensions_of(prepared.structure))
 
 
-def _sparsity(prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros) -> dict[str, Any]:
+def _with_zeros(
+    metrics: RunMetrics, prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros
+) -> RunMetrics:
     """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
     assert pruning.run is not None
-    counted = {"before": before.to_json(), "after": after.to_json()}
-    return pruning.run.summary() | counted if prepared.unstructured else counted
+    course = encode(pruning.run.summary()) if prepared.unstructured else {}
+    sparsity = decode(SparsityCourse, {**course, "before": before.to_json(), "after": after.to_json()})
+    dense, pruned = (
+        replace(measures, nonzero=(measures.parameters or 0) - zeros.count)
+        for measures, zeros in ((metrics.dense, before), (metrics.pruned, after))
+    )
+    return replace(metrics, dense=dense, pruned=pruned, sparsity=sparsity)
 
 
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
@@ -294,23 +287,23 @@ def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTrainin
     course = facts_text(keeps_zeros=bool(prepared.keep_zeros))
     if isinstance(pruning.run, PstRun):
         save_file(pruning.run.masks(), folder / MASKS_FILE)
-    elif not prepared.recovery:
-        save_file(refitted_weights(model, pruning.run), folder / REFITTED_FILE)
+    elif isinstance(pruning.run, GroupRun) and not prepared.recovery:
+        save_file(pruning.run.repaired_weights(model), folder / REFITTED_FILE)
         course = facts_text(
-            plan=pruning.run.plan, dimensions=prepared.pruning.dimensions, keep_layers=prepared.pruning.keep_layers
+            plan=pruning.run.plan,
+            dimensions=prepared.pruning.target.dimensions,
+            keep_layers=prepared.pruning.target.keep_layers,
         )
     (folder / FACTS_FILE).write_text(course, encoding="utf-8")
     return folder
 
 
-def joint_report(
-    prepared: PreparedTraining, record: dict[str, Any], pruning: PruningCallback, zeros: Zeros
-) -> ReportData:
+def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: PruningCallback, zeros: Zeros) -> ReportData:
     """The report of a run; ``zeros`` are those of the model before it."""
     assert pruning.run is not None
-    measures, notes = shown_measures(prepared.task.measures, record["metrics"]), _notes(prepared, pruning, zeros)
     importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
-    return report_of(record, measures, importance=importance, prompt=prepared.options.prompt, notes=notes)
+    notes = _notes(prepared, pruning, zeros)
+    return report_of(record, importance=importance, prompt=prepared.options.prompt, notes=notes)
 
 
 def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
@@ -319,39 +312,30 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     notes = [*quantization_notes(prepared)]
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
         notes.append(filling_note(prepared, zeros))
-    if not prepared.unstructured and abs(pruning.run.ratio - prepared.pruning.ratio) > _NOTED_DEVIATION:
+    if isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - prepared.pruning.target.ratio) > _NOTED_DEVIATION:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         why = f"{widths} those that the config accepts"
         if prepared.structure.spans_blocks:
             why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.ratio:.2%}: {why}.")
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.target.ratio:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")
     return tuple(notes)
 
 
-def _card(prepared: PreparedTraining, record: dict[str, Any], model: PreTrainedModel) -> str:
-    runtimes = runtimes_of(model)
-    if prepared.unstructured:
-        return pst_card(record, prepared.task, runtimes)
-    if prepared.recovery:
-        return recovery_card(record, prepared.task, runtimes)
-    return model_card(record, prepared.task, prepared.structure, runtimes)
-
-
 def write_result(
     prepared: PreparedTraining,
     merged: PreTrainedModel,
-    record: dict[str, Any],
+    record: RunRecord,
     report: ReportData,
     card: str,
     pruning: PruningCallback,
     adapter: Path | None,
     run_dir: Path,
-) -> ReportData:
-    """Write everything; record and report are told how long the weights took. Returns the report as written."""
+) -> tuple[RunRecord, ReportData]:
+    """Write everything; record and report are told how long the weights took. Returns both as written."""
     output = prepared.options.output
     assert output is not None
     assert pruning.run is not None
@@ -360,10 +344,10 @@ def write_result(
     pruning.phases.begin()
 
     def extras(folder: Path) -> None:
-        nonlocal report
+        nonlocal record, report
         pruning.phases.lap(WRITING)
-        record["metrics"]["phases"] = dict(pruning.phases.seconds)
-        report = replace(report, phases=record["metrics"]["phases"])
+        record, report = with_phases(record, report, pruning.phases.seconds)
+        record.write(folder)
         if prepared.options.report:
             write_run_page(report, folder, output)
         copy_event_files(run_dir, folder)
@@ -372,13 +356,6 @@ def write_result(
         if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    save_checkpoint(
-        output,
-        merged,
-        prepared.processor,
-        record=record,
-        card=card,
-        extras=extras,
-        overwrite=prepared.options.overwrite,
-    )
-    return report
+    overwrite = prepared.options.overwrite
+    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras, overwrite=overwrite)
+    return record, report

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.prune import PruneResult, run, run_folder
 from loraprune.recipes.steps.check import prepare
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
+from loraprune.recipes.steps.prepared import RunInputs
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -67,20 +67,15 @@ def recover(
     options = options or RunOptions()
     if options.target_params is not None:
         raise ValueError("target_params was given, and recovery removes nothing. Leave it out, or use prune.")
-    options = replace(options, latency=False, unrecovered=False)
-    with run_folder(options) as run_dir:
-        prepared = prepare(
-            model,
-            dataset,
-            PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps),
-            {} if training is None else training,
-            lora,
-            tokenizer,
-            options,
-            run_dir,
-            image_processor=image_processor,
-            collator=collator,
-            recovery=True,
-            keep_zeros=keep_zeros,
-        )
+    inputs = RunInputs(
+        training=training,
+        lora=lora,
+        tokenizer=tokenizer,
+        options=replace(options, latency=False, unrecovered=False),
+        image_processor=image_processor,
+        collator=collator,
+    )
+    pruning = PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps)
+    with run_folder(inputs.options) as run_dir:
+        prepared = prepare(model, dataset, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
         return run(prepared, run_dir, callbacks)

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from loraprune.record.atomic import check_file, write_text
-from loraprune.record.history import RECORD_FILE
 from loraprune.record.places import check_place
 from loraprune.record.report_data import GroupMap, Importance, ReportData, Row
-from loraprune.record.run_record import group_maps
+from loraprune.record.run_record import RECORD_FILE, DimensionRecord, RunRecord
 from loraprune.report.card import with_rows
 from loraprune.report.evaluation_rows import RunEntries, entry_rows, find_entries, with_entries
-from loraprune.report.from_record import report_of, shown_measures
+from loraprune.report.from_record import group_maps, report_of
 from loraprune.structure.dimensions import WHOLE_KINDS
-from loraprune.tasks.registry import TASKS
-from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
 
 logger = logging.getLogger("loraprune")
 
@@ -158,25 +153,12 @@ def _from_record(path: Path) -> ReportData:
     Raises:
         ValueError: the record cannot be read, or is that of a run that measured nothing.
     """
+    record = RunRecord.read(path)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("it holds no object")
-        if "metrics" not in record:
-            raise ValueError("it holds no measures, as one that save_pruned wrote")
-        return report_of(record, _measures(record))
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        what = f"{error} is missing" if isinstance(error, KeyError) else error
+        return report_of(record)
+    except (KeyError, ValueError) as error:
+        what = f"the plan does not name {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"No report can be made from {path}: {what}.") from error
-
-
-def _measures(record: Mapping[str, Any]) -> tuple[Measure, ...]:
-    task = next((task for task in TASKS if task.name == record["task"]), None)
-    if task is None:
-        raise ValueError(f"the task {record['task']!r} is unknown")
-    if "oneshot" in record["settings"] and "sparsity" in record["metrics"]:
-        return tuple(NONZERO if measure is PARAMETERS else measure for measure in task.measures)
-    return shown_measures(task.measures, record["metrics"])
 
 
 def with_maps(data: ReportData) -> ReportData:
@@ -188,7 +170,7 @@ def with_maps(data: ReportData) -> ReportData:
 
 def _maps(importance: Mapping[str, Importance]) -> tuple[GroupMap, ...]:
     dimensions = [
-        {"name": name, "kind": item.kind, "layer": item.layer, "groups": len(item.kept)}
+        DimensionRecord(name=name, kind=item.kind, layer=item.layer, groups=len(item.kept))
         for name, item in importance.items()
         if item.kind not in WHOLE_KINDS
     ]

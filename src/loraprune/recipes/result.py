@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.save import check_disk_space, save_checkpoint
+from loraprune.record.codec import encode
 from loraprune.record.replaceable import check_output
 from loraprune.record.report_data import ReportData
+from loraprune.record.run_record import RunRecord
 from loraprune.report.from_record import write_run_page
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -28,9 +31,8 @@ class RunResult:
         image_processor: of a model that reads images, where it has one.
         structure: of the model before pruning.
         plan: which groups stayed; all of them where weights became zero.
-        metrics: measures of the dense and of the pruned model, and the course of the run, as plain values.
-        report: the same as the report shows it.
-        record: what was done, as ``pruning.json`` holds it.
+        report: what the report shows.
+        run_record: what was done, and all measures: what ``pruning.json`` holds.
         card: text of the model card.
         output: folder of the checkpoint, or None.
     """
@@ -39,12 +41,23 @@ class RunResult:
     tokenizer: PreTrainedTokenizerBase | None
     structure: Structure
     plan: Plan
-    metrics: dict[str, Any] = field(repr=False)
     report: ReportData = field(repr=False)
-    record: dict[str, Any] = field(repr=False)
+    run_record: RunRecord = field(repr=False)
     card: str = field(repr=False)
     output: Path | None = None
     image_processor: Any = None
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Measures of the dense and of the pruned model, and the course of the run, as plain values."""
+        found: dict[str, Any] = encode(self.run_record.metrics, finite=False)
+        return found
+
+    @cached_property
+    def record(self) -> dict[str, Any]:
+        """What was done, as ``pruning.json`` holds it."""
+        found: dict[str, Any] = encode(self.run_record)
+        return found
 
     def save_pretrained(self, folder: str | Path, *, overwrite: bool = False, report: bool = True) -> Path:
         """Write the model as an ordinary checkpoint, with its tokenizer, its card and the record of the run.
@@ -67,19 +80,12 @@ class RunResult:
         check_disk_space(folder, self.model.num_parameters() * self.model.dtype.itemsize)
 
         def extras(made: Path) -> None:
+            self.run_record.write(made)
             if report:
                 write_run_page(self.report, made, folder)
 
         processor = self.image_processor if self.tokenizer is None else self.tokenizer
-        save_checkpoint(
-            folder,
-            self.model,
-            processor,
-            record=self.record,
-            card=self.card,
-            extras=extras,
-            overwrite=overwrite,
-        )
+        save_checkpoint(folder, self.model, processor, card=self.card, extras=extras, overwrite=overwrite)
         return folder
 
     def push_to_hub(

@@ -5,44 +5,57 @@ from __future__ import annotations
 import math
 import types
 from collections.abc import Mapping, Sequence, Set
-from dataclasses import MISSING, Field, fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
+from functools import cache
 from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
+
+import numpy as np
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 _T = TypeVar("_T")
 
+LEFT_OUT = {"left out": True}
+"""Metadata of a field that a file has no key for while it is None; there, ``null`` for a number means NaN."""
+
 _SCALARS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
-def encode(value: object) -> object:
-    """Turn a value into one that strict JSON can hold.
+def encode(value: object, *, finite: bool = True) -> Any:
+    """Turn a value into plain ones, which strict JSON can hold.
 
-    NaN and infinities become None, for JSON has no word for them; values of unknown types (paths, dtypes)
-    become their text.
+    NaN and infinities become None, for JSON has no word for them, unless ``finite`` is off. Numbers of NumPy become
+    Python's own, and values of unknown types (paths, dtypes) their text.
     """
-    if is_dataclass(value) and not isinstance(value, type):
-        return {field.name: encode(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Enum):
-        return encode(value.value)
-    if value is None or isinstance(value, bool | int | str):
+    if isinstance(value, np.generic):
+        value = value.item()
+    if value is None or isinstance(value, bool | int) or type(value) is str:
         return value
     if isinstance(value, float):
-        return value if math.isfinite(value) else None
+        return value if math.isfinite(value) or not finite else None
+    if isinstance(value, Enum):
+        return encode(value.value, finite=finite)
+    if is_dataclass(value) and not isinstance(value, type):
+        items = ((entry, getattr(value, entry.name)) for entry in fields(value))
+        return {
+            entry.name: encode(item, finite=finite)
+            for entry, item in items
+            if item is not None or entry.metadata != LEFT_OUT
+        }
     if isinstance(value, Mapping):
-        return {str(key): encode(item) for key, item in value.items()}
-    if isinstance(value, Sequence | Set):
-        return [encode(item) for item in value]
+        return {str(key): encode(item, finite=finite) for key, item in value.items()}
+    if isinstance(value, Sequence | Set) and not isinstance(value, str):
+        return [encode(item, finite=finite) for item in value]
     return str(value)
 
 
 def decode(kind: type[_T], value: object, where: str = "") -> _T:
-    """Build an instance of the dataclass ``kind`` from parsed JSON.
+    """Build an instance of the dataclass ``kind`` from plain values, the inverse of :func:`encode`.
 
-    None where a plain ``float`` is expected becomes NaN, the inverse of `encode`. Fields that the class does not
-    know are ignored, so that a file of a later version can be read.
+    None where a number is expected becomes NaN. Fields that the class does not know are ignored, so that a file of a
+    later version can be read.
 
     Args:
         kind: the dataclass.
@@ -52,41 +65,49 @@ def decode(kind: type[_T], value: object, where: str = "") -> _T:
     Raises:
         ValueError: a field is missing or has a value of another type; the message names its path.
     """
-    if not isinstance(value, Mapping):
-        raise ValueError(f"{where or 'The file'} should hold an object with fields, but holds {value!r:.60}.")
-    hints = get_type_hints(kind)
+    given = _expect(dict, value, where or "The file", "an object with fields")
     arguments: dict[str, object] = {}
-    for field in fields(cast("type[DataclassInstance]", kind)):
-        path = f"{where}.{field.name}" if where else field.name
-        if field.name in value:
-            arguments[field.name] = _decode(hints[field.name], value[field.name], path)
-        elif _is_required(field):
+    for name, (hint, required, is_left_out) in _hints(cast("type[DataclassInstance]", kind)).items():
+        path = f"{where}.{name}" if where else name
+        if name in given:
+            null_is_nan = is_left_out and given[name] is None and float in get_args(hint)
+            arguments[name] = math.nan if null_is_nan else _decode(hint, given[name], path)
+        elif required:
             raise ValueError(f"{path} is missing. Was the file written by this program?")
     return kind(**arguments)
 
 
-def _is_required(field: Field[Any]) -> bool:
-    return field.default is MISSING and field.default_factory is MISSING
+@cache
+def _hints(kind: type[DataclassInstance]) -> dict[str, tuple[Any, bool, bool]]:
+    """Of each field its type, whether it has no default, and whether files leave it out."""
+    hints = get_type_hints(kind)
+    return {
+        entry.name: (
+            hints[entry.name],
+            entry.default is MISSING and entry.default_factory is MISSING,
+            entry.metadata == LEFT_OUT,
+        )
+        for entry in fields(kind)
+    }
 
 
 def _decode(hint: Any, value: object, where: str) -> object:
-    """Decode ``value`` as the type hint says; the hints met here are those of the report's dataclasses."""
+    """Decode ``value`` as the type hint says; the hints met here are those of records and reports."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = next(argument for argument in arguments if argument is not type(None))
         return None if value is None else _decode(inner, value, where)
     if origin is tuple:
-        return tuple(
-            _decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(_expect(list, value, where, "a list"))
-        )
+        items = _expect(list, value, where, "a list")
+        return tuple(_decode(arguments[0], item, f"{where}[{i}]") for i, item in enumerate(items))
     if origin is Mapping:
-        items = _expect(dict, value, where, "an object").items()
-        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in items}
+        pairs = _expect(dict, value, where, "an object").items()
+        return {key: _decode(arguments[1], item, f"{where}.{key}") for key, item in pairs}
     if is_dataclass(hint):
         return decode(cast("type[object]", hint), value, where)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return _decode_enum(hint, value, where)
-    return value if hint is object else _decode_scalar(hint, value, where)
+    return value if hint in (object, Any) else _decode_scalar(hint, value, where)
 
 
 def _decode_scalar(hint: type, value: object, where: str) -> object:

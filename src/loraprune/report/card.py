@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from loraprune.importance.compresso import CompressoOptions
-from loraprune.record.history import history_in_words
-from loraprune.report.from_record import shown_measures
+from loraprune.importance.configs import Compresso
+from loraprune.report.from_record import shown_measures, task_of
 from loraprune.structure.dimensions import Structure
-from loraprune.tasks.task import CARD_FORMATS, Measure, Task
+from loraprune.tasks.task import CARD_FORMATS, Measure
 
 if TYPE_CHECKING:
     from loraprune.record.report_data import Row
+    from loraprune.record.run_record import PruningCourse, RunMetrics, RunRecord
 
 _GROUPS = {
     "heads": "attention heads",
@@ -34,21 +34,21 @@ _REPAIRS = {True: "refit", False: "none"}
 """What records say of a repair by the first name of the option."""
 
 
-def _row(metrics: dict[str, Any], measure: Measure) -> str:
-    before, after = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
+def _row(metrics: RunMetrics, measure: Measure) -> str:
+    before, after = measure.of(metrics.dense), measure.of(metrics.pruned)
     if before is None or after is None or measure.card is None:
         return ""
     form = CARD_FORMATS[measure.unit]
-    return f"| {measure.card(metrics['pruned'])} | {before:{form}} | {after:{form}} |\n"
+    return f"| {measure.card(metrics.pruned)} | {before:{form}} | {after:{form}} |\n"
 
 
-def _widths(kind: str, counts: list[int], structure: Structure) -> str:
+def _widths(kind: str, counts: Sequence[int], structure: Structure) -> str:
     name = "KV heads" if kind == "heads" and structure.query_heads_per_group > 1 else kind.replace("_", " ")
     low, high = min(counts), max(counts)
     return f"{low} {name}" if low == high else f"{low} to {high} {name}"
 
 
-def all_widths(widths: dict[str, list[int]], structure: Structure) -> str:
+def _all_widths(widths: Mapping[str, Sequence[int]], structure: Structure) -> str:
     """A sentence that says what every layer has."""
     if structure.spans_blocks and widths:
         (dimension,) = structure
@@ -65,16 +65,21 @@ def _front(base: str, tag: str) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CardWords:
+class _Words:
     """Words that depend on the recipe.
 
     Attributes:
+        title: what follows the model's name in the heading.
+        what: sentences on what was done; ``facts``: on how much.
         tag: for the hub.
         before: heads the figures of the model before the run; ``after``: those of the result.
         recorded: what the record holds beside settings, versions, seed and measures.
         command: that takes the recipe.
     """
 
+    title: str
+    what: str
+    facts: str
     tag: str = "pruned"
     before: str = "dense"
     after: str = "pruned"
@@ -82,46 +87,31 @@ class CardWords:
     command: str = "prune"
 
 
-def base_name(record: dict[str, Any]) -> str:
+def _base_name(record: RunRecord) -> str:
     """The last part of the base model's name, as a reader knows it."""
-    name: str = record["base_model"].rstrip("/").rpartition("/")[2]
-    return name
+    return record.base_model.rstrip("/").rpartition("/")[2]
 
 
-def card(
-    record: dict[str, Any],
-    task: Task,
-    runtimes: Sequence[str],
-    *,
-    title: str,
-    what: str,
-    facts: str,
-    words: CardWords | None = None,
-) -> str:
+def card_of(record: RunRecord, structure: Structure, runtimes: Sequence[str]) -> str:
     """Write the card of a run.
 
     Args:
-        record: see :func:`loraprune.record.run_record.run_record`.
-        task: that the model is made for.
+        record: of the run.
+        structure: of the model before it.
         runtimes: what loads the result, and how.
-        title: what follows the model's name in the heading.
-        what: sentences on what was done.
-        facts: sentences on how much.
-        words: that depend on the recipe; None for one that prunes.
     """
-    words = words or CardWords()
-    rows = "".join(_row(record["metrics"], measure) for measure in shown_measures(task.measures, record["metrics"]))
-    command = f"```\n{record['command']}\n```\n\n" if record["command"] else ""
-    recipe = yaml.safe_dump(record["recipe"], sort_keys=False, allow_unicode=True, width=100)
-    base = record["base_model"]
-    return f"""{_front(base, words.tag)}# {base_name(record)}, {title}
+    task, words = task_of(record), _words(record, structure)
+    rows = "".join(_row(record.metrics, measure) for measure in shown_measures(task.measures, record.metrics))
+    command = f"```\n{record.command}\n```\n\n" if record.command else ""
+    recipe = yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True, width=100)
+    return f"""{_front(record.base_model, words.tag)}# {_base_name(record)}, {words.title}
 
-{what} {_loading(task.auto_class, runtimes)}
+{words.what} {_loading(task.auto_class, runtimes)}
 
 | | {words.before} | {words.after} |
 |---|---|---|
 {rows}
-{facts}
+{words.facts}
 
 ## How it was made
 {command}As a recipe: save this as `recipe.yaml` and run
@@ -130,21 +120,30 @@ def card(
 ```yaml
 {recipe}```
 
-With loraprune {record["versions"].get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
+With loraprune {record.versions.get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
 measure, and {words.recorded}. The license is that of the base model.
 """
 
 
-def removed_shares(pruning: dict[str, Any]) -> str:
+def _words(record: RunRecord, structure: Structure) -> _Words:
+    settings, pruning = record.settings, record.metrics.pruning
+    if settings.recovery is not None:
+        return _of_recovery(record, keeps_zeros=settings.recovery["keep_zeros"])
+    if settings.oneshot is not None:
+        return _of_oneshot(record, settings.oneshot, structure)
+    assert settings.pruning is not None
+    return _of_pst(record) if pruning is None else _of_joint(record, pruning, settings.pruning, structure)
+
+
+def _removed_shares(pruning: PruningCourse) -> str:
     """How much went, in both ways of counting."""
     return (
-        f"Removed: {pruning['ratio']:.2%} of the parameters of the prunable dimensions (target "
-        f"{pruning['target_ratio']:.2%}),\n{1 - pruning['parameters'] / pruning['parameters_before']:.2%} of all "
-        "parameters."
+        f"Removed: {pruning.ratio:.2%} of the parameters of the prunable dimensions (target "
+        f"{pruning.target_ratio:.2%}),\n{1 - pruning.parameters / pruning.parameters_before:.2%} of all parameters."
     )
 
 
-def removed_kinds(structure: Structure) -> str:
+def _removed_kinds(structure: Structure) -> str:
     """What was removed, in words."""
     return " and ".join(_GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
 
@@ -154,32 +153,105 @@ def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
     return f"`{auto_class}.from_pretrained` loads it.\nWhere it runs:\n\n{listed}"
 
 
-def model_card(record: dict[str, Any], task: Task, structure: Structure, runtimes: Sequence[str]) -> str:
-    """Write the card of a run of the joint recipe."""
-    pruning = record["metrics"]["pruning"]
-    settings = record["settings"]["pruning"]
-    widths = pruning["cuts"][-1]["widths"] if pruning["cuts"] else {}
-    name = base_name(record)
-    return card(
-        record,
-        task,
-        runtimes,
-        title=f"{pruning['ratio']:.0%} pruned",
+def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, Any], structure: Structure) -> _Words:
+    """A run that removes groups while LoRA tunes."""
+    widths = pruning.cuts[-1].widths if pruning.cuts else {}
+    return _Words(
+        title=f"{pruning.ratio:.0%} pruned",
         what=(
-            f"A structurally pruned copy of `{name}`: {removed_kinds(structure)} were removed\nwhile LoRA tuned the "
-            f"model, and the adapter is merged. {all_widths(widths, structure)}"
+            f"A structurally pruned copy of `{_base_name(record)}`: {_removed_kinds(structure)} were removed\nwhile "
+            f"LoRA tuned the model, and the adapter is merged. {_all_widths(widths, structure)}"
         ),
         facts=(
-            f"{removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
+            f"{_removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
             f"repair `{_REPAIRS.get(settings['refit'], settings['refit'])}`.{_prompt_note(settings)}"
         ),
     )
 
 
-def _prompt_note(settings: dict[str, Any]) -> str:
+def _prompt_note(settings: Mapping[str, Any]) -> str:
     """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
-    prompt = CompressoOptions(**settings.get("compresso", {})).prompt_text
+    prompt = Compresso(**settings.get("compresso", {})).prompt_text
     return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"
+
+
+def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Structure) -> _Words:
+    """A run without training."""
+    name, pruning, sparsity = _base_name(record), record.metrics.pruning, record.metrics.sparsity
+    if pruning is not None:
+        return _Words(
+            title=f"{pruning.ratio:.0%} pruned",
+            what=(
+                f"A structurally pruned copy of `{name}`: {_removed_kinds(structure)} were removed without training.\n"
+                f"{_all_widths(pruning.widths or {}, structure)}"
+            ),
+            facts=(
+                f"{_removed_shares(pruning)} Method `{settings['method']}`,\nallocation `{settings['allocation']}`, "
+                f"repair `{pruning.repair}`."
+            ),
+            command="oneshot",
+        )
+    assert sparsity is not None
+    return _Words(
+        title=f"{sparsity.pattern} sparse",
+        what=(
+            f"A sparse copy of `{name}`, made without training: {sparsity.reached:.2%} of the weights of the\n"
+            f"blocks' linear layers are zero ({sparsity.pattern}, method `{settings['method']}`). Shapes and file size "
+            "are those of the\noriginal, and plain inference is no faster. A merged LoRA adapter would fill the zeros; "
+            "`loraprune recover`\ntunes and keeps them."
+        ),
+        facts=f"Zeros: {sparsity.zeros:,} of {sparsity.weights:,} weights.",
+        command="oneshot",
+    )
+
+
+def _of_pst(record: RunRecord) -> _Words:
+    """A run that makes single weights zero while LoRA tunes."""
+    sparsity = record.metrics.sparsity
+    assert sparsity is not None
+    assert sparsity.after is not None
+    return _Words(
+        title=f"{sparsity.pattern} sparse",
+        what=(
+            f"A sparse copy of `{_base_name(record)}`: {sparsity.reached:.2%} of the weights that LoRA adapted are\n"
+            "zero. The masks were learnt (PST) while LoRA tuned the model, and the adapter is merged. Shapes and file\n"
+            "size are those of the original, and plain inference is no faster. A further merged LoRA adapter would\n"
+            "fill the zeros; `loraprune recover` tunes and keeps them."
+        ),
+        facts=(
+            f"Zeros: {sparsity.zeros:,} of {sparsity.weights:,} adapted weights (target {sparsity.target:.2%}); "
+            f"{sparsity.after.share:.2%} of all weights of the\nblocks' linear layers."
+        ),
+        tag="sparse",
+        after="sparse",
+        recorded="when the masks grew",
+    )
+
+
+def _of_recovery(record: RunRecord, *, keeps_zeros: bool) -> _Words:
+    """A run that tunes a pruned or sparse model."""
+    was = "" if record.base_pruning is None else record.base_pruning.in_words()
+    base = f"`{_base_name(record)}` ({was})" if was else f"`{_base_name(record)}`"
+    facts, sparsity = "No weight was removed.", record.metrics.sparsity
+    if sparsity is not None and sparsity.before is not None and sparsity.after is not None:
+        before, after = sparsity.before, sparsity.after
+        facts += (
+            f" Zeros in the blocks' linear layers: {before.zeros:,} of {before.weights:,} before\n"
+            f"({before.share:.2%}), {after.zeros:,} after ({after.share:.2%})."
+        )
+    how = "LoRA tuned it, and the adapter is merged."
+    if keeps_zeros:
+        how += " Weights that\nwere zero were masked in both, and are zero."
+    return _Words(
+        title="recovered",
+        what=f"A copy of {base}: {how}",
+        facts=facts,
+        tag="recovered",
+        before="before",
+        after="after",
+        recorded="what is known of how the base was pruned",
+        command="recover",
+    )
 
 
 # The table of a model card, brought up to date.
@@ -218,64 +290,3 @@ def _line(row: Row) -> str:
     dense, pruned = (UNKNOWN if value is None else f"{value:{form}}" for value in (row.dense, row.pruned))
     detail = f" ({row.detail})" if row.detail else ""
     return f"| {row.label}{detail} | {dense} | {pruned} |\n"
-
-
-# The model card of a run that makes single weights zero while LoRA tunes the model.
-
-
-def pst_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
-    """Write the model card."""
-    sparsity = record["metrics"]["sparsity"]
-    return card(
-        record,
-        task,
-        runtimes,
-        title=f"{sparsity['pattern']} sparse",
-        what=(
-            f"A sparse copy of `{base_name(record)}`: {sparsity['reached']:.2%} of the weights that LoRA adapted are\n"
-            "zero. The masks were learnt (PST) while LoRA tuned the model, and the adapter is merged. Shapes and file\n"
-            "size are those of the original, and plain inference is no faster. A further merged LoRA adapter would\n"
-            "fill the zeros; `loraprune recover` tunes and keeps them."
-        ),
-        facts=(
-            f"Zeros: {sparsity['zeros']:,} of {sparsity['weights']:,} adapted weights (target "
-            f"{sparsity['target']:.2%}); {sparsity['after']['share']:.2%} of all weights of the\nblocks' linear layers."
-        ),
-        words=CardWords(tag="sparse", after="sparse", recorded="when the masks grew"),
-    )
-
-
-# The model card of a run that tunes a pruned or sparse model.
-
-
-def recovery_card(record: dict[str, Any], task: Task, runtimes: Sequence[str]) -> str:
-    """Write the model card."""
-    metrics = record["metrics"]
-    was = history_in_words(record.get("base_pruning", {}))
-    base = f"`{base_name(record)}` ({was})" if was else f"`{base_name(record)}`"
-    facts = "No weight was removed."
-    if "sparsity" in metrics:
-        before, after = metrics["sparsity"]["before"], metrics["sparsity"]["after"]
-        facts += (
-            f" Zeros in the blocks' linear layers: {before['zeros']:,} of {before['weights']:,} before\n"
-            f"({before['share']:.2%}), {after['zeros']:,} after ({after['share']:.2%})."
-        )
-    keeps = record["settings"]["recovery"]["keep_zeros"]
-    how = "LoRA tuned it, and the adapter is merged."
-    if keeps:
-        how = "LoRA tuned it, and the adapter is merged. Weights that\nwere zero were masked in both, and are zero."
-    return card(
-        record,
-        task,
-        runtimes,
-        title="recovered",
-        what=f"A copy of {base}: {how}",
-        facts=facts,
-        words=CardWords(
-            tag="recovered",
-            before="before",
-            after="after",
-            recorded="what is known of how the base was pruned",
-            command="recover",
-        ),
-    )

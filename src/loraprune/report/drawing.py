@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 TEXT = "#0a0001"
@@ -222,33 +223,26 @@ def _joined(texts: Sequence[str]) -> str:
     return escape(SEPARATOR.join(text.replace(SEPARATOR, "\N{BROKEN BAR}") for text in texts))
 
 
-# Labels of an axis on which the layers of a model stand.
-
-PIXELS_PER_LABEL = 24.0
-
-_STRIDES = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+# Axes on which the layers of a model stand.
 
 
-def layer_labels(layers: Sequence[int], room: int) -> list[tuple[int, str]]:
-    """Choose labels: of every layer where there is room, else of every second, fifth, tenth and so on.
+def label_layers(axis: Axis, layers: Sequence[int], most: int) -> None:
+    """Label an axis that has a place for each layer, counted from 0, with as many of the layers as there is room for.
 
     Args:
-        layers: what stands on the axis, in order; a layer may come several times, and its first place is labeled.
-        room: how many labels there is room for.
-
-    Returns:
-        Places on the axis, counted from 0, with their labels.
+        axis: of a picture.
+        layers: what stands on the axis, in order; a layer may come several times.
+        most: labels, about.
     """
-    firsts: dict[int, int] = {}
-    for place, layer in enumerate(layers):
-        firsts.setdefault(layer, place)
-    stride = next((step for step in _STRIDES if len(firsts) <= step * max(1, room)), _STRIDES[-1])
-    return [(place, str(layer)) for layer, place in firsts.items() if layer % stride == 0]
+    from matplotlib.ticker import FuncFormatter, MaxNLocator
+
+    names = dict(enumerate(map(str, layers)))
+    axis.set_major_locator(MaxNLocator(most, integer=True))
+    axis.set_major_formatter(FuncFormatter(lambda place, _: names.get(place, "")))
 
 
-def draw_layer_axis(axes: Axes, layers: Sequence[int], width: float) -> None:
+def draw_layer_axis(axes: Axes, layers: Sequence[int]) -> None:
     """Lay out a horizontal axis of layers, from 0 on; few layers leave room to the right, so that bars stay slim."""
-    shown = layer_labels(layers, int(width / PIXELS_PER_LABEL))
-    axes.set_xticks([place for place, _ in shown], [text for _, text in shown])
+    label_layers(axes.xaxis, layers, 14)
     axes.set_xlim(-0.6, max(len(layers) - 0.4, 2.6))
     axes.set_xlabel("layer")

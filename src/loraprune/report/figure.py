@@ -3,56 +3,33 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-FULL_WIDTH = 1040.0
-HALF_WIDTH = 504.0
-NARROW_WIDTH = 352.0
+FULL_WIDTH = 860.0
+HALF_WIDTH = 420.0
+"""Pixels that pictures are drawn for; the style sheet scales them to the screen."""
 
 KEPT_AND_REMOVED = (("kept", "kept"), ("removed", "removed"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One picture in two sizes, for labels do not scale with the screen.
+    """One picture.
 
     Attributes:
         title: what it shows.
+        markup: SVG.
         caption: what to read from it.
         legend: pairs of style class and name.
-        wide: SVG for wide screens; ``narrow``: for phones.
         full: whether it takes the full width of the page.
         numbers: what it shows as a table, where that says more.
     """
 
     title: str
+    markup: str
     caption: str = ""
     legend: tuple[tuple[str, str], ...] = ()
-    wide: str
-    narrow: str
     full: bool = False
     numbers: Grid | None = None
-
-
-def full(title: str, draw: Callable[[float], str], caption: str = "", numbers: Grid | None = None) -> Figure:
-    """A picture over the whole width of the page; ``draw`` takes the width that it is to have."""
-    wide, narrow = draw(FULL_WIDTH), draw(NARROW_WIDTH)
-    return Figure(title=title, caption=caption, wide=wide, narrow=narrow, full=True, numbers=numbers)
-
-
-def half(
-    title: str,
-    draw: Callable[[float], str],
-    caption: str = "",
-    legend: tuple[tuple[str, str], ...] = (),
-    numbers: Grid | None = None,
-) -> Figure:
-    """A picture over half of the page; ``draw`` takes the width that it is to have."""
-    wide, narrow = draw(HALF_WIDTH), draw(NARROW_WIDTH)
-    return Figure(title=title, caption=caption, legend=legend, wide=wide, narrow=narrow, numbers=numbers)
 
 
 def kind_in_words(kind: str) -> str:

@@ -3,74 +3,99 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from loraprune.importance.moving_average import Scores
 from loraprune.record import numbers
+from loraprune.record.codec import encode
 from loraprune.record.report_data import (
     Completion,
+    Cut,
     Details,
+    GroupMap,
     Headline,
     Importance,
     LayerWidth,
     Recovery,
+    RefitError,
     ReportData,
     Row,
 )
-from loraprune.record.run_record import cuts_of, group_maps, points_of, refit_errors_of, widths_of
-from loraprune.sparsity.whole_model import MatrixRecord
+from loraprune.record.run_record import (
+    DimensionRecord,
+    MatrixRecord,
+    PruningCourse,
+    RunMetrics,
+    RunRecord,
+    SparsityCourse,
+)
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
-from loraprune.tasks.task import NONZERO, PARAMETERS, Measure
+from loraprune.tasks.registry import TASKS
+from loraprune.tasks.task import NONZERO, PARAMETERS, Measure, Task
 
 logger = logging.getLogger("loraprune")
 
-
-def _row(metrics: dict[str, Any], measure: Measure) -> Row | None:
-    dense, pruned = metrics["dense"].get(measure.key), metrics["pruned"].get(measure.key)
-    if dense is None or pruned is None:
-        return None
-    unrecovered = metrics.get("unrecovered", {}).get(measure.key)
-    return Row(
-        label=measure.label,
-        unit=measure.unit,
-        detail=measure.detail(metrics["pruned"]),
-        dense=dense,
-        unrecovered=unrecovered,
-        pruned=pruned,
-    )
+MAP_CELLS = 64
+"""Cells of a map of one layer, at most."""
 
 
-def _rows_of(metrics: dict[str, Any], measures: Sequence[Measure]) -> tuple[Row, ...]:
+def task_of(record: RunRecord) -> Task:
+    """The task that the model of a run is made for.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    task = next((task for task in TASKS if task.name == record.task), None)
+    if task is None:
+        raise ValueError(f"the task {record.task!r} is unknown")
+    return task
+
+
+def _rows_of(record: RunRecord) -> tuple[Row, ...]:
     """Measures of both models, of which there are figures."""
-    rows = (_row(metrics, measure) for measure in measures)
-    return tuple(row for row in rows if row is not None)
+    metrics, rows = record.metrics, []
+    for measure in _report_measures(record):
+        dense, pruned = measure.of(metrics.dense), measure.of(metrics.pruned)
+        if dense is not None and pruned is not None:
+            row = Row(
+                label=measure.label,
+                unit=measure.unit,
+                detail=measure.detail(metrics.pruned),
+                dense=dense,
+                unrecovered=None if metrics.unrecovered is None else measure.of(metrics.unrecovered),
+                pruned=pruned,
+            )
+            rows.append(row)
+    return tuple(rows)
 
 
-def shown_measures(measures: Sequence[Measure], metrics: dict[str, Any]) -> tuple[Measure, ...]:
+def _report_measures(record: RunRecord) -> Sequence[Measure]:
+    """Where nothing became smaller, weights that are not zero stand in place of the parameters."""
+    measures = task_of(record).measures
+    if record.settings.oneshot and record.metrics.sparsity:
+        return [NONZERO if measure is PARAMETERS else measure for measure in measures]
+    return shown_measures(measures, record.metrics)
+
+
+def shown_measures(measures: Sequence[Measure], metrics: RunMetrics) -> Sequence[Measure]:
     """Those of the task, and of a sparse model also the weights that are not zero, below the parameters."""
-    if NONZERO.key not in metrics["dense"]:
-        return tuple(measures)
-    return tuple(
-        shown for measure in measures for shown in ((measure, NONZERO) if measure is PARAMETERS else (measure,))
-    )
+    if metrics.dense.nonzero is None:
+        return measures
+    return [shown for each in measures for shown in ((each, NONZERO) if each is PARAMETERS else (each,))]
 
 
-def completions_of(metrics: dict[str, Any], prompt: str | None) -> tuple[Completion, ...]:
+def _completions_of(metrics: RunMetrics, prompt: str | None) -> tuple[Completion, ...]:
     """How the models went on from a prompt."""
-    if prompt is None or "completion" not in metrics["dense"]:
+    dense, pruned = metrics.dense.completion, metrics.pruned.completion
+    if prompt is None or dense is None or pruned is None:
         return ()
-    return (
-        Completion(
-            prompt=prompt,
-            dense=metrics["dense"]["completion"],
-            unrecovered=metrics.get("unrecovered", {}).get("completion"),
-            pruned=metrics["pruned"]["completion"],
-        ),
-    )
+    unrecovered = None if metrics.unrecovered is None else metrics.unrecovered.completion
+    return (Completion(prompt=prompt, dense=dense, unrecovered=unrecovered, pruned=pruned),)
 
 
 def importance_of(structure: Structure, plan: Plan, scores_by_name: Scores) -> dict[str, Importance]:
@@ -90,8 +115,7 @@ def importance_of(structure: Structure, plan: Plan, scores_by_name: Scores) -> d
 
 
 def report_of(
-    record: Mapping[str, Any],
-    measures: Sequence[Measure],
+    record: RunRecord,
     *,
     importance: Mapping[str, Importance] | None = None,
     prompt: str | None = None,
@@ -100,96 +124,154 @@ def report_of(
     """Gather what the report of a run shows; records of earlier versions tell less.
 
     Args:
-        record: see :func:`loraprune.record.run_record.run_record`.
-        measures: that are shown, in their order.
+        record: of the run.
         importance: scores of the groups, which the record does not hold.
         prompt: that the completions go on from.
         notes: what the reader has to know.
+
+    Raises:
+        ValueError: the record holds no measures, or is that of a task that is unknown.
     """
-    settings, metrics = record["settings"], record["metrics"]
-    pruning, sparsity = metrics.get("pruning", {}), metrics.get("sparsity", {})
-    dimensions, kept, matrices = pruning.get("dimensions", ()), record["plan"], _matrices_of(sparsity)
-    recovery = _recovery(sparsity) if "recovery" in settings else None
-    what, headline = _outcome(record)
-    history = {"base_pruning": record["base_pruning"]} if recovery and "base_pruning" in record else {}
+    metrics = record.metrics
+    if metrics.dense.parameters is None:
+        raise ValueError("it holds no measures, as one that save_pruned wrote")
+    dimensions = () if metrics.pruning is None else metrics.pruning.dimensions
+    matrices = (metrics.sparsity and metrics.sparsity.matrices) or ()
+    recovery = None if record.settings.recovery is None else _recovery(metrics.sparsity)
+    what, headline = _outcome(record, metrics.dense.parameters)
+    history = {"base_pruning": encode(record.base_pruning)} if recovery and record.base_pruning else {}
     return ReportData(
-        title=f"{record['base_model'].rstrip('/').rpartition('/')[2]}, {what}",
-        model=record["base_model"],
-        created=record["created"],
+        title=f"{record.base_model.rstrip('/').rpartition('/')[2]}, {what}",
+        model=record.base_model,
+        created=record.created,
         headline=headline,
         recovery=recovery,
         before="before" if recovery else "dense",
         after="after" if recovery else "pruned",
-        rows=_rows_of(metrics, measures),
-        steps=metrics.get("steps"),
-        history=points_of(metrics),
-        cuts=cuts_of(pruning or sparsity),
-        layers=widths_of(dimensions, kept) or zeroed_layers(matrices),
+        rows=_rows_of(record),
+        steps=metrics.steps,
+        history=metrics.history or (),
+        cuts=_cuts_of(metrics),
+        layers=widths_of(dimensions, record.plan) or zeroed_layers(matrices),
         importance=importance or {},
-        maps=group_maps(dimensions, kept),
-        refit_errors=refit_errors_of(pruning),
-        phases=metrics.get("phases", {}),
-        completions=completions_of(metrics, prompt),
-        settings={**settings, **history},
-        versions=record["versions"],
-        command=record["command"] or "",
+        maps=group_maps(dimensions, record.plan),
+        refit_errors=() if metrics.pruning is None else refit_errors_of(metrics.pruning),
+        phases=metrics.phases,
+        completions=_completions_of(metrics, prompt),
+        settings={**encode(record.settings), **history},
+        versions=record.versions,
+        command=record.command or "",
         notes=notes,
-        machine=record["machine"],
+        machine=encode(record.machine),
         details=matrix_table(matrices),
     )
 
 
-def _recovery(sparsity: Mapping[str, Any]) -> Recovery:
+def _recovery(sparsity: SparsityCourse | None) -> Recovery:
     """What a run that prunes nothing did to zeros."""
-    if not sparsity:
+    if sparsity is None or sparsity.before is None or sparsity.after is None:
         return Recovery()
-    return Recovery(zeros_before=sparsity["before"]["share"], zeros_after=sparsity["after"]["share"])
+    return Recovery(zeros_before=sparsity.before.share, zeros_after=sparsity.after.share)
 
 
-def _outcome(record: Mapping[str, Any]) -> tuple[str, Headline]:
+def _outcome(record: RunRecord, total: int) -> tuple[str, Headline]:
     """What the run made of its model, in a word or two, and how much of the model is gone."""
-    settings, metrics = record["settings"], record["metrics"]
-    total = metrics["dense"]["parameters"]
-    if "recovery" in settings:
-        nothing = {"total_before": total, "total_after": total, "prunable_before": total, "prunable_after": total}
-        return "recovered", Headline(ratio=0.0, target_ratio=0.0, **nothing)
-    if "pruning" in metrics:
-        headline = headline_of(metrics["pruning"])
-        return f"{headline.ratio:.0%} pruned", headline
-    sparsity = metrics["sparsity"]
-    method = settings["oneshot"]["method"] if "oneshot" in settings else settings["pruning"]["criterion"]
-    headline = Headline(
-        ratio=sparsity["reached"],
-        target_ratio=sparsity["target"],
+    pruning, sparsity = record.metrics.pruning, record.metrics.sparsity
+    if record.settings.recovery is not None:
+        return "recovered", _unchanged(total, total, ratio=0.0, target_ratio=0.0)
+    if pruning is not None:
+        headline = Headline(
+            ratio=pruning.ratio,
+            target_ratio=pruning.target_ratio,
+            total_before=pruning.parameters_before,
+            total_after=pruning.parameters,
+            prunable_before=pruning.prunable_parameters_before,
+            prunable_after=pruning.prunable_parameters,
+        )
+        return f"{pruning.ratio:.0%} pruned", headline
+    if sparsity is None or sparsity.reached is None or sparsity.target is None or sparsity.weights is None:
+        raise ValueError("it does not say what was pruned")
+    headline = _unchanged(total, sparsity.weights, ratio=sparsity.reached, target_ratio=sparsity.target)
+    sparse = f"{record.settings.method}, {sparsity.pattern}"
+    return f"{sparsity.pattern} sparse", replace(headline, sparsity=sparse)
+
+
+def _unchanged(total: int, prunable: int, *, ratio: float, target_ratio: float) -> Headline:
+    """A model of the same size after the run."""
+    return Headline(
+        ratio=ratio,
+        target_ratio=target_ratio,
         total_before=total,
         total_after=total,
-        prunable_before=sparsity["weights"],
-        prunable_after=sparsity["weights"],
-        sparsity=f"{method}, {sparsity['pattern']}",
+        prunable_before=prunable,
+        prunable_after=prunable,
     )
-    return f"{sparsity['pattern']} sparse", headline
 
 
-def headline_of(pruning: Mapping[str, Any]) -> Headline:
-    """How much of the model is gone, from the metrics of a run that made it smaller."""
-    return Headline(
-        ratio=pruning["ratio"],
-        target_ratio=pruning["target_ratio"],
-        total_before=pruning["parameters_before"],
-        total_after=pruning["parameters"],
-        prunable_before=pruning["prunable_parameters_before"],
-        prunable_after=pruning["prunable_parameters"],
+# The course of a run, as its report shows it.
+
+
+def _cuts_of(metrics: RunMetrics) -> tuple[Cut, ...]:
+    """The cuts (or masks) in the order made; where several fell on one step, one."""
+    if metrics.pruning is not None:
+        return tuple({cut.step: cut for cut in metrics.pruning.cuts or ()}.values())
+    masks = (metrics.sparsity and metrics.sparsity.masks) or ()
+    return tuple({mask.step: Cut(step=mask.step, ratio=mask.ratio) for mask in masks}.values())
+
+
+def refit_errors_of(pruning: PruningCourse) -> tuple[RefitError, ...]:
+    """Errors of the consumers at each cut; of several cuts without training, at the last one of each dimension."""
+    last: dict[str, int] = {}
+    for error in pruning.refit_errors:
+        last[error.dimension] = max(error.cut_number or 0, last.get(error.dimension, 0))
+    shown = [error for error in pruning.refit_errors if (error.cut_number or 0) == last[error.dimension]]
+    return tuple(
+        RefitError(step=error.step, kind=error.kind, layer=error.layer, cut=error.cut, repaired=error.repaired)
+        for error in shown
+    )
+
+
+def group_maps(
+    dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence[int]], cells: int = MAP_CELLS
+) -> tuple[GroupMap, ...]:
+    """Where in each layer groups went; nothing of dimensions that no layer has to itself.
+
+    Args:
+        dimensions: of the model before the run.
+        kept: groups that stayed, by name of the dimension.
+        cells: that a layer has at most; with more groups, runs of equally many neighbors share a cell.
+    """
+    maps = []
+    for dimension in dimensions:
+        if dimension.layer is None:
+            continue
+        total, stayed = dimension.groups, set(kept[dimension.name])
+        size = math.ceil(total / cells)
+        runs = (range(start, min(start + size, total)) for start in range(0, total, size))
+        shares = tuple(sum(group in stayed for group in run) / len(run) for run in runs)
+        maps.append(GroupMap(kind=dimension.kind, layer=dimension.layer, kept=shares, groups_per_cell=size))
+    return tuple(maps)
+
+
+def widths_of(dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence[int]]) -> tuple[LayerWidth, ...]:
+    """Groups that stayed in each layer; of whole blocks, which ones; nothing of what has no layer."""
+    if [dimension.kind for dimension in dimensions] == ["blocks"]:
+        (blocks,) = dimensions
+        stayed = set(kept[blocks.name])
+        return tuple(
+            LayerWidth(layer=number, kind="blocks", total=1, kept=int(number in stayed))
+            for number in range(blocks.groups)
+        )
+    return tuple(
+        LayerWidth(layer=each.layer, kind=each.kind, total=each.groups, kept=len(kept[each.name]))
+        for each in dimensions
+        if each.layer is not None
     )
 
 
 # What became of the matrices of a sparse model, as a report shows it.
 
 SEEN_DIFFERENCE = 0.005
-
-
-def _matrices_of(sparsity: Mapping[str, Any]) -> tuple[MatrixRecord, ...]:
-    """Matrices as the record of a run without training has them; none of other runs."""
-    return tuple(MatrixRecord(**matrix) for matrix in sparsity.get("matrices", ()))
 
 
 def zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:

@@ -16,33 +16,9 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from loraprune.importance.configs import Pst
 from loraprune.sparsity.masked_product import Factors, sum_of_products
 from loraprune.sparsity.masks import lowest
-
-
-@dataclass(frozen=True, kw_only=True)
-class PstOptions:
-    """How scores of single weights are learnt.
-
-    Attributes:
-        rank: of the low-rank part U·V.
-        low_rank_weight: α1, what that part counts; ``structured_weight``: α2, what rows and columns count.
-        learning_rate: of the scores, all through the run; None takes that of the adapter at every step.
-    """
-
-    rank: int = 8
-    low_rank_weight: float = 1.0
-    structured_weight: float = 1.0
-    learning_rate: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise ValueError(f"The rank of PST's scores is {self.rank}; it must be at least 1.")
-        for name in ("low_rank_weight", "structured_weight"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0.0):
-                raise ValueError(f"PST's {name} is {getattr(self, name)}; it must be a number from 0 on.")
-        if self.learning_rate is not None and not (math.isfinite(self.learning_rate) and self.learning_rate > 0.0):
-            raise ValueError(f"PST's learning rate is {self.learning_rate}; it must lie above 0.")
 
 
 @dataclass
@@ -73,9 +49,7 @@ class LearntScores:
 
 
 @torch.no_grad()
-def pst_score(
-    weight_OI: torch.Tensor, factors: Sequence[Factors], learnt: LearntScores, options: PstOptions
-) -> torch.Tensor:
+def pst_score(weight_OI: torch.Tensor, factors: Sequence[Factors], learnt: LearntScores, options: Pst) -> torch.Tensor:
     """``|W + Σ s·B·A| + α1·U·V + α2·(R + C)``, shape ``(out, in)``, in 32 bits."""
     effective_OI = sum_of_products(factors).to(torch.float32).add_(weight_OI)
     score_OI = effective_OI.abs_().addmm_(learnt.u, learnt.v, alpha=options.low_rank_weight)
@@ -163,7 +137,7 @@ def pst_product(
     kept_OI: torch.Tensor | None,
     factors: Factors,
     learnt: LearntScores | None,
-    options: PstOptions,
+    options: Pst,
 ) -> torch.Tensor:
     """``x·((W + s·B·A) ⊙ M)ᵀ``, through which scores are learnt.
 

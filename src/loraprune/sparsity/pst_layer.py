@@ -9,10 +9,11 @@ from peft.tuners.lora.layer import Embedding, Linear, LoraLayer
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
+from loraprune.importance.configs import Pst
 from loraprune.layers.unwrap import base_model
 from loraprune.sparsity.masked_lora import HARMLESS_INITS, PLAIN_DTYPES, ZeroKeepingLinear
 from loraprune.sparsity.masked_product import Factors
-from loraprune.sparsity.pst import LearntScores, PstOptions, kept_highest, pst_product, pst_score
+from loraprune.sparsity.pst import LearntScores, kept_highest, pst_product, pst_score
 
 if TYPE_CHECKING:
     from peft import LoraConfig
@@ -33,7 +34,7 @@ class PstLinear(Linear):
 
     kept: torch.Tensor | None = None
     learnt: LearntScores | None = None
-    options: PstOptions = PstOptions()
+    options: Pst = Pst()
 
     def weight_oi(self) -> torch.Tensor:
         """The base weight as (out, in)."""
@@ -102,7 +103,7 @@ def check_adapter(config: LoraConfig) -> None:
 
 
 def pst_layers_(
-    model: nn.Module, structure: Structure, options: PstOptions, keep: frozenset[int], seed: int
+    model: nn.Module, structure: Structure, options: Pst, keep: frozenset[int], seed: int
 ) -> dict[str, PstLinear]:
     """Make PST layers of the LoRA layers in a model's blocks, in place.
 

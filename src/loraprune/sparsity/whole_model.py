@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,8 +15,11 @@ from loraprune.calibration.features import FeatureStatistics
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.calibration.progress import Progress
 from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.record.run_record import MatrixRecord
+from loraprune.sparsity.configs import Evidence, MagnitudeMask, WithUpdates, ZeroingMethod
 from loraprune.sparsity.matrices import Matrix, matrices_of
-from loraprune.sparsity.methods import Evidence, SparseMatrix, SparsityOptions, compared_weights, evidence_of, sparsify
+from loraprune.sparsity.methods import SparseMatrix, sparsify
+from loraprune.sparsity.pattern import SparsityPattern
 
 if TYPE_CHECKING:
     from loraprune.calibration.block_by_block import CalibrationPass
@@ -27,48 +30,19 @@ RAISED_DAMPING = 0.1
 """Damping of updates whose second moment has fewer tokens than features: most of its directions are not known."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class MatrixRecord:
-    """What became of a matrix.
-
-    Attributes:
-        name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
-        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before.
-        seconds: that it took, without the calibration data's way through the block.
-        error: squared error of its outputs as a share of the squared outputs, where the method knows it.
-        damping: that its updates needed, where the method has any.
-    """
-
-    name: str
-    layer: int
-    kind: str
-    weights: int
-    zeros: int
-    zeros_before: int
-    seconds: float
-    error: float | None = None
-    damping: float | None = None
-
-    @property
-    def sparsity(self) -> float:
-        """Share of the weights that are zero."""
-        return self.zeros / self.weights
-
-
-def check_widths(model: nn.Module, structure: Structure, options: SparsityOptions) -> None:
+def check_widths(model: nn.Module, structure: Structure, method: ZeroingMethod, pattern: SparsityPattern) -> None:
     """Make sure that every matrix can have the pattern; the model may be one without weights.
 
     Raises:
         ValueError: a row is not a multiple of M long, or nothing of a matrix would go.
     """
-    pattern = options.pattern
     for layer, block in enumerate(structure.blocks):
         if layer in structure.protected:
             continue
         for matrix in matrices_of(base_model(model), block):
             rows, width = matrix.weight_oi().shape
             pattern.check_width(width, matrix.name)
-            compared = compared_weights(rows, width, options)
+            compared = method.compared_weights(rows, width)
             if pattern.count(compared) == 0:
                 raise ValueError(
                     f"A sparsity of {pattern.ratio:g} removes nothing from {matrix.name}: {compared} weights are "
@@ -80,7 +54,8 @@ def sparsify_(
     model: nn.Module,
     structure: Structure,
     calibration: CalibrationPass | None,
-    options: SparsityOptions,
+    method: ZeroingMethod,
+    pattern: SparsityPattern,
     progress: Progress = lambda done, total: None,
 ) -> list[MatrixRecord]:
     """Make the linear layers of all blocks sparse, in place.
@@ -89,7 +64,8 @@ def sparsify_(
         model: without an adapter.
         structure: its description; blocks that it protects are left alone.
         calibration: a pass that has not begun; None for methods that look at nothing but weights.
-        options: what is done to each matrix.
+        method: what is done to each matrix.
+        pattern: how many weights become zero, and where.
         progress: hears how many blocks are done, and how many there are.
 
     Returns:
@@ -105,9 +81,9 @@ def sparsify_(
         for layer, block in enumerate(structure.blocks):
             if layer not in structure.protected:
                 matrices = list(matrices_of(base_model(model), block))
-                with_inputs = _with_inputs(matrices, calibration, evidence_of(options.method))
+                with_inputs = _with_inputs(matrices, calibration, method.evidence)
                 made = {
-                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, options, troubles)
+                    matrix.name: _sparsify_matrix_(matrix, layer, inputs, method, pattern, troubles)
                     for matrix, inputs in with_inputs
                 }
                 records += [made[matrix.name] for matrix in matrices]
@@ -142,13 +118,18 @@ def _with_inputs(
 
 
 def _sparsify_matrix_(
-    matrix: Matrix, layer: int, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
+    matrix: Matrix,
+    layer: int,
+    inputs: FeatureStatistics | None,
+    method: ZeroingMethod,
+    pattern: SparsityPattern,
+    troubles: Troubles,
 ) -> MatrixRecord:
     """Make one matrix sparse; where nothing can be said of its inputs, by magnitude."""
     started = time.perf_counter()
     weight = matrix.weight_oi().float()
     before = int((weight == 0).sum())
-    result = _result(matrix.name, weight, inputs, options, troubles)
+    result = _result(matrix.name, weight, inputs, method, pattern, troubles)
     matrix.write_(result.weight_OI)
     zeros = int((matrix.weight_oi() == 0).sum())
     return MatrixRecord(
@@ -165,29 +146,33 @@ def _sparsify_matrix_(
 
 
 def _result(
-    name: str, weight: torch.Tensor, inputs: FeatureStatistics | None, options: SparsityOptions, troubles: Troubles
+    name: str,
+    weight: torch.Tensor,
+    inputs: FeatureStatistics | None,
+    method: ZeroingMethod,
+    pattern: SparsityPattern,
+    troubles: Troubles,
 ) -> SparseMatrix:
-    if evidence_of(options.method) is Evidence.NOTHING:
-        return sparsify(weight, None, options)
+    if method.evidence is Evidence.NOTHING:
+        return sparsify(weight, None, method, pattern)
     if inputs is None:
         troubles.note("idle", name, "no calibration token arrives there, so that weights go by magnitude.")
-        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
+        return sparsify(weight, None, MagnitudeMask(), pattern)
     if not inputs.is_finite:
         raise ArithmeticError(
             f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
             "this dtype?"
         )
-    asked = options.damping
-    if evidence_of(options.method) is Evidence.MOMENT and inputs.rows < weight.shape[1]:
-        options = replace(options, damping=max(asked, RAISED_DAMPING))
+    if isinstance(method, WithUpdates) and inputs.rows < weight.shape[1]:
+        asked, method = method.damping, replace(method, damping=max(method.damping, RAISED_DAMPING))
         troubles.note(
             "few tokens",
             name,
             f"{inputs.rows} calibration tokens are fewer than {weight.shape[1]} input features, so that the updates "
-            f"are damped by {options.damping:g} ({asked:g} was asked for). More calibration sequences help.",
+            f"are damped by {method.damping:g} ({asked:g} was asked for). More calibration sequences help.",
         )
     try:
-        result = sparsify(weight, inputs, options)
+        result = sparsify(weight, inputs, method, pattern)
     except NotPositiveDefiniteError:
         troubles.note(
             "not inverted",
@@ -195,12 +180,12 @@ def _result(
             "the second moment of the inputs cannot be inverted, even with a thousandfold damping, so that weights go "
             "by magnitude, without updates.",
         )
-        return sparsify(weight, None, replace(options, method="magnitude", within=None, variant=False))
-    if result.damping is not None and result.damping > options.damping:
+        return sparsify(weight, None, MagnitudeMask(), pattern)
+    if isinstance(method, WithUpdates) and result.damping is not None and result.damping > method.damping:
         troubles.note(
             "damped more",
             name,
-            f"the second moment of the inputs is not positive definite with a damping of {options.damping:g}; it was "
+            f"the second moment of the inputs is not positive definite with a damping of {method.damping:g}; it was "
             f"raised to {result.damping:g}.",
         )
     return result

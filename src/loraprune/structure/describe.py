@@ -13,7 +13,7 @@ from loraprune.architectures import spec_for
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, MemberSpec, Number, RowUnit, StackSpec
 from loraprune.layers.axes import axis_length, is_stacked, parameters_per_position
 from loraprune.layers.quantized import quantized_layers, shape_of
-from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.layers.unwrap import base_layer, base_model, find_module
 from loraprune.structure.blocks import blocks_dimension, blocks_refusal
 from loraprune.structure.dimensions import Member, PrunableDimension, Remembered, Structure
 from loraprune.structure.hidden import hidden_dimension, hidden_refusal
@@ -98,19 +98,12 @@ def _linear_layers(block: nn.Module) -> str:
     return ", ".join(found)
 
 
-def _find(model: nn.Module, block: str, path: str) -> nn.Module | None:
-    try:
-        return model.get_submodule(f"{block}.{path}" if path else block)
-    except AttributeError:
-        return None
-
-
 def _resolve_member(
     spec: MemberSpec, model: nn.Module, block: str, sizes: _BlockSizes, in_block: DimensionSpec
 ) -> Member | None:
     """One member; None where it is optional and missing."""
-    module = _find(model, block, spec.module)
     name = f"{block}.{spec.module}"
+    module = find_module(model, name.removesuffix("."))
     if module is None or getattr(base_layer(module), spec.parameter, None) is None:
         is_list = module is not None and isinstance(base_layer(module), nn.ModuleList)
         if not is_list:
@@ -170,7 +163,7 @@ def _resolve_dimension(
     spec: DimensionSpec, stack: StackSpec, model: nn.Module, block: str, index: int, layer: int, sizes: _BlockSizes
 ) -> PrunableDimension | None:
     """Resolve a dimension of one block and check that its members agree on the number of groups."""
-    if spec.optional and _find(model, block, spec.consumer.module) is None:
+    if spec.optional and find_module(model, f"{block}.{spec.consumer.module}") is None:
         return None
     consumer = _resolve_member(spec.consumer, model, block, sizes, spec)
     if consumer is None:

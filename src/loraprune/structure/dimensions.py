@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-
-import torch
+from typing import TYPE_CHECKING
 
 from loraprune.architectures.spec import ArchitectureSpec, Axis
+
+if TYPE_CHECKING:
+    import torch
 
 WHOLE_MODEL = -1
 """What stands for the index of a block in a dimension that spans all of them."""
@@ -50,6 +52,8 @@ class Member:
             num_groups: groups that there are now.
             length: length of the axis now.
         """
+        import torch  # here, so that a description of what is pruned can be made without waiting for it
+
         parts = []
         offset = 0
         for size in self.segments:
@@ -67,6 +71,8 @@ class Member:
             num_groups: groups that there are now, over all experts.
             experts: how many there are.
         """
+        import torch
+
         each = num_groups // experts
         local = groups.view(experts, -1) - torch.arange(experts)[:, None] * each
         return torch.stack([self.positions(own, each, each * self.group_size) for own in local])

@@ -11,7 +11,7 @@ from torch import nn
 from loraprune.architectures import PREFIX
 from loraprune.architectures.spec import ArchitectureSpec, Axis
 from loraprune.layers.axes import axis_length, parameters_per_position
-from loraprune.layers.unwrap import base_layer
+from loraprune.layers.unwrap import base_layer, find_module
 from loraprune.structure.dimensions import WHOLE_MODEL, Member, PrunableDimension, Remembered
 
 if TYPE_CHECKING:
@@ -24,16 +24,7 @@ def _present(model: nn.Module, *paths: str) -> list[str]:
     """Those of some paths that the model has; a model without its head has them without its prefix."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     wanted = dict.fromkeys(name for path in paths for name in (path, path.removeprefix(prefix)))
-    return [name for name in wanted if _has(model, name)]
-
-
-def _has(model: nn.Module, name: str) -> bool:
-    """Whether a model has a module; a list of all names would have to be made anew for every question."""
-    try:
-        model.get_submodule(name)
-    except AttributeError:
-        return False
-    return True
+    return [name for name in wanted if find_module(model, name) is not None]
 
 
 def _sides(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> Iterator[tuple[str, Axis]]:

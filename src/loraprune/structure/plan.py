@@ -6,9 +6,10 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from loraprune.options.field import check_choice
 from loraprune.structure.dimensions import PrunableDimension, Structure
 from loraprune.structure.matching_widths import check_widths_meet, final_candidates, most_even
-from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_choice, kept_in, legal_widths, widest
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_ratio, kept_in, legal_widths, widest
 
 
 def _first_groups(structure: Structure, dimension: PrunableDimension, count: int) -> tuple[int, ...]:
@@ -70,8 +71,7 @@ class Plan:
         Raises:
             ValueError: no legal widths meet the ratio; the message says what can be reached.
         """
-        if not 0.0 <= ratio < 1.0:
-            raise ValueError(f"ratio is {ratio}; it must lie in [0, 1): the share of prunable weights that goes.")
+        check_ratio(ratio)
         check_choice("head_counts", head_counts, HEAD_COUNTS)
         legal = legal_widths(structure, channel_multiple=channel_multiple, head_counts=head_counts)
         if ratio == 0.0:

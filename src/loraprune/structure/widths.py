@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
+from loraprune.options.field import check_within
 from loraprune.structure.dimensions import PrunableDimension, Structure
 
 CHANNEL_MULTIPLES = (128, 64, 32, 16, 8)
@@ -38,14 +39,13 @@ class LegalWidths:
         return max(self.multiples.values(), default=1)
 
 
-def check_choice(name: str, value: str, choices: Sequence[str]) -> None:
-    """Make sure that an option is one of its choices.
+def check_ratio(ratio: float) -> None:
+    """Make sure that a sparsity ratio is one.
 
     Raises:
-        ValueError: it is none of them; the message lists them.
+        ValueError: it lies outside of [0, 1).
     """
-    if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+    check_within("ratio", ratio, "[0, 1)", "the share of prunable weights that goes")
 
 
 def widest(structure: Structure, kind: str) -> int:

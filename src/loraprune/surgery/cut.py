@@ -16,11 +16,11 @@ from loraprune.layers.unwrap import base_model
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
-from loraprune.structure.widths import check_choice
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.config_widths import update_config_
 from loraprune.surgery.output_error import ConsumerError
-from loraprune.surgery.refit import REPAIRS, cut_and_repair_
+from loraprune.surgery.refit import CutHooks, cut_and_repair_
+from loraprune.surgery.repairs import Bias, Repair, repair_of
 
 Rows = Iterable[torch.Tensor | Sequence[int] | Mapping[str, torch.Tensor]] | Mapping[str, torch.Tensor] | torch.Tensor
 """Calibration data in the forms that tokenizers and data loaders give."""
@@ -31,16 +31,16 @@ def cut_(
     plan: Plan,
     *,
     calibration: Rows | None = None,
-    repair: str | None = None,
-    damping: float = 0.01,
+    repair: str | Repair | None = None,
+    damping: float | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     device: torch.device | str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[ConsumerError, ...]:
     """Cut a model down to a plan, in place, and repair what consumed the cut.
 
-    Afterwards the model runs, trains and can be described and cut again; its config says the new widths.
-    :func:`loraprune.save` writes it as an ordinary checkpoint.
+    Afterwards the model runs, trains and can be cut again, its config says the new widths, and :func:`loraprune.save`
+    writes it.
 
     Example::
 
@@ -52,63 +52,62 @@ def cut_(
     Args:
         model: of the transformers library, or the ``PeftModel`` around it.
         plan: groups that stay, as :func:`loraprune.describe` numbers them in the model as it is now.
-        calibration: rows of token ids (lists, 1-D tensors, or one 2-D tensor) or mappings of the model's inputs; a few
-            dozen rows of text like that of later use. Needed for a repair.
-        repair: ``stream`` (least squares towards the residual stream of the uncut model), ``refit`` (towards what each
-            layer gave itself), ``bias`` (FLAP, arXiv 2312.11983: the mean of what goes is added to the consumer's
-            bias) or ``none``. None is ``stream`` with calibration data and ``none`` without.
-        damping: ridge of the least squares as a share of the mean diagonal of the second moment.
+        calibration: a few dozen rows like those of later use: token ids (lists, 1-D tensors, or one 2-D tensor) or
+            mappings of the model's inputs. Needed for a repair.
+        repair: ``stream``, ``refit``, ``bias`` (FLAP, arXiv 2312.11983) or ``none``, or an object of
+            :mod:`loraprune.repairs`. None is ``stream`` with calibration data, else ``none``.
+        damping: of least squares that are given by name: ridge as a share of the mean diagonal of the second moment.
         optimizer: its state shrinks with the parameters.
         device: to repair on, one block at a time, where that is not the model's.
         progress: called with finished blocks and all blocks.
 
     Returns:
-        What the cut did to each consumer that least squares repaired: relative errors before and after the repair.
+        The relative errors of each consumer that least squares repaired, before and after the repair.
 
     Raises:
-        UnsupportedArchitectureError: the family has no description.
-        ValueError: the plan is not one of this model, or the model could not run or not be repaired like that. The
-            model is then unchanged.
+        ValueError: the family has no description, the plan is not one of this model, or the model could not run or be
+            repaired like that. The model is then unchanged.
     """
     rows = None if calibration is None else as_calibration(calibration)
-    if repair is None:
-        repair = "stream" if rows else "none"
-    check_choice("repair", repair, REPAIRS)
-    if repair != "none" and not rows:
-        raise ValueError(f"The repair {repair!r} looks at calibration data: pass calibration=, or say repair='none'.")
-    if damping < 0.0:
-        raise ValueError(f"damping is {damping}; it cannot be negative.")
-    prepare_(model)
-    structure = structure_of(model, plan)
-    plan = completed(plan, structure)
-    plan.check(structure)
-    check_tied_adapters(model)
-    if repair != "none" and any(map(has_variant, model.modules())):
-        raise ValueError(
-            "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so that it cannot be "
-            "repaired. Use repair='none', or merge it first."
-        )
-    base: Any = base_model(model)
-    if rows:
-        _check_token_ids(base, rows)
-    if repair == "bias":
-        give_biases_(base, structure)
+    repair = repair_of(repair or ("stream" if rows else "none"), damping)
+    structure, plan = _prepared(model, plan, rows, repair)
     errors: list[ConsumerError] = []
+    place = None if device is None else torch.device(device)
     cut_and_repair_(
         model,
         structure,
         Plan.full(structure),
         plan,
-        calibration=rows if repair != "none" else None,
-        damping=damping,
-        optimizer=optimizer,
+        calibration=rows if repair.reads_data else None,
         repair=repair,
-        device=None if device is None else torch.device(device),
-        progress=progress,
-        noted=errors.append,
+        optimizer=optimizer,
+        hooks=CutHooks(device=place, progress=progress, noted=errors.append),
     )
-    update_config_(base.config, structure, plan)
+    update_config_(base_model(model).config, structure, plan)
     return tuple(errors)
+
+
+def _prepared(model: nn.Module, plan: Plan, rows: Calibration | None, repair: Repair) -> tuple[Structure, Plan]:
+    """The structure that a plan is of, and the whole plan, checked; then the model gets what the repair needs."""
+    if repair.reads_data and not rows:
+        raise ValueError(
+            f"The repair {repair.name!r} looks at calibration data: pass calibration=, or say repair='none'."
+        )
+    prepare_(model)
+    structure = structure_of(model, plan)
+    plan = completed(plan, structure)
+    plan.check(structure)
+    check_tied_adapters(model)
+    if repair.reads_data and any(map(has_variant, model.modules())):
+        raise ValueError(
+            "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so that it cannot be "
+            "repaired. Use repair='none', or merge it first."
+        )
+    if rows:
+        _check_token_ids(base_model(model), rows)
+    if isinstance(repair, Bias):
+        give_biases_(base_model(model), structure)
+    return structure, plan
 
 
 def structure_of(model: nn.Module, plan: Plan) -> Structure:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from loraprune.importance.evidence.block_gates import entering
 from loraprune.layers.experts import ExpertTap
@@ -43,7 +44,10 @@ class _LayerMask:
     def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
         self._member, self._num_groups = member, num_groups
         self._mask: torch.Tensor | None = None
-        self._handles = [module.register_forward_pre_hook(self._multiply)]
+        self._handles = [self._hook(module)]
+
+    def _hook(self, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_pre_hook(self._multiply)
 
     def follow(self, kept: tuple[int, ...]) -> None:
         self._mask = axis_mask(self._member, self._num_groups, kept)
@@ -65,13 +69,8 @@ class _LayerMask:
 class _OutputMask(_LayerMask):
     """A mask on what one layer gives; ``member`` says how groups lie along it."""
 
-    def __init__(self, module: nn.Module, member: Member, num_groups: int) -> None:
-        self._member, self._num_groups = member, num_groups
-        self._mask: torch.Tensor | None = None
-        self._handles = [module.register_forward_hook(self._multiply_output)]
-
-    def _multiply_output(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
-        return output * self._for(output)
+    def _hook(self, module: nn.Module) -> RemovableHandle:
+        return module.register_forward_hook(lambda module, args, output: output * self._for(output))
 
 
 class _NormMask(_LayerMask):
@@ -99,37 +98,24 @@ class _NormMask(_LayerMask):
         return output / self._factor
 
 
-class _StreamMask:
-    """A mask on everything that is written to the residual stream, which follows a plan."""
-
-    def __init__(self, model: nn.Module, dimension: PrunableDimension) -> None:
-        self._writers = [
-            _OutputMask(model.get_submodule(name), dimension.consumer, dimension.num_groups)
-            for name in hidden_writers(dimension)
-        ]
-
-    def follow(self, kept: tuple[int, ...]) -> None:
-        for writer in self._writers:
-            writer.follow(kept)
-
-    def remove(self) -> None:
-        for writer in self._writers:
-            writer.remove()
-
-
-def _consumer_mask(model: nn.Module, dimension: PrunableDimension) -> _Mask:
-    """The mask that keeps the groups of a dimension from its consumer."""
-    consumer = dimension.consumer
+def _masks_of(model: nn.Module, dimension: PrunableDimension) -> list[_Mask]:
+    """The masks that keep the groups of a dimension from its consumer, and from the average of a norm."""
+    consumer, groups = dimension.consumer, dimension.num_groups
+    masks: list[_Mask]
     if dimension.kind == "blocks":
         blocks: Any = model.get_submodule(consumer.module)
-        return BlockMask(blocks)
-    if dimension.kind == "hidden":
-        return _StreamMask(model, dimension)
-    if consumer.stacked:
-        return ExpertChannelMask(model.get_submodule(consumer.module), dimension)
-    if consumer.axis == "experts":
-        return ExpertMask(model, dimension)
-    return _LayerMask(model.get_submodule(consumer.module), consumer, dimension.num_groups)
+        masks = [BlockMask(blocks)]
+    elif dimension.kind == "hidden":  # on everything that is written to the residual stream
+        masks = [_OutputMask(model.get_submodule(name), consumer, groups) for name in hidden_writers(dimension)]
+    elif consumer.stacked:
+        masks = [ExpertChannelMask(model.get_submodule(consumer.module), dimension)]
+    elif consumer.axis == "experts":
+        masks = [ExpertMask(model, dimension)]
+    else:
+        masks = [_LayerMask(model.get_submodule(consumer.module), consumer, groups)]
+    norms = [member for member in dimension.members if member.axis == "norm"]
+    scales_back = dimension.kind != "hidden"
+    return [*masks, *(_NormMask(model.get_submodule(norm.module), norm, groups, scales_back) for norm in norms)]
 
 
 class Masks:
@@ -142,15 +128,7 @@ class Masks:
     def __init__(self, model: nn.Module, structure: Structure, plan: Plan) -> None:
         self._structure = structure
         base = base_model(model)
-        self._masks: dict[str, list[_Mask]] = {}
-        for dimension in structure:
-            masks = [_consumer_mask(base, dimension)]
-            masks += [
-                _NormMask(base.get_submodule(member.module), member, dimension.num_groups, dimension.kind != "hidden")
-                for member in dimension.members
-                if member.axis == "norm"
-            ]
-            self._masks[dimension.name] = masks
+        self._masks = {dimension.name: _masks_of(base, dimension) for dimension in structure}
         self.apply(plan)
 
     def apply(self, plan: Plan) -> None:

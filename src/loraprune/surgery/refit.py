@@ -6,7 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -21,7 +21,6 @@ from loraprune.calibration.block_by_block import (
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
-from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
 from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
@@ -31,15 +30,13 @@ from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
 from loraprune.surgery.masking import masked
 from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
+from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
-
-Repair = Literal["refit", "stream", "bias", "none"]
-REPAIRS: tuple[str, ...] = get_args(Repair)
 
 GroupChooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
 """Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
@@ -73,7 +70,6 @@ def weight_before(module: nn.Module) -> torch.Tensor:
     return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
 
 
-@renamed_keywords(told="progress")
 @torch.no_grad()
 def _refitted(
     model: nn.Module,
@@ -105,6 +101,24 @@ def _refitted(
     return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CutHooks:
+    """What goes on beside a cut.
+
+    Attributes:
+        choose: chooses the groups that stay anew, as many as the plan keeps, when a block is reached: on what the
+            blocks before it have become. Not asked where blocks cannot be cut one by one.
+        device: to compute on, one block at a time, where that is not the model's.
+        progress: hears how far a cut with repair is.
+        noted: hears what the cut did to each consumer that least squares repair.
+    """
+
+    choose: GroupChooser | None = None
+    device: torch.device | None = None
+    progress: Progress = lambda done, total: None
+    noted: Noted = lambda error: None
+
+
 def cut_and_repair_(
     model: nn.Module,
     structure: Structure,
@@ -112,13 +126,9 @@ def cut_and_repair_(
     after: Plan,
     *,
     calibration: Calibration | None = None,
-    damping: float = 0.01,
+    repair: Repair | None = None,
     optimizer: object | None = None,
-    repair: str = "refit",
-    choose: GroupChooser | None = None,
-    device: torch.device | None = None,
-    progress: Progress = lambda done, total: None,
-    noted: Noted = lambda error: None,
+    hooks: CutHooks | None = None,
 ) -> Plan:
     """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
 
@@ -132,31 +142,27 @@ def cut_and_repair_(
         after: plan to cut down to.
         calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where whole
             blocks or parts of the hidden size go, there is no consumer to repair.
-        damping: ridge of the refit as a share of the mean diagonal of the second moment.
+        repair: what is done to the consumers; None is :class:`~loraprune.surgery.repairs.Refit`. Stream becomes Refit
+            where blocks do more than to add to a residual stream
+            (:mod:`loraprune.calibration.residual_stream`); Bias needs biases that are there.
         optimizer: its state shrinks with the parameters.
-        repair: ``refit`` (least squares: what the consumer gave before), ``stream`` (least squares: what makes up the
-            residual stream of the uncut model, so that later layers repair what earlier cuts changed, see
-            :mod:`loraprune.calibration.residual_stream`; a plain refit where blocks do more than to add to a stream),
-            ``bias`` (the mean of what goes is added to the consumer's bias, which must be there) or ``none``.
-        choose: chooses the groups that stay anew, as many as ``after`` keeps, when a block is reached: on what the
-            blocks before it have become. Not asked where blocks cannot be cut one by one.
-        device: to compute on, one block at a time, where that is not the model's.
-        progress: hears how far a cut with repair is.
-        noted: hears what the cut did to each consumer that least squares repair (``refit`` and ``stream``).
+        hooks: what chooses, computes and listens.
 
     Returns:
-        The plan that the model is at now: ``after``, unless ``choose`` chose others.
+        The plan that the model is at now: ``after``, unless the hook ``choose`` chose others.
     """
-    if not calibration or structure.spans_blocks or (repair == "none" and choose is None):
+    repair, hooks = repair or Refit(), hooks or CutHooks()
+    nothing_to_do = isinstance(repair, NoRepair) and hooks.choose is None
+    if not calibration or structure.spans_blocks or nothing_to_do:
         slice_(model, structure, before, after, optimizer)
         return after
-    cut = _Cut(structure, before, after, damping, optimizer, repair, choose, progress, noted)
+    cut = _Cut(structure, before, after, repair, optimizer, hooks)
     with eval_mode(model):
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
-            if repair == "stream":
-                cut.targets = StreamTargets(model, structure, sequences, device)
-            return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, device))
+            if isinstance(repair, Stream):
+                cut.targets = StreamTargets(model, structure, sequences, hooks.device)
+            return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, hooks.device))
         return cut.at_once_(model, WholeModelPass(model, calibration))
 
 
@@ -167,18 +173,20 @@ class _Cut:
     structure: Structure
     before: Plan
     after: Plan
-    damping: float
+    repair: Repair
     optimizer: object | None
-    repair: str
-    choose: GroupChooser | None
-    progress: Progress
-    noted: Noted
+    hooks: CutHooks
     targets: StreamTargets | None = None
+
+    @property
+    def damping(self) -> float:
+        """Of the least squares; also of those inside experts, which have no bias to make up for what goes."""
+        return self.repair.damping if isinstance(self.repair, LeastSquares) else Refit().damping
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""
         changed = self.after.positions_in(self.before)
-        self.progress(0, len(self.structure.blocks))
+        self.hooks.progress(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
             self._begin_block(layer)
@@ -187,15 +195,15 @@ class _Cut:
                     continue
                 count = self.before.count(dimension.name)
                 positions: Sequence[int] = changed[dimension.name]
-                if self.choose is not None and dimension.tied is None:
-                    positions = self.choose(dimension, count, len(positions), layerwise)
+                if self.hooks.choose is not None and dimension.tied is None:
+                    positions = self.hooks.choose(dimension, count, len(positions), layerwise)
                 made[dimension.name] = positions
                 weight = self._repair_(model, dimension, positions, count, layerwise)
                 slice_dimension_(model, dimension, positions, count, self.optimizer)
                 if weight is not None:
                     set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
             layerwise.advance()
-            self.progress(layer + 1, len(self.structure.blocks))
+            self.hooks.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
 
     def _begin_block(self, layer: int) -> None:
@@ -223,7 +231,7 @@ class _Cut:
                     repaired = self._repair_(model, dimension, changed[dimension.name], dimension.num_groups, whole)
                     if repaired is not None:
                         set_columns_(base_model(model).get_submodule(dimension.consumer.module), *repaired)
-                self.progress(done, len(now.dimensions))
+                self.hooks.progress(done, len(now.dimensions))
         slice_(model, self.structure, self.before, self.after, self.optimizer)
         return self.after
 
@@ -236,7 +244,7 @@ class _Cut:
         calibration: CalibrationPass,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Repair a consumer that is about to be cut; positions and new values of the columns that stay, if any."""
-        if self.repair == "none":
+        if isinstance(self.repair, NoRepair):
             return None
         if dimension.of_experts:
             self._note(dimension, refit_experts_(model, dimension, positions, num_groups, calibration, self.damping))
@@ -245,8 +253,8 @@ class _Cut:
         if self.targets is not None and isinstance(calibration, LayerwisePass):
             target = self.targets.statistics(calibration, name)
             return self._refit(model, dimension, positions, num_groups, target.moment, target)
-        inputs = calibration.features(name, moment=self.repair != "bias")
-        if self.repair == "bias":
+        inputs = calibration.features(name, moment=isinstance(self.repair, LeastSquares))
+        if isinstance(self.repair, Bias):
             length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
             compensate_(model, dimension, kept, inputs)
@@ -271,7 +279,7 @@ class _Cut:
         shares = None if error is None else relative(error)
         if shares is not None:
             cut, repaired = shares
-            self.noted(
+            self.hooks.noted(
                 ConsumerError(
                     dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
                 )

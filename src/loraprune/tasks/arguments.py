@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.tasks.event_files import check_report_to
 
 if TYPE_CHECKING:
@@ -34,25 +35,10 @@ DEFAULT_MAX_LENGTH = 1024
 RECOMPUTATION = ("activation_checkpointing", "gradient_checkpointing")
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelFacts:
-    """What of a model bears on its training.
-
-    Attributes:
-        device: it is trained on.
-        context: tokens that it can read at most, or None.
-        recomputes: whether it can drop activations and compute them again.
-    """
-
-    device: torch.device
-    context: int | None
-    recomputes: bool = True
-
-
 def training_arguments(
     task: Task,
     given: Mapping[str, Any] | TrainingArguments,
-    facts: ModelFacts,
+    source: ModelSource,
     *,
     run_dir: Path,
     collator: Collator | None = None,
@@ -70,15 +56,15 @@ def training_arguments(
             model's context.
     """
     if isinstance(given, Mapping):
-        arguments, max_length = _from_values(task, given, facts, run_dir, collator)
+        arguments, max_length = _from_values(task, given, source, run_dir, collator)
     else:
-        arguments, max_length = _from_object(task, given, facts, run_dir)
+        arguments, max_length = _from_object(task, given, source, run_dir)
     if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
         raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
         raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
     if task.has_tokenizer:
-        check_length(max_length, facts.context)
+        check_length(max_length, source.context)
     check_report_to(arguments)
     arguments.disable_tqdm = True
     # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
@@ -87,10 +73,10 @@ def training_arguments(
 
 
 def _from_values(
-    task: Task, given: Mapping[str, Any], facts: ModelFacts, run_dir: Path, collator: Collator | None
+    task: Task, given: Mapping[str, Any], source: ModelSource, run_dir: Path, collator: Collator | None
 ) -> tuple[TrainingArguments, int | None]:
     """Arguments from values by name."""
-    accelerated = facts.device.type != "cpu"
+    accelerated = source.device.type != "cpu"
     cls = task.arguments_class()
     known = {field.name for field in fields(cls) if field.init}
     if "max_length" not in known:
@@ -98,15 +84,15 @@ def _from_values(
     values: dict[str, Any] = {
         **_DEFAULTS,
         "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
-        **_recomputation(given, known, on=accelerated and facts.recomputes),
+        **_recomputation(given, known, on=accelerated and source.recomputes),
         "use_cpu": not accelerated,
-        "max_length": min(DEFAULT_MAX_LENGTH, facts.context) if facts.context else DEFAULT_MAX_LENGTH,
+        "max_length": min(DEFAULT_MAX_LENGTH, source.context) if source.context else DEFAULT_MAX_LENGTH,
         "output_dir": str(run_dir),
         **task.defaults(collator),
         **given,
     }
     _check_fp16(values.get("fp16"))
-    if not facts.recomputes and any(values.get(name) for name in RECOMPUTATION):
+    if not source.recomputes and any(values.get(name) for name in RECOMPUTATION):
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
     return cls(**values), max_length
@@ -120,7 +106,7 @@ def _check_fp16(fp16: Any) -> None:
 
 
 def _from_object(
-    task: Task, given: TrainingArguments, facts: ModelFacts, run_dir: Path
+    task: Task, given: TrainingArguments, source: ModelSource, run_dir: Path
 ) -> tuple[TrainingArguments, int | None]:
     """A copy of the user's own arguments; what they left at its default gives way to what the model can do.
 
@@ -137,15 +123,15 @@ def _from_object(
     arguments = copy.copy(given)
     arguments.output_dir = str(run_dir)
     said = given_values(given)
-    if not facts.recomputes and "gradient_checkpointing" not in said:
+    if not source.recomputes and "gradient_checkpointing" not in said:
         arguments.gradient_checkpointing = False
-    if not facts.recomputes and arguments.gradient_checkpointing:
+    if not source.recomputes and arguments.gradient_checkpointing:
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     if not hasattr(arguments, "max_length"):
-        return arguments, min(DEFAULT_MAX_LENGTH, facts.context or DEFAULT_MAX_LENGTH)
+        return arguments, min(DEFAULT_MAX_LENGTH, source.context or DEFAULT_MAX_LENGTH)
     lengths: Any = arguments
-    if facts.context is not None and "max_length" not in said:
-        lengths.max_length = min(lengths.max_length, facts.context)
+    if source.context is not None and "max_length" not in said:
+        lengths.max_length = min(lengths.max_length, source.context)
     return arguments, lengths.max_length
 
 

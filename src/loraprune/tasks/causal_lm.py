@@ -13,12 +13,12 @@ from loraprune.checkpoint.load import give_pad_token_
 from loraprune.data.formats import PreparedRows, prepare_dataset
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, perplexity
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.task import (
     FILE_SIZE,
     LATENCY_TOKENS,
     PARAMETERS,
     Measure,
-    Metrics,
     Setup,
     Task,
     Workload,
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
 
 
-def _held_out(metrics: Metrics) -> str:
-    return f"{metrics.get('segment_length')}-token segments, {metrics.get('num_tokens', 0):,} held-out tokens"
+def _held_out(measures: ModelMeasures) -> str:
+    return f"{measures.segment_length}-token segments, {measures.num_tokens or 0:,} held-out tokens"
 
 
 class CausalLM(Task):
@@ -51,15 +51,15 @@ class CausalLM(Task):
             label="Held-out perplexity",
             unit=Unit.PERPLEXITY,
             detail=_held_out,
-            card=lambda metrics: f"held-out perplexity ({metrics.get('segment_length')}-token segments)",
+            card=lambda measures: f"held-out perplexity ({measures.segment_length}-token segments)",
         ),
         Measure(key="bits_per_byte", label="Bits per byte", unit=Unit.BITS_PER_BYTE, detail=_held_out),
         Measure(
             key="latency_ms",
             label="Forward pass",
             unit=Unit.MILLISECONDS,
-            detail=lambda metrics: f"1 × {metrics.get('latency_tokens')} tokens, median, taking turns",
-            card=lambda metrics: f"forward pass, {metrics.get('latency_tokens')} tokens (ms)",
+            detail=lambda measures: f"1 × {measures.latency_tokens} tokens, median, taking turns",
+            card=lambda measures: f"forward pass, {measures.latency_tokens} tokens (ms)",
         ),
     )
 
@@ -77,29 +77,12 @@ class CausalLM(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize; plain text is packed, of everything else the answers are trained."""
         assert setup.max_length is not None
-        data = prepare_dataset(
+        return prepare_dataset(
             rows,
             setup.processor,
             max_length=setup.max_length,
             answers_only=setup.options.answers_only,
             prompt=setup.prompt,
-        )
-        return PreparedRows(
-            dataset=data.dataset,
-            facts={
-                "format": data.format.value,
-                "tokens": data.num_tokens,
-                "trained_tokens": data.num_trained_tokens,
-                "truncated_rows": data.num_truncated,
-                "dropped_rows": data.num_dropped,
-                "empty_rows": data.num_empty,
-            },
-            lost={
-                f"cut to {setup.max_length} tokens (--max-length)": data.num_truncated,
-                "left out, since nothing to train is left of them within --max-length": data.num_dropped,
-                "left out, since they hold no text or no answer": data.num_empty,
-            },
-            total=len(data.dataset) + data.num_dropped + data.num_empty,
         )
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:

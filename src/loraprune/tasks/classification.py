@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_, load_image_processor
+from loraprune.checkpoint.source import ModelSource
 from loraprune.data.formats import PreparedRows
 from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
 from loraprune.data.labels import ModelLabels, label_numbers
@@ -19,7 +20,6 @@ from loraprune.data.sentences import prepare_sentences
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.accuracy import accuracy
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, on_device
-from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifier_measures, random_tokens
 
 if TYPE_CHECKING:
@@ -29,37 +29,59 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 
-class ImageClassification(Task):
+class _Classification(Task):
+    """Tell which one of several labels an example has."""
+
+    eval_rows = 1000
+    trains_head = True
+
+    def check_model(self, config: PretrainedConfig) -> None:
+        """Make sure that a classifier tells one of several labels.
+
+        Raises:
+            ValueError: it has one output, or is set up for regression or for several labels at once.
+        """
+        kind = getattr(config, "problem_type", None)
+        if kind not in (None, "single_label_classification"):
+            raise ValueError(
+                f"The model's config says problem_type={kind!r}. Classifiers with one label an example are supported: "
+                "problem_type 'single_label_classification', or none."
+            )
+        count = ModelLabels.of(config).count
+        if count < 2:
+            raise ValueError(f"The model has {count} label, which is regression. Load it with num_labels=2 or more.")
+
+    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
+        """Accuracy and loss."""
+        assert isinstance(held_out, HeldOutRows)
+        return asdict(accuracy(model, held_out))
+
+
+class ImageClassification(_Classification):
     """Tell which of several classes an image is of."""
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
     row_name = "images"
     measures = classifier_measures("images")
-    eval_rows = 1000
     has_tokenizer = False
-    trains_head = True
 
     def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
         """The collator reads columns that the model does not know."""
         return {"label_names": ["labels"], "remove_unused_columns": False}
 
-    def check_model(self, config: PretrainedConfig) -> None:
-        """One label of several, no regression and no set of labels."""
-        check_classifier(config)
-
-    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+    def find_image_processor(self, given: Any, source: ModelSource) -> Any:
         """The one that was given, or the checkpoint's, or None."""
         if given is not None and not isinstance(given, (str, Path)):
             return given
-        source = name if given is None else str(given)
-        if source is None:
+        name = source.checkpoint if given is None else str(given)
+        if name is None:
             return None
         return load_image_processor(
-            source,
+            name,
             required=given is not None,
-            trust_remote_code=options.trust_remote_code,
-            revision=options.revision if given is None else None,
+            trust_remote_code=source.trust_remote_code,
+            revision=source.checkpoint_revision if given is None else None,
         )
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
@@ -75,7 +97,7 @@ class ImageClassification(Task):
                 )
         prepared = PreparedRows(
             dataset=rows,
-            facts={"format": "images and labels", "images": len(rows), "labels": setup.config.num_labels},
+            facts={"format": "images and labels", "images": len(rows), "labels": setup.source.config.num_labels},
             total=len(rows),
         )
         self._check_batch(self.collator(prepared, setup)([rows[0]]), setup)
@@ -86,7 +108,7 @@ class ImageClassification(Task):
         if setup.collator is not None:
             return setup.collator
         columns = image_columns(prepared.dataset)
-        config = setup.config
+        config = setup.source.config
         return ImageCollator(
             columns=columns,
             numbers=label_numbers(prepared.dataset, columns.label, ModelLabels.of(config)),
@@ -107,8 +129,8 @@ class ImageClassification(Task):
                 f"The collator gives {', '.join(map(str, batch)) or 'nothing'}; an image classifier is called with "
                 f"{PIXEL_COLUMN!r} and 'labels', as tensors."
             )
-        check_labels(batch, setup.config)
-        model = setup.model
+        check_labels(batch, setup.source.config)
+        model = setup.source.shapes
         inputs = {name: value for name, value in batch.items() if name != "labels"}
         try:
             with eval_mode(model), torch.no_grad():
@@ -116,14 +138,9 @@ class ImageClassification(Task):
         except (ValueError, RuntimeError, TypeError) as error:
             raise ValueError(
                 f"The images do not fit the model. A batch of one is {tuple(pixels.shape)}, and the model is made for "
-                f"{getattr(setup.config, 'num_channels', 3)} channels and images of size "
-                f"{getattr(setup.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
+                f"{getattr(setup.source.config, 'num_channels', 3)} channels and images of size "
+                f"{getattr(setup.source.config, 'image_size', 'any')}: {str(error).splitlines()[0]}"
             ) from error
-
-    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Accuracy and loss."""
-        assert isinstance(held_out, HeldOutRows)
-        return asdict(accuracy(model, held_out))
 
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One image of the training data."""
@@ -135,26 +152,6 @@ class ImageClassification(Task):
             inputs=lambda model, device: on_device(batch, device, model.dtype),
             facts={"latency_input": f"one image of {shape}"},
         )
-
-
-# Checks that classifiers of all kinds share.
-
-
-def check_classifier(config: PretrainedConfig) -> None:
-    """Make sure that a classifier tells one of several labels.
-
-    Raises:
-        ValueError: it has one output, or is set up for regression or for several labels at once.
-    """
-    kind = getattr(config, "problem_type", None)
-    if kind not in (None, "single_label_classification"):
-        raise ValueError(
-            f"The model's config says problem_type={kind!r}. Classifiers with one label an example are supported: "
-            "problem_type 'single_label_classification', or none."
-        )
-    count = ModelLabels.of(config).count
-    if count < 2:
-        raise ValueError(f"The model has {count} label, which is regression. Load it with num_labels=2 or more.")
 
 
 def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
@@ -180,7 +177,7 @@ def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
 # Text classifiers: tuned by transformers' Trainer, measured by accuracy.
 
 
-class TextClassification(Task):
+class TextClassification(_Classification):
     """Tell which of several classes a text, or a pair of texts, is of."""
 
     name = "text-classification"
@@ -188,17 +185,11 @@ class TextClassification(Task):
     adapter_type = "SEQ_CLS"
     row_name = "texts"
     measures = classifier_measures("texts")
-    eval_rows = 1000
-    trains_head = True
-
-    def check_model(self, config: PretrainedConfig) -> None:
-        """One label of several, no regression and no set of labels."""
-        check_classifier(config)
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize texts or pairs of them."""
         assert setup.max_length is not None
-        return prepare_sentences(rows, setup.processor, setup.config, max_length=setup.max_length)
+        return prepare_sentences(rows, setup.processor, setup.source.config, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
         """The user's own, or one that pads."""
@@ -209,11 +200,6 @@ class TextClassification(Task):
         tokenizer = copy.deepcopy(setup.processor)
         give_pad_token_(tokenizer)
         return DataCollatorWithPadding(tokenizer)
-
-    def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Accuracy and loss."""
-        assert isinstance(held_out, HeldOutRows)
-        return asdict(accuracy(model, held_out))
 
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One text."""

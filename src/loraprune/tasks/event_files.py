@@ -17,21 +17,13 @@ logger = logging.getLogger("loraprune")
 FOLDER = "runs"
 """Where TensorBoard's event files are, in the run's folder and in the output."""
 
-EVENT_PACKAGES = {
+EVENT_PACKAGES: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),
-    "clearml": ("clearml",),
-    "codecarbon": ("codecarbon",),
-    "comet_ml": ("comet_ml",),
-    "dagshub": ("dagshub",),
-    "dvclive": ("dvclive",),
-    "mlflow": ("mlflow",),
-    "neptune": ("neptune",),
-    "swanlab": ("swanlab",),
+    "flyte": ("flytekit",),
+    "kubeflow": (),
     "tensorboard": ("tensorboard", "tensorboardX"),
-    "trackio": ("trackio",),
-    "wandb": ("wandb",),
 }
-"""Packages, one of which an integration needs; others are left to transformers."""
+"""Packages, one of which an integration needs, where it is not called like its package; none: transformers checks."""
 
 
 def check_report_to(arguments: TrainingArguments) -> None:
@@ -52,7 +44,7 @@ def check_report_to(arguments: TrainingArguments) -> None:
             hint = f" Did you mean {near[0]!r}?" if near else ""
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to is {name!r}, which is none of {known}.{hint}")
-        packages = EVENT_PACKAGES.get(name, ())
+        packages = EVENT_PACKAGES.get(name, (name,))
         if packages and not any(find_spec(package) for package in packages):
             raise ValueError(
                 f"report_to is {name!r}, and the package {packages[0]} is not installed. Install it (pip install "

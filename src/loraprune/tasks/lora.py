@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -13,41 +12,13 @@ from loraprune.layers.axes import is_stacked, is_transposed
 from loraprune.layers.unwrap import base_layer
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
+from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import PreTrainedModel
 
     from loraprune.tasks.task import Task
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoraOptions:
-    """LoRA as in the LoRAPrune paper, unless set otherwise.
-
-    Attributes:
-        r: rank.
-        alpha: ``B·A`` is scaled by ``alpha / r``.
-        dropout: on the adapter's input. Above 0 it costs one more stored tensor for each consumer while the
-            criterion ``fisher`` listens.
-        target_modules: names of the layers to adapt, or ends of them; None adapts every linear layer that belongs to
-            a group, whether or not groups of its kind are pruned.
-        experts: also adapt the stacked weights of experts that belong to groups (peft's ``target_parameters``).
-    """
-
-    r: int = 8
-    alpha: int = 16
-    dropout: float = 0.0
-    target_modules: Sequence[str] | None = None
-    experts: bool = False
-
-    def __post_init__(self) -> None:
-        if self.r < 1:
-            raise ValueError(f"The rank of LoRA is {self.r}; it must be at least 1.")
-        if not 0.0 <= self.dropout < 1.0:
-            raise ValueError(f"The dropout of LoRA is {self.dropout}; it must lie in [0, 1).")
-        if self.experts and self.dropout > 0.0:
-            raise ValueError("Stacked experts cannot be adapted with dropout. Set the dropout of LoRA to 0.")
 
 
 def lora_config(

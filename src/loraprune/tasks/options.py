@@ -1,4 +1,4 @@
-"""Everything about a run that is neither pruning, LoRA nor training: where it comes from and where it goes."""
+"""Options of a run beside pruning and training: the adapter, where the model comes from and where the result goes."""
 
 from __future__ import annotations
 
@@ -6,11 +6,44 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.checkpoint.load import DTYPES, check_quantization
+from loraprune.options.field import check_fields, option
 from loraprune.record.places import check_kind
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from datasets import Dataset
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoraOptions:
+    """LoRA as in the LoRAPrune paper, unless set otherwise.
+
+    Attributes:
+        r: rank.
+        alpha: ``B·A`` is scaled by ``alpha / r``.
+        dropout: on the adapter's input. Above 0 it costs one more stored tensor for each consumer while the
+            criterion ``fisher`` listens.
+        target_modules: names of the layers to adapt, or ends of them; None adapts every linear layer that belongs to
+            a group, whether or not groups of its kind are pruned.
+        experts: also adapt the stacked weights of experts that belong to groups (peft's ``target_parameters``).
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    r: int = option(8, "rank", within="[1, inf)", flat="lora_r")
+    alpha: int = option(16, "alpha", within="[1, inf)", flat="lora_alpha")
+    dropout: float = option(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
+    target_modules: Sequence[str] | None = option(
+        None, "layers to adapt", flat="lora_target_modules", shown="all projections of the blocks"
+    )
+    experts: bool = option(False, "adapt the stacked experts of a mixture too", flat="lora_experts")
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.experts and self.dropout > 0.0:
+            raise ValueError("Stacked experts cannot be adapted with dropout. Set the dropout of LoRA to 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,38 +78,49 @@ class RunOptions:
         command: what the user typed, for the record.
     """
 
-    output: Path | None = None
-    overwrite: bool = False
-    resume: bool = False
-    keep_run: bool = False
-    save_adapter: bool = False
-    answers_only: bool = True
-    eval_data: str | Path | Dataset | None = None
-    eval_sequences: int | None = None
-    split: str = "train"
-    eval_split: str = "validation"
-    data_name: str | None = None
-    target_params: int | None = None
-    quantization: str | None = None
-    keep_quantized: bool = False
-    dtype: str | None = None
-    latency: bool = True
-    unrecovered: bool = False
-    report: bool = True
-    prompt: str | None = None
-    trust_remote_code: bool = False
-    revision: str | None = None
+    output: Path | None = option(None, "folder of the result")
+    split: str = option("train", "split of a hub data set")
+    eval_split: str = option("validation", "split of a hub data set given as --eval-data")
+    data_name: str | None = option(None, "configuration of a hub data set")
+    eval_data: str | Path | Dataset | None = option(
+        None, "data to measure on", shown="a twentieth of the data of the run"
+    )
+    eval_sequences: int | None = option(
+        None, "rows to measure on, 0 for none", within="[0, inf)", shown="64; 1000 for classifiers"
+    )
+    answers_only: bool = option(True, "of instructions and chats, train on the answers alone")
+    overwrite: bool = option(False, "replace what the output folder holds, and forget an interrupted run")
+    resume: bool = option(False, "go on with the interrupted run of this output folder")
+    trust_remote_code: bool = option(False, "run code that the checkpoint brings")
+    revision: str | None = option(None, "branch, tag or commit of a hub checkpoint")
+    target_params: int | None = option(None, "instead of a ratio: parameters of the result, such as 4.5B")
+    quantization: str | None = option(
+        None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
+    )
+    keep_quantized: bool = option(False, "save the result quantized, too, instead of in the checkpoint's dtype")
+    dtype: str | None = option(
+        None,
+        "that the result is saved in",
+        choices=("float32", "bfloat16", "float16"),
+        shown="the checkpoint's",
+    )
+    latency: bool = option(True, "measure the forward pass, dense and pruned")
+    unrecovered: bool = option(False, "also measure the same cut without tuning", flat="measure_unrecovered")
+    prompt: str | None = option(None, "text that both models go on from, for the report")
+    report: bool = option(True, "write report.html and report.json")
+    save_adapter: bool = option(False, "also save the unmerged adapter and the plan")
+    keep_run: bool = option(False, "keep the run's checkpoints after the end")
     command: str | None = None
 
     def __post_init__(self) -> None:
+        check_fields(self)
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
             check_kind(self.output)
-        check_quantization(self.quantization)
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
-        if self.eval_sequences is not None and self.eval_sequences < 0:
-            raise ValueError(f"eval_sequences is {self.eval_sequences}; it cannot be negative.")
+        if self.quantization is not None:
+            from loraprune.checkpoint.load import check_quantization
+
+            check_quantization(self.quantization)
         if self.output is None and self.resume:
             raise ValueError("A run without an output folder leaves nothing to resume from.")
         if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loraprune.architectures import spec_for
 from loraprune.checkpoint.load import loading_class
+from loraprune.checkpoint.source import ModelSource
 from loraprune.tasks.causal_lm import CausalLM
 from loraprune.tasks.classification import ImageClassification, TextClassification
 from loraprune.tasks.seq2seq import TextToText
@@ -14,7 +16,16 @@ from loraprune.tasks.task import Task
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-__all__ = ["TASKS", "Task", "TaskError", "task_for", "task_of_config", "task_of_model"]
+__all__ = [
+    "TASKS",
+    "Task",
+    "TaskError",
+    "task_for",
+    "task_of_config",
+    "task_of_model",
+    "task_of_source",
+    "tunable_task",
+]
 
 TASKS: tuple[Task, ...] = (CausalLM(), TextToText(), ImageClassification(), TextClassification())
 
@@ -63,3 +74,22 @@ def task_of_model(model: PreTrainedModel, auto_class: str) -> Task:
 def task_of_config(config: PretrainedConfig, auto_class: str) -> Task:
     """The task of a checkpoint."""
     return task_for(list(getattr(config, "architectures", None) or ())[:1], auto_class)
+
+
+def task_of_source(source: ModelSource) -> Task:
+    """The task of a model before its weights are loaded."""
+    if source.loaded is not None:
+        return task_of_model(source.loaded, source.auto_class)
+    return task_of_config(source.config, source.auto_class)
+
+
+def tunable_task(source: ModelSource) -> Task:
+    """The task of a model that can be tuned for it.
+
+    Raises:
+        ValueError: it cannot: the model's class, its family or its settings are for something else.
+    """
+    spec_for(source.config)
+    task = task_of_source(source)
+    task.check_model(source.config)
+    return task

@@ -46,18 +46,13 @@ def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: in
     Raises:
         ValueError: the data does not fit the task or the model.
     """
-    options = setup.options
-    prepared = _prepared(task, dataset, options.split, setup)
+    prepared = _prepared(task, dataset, setup.options.split, setup)
     tell_of_lost_rows(prepared)
     rows = prepared.dataset
     collator = task.collator(prepared, setup)
-    wanted = task.eval_rows if options.eval_sequences is None else options.eval_sequences
-    if wanted == 0:
-        return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator)
-    if options.eval_data is not None:
-        other = _prepared(task, options.eval_data, options.eval_split, setup)
-        held = other.dataset.select(range(min(wanted, len(other.dataset))))
-        held_out = task.held_out(held, task.collator(other, setup))
+    wanted = _wanted(task, setup)
+    if wanted == 0 or setup.options.eval_data is not None:
+        held_out = rows_to_measure_on(task, setup).held_out
         return SplitRows(prepared=prepared, train=rows, held_out=held_out, collator=collator)
     count = min(wanted, len(rows) // HELD_OUT_SHARE)
     if count == 0:
@@ -71,8 +66,7 @@ def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: in
 
 def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
     """Rows for a run that looks at no data: those of ``eval_data`` alone, or none."""
-    options = setup.options
-    wanted = task.eval_rows if options.eval_sequences is None else options.eval_sequences
+    options, wanted = setup.options, _wanted(task, setup)
     if options.eval_data is None or wanted == 0:
         from datasets import Dataset
 
@@ -82,6 +76,11 @@ def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
     collator = task.collator(prepared, setup)
     held_out = task.held_out(prepared.dataset.select(range(min(wanted, len(prepared.dataset)))), collator)
     return SplitRows(prepared=prepared, train=prepared.dataset.select(()), held_out=held_out, collator=collator)
+
+
+def _wanted(task: Task, setup: Setup) -> int:
+    """Rows to measure on at most."""
+    return task.eval_rows if setup.options.eval_sequences is None else setup.options.eval_sequences
 
 
 def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup) -> PreparedRows:

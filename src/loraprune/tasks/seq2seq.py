@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -15,34 +14,32 @@ from loraprune.data.pairs import prepare_pairs
 from loraprune.metrics.accuracy import target_quality
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.task import (
     FILE_SIZE,
     FORWARD_PASS,
     LATENCY_TOKENS,
     PARAMETERS,
     Measure,
-    Metrics,
     Setup,
     Task,
     Workload,
-    put_adapter,
     random_tokens,
 )
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from peft import LoraConfig
-    from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+    from transformers import PreTrainedModel, Trainer, TrainingArguments
 
 LATENCY_TARGET_TOKENS = 64
 
 
-def _tokens(metrics: Metrics) -> str:
-    return f"{metrics.get('num_tokens', 0):,} held-out target tokens"
+def _tokens(measures: ModelMeasures) -> str:
+    return f"{measures.num_tokens or 0:,} held-out target tokens"
 
 
-def _written(metrics: Metrics) -> str:
-    return f"{metrics.get('num_generated', 0):,} held-out targets"
+def _written(measures: ModelMeasures) -> str:
+    return f"{measures.num_generated or 0:,} held-out targets"
 
 
 class TextToText(Task):
@@ -61,15 +58,15 @@ class TextToText(Task):
             label="Held-out perplexity",
             unit=Unit.PERPLEXITY,
             detail=_tokens,
-            card=lambda metrics: f"held-out perplexity ({_tokens(metrics)})",
+            card=lambda measures: f"held-out perplexity ({_tokens(measures)})",
         ),
-        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda metrics: f"nats, {_tokens(metrics)}"),
+        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda measures: f"nats, {_tokens(measures)}"),
         Measure(
             key="exact_match",
             label="Exact match",
             unit=Unit.ACCURACY,
-            detail=lambda metrics: f"{_written(metrics)}, greedy decoding",
-            card=lambda metrics: f"exact match ({_written(metrics)})",
+            detail=lambda measures: f"{_written(measures)}, greedy decoding",
+            card=lambda measures: f"exact match ({_written(measures)})",
         ),
         FORWARD_PASS,
     )
@@ -95,29 +92,11 @@ class TextToText(Task):
         give_pad_token_(tokenizer)
         return DataCollatorForSeq2Seq(tokenizer)
 
-    def trainer(
-        self,
-        model: PreTrainedModel,
-        rows: Dataset,
-        *,
-        arguments: TrainingArguments,
-        lora: LoraConfig,
-        processor: Any,
-        collator: Collator | None,
-        callbacks: Sequence[TrainerCallback],
-    ) -> Trainer:
-        """Transformers' Seq2SeqTrainer."""
+    def trainer_class(self) -> type[Trainer]:
+        """The Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainer
 
-        model = put_adapter(model, lora, arguments.seed)
-        return Seq2SeqTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=rows,
-            data_collator=collator,
-            processing_class=processor,
-            callbacks=list(callbacks),
-        )
+        return Seq2SeqTrainer
 
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Likelihood of the targets, and how many of them greedy decoding writes."""

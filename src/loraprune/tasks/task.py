@@ -9,9 +9,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.data.formats import PreparedRows
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
+from loraprune.record.numbers import is_number
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
@@ -27,8 +30,7 @@ class Setup:
     """What rows are prepared with.
 
     Attributes:
-        config: of the model.
-        model: the model itself, or its shapes on the meta device.
+        source: of the model.
         dtype: in which the model is trained.
         processor: tokenizer, or image processor where there is one.
         max_length: tokens in a row at most; None where rows are no text.
@@ -37,8 +39,7 @@ class Setup:
         prompt: text put before every row, or None.
     """
 
-    config: PretrainedConfig
-    model: PreTrainedModel
+    source: ModelSource
     dtype: torch.dtype
     processor: Any
     max_length: int | None
@@ -102,13 +103,12 @@ class Task(ABC):
             ValueError: the message says what the model would have to be.
         """
 
-    def find_image_processor(self, given: Any, name: str | None, options: RunOptions) -> Any:
+    def find_image_processor(self, given: Any, source: ModelSource) -> Any:
         """The image processor of a model that has one.
 
         Args:
             given: by the user: an object, a checkpoint's name, or None.
-            name: of the model's checkpoint; None where it has none.
-            options: of the run.
+            source: of the model.
 
         Raises:
             ValueError: one was given to a model that reads no images.
@@ -135,6 +135,12 @@ class Task(ABC):
         assert collator is not None
         return HeldOutRows(rows=rows, collator=collator)
 
+    def trainer_class(self) -> type[Trainer]:
+        """Class of the Trainer."""
+        from transformers import Trainer
+
+        return Trainer
+
     def trainer(
         self,
         model: PreTrainedModel,
@@ -157,11 +163,8 @@ class Task(ABC):
             collator: makes batches; None leaves that to the Trainer.
             callbacks: of the Trainer.
         """
-        from transformers import Trainer
-
-        model = put_adapter(model, lora, arguments.seed)
-        return Trainer(
-            model=model,
+        return self.trainer_class()(
+            model=put_adapter(model, lora, arguments.seed),
             args=arguments,
             train_dataset=rows,
             data_collator=collator,
@@ -201,11 +204,8 @@ def random_tokens(model: PreTrainedModel, count: int, device: torch.device) -> t
 
 # The measures of a task: which number of a run's metrics each is, and how reports and model cards call it.
 
-Metrics = Mapping[str, Any]
-"""Measures of one model: an entry of ``metrics["dense"]`` and the like."""
 
-
-def _nothing(metrics: Metrics) -> str:
+def _nothing(measures: ModelMeasures) -> str:
     return ""
 
 
@@ -214,23 +214,28 @@ class Measure:
     """One measure.
 
     Attributes:
-        key: its name in the metrics of a model.
+        key: the field of :class:`~loraprune.record.run_record.ModelMeasures` that it is.
         label: what the report calls it.
         unit: decides how it is written.
-        detail: how it was measured, from the metrics of the pruned model.
+        detail: how it was measured, from the measures of the pruned model.
         card: what the model card calls it, from the same; None leaves it out there.
     """
 
     key: str
     label: str
     unit: Unit
-    detail: Callable[[Metrics], str] = _nothing
-    card: Callable[[Metrics], str] | None = None
+    detail: Callable[[ModelMeasures], str] = _nothing
+    card: Callable[[ModelMeasures], str] | None = None
 
     @property
     def of_quality(self) -> bool:
         """Whether it is measured on held-out rows, and not the size or the speed of the model."""
         return self.unit in (Unit.PERPLEXITY, Unit.ACCURACY)
+
+    def of(self, measures: ModelMeasures) -> Any:
+        """The number of a model; None where it was not measured or is not finite."""
+        value = getattr(measures, self.key)
+        return value if is_number(value) else None
 
 
 PARAMETERS = Measure(key="parameters", label="Parameters", unit=Unit.PARAMETERS, card=lambda _: "parameters")
@@ -242,8 +247,8 @@ FORWARD_PASS = Measure(
     key="latency_ms",
     label="Forward pass",
     unit=Unit.MILLISECONDS,
-    detail=lambda metrics: f"{metrics.get('latency_input')}, median, taking turns",
-    card=lambda metrics: f"forward pass, {metrics.get('latency_input')} (ms)",
+    detail=lambda measures: f"{measures.latency_input}, median, taking turns",
+    card=lambda measures: f"forward pass, {measures.latency_input} (ms)",
 )
 CARD_FORMATS = {
     Unit.PARAMETERS: ",d",
@@ -258,8 +263,8 @@ CARD_FORMATS = {
 def classifier_measures(what: str) -> tuple[Measure, ...]:
     """Measures of a classifier of ``what`` (images, texts)."""
 
-    def held_out(metrics: Metrics) -> str:
-        return f"{metrics.get('num_examples', 0):,} held-out {what}"
+    def held_out(measures: ModelMeasures) -> str:
+        return f"{measures.num_examples or 0:,} held-out {what}"
 
     return (
         PARAMETERS,
@@ -269,8 +274,8 @@ def classifier_measures(what: str) -> tuple[Measure, ...]:
             label="Accuracy",
             unit=Unit.ACCURACY,
             detail=held_out,
-            card=lambda metrics: f"accuracy ({held_out(metrics)})",
+            card=lambda measures: f"accuracy ({held_out(measures)})",
         ),
-        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda metrics: f"nats, {held_out(metrics)}"),
+        Measure(key="loss", label="Loss", unit=Unit.LOSS, detail=lambda measures: f"nats, {held_out(measures)}"),
         FORWARD_PASS,
     )

@@ -8,8 +8,7 @@ import pytest
 import torch
 from tests.models import projections, tiny_model, token_ids, with_lora
 
-from loraprune.importance.flap import Flap
-from loraprune.importance.wanda import Wanda
+from loraprune.importance.configs import Flap, Wanda
 from loraprune.layers.lora import effective_weight
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
@@ -34,13 +33,13 @@ def entered(model: Any, mask: torch.Tensor) -> torch.Tensor:
 
 @pytest.mark.parametrize("criterion", [Wanda, Flap])
 @pytest.mark.parametrize("padded", [False, True])
-def test_the_scores_are_the_formulas_of_what_enters(model: Any, criterion: type, padded: bool) -> None:
+def test_the_scores_are_the_formulas_of_what_enters(model: Any, criterion: Any, padded: bool) -> None:
     mask = torch.ones_like(IDS)
     if padded:
         mask[0, 5:] = 0
     inputs, weight = entered(model, mask), effective_weight(projections(model, 0)["down_proj"])
     structure = describe(model)
-    watching = criterion()
+    watching = criterion().build()
     watching.attach(model, structure)
     model(input_ids=IDS, attention_mask=mask)
     with torch.no_grad():
@@ -63,7 +62,7 @@ def test_recomputed_blocks_change_nothing(model: Any) -> None:
         if checkpointing:
             model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
             model.enable_input_require_grads()
-        watching = Flap()
+        watching = Flap().build()
         watching.attach(model, structure)
         model(input_ids=IDS, labels=IDS).loss.backward()
         found.append(watching.scores(Plan.full(structure)))

@@ -13,8 +13,7 @@ from tests.quantized_models import WIDTHS, need, plain_folder, quantized
 from torch import nn
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig, PreTrainedModel
 
-from loraprune.importance.criterion import CriterionOptions
-from loraprune.importance.registry import make_criterion
+from loraprune.importance.configs import GROUP_CRITERIA
 from loraprune.layers.lora import effective_weight
 from loraprune.layers.quantized import (
     UnsupportedQuantizationError,
@@ -35,6 +34,7 @@ from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.masking import masked
 from loraprune.surgery.refit import cut_and_repair_
+from loraprune.surgery.repairs import Refit
 from loraprune.surgery.slicing import slice_
 
 KINDS = ("bnb-8bit", "bnb-4bit", "torchao-int8")
@@ -288,7 +288,7 @@ class TestScores:
         reference, scores = dequantized_copy(model, folder), []
         for each in (with_lora(model).train(), with_lora(reference).train()):
             structure = describe(each)
-            measure: Any = make_criterion(CriterionOptions(name=criterion))
+            measure: Any = GROUP_CRITERIA[criterion]().build()
             measure.attach(each, structure)
             sequence_losses(each, IDS).sum().backward()
             scores.append(measure.scores(Plan.full(structure)))
@@ -316,7 +316,7 @@ class TestRefit:
         inputs, before = torch.cat(seen), weight_rows(layer)
         wanted = inputs @ before.T
         kept = inputs[:, ::2]
-        cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=rows, damping=1e-6)
+        cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=rows, repair=Refit(1e-6))
         best = torch.linalg.lstsq(kept.double(), wanted.double()).solution.float()
         errors = [(kept @ weight - wanted).norm() for weight in (best, exact_weight(layer).T, before[:, ::2].T)]
         assert errors[0] <= errors[1] <= 1.01 * errors[0] < 0.99 * errors[2]
@@ -329,7 +329,7 @@ class TestRefit:
         base = weight_rows(down(model))[:, 64:128]
         adapted = with_lora(model)
         rows = [token_ids(1, 40, seed=seed)[0] for seed in range(4)]
-        cut_and_repair_(adapted, structure, Plan.full(structure), plan, calibration=rows, damping=1e9)
+        cut_and_repair_(adapted, structure, Plan.full(structure), plan, calibration=rows, repair=Refit(1e9))
         # So strong a ridge leaves the columns that stay as they were.
         found = exact_weight(projections(adapted, 0)["down_proj"].get_base_layer())  # type: ignore[operator]
         torch.testing.assert_close(found, base, rtol=2e-3, atol=1e-5)

@@ -14,7 +14,7 @@ from transformers import MixtralConfig, MixtralForCausalLM
 
 import loraprune
 from loraprune.checkpoint.load import CheckpointError
-from loraprune.checkpoint.shards import weight_files
+from loraprune.checkpoint.weight_files import weight_files
 from loraprune.measure.benchmark.bench import bench, memory_reported
 from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
 from loraprune.measure.benchmark.contenders import unique_labels

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 import torch
+from benchmarks.forward_pass import forward_latency
 from tests.checkpoints import VOCABULARY, byte_model
 
 from loraprune.measure.benchmark import timing as turns
-from loraprune.measure.benchmark.inference import forward_latency
 
 
 def test_every_model_is_timed() -> None:

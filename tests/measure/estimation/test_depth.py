@@ -4,6 +4,7 @@ import pytest
 import torch
 from benchmarks.memory_model import BF16, FULL, settings, small_config
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.estimation.depth import FEW, StepSize, step_size
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
@@ -19,7 +20,7 @@ def size_of(
     further["quantization"] = quantization
     run = settings(criterion or "fisher", 2, 32, gradient_accumulation_steps=micro_batches, **further)
     depth = {"n_layer": DEPTH} if family == "gpt2" else {"num_hidden_layers": DEPTH}
-    models = ShapeModels.of(small_config(family, vocab_size=64, **depth), None, ())
+    models = ShapeModels.of(ModelSource(name="model", config=small_config(family, vocab_size=64, **depth)), None, ())
     model, structure = models.adapted(blocks, None, torch.bfloat16, run)
     ids = models.inputs(2, 32)["input_ids"]
     step = StepSettings(

@@ -13,8 +13,8 @@ from loraprune.architectures import UnsupportedArchitectureError
 from loraprune.checkpoint.load import CheckpointError
 from loraprune.measure.estimation.estimate import Estimator, remedies
 from loraprune.measure.estimation.gpus import GIB, GPUS
-from loraprune.measure.estimation.shape_models import find_config
-from loraprune.tasks.lora import LoraOptions
+from loraprune.measure.estimation.shape_models import find_shapes
+from loraprune.tasks.options import LoraOptions
 
 BY_NAME = {row.name: row for row in ROWS}
 SEVENTY = "llama-2-70b"
@@ -36,7 +36,7 @@ def fit(found: Estimate, gpu: str) -> bool:
 
 
 def test_seventy_billion_parameters_fit_one_card_of_80_gb_in_4_bits_alone() -> None:
-    estimator = Estimator(SEVENTY, find_config(SEVENTY), EstimateConfig(quantization="bnb-4bit"))
+    estimator = Estimator(find_shapes(SEVENTY), EstimateConfig(quantization="bnb-4bit"))
     in_4_bits = estimator.estimate()
     assert fit(in_4_bits, "H100 80 GB")
     assert not fit(in_4_bits, "A100 40 GB")
@@ -100,7 +100,7 @@ def test_what_should_take_less_memory_does(
 
 
 def test_several_ratios_share_what_does_not_depend_on_them() -> None:
-    estimator = Estimator("x", find_config("llama-3.2-1b"), EstimateConfig())
+    estimator = Estimator(find_shapes("llama-3.2-1b"), EstimateConfig())
     low, high = estimator.estimate(0.2), estimator.estimate(0.6)
     assert low.before == high.before
     assert low.memory.step == high.memory.step
@@ -118,7 +118,7 @@ def test_a_target_in_parameters_is_met() -> None:
 
 def test_blocks_layers_that_stay_and_the_hidden_size_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraprune.measure.estimation.estimate.GPUS", ())
-    config = find_config("llama-3.2-1b")
+    config = find_shapes("llama-3.2-1b").config
     blocks = estimate(config, EstimateConfig(pruning=PruningConfig(dimensions=("blocks",))))
     assert (blocks.before.blocks, blocks.after.blocks) == (16, 8)
     assert blocks.after.cache_bytes == blocks.before.cache_bytes / 2
@@ -176,10 +176,10 @@ def test_folders_files_and_presets_are_found(tmp_path: Path, monkeypatch: pytest
     config = tiny_config("qwen3")
     config.save_pretrained(tmp_path / "model")
     for name in (tmp_path / "model", tmp_path / "model" / "config.json"):
-        assert find_config(str(name)).hidden_size == 32
+        assert find_shapes(str(name)).config.hidden_size == 32
     monkeypatch.chdir(tmp_path)
     config.save_pretrained("llama-7b")
-    assert find_config("llama-7b").hidden_size == 32  # the folder wins
+    assert find_shapes("llama-7b").config.hidden_size == 32  # the folder wins
 
 
 @pytest.mark.parametrize(

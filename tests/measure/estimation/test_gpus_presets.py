@@ -2,9 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loraprune.checkpoint.load import meta_model
 from loraprune.measure.estimation.gpus import PRESETS
-from loraprune.measure.estimation.shape_models import find_config
+from loraprune.measure.estimation.shape_models import find_shapes
 
 PARAMETERS = {
     "llama-7b": 6_738_415_616,
@@ -37,4 +36,4 @@ def test_every_preset_is_checked() -> None:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_has_the_published_number_of_parameters(name: str) -> None:
-    assert meta_model(find_config(name)).num_parameters() == PARAMETERS[name]
+    assert find_shapes(name).shapes.num_parameters() == PARAMETERS[name]

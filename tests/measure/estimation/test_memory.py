@@ -8,6 +8,7 @@ from benchmarks.memory_model import BF16, FULL, Step, estimated, measured, rows,
 from tests.quantized_models import need
 from transformers import PretrainedConfig
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.benchmark.memory import LiveBytes
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.forward import block_bytes
@@ -91,9 +92,9 @@ def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
     static = sum(parameter.nbytes for parameter in step.model.parameters())
     with LiveBytes() as live:
         for parameter in step.model.parameters():
-            live._count(parameter)
+            live.count(parameter)
         cut_and_repair_(step.model, structure, Plan.full(structure), Plan.full(structure).keep(kept), calibration=data)
-    models = ShapeModels.of(config, None, ())
+    models = ShapeModels.of(ModelSource(name="model", config=config), None, ())
     shapes, described = models.adapted(2, None, dtype, EstimateConfig(device="cpu"))
     size = CalibrationSize(sequences=sequences, tokens=tokens, hidden=hidden, itemsize=dtype.itemsize)
     block = block_bytes(shapes, described, models.inputs(size.rows, tokens), device="cpu")

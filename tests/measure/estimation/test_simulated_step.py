@@ -6,7 +6,8 @@ from benchmarks.memory_model import small_config
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM
 
-from loraprune.importance.criterion import CriterionOptions
+from loraprune.checkpoint.source import ModelSource
+from loraprune.importance.configs import Fisher, Taylor
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.forward import forward_size
 from loraprune.measure.estimation.shape_models import ShapeModels
@@ -23,11 +24,11 @@ def simulated(models: ShapeModels, **changes: object) -> SimulatedStep:
 
 @pytest.fixture(scope="module")
 def models() -> ShapeModels:
-    return ShapeModels.of(small_config("llama"), None, ())
+    return ShapeModels.of(ModelSource(name="model", config=small_config("llama")), None, ())
 
 
 def test_a_forward_pass_has_the_operations_of_its_matrix_products(models: ShapeModels) -> None:
-    config = models.config
+    config = models.source.config
     model, structure = models.pruned(4, None, torch.float32)
     found = forward_size(model, structure, models.inputs(1, TOKENS), cached=True, depth=4)
     hidden, ffn, kv = config.hidden_size, config.intermediate_size, config.num_key_value_heads * config.head_dim
@@ -40,7 +41,7 @@ def test_a_forward_pass_has_the_operations_of_its_matrix_products(models: ShapeM
 
 
 def test_operations_are_those_that_torch_counts_in_a_real_step(models: ShapeModels) -> None:
-    config = models.config
+    config = models.source.config
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager")
     ids = torch.randint(config.vocab_size, (ROWS, TOKENS))
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
@@ -51,7 +52,7 @@ def test_operations_are_those_that_torch_counts_in_a_real_step(models: ShapeMode
 
 
 def test_checkpointing_keeps_only_what_enters_each_block(models: ShapeModels) -> None:
-    hidden = ROWS * TOKENS * models.config.hidden_size * 4
+    hidden = ROWS * TOKENS * models.source.config.hidden_size * 4
     full = simulated(models, checkpointing=True)
     assert full.starts["forward 2"] - full.starts["forward 1"] == pytest.approx(hidden, rel=0.05)
     kept = simulated(models, checkpointing=False)
@@ -63,15 +64,15 @@ def test_checkpointing_keeps_only_what_enters_each_block(models: ShapeModels) ->
 def test_gates_add_one_product_of_a_consumer_and_no_stored_activation(models: ShapeModels) -> None:
     plain, gated = (
         simulated(models, checkpointing=False),
-        simulated(models, checkpointing=False, criterion=CriterionOptions(name="fisher")),
+        simulated(models, checkpointing=False, criterion=Fisher()),
     )
     assert gated.activations == pytest.approx(plain.activations, rel=0.02)
     extra = max(gated.peaks.values()) - max(plain.peaks.values())
-    assert extra <= ROWS * TOKENS * models.config.intermediate_size * 4 * 1.5
+    assert extra <= ROWS * TOKENS * models.source.config.intermediate_size * 4 * 1.5
 
 
 def test_gradients_that_wait_are_as_large_as_the_weights(models: ShapeModels) -> None:
-    taylor = CriterionOptions(name="taylor")
+    taylor = Taylor()
     waiting = simulated(models, micro_batches=2, criterion=taylor)
     at_once = simulated(models, micro_batches=1, criterion=taylor)
     weights = sum(d.num_parameters for d in models.structure) * 4

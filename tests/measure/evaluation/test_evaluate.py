@@ -12,9 +12,9 @@ from tests.checkpoint.adapters import plain_adapter
 from tests.checkpoints import byte_model, sentences, tiny_checkpoint, tiny_tokenizer
 from tests.tasks.models import byte_tokenizer, opinions, reversals, tiny_bert, tiny_t5, word_tokenizer
 
-import loraprune.measure.evaluation.evaluate as recipe
 from loraprune import EvaluationConfig, evaluate
 from loraprune.checkpoint.load import CheckpointError
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.evaluation.results import KINDS, ResultsError, read_results
 from loraprune.metrics.completions import DEFAULT_PROMPTS
 from loraprune.metrics.text_perplexity import text_perplexity
@@ -33,13 +33,13 @@ def notes(tmp_path_factory: pytest.TempPathFactory) -> str:
 def loads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the models whose weights were loaded."""
     names: list[str] = []
-    load = recipe.load_measured
+    load = ModelSource.load
 
-    def noting(model: Any, **options: Any) -> Any:
-        names.append(model.name)
-        return load(model, **options)
+    def noting(source: ModelSource, *settings: Any) -> Any:
+        names.append(source.name)
+        return load(source, *settings)
 
-    monkeypatch.setattr(recipe, "load_measured", noting)
+    monkeypatch.setattr(ModelSource, "load", noting)
     return names
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.metrics.tasks.local import Form, read_items
+from loraprune.metrics.tasks.local import read_items
 
 GOOD = {"query": "The sky is", "choices": ["blue", "square"], "gold": 0}
 CONTEXTS = {"context_options": ["Ann is", "Bea is"], "continuation": "here.", "gold": 1}
@@ -22,20 +22,19 @@ def written(path: Path, *lines: Any) -> Path:
 def test_choices_lose_the_space_around_them_and_queries_keep_theirs(tmp_path: Path) -> None:
     path = written(tmp_path / "t.jsonl", {**GOOD, "query": " The sky\nis ", "choices": [" blue ", "square\n"], "id": 7})
     task = read_items(path, "t")
-    assert task.form is Form.CHOICES
     assert task.rows == [{"query": " The sky\nis ", "choices": ["blue", "square"], "gold": 0}]
     assert task.files == {"t.jsonl": hashlib.sha256(path.read_bytes()).hexdigest()}
 
 
 def test_nothing_is_put_between_query_and_choice_if_every_query_ends_in_white_space(tmp_path: Path) -> None:
     with_break = {**GOOD, "query": "The sky is\n"}
-    assert read_items(written(tmp_path / "a.jsonl", with_break, with_break), "a").delimiter == ""
-    assert read_items(written(tmp_path / "b.jsonl", with_break, GOOD), "b").delimiter == " "
+    assert read_items(written(tmp_path / "a.jsonl", with_break, with_break), "a").asked["target_delimiter"] == ""
+    assert read_items(written(tmp_path / "b.jsonl", with_break, GOOD), "b").asked["target_delimiter"] == " "
 
 
 def test_contexts_are_read_as_winogrande_has_them(tmp_path: Path) -> None:
     task = read_items(written(tmp_path / "t.jsonl", CONTEXTS, "", CONTEXTS), "t")
-    assert task.form is Form.CONTEXTS
+    assert task.asked["doc_to_target"] == "continuation"
     assert task.rows[1] == {"contexts": ["Ann is", "Bea is"], "continuation": "here.", "gold": 1}
 
 

@@ -17,7 +17,8 @@ def test_a_question_lists_its_choices_by_letter(tmp_path: Path) -> None:
     assert row["query"] == "What is old?\nA. a mill\nB. a bird\nC. a stone\nD. a river\nAnswer:"
     assert row["choices"] == ["A", "B", "C", "D"]
     assert row["gold"] == 2
-    assert subject.description == "The following are multiple choice questions (with answers) about old things.\n\n"
+    about_old_things = "The following are multiple choice questions (with answers) about old things.\n\n"
+    assert subject.asked["description"] == about_old_things
 
 
 def test_a_folder_has_all_its_subjects_with_their_examples(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from tests.finished_run import CONFIG, QUICK
 from loraprune import PruningConfig, RunOptions, prune
 from loraprune.checkpoint import save as export
 from loraprune.recipes.steps.check import prepare
-from loraprune.recipes.steps.prepared import PreparedTraining
+from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def prepared_run(
     model: Any, data: Any, *, run_dir: Path = Path("unused"), config: Any = CONFIG, **changes: Any
 ) -> PreparedTraining:
     training = {**QUICK, "max_length": CONTEXT, **changes.pop("training", {})}
-    return prepare(model, data, config, training, None, None, RunOptions(**changes), run_dir)
+    return prepare(model, data, config, RunInputs(training=training, options=RunOptions(**changes)), run_dir)
 
 
 def held_out_texts(prepared: PreparedTraining) -> list[str]:
@@ -86,7 +86,7 @@ class TestHeldOut:
 
 class TestArguments:
     def test_defaults_are_those_of_the_paper(self, checkpoint: Path, data: Path) -> None:
-        arguments = prepare(checkpoint, data, CONFIG, {}, None, None, RunOptions(), Path("unused")).arguments
+        arguments = prepare(checkpoint, data, CONFIG, RunInputs(), Path("unused")).arguments
         assert arguments.learning_rate == 1e-4
         assert arguments.lr_scheduler_type == "cosine"
         assert arguments.num_train_epochs == 2
@@ -95,7 +95,7 @@ class TestArguments:
 
     @pytest.mark.skipif(torch.cuda.is_available(), reason="on an accelerator both are on")
     def test_16_bits_and_recomputation_are_off_on_a_cpu_unless_asked_for(self, checkpoint: Path, data: Path) -> None:
-        plain = prepare(checkpoint, data, CONFIG, {}, None, None, RunOptions(), Path("unused")).arguments
+        plain = prepare(checkpoint, data, CONFIG, RunInputs(), Path("unused")).arguments
         assert (plain.bf16, plain.activation_checkpointing, plain.use_cpu) == (False, False, True)
         asked = prepared_run(checkpoint, data, training={"bf16": True, "activation_checkpointing": True}).arguments
         assert (asked.bf16, asked.activation_checkpointing) == (True, True)
@@ -178,9 +178,8 @@ class TestTokenizer:
 
         def prepared(text: str) -> PreparedTraining:
             data = write_jsonl(tmp_path / "data.jsonl", [{"text": text * 30}])
-            return prepare(
-                checkpoint, data, CONFIG, QUICK, None, str(tmp_path / "tokenizer"), RunOptions(), Path("unused")
-            )
+            inputs = RunInputs(training=QUICK, tokenizer=str(tmp_path / "tokenizer"))
+            return prepare(checkpoint, data, CONFIG, inputs, Path("unused"))
 
         with pytest.raises(ValueError, match="the data has token 261, and the model knows 261"):
             prepared("a zebra ")
@@ -192,13 +191,14 @@ def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     prepared = prepared_run(tmp_path, data)
     assert prepared.structure.num_parameters == prepared_run(checkpoint, data).structure.num_parameters
-    assert prepared.model is None
+    assert prepared.source.loaded is None
 
 
 def test_a_tokenizer_of_another_checkpoint_may_be_named(tmp_path: Path, checkpoint: Path) -> None:
     (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
     data = write_texts(tmp_path / "data.jsonl")
-    prepared = prepare(tmp_path, data, CONFIG, QUICK, None, str(checkpoint), RunOptions(), Path("unused"))
+    inputs = RunInputs(training=QUICK, tokenizer=str(checkpoint))
+    prepared = prepare(tmp_path, data, CONFIG, inputs, Path("unused"))
     assert prepared.tokenizer.get_vocab() == tiny_tokenizer().get_vocab()
 
 

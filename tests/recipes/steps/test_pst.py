@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprune import PruneResult, PruningConfig, RunOptions, prune, recover
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 IDS = token_ids(2, 11, vocabulary=VOCABULARY)
 TRAINING = {**QUICK, "learning_rate": 1e-2}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from tests.run_folders import DENSE, MACHINE, created, entry, with_weights, write_bench, write_results, write_run
+from tests.run_folders import DENSE, FACTS, MACHINE, created, entry, with_weights, write_bench, write_results, write_run
 
 from loraprune.checkpoint.fingerprint import folder_fingerprint
 from loraprune.report.comparison.compare import compare_runs
@@ -85,6 +85,10 @@ class TestRecords:
         group = only_group(compare_runs([known, old]))
         assert by_name(group)["known"].costs["seconds"] == 60.0
 
+    def test_measuring_the_model_before_a_recovery_is_no_training(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "a", metrics={"phases": {"measuring the model before": 7.0, "training": 30.0}})
+        assert by_name(only_group(compare_runs([run])))["a"].costs["seconds"] == 30.0
+
     def test_of_sparse_runs_weights_that_are_not_zero_count(self, tmp_path: Path) -> None:
         sparse = write_run(tmp_path / "sparse", parameters=1000, nonzero=520, dense={**DENSE, "nonzero": 999})
         comparison = compare_runs([sparse])
@@ -143,7 +147,7 @@ class TestChains:
             base_pruning=history,
             dense=before | changes,
             settings={"recovery": {"keep_zeros": True}},
-            metrics={"pruning": {}, "sparsity": {"after": {"share": 0.5}}},
+            metrics={"pruning": {}, "sparsity": {"after": {"share": 0.5, "zeros": 250, "weights": 500}}},
             perplexity=6.0,
             latency_ms=4.1,
             seconds=100.0,
@@ -189,6 +193,66 @@ class TestChains:
         _, recovered = self.chain(tmp_path)
         write_run(tmp_path / "sparse", created="later")
         assert only_group(compare_runs([recovered])).models[0].name == "sparse"
+
+
+class TestFingerprints:
+    """Records that know what they were measured on compare if that is the same, and only then."""
+
+    ONE: ClassVar[dict[str, Any]] = {**FACTS, "data_fingerprint": "sha256:1"}
+    TWO: ClassVar[dict[str, Any]] = {**FACTS, "data_fingerprint": "sha256:2"}
+
+    def test_on_other_data_runs_are_apart_even_if_the_dense_model_has_the_same_figure(self, tmp_path: Path) -> None:
+        runs = [write_run(tmp_path / "a", facts=self.ONE), write_run(tmp_path / "b", facts=self.TWO)]
+        comparison = compare_runs(runs)
+        assert [[model.name for model in group.models] for group in comparison.groups] == [["tiny", "a"], ["tiny", "b"]]
+        assert "b and a: measured on other data, or with other settings." in notes_of(comparison)
+
+    def test_on_the_same_data_runs_of_different_models_stand_side_by_side(self, tmp_path: Path) -> None:
+        a = write_run(tmp_path / "a", facts=self.ONE)
+        b = write_run(tmp_path / "b", facts=self.ONE, base_model="models/other", dense={**DENSE, "perplexity": 3.0})
+        group = only_group(compare_runs([a, b]))
+        assert {name: model.quality for name, model in by_name(group).items()} == {
+            "tiny": 4.0, "other": 3.0, "a": 8.0, "b": 8.0
+        }  # fmt: skip
+        assert by_name(group)["b"].relative_latency == 0.6
+
+    def test_another_figure_of_the_dense_model_on_the_same_data_is_noted(self, tmp_path: Path) -> None:
+        runs = [
+            write_run(tmp_path / name, facts=self.ONE, dense={**DENSE, "perplexity": value})
+            for name, value in (("a", 4.0), ("b", 4.1))
+        ]
+        comparison = compare_runs(runs)
+        assert [model.name for model in only_group(comparison).models] == ["tiny", "a", "b"]
+        assert "the records give tiny between 4.00 and 4.10" in notes_of(comparison)
+
+    @pytest.mark.parametrize(("anchor", "groups"), [(4.0, 1), (4.1, 2)])
+    def test_with_a_record_that_is_older_the_figure_of_the_dense_model_tells(
+        self, tmp_path: Path, anchor: float, groups: int
+    ) -> None:
+        old = write_run(tmp_path / "old", dense={**DENSE, "perplexity": anchor})
+        assert len(compare_runs([old, write_run(tmp_path / "new", facts=self.ONE)]).groups) == groups
+
+    def test_a_result_that_was_measured_on_other_data_than_its_base_has_no_dense_model(self, tmp_path: Path) -> None:
+        run = write_run(tmp_path / "a", facts=self.ONE, data_fingerprint="sha256:2")
+        record = json.loads((run / "pruning.json").read_text())
+        record["metrics"]["pruned"]["data_fingerprint"] = "sha256:2"
+        (run / "pruning.json").write_text(json.dumps(record))
+        other = write_run(tmp_path / "b", facts=self.TWO)
+        group = only_group(compare_runs([run, other]))
+        assert [model.name for model in group.models] == ["tiny", "a", "b"]
+
+    def test_a_recovery_on_the_same_data_is_compared_with_the_dense_model(self, tmp_path: Path) -> None:
+        chain = TestChains()
+        for facts, names in ((self.ONE, ["tiny", "sparse", "recovered"]), (self.TWO, None)):
+            base, recovered = chain.chain(tmp_path / str(facts["data_fingerprint"])[-1])
+            for folder, known in ((base, self.ONE), (recovered, facts)):
+                record = json.loads((folder / "pruning.json").read_text())
+                for side in ("dense", "pruned"):
+                    record["metrics"][side] |= known
+                (folder / "pruning.json").write_text(json.dumps(record))
+            groups = compare_runs([base, recovered]).groups
+            assert len(groups) == (1 if names else 2)
+            assert [model.name for model in groups[0].models] == (names or ["tiny", "sparse"])
 
 
 class TestWhatDoesNotCompare:
@@ -462,7 +526,7 @@ class TestRefusals:
     @pytest.mark.parametrize("content", ["{", "[]", "{}", '{"metrics": {"dense": {"parameters": 1}}}', "\xff"])
     def test_a_damaged_record(self, tmp_path: Path, content: str) -> None:
         (tmp_path / "pruning.json").write_bytes(content.encode("latin-1"))
-        with pytest.raises(ValueError, match=r"pruning\.json is damaged"):
+        with pytest.raises(ValueError, match=r"pruning\.json is damaged.*Leave this run out"):
             compare_runs([tmp_path])
 
     def test_a_run_named_twice(self, two: list[Path]) -> None:

@@ -10,7 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.shards import INDEX, WEIGHTS, WeightIndexError, weight_map
+from loraprune.checkpoint.weight_files import (
+    MODEL_FILES,
+    StoredTensor,
+    WeightIndexError,
+    stored_tensors,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -18,14 +24,6 @@ if TYPE_CHECKING:
 
 RAGGED_PREFIX = "loraprune_"
 """A ragged checkpoint's ``model_type`` is this and the family it was pruned from."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StoredTensor:
-    """Where a tensor lies, and its shape."""
-
-    file: Path
-    shape: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,9 +80,7 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise RuntimeFormatError(
             f"{folder} holds quantized weights. Export needs them in 16 or 32 bits: save it dequantized first."
         )
-    return Checkpoint(
-        folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder, _weight_files(folder))
-    )
+    return Checkpoint(folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder))
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -117,35 +113,27 @@ def _family(values: Mapping[str, Any]) -> str:
     return str(pruned.get("base_model_type") or values["model_type"].removeprefix(RAGGED_PREFIX))
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / INDEX
+def _tensors(folder: Path) -> dict[str, StoredTensor]:
+    from safetensors import SafetensorError
+
+    whole = any((folder / name).is_file() for name in MODEL_FILES)
     try:
-        # An index goes first here: it tells of weights in several files, also beside a single one left behind.
-        names = weight_map(index).values() if index.is_file() else [WEIGHTS]
+        files = weight_files(folder) if whole else [folder / MODEL_FILES[0]]
     except WeightIndexError as error:
         raise RuntimeFormatError(str(error)) from error
-    files = [folder / name for name in sorted(set(names))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise RuntimeFormatError(
             f"{folder} has no {missing[0]}. Weights are read from safetensors only: save the model with "
             "save_pretrained."
         )
-    return files
-
-
-def _tensors(folder: Path, files: list[Path]) -> dict[str, StoredTensor]:
-    from safetensors import SafetensorError, safe_open
-
-    tensors: dict[str, StoredTensor] = {}
-    for path in files:
+    found: dict[str, StoredTensor] = {}
+    for file in files:
         try:
-            with safe_open(path, framework="pt") as file:
-                for name in file.keys():  # noqa: SIM118 - a handle, not a dict
-                    tensors[name] = StoredTensor(file=path, shape=tuple(file.get_slice(name).get_shape()))
+            found |= stored_tensors([file])
         except SafetensorError as error:
-            raise RuntimeFormatError(f"{path} cannot be read: {_first_line(error)}") from error
-    return tensors
+            raise RuntimeFormatError(f"{file} cannot be read: {_first_line(error)}") from error
+    return found
 
 
 def _first_line(error: Exception) -> str:

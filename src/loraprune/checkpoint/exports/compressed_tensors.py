@@ -13,12 +13,10 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     SparseCheckpoint,
     SparseFolderResult,
     check_folder,
-    copy_companions,
     read_sparse_checkpoint,
+    write_sparse_folder,
 )
-from loraprune.checkpoint.save import check_disk_space
-from loraprune.checkpoint.shards import INDEX
-from loraprune.record.appearing import appearing_folder
+from loraprune.checkpoint.weight_files import INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,16 +47,8 @@ def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = F
             f"{folder} has other widths in some layers than in others, which vLLM does not read. transformers loads it "
             "as it is."
         )
-    files = found.tensors_by_file()
-    size_before = sum(path.stat().st_size for path in files)
-    check_disk_space(output, size_before)
-    found.check_finite()
-    with appearing_folder(output, overwrite=overwrite) as temporary:
-        copy_companions(folder, temporary)
-        _write_tensors(found, files, temporary)
-        size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
-    return SparseFolderResult(
-        folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense
+    return write_sparse_folder(
+        found, output, lambda files, folder: _write_tensors(found, files, folder), overwrite=overwrite
     )
 
 

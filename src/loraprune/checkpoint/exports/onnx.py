@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint, require
 from loraprune.checkpoint.finite import check_finite
-from loraprune.checkpoint.shards import weight_files
+from loraprune.checkpoint.load import load_model
 
 if TYPE_CHECKING:
     from torch.onnx import ONNXProgram
@@ -67,6 +67,7 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         overwrite: replace an existing file.
 
     Raises:
+        CheckpointError: its weights cannot be loaded.
         RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes something else; nothing has
             been written then.
     """
@@ -75,7 +76,8 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         require(package, package, "Writing ONNX")
     checkpoint = read_checkpoint(folder)
     model_class = str((checkpoint.values.get("architectures") or ["?"])[0])
-    model = _load(folder, loader_of(model_class))
+    auto_class = loader_of(model_class)
+    model = load_model(str(folder), torch.float32, torch.device("cpu"), auto_class=auto_class).eval()
     check_finite(model)
     inputs = inputs_for(model_class, model.config)
     logits = _Logits(model, inputs).eval()
@@ -85,17 +87,6 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         difference = _difference(logits, inputs, temporary)
         size = sum(path.stat().st_size for path in temporary.parent.iterdir())
     return OnnxResult(file=output, size=size, model_class=model_class, inputs=inputs.shapes(), difference=difference)
-
-
-def _load(folder: Path, loader: str) -> PreTrainedModel:
-    import transformers
-
-    weight_files(folder)  # an index that names files elsewhere
-    try:
-        model: PreTrainedModel = getattr(transformers, loader).from_pretrained(folder, dtype=torch.float32)
-    except ValueError as error:
-        raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
-    return model.eval()
 
 
 def _export(logits: nn.Module, inputs: OnnxInputs) -> ONNXProgram:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +21,12 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     SparseCheckpoint,
     SparseFolderResult,
     check_folder,
-    copy_companions,
     empty_model,
     read_sparse_checkpoint,
     weight_of,
+    write_sparse_folder,
 )
 from loraprune.checkpoint.exports.two_four import is_two_four, pack, unpack
-from loraprune.checkpoint.save import check_disk_space
-from loraprune.record.appearing import appearing_folder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -62,14 +61,10 @@ def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = Fal
     """Write the folder; needs no special hardware."""
     from safetensors.torch import save_file
 
-    files = found.tensors_by_file()
-    size_before = sum(path.stat().st_size for path in files)
-    check_disk_space(output, size_before)
-    found.check_finite()
     packed = {weight_of(name) for name in found.sparse}
-    written, size = [], 0
-    with appearing_folder(output, overwrite=overwrite) as temporary:
-        copy_companions(found.checkpoint.folder, temporary)
+
+    def write(files: Mapping[Path, list[str]], folder: Path) -> None:
+        written = []
         for number, names in enumerate(files.values(), start=1):
             tensors: dict[str, torch.Tensor] = {}
             for name in names:
@@ -79,15 +74,12 @@ def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = Fal
                 else:
                     tensors[name] = tensor
             # Not named as a plain checkpoint's weights, which transformers would load without what it does not know.
-            path = temporary / f"semi_structured-{number:05}-of-{len(files):05}.safetensors"
-            save_file(tensors, path, metadata={"format": "pt"})
-            written.append(path.name)
-            size += path.stat().st_size
+            written.append(f"semi_structured-{number:05}-of-{len(files):05}.safetensors")
+            save_file(tensors, folder / written[-1], metadata={"format": "pt"})
         description = {"format": _FORMAT, "files": written}
-        (temporary / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
-    return SparseFolderResult(
-        folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense
-    )
+        (folder / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
+
+    return write_sparse_folder(found, output, write, overwrite=overwrite)
 
 
 def load_semi_structured(folder: str | Path, device: torch.device | str = "cuda") -> PreTrainedModel:
@@ -102,6 +94,26 @@ def load_semi_structured(folder: str | Path, device: torch.device | str = "cuda"
     model: Any = load_unpacked(folder, files)
     to_semi_structured_(model.to(device))
     loaded: PreTrainedModel = model
+    return loaded
+
+
+def is_packed(folder: Path) -> bool:
+    """Whether a folder holds packed 2:4 weights."""
+    return (folder / DESCRIPTION).is_file()
+
+
+def load_packed(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """The model of such a folder: with torch's semi-structured tensors on a GPU, and with ordinary ones elsewhere.
+
+    Args:
+        folder: that holds it.
+        device: to load onto.
+        dtype: of ordinary weights; None leaves them theirs, as semi-structured ones keep theirs.
+    """
+    if device.type == "cuda":
+        return load_semi_structured(folder, device)
+    unpacked: Any = load_unpacked(folder)
+    loaded: PreTrainedModel = unpacked.to(device=device, dtype=dtype)
     return loaded
 
 

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import nn
 from transformers import PreTrainedModel
 
 from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.exports.two_four import is_two_four
 from loraprune.checkpoint.finite import check_finite_tensors
-from loraprune.checkpoint.pruned_class import AUTO_CLASSES
+from loraprune.checkpoint.load import load_config, meta_model
+from loraprune.checkpoint.save import check_disk_space
+from loraprune.record.appearing import appearing_folder
 from loraprune.record.replaceable import check_output
 
 HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --criterion wanda --sparsity 2:4 --data … -o OUT` makes one that is"
@@ -111,18 +112,10 @@ def empty_model(folder: Path) -> PreTrainedModel:
     Raises:
         RuntimeFormatError: transformers does not know it.
     """
-    import transformers
-    from transformers import AutoConfig
-
     try:
-        config = AutoConfig.from_pretrained(folder)
-        (name, *_) = config.architectures or ["Model"]
-        auto = next((auto for ending, auto in AUTO_CLASSES.items() if name.endswith(ending)), "AutoModel")
-        with torch.device("meta"):
-            model: PreTrainedModel = getattr(transformers, auto).from_config(config)
+        return meta_model(load_config(str(folder), described=False))
     except ValueError as error:
         raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
-    return model
 
 
 def check_folder(folder: Path, output: Path, *, overwrite: bool) -> None:
@@ -135,6 +128,37 @@ def check_folder(folder: Path, output: Path, *, overwrite: bool) -> None:
     if folder.resolve().is_relative_to(output.resolve()):
         raise RuntimeFormatError(f"{output} would replace the checkpoint itself; name another folder with -o.")
     check_output(output, overwrite=overwrite, inputs=(folder,))
+
+
+def write_sparse_folder(
+    found: SparseCheckpoint,
+    output: Path,
+    write: Callable[[Mapping[Path, list[str]], Path], None],
+    *,
+    overwrite: bool = False,
+) -> SparseFolderResult:
+    """Make a folder of another format, which appears complete or not at all.
+
+    Args:
+        found: the checkpoint.
+        output: folder to make.
+        write: writes the tensors into a folder; it is given their names by the file that holds them.
+        overwrite: replace a result that is there.
+
+    Raises:
+        NonFiniteWeightsError: a number is NaN or infinite; nothing is written.
+    """
+    files = found.tensors_by_file()
+    size_before = sum(path.stat().st_size for path in files)
+    check_disk_space(output, size_before)
+    found.check_finite()
+    with appearing_folder(output, overwrite=overwrite) as temporary:
+        copy_companions(found.checkpoint.folder, temporary)
+        write(files, temporary)
+        size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
+    return SparseFolderResult(
+        folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense
+    )
 
 
 def copy_companions(folder: Path, output: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from loraprune.layers.quantized.layout import UnsupportedQuantizationError, bounds
+from loraprune.layers.quantized.layout import Layout, UnsupportedQuantizationError, bounds
 
 
 def whole_blocks(index: torch.Tensor, size: int) -> torch.Tensor | None:
@@ -54,7 +54,7 @@ def _forward(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
     return outputs if layer.bias is None else outputs + layer.bias.to(outputs.dtype)
 
 
-class FourBitLayout:
+class FourBitLayout(Layout):
     """``Linear4bit``. Its blocks lie in one row after the other.
 
     Rows can be cut exactly where they consist of whole blocks, and columns where whole blocks of them stay. The scales

@@ -6,17 +6,14 @@ from typing import Any
 
 import torch
 
+from loraprune.layers.quantized.layout import Layout
 
-class Int8Layout:
+
+class Int8Layout(Layout):
     """``Linear8bitLt``. Rows and columns can be cut exactly: the scale of a row stays where columns go.
 
     A forward pass moves numbers and scales from the weight to the layer's state, so that both places are looked at.
     """
-
-    def shape(self, layer: Any) -> tuple[int, int]:
-        """Outputs and inputs."""
-        rows, columns = layer.weight.shape
-        return rows, columns
 
     def dtype(self, layer: Any) -> torch.dtype:
         """Bitsandbytes itself rounds to float16 before it quantizes."""
@@ -45,9 +42,6 @@ class Int8Layout:
     def stored_bytes(self, layer: Any) -> int:
         """Numbers and scales."""
         return int(layer.weight.data.nbytes + self._scales(layer).nbytes)
-
-    def prepare_(self, layer: Any) -> None:
-        """Nothing to do: what moves is found."""
 
     def _scales(self, layer: Any) -> torch.Tensor:
         scales: torch.Tensor = layer.weight.SCB if layer.weight.SCB is not None else layer.state.SCB

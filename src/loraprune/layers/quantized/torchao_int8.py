@@ -7,12 +7,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from loraprune.layers.quantized.layout import UnsupportedQuantizationError
+from loraprune.layers.quantized.layout import Layout, UnsupportedQuantizationError
 
 ACTIVATIONS = ("act_quant_kwargs", "act_quant_scale", "act_pre_scale")
 
 
-class TorchaoInt8Layout:
+class TorchaoInt8Layout(Layout):
     """A linear layer whose weight is an ``Int8Tensor``. Rows and columns can be cut exactly."""
 
     def check(self, weight: Any) -> None:
@@ -30,11 +30,6 @@ class TorchaoInt8Layout:
             raise UnsupportedQuantizationError(
                 "torchao quantized the model with other scales than one a row. Use Int8WeightOnlyConfig() as it is."
             )
-
-    def shape(self, layer: Any) -> tuple[int, int]:
-        """Outputs and inputs."""
-        rows, columns = layer.weight.shape
-        return rows, columns
 
     def dtype(self, layer: Any) -> torch.dtype:
         """That of the weight before it was quantized."""
@@ -84,6 +79,3 @@ class TorchaoInt8Layout:
         weight = layer.weight
         parts = (weight.qdata, weight.scale, weight.zero_point)
         return sum(int(part.nbytes) for part in parts if part is not None)
-
-    def prepare_(self, layer: Any) -> None:
-        """Nothing to do."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
 from loraprune.calibration.progress import ProgressOf
-from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, working_dtype
+from loraprune.checkpoint.load import DTYPES
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.config import BenchConfig, circumstances, device_of, threads
 from loraprune.measure.benchmark.contenders import Contender, contenders_of, in_memory
@@ -72,11 +72,13 @@ def _inference(
     contenders: Sequence[Contender], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
 ) -> BenchResult:
     """Load, measure, and put together."""
-    dtype = contenders[0].dtype or _dtype(config) or working_dtype(checkpoint_dtype(contenders[0].config), device)
-    contexts = [contender.context for contender in contenders]
+    in_memory_already = contenders[0].source.loaded is not None
+    asked = None if config.dtype is None or in_memory_already else DTYPES[config.dtype]
+    dtype = asked or contenders[0].source.working_dtype(device)
+    contexts = [contender.source.context for contender in contenders]
     tokens = config.tokens_for(contexts)
     prompt = config.prompt_for(tokens, contexts) if config.decode_batch else tokens
-    if not config.one_at_a_time and contenders[0].dtype is None:
+    if not config.one_at_a_time and not in_memory_already:
         check_memory(contenders, dtype, device)
     groups = [[contender] for contender in contenders] if config.one_at_a_time else [list(contenders)]
     benched: list[BenchedModel] = []
@@ -94,7 +96,7 @@ def _inference(
                 figures += decoding(models, replace(size, batch_size=batch, tokens=prompt), config.new_tokens, rounds)
         text = not reads_images(base_model(next(iter(models.values()))))
         del models
-        _release()
+        clear_device_cache(garbage_collection=True)
     settings = _settings(config, dtype) | ({"tokens": tokens, "prompt_tokens": prompt} if text else {})
     return BenchResult(
         profile="inference",
@@ -117,15 +119,15 @@ def _training(
         raise ValueError(
             f"The profile 'training' measures one model, and {len(names)} were given. Run it once for each."
         )
-    prepared = TrainingBench.of(names[0], config, device, _dtype(config))
+    prepared = TrainingBench.of(names[0], config, device)
     figures, left_out, size = prepared.run(rounds)
-    _release()
+    clear_device_cache(garbage_collection=True)
     model = BenchedModel(
         label=Path(names[0]).name,
         name=names[0],
         parameters=prepared.structure.num_parameters,
         memory_bytes=size,
-        attn_implementation=config.attn_implementation or prepared.shapes.config._attn_implementation,
+        attn_implementation=config.attn_implementation or prepared.source.shapes.config._attn_implementation,
     )
     return BenchResult(
         profile="training",
@@ -154,15 +156,15 @@ def _benched(contender: Contender, model: PreTrainedModel) -> BenchedModel:
     size, source = contender.file_bytes(model)
     return BenchedModel(
         label=contender.label,
-        name=contender.name,
+        name=contender.source.name,
         adapter=contender.adapter,
-        random_weights=contender.random_weights,
+        random_weights=contender.random_seed is not None,
         parameters=sum(value.numel() for value in model.parameters()),
         file_bytes=size,
         file_bytes_from=source,
         memory_bytes=weight_bytes(model),
         attn_implementation=base_model(model).config._attn_implementation,
-        fingerprint=contender.fingerprint(),
+        fingerprint=contender.source.fingerprint if contender.has_files else None,
     )
 
 
@@ -177,17 +179,6 @@ def _compared(figures: Sequence[BenchFigure], *, in_turns: bool) -> Iterator[Ben
 def _settings(config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:
     settled = {"dtype": str(dtype).removeprefix("torch."), "repeats": config.count, "warmup": config.warm}
     return asdict(config) | settled | {"flops": CONVENTION, "turns": not config.one_at_a_time}
-
-
-def _dtype(config: BenchConfig) -> torch.dtype | None:
-    return None if config.dtype is None else DTYPES[config.dtype]
-
-
-def _release() -> None:
-    """Give back the memory of models that are gone."""
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
 
 
 # Whether a benchmark has the memory that it needs, and what to do where it has not.

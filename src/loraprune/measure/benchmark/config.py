@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from loraprune.checkpoint.load import DTYPES, check_quantization, default_device
-from loraprune.importance.registry import CRITERIA
+from loraprune.importance.configs import CRITERIA
 from loraprune.measure.benchmark.memory import counter_of
 from loraprune.record.provenance import machine_description, timestamp, versions
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from loraprune.checkpoint.adapter import find_adapter
-from loraprune.checkpoint.load import (
-    CheckpointError,
-    auto_class_of,
-    checkpoint_dtype,
-    context_of,
-    load_config,
-    meta_model,
-    random_model,
-)
-from loraprune.checkpoint.shards import weight_files
+from loraprune.checkpoint.load import CheckpointError, random_model
+from loraprune.checkpoint.source import ModelSource
+from loraprune.checkpoint.weight_files import weight_files
 from loraprune.layers.quantized import is_quantized_model, stored_bytes
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.config import BenchConfig
-from loraprune.measure.model import load_measured
+from loraprune.measure.model import check_measurable
 from loraprune.record.history import base_pruning
-from loraprune.tasks.registry import task_of_config, task_of_model
-from loraprune.tasks.source import MeasurableModel, check_measurable
+from loraprune.tasks.registry import task_of_model, task_of_source
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PreTrainedModel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,47 +30,49 @@ class Contender:
 
     Attributes:
         label: unique among those of a benchmark.
-        name: as it was given.
+        source: of the model.
         task: name of what it is made for.
-        load: gets it, in evaluation mode.
-        config: of the model; of an adapter, its base's.
-        context: tokens that it can read at most, or None.
         adapter: ``"merged"`` or ``"unmerged"``.
-        dtype: of a model that is in memory already, else None.
-        random_weights: whether its weights are random.
-        folder: that holds its weights, where that is on disk; ``adapter_folder``: likewise.
-        fingerprint: computes a hash of its files.
+        random_seed: of random weights, which a model has that is there for its shapes alone.
     """
 
     label: str
-    name: str
+    source: ModelSource
     task: str
-    load: Callable[[torch.dtype, torch.device], PreTrainedModel]
-    config: PretrainedConfig
-    context: int | None
     adapter: str | None = None
-    dtype: torch.dtype | None = None
-    random_weights: bool = False
-    folder: Path | None = None
-    adapter_folder: Path | None = None
-    fingerprint: Callable[[], str | None] = lambda: None
+    random_seed: int | None = None
+
+    def load(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
+        """The model, in evaluation mode; one that is in memory stays as and where it is."""
+        if self.random_seed is None:
+            return self.source.load(dtype, device, merge=self.adapter != "unmerged")
+        with torch.random.fork_rng(), device:
+            torch.manual_seed(self.random_seed)
+            return random_model(self.source.config, self.source.auto_class, dtype).eval()
+
+    @property
+    def has_files(self) -> bool:
+        """Whether its weights come from files."""
+        return self.source.loaded is None and self.random_seed is None
 
     def parameters(self) -> int:
         """About how many it has, from its shapes alone; 0 where its class cannot be built without weights."""
         try:
-            return int(meta_model(self.config, auto_class_of(self.config)).num_parameters())
+            return int(self.source.shapes.num_parameters())
         except Exception:  # of unknown making: only the estimate of memory needs the number
             return 0
 
     def file_bytes(self, model: PreTrainedModel) -> tuple[int | None, str | None]:
         """Bytes of its weights in files, and where they come from: files on disk, or parameters and stored dtype."""
-        folders = [folder for folder in (self.folder, self.adapter_folder) if folder is not None]
-        on_disk = [sum(path.stat().st_size for path in weight_files(folder)) for folder in folders]
-        if self.folder is not None and self.adapter != "merged" and all(on_disk):
-            return sum(on_disk), "files"
+        adapter = self.source.adapter
+        folders = [Path(self.source.checkpoint or ""), *([] if adapter is None else [adapter.folder])]
+        if self.has_files and self.adapter != "merged" and folders[0].is_dir():
+            files = [weight_files(folder) for folder in folders]
+            if all(files):
+                return sum(path.stat().st_size for found in files for path in found), "files"
         if is_quantized_model(model):
             return None, None
-        return stored_bytes(model, checkpoint_dtype(self.config).itemsize), "parameters and stored dtype"
+        return stored_bytes(model, self.source.stored_dtype.itemsize), "parameters and stored dtype"
 
 
 def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
@@ -115,38 +108,14 @@ def _comparable_contenders(contenders: list[Contender]) -> list[Contender]:
 
 def _contenders_of_name(name: str, label: str, config: BenchConfig) -> list[Contender]:
     base = config.base if find_adapter(name, base=config.base, revision=config.revision) is not None else None
-    known = check_measurable(
-        name,
-        trust_remote_code=config.trust_remote_code,
-        revision=config.revision,
-        base=base,
-        needs_tokenizer=False,
-    )
-    if known.adapter is None:
-        return [_contender(known, label)]
-    return [_contender(known, f"{label} ({how})", how) for how in ("unmerged", "merged")]
-
-
-def _contender(known: MeasurableModel, label: str, adapter: str | None = None) -> Contender:
-    fingerprint = cache(known.fingerprint)
-
-    def load(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        merge = adapter != "unmerged"
-        return load_measured(known, dtype=dtype, device=device, merge=merge, known_fingerprint=fingerprint()).model
-
-    source = Path(known.source)
-    return Contender(
-        label=label,
-        name=known.name,
-        task=known.task.name,
-        load=load,
-        config=known.config,
-        context=known.context,
-        adapter=adapter,
-        folder=source if source.is_dir() else None,
-        adapter_folder=None if known.adapter is None else known.adapter.folder,
-        fingerprint=fingerprint,
-    )
+    found = ModelSource.of_any(name, base=base, trust_remote_code=config.trust_remote_code, revision=config.revision)
+    source = check_measurable(found, needs_tokenizer=False)
+    task = task_of_source(source).name
+    if source.adapter is None:
+        return [Contender(label=label, source=source, task=task)]
+    return [
+        Contender(label=f"{label} ({how})", source=source, task=task, adapter=how) for how in ("unmerged", "merged")
+    ]
 
 
 def dense_contender(name: str, config: BenchConfig) -> Contender:
@@ -164,39 +133,24 @@ def dense_contender(name: str, config: BenchConfig) -> Contender:
             "with --base, or as the first of the models."
         )
     try:
-        dense = load_config(base, trust_remote_code=config.trust_remote_code, described=False, quantized=True)
+        dense = ModelSource.of(base, trust_remote_code=config.trust_remote_code, described=False, quantized=True)
     except CheckpointError as error:
         raise CheckpointError(
             f"{name} was pruned from {base}, and the config of that cannot be read: {error} Only its config.json is "
             "needed: name a folder that has it with --base."
         ) from error
-    if getattr(dense, "quantization_config", None):
+    if dense.quantized:
         raise CheckpointError(f"{base} is quantized, and random weights would not be. Name it as the first model.")
-    auto_class = auto_class_of(dense)
-
-    def load(dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        with torch.random.fork_rng(), device:
-            torch.manual_seed(config.seed)
-            return random_model(dense, auto_class, dtype).eval()
-
-    return Contender(
-        label=f"{Path(base).name}, random weights",
-        name=base,
-        task=task_of_config(dense, auto_class).name,
-        load=load,
-        config=dense,
-        context=context_of(dense, meta_model(dense, auto_class)),
-        random_weights=True,
-    )
+    label = f"{Path(base).name}, random weights"
+    return Contender(label=label, source=dense, task=task_of_source(dense).name, random_seed=config.seed)
 
 
 def _base_of(name: str, config: BenchConfig) -> str | None:
     adapter = find_adapter(name, revision=config.revision)
     if adapter is not None:
         return adapter.base
-    history = base_pruning(name, config.revision) or {}
-    base: Any = history.get("base_model")
-    return base if isinstance(base, str) else None
+    history = base_pruning(name, config.revision)
+    return None if history is None else history.base_model
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
@@ -228,16 +182,7 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
     contenders = []
     for label, model in models.items():
         inner = base_model(model)
-        task = task_of_model(inner, "AutoModelForCausalLM")
-        contenders.append(
-            Contender(
-                label=label,
-                name=label,
-                task=task.name,
-                load=lambda dtype, device, model=model: model,  # type: ignore[misc]
-                config=inner.config,
-                dtype=inner.dtype,
-                context=context_of(inner.config, inner) if task.has_tokenizer else None,
-            )
-        )
+        source = ModelSource(name=label, config=inner.config, loaded=model)
+        task = task_of_model(inner, "AutoModelForCausalLM").name
+        contenders.append(Contender(label=label, source=source, task=task))
     return _comparable_contenders(contenders)

@@ -145,26 +145,6 @@ def call_latency(
     return {name: times.median for name, times in in_turns(contenders, repeats=repeats, warmup=warmup).items()}
 
 
-def forward_latency(
-    models: Mapping[str, PreTrainedModel], *, batch_size: int = 1, tokens: int, repeats: int = 10, warmup: int = 2
-) -> dict[str, float]:
-    """Median seconds of a forward pass of random tokens, for language models that take turns.
-
-    Args:
-        models: by name; each stays on its device.
-        batch_size: sequences in a pass.
-        tokens: tokens in a sequence.
-        repeats: timed passes of each model.
-        warmup: passes of each model that are not timed.
-    """
-
-    def inputs(model: PreTrainedModel, device: torch.device) -> dict[str, Any]:
-        ids = torch.randint(model.config.vocab_size, (batch_size, tokens), device=device)
-        return {"input_ids": ids, "use_cache": False}
-
-    return call_latency(models, inputs, repeats=repeats, warmup=warmup)
-
-
 # Decoding with a cache of keys and values: one token after another, timed in turns.
 
 

@@ -34,7 +34,8 @@ class LiveBytes(TorchDispatchMode):
     def _forget(self, key: int, reference: object) -> None:
         self.now -= self._live.pop(key)[0]
 
-    def _count(self, value: object) -> None:
+    def count(self, value: object) -> None:
+        """Take in a tensor that was used or made, if it was not there before."""
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             key = storage._cdata
@@ -45,7 +46,7 @@ class LiveBytes(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        tree_map(self._count, (args, kwargs, result))
+        tree_map(self.count, (args, kwargs, result))
         return result
 
 

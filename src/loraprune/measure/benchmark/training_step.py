@@ -2,42 +2,33 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from accelerate.utils.memory import clear_device_cache
 
-from loraprune.architectures import spec_for
-from loraprune.checkpoint.load import (
-    auto_class_of,
-    checkpoint_dtype,
-    context_of,
-    load_config,
-    load_model,
-    meta_model,
-    working_dtype,
-)
+from loraprune.checkpoint.load import DTYPES
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.benchmark.config import TIMED_CRITERIA, BenchConfig
 from loraprune.measure.benchmark.memory import allocated_bytes, peak_bytes, state_bytes, weight_bytes
 from loraprune.measure.benchmark.random_inputs import InputSize, inputs_in_words, training_inputs, writes_text
 from loraprune.measure.benchmark.result import BenchFigure
 from loraprune.measure.benchmark.timing import Call, Rounds, TurnTaker, in_turns
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pruner import gradients_finite
-from loraprune.pruning.run import PruningRun
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.surgery.masking import Masks
-from loraprune.tasks.lora import LoraOptions, lora_config
-from loraprune.tasks.registry import task_of_config
+from loraprune.tasks.lora import lora_config
+from loraprune.tasks.options import LoraOptions
+from loraprune.tasks.registry import tunable_task
 from loraprune.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
-
     from loraprune.structure.plan import Plan
 
 PLAIN = "plain LoRA"
@@ -50,48 +41,39 @@ class TrainingBench:
     """A model whose training steps are measured, before its weights are loaded.
 
     Attributes:
-        name: as it was given.
+        source: of the model.
         config: of what is measured.
-        model_config: of the model.
-        task: that it is tuned for.
-        shapes: the model without weights; ``structure``: what can be pruned in it.
+        task: that the model is tuned for.
+        structure: what can be pruned in it.
         dtype: of its weights; ``device``: to train on.
         tokens: of a sequence.
     """
 
-    name: str
+    source: ModelSource
     config: BenchConfig
-    model_config: PretrainedConfig
     task: Task
-    shapes: PreTrainedModel
     structure: Structure
     dtype: torch.dtype
     device: torch.device
     tokens: int
 
     @classmethod
-    def of(cls, name: str, config: BenchConfig, device: torch.device, dtype: torch.dtype | None) -> TrainingBench:
+    def of(cls, name: str, config: BenchConfig, device: torch.device) -> TrainingBench:
         """Check what was asked for, before weights are loaded.
 
         Raises:
             ValueError: the model cannot be pruned, or its sequences are shorter than asked for.
         """
-        further = {"trust_remote_code": config.trust_remote_code, "revision": config.revision}
-        model_config = load_config(name, **further)  # type: ignore[arg-type]
-        task = task_of_config(model_config, spec_for(model_config).auto_class)
-        task.check_model(model_config)
-        shapes = meta_model(model_config, task.auto_class)
-        context = context_of(model_config, shapes) if task.has_tokenizer else None
+        source = ModelSource.of(name, trust_remote_code=config.trust_remote_code, revision=config.revision)
+        source.check_trainable()
         return cls(
-            name=name,
+            source=source,
             config=config,
-            model_config=model_config,
-            task=task,
-            shapes=shapes,
-            structure=describe(shapes),
-            dtype=dtype or working_dtype(checkpoint_dtype(model_config), device),
+            task=tunable_task(source),
+            structure=describe(source.shapes),
+            dtype=source.working_dtype(device) if config.dtype is None else DTYPES[config.dtype],
             device=device,
-            tokens=config.tokens_for([context]),
+            tokens=config.tokens_for([source.context]),
         )
 
     @property
@@ -112,7 +94,7 @@ class TrainingBench:
         Raises:
             ValueError: that was asked for and cannot be done.
         """
-        able = self.shapes.supports_gradient_checkpointing
+        able = self.source.recomputes
         if self.config.gradient_checkpointing and not able:
             raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
         asked = self.config.gradient_checkpointing
@@ -127,20 +109,12 @@ class TrainingBench:
         """The model with a fresh adapter, loaded anew."""
         from peft import get_peft_model
 
-        model: Any = load_model(
-            self.name,
-            self.dtype,
-            self.device,
-            auto_class=auto_class_of(self.model_config),
-            trust_remote_code=self.config.trust_remote_code,
-            revision=self.config.revision,
-            quantization=self.config.quantization,
-        )
+        model: Any = self.source.load(self.dtype, self.device, quantization=self.config.quantization)
         if self.config.attn_implementation is not None:
             model.set_attn_implementation(self.config.attn_implementation)
         torch.manual_seed(self.config.seed)
         options = LoraOptions(r=self.config.lora_r)
-        tuned = get_peft_model(model, lora_config(options, self.structure, self.shapes, self.task))
+        tuned = get_peft_model(model, lora_config(options, self.structure, self.source.shapes, self.task))
         if self.recomputes:
             recompute_(tuned)
         return tuned
@@ -162,8 +136,7 @@ class TrainingBench:
                 del pruned
                 sliced = self._measured(slices, rounds)
                 slices.clear()
-                gc.collect()
-                torch.cuda.empty_cache()
+                clear_device_cache(garbage_collection=True)
             dense = self.tuned()
             steps: dict[str, TrainingStep] = {PLAIN: TrainingStep(dense, self.work(dense))}
             left_out = self._add_criteria_(steps, dense)
@@ -175,8 +148,6 @@ class TrainingBench:
 
     def _add_criteria_(self, steps: dict[str, TrainingStep], model: Any) -> dict[str, str]:
         """Add a step for each criterion that this model can be scored by; gives the others, and why not."""
-        from loraprune.pruning.config import PruningConfig
-
         left_out = {}
         for name in self.config.criteria or TIMED_CRITERIA:
             try:
@@ -198,11 +169,11 @@ class TrainingBench:
 
     def _measured(self, steps: dict[str, TrainingStep], rounds: Rounds) -> list[BenchFigure]:
         """Time steps in turns, and count their memory."""
-        stage = f"training step, {inputs_in_words(self.shapes, self.size)}"
+        stage = f"training step, {inputs_in_words(self.source.shapes, self.size)}"
         times = rounds.run(stage, {name: step.contender() for name, step in steps.items()})
         settings: dict[str, Any] = {
             "batch_size": self.config.batch_size,
-            "input": inputs_in_words(self.shapes, self.size),
+            "input": inputs_in_words(self.source.shapes, self.size),
             "accumulation": self.config.accumulation,
             "gradient_checkpointing": self.recomputes,
             "autocast": None if self.autocast is None else str(self.autocast).removeprefix("torch."),
@@ -216,7 +187,7 @@ class TrainingBench:
                 measure="training step",
                 settings=settings,
                 times=times[name],
-                tokens=items * self.tokens if writes_text(self.shapes) else None,
+                tokens=items * self.tokens if writes_text(self.source.shapes) else None,
                 items=items,
                 peak_bytes=step.peak_bytes(),
                 cut_seconds=reading_seconds(step) if step.reads_at_cuts else None,
@@ -285,9 +256,9 @@ class TrainingStep:
         self.device: torch.device = next(model.parameters()).device
         self._masks = masks
         self.optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE)
-        self.run: PruningRun | None = None
+        self.run: GroupRun | None = None
         if criterion is not None:
-            self.run = PruningRun.of(model, criterion)
+            self.run = GroupRun.of(model, criterion)
             self.run.micro_batches = work.accumulation
 
     @contextmanager
@@ -356,7 +327,7 @@ def recompute_(model: Any) -> None:
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
-def cut_at_random_(model: Any, ratio: float, **settings: Any) -> PruningRun:
+def cut_at_random_(model: Any, ratio: float, **settings: Any) -> GroupRun:
     """Cut groups drawn at random, without a refit: for speed it does not matter which ones go.
 
     Args:
@@ -368,7 +339,7 @@ def cut_at_random_(model: Any, ratio: float, **settings: Any) -> PruningRun:
         The run, which knows structure and plan.
     """
     config = PruningConfig(ratio=ratio, criterion="random", repair="none", cuts=1, **settings)
-    run = PruningRun.of(model, config)
+    run = GroupRun.of(model, config)
     run.begin(model, 1)
     run.cut_if_due(1)
     run.end()

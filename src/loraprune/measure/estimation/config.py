@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loraprune.checkpoint.load import DTYPES, QUANTIZATIONS
-from loraprune.importance.criterion import check_options
 from loraprune.pruning.config import PruningConfig
-from loraprune.tasks.lora import LoraOptions
+from loraprune.tasks.options import LoraOptions
 
 DEVICES = ("cuda", "cpu")
 
@@ -57,12 +56,11 @@ class EstimateConfig:
                 "The criterion 'pst' makes single weights zero, so that the model keeps its shapes: there is nothing "
                 "to plan. Leave it out."
             )
-        if self.pruning.criterion == "compresso":
+        if self.pruning.criterion.learns:
             raise ValueError(
                 "The memory of the criterion 'compresso', which learns gates, is not part of the estimate. That of "
                 "'fisher' is nearest to it."
             )
-        check_options(self.pruning.criterion_options)
 
     @property
     def autocast(self) -> bool:

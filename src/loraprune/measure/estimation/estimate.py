@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation.allocate import ratio_for_parameters
-from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, context_of
-from loraprune.importance.criterion import check_reach
+from loraprune.checkpoint.load import DTYPES
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.depth import StepSize, step_size
 from loraprune.measure.estimation.forward import block_bytes, forward_size
 from loraprune.measure.estimation.gpus import GPUS, Gpu, step_seconds
 from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
-from loraprune.measure.estimation.shape_models import ShapeModels, find_config
+from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.measure.estimation.target import Target, cut_size, find_target
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
@@ -52,36 +52,30 @@ def estimate(
         ValueError: something given is wrong, or the model cannot be pruned that way.
     """
     if isinstance(model, (str, Path)):
-        found = find_config(str(model), trust_remote_code=trust_remote_code, revision=revision)
-        return Estimator(str(model), found, config or EstimateConfig()).estimate()
-    name = str(getattr(model, "_name_or_path", "") or "model")
-    return Estimator(name, copy.deepcopy(model), config or EstimateConfig()).estimate()
+        source = find_shapes(str(model), trust_remote_code=trust_remote_code, revision=revision)
+    else:
+        name = str(getattr(model, "_name_or_path", "") or "model")
+        source = ModelSource(name=name, config=copy.deepcopy(model))
+    return Estimator(source, config or EstimateConfig()).estimate()
 
 
 class Estimator:
     """Estimates for one model and several ratios; what does not depend on the ratio is worked out once.
 
     Args:
-        name: of the model.
-        config: the model's.
+        source: of the model.
         settings: of the run.
 
     Raises:
         ValueError: the model cannot be pruned that way.
     """
 
-    def __init__(self, name: str, config: PretrainedConfig, settings: EstimateConfig) -> None:
+    def __init__(self, source: ModelSource, settings: EstimateConfig) -> None:
         pruning = settings.pruning
-        self._name = name
-        self._models = ShapeModels.of(config, pruning.dimensions, pruning.keep_layers)
+        self._models = ShapeModels.of(source, pruning.target.dimensions, pruning.target.keep_layers)
         self._structure = self._models.structure
-        check_reach(
-            pruning.criterion_name,
-            self._structure,
-            lora_form=pruning.lora_form,
-            while_training=not pruning.cuts_first,
-        )
-        self._stored = checkpoint_dtype(config) if settings.dtype is None else DTYPES[settings.dtype]
+        pruning.criterion.check(self._structure, while_training=not pruning.cuts_first)
+        self._stored = source.stored_dtype if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}
         self._steps: dict[Any, StepSize] = {}
@@ -90,12 +84,12 @@ class Estimator:
     def _settled(self, settings: EstimateConfig) -> EstimateConfig:
         """What a run would choose where nothing was said."""
         models = self._models
-        can, recompute = models.can_recompute, settings.gradient_checkpointing
+        can, recompute = models.source.recomputes, settings.gradient_checkpointing
         if recompute and not can:
             raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
         length = settings.max_length
         if models.task.has_tokenizer:
-            context = context_of(models.config, models.dense)
+            context = models.source.context
             length = length or (min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH)
             check_length(length, context)
         return replace(
@@ -103,7 +97,7 @@ class Estimator:
             gradient_checkpointing=can and settings.device == "cuda" if recompute is None else recompute,
             max_length=length,
             bf16=settings.autocast,
-            pruning=replace(settings.pruning, repair="none") if self._structure.spans_blocks else settings.pruning,
+            pruning=settings.pruning.changed(repair="none") if self._structure.spans_blocks else settings.pruning,
         )
 
     def estimate(self, ratio: float | None = None) -> Estimate:
@@ -116,15 +110,15 @@ class Estimator:
         if ratio is None and settings.target_params is not None:
             ratio = ratio_for_parameters(self._structure, settings.target_params)
         if ratio is not None:
-            settings = replace(settings, pruning=replace(settings.pruning, ratio=ratio))
+            settings = replace(settings, pruning=settings.pruning.changed(ratio=ratio))
         target = find_target(self._models, settings.pruning)
-        nothing = find_target(self._models, replace(settings.pruning, ratio=0.0))
+        nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
         step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
         after = self._step(settings, self._stored, target, listening=False)
         return Estimate(
-            model=self._name,
+            model=self._models.source.name,
             model_type=self._structure.spec.model_type,
-            asked=settings.pruning.ratio,
+            asked=settings.pruning.target.ratio,
             ratio=target.ratio,
             settings=self._as_values(settings),
             before=self._size(nothing),
@@ -143,7 +137,7 @@ class Estimator:
         """One training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
-        key = (made_of, depth, repr(replace(settings, pruning=replace(settings.pruning, ratio=0.0))), listening)
+        key = (made_of, depth, repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0))), listening)
         if key not in self._steps:
             try:
                 simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening))
@@ -175,7 +169,7 @@ class Estimator:
             autocast=settings.autocast,
             checkpointing=bool(settings.gradient_checkpointing),
             micro_batches=settings.gradient_accumulation_steps,
-            criterion=settings.pruning.criterion_options if listening and not settings.pruning.cuts_first else None,
+            criterion=settings.pruning.criterion if listening and not settings.pruning.cuts_first else None,
         )
 
     def _size(self, target: Target) -> ModelSize:
@@ -244,7 +238,7 @@ class Estimator:
 
     def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> str | None:
         """Options with which the run fits, the mildest first; None where none of them is enough."""
-        for flags, changed in remedies(settings, can_recompute=self._models.can_recompute):
+        for flags, changed in remedies(settings, can_recompute=self._models.source.recomputes):
             # The weights alone may be too much: then there is nothing to work out.
             bound = self._structure.num_parameters * LEAST_BYTES.get(changed.quantization or "", dtype.itemsize)
             if bound <= gpu.usable and self._needed(changed, target, dtype) <= gpu.usable:
@@ -257,11 +251,11 @@ class Estimator:
 
     def _notes(self, settings: EstimateConfig) -> Iterator[str]:
         pruning = settings.pruning
-        if len(self._structure.kinds) > 1 and pruning.allocation != "uniform" and pruning.ratio > 0.0:
-            how = "differ from layer to layer" if pruning.allocation == "global" else "are split by importance"
+        if len(self._structure.kinds) > 1 and pruning.target.allocation != "uniform" and pruning.target.ratio > 0.0:
+            how = "differ from layer to layer" if pruning.target.allocation == "global" else "are split by importance"
             yield (
-                f"With allocation {pruning.allocation}, widths {how}, which only the run can tell. Those shown are "
-                "those of an even split: as many parameters, another division."
+                f"With allocation {pruning.target.allocation}, widths {how}, which only the run can tell. Those shown "
+                "are those of an even split: as many parameters, another division."
             )
         if pruning.repairs and any(dimension.of_experts for dimension in self._structure):
             yield "The memory of refitting experts is not part of the estimate."
@@ -319,7 +313,7 @@ def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple
     if settings.quantization != "bnb-4bit":
         flags, settings = [*flags, "--load-in-4bit"], replace(settings, quantization="bnb-4bit")
     for more, changed in [*_batches(flags, settings), (flags, settings)][:1]:
-        yield " ".join([*more, "--repair none"]), replace(changed, pruning=replace(changed.pruning, repair="none"))
+        yield " ".join([*more, "--repair none"]), replace(changed, pruning=changed.pruning.changed(repair="none"))
 
 
 def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
@@ -327,5 +321,5 @@ def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterato
     yield " ".join(flags), settings
     pruning = settings.pruning
     if pruning.repairs and pruning.calibration_sequences > FEWER_SEQUENCES:
-        fewer = replace(pruning, calibration_sequences=FEWER_SEQUENCES)
+        fewer = pruning.changed(calibration_sequences=FEWER_SEQUENCES)
         yield " ".join([*flags, f"--calibration-sequences {FEWER_SEQUENCES}"]), replace(settings, pruning=fewer)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,17 +46,8 @@ def forward_size(
         cached: whether it keeps keys and values.
         depth: blocks of the model asked about; the model itself may have fewer, all alike.
     """
-    model.eval()
     live = LiveShapes()
-    live.begin("forward")
-    further = {"use_cache": True} if cached else {}
-    with ExitStack() as stack:
-        stack.callback(use_fused_attention_(model))
-        for handle in watch_blocks(model, structure, live):
-            stack.callback(handle.remove)
-        stack.enter_context(live)
-        stack.enter_context(Kernels(live, "cuda", autocast=False))
-        output: Any = model(**inputs, **further)
+    output = _passed(model, structure, live, "cuda", lambda: model(**inputs, **({"use_cache": True} if cached else {})))
     caches = [_bytes(layer) for layer in getattr(getattr(output, "past_key_values", None), "layers", ())]
     more = depth - len(structure.blocks)
     return ForwardSize(
@@ -75,20 +66,25 @@ def block_bytes(model: nn.Module, structure: Structure, inputs: Mapping[str, tor
         inputs: of the model.
         device: that is stood in for.
     """
-    model.eval()
     live = LiveShapes(tensors_of(model))
+    decoder: Any = base_model(model).base_model
+    further = {} if structure.spec.decoder is None else {"use_cache": False}
+    _passed(model, structure, live, device, lambda: decoder(**inputs, **further))
+    block = f"forward {min(1, len(structure.blocks) - 1)}"
+    return live.peaks[block] - live.starts[block]
+
+
+def _passed(model: nn.Module, structure: Structure, live: LiveShapes, device: str, call: Callable[[], Any]) -> Any:
+    """What a forward pass gives that is watched block by block."""
+    model.eval()
     live.begin("forward")
-    base = base_model(model)
     with ExitStack() as stack:
-        stack.callback(use_fused_attention_(base))
+        stack.callback(use_fused_attention_(base_model(model)))
         for handle in watch_blocks(model, structure, live):
             stack.callback(handle.remove)
         stack.enter_context(live)
         stack.enter_context(Kernels(live, device, autocast=False))
-        decoder: Any = base.base_model
-        decoder(**inputs, **({} if structure.spec.decoder is None else {"use_cache": False}))
-    block = f"forward {min(1, len(structure.blocks) - 1)}"
-    return live.peaks[block] - live.starts[block]
+        return call()
 
 
 def _bytes(layer: Any) -> int:

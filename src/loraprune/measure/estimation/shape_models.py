@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
-from loraprune.checkpoint.load import CheckpointError, load_config, meta_model
+from loraprune.checkpoint.load import CheckpointError, meta_model
+from loraprune.checkpoint.source import ModelSource
+from loraprune.importance.configs import LoraGuided
 from loraprune.measure.estimation.depth import FEW
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.measure.estimation.quantized import quantize_shapes_
@@ -22,11 +24,11 @@ from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.surgery.slicing import slice_
 from loraprune.tasks.lora import lora_config
-from loraprune.tasks.registry import task_of_config
+from loraprune.tasks.registry import tunable_task
 from loraprune.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig, PreTrainedModel
+    from transformers import PretrainedConfig
 
     from loraprune.measure.estimation.config import EstimateConfig
 
@@ -34,8 +36,8 @@ NEAR = 0.75
 """How alike a name has to be to one of the presets for that to be what was meant."""
 
 
-def find_config(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> PretrainedConfig:
-    """The config of a folder, of a ``config.json``, of a preset, or of a model of the hub.
+def find_shapes(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelSource:
+    """What a folder, a ``config.json``, a preset, or a name on the hub stands for.
 
     Raises:
         CheckpointError: there is no such thing.
@@ -43,9 +45,9 @@ def find_config(name: str, *, trust_remote_code: bool = False, revision: str | N
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return _of_values(_read(path), name)
+        return ModelSource(name=name, config=_of_values(_read(path), name))
     if not path.exists() and name in PRESETS:
-        return _of_values(PRESETS[name], name)
+        return ModelSource(name=name, config=_of_values(PRESETS[name], name))
     if not path.exists() and "/" not in name:
         near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=NEAR)
         if near:
@@ -53,7 +55,7 @@ def find_config(name: str, *, trust_remote_code: bool = False, revision: str | N
                 f"There is no folder {name!r} and no preset of that name. Did you mean {near[0]!r}? "
                 "Models of the hub are named with their owner: OWNER/NAME."
             )
-    return load_config(name, trust_remote_code=trust_remote_code, revision=revision)
+    return ModelSource.of(name, trust_remote_code=trust_remote_code, revision=revision)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -90,37 +92,28 @@ class ShapeModels:
     """Makes the models of an estimate.
 
     Attributes:
-        config: of the model as it is.
+        source: of the model as it is.
         structure: its description, with the kinds that would be pruned.
         task: that it is tuned for.
-        dense: the model, on the meta device.
         alike: whether its blocks are, so that a few of them say what many take.
     """
 
-    config: PretrainedConfig
+    source: ModelSource
     structure: Structure
     task: Task
-    dense: PreTrainedModel
     alike: bool
 
     @classmethod
-    def of(cls, config: PretrainedConfig, kinds: Any, keep_layers: Any) -> ShapeModels:
+    def of(cls, source: ModelSource, kinds: Any, keep_layers: Any) -> ShapeModels:
         """Describe a model.
 
         Raises:
             ValueError: it has no such dimensions or layers, or is made for something that it cannot be tuned for.
         """
-        task = task_of_config(config, spec_for(config).auto_class)
-        task.check_model(config)
-        dense = meta_model(config, task.auto_class)
-        structure = describe(dense, kinds, keep_layers)
+        task = tunable_task(source)
+        structure = describe(source.shapes, kinds, keep_layers)
         alike = "blocks" in (*structure.whole, *structure.kinds)
-        return cls(config=config, structure=structure, task=task, dense=dense, alike=alike)
-
-    @property
-    def can_recompute(self) -> bool:
-        """Whether the model can drop activations and compute them again."""
-        return bool(self.dense.supports_gradient_checkpointing)
+        return cls(source=source, structure=structure, task=task, alike=alike)
 
     @property
     def few(self) -> int:
@@ -129,11 +122,11 @@ class ShapeModels:
 
     def plain(self, blocks: int, dtype: torch.dtype) -> tuple[Any, Structure]:
         """The model with so many blocks."""
-        config = copy.deepcopy(self.config)
+        config = copy.deepcopy(self.source.config)
         total = len(self.structure.blocks)
         if blocks != total:
             write_depth_(config, self.structure.spec, range(blocks), total)
-        model: Any = meta_model(config, self.task.auto_class)
+        model: Any = meta_model(config, self.source.auto_class)
         kinds = [kind for kind in self.structure.kinds if kind != "blocks"] or None
         keep = tuple(sorted(self.structure.protected)) if blocks == total else ()
         return model.to(dtype), describe(model, kinds, keep)
@@ -154,7 +147,7 @@ class ShapeModels:
         from peft import get_peft_model
 
         model, structure = self.plain(blocks, dtype)
-        every_group = settings.pruning.criterion == "lora"
+        every_group = isinstance(settings.pruning.criterion, LoraGuided)
         adapter = lora_config(settings.lora, structure, model, self.task, every_group=every_group)
         if plan is not None:
             structure = cut_shapes_(model, structure, plan)
@@ -172,9 +165,9 @@ class ShapeModels:
             return {"input_ids": _numbers(rows, tokens), "decoder_input_ids": _numbers(rows, tokens)}
         if self.task.has_tokenizer:
             return {"input_ids": _numbers(rows, tokens)}
-        size = getattr(self.config, "image_size", 224)
+        size = getattr(self.source.config, "image_size", 224)
         height, width = size if isinstance(size, (list, tuple)) else (size, size)
-        channels = int(getattr(self.config, "num_channels", 3))
+        channels = int(getattr(self.source.config, "num_channels", 3))
         return {"pixel_values": torch.empty((rows, channels, height, width), device="meta")}
 
     def labels(self, rows: int, tokens: int) -> torch.Tensor | None:

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from loraprune.importance.criterion import Criterion, CriterionOptions
+from loraprune.importance.configs import CriterionConfig, Fisher
+from loraprune.importance.criterion import Criterion
 from loraprune.importance.moving_average import MovingAverage, updated
-from loraprune.importance.registry import make_criterion
-from loraprune.importance.whole_blocks import for_structure, tell_micro_batches
+from loraprune.importance.whole_blocks import built_for, tell_micro_batches
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.measure.estimation.kernels import Kernels, LiveShapes, fused_loss, use_fused_attention_
 from loraprune.measure.estimation.quantized import QuantizedShape
@@ -52,7 +52,7 @@ class StepSettings:
     autocast: bool = True
     checkpointing: bool = True
     micro_batches: int = 1
-    criterion: CriterionOptions | None = field(default_factory=CriterionOptions)
+    criterion: CriterionConfig | None = field(default_factory=Fisher)
     states: int = 2
 
 
@@ -74,7 +74,7 @@ def _listening(model: nn.Module, structure: Structure, settings: StepSettings) -
     if settings.criterion is None:
         yield None
         return
-    criterion = for_structure(make_criterion(settings.criterion), settings.criterion.name, structure)
+    criterion = built_for(settings.criterion, structure)
     tell_micro_batches(criterion, settings.micro_batches)
     criterion.attach(model, structure)
     try:
@@ -133,7 +133,7 @@ def _casts_of_adapters_(model: nn.Module, structure: Structure, settings: StepSe
     """
     changed: list[Any] = []
     gated = {dimension.consumer.module for dimension in structure if not dimension.spans_blocks}
-    behind_gates = settings.criterion is not None and settings.criterion.name == "fisher"
+    behind_gates = isinstance(settings.criterion, Fisher)
     for name, module in base_model(model).named_modules():
         if not settings.autocast or not hasattr(module, "lora_A"):
             continue

@@ -14,7 +14,6 @@ from loraprune.layers.axes import matrix_shape
 from loraprune.layers.unwrap import base_layer
 from loraprune.measure.estimation.refit import CalibrationSize, Consumer, cut_bytes
 from loraprune.structure.plan import Plan
-from loraprune.structure.widths import LegalWidths, legal_widths
 
 if TYPE_CHECKING:
     import torch
@@ -63,13 +62,13 @@ def _first_share(pruning: PruningConfig) -> float:
     """How much of the whole way the first cut goes."""
     first = cut_schedule(
         total_steps=STEPS,
-        start=pruning.prune_start,
-        end=pruning.prune_end,
-        cuts=pruning.cuts,
-        ratio=pruning.ratio,
-        every=pruning.cut_every,
+        start=pruning.schedule.start,
+        end=pruning.schedule.end,
+        cuts=pruning.schedule.cuts,
+        ratio=pruning.target.ratio,
+        every=pruning.schedule.every,
     )[0]
-    return first.ratio / pruning.ratio
+    return first.ratio / pruning.target.ratio
 
 
 def _consumers(models: ShapeModels, target: Target, share: float) -> Iterator[Consumer]:
@@ -78,7 +77,7 @@ def _consumers(models: ShapeModels, target: Target, share: float) -> Iterator[Co
         gone = dimension.num_groups - target.counts[dimension.name]
         if dimension.of_experts or not gone:
             continue
-        outputs, inputs = matrix_shape(base_layer(models.dense.get_submodule(dimension.consumer.module)))
+        outputs, inputs = matrix_shape(base_layer(models.source.shapes.get_submodule(dimension.consumer.module)))
         kept = round(inputs - gone * dimension.consumer.group_size * share)
         consumer = Consumer(outputs=outputs, inputs=inputs, kept=kept)
         if consumer not in seen:
@@ -119,9 +118,11 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
     structure = models.structure
     depth = len(structure.blocks)
     full = {dimension.name: dimension.num_groups for dimension in structure}
-    if pruning.ratio == 0.0:
+    if pruning.target.ratio == 0.0:
         return Target(plan=None, blocks=models.few, depth=depth, counts=full, removed=0, ratio=0.0)
-    check_reachable(structure, pruning.ratio, _legal(structure, pruning), pruning.allocation)
+    check_reachable(
+        structure, pruning.target.ratio, pruning.target.legal_widths(structure), pruning.target.allocation or "balanced"
+    )
     short = models.alike and not structure.protected and not structure.spans_blocks
     looked_at = models.plain(models.few, torch.float32)[1] if short else structure
     plan = _even(looked_at, pruning)
@@ -140,10 +141,8 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
     )
 
 
-def _legal(structure: Structure, pruning: PruningConfig) -> LegalWidths:
-    return legal_widths(structure, channel_multiple=pruning.channel_multiple, head_counts=pruning.legal_head_counts)
-
-
 def _even(structure: Structure, pruning: PruningConfig) -> Plan:
     scores = {dimension.name: torch.ones(dimension.num_groups) for dimension in structure}
-    return allocate(structure, Plan.full(structure), scores, pruning.ratio, _legal(structure, pruning), "uniform")
+    return allocate(
+        structure, Plan.full(structure), scores, pruning.target.ratio, pruning.target.legal_widths(structure), "uniform"
+    )

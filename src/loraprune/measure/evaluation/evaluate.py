@@ -8,11 +8,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from loraprune.checkpoint.source import ModelSource
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.measure.evaluation.config import DEFAULT_TEXT, EvaluationConfig
 from loraprune.measure.evaluation.evaluation import Evaluation, check_context
@@ -27,12 +28,14 @@ from loraprune.measure.evaluation.kinds import (
     TextEvaluation,
 )
 from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
-from loraprune.measure.model import MeasuredModel, load_measured, named_device
-from loraprune.metrics.texts import TextSource, find_texts, read_text
+from loraprune.measure.model import check_measurable, measuring_dtype, named_device
+from loraprune.metrics.texts import find_texts, read_text
 from loraprune.record.provenance import machine_description, timestamp, versions
-from loraprune.tasks.source import MeasurableModel, check_measurable
+from loraprune.tasks.registry import task_of_source
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from loraprune.calibration.progress import ProgressOf
 
 logger = logging.getLogger("loraprune")
@@ -69,11 +72,13 @@ def evaluate(
     file = ResultsFile(config.output, force=config.force)
     found = [
         check_measurable(
-            name,
-            trust_remote_code=config.trust_remote_code,
-            revision=config.revision,
-            tokenizer=config.tokenizer,
-            base=config.base,
+            ModelSource.of_any(
+                name,
+                base=config.base,
+                tokenizer=config.tokenizer,
+                trust_remote_code=config.trust_remote_code,
+                revision=config.revision,
+            )
         )
         for name in names
     ]
@@ -97,7 +102,7 @@ def _listed(models: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
 
 
 def _of_model(
-    model: MeasurableModel,
+    model: ModelSource,
     evaluations: Sequence[Evaluation],
     config: EvaluationConfig,
     device: torch.device,
@@ -105,14 +110,14 @@ def _of_model(
     progress: ProgressOf,
 ) -> list[Entry]:
     """All figures of one model, in the order in which they were asked for; its weights are loaded if need be."""
-    fingerprint, dtype = model.fingerprint(), model.dtype(config.dtype, device)
+    dtype = measuring_dtype(model, config.dtype, device)
     where = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
-    loaded: MeasuredModel | None = None
+    loaded: PreTrainedModel | None = None
     entries = []
     for evaluation in evaluations:
         blank = Entry(
             model=model.name,
-            fingerprint=fingerprint,
+            fingerprint=model.fingerprint,
             kind=evaluation.kind,
             name=evaluation.name,
             settings=evaluation.settings(model) | where,
@@ -126,26 +131,22 @@ def _of_model(
             continue
         if loaded is None:
             logger.info("Loading %s", model.name)
-            loaded = load_measured(model, dtype=dtype, device=device, known_fingerprint=fingerprint)
+            loaded = model.load(dtype, device)
         logger.info("%s: measuring %s", model.name, blank.label)
-        entry = _measured(blank, evaluation, loaded, progress)
+        started = time.time()
+        values = evaluation.measure(model, loaded, progress)
+        entry = replace(
+            blank,
+            parameters=loaded.num_parameters(),
+            values=values,
+            created=timestamp(),
+            seconds=round(time.time() - started, 3),
+            versions=_versions(blank.kind),
+            machine=machine_description(),
+        )
         file.add(entry)
         entries.append(entry)
     return entries
-
-
-def _measured(blank: Entry, evaluation: Evaluation, loaded: MeasuredModel, progress: ProgressOf) -> Entry:
-    started = time.time()
-    values: dict[str, Any] = evaluation.measure(loaded, progress)
-    return replace(
-        blank,
-        parameters=loaded.model.num_parameters(),
-        values=values,
-        created=timestamp(),
-        seconds=round(time.time() - started, 3),
-        versions=_versions(blank.kind),
-        machine=machine_description(),
-    )
 
 
 def _versions(kind: str) -> dict[str, str]:
@@ -162,7 +163,7 @@ DEFAULT_LENGTH = 2048
 
 
 def plan_evaluations(
-    config: EvaluationConfig, models: Sequence[MeasurableModel], device: torch.device
+    config: EvaluationConfig, models: Sequence[ModelSource], device: torch.device
 ) -> tuple[Evaluation, ...]:
     """Everything that was asked for, checked against every model.
 
@@ -171,50 +172,46 @@ def plan_evaluations(
     """
     sources = find_texts(_default(models) if config.asks_for_nothing else config.ppl)
     # Kinds of models, names and prompts before texts and data, which may have to be fetched.
-    for kind in _kinds(config, models, texts=bool(sources)):
+    rows = None if config.data is None else _kind_of_rows(models[0])
+    kinds: list[type[Evaluation] | None] = [TextEvaluation if sources else None, rows]
+    kinds += [TaskEvaluation if config.tasks else None, None if config.prompts is None else PromptsEvaluation]
+    for kind in filter(None, kinds):
         for model in models:
             kind.check_kind(model)
     tasks = _tasks(config)
-    prompts = [] if config.prompts is None else [PromptsEvaluation.of(config)]
-    evaluations: list[Evaluation] = [*_texts(config, sources, models), *_rows(config, models, device), *tasks, *prompts]
+    prompts = [] if config.prompts is None else [PromptsEvaluation(config)]
+    length = segment_length(config, models) if sources else 0
+    evaluations: list[Evaluation] = [TextEvaluation(read_text(source), length, config) for source in sources]
+    if rows is not None:
+        evaluations.append(rows(config, lambda model: measuring_dtype(model, config.dtype, device)))
+    evaluations += [*tasks, *prompts]
     for evaluation in evaluations:
         for model in models:
             evaluation.check(model)
     return tuple(evaluations)
 
 
-def _default(models: Sequence[MeasurableModel]) -> tuple[str, ...]:
+def _default(models: Sequence[ModelSource]) -> tuple[str, ...]:
     """What is measured where nothing was asked for.
 
     Raises:
         ValueError: a model is no causal language model, and there is nothing that suits every model of its kind.
     """
     for model in models:
-        if model.task.name != "causal-lm":
-            raise ValueError(
-                f"{model.name} is made for {model.task.name}: say what to measure it on, with --data DATA."
-            )
+        task = task_of_source(model).name
+        if task != "causal-lm":
+            raise ValueError(f"{model.name} is made for {task}: say what to measure it on, with --data DATA.")
     logger.info("Nothing was asked for: perplexity is measured on %s (--ppl %s)", DEFAULT_TEXT, DEFAULT_TEXT)
     return (DEFAULT_TEXT,)
 
 
-def _kinds(config: EvaluationConfig, models: Sequence[MeasurableModel], *, texts: bool) -> list[type[Evaluation]]:
-    """Everything that was asked for, by its class."""
-    return [
-        *([TextEvaluation] if texts else []),
-        *([] if config.data is None else [_kind_of_rows(models[0])]),
-        *([TaskEvaluation] if config.tasks else []),
-        *([] if config.prompts is None else [PromptsEvaluation]),
-    ]
-
-
-def _kind_of_rows(model: MeasurableModel) -> type[RowsEvaluation]:
+def _kind_of_rows(model: ModelSource) -> type[RowsEvaluation]:
     """What is measured on labelled data; the first model decides.
 
     Raises:
         ValueError: nothing is, of a model of its kind.
     """
-    task = model.task.name
+    task = task_of_source(model).name
     if task in CLASSIFIERS:
         return AccuracyEvaluation
     if task == TEXT_TO_TEXT:
@@ -225,54 +222,16 @@ def _kind_of_rows(model: MeasurableModel) -> type[RowsEvaluation]:
     )
 
 
-def _texts(
-    config: EvaluationConfig, sources: Sequence[TextSource], models: Sequence[MeasurableModel]
-) -> list[TextEvaluation]:
-    if not sources:
-        return []
-    length = segment_length(config, models)
-    return [
-        TextEvaluation(
-            read_text(source), length=length, stride=config.stride, limit=config.limit, batch_size=config.batch_size
-        )
-        for source in sources
-    ]
-
-
-def _rows(config: EvaluationConfig, models: Sequence[MeasurableModel], device: torch.device) -> list[RowsEvaluation]:
-    if config.data is None:
-        return []
-    kind = _kind_of_rows(models[0])
-    return [
-        kind(
-            str(config.data),
-            split=config.split,
-            data_name=config.data_name,
-            max_length=config.max_length,
-            limit=config.limit,
-            dtype=lambda model: model.dtype(config.dtype, device),
-        )
-    ]
-
-
 def _tasks(config: EvaluationConfig) -> list[TaskEvaluation]:
     if not config.tasks:
         return []
     from loraprune.metrics.tasks import check_tasks
 
-    return [
-        TaskEvaluation(
-            chosen,
-            limit=config.limit,
-            max_length=config.max_length,
-            seed=config.seed,
-            batch_size=config.batch_size,
-        )
-        for chosen in check_tasks(config.tasks, num_fewshot=config.num_fewshot, limit=config.limit)
-    ]
+    chosen = check_tasks(config.tasks, num_fewshot=config.num_fewshot, limit=config.limit)
+    return [TaskEvaluation(task, config) for task in chosen]
 
 
-def segment_length(config: EvaluationConfig, models: Sequence[MeasurableModel]) -> int:
+def segment_length(config: EvaluationConfig, models: Sequence[ModelSource]) -> int:
     """Tokens of a segment: one length for all models, since figures of two lengths do not compare.
 
     Raises:

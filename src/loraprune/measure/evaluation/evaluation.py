@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprune.calibration.progress import ProgressOf
-from loraprune.measure.model import MeasuredModel
-from loraprune.tasks.source import MeasurableModel
+from loraprune.checkpoint.source import ModelSource
+from loraprune.tasks.registry import task_of_source
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Evaluation(ABC):
@@ -29,20 +32,21 @@ class Evaluation(ABC):
     data: Mapping[str, Any]
 
     @classmethod
-    def check_kind(cls, model: MeasurableModel) -> None:
+    def check_kind(cls, model: ModelSource) -> None:
         """Make sure that models of this kind are measured so; nothing of the data is needed.
 
         Raises:
             ValueError: they are not.
         """
-        if model.task.name not in cls.tasks:
+        task = task_of_source(model).name
+        if task not in cls.tasks:
             raise ValueError(
-                f"{cls.option} is for {' and '.join(cls.tasks)} models, and {model.name} is made for "
-                f"{model.task.name}. Evaluate it by itself."
+                f"{cls.option} is for {' and '.join(cls.tasks)} models, and {model.name} is made for {task}. "
+                "Evaluate it by itself."
             )
 
     @abstractmethod
-    def check(self, model: MeasurableModel) -> None:
+    def check(self, model: ModelSource) -> None:
         """Make sure that a model of the right kind fits the data, without its weights.
 
         Raises:
@@ -50,20 +54,21 @@ class Evaluation(ABC):
         """
 
     @abstractmethod
-    def settings(self, model: MeasurableModel) -> dict[str, Any]:
+    def settings(self, model: ModelSource) -> dict[str, Any]:
         """Everything but data, dtype and device that the figures depend on."""
 
     @abstractmethod
-    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
+    def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """The figures by name, of a model that was checked.
 
         Args:
-            model: in memory.
+            source: of the model.
+            model: in memory, in evaluation mode.
             progress: told how far it is.
         """
 
 
-def check_context(length: int, model: MeasurableModel) -> None:
+def check_context(length: int, model: ModelSource) -> None:
     """Make sure that a model can read so many tokens.
 
     Raises:

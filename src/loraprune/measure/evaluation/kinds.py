@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loraprune.calibration.progress import ProgressOf
-from loraprune.checkpoint.load import meta_model
+from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.evaluation.config import EvaluationConfig
 from loraprune.measure.evaluation.evaluation import Evaluation, check_context
-from loraprune.measure.model import MeasuredModel
 from loraprune.metrics.accuracy import accuracy, target_quality
 from loraprune.metrics.completions import DEFAULT_PROMPTS, Writing, complete_prompts, read_prompts
 from loraprune.metrics.perplexity import HeldOutRows
@@ -25,9 +24,12 @@ from loraprune.metrics.text_perplexity import text_perplexity
 from loraprune.metrics.texts import Text
 from loraprune.metrics.windows import Windows, cut_into_windows
 from loraprune.tasks.options import RunOptions
+from loraprune.tasks.registry import task_of_source
 from loraprune.tasks.rows import check_token_ids, rows_to_measure_on
-from loraprune.tasks.source import MeasurableModel
 from loraprune.tasks.task import Setup
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CLASSIFIERS = ("image-classification", "text-classification")
 TEXT_TO_TEXT = "text-to-text"
@@ -39,69 +41,58 @@ class RowsEvaluation(Evaluation):
 
     option = "--data"
 
-    def __init__(
-        self,
-        source: str,
-        *,
-        split: str,
-        data_name: str | None,
-        max_length: int | None,
-        limit: int | None,
-        dtype: Callable[[MeasurableModel], torch.dtype],
-    ) -> None:
-        self.name, self.data = _place(source).name, _facts(source, split, data_name)
-        self._source, self._split, self._data_name = source, split, data_name
-        self._max_length, self._limit, self._dtype = max_length, limit, dtype
+    def __init__(self, config: EvaluationConfig, dtype: Callable[[ModelSource], torch.dtype]) -> None:
+        source = str(config.data)
+        self.name, self.data = _place(source).name, _facts(source, config.split, config.data_name)
+        self._config, self._dtype = config, dtype
         self._held_out: dict[str, HeldOutRows] = {}
 
-    def check(self, model: MeasurableModel) -> None:
+    def check(self, model: ModelSource) -> None:
         """Prepare the rows."""
-        task, config = model.task, model.config
-        task.check_model(config)
+        task = task_of_source(model)
+        task.check_model(model.config)
         options = RunOptions(
-            eval_data=self._source,
-            eval_split=self._split,
-            data_name=self._data_name,
-            eval_sequences=self._limit or sys.maxsize,
+            eval_data=str(self._config.data),
+            eval_split=self._config.split,
+            data_name=self._config.data_name,
+            eval_sequences=self._config.limit or sys.maxsize,
             trust_remote_code=model.trust_remote_code,
         )
         setup = Setup(
-            config=config,
-            model=meta_model(config, model.auto_class),
+            source=model,
             dtype=self._dtype(model),
-            processor=model.image_processor if model.tokenizer is None else model.tokenizer,
+            processor=model.tokenizer if task.has_tokenizer else task.find_image_processor(None, model),
             max_length=self._length(model),
             collator=None,
             options=options,
         )
         held_out = rows_to_measure_on(task, setup).held_out
         assert isinstance(held_out, HeldOutRows)
-        if model.tokenizer is not None:
-            check_token_ids(held_out.rows, len(model.tokenizer), config)
+        if task.has_tokenizer:
+            check_token_ids(held_out.rows, len(model.tokenizer), model.config)
         self._held_out[model.name] = held_out
 
-    def _length(self, model: MeasurableModel) -> int | None:
-        if model.tokenizer is None:
+    def _length(self, model: ModelSource) -> int | None:
+        if not task_of_source(model).has_tokenizer:
             return None
-        if self._max_length is None:
+        if self._config.max_length is None:
             return min(_DEFAULT_MAX_LENGTH, model.context or _DEFAULT_MAX_LENGTH)
-        check_context(self._max_length, model)
-        return self._max_length
+        check_context(self._config.max_length, model)
+        return self._config.max_length
 
-    def settings(self, model: MeasurableModel) -> dict[str, Any]:
+    def settings(self, model: ModelSource) -> dict[str, Any]:
         """Limit, and the length of rows that are text."""
         length = self._length(model)
-        return {"limit": self._limit, **({} if length is None else {"max_length": length})}
+        return {"limit": self._config.limit, **({} if length is None else {"max_length": length})}
 
-    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
+    def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Figures of the model's task."""
-        held_out = self._held_out[model.name]
         # A text is read and then written.
-        passes = 2 if model.task.name == TEXT_TO_TEXT else 1
-        counted, what = _counted(held_out, passes, progress, f"{self.name} {model.task.row_name}"), model.model
-        return self._figures(what, counted, model)
+        passes = 2 if self.kind == "targets" else 1
+        what = f"{self.name} {task_of_source(source).row_name}"
+        return self._figures(source, model, _counted(self._held_out[source.name], passes, progress, what))
 
-    def _figures(self, what: Any, rows: HeldOutRows, model: MeasuredModel) -> dict[str, Any]:
+    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
         raise NotImplementedError
 
 
@@ -111,8 +102,8 @@ class AccuracyEvaluation(RowsEvaluation):
     kind = "accuracy"
     tasks = CLASSIFIERS
 
-    def _figures(self, what: Any, rows: HeldOutRows, model: MeasuredModel) -> dict[str, Any]:
-        return asdict(accuracy(what, rows))
+    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
+        return asdict(accuracy(model, rows))
 
 
 class TargetsEvaluation(RowsEvaluation):
@@ -121,9 +112,8 @@ class TargetsEvaluation(RowsEvaluation):
     kind = "targets"
     tasks = (TEXT_TO_TEXT,)
 
-    def _figures(self, what: Any, rows: HeldOutRows, model: MeasuredModel) -> dict[str, Any]:
-        assert model.tokenizer is not None
-        return asdict(target_quality(what, rows, model.tokenizer, generated=len(rows)))
+    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
+        return asdict(target_quality(model, rows, source.tokenizer, generated=len(rows)))
 
 
 def _counted(held_out: HeldOutRows, passes: int, progress: ProgressOf, what: str) -> HeldOutRows:
@@ -164,48 +154,37 @@ DRAWN_ONLY = ("temperature", "top_p", "seed")
 
 
 class PromptsEvaluation(Evaluation):
-    """What a model writes after prompts."""
+    """What a model writes after prompts as given or from files, or our own where none are."""
 
     kind = "completions"
     tasks = ("causal-lm", "text-to-text")
     option = "--prompts"
 
-    def __init__(self, prompts: Sequence[str], writing: Writing) -> None:
-        digest = hashlib.sha256(json.dumps(list(prompts)).encode()).hexdigest()
-        self.name, self.data = "prompts", {"prompts": len(prompts), "sha256": digest}
-        self._prompts, self._writing = list(prompts), writing
-
-    @classmethod
-    def of(cls, config: EvaluationConfig) -> PromptsEvaluation:
-        """Prompts as given or from files; our own where none are.
-
-        Raises:
-            ValueError: a file is missing or empty.
-        """
-        assert config.prompts is not None
+    def __init__(self, config: EvaluationConfig) -> None:
+        self._prompts = list(read_prompts(config.prompts or DEFAULT_PROMPTS))
         drawn = {"temperature": config.temperature, "top_p": config.top_p}
-        writing = Writing(
+        self._writing = Writing(
             max_new_tokens=config.max_new_tokens,
             sample=config.sample,
             seed=config.seed,
             **{name: value for name, value in drawn.items() if value is not None},
         )
-        return cls(read_prompts(config.prompts or DEFAULT_PROMPTS), writing)
+        digest = hashlib.sha256(json.dumps(self._prompts).encode()).hexdigest()
+        self.name, self.data = "prompts", {"prompts": len(self._prompts), "sha256": digest}
 
-    def check(self, model: MeasurableModel) -> None:
+    def check(self, model: ModelSource) -> None:
         """Prompts suit every model that writes."""
 
-    def settings(self, model: MeasurableModel) -> dict[str, Any]:
+    def settings(self, model: ModelSource) -> dict[str, Any]:
         """How tokens are chosen."""
         drawn = self._writing.sample
         return {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
 
-    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
+    def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Prompts with their completions."""
-        assert model.tokenizer is not None
         texts = complete_prompts(
-            model.model,
-            model.tokenizer,
+            model,
+            source.tokenizer,
             self._prompts,
             self._writing,
             progress=lambda done, total: progress("completions", done, total),
@@ -224,43 +203,35 @@ class TaskEvaluation(Evaluation):
     tasks = ("causal-lm", "text-to-text")
     option = "--tasks"
 
-    def __init__(
-        self, chosen: ChosenTask, *, limit: int | None, max_length: int | None, seed: int, batch_size: int | None
-    ) -> None:
+    def __init__(self, chosen: ChosenTask, config: EvaluationConfig) -> None:
         self.name, self.data = chosen.name, dict(chosen.data)
-        self._chosen, self._limit, self._max_length = chosen, limit, max_length
-        self._seed, self._batch_size = seed, batch_size
+        self._chosen, self._config = chosen, config
         self._loaded: LoadedTask | None = None
 
-    def check(self, model: MeasurableModel) -> None:
+    def check(self, model: ModelSource) -> None:
         """Fetch the task's data."""
-        if self._max_length is not None:
-            check_context(self._max_length, model)
+        if self._config.max_length is not None:
+            check_context(self._config.max_length, model)
         if self._loaded is None:
             self._loaded = load_task(self._chosen)
             self.data = dict(self._loaded.data)
 
-    def settings(self, model: MeasurableModel) -> dict[str, Any]:
+    def settings(self, model: ModelSource) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""
-        return {
-            "num_fewshot": self._chosen.num_fewshot,
-            "limit": self._limit,
-            "max_length": self._max_length,
-            "seed": self._seed,
-        }
+        given = {name: getattr(self._config, name) for name in ("limit", "max_length", "seed")}
+        return {"num_fewshot": self._chosen.num_fewshot, **given}
 
-    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
+    def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Its metrics with standard errors, and counts."""
         assert self._loaded is not None
-        assert model.tokenizer is not None
         score = score_task(
-            model.model,
-            model.tokenizer,
+            model,
+            source.tokenizer,
             self._loaded,
-            limit=self._limit,
-            batch_size=self._batch_size or "auto",
-            max_length=self._max_length,
-            seed=self._seed,
+            limit=self._config.limit,
+            batch_size=self._config.batch_size or "auto",
+            max_length=self._config.max_length,
+            seed=self._config.seed,
             progress=progress,
         )
         return score.to_values()
@@ -276,19 +247,15 @@ class TextEvaluation(Evaluation):
     tasks = ("causal-lm",)
     option = "--ppl"
 
-    def __init__(
-        self, text: Text, *, length: int, stride: int | None, limit: int | None, batch_size: int | None
-    ) -> None:
+    def __init__(self, text: Text, length: int, config: EvaluationConfig) -> None:
         self.name, self.data = text.name, text.facts
-        self._text, self._length, self._stride, self._limit = text, length, stride, limit
-        self._batch_size = batch_size
+        self._text, self._length, self._config = text, length, config
         self._windows: dict[str, Windows] = {}
 
-    def check(self, model: MeasurableModel) -> None:
+    def check(self, model: ModelSource) -> None:
         """Tokenize the text; it must be long enough, and the model must know its tokens."""
-        assert model.tokenizer is not None
         windows = cut_into_windows(
-            self._text, model.tokenizer, length=self._length, stride=self._stride, limit=self._limit
+            self._text, model.tokenizer, length=self._length, stride=self._config.stride, limit=self._config.limit
         )
         largest = int(windows.ids_WL.max())
         if model.vocabulary is not None and largest >= model.vocabulary:
@@ -298,18 +265,17 @@ class TextEvaluation(Evaluation):
             )
         self._windows[model.name] = windows
 
-    def settings(self, model: MeasurableModel) -> dict[str, Any]:
+    def settings(self, model: ModelSource) -> dict[str, Any]:
         """Length, stride and limit."""
-        return {"max_length": self._length, "stride": self._stride, "limit": self._limit}
+        return {"max_length": self._length, "stride": self._config.stride, "limit": self._config.limit}
 
-    def measure(self, model: MeasuredModel, progress: ProgressOf) -> dict[str, Any]:
+    def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Perplexities, bits per byte, and counts."""
-        windows = self._windows[model.name]
         label = f"{self.name}@{self._length}"
         measured = text_perplexity(
-            model.model,
-            windows,
-            batch_size=self._batch_size,
+            model,
+            self._windows[source.name],
+            batch_size=self._config.batch_size,
             progress=lambda done, total: progress(f"{label} tokens", done, total),
         )
         return asdict(measured)

@@ -1,73 +1,36 @@
-"""lm-eval made quiet and repeatable: its index read once, its progress in our display, random numbers of its own."""
+"""lm-eval made quiet and repeatable: its index read once, nothing printed, random numbers of its own."""
 
 from __future__ import annotations
 
 import logging
 import random
-import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 import numpy
 import torch
-
-from loraprune.calibration.progress import Progress
-
-_WORK = ("Running loglikelihood requests", "Running generate_until requests")
-"""The bars of lm-eval that go with the model's work; the others are over at once."""
-
-
-class _SilentBar:
-    """Stands in for a tqdm bar and prints nothing."""
-
-    def __init__(
-        self, iterable: Iterable[Any] | None = None, *_: Any, progress: Progress | None = None, **named: Any
-    ) -> None:
-        self._iterable = iterable if iterable is not None else ()
-        self._told = progress if named.get("desc") in _WORK else None
-        self._total = named.get("total") or 0
-        self._done = 0
-        self.update(0)
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self._iterable)
-
-    def update(self, steps: int = 1) -> None:
-        self._done += steps
-        if self._told is not None:
-            self._told(self._done, self._total)
-
-    def close(self) -> None: ...
+from transformers import set_seed
 
 
 @contextmanager
-def quiet_harness(progress: Progress | None = None) -> Iterator[None]:
-    """Keep lm-eval from printing; ``progress`` hears how many requests a model has answered."""
-    import datasets
+def quiet_harness() -> Iterator[None]:
+    """Keep lm-eval and the libraries below it from printing."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
-    logger = logging.getLogger("lm_eval")
-    level, bars = logger.level, datasets.is_progress_bar_enabled()
+    logger, init = logging.getLogger("lm_eval"), tqdm.__init__
+
+    def silent(self: Any, *positional: Any, **named: Any) -> None:
+        init(self, *positional, **{**named, "disable": True})
+
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
-
-    def silent(*positional: Any, **named: Any) -> _SilentBar:
-        return _SilentBar(*positional, progress=progress, **named)
-
-    # Some of its bars cannot be switched off by an argument; each module holds the class by name.
-    modules = [module for name, module in sorted(sys.modules.items()) if name.startswith("lm_eval.")]
-    patched = [module for module in modules if vars(module).get("tqdm") is tqdm]
-    for module in patched:
-        vars(module)["tqdm"] = silent
+    tqdm.__init__ = silent  # some of lm-eval's bars cannot be switched off by an argument
     try:
         yield
     finally:
-        for module in patched:
-            vars(module)["tqdm"] = tqdm
-        if bars:
-            datasets.enable_progress_bars()
+        tqdm.__init__ = init
         logger.setLevel(level)
 
 
@@ -80,9 +43,7 @@ def own_random_numbers(seed: int) -> Iterator[None]:
     python, arrays = random.getstate(), numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
-        random.seed(seed)
-        numpy.random.seed(seed % 2**32)
-        torch.manual_seed(seed)
+        set_seed(seed % 2**32)
         try:
             yield
         finally:

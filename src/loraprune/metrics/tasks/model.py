@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from lm_eval.models.huggingface import HFLM
@@ -17,6 +16,8 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraprune.calibration.progress import Progress
 
 Request = tuple[Any, list[int], list[int]]
 """What was asked in words, the tokens of the context, and those of the continuation that is scored."""
@@ -43,21 +44,25 @@ class HarnessModel(HFLM):
         tokens_per_batch: int,
         batch_size: int | None = None,
         max_length: int | None = None,
+        progress: Progress | None = None,
     ) -> None:
         super().__init__(
             pretrained=model,
             backend="seq2seq" if model.config.is_encoder_decoder else "causal",
             tokenizer=copy.deepcopy(tokenizer),  # it gets a pad token
             max_length=max_length,
-            batch_size="auto" if batch_size is None else batch_size,
+            batch_size=batch_size or 1,
             softmax_dtype="float32",
         )
         context, self._max_length = resolve_max_length(model.config, default=VERY_LARGE_INTEGER), self.max_length
         if self._max_length > context:
             raise ValueError(f"--max-length is {max_length}, and the model reads {context} tokens at most.")
         self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # nothing to warn of: long requests are cut here
-        self._tokens_per_batch = tokens_per_batch
+        if batch_size is None:
+            self.batch_size_per_gpu = max(1, tokens_per_batch // self.max_length)
+        self._by_tokens, self._tokens_per_batch = batch_size is None, tokens_per_batch
         self._batch, self._batch_end = 1, 0
+        self._progress = progress
         self.num_requests = 0
         self.num_truncated = 0
         self.num_not_finite = 0
@@ -83,8 +88,14 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        fitting = [self._fit(request) for request in requests]
-        answers = super()._loglikelihood_tokens(fitting, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        fitting, fixed = [self._fit(request) for request in requests], self.batch_size_per_gpu
+        self._hear(len(requests))
+        if self._by_tokens:
+            self.batch_size_per_gpu = "auto"  # leaves it to the scheduler, but for whole texts (override_bs)
+        try:
+            answers = super()._loglikelihood_tokens(fitting, disable_tqdm=disable_tqdm, override_bs=override_bs)
+        finally:
+            self.batch_size_per_gpu = fixed
         self.num_requests += len(answers)
         self.num_not_finite += sum(math.isnan(likelihood) for likelihood, _ in answers)
         return answers
@@ -101,22 +112,24 @@ class HarnessModel(HFLM):
             return words, (context + continuation)[: -self.max_length][-1:], kept
         return request
 
-    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Likelihoods of whole texts, in batches of one size."""
-        with self._one_batch_size():
-            return super().loglikelihood_rolling(requests, disable_tqdm=disable_tqdm)
-
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Text that the model writes, in batches of one size."""
-        with self._one_batch_size():
-            return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        """Text that the model writes."""
+        self._hear(len(requests))
+        return super().generate_until(requests, disable_tqdm=disable_tqdm)
 
-    @contextmanager
-    def _one_batch_size(self) -> Iterator[None]:
-        before: int | str = self.batch_size
-        if before == "auto":
-            self.batch_size_per_gpu = max(1, self._tokens_per_batch // self.max_length)
-        try:
-            yield
-        finally:
-            self.batch_size_per_gpu = before
+    def _hear(self, total: int) -> None:
+        """Tell of every answer, which lm-eval offers to a cache."""
+        if self._progress is not None:
+            self._progress(0, total)
+            self.set_cache_hook(_Answers(self._progress, total))
+
+
+class _Answers:
+    """Takes the place of lm-eval's cache of answers: keeps none, and tells how many there are."""
+
+    def __init__(self, progress: Progress, total: int) -> None:
+        self._progress, self._done, self._total = progress, 0, total
+
+    def add_partial(self, *_: Any) -> None:
+        self._done += 1
+        self._progress(self._done, self._total)

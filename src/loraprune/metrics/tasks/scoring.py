@@ -8,20 +8,21 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
-from accelerate.utils import find_executable_batch_size
-from accelerate.utils.memory import should_reduce_batch_size
+from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.choosing import ChosenTask, check_tasks
 from loraprune.metrics.tasks.lm_eval import harness_tasks, own_random_numbers, quiet_harness
-from loraprune.metrics.tasks.local import group_config, task_configs
+from loraprune.metrics.tasks.local import group_config, task_config
 from loraprune.metrics.tasks.scores import TaskScore
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from typing_extensions import Unpack
 
     from loraprune.calibration.progress import ProgressOf
 
@@ -31,6 +32,24 @@ ACCELERATOR_FACTOR = 4
 """An accelerator starts with batches so much larger; both halve them when memory runs out."""
 
 
+class TaskOptions(TypedDict, total=False):
+    """How a task is scored.
+
+    Attributes:
+        limit: the first items only, so many of each task or subject.
+        batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
+        max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
+        seed: of the few-shot examples that are drawn, and of sampling where a task samples.
+        progress: hears of every answered request.
+    """
+
+    limit: int | None
+    batch_size: int | Literal["auto"]
+    max_length: int | None
+    seed: int
+    progress: ProgressOf | None
+
+
 @renamed_keywords(told="progress")
 def score_tasks(
     model: PreTrainedModel,
@@ -38,11 +57,7 @@ def score_tasks(
     tasks: Sequence[str | ChosenTask],
     *,
     num_fewshot: int | None = None,
-    limit: int | None = None,
-    batch_size: int | Literal["auto"] = "auto",
-    max_length: int | None = None,
-    seed: int = 0,
-    progress: ProgressOf | None = None,
+    **options: Unpack[TaskOptions],
 ) -> list[TaskScore]:
     """Score a model in tasks, one after the other.
 
@@ -51,34 +66,17 @@ def score_tasks(
         tokenizer: of the model; it is not changed.
         tasks: names as :func:`check_tasks` takes them, or what it returns; ``num_fewshot`` is for names.
         num_fewshot: examples before each question; None: as :func:`check_tasks` says.
-        limit: the first items only, so many of each task or subject.
-        batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
-        max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
-        seed: of the few-shot examples that are drawn, and of sampling where a task samples.
-        progress: hears of every answered request.
+        **options: see :class:`TaskOptions`.
 
     Raises:
         ValueError: see :func:`check_tasks`; or a task's data cannot be loaded; or one batch does not fit into memory.
     """
-    names = [task for task in tasks if isinstance(task, str)]
-    by_name = {name: check_tasks([name], num_fewshot=num_fewshot, limit=limit) for name in names}
     chosen: dict[str, ChosenTask] = {}
     for task in tasks:
-        for one in by_name[task] if isinstance(task, str) else [task]:
+        given = [task] if isinstance(task, ChosenTask) else None
+        for one in given or check_tasks([str(task)], num_fewshot=num_fewshot, limit=options.get("limit")):
             chosen.setdefault(one.name, one)
-    return [
-        score_task(
-            model,
-            tokenizer,
-            load_task(task),
-            limit=limit,
-            batch_size=batch_size,
-            max_length=max_length,
-            seed=seed,
-            progress=progress,
-        )
-        for task in chosen.values()
-    ]
+    return [score_task(model, tokenizer, load_task(task), **options) for task in chosen.values()]
 
 
 def score_task(
@@ -103,26 +101,27 @@ def score_task(
     for one in task.harness["tasks"].values():
         _prepare_(one, task.chosen.num_fewshot, seed)
 
-    def attempt(tokens: int) -> TaskScore:
-        scorer = HarnessModel(
-            model,
-            tokenizer,
-            tokens_per_batch=tokens,
-            batch_size=None if batch_size == "auto" else batch_size,
-            max_length=max_length,
-        )
-        return _score(task, _evaluate(scorer, task.harness, limit), scorer)
-
-    work = None if progress is None else lambda done, total: progress(f"{name} requests", done, total)
-    with quiet_harness(work), eval_mode(model), own_random_numbers(seed):
-        try:
-            if batch_size != "auto":
-                return attempt(0)
-            return _halving(attempt, _tokens_at_first(model))
-        except RuntimeError as error:
-            if not should_reduce_batch_size(error) and "No executable batch size" not in str(error):
-                raise
-            raise ValueError(f"{name}: {_too_large(batch_size)}") from error
+    work = None if progress is None else partial(progress, f"{name} requests")
+    tokens = _tokens_at_first(model)
+    with quiet_harness(), eval_mode(model), own_random_numbers(seed):
+        while True:
+            try:
+                scorer = HarnessModel(
+                    model,
+                    tokenizer,
+                    tokens_per_batch=tokens,
+                    batch_size=None if batch_size == "auto" else batch_size,
+                    max_length=max_length,
+                    progress=work,
+                )
+                return _score(task, _evaluate(scorer, task.harness, limit), scorer)
+            except RuntimeError as error:
+                if not should_reduce_batch_size(error):
+                    raise
+                if batch_size != "auto" or tokens == 1:
+                    raise ValueError(f"{name}: {_too_large(batch_size)}") from error
+            tokens //= 2
+            clear_device_cache(garbage_collection=True)
 
 
 def _prepare_(task: Any, num_fewshot: int | None, seed: int) -> None:
@@ -143,18 +142,6 @@ def _evaluate(scorer: Any, tasks: Mapping[str, Any], limit: int | None) -> Mappi
         scorer, tasks, limit=limit, bootstrap_iters=1 if known else 0, log_samples=False
     )
     return results
-
-
-def _halving(attempt: Any, tokens: int) -> TaskScore:
-    """Try with ever smaller batches until memory suffices."""
-
-    def smaller() -> int:
-        nonlocal tokens
-        tokens //= 2
-        return tokens
-
-    score: TaskScore = find_executable_batch_size(attempt, starting_batch_size=tokens, reduce_batch_size_fn=smaller)()
-    return score
 
 
 def _tokens_at_first(model: PreTrainedModel) -> int:
@@ -274,10 +261,9 @@ def _of_files(chosen: ChosenTask) -> Any:
     from lm_eval.tasks import TaskManager
 
     manager = TaskManager(include_defaults=False)
-    loaded = manager.load(task_configs(chosen.name, chosen.subjects))
     if len(chosen.subjects) == 1:
-        return loaded
+        return manager.load([task_config(chosen.name, chosen.subjects[0])])
     group = Group.from_config(group_config(chosen.name))
-    for task in loaded["tasks"].values():
+    for task in manager.load([task_config(subject.name, subject) for subject in chosen.subjects])["tasks"].values():
         group.add(task)
     return manager.load([group])

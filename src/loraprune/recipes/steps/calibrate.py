@@ -7,8 +7,11 @@ import logging
 import torch
 
 from loraprune.calibration.block_by_block import Calibration
+from loraprune.importance.configs import Osscar
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
+from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun
+from loraprune.surgery.repairs import LeastSquares
 
 logger = logging.getLogger("loraprune")
 
@@ -26,7 +29,7 @@ def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
         logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
         return drawn
     assert prepared.collator is not None
-    dtype = prepared.model.dtype if prepared.model is not None else torch.float32
+    dtype = prepared.source.stored_dtype if prepared.source.loaded is not None else torch.float32
     batches = draw_batches(prepared.train_rows, prepared.collator, count, seed, dtype)
     rows = min(count, len(prepared.train_rows))
     logger.info("Calibrating on %d %s", rows, prepared.task.row_name)
@@ -42,7 +45,9 @@ def facts_of(calibration: Calibration) -> dict[str, int]:
 
 def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> None:
     """Say that there is less to look at than least squares have unknowns."""
-    solved = prepared.oneshot.value("repair") in ("refit", "stream") or prepared.oneshot.name == "osscar"
+    config = prepared.oneshot
+    assert isinstance(config, OneshotConfig)
+    solved = isinstance(config.repair, LeastSquares) or isinstance(config.criterion, Osscar)
     tokens = facts_of(calibration).get("tokens")
     widest = max(
         (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size

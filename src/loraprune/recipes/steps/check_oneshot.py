@@ -5,32 +5,29 @@ from __future__ import annotations
 import logging
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import context_of, default_device, working_dtype
+from loraprune.checkpoint.load import default_device
 from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
-from loraprune.importance.criterion import check_reach
-from loraprune.metrics.perplexity import Collator
-from loraprune.pruning.oneshot import GRADIENT_METHODS
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.checkpoint.source import ModelSource
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_result_folder
-from loraprune.recipes.steps.prepared import PreparedOneshot, legal_widths_for, saved_dtype
+from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 from loraprune.surgery.bias import bias_switches
+from loraprune.surgery.repairs import Bias
 from loraprune.tasks.arguments import check_length
 from loraprune.tasks.options import RunOptions
-from loraprune.tasks.rows import SplitRows, check_token_ids, rows_to_measure_on, split_rows
-from loraprune.tasks.source import ModelSource, find_source, find_tokenizer
-from loraprune.tasks.task import Setup
+from loraprune.tasks.rows import rows_to_measure_on, split_rows
 
 if TYPE_CHECKING:
     from datasets import Dataset
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedModel
 
 logger = logging.getLogger("loraprune")
 
@@ -40,67 +37,48 @@ MAX_LENGTH = 2048
 def prepare_oneshot(
     model: str | Path | PreTrainedModel,
     dataset: str | Path | Dataset | None,
-    oneshot: OneshotConfig,
-    tokenizer: PreTrainedTokenizerBase | str | Path | None,
-    options: RunOptions,
-    *,
-    image_processor: Any = None,
-    collator: Collator | None = None,
+    oneshot: OneshotConfig | SparseConfig,
+    inputs: RunInputs,
 ) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
-    check_result_folder(options, (model, dataset, tokenizer, image_processor))
+    options = inputs.options
+    check_result_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     _check_options(oneshot, options)
     if dataset is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))
-    if not oneshot.structured:
+    if isinstance(oneshot, SparseConfig):
         options = replace(options, latency=False)  # zeros make nothing faster
-    source = find_source(model, options)
-    task, shapes = source.task, source.shapes
-    context = context_of(source.config, shapes) if task.has_tokenizer else None
-    max_length = _max_length(oneshot, context) if task.has_tokenizer else None
-    structure = describe(shapes, oneshot.dimensions, oneshot.keep_layers)
-    ratio = _check_structured(oneshot, structure, source, options) if oneshot.structured else 0.0
-    if not oneshot.structured:
-        check_widths(shapes, structure, oneshot.sparsity_options())
+    source, task = find_source(model, inputs)
+    max_length = _max_length(oneshot, source.context) if task.has_tokenizer else None
+    if isinstance(oneshot, SparseConfig):
+        structure = describe(source.shapes, None, oneshot.keep_layers)
+        check_widths(source.shapes, structure, oneshot.criterion, oneshot.pattern)
+    else:
+        structure = describe(source.shapes, oneshot.target.dimensions, oneshot.target.keep_layers)
+        oneshot = _check_groups(oneshot, structure, source, options)
     home, computing = _devices(oneshot, source, structure)
-    stored_dtype = saved_dtype(options, source.config, source.loaded)
-    if options.output is not None:
-        check_disk_space(options.output, structure.num_parameters * stored_dtype.itemsize)
-    tokenizer = find_tokenizer(tokenizer, source, options)
-    image_processor = task.find_image_processor(image_processor, source.origin, options)
-    setup = Setup(
-        config=source.config,
-        model=shapes,
-        dtype=working_dtype(stored_dtype, computing) if source.loaded is None else source.loaded.dtype,
-        processor=image_processor if tokenizer is None else tokenizer,
-        max_length=max_length,
-        collator=collator,
-        options=options,
-    )
-    rows = _rows(dataset, setup, task, oneshot)
-    if tokenizer is not None and len(rows.prepared.dataset):
-        check_token_ids(rows.prepared.dataset, len(tokenizer), source.config)
-    return PreparedOneshot(
-        name=source.name,
+    prepared = PreparedOneshot(
+        source=source,
         task=task,
-        model=source.loaded,
-        config=source.config,
-        tokenizer=tokenizer,
-        image_processor=image_processor,
-        context=context,
+        image_processor=task.find_image_processor(inputs.image_processor, source),
         max_length=max_length,
-        rows=rows,
         structure=structure,
-        stored_dtype=stored_dtype,
         device=home,
+        computing=computing,
         options=options,
         oneshot=oneshot,
-        ratio=ratio,
-        computing=computing,
     )
+    if options.output is not None:
+        check_disk_space(options.output, structure.num_parameters * prepared.saved_dtype.itemsize)
+    setup = prepared.setup(inputs.collator)
+    if dataset is None:
+        prepared.take_rows_(rows_to_measure_on(task, setup))
+    else:
+        prepared.take_rows_(split_rows(task, dataset, setup, oneshot.seed))
+    return prepared
 
 
-def _check_options(oneshot: OneshotConfig, options: RunOptions) -> None:
+def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -> None:
     """Refuse what only a run with training has, and two ways to say how much goes."""
     for name in ("resume", "keep_run", "save_adapter"):
         if getattr(options, name):
@@ -110,52 +88,48 @@ def _check_options(oneshot: OneshotConfig, options: RunOptions) -> None:
             "Pruning without training reads and writes weights in 16 or 32 bits, block by block, and a quantized base "
             "would save little. Leave the quantization out."
         )
-    if options.target_params is not None and not oneshot.structured:
+    if options.target_params is not None and isinstance(oneshot, SparseConfig):
         raise ValueError("target_params says how much smaller the model becomes, and a sparsity leaves its size alone.")
 
 
-def _missing_data(oneshot: OneshotConfig) -> str:
+def _missing_data(oneshot: OneshotConfig | SparseConfig) -> str:
     """What looks at the data that were not given, and the way out."""
-    if oneshot.scores_need_data:
+    if isinstance(oneshot, SparseConfig) or oneshot.criterion.reads_data:
         return f"The criterion {oneshot.name} looks at calibration data, and none were given. Say --data DATA."
-    repair = oneshot.value("repair")
     return (
-        f"The repair {repair!r} looks at calibration data, and none were given (the criterion {oneshot.name} needs "
-        "none). Say --data DATA, or --repair none."
+        f"The repair {oneshot.repair.name!r} looks at calibration data, and none were given (the criterion "
+        f"{oneshot.name} needs none). Say --data DATA, or --repair none."
     )
 
 
-def _rows(dataset: str | Path | Dataset | None, setup: Setup, task: Any, oneshot: OneshotConfig) -> SplitRows:
-    if dataset is None:
-        return rows_to_measure_on(task, setup)
-    return split_rows(task, dataset, setup, oneshot.seed)
-
-
-def _max_length(oneshot: OneshotConfig, context: int | None) -> int:
+def _max_length(oneshot: OneshotConfig | SparseConfig, context: int | None) -> int:
     if oneshot.max_length is None:
         return min(MAX_LENGTH, context or MAX_LENGTH)
     check_length(oneshot.max_length, context)
     return oneshot.max_length
 
 
-def _check_structured(oneshot: OneshotConfig, structure: Structure, source: ModelSource, options: RunOptions) -> float:
-    """The ratio, once it is sure that it can be met and that the repair is possible."""
-    ratio = oneshot.ratio
+def _check_groups(
+    oneshot: OneshotConfig, structure: Structure, source: ModelSource, options: RunOptions
+) -> OneshotConfig:
+    """With the ratio that a number of parameters comes to, once it is sure that it can be met and repaired."""
     if options.target_params is not None:
-        ratio = ratio_for_parameters(structure, options.target_params)
-    assert ratio is not None
-    check_reach(oneshot.name, structure, what="criterion", while_training=False)
+        oneshot = oneshot.changed(ratio=ratio_for_parameters(structure, options.target_params))
+    target = oneshot.target
+    oneshot.criterion.check(structure, while_training=False)
     if structure.spans_blocks:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
-    if oneshot.head_counts == "any":
+    if target.head_counts == "any":
         check_relaxed_class(structure, source.config)
-    if oneshot.value("repair") == "bias":
+    if isinstance(oneshot.repair, Bias):
         bias_switches(source.shapes, structure)
-    check_reachable(structure, ratio, legal_widths_for(structure, oneshot), oneshot.value("allocation"))
-    return ratio
+    check_reachable(structure, target.ratio, target.legal_widths(structure), target.allocation or "uniform")
+    return oneshot
 
 
-def _devices(oneshot: OneshotConfig, source: ModelSource, structure: Structure) -> tuple[torch.device, torch.device]:
+def _devices(
+    oneshot: OneshotConfig | SparseConfig, source: ModelSource, structure: Structure
+) -> tuple[torch.device, torch.device]:
     """Where weights and hidden states are kept, and what computes."""
     if not oneshot.offload:
         return source.device, source.device
@@ -168,7 +142,7 @@ def _devices(oneshot: OneshotConfig, source: ModelSource, structure: Structure) 
     if home.type != "cpu":
         raise ValueError("offload keeps the weights in the machine's memory: pass a model that is on the CPU.")
     computing = default_device()
-    if oneshot.structured and oneshot.name in GRADIENT_METHODS and computing != home:
+    if isinstance(oneshot, OneshotConfig) and oneshot.criterion.reads_gradients and computing != home:
         raise ValueError(
             f"The criterion {oneshot.name} takes gradients of the whole model, which does not go with offload. Choose "
             "osscar, flap or wanda, or leave offload out."

@@ -9,23 +9,23 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.checkpoint.load import DTYPES, checkpoint_dtype, load_model, working_dtype
+from loraprune.checkpoint.load import DTYPES, working_dtype
+from loraprune.checkpoint.source import ModelSource
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.history import base_pruning, base_pruning_of
+from loraprune.record.run_record import History
 from loraprune.structure.dimensions import Structure
-from loraprune.structure.widths import LegalWidths, legal_widths
-from loraprune.tasks.lora import LoraOptions
-from loraprune.tasks.options import RunOptions
-from loraprune.tasks.rows import SplitRows
-from loraprune.tasks.task import Task
+from loraprune.tasks.options import LoraOptions, RunOptions
+from loraprune.tasks.registry import tunable_task
+from loraprune.tasks.rows import SplitRows, check_token_ids
+from loraprune.tasks.task import Setup, Task
 
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import (
-        PretrainedConfig,
         PreTrainedModel,
         PreTrainedTokenizerBase,
         Trainer,
@@ -34,11 +34,44 @@ if TYPE_CHECKING:
     )
 
 
-def saved_dtype(options: RunOptions, config: PretrainedConfig, loaded: PreTrainedModel | None) -> torch.dtype:
-    """The dtype of the result: the one asked for, else that of the checkpoint or of a loaded model."""
-    if options.dtype is not None:
-        return DTYPES[options.dtype]
-    return checkpoint_dtype(config) if loaded is None else loaded.dtype
+@dataclass(frozen=True, kw_only=True)
+class RunInputs:
+    """What a run is given beside the model, the data and what to prune.
+
+    Attributes:
+        training: training arguments by name, or an object of them.
+        lora: our options or peft's configuration.
+        tokenizer: of the model, or the name of a checkpoint that has one; None loads the model's own.
+        options: of the run.
+        image_processor: of an image classifier, likewise.
+        collator: makes batches of rows in place of the task's own.
+    """
+
+    training: Mapping[str, Any] | TrainingArguments | None = None
+    lora: LoraConfig | LoraOptions | None = None
+    tokenizer: PreTrainedTokenizerBase | str | Path | None = None
+    options: RunOptions = field(default_factory=RunOptions)
+    image_processor: Any = None
+    collator: Collator | None = None
+
+
+def find_source(model: str | Path | PreTrainedModel, inputs: RunInputs) -> tuple[ModelSource, Task]:
+    """Read a checkpoint's config, or that of a model, and find out what it is tuned for.
+
+    Raises:
+        ValueError: it cannot be tuned, or what was given does not go with it.
+    """
+    options, tokenizer = inputs.options, inputs.tokenizer
+    source = ModelSource.of(
+        model, tokenizer=tokenizer, trust_remote_code=options.trust_remote_code, revision=options.revision
+    )
+    task = tunable_task(source)
+    source.check_trainable()
+    if options.prompt and not task.writes_text:
+        raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
+    if tokenizer is not None and not task.has_tokenizer:
+        raise ValueError(f"A tokenizer was given, but a model for {task.name} reads no text. Leave it out.")
+    return source, task
 
 
 @dataclass(kw_only=True)
@@ -46,37 +79,49 @@ class PreparedRun:
     """A run that was checked and can begin.
 
     Attributes:
-        name: of the checkpoint, for the record.
+        source: of the model before pruning.
         task: that the model is made for.
-        model: given by the user, or None: it is loaded from ``name``.
-        config: of the model before pruning.
-        tokenizer: of a model that reads text, else None; ``image_processor``: likewise.
-        context: tokens that the model can read at most, or None.
+        image_processor: of a model that reads images, where it has one.
         max_length: tokens in a row at most; None where rows are no text.
         rows: what to train on or to calibrate on, and what to measure on.
-        stored_dtype: dtype of the result; the checkpoint's own, unless another one was asked for.
         device: that weights are kept on; ``computing``: that computes, and on which models are measured.
     """
 
-    name: str
+    source: ModelSource
     task: Task
-    model: PreTrainedModel | None
-    config: PretrainedConfig
-    tokenizer: PreTrainedTokenizerBase | None
     image_processor: Any
-    context: int | None
     max_length: int | None
-    rows: SplitRows
     structure: Structure
-    stored_dtype: torch.dtype
     device: torch.device
     computing: torch.device
     options: RunOptions
+    rows: SplitRows = field(init=False)
+
+    @property
+    def name(self) -> str:
+        """Of the checkpoint, for the record."""
+        return self.source.name
 
     @property
     def called(self) -> tuple[str, str]:
         """What messages call the model before and after the run."""
         return "dense", "pruned"
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase | None:
+        """Of a model that reads text, else None."""
+        return self.source.tokenizer if self.task.has_tokenizer else None
+
+    @property
+    def saved_dtype(self) -> torch.dtype:
+        """The dtype of the result: the one asked for, else that of the checkpoint or of a model in memory."""
+        return self.source.stored_dtype if self.options.dtype is None else DTYPES[self.options.dtype]
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """The dtype to work in: that of a model in memory, else the result's, or a wider one if the device needs it."""
+        loaded = self.source.loaded
+        return working_dtype(self.saved_dtype, self.computing) if loaded is None else loaded.dtype
 
     @property
     def processor(self) -> Any:
@@ -98,21 +143,36 @@ class PreparedRun:
         """Makes batches; None leaves that to the Trainer."""
         return self.rows.collator
 
-    def history(self) -> dict[str, Any] | None:
+    def setup(self, collator: Collator | None, prompt: str | None = None) -> Setup:
+        """What rows are prepared with."""
+        return Setup(
+            source=self.source,
+            dtype=self.computed_dtype,
+            processor=self.processor,
+            max_length=self.max_length,
+            collator=collator,
+            options=self.options,
+            prompt=prompt,
+        )
+
+    def take_rows_(self, rows: SplitRows) -> None:
+        """Take rows in, once it is sure that the model knows their tokens.
+
+        Raises:
+            ValueError: it does not.
+        """
+        if self.tokenizer is not None and len(rows.prepared.dataset):
+            check_token_ids(rows.prepared.dataset, len(self.tokenizer), self.source.config)
+        self.rows = rows
+
+    def history(self) -> History | None:
         """The short history of the checkpoint that the run begins with; None where there is none."""
-        return base_pruning(self.name, self.options.revision) if self.model is None else base_pruning_of(self.model)
+        source = self.source
+        return base_pruning(source.name, source.revision) if source.loaded is None else base_pruning_of(source.loaded)
 
     def load_model(self) -> PreTrainedModel:
-        """The checkpoint's model, on the run's device and in the dtype to work in."""
-        return load_model(
-            self.name,
-            working_dtype(self.stored_dtype, self.computing),
-            self.device,
-            auto_class=self.task.auto_class,
-            trust_remote_code=self.options.trust_remote_code,
-            revision=self.options.revision,
-            quantization=self.options.quantization,
-        )
+        """The model: the user's own, or the checkpoint's on the run's device, in the dtype to work in."""
+        return self.source.load(self.computed_dtype, self.device, quantization=self.options.quantization)
 
 
 @dataclass(kw_only=True)
@@ -170,26 +230,15 @@ class PreparedOneshot(PreparedRun):
 
     Attributes:
         oneshot: what to prune, and how.
-        ratio: share of the prunable parameters that goes; 0 where weights become zero.
     """
 
-    oneshot: OneshotConfig
-    ratio: float
+    oneshot: OneshotConfig | SparseConfig
 
-    def legal_widths(self) -> LegalWidths:
-        """Widths that the result may have."""
-        return legal_widths_for(self.structure, self.oneshot)
+    @property
+    def structured(self) -> bool:
+        """Whether groups go; otherwise weights become zero."""
+        return isinstance(self.oneshot, OneshotConfig)
 
     def settings(self) -> dict[str, Any]:
-        """What was in force, for the record: with the length and the ratio that follow from model and target."""
-        follows = {"max_length": self.max_length} | ({"ratio": self.ratio} if self.oneshot.structured else {})
-        return self.oneshot.settings() | follows
-
-
-def legal_widths_for(structure: Structure, oneshot: OneshotConfig) -> LegalWidths:
-    """Widths that the result of a run without training may have."""
-    return legal_widths(
-        structure,
-        channel_multiple=oneshot.channel_multiple,
-        head_counts="any" if oneshot.value("allocation") == "global" else oneshot.value("head_counts"),
-    )
+        """What was in force, for the record: with the length that follows from the model."""
+        return self.oneshot.settings() | {"max_length": self.max_length}

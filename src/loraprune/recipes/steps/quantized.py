@@ -12,7 +12,6 @@ import torch
 from transformers import TrainerCallback
 
 from loraprune.checkpoint.finite import check_finite
-from loraprune.checkpoint.load import load_model
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import base_weight
 from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
@@ -65,12 +64,12 @@ def check_quantized_base(
             "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
             "out."
         )
-    if quantized and pruning.cuts_first and pruning.ratio > 0.0:
+    if quantized and pruning.cuts_first and pruning.target.ratio > 0.0:
         raise ValueError(
             "All is to be cut before the first step (prune_end is 0), which reads and writes weights in 16 or 32 bits, "
             "and the base is quantized. Leave the quantization out, or say a --prune-end above 0."
         )
-    if quantized and pruning.criterion_name in READS_BASE_WEIGHTS:
+    if quantized and pruning.unstructured:
         raise ValueError(
             f"The criterion {pruning.criterion_name!r} masks single base weights, and the base is quantized. "
             "Use 'fisher' or 'lora', or leave the quantization out."
@@ -80,7 +79,7 @@ def check_quantized_base(
 def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> None:
     """Give each consumer of a quantized model the weight that it was quantized from, for refits to start from.
 
-    These are in CPU memory, in the checkpoint's dtype. The others are read from the checkpoint in the end.
+    These are in CPU memory, in the dtype of the result. The others are read from the checkpoint in the end.
     """
     names = refitted_layers(prepared)
     if prepared.options.quantization is None or not names:
@@ -88,25 +87,18 @@ def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> Non
     original = load_original(prepared)
     for name, layer in quantized_layers(model):
         if name in names:
-            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.stored_dtype))
+            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.saved_dtype))
 
 
 def load_original(prepared: PreparedRun) -> PreTrainedModel:
-    """The model of the checkpoint in its own dtype, in CPU memory."""
-    return load_model(
-        prepared.name,
-        prepared.stored_dtype,
-        torch.device("cpu"),
-        auto_class=prepared.task.auto_class,
-        trust_remote_code=prepared.options.trust_remote_code,
-        revision=prepared.options.revision,
-    )
+    """The model of the checkpoint in the dtype of the result, in CPU memory."""
+    return prepared.source.load(prepared.saved_dtype, torch.device("cpu"))
 
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
     """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
-    changes = prepared.pruning.repairs or prepared.pruning.criterion_name in FOLDED
-    if not changes or prepared.pruning.ratio == 0.0:
+    changes = prepared.pruning.repairs or prepared.pruning.criterion.learns
+    if not changes or prepared.pruning.target.ratio == 0.0:
         return ()
     return {dimension.consumer.module for dimension in prepared.structure}
 
@@ -124,7 +116,7 @@ def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun
         model,
         run.structure,
         run.plan,
-        dtype=prepared.stored_dtype,
+        dtype=prepared.saved_dtype,
         original=original,
         refitted=refitted_layers(prepared) if quantized else (),
     )
@@ -134,7 +126,7 @@ def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun
         return finished
     if prepared.options.keep_quantized:
         return _quantized_again(finished, quantization, prepared)
-    needed = finished.num_parameters() * max(prepared.stored_dtype.itemsize, 2)
+    needed = finished.num_parameters() * max(prepared.saved_dtype.itemsize, 2)
     if prepared.device.type != "cpu" and needed * 1.2 < free_memory(prepared.device):
         finished.to(prepared.device)
     return finished
@@ -157,7 +149,7 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: Pre
         quantized: PreTrainedModel = auto.from_pretrained(
             folder,
             quantization_config=quantization,
-            dtype=prepared.stored_dtype,
+            dtype=prepared.saved_dtype,
             device_map={"": prepared.device},
             use_safetensors=True,
         )
@@ -182,7 +174,7 @@ def quantization_notes(prepared: PreparedTraining) -> tuple[str, ...]:
             f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
             "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
         )
-    dtype = str(prepared.stored_dtype).removeprefix("torch.")
+    dtype = str(prepared.saved_dtype).removeprefix("torch.")
     return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 

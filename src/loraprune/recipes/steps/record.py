@@ -1,21 +1,29 @@
-"""What the record of a run says of its options: as a recipe that ``--config`` takes, and as settings."""
+"""The record of a run: its measures and course, and its options as settings and as a recipe that ``--config`` takes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, fields, replace
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from loraprune.options.field import option_name
 from loraprune.pruning.config import PruningConfig
-from loraprune.record.run_record import plain
-from loraprune.tasks.lora import LoraOptions
+from loraprune.record.codec import encode
+from loraprune.record.provenance import machine_description, timestamp, versions
+from loraprune.record.run_record import DimensionRecord, Machine, RunMetrics, RunRecord, Settings
+from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-    from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
+    from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun, PreparedTraining
+    from loraprune.record.report_data import ReportData
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
 
 ALWAYS_STATED = (
     "ratio",
@@ -29,8 +37,23 @@ ALWAYS_STATED = (
 )
 """Options of pruning that a recipe holds even where they are the default."""
 
+ONESHOT_STATED = (
+    "ratio",
+    "sparsity",
+    "criterion",
+    "allocation",
+    "repair",
+    "damping",
+    "calibration_sequences",
+    "seed",
+)
+"""The same for a run without training."""
+
 OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences", "dtype")
 """Options on how data is read, and how the result is saved; which data it is, the user says."""
+
+_STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)
+"""What a recipe can say."""
 
 OF_THE_MACHINE = (
     "output_dir",
@@ -49,6 +72,52 @@ OF_THE_MACHINE = (
 """Training arguments that do not shape the result."""
 
 
+def record_of(
+    prepared: PreparedRun, settings: Mapping[str, Any], recipe: Mapping[str, Any], metrics: RunMetrics, plan: Plan
+) -> RunRecord:
+    """The record of a run that is over.
+
+    Args:
+        prepared: that was done.
+        settings: of the run, by part.
+        recipe: of the run.
+        metrics: its measures and course.
+        plan: groups that stayed.
+    """
+    return RunRecord(
+        base_model=prepared.name,
+        task=prepared.task.name,
+        created=timestamp(),
+        command=prepared.options.command,
+        settings=Settings(**encode(settings)),
+        metrics=metrics,
+        plan=plan.kept,
+        versions=versions(),
+        machine=Machine(**machine_description()),
+        recipe=recipe,
+        base_pruning=prepared.history(),
+    )
+
+
+def with_phases(record: RunRecord, report: ReportData, seconds: Mapping[str, float]) -> tuple[RunRecord, ReportData]:
+    """Record and report of a run with the seconds of its phases as they are now."""
+    phases = dict(seconds)
+    return replace(record, metrics=replace(record.metrics, phases=phases)), replace(report, phases=phases)
+
+
+def dimensions_of(structure: Structure) -> tuple[DimensionRecord, ...]:
+    """What the record keeps of a model's prunable dimensions, so that a plan can be read without the model."""
+    return tuple(
+        DimensionRecord(
+            name=dimension.name,
+            kind=dimension.kind,
+            layer=None if dimension.spans_blocks else dimension.layer,
+            groups=dimension.num_groups,
+        )
+        for dimension in structure
+    )
+
+
 def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
     """Options of ``loraprune prune`` and ``loraprune recover``."""
     if prepared.recovery:
@@ -63,37 +132,25 @@ def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
 
 def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
     """Options of ``loraprune oneshot``."""
-    config = prepared.oneshot
-    values: dict[str, Any] = {"ratio": prepared.ratio} if config.structured else {"sparsity": config.sparsity}
-    values["criterion"] = config.name
-    if config.structured:
-        values |= {"allocation": config.value("allocation"), "repair": config.value("repair")}
-    values |= {
-        "damping": config.damping,
-        "calibration_sequences": config.calibration_sequences,
-        "max_length": prepared.max_length,
-        "seed": config.seed,
-    }
-    further = {name: value for name, value in _changed(config).items() if name not in values}
+    flat = prepared.oneshot.flat()
+    stated = [name for name in ONESHOT_STATED if name in flat]
+    values = {name: flat[name] for name in stated} | {"max_length": prepared.max_length}
+    further = {name: value for name, value in prepared.oneshot.options_off_default().items() if name not in values}
     return _stated({**values, **further, **_changed(prepared.options, only=OF_DATA)})
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
     """What is pruned: the options that matter most, and those that are not the default."""
-    stated = {
-        name: config.criterion_name if name == "criterion" else getattr(config, name)
-        for name in ALWAYS_STATED
-        if not config.unstructured or name in ("ratio", "criterion")
+    flat, always = config.flat(), ("ratio", "criterion") if config.unstructured else ALWAYS_STATED
+    changed = config.options_off_default()
+    for name in ("seed", "pst", "compresso", *(["repair"] if config.unstructured else [])):
+        changed.pop(name, None)
+    criterion = config.criterion
+    nested = _changed(criterion) if criterion.nested else {}
+    own = {
+        option_name(field, criterion.name): nested[field.name] for field in fields(criterion) if field.name in nested
     }
-    changed = _changed(config, without=("seed", "pst", "compresso", *stated))
-    if config.unstructured:
-        changed.pop("repair", None)
-    pst = {f"pst_{name}": value for name, value in _changed(config.pst).items()}
-    compresso = {
-        "pruning_prompt" if name == "prompt" else f"compresso_{name}": value
-        for name, value in _changed(config.compresso).items()
-    }
-    return {**stated, **changed, **pst, **compresso}
+    return {name: flat[name] for name in always} | changed | own
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:
@@ -141,11 +198,9 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in values.items():
         if name in ("dimensions", "keep_layers") and value is not None:
             value = ",".join(map(str, value))
-        if isinstance(value, Enum):
-            value = value.value
-        value = plain(value)
-        if value is not None and isinstance(value, (bool, int, float, str, list, dict)):
-            stated[name] = value
+        plain = encode(value)
+        if plain is not None and isinstance(value, _STATED):
+            stated[name] = plain
     return stated
 
 
@@ -211,11 +266,4 @@ def training_settings(arguments: TrainingArguments, max_length: int | None) -> d
     values["max_length"] = max_length
     if max_length is None:
         del values["max_length"]
-    return {name: _plain(value) for name, value in values.items()}
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Enum):  # some are strings, too, that print as SchedulerType.COSINE
-        return value.value
-    value = plain(value)
-    return value if isinstance(value, (int, float, str, bool, type(None))) else str(value)
+    return {name: encode(value) for name, value in values.items()}

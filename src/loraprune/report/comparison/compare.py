@@ -6,23 +6,26 @@ import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprune.measure.evaluation.results import Entry
 from loraprune.record import numbers
 from loraprune.record.provenance import timestamp, versions
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.costs import Costs, costs_of
 from loraprune.report.comparison.qualities import (
     Compared,
     ComparedModels,
     QualityFigure,
+    Reference,
     entry_figures,
     read_entries,
     record_figures,
+    same_figure,
 )
 from loraprune.report.comparison.result import SECONDS, ComparedModel, RunGroup, RunsComparison, pareto_front
 from loraprune.report.comparison.runs import Run, last_part, read_runs
-from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, named_source, recorded_speeds
+from loraprune.report.comparison.speeds import SpeedSource, benched_speeds, check_latency, recorded_speeds
 
 if TYPE_CHECKING:
     from loraprune.measure.benchmark.result import BenchResult
@@ -63,14 +66,13 @@ def compare_runs(
     told_of = [entry.model for _, entry in entries] + [model.name for result in benches for model in result.models]
     found = read_runs(given, names, told_of)
     measured, subjects = _measured(found, entries)
-    sources = [*benched_speeds(bench, benches, subjects), recorded_speeds(measured.runs)]
-    if latency is not None:
-        sources = [named_source(latency, sources)]
+    benched = benched_speeds(bench, benches, subjects)
+    check_latency(latency, [*benched, recorded_speeds(measured.runs)])
     if quality is None:
         name = common_quality(measured.figures, measured.model_figures)
     else:
         name = named_quality(quality, measured.figures)
-    groups, notes = grouped(measured, name, sources)
+    groups, notes = _grouped(measured, name, benched, latency)
     return RunsComparison(
         groups=groups,
         other_qualities=tuple(other for other in quality_names(measured.figures) if other != name),
@@ -132,33 +134,16 @@ class Measured:
     model_names: Mapping[str, str]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Reference:
-    """A model that runs of a group began with.
-
-    Attributes:
-        name: the last part of its own; ``shown``: that it is shown under.
-        what: it is.
-        quality: its figure.
-        measures: its size, as a record or an entry has it.
-    """
-
-    name: str
-    shown: str
-    what: str
-    quality: float
-    measures: Mapping[str, Any]
-
-
-def grouped(
-    measured: Measured, name: str, sources: Sequence[SpeedSource]
+def _grouped(
+    measured: Measured, name: str, benched: Sequence[SpeedSource], latency: str | None
 ) -> tuple[tuple[RunGroup, ...], tuple[str, ...]]:
     """Part the runs that have a measure into groups that compare, and say why there are several.
 
     Args:
         measured: the runs.
         name: of the measure.
-        sources: of latencies; each group takes the one that knows most of its runs, of equals a benchmark.
+        benched: latencies of benchmarks.
+        latency: name of the latencies that are meant; None takes what is known of most runs, in each group.
     """
     members: list[list[Run]] = []
     for run in measured.runs:
@@ -170,8 +155,7 @@ def grouped(
             members.append([run])
         else:
             home.append(run)
-    numbered = {run.name: position for position, run in enumerate(measured.runs, start=1)}
-    groups = tuple(_group(group, measured, name, sources, numbered) for group in members)
+    groups = tuple(_group(group, measured, name, benched, latency) for group in members)
     return groups, _why_apart(members, measured, name)
 
 
@@ -189,92 +173,83 @@ def _why_apart(members: Sequence[Sequence[Run]], measured: Measured, name: str) 
 
 
 def _difference(one: QualityFigure, other: QualityFigure) -> str:
-    if one.condition != other.condition:
-        details = one.quality.detail, other.quality.detail
-        if details[0] != details[1]:
-            return f"measured on {details[0] or 'unknown data'}, and on {details[1] or 'unknown data'}"
+    details = one.quality.detail, other.quality.detail
+    if details[0] != details[1]:
+        return f"measured on {details[0] or 'unknown data'}, and on {details[1] or 'unknown data'}"
+    began, others = one.reference, other.reference
+    if (one.data and other.data) or began is None or others is None:
         return "measured on other data, or with other settings"
-    if one.reference != other.reference:
+    if began.name != others.name:
         return (
-            f"one began with {one.reference} and the other with {other.reference}, and nothing tells whether both were "
+            f"one began with {began.name} and the other with {others.name}, and nothing tells whether both were "
             "measured on the same data"
         )
     return (
-        f"their records give {one.reference} {numbers.significant(one.anchor)} and "
-        f"{numbers.significant(other.anchor)}, so that data, seed or precision of the measurement were not the same"
+        f"their records give {began.name} {numbers.significant(began.quality)} and "
+        f"{numbers.significant(others.quality)}, so that data, seed or precision of the measurement were not the same"
     )
 
 
 def _group(
-    runs: Sequence[Run], measured: Measured, name: str, sources: Sequence[SpeedSource], numbered: Mapping[str, int]
+    runs: Sequence[Run], measured: Measured, name: str, benched: Sequence[SpeedSource], latency: str | None
 ) -> RunGroup:
     figures = {run.name: measured.figures[run.name][name] for run in runs}
-    first = figures[runs[0].name]
-    references = _references(runs, first, measured, name)
-    costs = costs_of(runs, {reference.name: reference.measures for reference in references}, figures, sources)
-    models = [_reference_model(reference, costs) for reference in references]
-    models += [_run_model(run, figures[run.name], costs, numbered[run.name]) for run in runs]
-    notes = [*costs.notes, *_quality_notes(first, figures, references)]
+    quality = figures[runs[0].name].quality
+    references = _references(runs, figures, measured, name)
+    costs = costs_of(runs, references, figures, benched, latency)
+    models = [
+        ComparedModel(
+            number=None,
+            name=measured.model_names.get(reference.name, reference.name),
+            folder=reference.name,
+            what=reference.what,
+            quality=reference.quality,
+            **costs.of(Compared(reference.name, began=True)),
+        )
+        for reference in references
+    ]
+    base = ", ".join(dict.fromkeys(model.name for model in models))
+    models += [
+        ComparedModel(
+            number=measured.runs.index(run) + 1,
+            name=run.name,
+            folder=str(run.folder),
+            what=run.what,
+            quality=figures[run.name].value,
+            **costs.of(Compared(run.name)),
+        )
+        for run in runs
+    ]
     return RunGroup(
-        base=", ".join(dict.fromkeys(reference.shown for reference in references)),
-        quality=first.quality,
+        base=base,
+        quality=quality,
         costs=costs.shown,
-        models=_with_fronts(models, costs, higher_is_better=first.quality.higher_is_better),
-        notes=tuple(notes),
+        models=_with_fronts(models, costs, higher_is_better=quality.higher_is_better),
+        notes=(*costs.notes, *_quality_notes(figures, references)),
     )
 
 
-def _references(runs: Sequence[Run], first: QualityFigure, measured: Measured, name: str) -> list[Reference]:
-    """The models that the group began with: the one that all records measured, or those that were evaluated."""
-    if first.anchor is not None:
-        origin = next(run for run in runs[0].chain() if last_part(run.base_name) == first.reference)
-        shown = measured.model_names.get(first.reference, first.reference)
-        return [
-            Reference(
-                name=first.reference,
-                shown=shown,
-                what=origin.base_words,
-                quality=first.anchor,
-                measures=origin.before,
-            )
-        ]
-    found = []
-    for model, figures in measured.model_figures.items():
-        if name in figures and figures[name].compares_with(first):
-            parts = (part for run in runs for part in run.chain())
-            began = next((part.before for part in parts if last_part(part.base_name) == model), {})
-            found.append(
-                Reference(
-                    name=model,
-                    shown=measured.model_names[model],
-                    what="dense",
-                    quality=figures[name].value,
-                    measures={"parameters": figures[name].parameters, **began},
-                )
-            )
-    return found
-
-
-def _reference_model(reference: Reference, costs: Costs) -> ComparedModel:
-    return ComparedModel(
-        number=None,
-        name=reference.shown,
-        folder=reference.name,
-        what=reference.what,
-        quality=reference.quality,
-        **costs.of(Compared(reference.name, began=True)),
-    )
-
-
-def _run_model(run: Run, figure: QualityFigure, costs: Costs, number: int) -> ComparedModel:
-    return ComparedModel(
-        number=number,
-        name=run.name,
-        folder=str(run.folder),
-        what=run.what,
-        quality=figure.value,
-        **costs.of(Compared(run.name)),
-    )
+def _references(
+    runs: Sequence[Run], figures: Mapping[str, QualityFigure], measured: Measured, name: str
+) -> list[Reference]:
+    """The models that the group began with: those of the records, or those that were evaluated."""
+    found: dict[str, Reference] = {}
+    for figure in figures.values():
+        if figure.reference is not None:
+            found.setdefault(figure.reference.name, figure.reference)
+    if found:
+        return list(found.values())
+    sizes = {last_part(part.base_name): part.before for run in reversed(runs) for part in run.chain() if part.record}
+    return [
+        Reference(
+            name=model,
+            what="dense",
+            quality=known[name].value,
+            measures=sizes.get(model, ModelMeasures(parameters=known[name].parameters)),
+        )
+        for model, known in measured.model_figures.items()
+        if name in known and known[name].compares_with(figures[runs[0].name])
+    ]
 
 
 def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_better: bool) -> tuple[ComparedModel, ...]:
@@ -296,16 +271,20 @@ def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_bet
     return tuple(replace(model, best_for=tuple(names)) for model, names in zip(models, best, strict=True))
 
 
-def _quality_notes(
-    first: QualityFigure, figures: Mapping[str, QualityFigure], references: Sequence[Reference]
-) -> list[str]:
+def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Reference]) -> list[str]:
     notes = []
     dtypes = {figure.dtype for figure in figures.values() if figure.dtype}
     if len(dtypes) > 1:
         listed = ", ".join(f"{run} {figure.dtype}" for run, figure in figures.items())
         notes.append(f"Measured in several dtypes, so that small differences mean nothing: {listed}.")
-    if first.anchor is None and not references:
-        notes.append(f"The dense model was not measured in this way ({first.quality.name}), and is not shown.")
+    for model in references:
+        found = [f.reference.quality for f in figures.values() if f.reference and f.reference.name == model.name]
+        if not all(same_figure(quality, model.quality) for quality in found):
+            span = f"between {numbers.significant(min(found))} and {numbers.significant(max(found))}"
+            notes.append(f"On the same data the records give {model.name} {span}: smaller differences mean nothing.")
+    if not references:
+        name = next(iter(figures.values())).quality.name
+        notes.append(f"The dense model was not measured in this way ({name}), and is not shown.")
     return notes
 
 
@@ -360,7 +339,7 @@ def common_quality(figures: Figures, dense: Figures) -> str:
         raise ValueError(f"Nothing is known of the quality of {', '.join(figures)}. {REMEDY}")
 
     def rank(name: str) -> tuple[int, int, bool]:
-        beside_dense = shared[name][0].anchor is not None or any(name in known for known in dense.values())
+        beside_dense = shared[name][0].reference is not None or any(name in known for known in dense.values())
         return _largest_group(shared[name]), len(shared[name]), beside_dense
 
     best = max(names, key=rank)

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from loraprune.pruning.phase_timer import DENSE, LOADING, MERGING, RESULT, WRITING
+from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, RESULT, WRITING
 from loraprune.record import numbers
-from loraprune.report.comparison.qualities import Compared, QualityFigure
+from loraprune.record.run_record import ModelMeasures
+from loraprune.report.comparison.qualities import Compared, QualityFigure, Reference
 from loraprune.report.comparison.result import LATENCY, PARAMETERS, SECONDS, Cost
 from loraprune.report.comparison.runs import Run
 from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, note_on
@@ -16,7 +17,7 @@ from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, m
 SPARSE_SHARE = 0.99
 """A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
 
-NOT_TRAINING = (LOADING, DENSE, MERGING, RESULT, WRITING)
+NOT_TRAINING = (LOADING, DENSE, BASE, MERGING, RESULT, WRITING)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,32 +26,27 @@ class Costs:
 
     Attributes:
         shown: parameters, and those that any of them has a figure of.
-        sizes: how large each model is, as a record has it.
+        figures: of each model that is known, by name of the cost.
+        sizes: how large each model is.
         speeds: latencies.
-        seconds: of runs.
         notes: what the reader has to know.
     """
 
     shown: tuple[Cost, ...]
-    sizes: Mapping[Compared, Mapping[str, Any]]
+    figures: Mapping[str, Mapping[Compared, float | None]]
+    sizes: Mapping[Compared, ModelMeasures]
     speeds: Mapping[Compared, Speed]
-    seconds: Mapping[str, float]
     notes: tuple[str, ...]
 
     def of(self, subject: Compared) -> dict[str, Any]:
         """Fields of a compared model."""
-        size, speed = self.sizes.get(subject, {}), self.speeds.get(subject)
-        latency = next((cost for cost in self.shown if cost.name == LATENCY), None)
-        figures = {
-            PARAMETERS: _counted(size),
-            LATENCY: None if speed is None or latency is None else speed.shown(relative=latency.relative),
-            SECONDS: None if subject.began else self.seconds.get(subject.name),
-        }
+        size, speed = self.sizes[subject], self.speeds.get(subject)
+        figures = {name: known.get(subject) for name, known in self.figures.items()}
         return {
-            "costs": {cost: float(value) for cost, value in figures.items() if value is not None},
+            "costs": {name: float(value) for name, value in figures.items() if value is not None},
             "sparse": _is_sparse(size),
-            "stored_parameters": size.get("parameters"),
-            "bytes": size.get("bytes"),
+            "stored_parameters": size.parameters,
+            "bytes": size.bytes,
             "latency_ms": None if speed is None else speed.milliseconds,
             "relative_latency": None if speed is None else speed.relative,
         }
@@ -58,57 +54,61 @@ class Costs:
 
 def costs_of(
     runs: Sequence[Run],
-    references: Mapping[str, Mapping[str, Any]],
+    references: Sequence[Reference],
     figures: Mapping[str, QualityFigure],
-    sources: Sequence[SpeedSource],
+    benched: Sequence[SpeedSource],
+    latency: str | None,
 ) -> Costs:
     """Gather costs.
 
     Args:
         runs: of one group.
-        references: sizes of the models that they began with.
+        references: models that they began with.
         figures: of their qualities, which may know the parameters of a model without a record.
-        sources: of latencies.
+        benched: latencies of benchmarks.
+        latency: name of the latencies that are meant.
     """
-    sizes = {Compared(run.name): run.after or {"parameters": figures[run.name].parameters} for run in runs}
+    sizes = {
+        Compared(run.name): ModelMeasures(parameters=figures[run.name].parameters) if run.record is None else run.after
+        for run in runs
+    }
     sparse = [run.name for run in runs if _is_sparse(sizes[Compared(run.name)])]
     notes = note_on(
         "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
         sparse,
     )
-    sizes |= {Compared(name, began=True): size for name, size in references.items()}
-    latency, speeds, notes_of_latency = latency_of(runs, list(references), sources)
+    sizes |= {Compared(reference.name, began=True): reference.measures for reference in references}
+    timed, speeds, notes_of_latency = latency_of(runs, [each.name for each in references], benched, latency)
     time, seconds, notes_of_time = _training_time(runs)
-    size = Cost(
-        name=PARAMETERS, label="Parameters", detail="of sparse models, those that are not zero" if sparse else ""
-    )
-    shown = (size, *(cost for cost in (latency, time) if cost is not None))
+    detail = "of sparse models, those that are not zero" if sparse else ""
+    counted = {model: size.nonzero if _is_sparse(size) else size.parameters for model, size in sizes.items()}
+    shares = timed is not None and timed.relative
+    latencies = {model: speed.relative if shares else speed.milliseconds for model, speed in speeds.items()}
     return Costs(
-        shown=shown, sizes=sizes, speeds=speeds, seconds=seconds, notes=(*notes, *notes_of_latency, *notes_of_time)
+        shown=tuple(filter(None, (Cost(name=PARAMETERS, label="Parameters", detail=detail), timed, time))),
+        figures={PARAMETERS: counted, LATENCY: latencies if timed else {}, SECONDS: seconds},
+        sizes=sizes,
+        speeds=speeds,
+        notes=(*notes, *notes_of_latency, *notes_of_time),
     )
 
 
-def _is_sparse(size: Mapping[str, Any]) -> bool:
-    nonzero, parameters = size.get("nonzero"), size.get("parameters")
-    return bool(nonzero and parameters and nonzero < SPARSE_SHARE * parameters)
+def _is_sparse(size: ModelMeasures) -> bool:
+    return bool(size.nonzero and size.parameters and size.nonzero < SPARSE_SHARE * size.parameters)
 
 
-def _counted(size: Mapping[str, Any]) -> Any:
-    return size.get("nonzero") if _is_sparse(size) else size.get("parameters")
-
-
-def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], list[str]]:
+def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[Compared, float], list[str]]:
     """Seconds of each run and of those that it went on from; of training where all records know it, else of all."""
     recorded = [run for run in runs if run.record is not None]
-    only_training = bool(recorded) and all(_phases(part) for run in recorded for part in run.chain())
-    seconds: dict[str, float] = {}
+    only_training = bool(recorded) and all(part.metrics.phases for run in recorded for part in run.chain())
+    seconds: dict[Compared, float] = {}
     partial = []
     for run in recorded:
         parts = [_seconds(part, only_training=only_training) for part in run.chain()]
         known = [part for part in parts if part is not None]
         if not known or len(known) < len(parts):
             continue
-        seconds[run.name] = sum(known)
+        seconds[Compared(run.name)] = sum(known)
         if not list(run.chain())[-1].began_dense:
             partial.append(run.name)
     if not seconds:
@@ -117,7 +117,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
         "Time of {names}: without what came before, since the record of the base is not here; name that folder, too.",
         partial,
     )
-    machines = {run.name: run.machine for run in recorded if run.name in seconds}
+    machines = {run.name: run.machine for run in recorded if Compared(run.name) in seconds}
     why = ""
     if len(set(machines.values())) > 1:
         why = "taken on different machines"
@@ -129,15 +129,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[str, float], 
     return Cost(name=SECONDS, label="Training time", detail=detail, why_no_front=why), seconds, notes
 
 
-def _phases(run: Run) -> Mapping[str, float]:
-    metrics = (run.record or {}).get("metrics") or {}
-    found = metrics.get("phases")
-    return found if isinstance(found, Mapping) else {}
-
-
 def _seconds(run: Run, *, only_training: bool) -> float | None:
     if only_training:
-        return sum(seconds for phase, seconds in _phases(run).items() if phase not in NOT_TRAINING)
-    metrics = (run.record or {}).get("metrics") or {}
-    seconds = metrics.get("seconds")
-    return float(seconds) if isinstance(seconds, (int, float)) and numbers.is_number(seconds) else None
+        return sum(seconds for phase, seconds in run.metrics.phases.items() if phase not in NOT_TRAINING)
+    return run.metrics.seconds if numbers.is_number(run.metrics.seconds) else None

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 PANEL_HEIGHT = 300.0
 LEGEND_HEIGHT = 30.0
-_STACKED_BELOW = 600.0
 _MARK = 9.0
 _HIT = 11.0
 _STEP = 6.0
@@ -40,38 +39,27 @@ def runs_figure(group: RunGroup, title: str) -> figure.Figure:
     caption += "".join(f"{cost.label}: {cost.detail}. " for cost in group.costs if cost.detail)
     why = "; ".join(f"{cost.label.lower()}: {cost.why_no_front}" for cost in group.costs if cost.why_no_front)
     caption += f"No front is drawn where figures cannot be ranked ({why})." if why else ""
-    return figure.full(title, lambda width: _markup(group, width), caption.strip())
+    return figure.Figure(title=title, markup=_markup(group), caption=caption.strip(), full=True)
 
 
-def _markup(group: RunGroup, width: float) -> str:
-    stacked = width < _STACKED_BELOW
-    count = len(group.costs)
-    height = (count if stacked else 1) * PANEL_HEIGHT + LEGEND_HEIGHT
-    with drawing.drawing(width, height) as canvas:
-        rows, columns = (count, 1) if stacked else (1, count)
-        panels = list(canvas.subplots(rows, columns, squeeze=False, sharey="row").flat)
-        draw_group(group, panels, every_axis=stacked)
-        canvas.legend(handles=legend(group), loc="outside upper left", ncols=2 if stacked else 4)
-        place_labels(canvas, [(group, panels)])
+def _markup(group: RunGroup) -> str:
+    with drawing.drawing(figure.FULL_WIDTH, PANEL_HEIGHT + LEGEND_HEIGHT) as canvas:
+        panels = list(canvas.subplots(1, len(group.costs), squeeze=False, sharey="row").flat)
+        _draw_group(group, panels)
+        canvas.legend(handles=legend(group), loc="outside upper left", ncols=4)
+        _place_labels(canvas, [(group, panels)])
         return drawing.svg_of(canvas, _description(group), _zones(group, panels))
 
 
-def draw_group(group: RunGroup, panels: Sequence[Axes], *, every_axis: bool) -> None:
-    """Draw the points and fronts of a group; the labels come when the layout is known.
-
-    Args:
-        group: with as many costs as there are panels.
-        panels: to draw in.
-        every_axis: whether each panel names the quality, and not the first one alone.
-    """
-    for index, (cost, axes) in enumerate(zip(group.costs, panels, strict=True)):
+def _draw_group(group: RunGroup, panels: Sequence[Axes]) -> None:
+    """Draw the points and fronts of a group, a panel for each cost; the labels come when the layout is known."""
+    for cost, axes in zip(group.costs, panels, strict=True):
         _draw_panel(group, cost, axes)
-        if every_axis or index == 0:
-            axes.set_ylabel(f"{group.quality.label}\n({result.quality_direction(group.quality)})")
+    panels[0].set_ylabel(f"{group.quality.label}\n({result.quality_direction(group.quality)})")
 
 
 def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
-    shown = shown_in(group, cost)
+    shown = _shown_in(group, cost)
     axes.grid(axis="x", visible=True)
     for model in group.models if cost.name == SECONDS else ():
         if model.number is None and numbers.is_number(model.quality):
@@ -115,7 +103,7 @@ def _front(shown: Sequence[ComparedModel], cost: Cost) -> list[ComparedModel]:
     return sorted((model for model in shown if cost.name in model.best_for), key=lambda model: model.costs[cost.name])
 
 
-def shown_in(group: RunGroup, cost: Cost) -> list[ComparedModel]:
+def _shown_in(group: RunGroup, cost: Cost) -> list[ComparedModel]:
     """Models that are points of a panel."""
     return [model for model in group.models if cost.name in model.costs and numbers.is_number(model.quality)]
 
@@ -140,7 +128,7 @@ def _mark(model: ComparedModel, cost: Cost) -> dict[str, Any]:
     }
 
 
-def place_labels(canvas: Figure, drawn: Sequence[tuple[RunGroup, Sequence[Axes]]]) -> None:
+def _place_labels(canvas: Figure, drawn: Sequence[tuple[RunGroup, Sequence[Axes]]]) -> None:
     """Write numbers beside the points, and the names of the models that runs began with.
 
     Args:
@@ -151,7 +139,7 @@ def place_labels(canvas: Figure, drawn: Sequence[tuple[RunGroup, Sequence[Axes]]
     canvas.set_layout_engine("none")
     for group, panels in drawn:
         for cost, axes in zip(group.costs, panels, strict=True):
-            _label_points(axes, shown_in(group, cost), cost)
+            _label_points(axes, _shown_in(group, cost), cost)
 
 
 def _label_points(axes: Axes, models: Sequence[ComparedModel], cost: Cost) -> None:
@@ -222,7 +210,7 @@ def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
     """A square around every point that tells all about its model."""
     zones = []
     for cost, axes in zip(group.costs, panels, strict=True):
-        for model in shown_in(group, cost):
+        for model in _shown_in(group, cost):
             x, y = _pixels(axes, model, cost)
             corners = axes.transData.inverted().transform([(x - _HIT, y - _HIT), (x + _HIT, y + _HIT)])
             (left, bottom), (right, top) = corners
@@ -279,14 +267,14 @@ def _canvas(groups: Sequence[RunGroup], width: float) -> Iterator[Figure]:
             for unused in panels[len(group.costs) :]:
                 unused.set_axis_off()
             rows.append(panels[: len(group.costs)])
-            draw_group(group, rows[-1], every_axis=False)
+            _draw_group(group, rows[-1])
             marks = part.legend(handles=legend(group), loc="outside upper left", ncols=4, alignment="left")
             if len(groups) > 1:
                 detail = f" ({group.quality.detail})" if group.quality.detail else ""
                 marks.set_title(group.title + detail, prop={"weight": "bold"})
             style: dict[str, Any] = {"ncols": key_columns, "handlelength": 0, "handletextpad": 0}
             part.legend(handles=_key(group), loc="outside lower left", **style)
-        place_labels(canvas, list(zip(groups, rows, strict=True)))
+        _place_labels(canvas, list(zip(groups, rows, strict=True)))
         yield canvas
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from loraprune.measure.evaluation.results import Entry, ResultsError, read_results
 from loraprune.measure.owner import Known, Owners
 from loraprune.record.report_data import Unit
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.result import Quality
 from loraprune.report.comparison.runs import Run, last_part
 
@@ -30,6 +31,16 @@ class Kind:
     unit: Unit
     higher_is_better: bool = False
 
+    def quality(self, name: str, of: str, facts: Mapping[str, Any]) -> Quality:
+        """The measure, of some data: ``of`` stands before the label."""
+        return Quality(
+            name=name,
+            label=f"{of} {self.label}",
+            unit=self.unit,
+            detail=facts_in_words(facts),
+            higher_is_better=self.higher_is_better,
+        )
+
 
 _KINDS: dict[str, Kind] = {
     "perplexity": Kind(label="perplexity", unit=Unit.PERPLEXITY),
@@ -43,11 +54,25 @@ _KINDS: dict[str, Kind] = {
 }
 """Keys of figures in records and results; of one entry, the first is the one meant where none is named."""
 
-FACTS = ("segment_length", "num_tokens", "num_examples", "num_generated")
-"""What a record says a quality was measured on."""
-
 NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
 """Settings of an evaluation that change the last digits of a figure at most."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """A model that runs began with, and its figure.
+
+    Attributes:
+        name: the last part of its own.
+        what: it is: ``"dense"``, ``"2:4 sparse by wanda"``.
+        quality: the figure.
+        measures: its size.
+    """
+
+    name: str
+    what: str
+    quality: float
+    measures: ModelMeasures
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,80 +82,74 @@ class QualityFigure:
     Attributes:
         quality: what it measures.
         value: the figure; NaN where the model gave none.
-        condition: what has to be the same for two figures to compare.
-        anchor: what the same measurement says of ``reference``; compared with a tolerance. None where another file
-            tells what the data was.
-        reference: name of the model that the anchor is of.
+        data: fingerprint of what was measured, and on what; None in records that are older than fingerprints.
+        reference: of a record, the model that the run, or the first one before it, began with.
         dtype: that it was measured in, where known.
         parameters: of the model, where the file of the figure knows them.
     """
 
     quality: Quality
     value: float
-    condition: str
-    anchor: float | None = None
-    reference: str = ""
+    data: str | None
+    reference: Reference | None = None
     dtype: str = ""
     parameters: int | None = field(default=None, compare=False)
 
     def compares_with(self, other: QualityFigure) -> bool:
-        """Whether the two are the same measurement of two models."""
-        if (self.condition, self.reference) != (other.condition, other.reference):
+        """Whether the two are the same measurement of two models.
+
+        That of records without a fingerprint is, if both found the same figure of the same model.
+        """
+        if self.data and other.data:
+            return self.data == other.data
+        one, two = self.reference, other.reference
+        if one is None or two is None or (self.quality, one.name) != (other.quality, two.name):
             return False
-        if self.anchor is None or other.anchor is None:
-            return self.anchor is other.anchor
-        return math.isclose(self.anchor, other.anchor, rel_tol=_TOLERANCE, abs_tol=1e-9)
+        return same_figure(one.quality, two.quality)
 
 
-def _number(value: Any) -> float:
-    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+def same_figure(one: float | None, other: float | None) -> bool:
+    """Whether two figures of one model are the same but for their last digits."""
+    return one is not None and other is not None and math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
-def _key(*parts: Any) -> str:
+def _fingerprint(*parts: Any) -> str:
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def record_figures(run: Run) -> dict[str, QualityFigure]:
     """Figures that a run's own record has, by name of the measure."""
-    found = {}
-    task = str((run.record or {}).get("task") or "")
+    figures = {}
     for key, kind in _KINDS.items():
-        if key not in run.after or key not in run.before:
-            continue
-        facts = {name: run.after[name] for name in _facts_of(key, run.after)}
-        before = {name: run.before.get(name) for name in facts}
-        reference, anchor = _anchor(run, key, facts) if before == facts else (run.base_name, math.nan)
-        found[key] = QualityFigure(
-            quality=Quality(
-                name=key,
-                label=f"held-out {kind.label}",
-                unit=kind.unit,
-                detail=facts_in_words(facts),
-                higher_is_better=kind.higher_is_better,
-            ),
-            value=_number(run.after[key]),
-            condition=_key("record", task, key, facts),
-            anchor=anchor,
-            reference=last_part(reference),
-        )
-    return found
+        value: float | None = getattr(run.after, key, None)
+        if run.record is not None and value is not None and getattr(run.before, key) is not None:
+            quality = kind.quality(key, "held-out", _facts(key, run.after))
+            data = run.after.data_fingerprint and _fingerprint("record", key, run.after.data_fingerprint)
+            figures[key] = QualityFigure(quality=quality, value=value, data=data, reference=_reference(run, key))
+    return figures
 
 
-def _facts_of(key: str, measures: Mapping[str, Any]) -> list[str]:
-    wanted = ("num_generated",) if key == "exact_match" else tuple(name for name in FACTS if name != "num_generated")
-    return [name for name in wanted if measures.get(name) is not None]
+def _facts(key: str, measures: ModelMeasures) -> dict[str, int]:
+    """What a quality was measured on, as far as a reader is told."""
+    wanted = ("num_generated",) if key == "exact_match" else ("segment_length", "num_tokens", "num_examples")
+    return {name: value for name in wanted if (value := getattr(measures, name)) is not None}
 
 
-def _anchor(run: Run, key: str, facts: Mapping[str, Any]) -> tuple[str, float]:
-    """The model that tells whether two runs were measured on the same data, and what it scored."""
-    before = _number(run.before[key])
-    base = run.base
-    if base is None:
-        return run.base_name, before
-    same = all(base.after.get(name) == value for name, value in facts.items())
-    if same and math.isclose(_number(base.after.get(key)), before, rel_tol=_TOLERANCE, abs_tol=1e-9):
-        return _anchor(base, key, facts)
-    return run.base_name, before
+def _alike(key: str, one: ModelMeasures, other: ModelMeasures) -> bool:
+    """Whether a figure of two models is the same measurement, as far as their records know."""
+    if one.data_fingerprint and other.data_fingerprint:
+        return one.data_fingerprint == other.data_fingerprint
+    return _facts(key, one) == _facts(key, other)
+
+
+def _reference(run: Run, key: str) -> Reference | None:
+    """The first model of a chain of runs whose figures are all of one measurement."""
+    if not _alike(key, run.before, run.after):
+        return None
+    base, before = run.base, getattr(run.before, key)
+    if base is not None and _alike(key, base.after, run.before) and same_figure(getattr(base.after, key), before):
+        return _reference(base, key)
+    return Reference(name=last_part(run.base_name), what=run.base_words, quality=before, measures=run.before)
 
 
 def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
@@ -144,8 +163,11 @@ def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
     return found | _average_figures([entry for entry in entries if entry.kind == "task"])
 
 
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
+
+
 def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
-    kind = _KINDS[key]
     settings = {setting: value for setting, value in entry.settings.items() if setting not in NEUTRAL}
     # Perplexities per token compare between models only if these cut the text into the same tokens.
     tokens = entry.values.get("num_tokens") if key in ("perplexity", "loss") else None
@@ -153,15 +175,9 @@ def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
     items = entry.values.get("num_items")
     shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label says it
     return QualityFigure(
-        quality=Quality(
-            name=name,
-            label=f"{entry.label} {kind.label}",
-            unit=kind.unit,
-            detail=facts_in_words({**shown, "num_tokens": tokens, "num_items": items}),
-            higher_is_better=kind.higher_is_better,
-        ),
+        quality=_KINDS[key].quality(name, entry.label, {**shown, "num_tokens": tokens, "num_items": items}),
         value=_number(entry.values[key]),
-        condition=_key(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
+        data=_fingerprint(entry.kind, entry.name, key, settings, entry.data_identity, tokens, version, items),
         dtype=str(entry.settings.get("dtype") or ""),
         parameters=entry.parameters,
     )
@@ -187,7 +203,7 @@ def _average_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
                 higher_is_better=True,
             ),
             value=average.value,
-            condition=_key(name, sorted(part.condition for part in parts)),
+            data=_fingerprint(name, sorted(str(part.data) for part in parts)),
             dtype=parts[0].dtype,
             parameters=parts[0].parameters,
         )

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from loraprune.record.history import RECORD_FILE, history_in_words, summary_of
+from loraprune.record.run_record import RECORD_FILE, History, Machine, ModelMeasures, RunMetrics, RunRecord
 
-REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
+_REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
 """What a record's summary of the run before it has in common with that run's own."""
 
 STATE_SUFFIX = ".run"
@@ -24,43 +22,53 @@ class Run:
     Attributes:
         name: that it is shown under.
         folder: as it was given.
-        record: content of its ``pruning.json``; None of a model that loraprune did not make.
+        record: of the run; None of a model that loraprune did not make.
         base: the run that made the model that this one began with, where it was found.
     """
 
     name: str
     folder: Path
-    record: Mapping[str, Any] | None = field(default=None, repr=False)
+    record: RunRecord | None = field(default=None, repr=False)
     base: Run | None = None
 
     @property
-    def before(self) -> Mapping[str, Any]:
-        """Measures of the model that the run began with."""
-        return _side(self.record, "dense")
+    def metrics(self) -> RunMetrics:
+        """Measures and course; of a plain model, none."""
+        return RunMetrics() if self.record is None else self.record.metrics
 
     @property
-    def after(self) -> Mapping[str, Any]:
+    def before(self) -> ModelMeasures:
+        """Measures of the model that the run began with."""
+        return self.metrics.dense
+
+    @property
+    def after(self) -> ModelMeasures:
         """Measures of the result."""
-        return _side(self.record, "pruned")
+        return self.metrics.pruned
 
     @property
     def base_name(self) -> str:
         """Name of the model that the run began with; of a plain model, its own."""
-        return str(self.folder) if self.record is None else str(self.record.get("base_model") or "")
+        return str(self.folder) if self.record is None else self.record.base_model
+
+    @property
+    def history(self) -> History | None:
+        """How the model that the run began with was made, as far as the record knows."""
+        return None if self.record is None else self.record.base_pruning
 
     @property
     def began_dense(self) -> bool:
         """Whether the run began with a model that loraprune had not pruned."""
-        return self.record is not None and not _history(self.record)
+        return self.record is not None and self.history is None
 
     @property
     def dense_name(self) -> str:
         """Name of the dense model at the beginning of it all, as far as that is known."""
         if self.base is not None:
             return self.base.dense_name
-        name, history = self.base_name, _history(self.record or {})
-        while history:
-            name, history = str(history.get("base_model") or name), _history(history)
+        name, history = self.base_name, self.history
+        while history is not None:
+            name, history = history.base_model or name, history.base_pruning
         return name
 
     @property
@@ -68,24 +76,24 @@ class Run:
         """What was done, in words: ``"50% pruned by fisher"``."""
         if self.record is None:
             return ""
-        summary = summary_of(dict(self.record))
-        words = history_in_words(summary).replace("`", "")
-        return ", ".join(filter(None, (words, "recovered"))) if summary.get("recipe") == "recover" else words
+        summary = self.record.summary()
+        words = summary.in_words().replace("`", "")
+        return ", ".join(filter(None, (words, "recovered"))) if summary.recipe == "recover" else words
 
     @property
     def base_words(self) -> str:
         """What the model that the run began with was: ``"dense"``, ``"2:4 sparse by wanda"``."""
         if self.base is not None:
             return self.base.what
-        return "dense" if self.began_dense else history_in_words(dict(_history(self.record or {}))).replace("`", "")
+        return "dense" if self.history is None else self.history.in_words().replace("`", "")
 
     @property
     def machine(self) -> tuple[str, ...]:
         """What speed depends on, as far as the record knows it; the platform comes last."""
-        machine = (self.record or {}).get("machine") or {}
-        threads = f"{machine['threads']} of {machine.get('cpus')} CPU threads" if machine.get("threads") else None
-        parts = (machine.get("accelerator"), machine.get("processor"), threads, machine.get("platform"))
-        return tuple(str(part) for part in parts if part)
+        machine = Machine() if self.record is None else self.record.machine
+        threads = f"{machine.threads} of {machine.cpus} CPU threads" if machine.threads else None
+        parts = (machine.accelerator, machine.processor, threads, machine.platform)
+        return tuple(part for part in parts if part)
 
     def chain(self) -> Iterator[Run]:
         """This run and those that came before it."""
@@ -149,7 +157,7 @@ def _distinct(parts: Sequence[tuple[str, ...]]) -> list[str]:
     return found
 
 
-def _record(folder: Path, *, known: bool) -> Mapping[str, Any] | None:
+def _record(folder: Path, *, known: bool) -> RunRecord | None:
     """The record of a folder; None where there is none and none is needed."""
     path = folder / RECORD_FILE
     if not path.is_file():
@@ -157,13 +165,11 @@ def _record(folder: Path, *, known: bool) -> Mapping[str, Any] | None:
             return None
         raise ValueError(_no_run(folder))
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} is damaged and cannot be read: {error}. Leave this run out.") from error
-    if not isinstance(record, dict) or not all(isinstance(_side(record, key), Mapping) for key in ("dense", "pruned")):
-        raise ValueError(f"{path} is damaged: it is no record of a run. Leave this run out.")
-    for side in ("dense", "pruned"):
-        if not _side(record, side):
+        record = RunRecord.read(path)
+    except ValueError as error:
+        raise ValueError(f"{error} Leave this run out.") from error
+    for side, measures in (("dense", record.metrics.dense), ("pruned", record.metrics.pruned)):
+        if measures == ModelMeasures():
             raise ValueError(f"{path} is damaged: it holds no measures of the {side} model. Leave this run out.")
     return record
 
@@ -187,8 +193,7 @@ def _no_run(folder: Path) -> str:
 
 def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
     """The run with those that it went on from: of the runs given, or where its record says."""
-    history = _history(run.record or {})
-    if not history or depth == 0:
+    if run.history is None or depth == 0:
         return run
     own_name = last_part(run.base_name)
     places = [other.folder for other in runs]
@@ -198,27 +203,15 @@ def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
             record = _record(place, known=True)
         except ValueError:
             continue
-        if record is not None and _is_of(record, history):
+        if record is not None and _is_of(record, run.history):
             base = next((other for other in runs if other.folder == place), None)
             base = base or Run(name=own_name, folder=place, record=record)
-            base = _with_base(base, runs, depth - 1)
-            return Run(name=run.name, folder=run.folder, record=run.record, base=base)
+            return replace(run, base=_with_base(base, runs, depth - 1))
     return run
 
 
-def _is_of(record: Mapping[str, Any], history: Mapping[str, Any]) -> bool:
+def _is_of(record: RunRecord, history: History) -> bool:
     """Whether a record is that of the run that a later one remembers: several may end in one second."""
-    summary = summary_of(dict(record))
-    same = all(summary.get(key) == history[key] for key in REMEMBERED if key in history)
-    return history.get("created") is not None and same
-
-
-def _side(record: Mapping[str, Any] | None, side: str) -> Mapping[str, Any]:
-    metrics = (record or {}).get("metrics")
-    found = metrics.get(side) if isinstance(metrics, Mapping) else None
-    return found if isinstance(found, Mapping) else {}
-
-
-def _history(record: Mapping[str, Any]) -> Mapping[str, Any]:
-    history = record.get("base_pruning")
-    return history if isinstance(history, Mapping) else {}
+    summary = record.summary()
+    same = all(getattr(history, name) in (None, getattr(summary, name)) for name in _REMEMBERED)
+    return history.created is not None and same

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
+from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.qualities import Compared, ComparedModels
 from loraprune.report.comparison.result import LATENCY, Cost
 from loraprune.report.comparison.runs import Run, last_part
@@ -22,30 +22,30 @@ if TYPE_CHECKING:
 RECORDED = "recorded"
 """Name of the latencies of the runs' own records."""
 
+STEADY = 1.1
+"""Largest over smallest latency of one dense model, up to which a machine was equally fast during several runs."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
     """A latency of one model.
 
     Attributes:
-        milliseconds: as measured.
+        milliseconds: as measured; they compare if ``work`` and ``machine`` are the same.
         relative: to the model named ``reference``, timed in turns with it; None where that is not known.
         reference: a dense model, or the one that a run began with.
-        conditions: what has to be the same for milliseconds to compare: work and machine.
-        work: that was timed.
+        work: that was timed; empty for a benchmark, all of which is one piece of work on one machine.
         machine: that it was timed on, in words; the platform comes last.
     """
 
     milliseconds: float
     relative: float | None = None
     reference: str = ""
-    conditions: str = ""
     work: str = ""
     machine: tuple[str, ...] = ()
 
-    def shown(self, *, relative: bool) -> float | None:
-        """The figure that is compared."""
-        return self.relative if relative else self.milliseconds
+
+Speeds = dict[Compared, Speed]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,75 +57,65 @@ class SpeedSource:
         label: what the reader sees.
         detail: how they were measured.
         speeds: of runs, and of models that runs began with.
-        before: of recorded latencies, those of the models that runs began with, by run: each run timed it anew.
+        span: least and greatest milliseconds that were measured of one model that several runs began with.
     """
 
     name: str
     label: str
     detail: str
-    speeds: Mapping[Compared, Speed]
-    before: Mapping[str, Speed] = field(default_factory=dict)
-
-    def of_model(self, name: str, runs: Sequence[str]) -> Speed | None:
-        """The latency of a model that some runs began with: the median of what these runs measured."""
-        known = self.speeds.get(Compared(name, began=True))
-        if known is not None:
-            return known
-        found = [speed for run, speed in self.before.items() if run in runs and speed.reference == name]
-        if not found:
-            return None
-        median = statistics.median(speed.milliseconds for speed in found)
-        return Speed(milliseconds=median, relative=1.0, reference=name, conditions=found[0].conditions)
-
-    def span(self, names: Sequence[str], runs: Sequence[str]) -> tuple[float, float]:
-        """The least and the greatest milliseconds that runs measured of one model that they began with."""
-        spans = [(1.0, 1.0)]
-        for name in names:
-            found = [
-                speed.milliseconds for run, speed in self.before.items() if run in runs and speed.reference == name
-            ]
-            spans += [(min(found), max(found))] if found else []
-        return max(spans, key=lambda span: span[1] / span[0])
+    speeds: Speeds
+    span: tuple[float, float] = (1.0, 1.0)
 
 
-def recorded_speeds(runs: Sequence[Run]) -> SpeedSource:
-    """What the records say: a forward pass of the result in turns with one of the model before the run."""
-    speeds, before = {}, {}
+def recorded_speeds(runs: Sequence[Run], references: Sequence[str] = ()) -> SpeedSource:
+    """What the records say: a forward pass of the result in turns with one of the model before the run.
+
+    Args:
+        runs: of one group.
+        references: models that they began with, each of which counts with the median of what these runs measured.
+    """
+    speeds: Speeds = {}
+    before: dict[str, list[Speed]] = {}
     for run in runs:  # a plain model has no record, and no latency
-        milliseconds = _finite(run.after.get("latency_ms"))
+        milliseconds, began = _positive(run.after.latency_ms), _positive(run.before.latency_ms)
         if milliseconds is None:
             continue
         reference, relative = _relative(run)
-        work, machine = _work(run.after), run.machine
-        conditions = json.dumps((work, machine))
-        speeds[Compared(run.name)] = Speed(
+        speed = Speed(
             milliseconds=milliseconds,
             relative=relative,
             reference=reference,
-            conditions=conditions,
-            work=work,
-            machine=machine,
+            work=_work(run.after),
+            machine=run.machine,
         )
-        began = _finite(run.before.get("latency_ms"))
+        speeds[Compared(run.name)] = speed
         if began is not None:
-            before[run.name] = Speed(
-                milliseconds=began, relative=1.0, reference=last_part(run.base_name), conditions=conditions
-            )
+            own = replace(speed, milliseconds=began, relative=1.0, reference=last_part(run.base_name))
+            before.setdefault(own.reference, []).append(own)
     details = {speed.work for speed in speeds.values()}
-    detail = f"{details.pop()}, median" if len(details) == 1 else "median"
-    return SpeedSource(name=RECORDED, label="Forward pass", detail=detail, speeds=speeds, before=before)
+    spans = [(1.0, 1.0)]
+    for name in (name for name in references if name in before):
+        times = [speed.milliseconds for speed in before[name]]
+        spans.append((min(times), max(times)))
+        speeds[Compared(name, began=True)] = replace(before[name][0], milliseconds=statistics.median(times))
+    return SpeedSource(
+        name=RECORDED,
+        label="Forward pass",
+        detail=f"{details.pop()}, median" if len(details) == 1 else "median",
+        speeds=speeds,
+        span=max(spans, key=lambda span: span[1] / span[0]),
+    )
 
 
-def named_source(asked: str, sources: Sequence[SpeedSource]) -> SpeedSource:
-    """The latencies that a user means.
+def check_latency(asked: str | None, sources: Sequence[SpeedSource]) -> None:
+    """Make sure that there are latencies of the name that a user asks for.
 
     Raises:
-        ValueError: there are none of that name.
+        ValueError: there are none.
     """
     names = list(dict.fromkeys(source.name for source in sources if source.speeds))
-    for source in sources:
-        if source.name == asked and source.speeds:
-            return source
+    if asked is None or asked in names:
+        return
     near = difflib.get_close_matches(asked, names, n=1)
     hint = f" Did you mean {near[0]!r}?" if near else ""
     known = f"there are {', '.join(names)}" if names else "nothing was timed; name files of `loraprune bench` (--bench)"
@@ -134,7 +124,7 @@ def named_source(asked: str, sources: Sequence[SpeedSource]) -> SpeedSource:
 
 def _relative(run: Run) -> tuple[str, float | None]:
     """Time of the result as a share of that of the dense model; through all runs on the way from there."""
-    after, before = _finite(run.after.get("latency_ms")), _finite(run.before.get("latency_ms"))
+    after, before = _positive(run.after.latency_ms), _positive(run.before.latency_ms)
     own = after / before if after and before else None
     if run.base is None:
         return last_part(run.base_name), own
@@ -142,13 +132,13 @@ def _relative(run: Run) -> tuple[str, float | None]:
     return reference, None if own is None or earlier is None else own * earlier
 
 
-def _work(measures: Mapping[str, Any]) -> str:
-    tokens = measures.get("latency_tokens")
-    return f"1 × {tokens} tokens" if tokens is not None else str(measures.get("latency_input") or "")
+def _work(measures: ModelMeasures) -> str:
+    tokens = measures.latency_tokens
+    return measures.latency_input or "" if tokens is None else f"1 × {tokens} tokens"
 
 
-def _finite(value: Any) -> float | None:
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) and value > 0 else None
+def _positive(value: float | None) -> float | None:
+    return value if value is not None and math.isfinite(value) and value > 0 else None
 
 
 def benched_speeds(
@@ -193,7 +183,6 @@ def _table(
             milliseconds=figure.times.median * 1000,
             relative=None if dense is None else figure.over(dense, in_turns=bool(result.settings.get("turns", True))),
             reference=reference,
-            conditions=json.dumps((str(file), first.measure, batch)),
         )
         for subject, figure in known
     }
@@ -211,11 +200,6 @@ def _table(
 
 # Which latencies a group of runs is compared by: milliseconds where they compare, else shares of the dense model's.
 
-STEADY = 1.1
-"""Largest over smallest latency of one dense model, up to which a machine was equally fast during several runs."""
-
-Speeds = dict[Compared, Speed]
-
 
 def note_on(text: str, names: Sequence[str]) -> list[str]:
     """A note on some runs; none where there are none."""
@@ -223,83 +207,69 @@ def note_on(text: str, names: Sequence[str]) -> list[str]:
 
 
 def latency_of(
-    runs: Sequence[Run], references: Sequence[str], sources: Sequence[SpeedSource]
+    runs: Sequence[Run], references: Sequence[str], benched: Sequence[SpeedSource], asked: str | None
 ) -> tuple[Cost | None, Speeds, list[str]]:
     """Take the source that knows most of the runs; of equals a benchmark, then one that knows the models before them.
 
     Args:
         runs: of one group.
         references: models that they began with.
-        sources: of latencies.
+        benched: latencies of benchmarks.
+        asked: name of the source that is meant; None takes any.
 
     Returns:
         What is shown (None where nothing is known), the latencies, and what the reader has to know.
     """
+    sources = [each for each in (*benched, recorded_speeds(runs, references)) if asked in (None, each.name)]
+    models = [*map(Compared, (run.name for run in runs)), *(Compared(name, began=True) for name in references)]
+
+    def rank(source: SpeedSource) -> tuple[int, bool, int]:
+        of_runs = sum(Compared(run.name) in source.speeds for run in runs)
+        return of_runs, source.name != RECORDED, sum(model in source.speeds for model in models)
+
     if not sources:
         return None, {}, []
-    known = [_speeds_of(source, runs, references) for source in sources]
-
-    def rank(index: int) -> tuple[int, bool, int]:
-        of_runs = sum(not subject.began for subject in known[index])
-        return of_runs, sources[index].name != RECORDED, len(known[index])
-
-    best = max(range(len(sources)), key=rank)
-    source, speeds = sources[best], known[best]
+    source = max(sources, key=rank)
+    speeds = {model: source.speeds[model] for model in models if model in source.speeds}
     timed = {run.name: speeds[Compared(run.name)] for run in runs if Compared(run.name) in speeds}
     if not timed:
         return None, {}, []
     notes = note_on("No latency is known of {names}.", [run.name for run in runs if run.name not in timed])
-    alike = len({speed.conditions for speed in timed.values()}) == 1
-    least, most = source.span(references, list(timed)) if alike else (1.0, 1.0)
-    if alike and most <= STEADY * least:
-        shares = _relative_only(speeds, runs, references)
-        speeds = {
-            subject: speed if subject in shares else replace(speed, relative=None) for subject, speed in speeds.items()
-        }
-        return Cost(name=LATENCY, label=source.label, detail=source.detail), speeds, notes
-    if alike:
-        span = f"between {numbers.milliseconds(least)} and {numbers.milliseconds(most)}"
-        notes.append(
-            f"The dense model took {span} in these runs: the machine was not equally fast, so that shares of the "
-            "latency that the dense model had in turns with each run are shown."
-        )
-    else:
-        machines = machines_in_words({name: speed.machine for name, speed in timed.items()})
-        places = [f"{name} ({speed.work}; {machines[name]})" for name, speed in timed.items()]
-        text = "Latencies were not measured alike, so that only shares of each dense model's own are shown: {names}."
-        notes += note_on(text, places)
-    speeds = _relative_only(speeds, runs, references)
-    unknown = [name for name in timed if Compared(name) not in speeds]
+    shares = _relative_only(speeds, runs, references)
+    alike = len({(speed.work, speed.machine) for speed in timed.values()}) == 1
+    cost = Cost(name=LATENCY, label=source.label, detail=source.detail)
+    if alike and source.span[1] <= STEADY * source.span[0]:
+        known = {model: shares.get(model, replace(speed, relative=None)) for model, speed in speeds.items()}
+        return cost, known, notes
+    notes += _why_shares(source.span, timed, alike=alike)
+    unknown = [name for name in timed if Compared(name) not in shares]
     notes += note_on("Of {names}, no latency of the dense model on the same machine is known.", unknown)
-    cost = Cost(
-        name=LATENCY,
-        label=source.label,
-        detail="share of the dense model's, timed in turns with it",
-        relative=True,
-        why_no_front="" if alike else "not measured alike",
-    )
-    return (None if len(unknown) == len(timed) else cost), speeds, notes
+    if len(unknown) == len(timed):
+        return None, shares, notes
+    detail, why = "share of the dense model's, timed in turns with it", "" if alike else "not measured alike"
+    return replace(cost, detail=detail, relative=True, why_no_front=why), shares, notes
+
+
+def _why_shares(span: tuple[float, float], timed: Mapping[str, Speed], *, alike: bool) -> list[str]:
+    if alike:
+        return [
+            f"The dense model took between {numbers.milliseconds(span[0])} and {numbers.milliseconds(span[1])} in "
+            "these runs: the machine was not equally fast, so that shares of the latency that the dense model had in "
+            "turns with each run are shown."
+        ]
+    machines = machines_in_words({name: speed.machine for name, speed in timed.items()})
+    places = ", ".join(f"{name} ({speed.work}; {machines[name]})" for name, speed in timed.items())
+    return [f"Latencies were not measured alike, so that only shares of each dense model's own are shown: {places}."]
 
 
 def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str]) -> Speeds:
     """Latencies that are known as shares of that of a model that the group began with."""
     dense = {Compared(run.name): {last_part(run.dense_name), *references} for run in runs}
     return {
-        subject: speed
-        for subject, speed in speeds.items()
-        if speed.relative is not None and (subject.began or speed.reference in dense[subject])
+        model: speed
+        for model, speed in speeds.items()
+        if speed.relative is not None and (model.began or speed.reference in dense[model])
     }
-
-
-def _speeds_of(source: SpeedSource, runs: Sequence[Run], references: Sequence[str]) -> Speeds:
-    names = [run.name for run in runs]
-    found = {subject: source.speeds[subject] for subject in map(Compared, names) if subject in source.speeds}
-    if found:
-        for reference in references:
-            speed = source.of_model(reference, names)
-            if speed is not None:
-                found[Compared(reference, began=True)] = speed
-    return found
 
 
 def machines_in_words(machines: Mapping[str, tuple[str, ...]]) -> dict[str, str]:

@@ -18,6 +18,9 @@ LOG_FROM = 8.0
 
 _WIDE = 100.0
 _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
+_STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 100, 1_000, 10_000, 100_000)
+"""Ticks may be so many units apart."""
+
 _TIMES = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000)
 _CLOSE_TIMES = (
     *(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800, 3_600, 10_800, 36_000),
@@ -54,34 +57,25 @@ def spreads(values: Sequence[float]) -> bool:
 
 def set_time_ticks(axis: Axis, seconds: Sequence[float], most: int) -> None:
     """The same for lengths of time: whole seconds, minutes, hours or days."""
-    from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter, NullLocator
+    from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
     if spreads(seconds):
         _take_logarithms(axis)
         wide = max(seconds) / min(seconds) >= _WIDE
         axis.set_major_locator(FixedLocator(_TIMES if wide else _CLOSE_TIMES))
         axis.set_minor_locator(NullLocator())
-        axis.set_minor_formatter(NullFormatter())
-    else:
-        axis.set_major_locator(FixedLocator(_even_times(seconds, most)))
+    elif len(set(seconds)) == 1:
+        axis.set_major_locator(FixedLocator(seconds))
+    elif seconds:
+        span = (max(seconds) - min(seconds)) / most
+        unit = next((size for size, _ in _UNITS if span >= size), min(1.0, 10.0 ** math.floor(math.log10(span))))
+        axis.set_major_locator(MultipleLocator(unit * next(step for step in _STEPS if unit * step >= span)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: time_text(value)))
 
 
 def _take_logarithms(axis: Axis) -> None:
     name = "xscale" if axis is axis.axes.xaxis else "yscale"
     axis.axes.set(**{name: "log"})
-
-
-def _even_times(seconds: Sequence[float], most: int) -> list[float]:
-    """Round times at even distances; the only figure itself."""
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = (min(seconds), max(seconds)) if seconds else (0.0, 1.0)
-    if low == high:
-        return [low]
-    unit = next((size for size, _ in _UNITS if high - low >= 2 * size), 1.0)
-    ticks = MaxNLocator(most, steps=[1, 2, 5, 10]).tick_values(low / unit, high / unit)
-    return [float(tick) * unit for tick in ticks]
 
 
 def time_text(seconds: float) -> str:

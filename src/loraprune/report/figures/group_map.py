@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CARD, CUT, REMOVED, Zone
-from loraprune.report.figure import kind_in_words
+from loraprune.report.figure import HALF_WIDTH, KEPT_AND_REMOVED, Figure, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +38,7 @@ class _Row:
     text: str
 
 
-def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> figure.Figure:
+def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> Figure:
     """Picture where groups of one kind went.
 
     Args:
@@ -53,7 +53,7 @@ def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> f
     size = _group_size(rows)
     cell = f"{size:,} neighbors; the paler, the more of them went" if size > 1 else f"one of its {kind}"
     caption = f"A row is a layer, a cell {cell}. Bars: the share that each layer kept."
-    return figure.half(f"Which {kind} stayed", lambda w: _picture(rows, w), caption, figure.KEPT_AND_REMOVED)
+    return Figure(title=f"Which {kind} stayed", markup=_picture(rows), caption=caption, legend=KEPT_AND_REMOVED)
 
 
 def _row(cells: GroupMap, width: LayerWidth | None) -> _Row:
@@ -70,13 +70,14 @@ def _group_size(rows: Sequence[_Row]) -> int:
     return max(row.map.groups_per_cell for row in rows)
 
 
-def _picture(rows: Sequence[_Row], width: float) -> str:
+def _picture(rows: Sequence[_Row]) -> str:
     height = min(_MAX_HEIGHT, max(_MIN_HEIGHT, _ROW_HEIGHT * len(rows)))
-    with drawing.drawing(width, height + _AXIS_HEIGHT) as canvas:
+    with drawing.drawing(HALF_WIDTH, height + _AXIS_HEIGHT) as canvas:
         cells, bars = canvas.subplots(1, 2, sharey=True, width_ratios=(5, 1))
         _draw_cells(rows, cells)
         _draw_shares(rows, bars)
-        _label_rows(rows, cells, height)
+        drawing.label_layers(cells.yaxis, [row.map.layer for row in rows], int(height / _PIXELS_PER_LABEL))
+        cells.set_ylim(len(rows) - 0.5, -0.5)
         columns = [_place(rows, column) for column in range(max(len(row.map.kept) for row in rows))]
         return drawing.svg_of(canvas, _description(rows), _zones(rows, cells), columns)
 
@@ -88,15 +89,15 @@ def _draw_cells(rows: Sequence[_Row], axes: Axes) -> None:
     most = max(len(row.map.kept) for row in rows)
     shares = [[*map(_share, row.map.kept), *[0.0] * (most - len(row.map.kept))] for row in rows]
     pixels = [[to_rgba(KEPT, share) for share in line] for line in shares]
-    extent = (0, most, len(rows), 0)
-    axes.fill_between([0, most], 0, len(rows), color=REMOVED, linewidth=0, zorder=-2)
+    extent = (0, most, len(rows) - 0.5, -0.5)
+    axes.fill_between([0, most], -0.5, len(rows) - 0.5, color=REMOVED, linewidth=0, zorder=-2)
     axes.imshow(pixels, interpolation="none", aspect="auto", extent=extent, zorder=-1)
     if most * len(rows) <= _MAX_LINED:
-        axes.vlines(range(1, most), 0, len(rows), color=CARD, linewidth=1)
-        axes.hlines(range(1, len(rows)), 0, most, color=CARD, linewidth=1)
+        axes.vlines(range(1, most), -0.5, len(rows) - 0.5, color=CARD, linewidth=1)
+        axes.hlines([place - 0.5 for place in range(1, len(rows))], 0, most, color=CARD, linewidth=1)
     for place, row in enumerate(rows):
         if len(row.map.kept) < most:
-            axes.fill_between([len(row.map.kept), most], place, place + 1, color=CARD, linewidth=0)
+            axes.fill_between([len(row.map.kept), most], place - 0.5, place + 0.5, color=CARD, linewidth=0)
     axes.spines[:].set(visible=True, color=CUT)
     axes.grid(visible=False)
     axes.set_xticks([])
@@ -106,7 +107,7 @@ def _draw_cells(rows: Sequence[_Row], axes: Axes) -> None:
 
 
 def _draw_shares(rows: Sequence[_Row], axes: Axes) -> None:
-    places = [place + 0.5 for place in range(len(rows))]
+    places = range(len(rows))
     thickness = 0.7 if len(rows) <= 40 else 1.0
     outline = {"edgecolor": CUT, "linewidth": 1} if len(rows) <= 40 else {"linewidth": 0}
     axes.barh(places, [1.0] * len(rows), thickness, color=REMOVED, **outline)
@@ -117,20 +118,14 @@ def _draw_shares(rows: Sequence[_Row], axes: Axes) -> None:
     axes.grid(visible=False)
 
 
-def _label_rows(rows: Sequence[_Row], axes: Axes, height: float) -> None:
-    shown = drawing.layer_labels([row.map.layer for row in rows], int(height / _PIXELS_PER_LABEL))
-    axes.set_yticks([place + 0.5 for place, _ in shown], [text for _, text in shown])
-    axes.set_ylim(len(rows), 0)
-
-
 def _zones(rows: Sequence[_Row], axes: Axes) -> list[Zone]:
     return [
         Zone(
             axes=(axes,),
             left=0,
             right=len(row.map.kept),
-            bottom=place,
-            top=place + 1,
+            bottom=place - 0.5,
+            top=place + 0.5,
             texts=tuple(_cell_text(row.map, share) for share in row.map.kept),
             head=f"Layer {row.map.layer} ({row.text} kept)",
         )

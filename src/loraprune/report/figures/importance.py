@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
-from loraprune.report.figure import capitalized, kind_in_words
+from loraprune.report.figure import HALF_WIDTH, KEPT_AND_REMOVED, Figure, capitalized, kind_in_words
 from loraprune.report.figures.series import Bin, Histogram, histogram
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _ZERO_NAME = "\N{ALMOST EQUAL TO} 0"
 _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
-def importance_figure(dimensions: Sequence[Importance]) -> figure.Figure:
+def importance_figure(dimensions: Sequence[Importance]) -> Figure:
     """Picture the scores of the groups of one kind, removed groups stacked on the kept ones.
 
     Args:
@@ -36,18 +36,19 @@ def importance_figure(dimensions: Sequence[Importance]) -> figure.Figure:
     )
     if counted.unknown:
         caption += f" {counted.unknown:,} without a finite score are not shown."
-    return figure.half(f"Importance of {kind}", lambda w: _picture(kind, counted, w), caption, figure.KEPT_AND_REMOVED)
+    markup = _picture(kind, counted)
+    return Figure(title=f"Importance of {kind}", markup=markup, caption=caption, legend=KEPT_AND_REMOVED)
 
 
-def _picture(kind: str, counted: Histogram, width: float) -> str:
-    with drawing.drawing(width, _HEIGHT) as canvas:
+def _picture(kind: str, counted: Histogram) -> str:
+    with drawing.drawing(HALF_WIDTH, _HEIGHT) as canvas:
         shares = ([0.12] if counted.zero else []) + ([1.0] if counted.bins else [])
         panels = canvas.subplots(1, max(1, len(shares)), sharey=True, squeeze=False, width_ratios=shares or [1.0])[0]
         zones = []
         if counted.zero:
             zones += _draw_zero(counted.zero, panels[0])
         if counted.bins:
-            zones += _draw_bins(counted.bins, panels[-1], width)
+            zones += _draw_bins(counted.bins, panels[-1])
         if not zones:
             panels[0].text(0.5, 0.5, "no finite score", transform=panels[0].transAxes, ha="center", va="center")
             panels[0].set_xticks([])
@@ -64,15 +65,15 @@ def _draw_zero(zero: Bin, axes: Axes) -> list[Zone]:
     return [_zone(zero, 0.0, 1.0, axes)]
 
 
-def _draw_bins(bins: Sequence[Bin], axes: Axes, width: float) -> list[Zone]:
+def _draw_bins(bins: Sequence[Bin], axes: Axes) -> list[Zone]:
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
     lows, highs = [10.0**item.low for item in bins], [10.0**item.high for item in bins]
     _draw_bars(bins, lows, [high - low for low, high in zip(lows, highs, strict=True)], axes)
     axes.set_xscale("log")
     axes.set_xlim(lows[0], highs[-1])
-    decades, count = bins[-1].high - bins[0].low, max(2, round(width / 90))
-    locator = LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,), numticks=count)
+    decades = bins[-1].high - bins[0].low
+    locator = LogLocator(subs=(1, 2, 5) if decades < 1.5 else (1,), numticks=6)
     axes.xaxis.set_major_locator(locator if decades > 0.7 else MaxNLocator(2))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: power_of_ten(value)))

@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, Zone
+from loraprune.report.figure import FULL_WIDTH, Figure
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -16,7 +17,7 @@ _PHASE_HEIGHT = 24.0
 _MARGIN = 12.0
 
 
-def phases_figure(phases: Mapping[str, float]) -> figure.Figure | None:
+def phases_figure(phases: Mapping[str, float]) -> Figure | None:
     """Picture the seconds of each phase.
 
     Args:
@@ -29,21 +30,20 @@ def phases_figure(phases: Mapping[str, float]) -> figure.Figure | None:
     if not known:
         return None
     caption = f"{numbers.duration(sum(known.values()))} in all."
-    return figure.full("Where the time went", lambda w: _picture(known, w), caption)
+    return Figure(title="Where the time went", markup=_picture(known), caption=caption, full=True)
 
 
-def _picture(phases: Mapping[str, float], width: float) -> str:
-    with drawing.drawing(width, _PHASE_HEIGHT * len(phases) + _MARGIN) as canvas:
+def _picture(phases: Mapping[str, float]) -> str:
+    with drawing.drawing(FULL_WIDTH, _PHASE_HEIGHT * len(phases) + _MARGIN) as canvas:
         axes = canvas.subplots()
         seconds = [*phases.values()]
         total = sum(seconds) or 1.0
         texts = [f"{numbers.duration(value)} ({numbers.percent(value / total)})" for value in seconds]
         bars = axes.barh(range(len(seconds)), seconds, 0.7, color=ACCENT)
-        roomy = width > 400
-        axes.bar_label(bars, texts if roomy else [*map(numbers.duration, seconds)], padding=4)
+        axes.bar_label(bars, texts, padding=4)
         axes.set_yticks(range(len(seconds)), [*phases])
         axes.set_ylim(len(seconds) - 0.4, -0.6)
-        axes.set_xlim(0, (max(seconds) or 1.0) * (1.2 if roomy else 1.6))
+        axes.set_xlim(0, (max(seconds) or 1.0) * 1.25)
         axes.set_xticks([])
         axes.spines[:].set_visible(False)
         axes.grid(visible=False)

@@ -6,9 +6,9 @@ import math
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CARD, CUT, Zone
-from loraprune.report.figure import Grid, kind_in_words
+from loraprune.report.figure import HALF_WIDTH, Figure, Grid, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _HEIGHT = 240.0
 
 
-def refit_figure(errors: Sequence[RefitError]) -> figure.Figure:
+def refit_figure(errors: Sequence[RefitError]) -> Figure:
     """Picture the errors of one kind, of each layer at its last cut: a cut may leave layers as they are.
 
     Args:
@@ -39,7 +39,7 @@ def refit_figure(errors: Sequence[RefitError]) -> figure.Figure:
         (str(item.layer), f"{item.step:,}", numbers.percent(item.cut), numbers.percent(item.repaired)) for item in last
     )
     grid = Grid(heads=("layer", "step", "cut", "repaired"), rows=rows)
-    return figure.half(f"Error after cutting {kind}", lambda w: _picture(last, w), caption, numbers=grid)
+    return Figure(title=f"Error after cutting {kind}", markup=_picture(last), caption=caption, numbers=grid)
 
 
 def _last(errors: Sequence[RefitError]) -> list[RefitError]:
@@ -50,13 +50,13 @@ def _last(errors: Sequence[RefitError]) -> list[RefitError]:
     return sorted((item for item in errors if item.step == steps[item.layer]), key=lambda item: item.layer)
 
 
-def _picture(errors: Sequence[RefitError], width: float) -> str:
+def _picture(errors: Sequence[RefitError]) -> str:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with drawing.drawing(width, _HEIGHT) as canvas:
+    with drawing.drawing(HALF_WIDTH, _HEIGHT) as canvas:
         axes = canvas.subplots()
         _draw_marks(errors, axes)
-        drawing.draw_layer_axis(axes, [item.layer for item in errors], width)
+        drawing.draw_layer_axis(axes, [item.layer for item in errors])
         axes.set_ylim(0, 1.08 * max(_values(errors), default=0.0) or 1.0)
         axes.yaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 5, 10]))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))

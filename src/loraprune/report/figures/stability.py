@@ -7,9 +7,9 @@ import math
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import MARKERS, SERIES, Zone
-from loraprune.report.figure import Grid, kind_in_words
+from loraprune.report.figure import FULL_WIDTH, Figure, Grid, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HEIGHT = 220.0
 
 
-def stability_figure(cuts: Sequence[Cut]) -> figure.Figure | None:
+def stability_figure(cuts: Sequence[Cut]) -> Figure | None:
     """Picture the rank correlation of the scores at each cut with those at the cut before, by kind.
 
     Args:
@@ -40,13 +40,14 @@ def stability_figure(cuts: Sequence[Cut]) -> figure.Figure | None:
     )
     rows = tuple((f"{cut.step:,}", *(numbers.significant(cut.stability.get(kind)) for kind in kinds)) for cut in known)
     grid = Grid(heads=("step", *map(kind_in_words, kinds)), rows=rows)
-    return figure.full("How stable the ranking was", lambda w: _picture(known, kinds, w), caption, grid)
+    markup = _picture(known, kinds)
+    return Figure(title="How stable the ranking was", markup=markup, caption=caption, full=True, numbers=grid)
 
 
-def _picture(cuts: Sequence[Cut], kinds: Sequence[str], width: float) -> str:
+def _picture(cuts: Sequence[Cut], kinds: Sequence[str]) -> str:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    with drawing.drawing(width, _HEIGHT) as canvas:
+    with drawing.drawing(FULL_WIDTH, _HEIGHT) as canvas:
         axes = canvas.subplots()
         steps = [cut.step for cut in cuts]
         styles = itertools.cycle(zip(SERIES, MARKERS, strict=True))
@@ -56,10 +57,10 @@ def _picture(cuts: Sequence[Cut], kinds: Sequence[str], width: float) -> str:
         least = min(_values(cuts), default=0.0)
         axes.set_ylim(min(0.0, math.floor(least * 2) / 2), 1.0)
         axes.set_xlim(*_limits(steps))
-        axes.xaxis.set_major_locator(MaxNLocator(max(2, round(width / 90)), integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
         axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
         axes.set_xlabel("cut after training step")
-        canvas.legend(loc="outside upper left", ncols=max(1, int(width // 150)))
+        canvas.legend(loc="outside upper left", ncols=5)
         return drawing.svg_of(canvas, _description(cuts, kinds), _zones(cuts, kinds, axes))
 
 

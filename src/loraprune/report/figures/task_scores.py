@@ -6,8 +6,9 @@ import math
 from typing import TYPE_CHECKING, Any
 
 from loraprune.record import numbers
-from loraprune.report import before_after, drawing, figure
+from loraprune.report import before_after, drawing
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
+from loraprune.report.figure import FULL_WIDTH, Figure
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -21,7 +22,7 @@ _AXIS_HEIGHT = 60.0
 _THICKNESS = 0.38
 
 
-def scores_figure(scores: Sequence[Row], before: str, after: str) -> figure.Figure:
+def scores_figure(scores: Sequence[Row], before: str, after: str) -> Figure:
     """Picture accuracies as two bars a task.
 
     Args:
@@ -30,13 +31,13 @@ def scores_figure(scores: Sequence[Row], before: str, after: str) -> figure.Figu
         after: what the second is of.
     """
     caption = "Share of the items that each model answers as it should; a guess alone is right now and then, too."
-    return figure.full("Accuracy by task", lambda w: _picture(scores, before, after, w), caption)
+    return Figure(title="Accuracy by task", markup=_picture(scores, before, after), caption=caption, full=True)
 
 
-def _picture(scores: Sequence[Row], before: str, after: str, width: float) -> str:
+def _picture(scores: Sequence[Row], before: str, after: str) -> str:
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    with drawing.drawing(width, _TASK_HEIGHT * len(scores) + _AXIS_HEIGHT) as canvas:
+    with drawing.drawing(FULL_WIDTH, _TASK_HEIGHT * len(scores) + _AXIS_HEIGHT) as canvas:
         axes = canvas.subplots()
         places = range(len(scores))
         firsts, seconds = [numbers.or_nan(row.dense) for row in scores], [numbers.or_nan(row.pruned) for row in scores]
@@ -45,11 +46,11 @@ def _picture(scores: Sequence[Row], before: str, after: str, width: float) -> st
         second = axes.barh([place + _THICKNESS / 2 for place in places], seconds, _THICKNESS, color=ACCENT, label=after)
         for bars, values in ((first, firsts), (second, seconds)):
             axes.bar_label(bars, ["" if math.isnan(value) else numbers.percent(value) for value in values], padding=4)
-        axes.set_yticks(places, [_name(row, width) for row in scores])
+        axes.set_yticks(places, [_name(row) for row in scores])
         axes.set_ylim(len(scores) - 0.4, -0.6)
         known = [value for value in (*firsts, *seconds) if not math.isnan(value)]
         axes.set_xlim(0, 1.12 * max(known, default=0.0) or 1.0)
-        axes.xaxis.set_major_locator(MaxNLocator(max(2, round(width / 150))))
+        axes.xaxis.set_major_locator(MaxNLocator(6))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", visible=True)
@@ -57,9 +58,9 @@ def _picture(scores: Sequence[Row], before: str, after: str, width: float) -> st
         return drawing.svg_of(canvas, _description(scores, before, after), _zones(scores, before, after, axes))
 
 
-def _name(row: Row, width: float) -> str:
+def _name(row: Row) -> str:
     """The label of a task, shortened where it would take more than two fifths of the picture."""
-    room = int(0.4 * width / (0.6 * drawing.FONT_POINTS))
+    room = int(0.4 * FULL_WIDTH / (0.6 * drawing.FONT_POINTS))
     return row.label if len(row.label) <= room else f"{row.label[: room - 1]}…"
 
 

@@ -11,8 +11,9 @@ import math
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CARD, CUT, SOFT, WASH, Zone
+from loraprune.report.figure import FULL_WIDTH, Figure
 from loraprune.report.figures.series import alone, moving_average, thin_out
 
 if TYPE_CHECKING:
@@ -26,14 +27,13 @@ if TYPE_CHECKING:
 _LOSS_HEIGHT = 240.0
 _SHARE_HEIGHT = 160.0
 _AXIS_HEIGHT = 40.0
-_PIXELS_PER_TICK = 90
 _MAX_ZONES = 200
 _MAX_CUT_DOTS = 60
 _MIN_CUT_PITCH = 12.0
 _MIN_AVERAGED = 200
 
 
-def training_figure(data: ReportData) -> figure.Figure:
+def training_figure(data: ReportData) -> Figure:
     """Picture a run with at least one step."""
     if not data.cuts:
         caption = "Loss on the training data."
@@ -44,24 +44,24 @@ def training_figure(data: ReportData) -> figure.Figure:
     if len(data.history) >= _MIN_AVERAGED:
         caption += " The strong line is a moving average that does not reach over them, the faint one the loss itself."
     what = "Loss" if not _prunes(data) else "Loss and size" if data.headline.sparsity is None else "Loss and zeros"
-    return figure.full(f"{what} over the run", lambda width: _picture(data, width), caption)
+    return Figure(title=f"{what} over the run", markup=_picture(data), caption=caption, full=True)
 
 
-def _picture(data: ReportData, width: float) -> str:
+def _picture(data: ReportData) -> str:
     prunes = _prunes(data)
     heights = (_LOSS_HEIGHT, _SHARE_HEIGHT) if prunes else (_LOSS_HEIGHT,)
-    with drawing.drawing(width, sum(heights) + _AXIS_HEIGHT) as canvas:
+    with drawing.drawing(FULL_WIDTH, sum(heights) + _AXIS_HEIGHT) as canvas:
         panels = canvas.subplots(len(heights), 1, sharex=True, squeeze=False, height_ratios=heights)[:, 0]
-        _draw_loss(data, panels[0], width)
+        _draw_loss(data, panels[0])
         if prunes:
-            _draw_share(data, panels[1], width)
+            _draw_share(data, panels[1])
         for axes in panels:
-            _mark_cuts(data, axes, width)
-        _draw_steps(data, panels[-1], width)
+            _mark_cuts(data, axes)
+        _draw_steps(data, panels[-1])
         return drawing.svg_of(canvas, training_description(data), _zones(data, tuple(panels)))
 
 
-def _draw_loss(data: ReportData, axes: Axes, width: float) -> None:
+def _draw_loss(data: ReportData, axes: Axes) -> None:
     """Draw the loss as it was logged; in a long run faintly, with a moving average that stops at cuts on it."""
     steps = [point.step for point in data.history]
     losses = [point.loss if math.isfinite(point.loss) else math.nan for point in data.history]
@@ -70,7 +70,7 @@ def _draw_loss(data: ReportData, axes: Axes, width: float) -> None:
         ends = [bisect.bisect_right(steps, cut.step) for cut in data.cuts]
         lines = [(losses, 1.0, 0.45), (moving_average(losses, len(losses) // 50, ends), 2.0, 1.0)]
     for values, thickness, alpha in lines:
-        points = thin_out([(float(step), value) for step, value in zip(steps, values, strict=True)], round(width))
+        points = thin_out([(float(step), value) for step, value in zip(steps, values, strict=True)], round(FULL_WIDTH))
         axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=thickness, alpha=alpha)
         if single := alone(points):
             axes.plot(*zip(*single, strict=True), "o", color=ACCENT, markersize=6)
@@ -82,11 +82,11 @@ def _draw_loss(data: ReportData, axes: Axes, width: float) -> None:
     axes.set_title(f"{last} at the end" if last != numbers.MISSING else "", loc="right")
 
 
-def _draw_share(data: ReportData, axes: Axes, width: float) -> None:
+def _draw_share(data: ReportData, axes: Axes) -> None:
     """Draw the share that is gone as stairs, filled below: it changes at a cut and stays."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
-    points = thin_out(_shares(data), round(width))
+    points = thin_out(_shares(data), round(FULL_WIDTH))
     steps, ratios = [step for step, _ in points], [ratio for _, ratio in points]
     axes.fill_between(steps, ratios, step="post", color=WASH, linewidth=0)
     axes.step(steps, ratios, where="post", color=ACCENT)
@@ -113,20 +113,20 @@ def _shares(data: ReportData) -> Points:
     return [(float(step), ratio) for step, ratio in sorted(known.items()) if math.isfinite(ratio)]
 
 
-def _mark_cuts(data: ReportData, axes: Axes, width: float) -> None:
+def _mark_cuts(data: ReportData, axes: Axes) -> None:
     """Mark the cuts by lines through the panel, or by ticks at its top where lines would merge."""
-    crowded = len(data.cuts) * _MIN_CUT_PITCH > width
+    crowded = len(data.cuts) * _MIN_CUT_PITCH > FULL_WIDTH
     for cut in data.cuts:
         style = {"ymin": 0.96} if crowded else {"linestyle": (0, (2, 3))}
         axes.axvline(cut.step, color=CUT, linewidth=1, zorder=0.5, **style)
 
 
-def _draw_steps(data: ReportData, axes: Axes, width: float) -> None:
+def _draw_steps(data: ReportData, axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
     last = max(1, data.steps or 0, *(point.step for point in data.history), *(cut.step for cut in data.cuts))
     axes.set_xlim(0, last * 1.005)
-    axes.xaxis.set_major_locator(MaxNLocator(max(2, round(width / _PIXELS_PER_TICK)), integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(9, integer=True))
     axes.xaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))
     axes.set_xlabel("training step")
 

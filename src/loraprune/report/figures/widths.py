@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loraprune.record import numbers
-from loraprune.report import drawing, figure
+from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
-from loraprune.report.figure import capitalized, kind_in_words
+from loraprune.report.figure import HALF_WIDTH, KEPT_AND_REMOVED, Figure, capitalized, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,7 +20,7 @@ _HEIGHT = 230.0
 _MAX_OUTLINED = 60
 
 
-def layers_figure(widths: Sequence[LayerWidth]) -> figure.Figure:
+def layers_figure(widths: Sequence[LayerWidth]) -> Figure:
     """Picture one bar a layer: what stayed, and above it what was removed.
 
     Args:
@@ -29,16 +29,16 @@ def layers_figure(widths: Sequence[LayerWidth]) -> figure.Figure:
     widths = sorted(widths, key=lambda item: item.layer)
     title = f"{capitalized(kind_in_words(widths[0].kind))} in each layer"
     caption = "Solid is what stayed; the whole bar is what the layer had."
-    return figure.half(title, lambda w: _picture(widths, w), caption, figure.KEPT_AND_REMOVED)
+    return Figure(title=title, markup=_picture(widths), caption=caption, legend=KEPT_AND_REMOVED)
 
 
-def _picture(widths: Sequence[LayerWidth], width: float) -> str:
+def _picture(widths: Sequence[LayerWidth]) -> str:
     from matplotlib.ticker import MaxNLocator, StrMethodFormatter
 
-    with drawing.drawing(width, _HEIGHT) as canvas:
+    with drawing.drawing(HALF_WIDTH, _HEIGHT) as canvas:
         axes = canvas.subplots()
         _draw_bars(widths, axes)
-        drawing.draw_layer_axis(axes, [item.layer for item in widths], width)
+        drawing.draw_layer_axis(axes, [item.layer for item in widths])
         axes.set_ylim(0, max(1, *(item.total for item in widths)))
         axes.yaxis.set_major_locator(MaxNLocator(4, integer=True))
         axes.yaxis.set_major_formatter(StrMethodFormatter("{x:,.0f}"))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
+from loraprune.layers.unwrap import find_module
 from loraprune.structure.drafting.outline import BlockKind, Layer, Stack, layers_of
 
 if TYPE_CHECKING:
@@ -98,7 +99,7 @@ class Experiments:
                 model = self._build(changed)
             except Exception:  # whatever a config or a model raises, it refuses this number
                 continue
-            same_blocks = all(_has(model, block.removesuffix(".")) for block in self._blocks)
+            same_blocks = all(find_module(model, block.removesuffix(".")) is not None for block in self._blocks)
             return model if same_blocks and self._outside(model) == self._before else None
         return None
 
@@ -109,14 +110,6 @@ class Experiments:
             for name, parameter in model.named_parameters()
             if not name.startswith(self._blocks)
         }
-
-
-def _has(model: nn.Module, path: str) -> bool:
-    try:
-        model.get_submodule(path)
-    except AttributeError:
-        return False
-    return True
 
 
 def _with_head_dim(config: PretrainedConfig) -> PretrainedConfig:

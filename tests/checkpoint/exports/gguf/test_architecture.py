@@ -6,7 +6,9 @@ import pytest
 from tests.models import tiny_config
 
 from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, gguf_context, metadata
+from loraprune.checkpoint.exports.gguf.architecture import add_metadata, architecture_for, check_family, gguf_context
+
+gguf = pytest.importorskip("gguf", reason="gguf is not installed")
 
 NARROW = BlockWidths(num_attention_heads=4, num_key_value_heads=2, intermediate_size=10)
 WIDE = BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=24)
@@ -63,8 +65,10 @@ def test_widths_are_one_number_or_one_for_each_block() -> None:
         ([NARROW, WIDE], {"head_count": [4, 8], "head_count_kv": [2, 4], "length": [10, 24]}),
     ):
         architecture = architecture_for("llama", config, widths)
-        values = metadata(architecture, config, widths)
         name = architecture.name
+        writer = gguf.GGUFWriter(None, name)
+        add_metadata(writer, architecture, config, widths)
+        values = {key: field.value for key, field in writer.kv_data[0].items()}
         assert values[f"{name}.attention.head_count"] == expected["head_count"]
         assert values[f"{name}.attention.head_count_kv"] == expected["head_count_kv"]
         assert values[f"{name}.feed_forward_length"] == expected["length"]

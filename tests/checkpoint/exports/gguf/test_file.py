@@ -16,7 +16,7 @@ from tests.checkpoint.exports.tokenizers import byte_level, sentencepiece
 
 from loraprune import NonFiniteWeightsError
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
-from loraprune.checkpoint.exports.gguf import writer
+from loraprune.checkpoint.exports.gguf import file as gguf_file
 from loraprune.checkpoint.exports.gguf.file import write_gguf
 
 gguf = pytest.importorskip("gguf", reason="gguf is not installed")
@@ -219,9 +219,9 @@ def test_a_number_too_large_for_sixteen_bits_is_refused(tmp_path: Path) -> None:
 def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     uniform_folder(tmp_path / "model")
     events: list[str] = []
-    stored = writer._stored
+    stored = gguf_file._stored
 
-    def record(values: np.ndarray, source: str, kind: str) -> np.ndarray:
+    def record(values: np.ndarray, source: str, kind: Any) -> np.ndarray:
         events.append(source)
         file = next(tmp_path.glob(".m.gguf.*/m.gguf"))
         # What came before is on its way to the disk: the file grows while tensors are read.
@@ -229,7 +229,7 @@ def test_one_tensor_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.M
         return stored(values, source, kind)
 
     sizes: list[int] = []
-    monkeypatch.setattr(writer, "_stored", record)
+    monkeypatch.setattr(gguf_file, "_stored", record)
     write_gguf(tmp_path / "model", tmp_path / "m.gguf", outtype="f32")
     assert len(events) == len(set(events)) == len(load_file(tmp_path / "model" / "model.safetensors"))
     assert sizes == sorted(sizes)

@@ -13,13 +13,15 @@ from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatEr
 from loraprune.checkpoint.exports.gguf.architecture import GGUF_LLAMA, GGUF_QWEN2, GgufArchitecture
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
 
+pytest.importorskip("gguf", reason="gguf is not installed")
+
 WIDTHS = [BlockWidths(num_attention_heads=8, num_key_value_heads=4, intermediate_size=64)] * 2
 
 
 def stored(**changes: Any) -> tuple[Any, dict[str, StoredTensor]]:
     model = byte_model(**changes)
     tensors = {
-        name: StoredTensor(file=Path("model.safetensors"), shape=tuple(tensor.shape))
+        name: StoredTensor(file=Path("model.safetensors"), shape=tuple(tensor.shape), dtype="F32")
         for name, tensor in model.state_dict().items()
     }
     return model.config, tensors

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.exports.checkpoint import BlockWidths, RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.rotary import is_scaled
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import PretrainedConfig
 
 
@@ -40,6 +40,9 @@ GGUF_LLAMA = GgufArchitecture(name="llama", interleaved=True, biases=_ALL)
 DECI = GgufArchitecture(name="deci", interleaved=True, biases=_ALL, per_block=True)
 GGUF_QWEN2 = GgufArchitecture(name="qwen2", interleaved=False, biases=_ATTENTION_INPUTS)
 _QWEN3 = GgufArchitecture(name="qwen3", interleaved=False, biases=_ATTENTION_INPUTS, head_norms=True)
+
+_SCALED = ("linear", "llama3")
+"""Kinds of rotary embeddings that are nothing but other frequencies, the same for every length of text."""
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
@@ -108,25 +111,65 @@ def gguf_context(config: PretrainedConfig) -> int:
     return longest if window is None else min(longest, window)
 
 
-def metadata(architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]) -> dict[str, Any]:
-    """The numbers of the architecture by their keys in the file."""
+def add_metadata(
+    writer: Any, architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]
+) -> None:
+    """Enter the numbers of the architecture into a file that a ``gguf.GGUFWriter`` writes."""
 
     def all_blocks(name: str) -> int | list[int]:
         values = [getattr(block, name) for block in widths]
         return values if architecture.per_block else values[0]
 
-    values: dict[str, Any] = {
-        "context_length": gguf_context(config),
-        "embedding_length": config.hidden_size,
-        "block_count": len(widths),
-        "feed_forward_length": all_blocks("intermediate_size"),
-        "attention.head_count": all_blocks("num_attention_heads"),
-        "attention.head_count_kv": all_blocks("num_key_value_heads"),
-        "attention.key_length": gguf_head_dim(config),
-        "attention.value_length": gguf_head_dim(config),
-        "attention.layer_norm_rms_epsilon": float(config.rms_norm_eps),
-        "rope.dimension_count": gguf_head_dim(config),
-        "rope.freq_base": float(config.rope_parameters["rope_theta"]),
-        "vocab_size": config.vocab_size,
-    }
-    return {f"{architecture.name}.{key}": value for key, value in values.items()}
+    writer.add_context_length(gguf_context(config))
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(len(widths))
+    writer.add_feed_forward_length(all_blocks("intermediate_size"))
+    writer.add_head_count(all_blocks("num_attention_heads"))
+    writer.add_head_count_kv(all_blocks("num_key_value_heads"))
+    writer.add_key_length(gguf_head_dim(config))
+    writer.add_value_length(gguf_head_dim(config))
+    writer.add_layer_norm_rms_eps(float(config.rms_norm_eps))
+    writer.add_rope_dimension_count(gguf_head_dim(config))
+    writer.add_rope_freq_base(float(config.rope_parameters["rope_theta"]))
+    writer.add_vocab_size(config.vocab_size)
+
+
+def is_scaled(config: PretrainedConfig) -> bool:
+    """Whether the rotary frequencies are others than those that follow from the base.
+
+    Raises:
+        RuntimeFormatError: the embedding is of a kind that cannot be written.
+    """
+    parameters: dict[str, Any] = config.rope_parameters
+    kind = parameters.get("rope_type", "default")
+    if kind not in ("default", *_SCALED):
+        raise RuntimeFormatError(
+            f"A rotary embedding of the type {kind!r} cannot be written as GGUF here; these can: default, "
+            f"{', '.join(_SCALED)}. transformers loads the folder as it is."
+        )
+    partial = parameters.get("partial_rotary_factor", 1.0)
+    if partial != 1.0:
+        raise RuntimeFormatError(
+            f"A rotary embedding of only {partial:.0%} of a head cannot be written as GGUF here. transformers loads "
+            "the folder as it is."
+        )
+    return bool(kind != "default")
+
+
+def frequency_divisors(config: PretrainedConfig) -> Tensor | None:
+    """By what llama.cpp divides the rotary frequencies that follow from the base, shape ``(head_dim / 2,)``.
+
+    None where it divides by nothing.
+    """
+    import torch
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    if not is_scaled(config):
+        return None
+    parameters: dict[str, Any] = config.rope_parameters
+    frequencies, attention_factor = ROPE_INIT_FUNCTIONS[parameters["rope_type"]](config, torch.device("cpu"))
+    assert attention_factor == 1.0
+    head_dim = gguf_head_dim(config)
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim
+    divisors: Tensor = parameters["rope_theta"] ** -exponents / frequencies
+    return divisors

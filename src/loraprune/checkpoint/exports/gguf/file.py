@@ -1,14 +1,33 @@
-"""Write a checkpoint as a GGUF file."""
+"""Write a checkpoint as a GGUF file, one tensor in memory at a time."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
-from loraprune.checkpoint.exports.checkpoint import read_checkpoint, require
-from loraprune.checkpoint.exports.gguf.content import gguf_content
-from loraprune.checkpoint.exports.gguf.writer import write_content
+from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError, read_checkpoint, require
+from loraprune.checkpoint.exports.gguf.architecture import (
+    add_metadata,
+    architecture_for,
+    check_family,
+    frequency_divisors,
+    gguf_context,
+)
+from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
+from loraprune.checkpoint.exports.gguf.tokenizer import add_tokenizer, tokenizer_of_folder
+from loraprune.checkpoint.finite import check_finite_tensors
+from loraprune.checkpoint.save import check_disk_space
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+OUTTYPES = ("f16", "f32", "q8_0")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +68,81 @@ def write_gguf(
 
     Raises:
         RuntimeFormatError: the checkpoint cannot be written; nothing has been.
+        NonFiniteWeightsError: a number is NaN or infinite.
+        OSError: there is too little space.
     """
     check_free(output, overwrite=overwrite, holds=b"GGUF")
-    require("gguf", "gguf", "Writing GGUF")
+    gguf = require("gguf", "gguf", "Writing GGUF")
+    if outtype not in OUTTYPES:
+        raise RuntimeFormatError(f"There is no outtype {outtype!r}; choose one of {', '.join(OUTTYPES)}.")
     checkpoint = read_checkpoint(folder)
-    content = gguf_content(checkpoint, outtype, pre_tokenizer)
-    with appearing_files(output) as temporary:
-        write_content(temporary, checkpoint, content)
-    merging = content.tokenizer.merging
+    check_family(checkpoint.model_type)
+    config, widths = checkpoint.config(), checkpoint.widths()
+    architecture = architecture_for(checkpoint.model_type, config, widths)
+    tensors = gguf_tensors(architecture, config, widths, checkpoint.tensors)
+    writer = gguf.GGUFWriter(None, architecture.name)
+    writer.add_name(folder.resolve().name)
+    writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if outtype == 'f32' else 'MOSTLY'}_{outtype.upper()}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_metadata(writer, architecture, config, widths)
+    model, pre, tokenizer_notes = add_tokenizer(writer, tokenizer_of_folder(folder), config, pre_tokenizer)
+    divisors = frequency_divisors(config)
+    with appearing_files(output) as temporary, closing(writer):
+        notes = _write_tensors(writer, temporary, checkpoint, tensors, divisors=divisors, outtype=outtype)
+    context = gguf_context(config)
+    if context < config.max_position_embeddings:
+        notes.append(f"the context is {context} tokens: up to there a sliding window is attention over everything")
     return GgufResult(
         file=output,
         size=output.stat().st_size,
-        architecture=content.architecture.name,
-        tokenizer=(merging.model, merging.pre),
-        notes=content.notes,
+        architecture=architecture.name,
+        tokenizer=(model, pre),
+        notes=(*notes, *tokenizer_notes),
     )
+
+
+def _write_tensors(
+    writer: Any,
+    file: Path,
+    checkpoint: Checkpoint,
+    tensors: Sequence[GgufTensor],
+    *,
+    divisors: Tensor | None,
+    outtype: str,
+) -> list[str]:
+    """Write the header and all tensors; vectors in 32 bits, matrices in ``outtype``. Returns notes on the types."""
+    import gguf
+    import numpy as np
+
+    shapes = {} if divisors is None else {"rope_freqs.weight": tuple(divisors.shape)}
+    shapes |= {tensor.name: tensor.shape for tensor in tensors}
+    kinds = {}
+    for name, shape in shapes.items():
+        kind = gguf.GGMLQuantizationType["F32" if len(shape) == 1 else outtype.upper()]
+        kinds[name] = gguf.GGMLQuantizationType.F16 if shape[-1] % gguf.GGML_QUANT_SIZES[kind][0] else kind
+        size = math.prod(gguf.quant_shape_to_byte_shape(shape, kinds[name]))
+        writer.add_tensor_info(name, shape, np.dtype(np.float32), size, raw_dtype=kinds[name])
+    check_disk_space(file.parent, sum(info.nbytes for info in writer.tensors[0].values()))
+    writer.write_header_to_file(file)
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if divisors is not None:
+        writer.write_tensor_data(divisors.numpy())
+    for tensor in tensors:
+        weight = checkpoint.load(tensor.source)
+        check_finite_tensors([(tensor.source, weight)])
+        values = interleave_halves(weight, tensor.interleaved_heads).float()
+        writer.write_tensor_data(_stored(values.contiguous().numpy(), tensor.source, kinds[tensor.name]))
+    wider = sum(kind.name == "F16" for kind in kinds.values()) if outtype == "q8_0" else 0
+    return [f"{wider} matrices are in f16: their rows are no multiple of 32, which q8_0 needs"] if wider else []
+
+
+def _stored(values: np.ndarray, source: str, kind: Any) -> np.ndarray:
+    """The numbers of a tensor, in 32 bits, as the file holds them."""
+    import gguf
+    import numpy as np
+
+    largest = float(np.abs(values).max())
+    if kind == gguf.GGMLQuantizationType.F16 and largest > float(np.finfo(np.float16).max):
+        raise RuntimeFormatError(f"{source} holds {largest:.3g}, too large for 16 bits: pass --outtype f32.")
+    return gguf.quantize(values, kind)

@@ -5,6 +5,7 @@ The patterns are those of the tokenizers that llama.cpp took its names from, in 
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -14,16 +15,26 @@ from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-Step = tuple[str | bool, ...]
-"""One step in which text is cut, without what makes no difference to the tokens."""
+Step = Mapping[str, Any]
+"""One step in which text is cut, as ``tokenizer.json`` has it, without what makes no difference to the tokens."""
+
+
+def _split(pattern: str) -> Step:
+    return {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
+
+
+def _byte_level(*, use_regex: bool) -> Step:
+    return {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": use_regex}
+
 
 _WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 _REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _ENDINGS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 
-_BYTES: Step = ("ByteLevel", False, False)
-_WORDS_THEN_BYTES: Step = ("ByteLevel", False, True)
-_UP_TO_THREE_DIGITS: Step = ("Split", rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
+_BYTES = _byte_level(use_regex=False)
+_WORDS_THEN_BYTES = _byte_level(use_regex=True)
+_SINGLE_DIGITS: Step = {"type": "Digits", "individual_digits": True}
+_UP_TO_THREE_DIGITS = _split(rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,23 +54,23 @@ class PreTokenizer:
 
 KNOWN = (
     PreTokenizer(name="gpt-2", steps=(_WORDS_THEN_BYTES,)),
-    PreTokenizer(name="smollm", steps=(("Digits", True), _WORDS_THEN_BYTES)),
+    PreTokenizer(name="smollm", steps=(_SINGLE_DIGITS, _WORDS_THEN_BYTES)),
     PreTokenizer(name="llama-bpe", steps=(_UP_TO_THREE_DIGITS, _BYTES), ignore_merges=True),
     PreTokenizer(name="smaug-bpe", steps=(_UP_TO_THREE_DIGITS, _BYTES)),
-    PreTokenizer(name="qwen2", steps=(("Split", rf"{_ENDINGS}|{_WORD}|\p{{N}}|{_REST}"), _BYTES)),
+    PreTokenizer(name="qwen2", steps=(_split(rf"{_ENDINGS}|{_WORD}|\p{{N}}|{_REST}"), _BYTES)),
     PreTokenizer(
         name="deepseek-coder",
         steps=(
-            ("Split", "[\r\n]"),
-            ("Split", r"\s?\p{L}+"),
-            ("Split", r"\s?\p{P}+"),
-            ("Split", "[一-龥ࠀ-一가-퟿]+"),
-            ("Digits", True),
+            _split("[\r\n]"),
+            _split(r"\s?\p{L}+"),
+            _split(r"\s?\p{P}+"),
+            _split("[一-龥ࠀ-一가-퟿]+"),
+            _SINGLE_DIGITS,
             _BYTES,
         ),
     ),
     # Cuts at numbers only: the closest one for patterns of one's own, whose tokens keep within their pieces anyway.
-    PreTokenizer(name="superbpe", steps=(("Split", r"\p{N}+"), ("Split", r"(?=(\d{3})+(?!\d))"), _BYTES)),
+    PreTokenizer(name="superbpe", steps=(_split(r"\p{N}+"), _split(r"(?=(\d{3})+(?!\d))"), _BYTES)),
 )
 
 SAMPLE = (
@@ -81,27 +92,25 @@ SAMPLE = (
 """Texts on which pre-tokenizers are compared that are not equal by their definition."""
 
 
-def steps_of(description: Mapping[str, Any] | None) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer of the tokenizers library.
-
-    Args:
-        description: as ``tokenizer.json`` has it under ``pre_tokenizer``.
-    """
+def _steps_of(description: Step | None) -> tuple[Step, ...]:
+    """The steps of a pre-tokenizer, as ``tokenizer.json`` has it under ``pre_tokenizer``."""
     if description is None:
         return ()
     kind = description["type"]
     if kind == "Sequence":
-        return tuple(step for part in description["pretokenizers"] for step in steps_of(part))
+        return tuple(step for part in description["pretokenizers"] for step in _steps_of(part))
     if kind == "ByteLevel":
-        return (("ByteLevel", description["add_prefix_space"], description.get("use_regex", True)),)
-    if kind == "Digits":
-        return (("Digits", description["individual_digits"]),)
-    if kind == "Split":
+        return ({"use_regex": True, **description, "trim_offsets": True},)
+    # To cut out what matches, or to drop what is between the matches, is the same where all text matches.
+    if kind == "Split" and (description["behavior"], description["invert"]) in (("Isolated", False), ("Removed", True)):
         (pattern,) = description["pattern"].values()
-        # To cut out what matches, or to drop what is between the matches, is the same where all text matches.
-        cut = (description["behavior"], description["invert"]) in (("Isolated", False), ("Removed", True))
-        return (("Split", pattern) if cut else ("Split", pattern, description["behavior"], description["invert"]),)
-    return ((kind,),)
+        return (_split(pattern),)
+    return (description,)
+
+
+def is_byte_level(description: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer (the content of ``tokenizer.json``) turns bytes into characters."""
+    return any(step["type"] == "ByteLevel" for step in _steps_of(description["pre_tokenizer"]))
 
 
 def pre_tokenizer_for(backend: Tokenizer, description: Mapping[str, Any], chosen: str | None) -> str:
@@ -120,7 +129,7 @@ def pre_tokenizer_for(backend: Tokenizer, description: Mapping[str, Any], chosen
         if chosen not in names:
             raise RuntimeFormatError(f"There is no pre-tokenizer {chosen!r}; choose one of {', '.join(names)}.")
         return chosen
-    steps = steps_of(description["pre_tokenizer"])
+    steps = _steps_of(description["pre_tokenizer"])
     ignore_merges = bool(description["model"].get("ignore_merges", False))
     for known in KNOWN:
         if (known.steps, known.ignore_merges) == (steps, ignore_merges):
@@ -137,23 +146,9 @@ def agreement(backend: Tokenizer, known: PreTokenizer) -> int:
     """For how many of the sample texts a pre-tokenizer leads to the same tokens."""
     from tokenizers import Tokenizer
 
-    other = Tokenizer.from_str(backend.to_str())
-    other.pre_tokenizer = _build(known.steps)
+    steps = {"type": "Sequence", "pretokenizers": known.steps}
+    other = Tokenizer.from_str(json.dumps({**json.loads(backend.to_str()), "pre_tokenizer": steps}))
     return sum(
         backend.encode(text, add_special_tokens=False).ids == other.encode(text, add_special_tokens=False).ids
         for text in SAMPLE
     )
-
-
-def _build(steps: tuple[Step, ...]) -> Any:
-    from tokenizers import Regex, pre_tokenizers
-
-    def build(kind: str | bool, *rest: Any) -> Any:
-        if kind == "ByteLevel":
-            prefix, regex = rest
-            return pre_tokenizers.ByteLevel(add_prefix_space=prefix, use_regex=regex)
-        if kind == "Digits":
-            return pre_tokenizers.Digits(individual_digits=rest[0])
-        return pre_tokenizers.Split(Regex(rest[0]), behavior="isolated")
-
-    return pre_tokenizers.Sequence([build(*step) for step in steps])

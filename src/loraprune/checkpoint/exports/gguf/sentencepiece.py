@@ -11,58 +11,64 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
-from loraprune.checkpoint.exports.gguf.vocabulary import TokenType, Vocabulary
 
-SPACE = "▁"
-_ESCAPED = {"type": "Replace", "pattern": {"String": " "}, "content": SPACE}
-_PREFIXED = {"type": "Prepend", "prepend": SPACE}
+_SPACE = "▁"
+_ESCAPED = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
+_PREFIXED = {"type": "Prepend", "prepend": _SPACE}
 
 
-def sentencepiece_merging(description: Mapping[str, Any], merges: Sequence[Merge], vocabulary: Vocabulary) -> Merging:
-    """Translate a SentencePiece-like tokenizer.
+def sentencepiece_notes(
+    description: Mapping[str, Any], merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]
+) -> list[str]:
+    """Where llama.cpp may give other tokens than a SentencePiece-like tokenizer.
 
     Args:
         description: the content of its ``tokenizer.json``.
         merges: its merges.
-        vocabulary: its tokens.
+        vocabulary: its tokens with their types.
 
     Raises:
         RuntimeFormatError: llama.cpp has no such tokenizer.
     """
+    from gguf import TokenType
+
     notes = []
-    if len(vocabulary.of_type(TokenType.BYTE)) < 256:
+    if sum(kind == TokenType.BYTE for kind in vocabulary.values()) < 256:
         notes.append(
             "the vocabulary has no tokens for single bytes: llama.cpp ends the program when it meets a character "
             "that is not in the vocabulary"
         )
-    unlisted = _unlisted(vocabulary, merges)
+    normal, listed = {token for token, kind in vocabulary.items() if kind == TokenType.NORMAL}, set(merges)
+    unlisted = [
+        (token[:cut], token[cut:])
+        for token in vocabulary
+        if token in normal
+        for cut in range(1, len(token))
+        if token[:cut] in normal and token[cut:] in normal and (token[:cut], token[cut:]) not in listed
+    ]
     if unlisted:
         first, second = unlisted[0]
         notes.append(
             f"{len(unlisted)} pairs of tokens make a token without being among the merges ({first!r} and {second!r}, "
             "for one); llama.cpp merges them too, so that some words get other tokens"
         )
-    prefix, metaspace = _spaces(description)
-    if prefix and metaspace:
+    if all(adds_space(description)):
         notes.append("llama.cpp puts a space in front of every text, also of one that starts with a space")
-    return Merging(
-        model="llama",
-        pre="default",
-        scores=_scores(vocabulary, merges),
-        add_space_prefix=prefix,
-        notes=tuple(notes),
-    )
+    return notes
 
 
-def _spaces(description: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether text gets a space in front, and whether a pre-tokenizer puts it there."""
+def adds_space(description: Mapping[str, Any]) -> tuple[bool, bool]:
+    """Whether text gets a space in front, and whether a pre-tokenizer puts it there.
+
+    Raises:
+        RuntimeFormatError: llama.cpp has no tokenizer that changes and cuts text in the same way.
+    """
     normalizer, cutting = description["normalizer"], description["pre_tokenizer"]
     changes: list[Any] = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
     if cutting is None and changes in ([_PREFIXED, _ESCAPED], [_ESCAPED]):
         return _PREFIXED in changes, False
-    if not changes and cutting is not None and cutting["type"] == "Metaspace" and cutting["replacement"] == SPACE:
-        inner = any(SPACE in token[1:] for token in description["model"]["vocab"])
+    if not changes and cutting is not None and cutting["type"] == "Metaspace" and cutting["replacement"] == _SPACE:
+        inner = any(_SPACE in token[1:] for token in description["model"]["vocab"])
         if not (cutting.get("split", True) and inner):
             return cutting.get("prepend_scheme", "always") != "never", True
     raise RuntimeFormatError(
@@ -71,22 +77,9 @@ def _spaces(description: Mapping[str, Any]) -> tuple[bool, bool]:
     )
 
 
-def _scores(vocabulary: Vocabulary, merges: Sequence[Merge]) -> list[float]:
+def sentencepiece_scores(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[float]:
     """The earlier a token is merged, the higher its score; what no merge makes comes last."""
     ranks: dict[str, int] = {}
     for rank, (first, second) in enumerate(merges):
         ranks.setdefault(first + second, rank)
-    return [-float(ranks.get(token, len(merges))) for token in vocabulary.tokens]
-
-
-def _unlisted(vocabulary: Vocabulary, merges: Sequence[Merge]) -> list[Merge]:
-    """Pairs of tokens that make a token and are not among the merges."""
-    normal = set(vocabulary.of_type(TokenType.NORMAL))
-    listed = set(merges)
-    return [
-        (token[:cut], token[cut:])
-        for token in vocabulary.tokens
-        if token in normal
-        for cut in range(1, len(token))
-        if token[:cut] in normal and token[cut:] in normal and (token[:cut], token[cut:]) not in listed
-    ]
+    return [-float(ranks.get(token, len(merges))) for token in vocabulary]

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PretrainedConfig
 
-    from loraprune.checkpoint.exports.checkpoint import StoredTensor
+    from loraprune.checkpoint.weight_files import StoredTensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,18 +32,16 @@ class GgufTensor:
     shape: tuple[int, ...]
     interleaved_heads: int = 0
 
-    def convert(self, tensor: Tensor) -> Tensor:
-        """Put the rows of the stored tensor where llama.cpp looks for them."""
-        return interleave_halves(tensor, self.interleaved_heads) if self.interleaved_heads else tensor
-
 
 def interleave_halves(tensor: Tensor, heads: int) -> Tensor:
     """Move feature ``i`` of the first half of a head to place ``2 i``, and that of the second half to ``2 i + 1``.
 
     Args:
         tensor: rows of queries or keys, shape ``(heads · head_dim, …)``.
-        heads: how many.
+        heads: how many; 0 leaves every row in its place.
     """
+    if heads == 0:
+        return tensor
     halves = tensor.reshape(heads, 2, -1, *tensor.shape[1:])
     return halves.transpose(1, 2).reshape(tensor.shape)
 
@@ -60,7 +58,15 @@ def gguf_tensors(
         RuntimeFormatError: a tensor is missing or of another shape than the widths say, or the architecture has no
             place for one that is there.
     """
-    tensors = list(_all_tensors(architecture, config, widths, stored))
+    import gguf
+
+    number = next(number for number, name in gguf.MODEL_ARCH_NAMES.items() if name == architecture.name)
+    names = gguf.get_tensor_name_map(number, len(widths))
+    tensors = [
+        GgufTensor(name=f"{names[layer]}.{leaf}", source=f"{layer}.{leaf}", shape=shape, interleaved_heads=heads)
+        for layer, leaf, shape, heads in _expected(architecture, config, widths)
+        if leaf == "weight" or f"{layer}.{leaf}" in stored
+    ]
     for tensor in tensors:
         if tensor.source not in stored:
             raise RuntimeFormatError(f"The checkpoint has no tensor {tensor.source}; save the whole model again.")
@@ -69,8 +75,10 @@ def gguf_tensors(
                 f"{tensor.source} has the shape {stored[tensor.source].shape}, and by config.json it is "
                 f"{tensor.shape}: config and weights are not of the same model."
             )
-    left = set(stored) - {tensor.source for tensor in tensors}
-    unknown = sorted(name for name in left if not _is_redundant(name, tied=config.tie_word_embeddings))
+    # Old versions saved rotary frequencies, and some a head that is tied to the embedding: both say nothing new.
+    redundant = "lm_head.weight" if config.tie_word_embeddings else None
+    left = set(stored) - {tensor.source for tensor in tensors} - {redundant}
+    unknown = sorted(name for name in left if not name.endswith("rotary_emb.inv_freq"))
     if unknown:
         raise RuntimeFormatError(
             f"llama.cpp's architecture {architecture.name} has no place for {unknown[0]}"
@@ -80,61 +88,33 @@ def gguf_tensors(
     return tensors
 
 
-def _is_redundant(name: str, *, tied: bool) -> bool:
-    """Whether a stored tensor says nothing new: frequencies that old versions saved, a head tied to the embedding."""
-    return name.endswith("rotary_emb.inv_freq") or (tied and name == "lm_head.weight")
-
-
-def _all_tensors(
-    architecture: GgufArchitecture,
-    config: PretrainedConfig,
-    widths: Sequence[BlockWidths],
-    stored: Mapping[str, StoredTensor],
-) -> Iterator[GgufTensor]:
-    hidden, vocabulary = config.hidden_size, config.vocab_size
-    yield GgufTensor(name="token_embd.weight", source="model.embed_tokens.weight", shape=(vocabulary, hidden))
+def _expected(
+    architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]
+) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
+    """Layers, names inside of them, shapes and heads to interleave; biases whether they are stored or not."""
+    hidden, head_dim = config.hidden_size, gguf_head_dim(config)
+    yield "model.embed_tokens", "weight", (config.vocab_size, hidden), 0
     for number, block in enumerate(widths):
-        for tensor in _block_tensors(architecture, block, hidden, gguf_head_dim(config)):
-            named = GgufTensor(
-                name=f"blk.{number}.{tensor.name}",
-                source=f"model.layers.{number}.{tensor.source}",
-                shape=tensor.shape,
-                interleaved_heads=tensor.interleaved_heads,
-            )
-            if named.source.endswith(".weight") or named.source in stored:
-                yield named
-    yield GgufTensor(name="output_norm.weight", source="model.norm.weight", shape=(hidden,))
+        queries, keys = block.num_attention_heads * head_dim, block.num_key_value_heads * head_dim
+        head_norms = {"self_attn.q_norm": (head_dim,), "self_attn.k_norm": (head_dim,)}
+        layers: dict[str, tuple[int, ...]] = {
+            "input_layernorm": (hidden,),
+            "self_attn.q_proj": (queries, hidden),
+            "self_attn.k_proj": (keys, hidden),
+            "self_attn.v_proj": (keys, hidden),
+            "self_attn.o_proj": (hidden, queries),
+            "mlp.gate_proj": (block.intermediate_size, hidden),
+            "mlp.up_proj": (block.intermediate_size, hidden),
+            "mlp.down_proj": (hidden, block.intermediate_size),
+            **(head_norms if architecture.head_norms else {}),
+            "post_attention_layernorm": (hidden,),
+        }
+        for layer, shape in layers.items():
+            leaf = layer.rpartition(".")[2]
+            heads = shape[0] // head_dim if architecture.interleaved and leaf in ("q_proj", "k_proj") else 0
+            yield f"model.layers.{number}.{layer}", "weight", shape, heads
+            if leaf in architecture.biases:
+                yield f"model.layers.{number}.{layer}", "bias", shape[:1], heads
+    yield "model.norm", "weight", (hidden,), 0
     if not config.tie_word_embeddings:
-        yield GgufTensor(name="output.weight", source="lm_head.weight", shape=(vocabulary, hidden))
-
-
-def _block_tensors(
-    architecture: GgufArchitecture, block: BlockWidths, hidden: int, head_dim: int
-) -> Iterator[GgufTensor]:
-    """Tensors of one block with names inside of it; biases whether they are there or not."""
-    queries, keys, channels = block.num_attention_heads, block.num_key_value_heads, block.intermediate_size
-    yield GgufTensor(name="attn_norm.weight", source="input_layernorm.weight", shape=(hidden,))
-    for name, layer, outputs, inputs, heads in (
-        ("attn_q", "self_attn.q_proj", queries * head_dim, hidden, queries),
-        ("attn_k", "self_attn.k_proj", keys * head_dim, hidden, keys),
-        ("attn_v", "self_attn.v_proj", keys * head_dim, hidden, 0),
-        ("attn_output", "self_attn.o_proj", hidden, queries * head_dim, 0),
-        ("ffn_gate", "mlp.gate_proj", channels, hidden, 0),
-        ("ffn_up", "mlp.up_proj", channels, hidden, 0),
-        ("ffn_down", "mlp.down_proj", hidden, channels, 0),
-    ):
-        interleaved = heads if architecture.interleaved else 0
-        yield GgufTensor(
-            name=f"{name}.weight",
-            source=f"{layer}.weight",
-            shape=(outputs, inputs),
-            interleaved_heads=interleaved,
-        )
-        if layer.rpartition(".")[2] in architecture.biases:
-            yield GgufTensor(
-                name=f"{name}.bias", source=f"{layer}.bias", shape=(outputs,), interleaved_heads=interleaved
-            )
-    if architecture.head_norms:
-        yield GgufTensor(name="attn_q_norm.weight", source="self_attn.q_norm.weight", shape=(head_dim,))
-        yield GgufTensor(name="attn_k_norm.weight", source="self_attn.k_norm.weight", shape=(head_dim,))
-    yield GgufTensor(name="ffn_norm.weight", source="post_attention_layernorm.weight", shape=(hidden,))
+        yield "lm_head", "weight", (config.vocab_size, hidden), 0

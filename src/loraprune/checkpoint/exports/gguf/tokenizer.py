@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
-from loraprune.checkpoint.exports.gguf.byte_level import byte_level_merging, is_byte_level
-from loraprune.checkpoint.exports.gguf.merging import Merge, Merging
-from loraprune.checkpoint.exports.gguf.sentencepiece import sentencepiece_merging
-from loraprune.checkpoint.exports.gguf.vocabulary import Vocabulary, vocabulary_of
+from loraprune.checkpoint.exports.gguf.pre_tokenizers import is_byte_level, pre_tokenizer_for
+from loraprune.checkpoint.exports.gguf.sentencepiece import adds_space, sentencepiece_notes, sentencepiece_scores
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import PretrainedConfig, PreTrainedTokenizerBase
 
-ROLES = ("bos", "eos", "unk", "pad")
-
-
-@dataclass(frozen=True, kw_only=True)
-class GgufTokenizer:
-    """What goes into the file.
-
-    Attributes:
-        vocabulary: tokens and their types.
-        merging: how text becomes tokens.
-        special: ids by role.
-        add_bos: text gets ``bos`` in front.
-        add_eos: text gets ``eos`` at its end.
-        chat_template: Jinja source, or None.
-        notes: where llama.cpp may give other tokens than the original.
-    """
-
-    vocabulary: Vocabulary
-    merging: Merging
-    special: Mapping[str, int]
-    add_bos: bool
-    add_eos: bool
-    chat_template: str | None
-    notes: tuple[str, ...]
+_ROLES = ("bos", "eos", "unk", "pad")
+_BYTE = re.compile("<0x[0-9A-F]{2}>")
 
 
 def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
@@ -64,15 +42,20 @@ def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
     return tokenizer
 
 
-def gguf_tokenizer(
-    tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, pre_tokenizer: str | None = None
-) -> GgufTokenizer:
-    """Translate a tokenizer.
+def add_tokenizer(
+    writer: Any, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, pre_tokenizer: str | None = None
+) -> tuple[str, str, tuple[str, ...]]:
+    """Enter a tokenizer into a file that a ``gguf.GGUFWriter`` writes.
 
     Args:
+        writer: of the file.
         tokenizer: of the tokenizers library.
         config: of its model: the number of rows in the embedding, and special ids that the tokenizer does not name.
         pre_tokenizer: name of llama.cpp's way to cut text, for byte-level tokenizers; None finds the equal one.
+
+    Returns:
+        llama.cpp's names of its kind (``gpt2``: byte-level merges, ``llama``: SentencePiece-like ones) and of its way
+        to cut text; and notes where llama.cpp may give other tokens than the original.
 
     Raises:
         RuntimeFormatError: llama.cpp has no such tokenizer.
@@ -81,27 +64,75 @@ def gguf_tokenizer(
     description = json.loads(backend.to_str())
     _check_model(description["model"])
     vocabulary = vocabulary_of(description, config.vocab_size)
-    merges = [_pair(merge) for merge in description["model"]["merges"]]
-    if is_byte_level(description):
-        merging = byte_level_merging(backend, description, merges, pre_tokenizer)
+    merges: list[tuple[str, str]] = [
+        tuple(merge.split(" ", 1) if isinstance(merge, str) else merge) for merge in description["model"]["merges"]
+    ]
+    byte_level = is_byte_level(description)
+    if byte_level:
+        model, (pre, notes) = "gpt2", _byte_level_pre(backend, description, merges, pre_tokenizer)
     elif pre_tokenizer is not None:
         raise RuntimeFormatError("A pre-tokenizer can be chosen for byte-level tokenizers only; this one is none.")
     else:
-        merging = sentencepiece_merging(description, merges, vocabulary)
+        model, pre, notes = "llama", "default", sentencepiece_notes(description, merges, vocabulary)
+    writer.add_tokenizer_model(model)
+    writer.add_tokenizer_pre(pre)
+    writer.add_token_list(list(vocabulary))
+    writer.add_token_types([int(kind) for kind in vocabulary.values()])
+    if byte_level:
+        writer.add_token_merges([" ".join(merge) for merge in merges])
+    else:
+        writer.add_token_scores(sentencepiece_scores(vocabulary, merges))
     special = _special_ids(tokenizer, config)
-    add_bos, add_eos, notes = _frame(tokenizer, special)
+    for role, number in special.items():
+        getattr(writer, f"add_{role}_token_id")(number)
+    add_bos, add_eos, frame_notes = _frame(tokenizer, special)
+    writer.add_add_bos_token(add_bos)
+    writer.add_add_eos_token(add_eos)
+    writer.add_add_space_prefix(not byte_level and adds_space(description)[0])
+    template = tokenizer.chat_template
+    writer.add_chat_template((template.get("default") if isinstance(template, dict) else template) or "")
     stripping = sum(1 for token in description["added_tokens"] if token["lstrip"] or token["rstrip"])
     if stripping:
-        notes.append(f"{stripping} added tokens swallow the spaces beside them, which llama.cpp leaves there")
-    return GgufTokenizer(
-        vocabulary=vocabulary,
-        merging=merging,
-        special=special,
-        add_bos=add_bos,
-        add_eos=add_eos,
-        chat_template=_chat_template(tokenizer),
-        notes=(*merging.notes, *notes),
-    )
+        frame_notes.append(f"{stripping} added tokens swallow the spaces beside them, which llama.cpp leaves there")
+    return model, pre, (*notes, *frame_notes)
+
+
+def vocabulary_of(description: Mapping[str, Any], size: int) -> dict[str, int]:
+    """The tokens of a tokenizer in the order of their ids, each with its ``gguf.TokenType``.
+
+    Args:
+        description: the content of its ``tokenizer.json``.
+        size: rows of the model's embedding; those that no token uses get a name that no text has.
+
+    Raises:
+        RuntimeFormatError: the embedding has fewer rows than there are tokens, or two ids have the same text.
+    """
+    from gguf import TokenType
+
+    model = description["model"]
+    kind: int
+    tokens: dict[int, tuple[str, int]] = {}
+    for text, number in model["vocab"].items():
+        byte = bool(model.get("byte_fallback")) and _BYTE.fullmatch(text) is not None
+        tokens[number] = (text, TokenType.BYTE if byte else TokenType.NORMAL)
+    for added in description["added_tokens"]:
+        kind = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
+        tokens[added["id"]] = (added["content"], kind)
+    unknown = model["vocab"].get(model.get("unk_token"))
+    if unknown is not None:
+        tokens[unknown] = (tokens[unknown][0], TokenType.UNKNOWN)
+    if max(tokens) >= size:
+        raise RuntimeFormatError(
+            f"The tokenizer has ids up to {max(tokens)}, and the model's embedding has {size} rows: they do not "
+            "belong together."
+        )
+    vocabulary: dict[str, int] = {}
+    for number in range(size):
+        text, kind = tokens.get(number, (f"[PAD{number}]", TokenType.UNUSED))
+        if text in vocabulary:
+            raise RuntimeFormatError(f"Two ids have the token {text!r}, and llama.cpp loads no such vocabulary.")
+        vocabulary[text] = kind
+    return vocabulary
 
 
 def _check_model(model: Mapping[str, Any]) -> None:
@@ -116,19 +147,35 @@ def _check_model(model: Mapping[str, Any]) -> None:
             raise RuntimeFormatError(f"llama.cpp has no merges with {name}, which this tokenizer has.")
 
 
-def _pair(merge: str | list[str]) -> Merge:
-    first, second = merge.split(" ", 1) if isinstance(merge, str) else merge
-    return first, second
+def _byte_level_pre(
+    backend: Tokenizer, description: Mapping[str, Any], merges: Sequence[tuple[str, str]], chosen: str | None
+) -> tuple[str, list[str]]:
+    """How llama.cpp cuts text for byte-level merges (GPT-2, Llama 3, Qwen), and notes."""
+    if not merges:
+        raise RuntimeFormatError("llama.cpp loads no byte-level tokenizer without merges, and this one has none.")
+    if any(" " in part for merge in merges for part in merge):
+        raise RuntimeFormatError("The tokenizer has merges of spaces, which byte-level merges in GGUF cannot hold.")
+    notes = []
+    normalizer = description["normalizer"]
+    if normalizer is not None:
+        if normalizer["type"] != "NFC":
+            raise RuntimeFormatError(
+                f"llama.cpp changes no text before it cuts it, and this tokenizer does ({normalizer['type']})."
+            )
+        notes.append("llama.cpp does not compose accents (NFC); text that comes in that form is cut alike")
+    pre = pre_tokenizer_for(backend, description, chosen)
+    if chosen is not None:
+        notes.append(f"text is cut as {pre} does it: compare the tokens of your texts with the original's")
+    return pre, notes
 
 
 def _special_ids(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -> dict[str, int]:
     ids = {}
-    for role in ROLES:
-        number = getattr(tokenizer, f"{role}_token_id", None)
-        if number is None:
-            number = getattr(config, f"{role}_token_id", None)
+    for role in _ROLES:
+        numbers = [getattr(owner, f"{role}_token_id", None) for owner in (tokenizer, config)]
+        number = next((number for number in numbers if number is not None), None)
         if isinstance(number, list):
-            number = number[0] if number else None
+            number = next(iter(number), None)
         if number is not None and 0 <= number < config.vocab_size:
             ids[role] = number
     return ids
@@ -138,17 +185,9 @@ def _frame(tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]) -> tu
     """Which special tokens a text gets in front and at its end, found by encoding one."""
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed: list[int] = tokenizer("a")["input_ids"]
-    for bos in (False, True):
-        for eos in (False, True):
-            front = [special["bos"]] if bos and "bos" in special else []
-            end = [special["eos"]] if eos and "eos" in special else []
-            if framed == front + bare + end:
-                return bos, eos, []
+    for bos, eos in itertools.product((False, True), repeat=2):
+        front = [special["bos"]] if bos and "bos" in special else []
+        end = [special["eos"]] if eos and "eos" in special else []
+        if framed == front + bare + end:
+            return bos, eos, []
     return False, False, ["the original adds special tokens to a text that llama.cpp will not add"]
-
-
-def _chat_template(tokenizer: PreTrainedTokenizerBase) -> str | None:
-    template = tokenizer.chat_template
-    if isinstance(template, dict):
-        template = template.get("default")
-    return template

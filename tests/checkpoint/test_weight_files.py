@@ -11,7 +11,7 @@ import torch
 import loraprune
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.load import load_model
-from loraprune.checkpoint.shards import INDEX, WEIGHTS, WeightIndexError, weight_files, weight_map
+from loraprune.checkpoint.weight_files import INDEX, WEIGHTS, WeightIndexError, weight_files, weight_map
 
 
 def write_index(folder: Path, content: object) -> Path:

@@ -1,0 +1,77 @@
+"""How much of what goes, and how it is spread over the model: what every way to prune groups is asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, get_args
+
+from loraprune.options.field import check_fields, option
+from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, LegalWidths, legal_widths
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import Structure
+
+Allocation = Literal["balanced", "uniform", "global"]
+ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Target:
+    """How much of what goes, and how it is spread.
+
+    Attributes:
+        ratio: sparsity ratio: removed parameters as a share of those of the prunable dimensions, in [0, 1).
+        dimensions: kinds of dimensions to prune (``heads``, ``query_heads``, ``channels``, ``expert_channels``,
+            ``experts``, ..., or alone ``blocks`` or ``hidden``); None takes the family's default.
+        keep_layers: layers that keep all of their groups; negative ones count from the end, and a text such as
+            ``"10%"`` is that share of the layers, from the first on. The ratio stays one of all prunable parameters,
+            so that the other layers lose more.
+        allocation: ``balanced`` (one head count and one channel count for all layers, split so that least importance
+            is lost), ``uniform`` (heads and channels lose the same share, as in the LoRAPrune paper) or ``global``
+            (groups of all layers compete; widths differ from layer to layer, and the result needs our modeling file).
+            None is the default of the recipe: ``balanced`` in ``prune``, ``uniform`` in ``oneshot``.
+        channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
+        head_counts: ``config`` keeps to head counts that the model's own config accepts; with ``any``, the result may
+            be exported as the related architecture that accepts them (a Llama as a Mistral).
+    """
+
+    ratio: float = option(
+        0.5,
+        "share of the prunable parameters that goes: fewer heads and channels",
+        within="[0, 1)",
+        why="the share of prunable weights that goes",
+    )
+    allocation: str | None = option(
+        None,
+        "balanced: attention and FFN share the cut as their importance says; uniform: both lose the same share; "
+        "global: layers compete too, and their widths differ",
+        choices=ALLOCATIONS,
+    )
+    dimensions: tuple[str, ...] | None = option(
+        None,
+        "kinds of dimensions to prune, such as query_heads,channels, or whole blocks, or hidden for the hidden size",
+        shown="by family; loraprune inspect lists them",
+    )
+    keep_layers: tuple[int | str, ...] = option(
+        (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
+    )
+    channel_multiple: int | None = option(None, "round FFN widths to a multiple", within="[1, inf)", shown="by size")
+    head_counts: HeadCounts = option(
+        "config",
+        "config: head counts that the model's config accepts; any: export a Llama as a Mistral if need be",
+        choices=HEAD_COUNTS,
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.dimensions == ():
+            raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
+
+    @property
+    def legal_head_counts(self) -> HeadCounts:
+        """Head counts that may be chosen: our modeling file, which global allocation needs, takes them all."""
+        return "any" if self.allocation == "global" else self.head_counts
+
+    def legal_widths(self, structure: Structure) -> LegalWidths:
+        """Widths that the result may have."""
+        return legal_widths(structure, channel_multiple=self.channel_multiple, head_counts=self.legal_head_counts)

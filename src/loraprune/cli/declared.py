@@ -1,0 +1,98 @@
+"""Options of commands that are fields of a configuration: help, type and default are said there, and only there."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprune.cli.options import SWITCH, Option, indices, names, numbers, option
+from loraprune.options.field import flat_name, is_option, kind_of, option_name, rule_of
+from loraprune.options.flat import Flat, options_of
+
+_TYPES: dict[str, dict[str, Any]] = {
+    "float": {"type": float},
+    "int": {"type": int},
+    "bool": SWITCH,
+    "Path": {"type": Path},
+    "tuple[str, ...]": {"type": names},
+    "tuple[int | str, ...]": {"type": indices},
+    "tuple[float, ...]": {"type": numbers},
+    "Sequence[str]": {"nargs": "+"},
+}
+
+
+def declared(
+    config: type[Any], target: str, *names: str, usual: Any = None, old: Mapping[str, str] | None = None
+) -> tuple[Option, ...]:
+    """Options of a configuration as those of a command.
+
+    Args:
+        config: a dataclass of options, or a :class:`~loraprune.options.flat.Flat`.
+        target: what the options set.
+        names: which of them, by their flat names, in the order of the help.
+        usual: an object with the defaults that help shows; None makes one.
+        old: names that options had before.
+    """
+    usual, found = config() if usual is None else usual, options_of_all(config)
+    return tuple(
+        option(
+            name,
+            target,
+            _help(found[name], usual, name),
+            field=None if isinstance(usual, Flat) or found[name].name == name else found[name].name,
+            old=(old or {}).get(name),
+            **_TYPES.get(kind_of(found[name]), {}),
+            **_choices(found[name]),
+        )
+        for name in names
+    )
+
+
+def options_of_all(config: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The options of a configuration and of all of its parts, by their flat names."""
+    found: dict[str, dataclasses.Field[Any]] = {}
+    for part in getattr(config, "parts", {}).values():
+        for kind in part.kinds.values():
+            for name, field in options_of(kind).items():
+                if name not in found or not rule_of(found[name]).help:
+                    found[name] = field
+    return found | {flat_name(field): field for field in dataclasses.fields(config) if is_option(field)}
+
+
+def nested(kind: type[Any]) -> tuple[Option, ...]:
+    """The options of a criterion that has a group of its own: ``--compresso-warmup``."""
+    return tuple(
+        option(
+            option_name(field, kind.name),
+            kind.name,
+            _help(field, kind(), field.name),
+            field=field.name,
+            **_TYPES.get(kind_of(field), {}),
+            **_choices(field),
+        )
+        for field in dataclasses.fields(kind)
+        if is_option(field)
+    )
+
+
+def _choices(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    choices = rule_of(field).choices
+    return {} if choices is None else {"metavar": "{" + ",".join(choices) + "}"}
+
+
+def _help(field: dataclasses.Field[Any], usual: Any, name: str) -> str:
+    """The help of an option with its default."""
+    rule = rule_of(field)
+    value = getattr(usual, name if isinstance(usual, Flat) else field.name)
+    shown = rule.shown
+    if shown is None and value is not None:
+        shown = _shown(value)
+    return rule.help if shown is None else f"{rule.help} ({shown})"
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))

@@ -1,0 +1,474 @@
+"""The criteria as configurations: one class each, which checks its options, says what it reads, and builds itself.
+
+What does the work stands in a module of the same name beside this one; it is imported when it is built, so that a
+wrong option is told of before torch is imported.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+
+from loraprune.options.field import check_fields, option
+
+if TYPE_CHECKING:
+    import torch
+
+    from loraprune.calibration.features import FeatureStatistics
+    from loraprune.importance.criterion import Criterion
+    from loraprune.importance.moving_average import Scores
+    from loraprune.structure.dimensions import Structure
+
+LoraForm = Literal["squared", "absolute"]
+LORA_FORMS: tuple[str, ...] = get_args(LoraForm)
+TaylorForm = Literal["squared", "first", "second", "mix", "vectorize"]
+TAYLOR_FORMS: tuple[str, ...] = get_args(TaylorForm)
+GroupReduction = Literal["sum", "mean", "max", "prod", "first", "last"]
+GROUP_REDUCTIONS: tuple[str, ...] = get_args(GroupReduction)
+Ramp = Literal["linear", "cubic"]
+RAMPS: tuple[str, ...] = get_args(Ramp)
+
+EXPERT_KINDS = ("experts", "expert_channels")
+"""Kinds of dimensions whose groups are stacked experts, or lie inside them."""
+
+DEFAULT_PROMPT = (
+    "Some heads and channels of this model are being switched off while it learns. Parts that are missing now will not "
+    "come back, so rely on those that are left, and answer as well as the whole model would."
+)
+"""Our own words; the prompt of Compresso's paper says the same at greater length."""
+
+
+@dataclass(frozen=True)
+class CriterionConfig:
+    """Base of the criteria.
+
+    Attributes:
+        name: in recipes, on the command line and in records.
+        comparable: scores of different kinds of groups have the same unit, an estimated change of the loss.
+        reads_data: whether scores depend on data.
+        at_consumers: whether it looks at what enters the one layer that reads a dimension.
+        reads_gradients: whether it scores by backward passes.
+        reads_effective_weights: whether it reads (or changes) weights as ``W + s·B·A``, which those of an adapter's
+            variants are not.
+        sums_weights: whether it adds up over the weights of a group, so that a whole block is all of its layers.
+        learns: whether it learns gates from the first step to the one cut that is made.
+        unstructured: whether it makes single weights zero and cuts no group.
+        nested: options are given as a mapping under the criterion's name.
+        needs_training: why it cannot score a model before it is tuned; empty where it can.
+        too_slow: why it cannot score at every step of a training run; empty where it can.
+    """
+
+    name: ClassVar[str] = ""
+    comparable: ClassVar[bool] = False
+    reads_data: ClassVar[bool] = True
+    at_consumers: ClassVar[bool] = False
+    reads_gradients: ClassVar[bool] = False
+    reads_effective_weights: ClassVar[bool] = False
+    sums_weights: ClassVar[bool] = False
+    learns: ClassVar[bool] = False
+    unstructured: ClassVar[bool] = False
+    nested: ClassVar[bool] = False
+    needs_training: ClassVar[str] = ""
+    too_slow: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self, f"{self.name}." if self.nested else "")
+
+    def build(self, seed: int = 0) -> Criterion:
+        """What does the work, for one run; ``seed`` is that of the run."""
+        raise TypeError(f"The criterion {self.name!r} scores no groups while a model is trained.")
+
+    def standardized(self, scores: Scores) -> Scores | None:
+        """Scores that groups of all layers can be ranked by, for ``allocation="global"``; None: as they are."""
+        return None
+
+    def check(self, structure: Structure, *, while_training: bool = True) -> None:
+        """Make sure that the criterion can score what is pruned.
+
+        Args:
+            structure: with the kinds that are pruned.
+            while_training: whether it scores in the training's own passes.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if while_training and (self.at_consumers or self.name == Taylor.name):
+            self._check_experts(structure)
+        if structure.spans_blocks and self.at_consumers:
+            raise ValueError(
+                f"The criterion {self.name!r} looks at the one layer that reads a group, and the dimension "
+                f"{structure.kinds[0]!r} has no such layer. Choose fisher, taylor, magnitude or random."
+            )
+
+    def _check_experts(self, structure: Structure) -> None:
+        # Whole blocks have experts in them where kinds that were not asked for are of experts.
+        inside = [kind for kind in structure.left_out if kind in EXPERT_KINDS] if "blocks" in structure.kinds else []
+        experts = [dimension.kind for dimension in structure if dimension.of_experts]
+        if experts or inside:
+            pruned = f"{experts[0]} are" if experts else "whole blocks with such experts are"
+            raise ValueError(
+                f"The criterion {self.name!r} cannot look into stacked experts while they are trained, and {pruned} "
+                "pruned. Use fisher, lora, magnitude or random, prune other kinds (--dimensions), or prune in one shot."
+            )
+
+
+@dataclass(frozen=True)
+class Fisher(CriterionConfig):
+    """The default: the mean over sequences of the squared gradient of a gate on each group."""
+
+    name = "fisher"
+    comparable = True
+    reads_gradients = True
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.fisher import FisherCriterion
+
+        return FisherCriterion()
+
+
+@dataclass(frozen=True)
+class LoraGuided(CriterionConfig):
+    """The criterion of the LoRAPrune paper (arXiv 2305.18403, Eq. 4 and 10).
+
+    Attributes:
+        form: ``squared`` is the paper's; ``absolute`` that of the authors' code.
+        reduction: how the scores of the layers of a group become one.
+    """
+
+    name = "lora"
+    comparable = True
+    reads_gradients = True
+    reads_effective_weights = True
+    sums_weights = True
+    needs_training = "scores groups by the gradients of an adapter that has learnt something"
+    form: str = option(
+        "squared",
+        "criterion lora as in the paper (squared) or its code (absolute)",
+        choices=LORA_FORMS,
+        flat="lora_form",
+    )
+    reduction: str = option(
+        "sum",
+        "taylor, lora and magnitude: sum, mean, max, prod, first or last of the layers of a group",
+        choices=GROUP_REDUCTIONS,
+        flat="group_reduction",
+    )
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.lora import LoraCriterion
+
+        return LoraCriterion(self.form, self.reduction)
+
+    def check(self, structure: Structure, *, while_training: bool = True) -> None:
+        super().check(structure, while_training=while_training)
+        if self.form == "absolute" and "blocks" in structure.kinds:
+            raise ValueError(
+                "lora_form='absolute' divides the scores of each layer by their norm over its groups, and a block's "
+                "layers have one group each: all blocks would be equal. Choose lora_form='squared'."
+            )
+
+
+@dataclass(frozen=True)
+class Taylor(CriterionConfig):
+    """Importance of a group's weights from their exact gradients (arXiv 2305.18403, 2305.11627).
+
+    Attributes:
+        form: ``squared`` (the LoRAPrune paper's vanilla criterion) or LLM-Pruner's ``first``, ``second``, ``mix`` and
+            ``vectorize``; see :func:`loraprune.importance.taylor_forms.importance`.
+        reduction: how the scores of the layers of a group become one.
+        offload: gradients of the weights that wait for the end of a step do so in the machine's memory.
+    """
+
+    name = "taylor"
+    comparable = True
+    reads_gradients = True
+    reads_effective_weights = True
+    sums_weights = True
+    form: str = option(
+        "squared",
+        "criterion taylor: squared (LoRAPrune's vanilla one), or LLM-Pruner's first, second, mix, vectorize",
+        choices=TAYLOR_FORMS,
+        flat="taylor_form",
+    )
+    reduction: str = option("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
+    offload: bool = option(False, "taylor: gradients that wait do so in the machine's memory", flat="offload_grads")
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.taylor import TaylorCriterion
+
+        return TaylorCriterion(self.form, self.reduction, offload=self.offload)
+
+
+@dataclass(frozen=True)
+class Magnitude(CriterionConfig):
+    """Squared magnitude of the effective weights of each group.
+
+    Attributes:
+        reduction: how the scores of the layers of a group become one.
+    """
+
+    name = "magnitude"
+    reads_data = False
+    reads_effective_weights = True
+    sums_weights = True
+    reduction: str = option("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.magnitude import MagnitudeCriterion
+
+        return MagnitudeCriterion(self.reduction)
+
+
+@dataclass(frozen=True)
+class AtConsumers(CriterionConfig):
+    """Base of the criteria that look at what enters the one layer that reads a dimension.
+
+    Attributes:
+        reads_moment: whether they need the second moment of the inputs rather than sums over each feature.
+    """
+
+    at_consumers = True
+    reads_effective_weights = True
+    reads_moment: ClassVar[bool] = False
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of the groups of one dimension, shape ``(groups,)``, float32.
+
+        Args:
+            weight_OI: effective weight of the consumer.
+            inputs: what is known of its input features.
+            positions_GK: columns that belong to each group, int64.
+        """
+        raise NotImplementedError
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.consumer_inputs import FeatureCriterion
+
+        return FeatureCriterion(self.name, self.group_scores)
+
+
+@dataclass(frozen=True)
+class Wanda(AtConsumers):
+    """The size of a consumer's weights times the size of what they are multiplied with (arXiv 2306.11695)."""
+
+    name = "wanda"
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        from loraprune.importance.wanda import wanda_group_scores
+
+        return wanda_group_scores(weight_OI, inputs.mean_square, positions_GK)
+
+
+@dataclass(frozen=True)
+class Flap(AtConsumers):
+    """How much a consumer's output fluctuates because of each group (FLAP, arXiv 2312.11983)."""
+
+    name = "flap"
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        from loraprune.importance.flap import flap_group_scores
+
+        return flap_group_scores(weight_OI, inputs.variance, positions_GK)
+
+    def standardized(self, scores: Scores) -> Scores | None:
+        """FLAP's own way to compare layers."""
+        from loraprune.importance.flap import standardized
+
+        return {name: standardized(values) for name, values in scores.items()}
+
+
+@dataclass(frozen=True)
+class Osscar(AtConsumers):
+    """Greedy elimination by the error that the refit of the consumer leaves over (OSSCAR, arXiv 2403.12983).
+
+    Attributes:
+        damping: as that of the refit: ridge as a share of the mean diagonal of the second moment.
+    """
+
+    name = "osscar"
+    reads_moment = True
+    too_slow = "compares groups by what the repair of their cut leaves over, which is too slow for every step"
+    damping: float = option(0.01, within="[0, 1)")
+
+    def group_scores(
+        self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
+    ) -> torch.Tensor:
+        """Scores of the groups.
+
+        Raises:
+            NotPositiveDefiniteError: the second moment is not positive definite.
+        """
+        from loraprune.importance.osscar import osscar_group_scores
+
+        return osscar_group_scores(weight_OI, inputs.moment, positions_GK, self.damping)
+
+
+@dataclass(frozen=True)
+class Random(CriterionConfig):
+    """One uniform random score a group.
+
+    Attributes:
+        seed: that of the run where it is None.
+    """
+
+    name = "random"
+    reads_data = False
+    seed: int | None = None
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.baselines import RandomCriterion
+
+        return RandomCriterion(seed if self.seed is None else self.seed)
+
+
+@dataclass(frozen=True)
+class Position(CriterionConfig):
+    """Scores that fall with a block's number, so that the first n whole blocks stay (arXiv 2305.11627)."""
+
+    name = "position"
+    reads_data = False
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.baselines import PositionCriterion
+
+        return PositionCriterion()
+
+    def check(self, structure: Structure, *, while_training: bool = True) -> None:
+        if "blocks" not in structure.kinds:
+            raise ValueError(
+                f"The criterion 'position' says which blocks come first, and the kinds pruned are "
+                f"{', '.join(structure.kinds)}. Choose --dimensions blocks, or another criterion."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compresso(CriterionConfig):
+    """Gates on the groups, learnt together with LoRA (arXiv 2310.05015); the last cut alone is made.
+
+    Attributes:
+        learning_rate: of the gates (Adam).
+        multiplier_learning_rate: of the two Lagrange multipliers (Adam, ascending).
+        warmup: share of the steps before the cut over which the target rises from 0 to the ratio.
+        ramp: how it rises, ``linear`` (the authors') or ``cubic`` (fast at first).
+        initial_drop: ``log α`` starts at ``log((1 − drop) / drop)``: a small value is a gate that is nearly always
+            open.
+        prompt: text put before every row of the data (causal language models only), or ``default`` for ours.
+    """
+
+    name = "compresso"
+    comparable = True
+    reads_effective_weights = True
+    learns = True
+    nested = True
+    needs_training = "learns its gates up to the cut"
+    learning_rate: float = option(0.5, "of the gates", within="(0, inf)", why="with less the gates learn nothing")
+    multiplier_learning_rate: float = option(
+        0.5, "of the Lagrange multipliers", within="(0, inf)", why="with less the gates learn nothing"
+    )
+    warmup: float = option(
+        0.5,
+        "share of the steps before the cut over which the target rises",
+        within="[0, 1]",
+        why="a share of the steps",
+    )
+    ramp: str = option("linear", "how it rises", choices=RAMPS)
+    initial_drop: float = option(0.01, "how far gates are closed at the start", within="(0, 1)", why="such as 0.01")
+    prompt: str | None = option(
+        None, "text before every row of the data, or 'default' for ours", flat="pruning_prompt", shown="none"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.prompt is not None and not self.prompt.strip():
+            raise ValueError("The pruning prompt is empty. Give a text, or leave the option out.")
+
+    @property
+    def prompt_text(self) -> str | None:
+        """The prompt in full, or None."""
+        return DEFAULT_PROMPT if self.prompt == "default" else self.prompt
+
+    def build(self, seed: int = 0) -> Criterion:
+        from loraprune.importance.compresso import CompressoCriterion
+
+        return CompressoCriterion(
+            learning_rate=self.learning_rate,
+            multiplier_learning_rate=self.multiplier_learning_rate,
+            warmup=self.warmup,
+            ramp=self.ramp,
+            initial_drop=self.initial_drop,
+            seed=seed,
+        )
+
+    def check(self, structure: Structure, *, while_training: bool = True) -> None:
+        from loraprune.importance.evidence.learned_gates import check_gateable
+
+        check_gateable(structure)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pst(CriterionConfig):
+    """Single weights become zero, by scores that are learnt with the adapter (PST, arXiv 2205.11005).
+
+    Attributes:
+        rank: of the low-rank part U·V of the learnt scores.
+        low_rank_weight: α1, what that part counts; ``structured_weight``: α2, what rows and columns count.
+        learning_rate: of the scores, all through the run; None takes that of the adapter at every step.
+    """
+
+    name = "pst"
+    unstructured = True
+    nested = True
+    needs_training = "learns its scores while the adapter is trained"
+    rank: int = option(8, "rank of the learnt part of the scores", within="[1, inf)")
+    low_rank_weight: float = option(1.0, "alpha1: what the low-rank part counts", within="[0, inf)")
+    structured_weight: float = option(1.0, "alpha2: what the parts of rows and columns count", within="[0, inf)")
+    learning_rate: float | None = option(None, "of the scores", within="(0, inf)", shown="that of the adapter")
+
+
+@dataclass(frozen=True)
+class OwnCriterion(CriterionConfig):
+    """A criterion of the user's own class, as one of ours.
+
+    Attributes:
+        criterion: the object; every run works with a copy.
+    """
+
+    criterion: Any
+    reads_gradients = True
+
+    def __post_init__(self) -> None:
+        from loraprune.importance.criterion import check_protocol
+
+        check_protocol(self.criterion)
+        object.__setattr__(self, "name", type(self.criterion).__name__)
+        object.__setattr__(self, "comparable", self.criterion.comparable)
+
+    def build(self, seed: int = 0) -> Criterion:
+        built: Criterion = copy.deepcopy(self.criterion)
+        return built
+
+
+def own_criterion(criterion: object) -> OwnCriterion:
+    """A user's own criterion as one of ours.
+
+    Raises:
+        ValueError: the object is no criterion.
+    """
+    return criterion if isinstance(criterion, OwnCriterion) else OwnCriterion(criterion)
+
+
+GROUP_CRITERIA: dict[str, type[CriterionConfig]] = {
+    kind.name: kind
+    for kind in (Fisher, LoraGuided, Taylor, Magnitude, Wanda, Flap, Random, Position, Compresso, Osscar)
+}
+"""Criteria that score groups, by name."""
+
+CRITERIA = tuple(name for name, kind in GROUP_CRITERIA.items() if not kind.too_slow)
+"""Names of those that can score groups while a model is trained."""

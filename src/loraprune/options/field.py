@@ -1,0 +1,148 @@
+"""One option: a field that knows its help, its type, its range and its choices, and checks its own values."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import Any
+
+_RULE = "loraprune"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """What is known of an option beside its type and its default.
+
+    Attributes:
+        help: one line for ``--help``.
+        within: interval that numbers lie in, such as ``"[0, 1)"`` or ``"[1, inf)"``.
+        choices: the values that a text may have.
+        flat: name as a keyword, in recipes and on the command line, where it differs from the field's.
+        shown: how help shows the default, where that is not the value itself.
+        why: what an error adds about the range.
+        parse: reads the option from the command line, where its type does not say how.
+        metavar: what help shows in place of a value.
+    """
+
+    help: str = ""
+    within: str | None = None
+    choices: tuple[str, ...] | None = None
+    flat: str | None = None
+    shown: str | None = None
+    why: str | None = None
+    parse: Callable[[str], Any] | None = None
+    metavar: str | None = None
+
+
+def option(default: Any, help: str = "", **rule: Any) -> Any:
+    """A dataclass field that is an option: see :class:`Rule` for its keywords; callables make the default."""
+    metadata = {_RULE: Rule(help=help, **rule)}
+    if callable(default):
+        return dataclasses.field(default_factory=default, metadata=metadata)
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def rule_of(field: dataclasses.Field[Any]) -> Rule:
+    """The rule of a field; an empty one where it was not declared with :func:`option`."""
+    found: Rule = field.metadata.get(_RULE, Rule())
+    return found
+
+
+def is_option(field: dataclasses.Field[Any]) -> bool:
+    """Whether a field was declared with :func:`option`; others cannot be given flat."""
+    return _RULE in field.metadata
+
+
+def flat_name(field: dataclasses.Field[Any]) -> str:
+    """Name of a field as a flat keyword."""
+    return rule_of(field).flat or field.name
+
+
+def option_name(field: dataclasses.Field[Any], of: str) -> str:
+    """Name of an option of a nested kind on the command line and in recipes: ``compresso_warmup``."""
+    return rule_of(field).flat or f"{of}_{field.name}"
+
+
+def kind_of(field: dataclasses.Field[Any]) -> str:
+    """The annotation of a field without ``| None``."""
+    return str(field.type).removesuffix(" | None")
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Make sure that an option is one of its choices.
+
+    Raises:
+        ValueError: it is none of them; the message lists them.
+    """
+    if value not in choices:
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+
+
+def check_within(name: str, value: Any, interval: str, why: str | None = None) -> None:
+    """Make sure that a number lies in an interval such as ``"(0, 1]"``; NaN lies in none.
+
+    Raises:
+        ValueError: it does not.
+    """
+    low, high = (float(bound) for bound in interval[1:-1].split(","))
+    above = value >= low if interval[0] == "[" else value > low
+    below = value <= high if interval[-1] == "]" else value < high
+    if above and below:
+        return
+    if high != math.inf or not math.isfinite(value):
+        where = f"lie in {interval}" if high != math.inf else "be a finite number"
+    else:
+        where = f"be at least {low:g}" if interval[0] == "[" else f"be above {low:g}"
+    raise ValueError(f"{name} is {value}; it must {where}{f': {why}' if why else ''}.")
+
+
+_WORDS = {
+    "float": "a number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a text",
+    "tuple[str, ...]": "a list of names, such as [heads, channels]",
+    "tuple[int | str, ...]": "a list of whole numbers and shares, such as [0, -1]",
+}
+
+
+def _fits(kind: str, value: Any) -> bool:
+    """Whether a value is of the type that an annotation names; numbers of NumPy are numbers."""
+    if kind in ("float", "int"):
+        return isinstance(value, Real if kind == "float" else Integral) and not isinstance(value, bool)
+    if kind.startswith("tuple"):
+        wanted = (str,) if kind == "tuple[str, ...]" else (int, str)
+        return isinstance(value, tuple) and all(type(item) in wanted for item in value)
+    return isinstance(value, {"bool": bool, "str": str}[kind])
+
+
+def check_fields(options: Any, of: str = "") -> None:
+    """Check every option of a dataclass: its type, its range, its choices. Lists become tuples, in place.
+
+    Args:
+        options: the object, whose class was declared with :func:`option`.
+        of: what messages put before a name, such as ``"compresso."``.
+
+    Raises:
+        ValueError: a value is none that the option takes; the message names the option and what it takes.
+    """
+    for field in dataclasses.fields(options):
+        rule, kind, value = rule_of(field), kind_of(field), getattr(options, field.name)
+        if kind not in _WORDS and rule.choices is None:
+            continue
+        if value is None and str(field.type).endswith("| None"):
+            continue
+        name = f"{of}{flat_name(field)}"
+        if isinstance(value, list):
+            # Lists, as JSON and YAML have them, compare unequal to tuples.
+            value = tuple(value)
+            object.__setattr__(options, field.name, value)
+        if rule.choices is not None:
+            check_choice(name, value, rule.choices)
+        elif not _fits(kind, value):
+            raise ValueError(f"{name} is {value!r}; it must be {_WORDS[kind]}.")
+        elif rule.within is not None:
+            check_within(name, value, rule.within, rule.why)

@@ -1,0 +1,7 @@
+"""Repairs as objects: what is done to the layers that read what a cut removed."""
+
+from __future__ import annotations
+
+from loraprune.surgery.repairs import Bias, NoRepair, Refit, Repair, Stream
+
+__all__ = ["Bias", "NoRepair", "Refit", "Repair", "Stream"]

@@ -1,0 +1,87 @@
+"""What is done to the layers that read what a cut removed: one configuration a repair."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from loraprune.options.field import check_choice, check_fields, option
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Base of the repairs.
+
+    Attributes:
+        name: in recipes, on the command line and in records.
+        reads_data: whether the repair looks at calibration data.
+    """
+
+    name: ClassVar[str] = ""
+    reads_data: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True)
+class LeastSquares(Repair):
+    """Base of the repairs that fit the columns that stay by least squares.
+
+    Attributes:
+        damping: ridge as a share of the mean diagonal of the second moment of the inputs.
+    """
+
+    damping: float = option(
+        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)"
+    )
+
+
+@dataclass(frozen=True)
+class Refit(LeastSquares):
+    """Least squares: each consumer gives what it gave before the cut, as far as the inputs that are left can."""
+
+    name = "refit"
+
+
+@dataclass(frozen=True)
+class Stream(LeastSquares):
+    """Least squares: each consumer makes up the residual stream of the model before the cut."""
+
+    name = "stream"
+
+
+@dataclass(frozen=True)
+class Bias(Repair):
+    """The mean of what goes is added to the consumer's bias.
+
+    Source: FLAP (arXiv 2312.11983), baseline bias compensation.
+    """
+
+    name = "bias"
+
+
+@dataclass(frozen=True)
+class NoRepair(Repair):
+    """Nothing is done after a cut."""
+
+    name = "none"
+    reads_data = False
+
+
+REPAIRS: dict[str, type[Repair]] = {kind.name: kind for kind in (Refit, Stream, Bias, NoRepair)}
+"""Repairs by name."""
+
+
+def repair_of(repair: str | Repair, damping: float | None = None) -> Repair:
+    """A repair by its name; an object as it is. A damping changes that of least squares.
+
+    Raises:
+        ValueError: there is none of that name.
+    """
+    if isinstance(repair, str):
+        check_choice("repair", repair, tuple(REPAIRS))
+        repair = REPAIRS[repair]()
+    if not isinstance(repair, Repair):
+        raise ValueError(f"repair is {repair!r}; give a name ({', '.join(REPAIRS)}) or an object of loraprune.repairs.")
+    return replace(repair, damping=damping) if damping is not None and isinstance(repair, LeastSquares) else repair
