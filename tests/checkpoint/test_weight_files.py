@@ -9,8 +9,10 @@ import pytest
 import torch
 
 import loraprune
+from loraprune import prune
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.load import load_model
+from loraprune.checkpoint.source import ModelSource
 from loraprune.checkpoint.weight_files import INDEX, WEIGHTS, WeightIndexError, weight_files, weight_map
 
 
@@ -44,8 +46,10 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: object) -> None:
         (read_checkpoint, RuntimeFormatError),
         (lambda folder: load_model(str(folder), torch.float32, torch.device("cpu")), WeightIndexError),
         (loraprune.load, WeightIndexError),
+        (lambda folder: ModelSource.of(folder).stored_dtype, WeightIndexError),
+        (lambda folder: prune(folder, folder / "none.jsonl"), WeightIndexError),
     ],
-    ids=["export", "load_model", "load"],
+    ids=["export", "load_model", "load", "dtype", "prune, before it reads data"],
 )
 def test_all_who_read_weights_refuse_it(
     checkpoint: Path, tmp_path: Path, read: Callable[[Path], object], error: type[Exception]

@@ -87,14 +87,19 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def dtype_in_files(folder: Path) -> torch.dtype | None:
-    """The dtype that most of a model's numbers are stored in; None where no file says one."""
+    """The dtype that most of a model's numbers are stored in; None where no file says one.
+
+    Raises:
+        WeightIndexError: see :func:`weight_map`.
+    """
     from safetensors import SafetensorError
 
     counts: Counter[torch.dtype] = Counter()
+    files = weight_files(folder)
     try:
-        for stored in stored_tensors(weight_files(folder)).values():
+        for stored in stored_tensors(files).values():
             if stored.dtype in _DTYPES:
                 counts[_DTYPES[stored.dtype]] += math.prod(stored.shape)
-    except (OSError, ValueError, KeyError, SafetensorError):  # loading the weights says what is wrong with them
+    except (OSError, ValueError, SafetensorError):  # loading the weights says what is wrong with them
         return None
     return counts.most_common(1)[0][0] if counts else None
