@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from loraprune.architectures.values import DescriptionError
     from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
     from loraprune.checkpoint.exports.semi_structured import load_semi_structured
+    from loraprune.checkpoint.finite import NonFiniteWeightsError
     from loraprune.checkpoint.load import CheckpointError
     from loraprune.checkpoint.open import load
-    from loraprune.checkpoint.save import OutputExistsError, save, save_pruned
+    from loraprune.checkpoint.save import save, save_pruned
     from loraprune.layers.quantized.layout import UnsupportedQuantizationError
     from loraprune.measure.benchmark.bench import bench
     from loraprune.measure.benchmark.config import BenchConfig
@@ -39,6 +40,8 @@ if TYPE_CHECKING:
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
+    from loraprune.record.claims import OutputInUseError
+    from loraprune.record.places import OutputExistsError, WriteError
     from loraprune.report.comparison.compare import compare_runs
     from loraprune.report.comparison.result import RunsComparison
     from loraprune.sparsity.masked_lora import keep_zeros_
@@ -62,9 +65,11 @@ __all__ = [
     "EvaluationConfig",
     "InterruptedRunError",
     "LoraOptions",
+    "NonFiniteWeightsError",
     "OneshotConfig",
     "OneshotResult",
     "OutputExistsError",
+    "OutputInUseError",
     "Plan",
     "PruneResult",
     "Pruner",
@@ -83,6 +88,7 @@ __all__ = [
     "TrainingDivergedError",
     "UnsupportedArchitectureError",
     "UnsupportedQuantizationError",
+    "WriteError",
     "__version__",
     "bench",
     "compare_criteria",
@@ -118,7 +124,9 @@ _HOMES = {
     "LoraOptions": "loraprune.tasks.options",
     "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
-    "OutputExistsError": "loraprune.checkpoint.save",
+    "NonFiniteWeightsError": "loraprune.checkpoint.finite",
+    "OutputExistsError": "loraprune.record.places",
+    "OutputInUseError": "loraprune.record.claims",
     "Plan": "loraprune.structure.plan",
     "PruneResult": "loraprune.recipes.prune",
     "Pruner": "loraprune.pruning.pruner",
@@ -137,6 +145,7 @@ _HOMES = {
     "TrainingDivergedError": "loraprune.pruning.errors",
     "UnsupportedArchitectureError": "loraprune.architectures",
     "UnsupportedQuantizationError": "loraprune.layers.quantized.layout",
+    "WriteError": "loraprune.record.places",
     "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
     "compare_runs": "loraprune.report.comparison.compare",

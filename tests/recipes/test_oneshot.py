@@ -240,7 +240,7 @@ class TestOutput:
     ) -> None:
         out = tmp_path / "out"
         out.mkdir()
-        (out / "mine.txt").write_text("mine")
+        (out / "pruning.json").write_text("mine")
 
         def fail(*arguments: Any, **named: Any) -> None:
             raise error
@@ -248,7 +248,7 @@ class TestOutput:
         monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
         with pytest.raises(type(error)):
             run(checkpoint, data, sparsity=0.5, output=out, overwrite=True)
-        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+        assert [path.name for path in out.iterdir()] == ["pruning.json"]
         assert list(tmp_path.iterdir()) == [out]
 
     def test_the_record_tells_data_sizes_and_time(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
