@@ -187,9 +187,8 @@ def without_defaults(run: Run) -> dict[str, Any]:
         defaults = PruningConfig().flat()
     elif run.how != "dense":  # of the other options, rows say even what is the default
         usual = OneshotConfig(ratio=0.5).flat()
-        defaults = {
-            name: usual[name] for name in ("keep_layers", "damping", "calibration_sequences", "max_length", "seed")
-        }
+        same = ("ratio", "keep_layers", "damping", "calibration_sequences", "max_length", "seed")
+        defaults = {name: usual[name] for name in same}
     found = {name: value for name, value in run.values.items() if name not in defaults or defaults[name] != value}
     return under_old_names(found, RENAMED if run.how == "joint" else RENAMED_ONESHOT)
 
