@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import add_old_options, indices, names, parameter_count, with_new_names
+from loraprune.cli.options import add_old_options, parameter_count, with_new_names
+from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
@@ -50,20 +51,7 @@ def plan_parser() -> argparse.ArgumentParser:
                       "compared (0.5)")  # fmt: skip
     what.add_argument("--target-params", type=parameter_count, help="instead of a ratio: parameters of the result, "
                       "such as 4.5B")  # fmt: skip
-    what.add_argument("--criterion", help="fisher, lora, taylor, magnitude, wanda, flap, random or position (fisher)")
-    what.add_argument("--taylor-form", help="of the criterion taylor (squared)")
-    what.add_argument("--lora-form", help="of the criterion lora (squared)")
-    what.add_argument("--group-reduction", help="of taylor, lora and magnitude (sum)")
-    what.add_argument(
-        "--offload-grads", help="taylor: gradients that wait do so in the machine's memory (off)", **switch
-    )
-    what.add_argument("--allocation", help="balanced, uniform or global (balanced)")
-    what.add_argument("--dimensions", type=names, help="kinds of dimensions to prune, such as query_heads,channels")
-    what.add_argument("--keep-layers", type=indices, help="layers that keep everything, such as 0-3,-1")
-    what.add_argument("--repair", help="what is done to layers after a cut: refit, stream, bias or none (refit)")
-    what.add_argument("--calibration-sequences", type=int, help="training sequences that the refit looks at (128)")
-    what.add_argument("--channel-multiple", type=int, help="round FFN widths to a multiple (by size)")
-    what.add_argument("--cuts", type=int, help="number of cuts (5)")
+    _add_as_in_prune(what, PRUNING)
     run = parser.add_argument_group("training")
     run.add_argument("--per-device-train-batch-size", "--batch-size", dest="batch_size", type=int, help="rows in a "
                      "micro-batch (8)")  # fmt: skip
@@ -72,8 +60,7 @@ def plan_parser() -> argparse.ArgumentParser:
     run.add_argument("--gradient-checkpointing", help="compute activations again in the backward pass (on)", **switch)
     run.add_argument("--bf16", help="matrix products in bfloat16 (on)", **switch)
     run.add_argument("--dtype", help="that the checkpoint is stored in: bfloat16, float16 or float32 (its config's)")
-    run.add_argument("--lora-r", type=int, help="rank of LoRA (8)")
-    run.add_argument("--lora-target-modules", nargs="+", help="layers to adapt (all projections of the blocks)")
+    _add_as_in_prune(run, ("lora_r", "lora_target_modules"))
     run.add_argument("--load-in-8bit", action="store_true", help="quantize the base by LLM.int8 of bitsandbytes (off)")
     run.add_argument("--load-in-4bit", action="store_true", help="quantize the base to NF4 (off)")
     run.add_argument("--quantization", help="bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8")
@@ -86,6 +73,13 @@ def plan_parser() -> argparse.ArgumentParser:
     out.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
     add_old_options(parser, _OLD)
     return parser
+
+
+def _add_as_in_prune(group: Any, names: Iterable[str]) -> None:
+    """Add options of ``loraprune prune``, with their help."""
+    for item in map(PRUNE_OPTIONS.__getitem__, names):
+        help = item.help.replace("%", "%%")
+        group.add_argument(item.flag, dest=item.name, default=None, help=help, **item.extra)
 
 
 def _wrapped(items: Any) -> str:
@@ -139,7 +133,6 @@ def _run(options: argparse.Namespace) -> int:
 
 def _settings(options: argparse.Namespace) -> Any:
     """The run that was asked about."""
-    from loraprune.cli.prune import settle_quantization
     from loraprune.measure.estimation.config import EstimateConfig
     from loraprune.pruning.config import PruningConfig
     from loraprune.tasks.options import LoraOptions
