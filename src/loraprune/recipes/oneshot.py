@@ -16,12 +16,13 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
+from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, Groups
 from loraprune.pruning.oneshot import prune_, settled_repair
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.result import RunResult
-from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
+from loraprune.recipes.steps.calibrate import draw, facts_of
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
@@ -152,7 +153,7 @@ def _cut(
     progress: ProgressOf,
 ) -> _Pruned:
     """Heads and channels go."""
-    warn_of_few_tokens(prepared, calibration)
+    warn_of_few_tokens(prepared.structure, calibration, config.repair, config.criterion)
     if isinstance(config.repair, Bias):
         give_biases_(model, prepared.structure)
     repair = settled_repair(config.repair, model, prepared.structure, calibration, prepared.computing)
