@@ -24,6 +24,7 @@ SHORT = {
     "architectures/bert.py": "a page of constants",
     "architectures/convnext.py": "a page of constants",
     "calibration/progress.py": "a protocol",
+    "importance/wanda.py": "one formula",
     "pruning/errors.py": "the errors of runs",
 }
 """Files with fewer lines, and what they are."""

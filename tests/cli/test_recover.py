@@ -196,9 +196,9 @@ class TestWrongInvocation:
             (["--packing"], "--packing is not an option of this command"),
             (["--resume-from-checkpoint", "x"], "Say --resume."),
             (["--resume"], "There is nothing to resume: "),
-            (["--lora-r", "0"], "The rank of LoRA is 0; it must be at least 1"),
+            (["--lora-r", "0"], "lora_r is 0; it must be at least 1"),
             (["--lora-target-modules", "query"], "LoRA cannot adapt query: the layers of the blocks are down_proj"),
-            (["--max-skipped-steps", "-1"], "max_skipped_steps is -1; it cannot be negative."),
+            (["--max-skipped-steps", "-1"], "max_skipped_steps is -1; it must be at least 0."),
         ],
         ids=lambda value: " ".join(value) if isinstance(value, list) else "",
     )

@@ -75,11 +75,11 @@ def test_two_names_that_say_different_things_are_refused(repair: str) -> None:
         PruningConfig(repair=repair, refit=repair == "none")  # type: ignore[call-arg]
 
 
-def test_options_that_were_not_given_show_as_such_under_old_names() -> None:
+def test_defaults_show_under_old_names() -> None:
     with pytest.warns(FutureWarning, match=SAID):
-        assert OneshotConfig(ratio=0.5).any_head_count is None  # type: ignore[attr-defined]
-    assert not PruningConfig().free_head_counts
-    assert PruningConfig(allocation="global").free_head_counts
+        assert OneshotConfig(ratio=0.5).any_head_count is False
+    assert PruningConfig().target.legal_head_counts == "config"
+    assert PruningConfig(allocation="global").target.legal_head_counts == "any"
 
 
 def test_the_warning_points_at_the_line_that_uses_the_old_name() -> None:

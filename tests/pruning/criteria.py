@@ -5,7 +5,8 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 from loraprune.allocation.target import Target
-from loraprune.importance.configs import AtConsumers, CriterionConfig, Osscar
+from loraprune.importance.configs import AtConsumers, Osscar
+from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.pruning.groups import Groups
 from loraprune.pruning.oneshot import prune_
 from loraprune.pruning.oneshot_config import ONESHOT_CRITERIA

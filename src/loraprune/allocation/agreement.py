@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from itertools import combinations
 
 from loraprune.allocation.allocate import allocate
-from loraprune.importance.configs import CriterionConfig
+from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan

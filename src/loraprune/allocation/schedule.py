@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from loraprune.options.field import check_fields, option
+from loraprune.options.field import check_fields, setting
 
 
 @dataclass(frozen=True)
@@ -83,15 +83,15 @@ class Schedule:
         every: optimizer steps from one cut to the next, in place of a number of cuts.
     """
 
-    start: float = option(0.1, "fraction of the run before the first cut", flat="prune_start")
-    end: float = option(
+    start: float = setting(0.1, "fraction of the run before the first cut", flat="prune_start")
+    end: float = setting(
         None,
         "fraction of the run at which the last cut is made; 0: all before the first step, as oneshot cuts",
         flat="prune_end",
         shown="0.3; 0 with --prune-start 0 --cuts 1",
     )
-    cuts: int = option(5, "number of cuts", within="[1, 1000000]")
-    every: int | None = option(
+    cuts: int = setting(5, "number of cuts", within="[1, 1000000]")
+    every: int | None = setting(
         None, "instead of a number of cuts: steps from one to the next", flat="cut_every", within="[1, inf)"
     )
 

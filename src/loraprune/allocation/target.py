@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
-from loraprune.options.field import check_fields, option
+from loraprune.options.field import check_fields, setting
 from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, LegalWidths, legal_widths
 
 if TYPE_CHECKING:
@@ -35,28 +35,28 @@ class Target:
             be exported as the related architecture that accepts them (a Llama as a Mistral).
     """
 
-    ratio: float = option(
+    ratio: float = setting(
         0.5,
         "share of the prunable parameters that goes: fewer heads and channels",
         within="[0, 1)",
         why="the share of prunable weights that goes",
     )
-    allocation: str | None = option(
+    allocation: str | None = setting(
         None,
         "balanced: attention and FFN share the cut as their importance says; uniform: both lose the same share; "
         "global: layers compete too, and their widths differ",
         choices=ALLOCATIONS,
     )
-    dimensions: tuple[str, ...] | None = option(
+    dimensions: tuple[str, ...] | None = setting(
         None,
         "kinds of dimensions to prune, such as query_heads,channels, or whole blocks, or hidden for the hidden size",
         shown="by family; loraprune inspect lists them",
     )
-    keep_layers: tuple[int | str, ...] = option(
+    keep_layers: tuple[int | str, ...] = setting(
         (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
     )
-    channel_multiple: int | None = option(None, "round FFN widths to a multiple", within="[1, inf)", shown="by size")
-    head_counts: HeadCounts = option(
+    channel_multiple: int | None = setting(None, "round FFN widths to a multiple", within="[1, inf)", shown="by size")
+    head_counts: HeadCounts = setting(
         "config",
         "config: head counts that the model's config accepts; any: export a Llama as a Mistral if need be",
         choices=HEAD_COUNTS,

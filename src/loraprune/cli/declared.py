@@ -79,7 +79,7 @@ def nested(kind: type[Any]) -> tuple[Option, ...]:
 
 def _choices(field: dataclasses.Field[Any]) -> dict[str, Any]:
     choices = rule_of(field).choices
-    return {} if choices is None else {"metavar": "{" + ",".join(choices) + "}"}
+    return {} if choices is None else {"choices": choices}
 
 
 def _help(field: dataclasses.Field[Any], usual: Any, name: str) -> str:

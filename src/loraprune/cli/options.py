@@ -113,11 +113,11 @@ def with_new_names(values: Mapping[str, Any], old_names: Collection[str]) -> dic
     return found
 
 
-Groups = Mapping[str, Iterable[Option]]
+OptionGroups = Mapping[str, Iterable[Option]]
 """Options by the title of their group."""
 
 
-def add_options(parser: argparse.ArgumentParser, groups: Groups) -> None:
+def add_options(parser: argparse.ArgumentParser, groups: OptionGroups) -> None:
     """Add every option, in its group, without defaults: what was not given must not hide a recipe's value."""
     parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="a checkpoint's folder or its hub name")
     parser.add_argument("--config", default=argparse.SUPPRESS, type=Path, metavar="RECIPE.yaml",

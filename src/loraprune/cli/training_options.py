@@ -14,8 +14,8 @@ from loraprune.cli.declared import declared
 from loraprune.cli.options import (
     SWITCH,
     ArgumentError,
-    Groups,
     Option,
+    OptionGroups,
     Parser,
     add_options,
     check_known,
@@ -168,7 +168,7 @@ class TrainingCommand:
     description: str
     usage: str
     example: str
-    groups: Groups
+    groups: OptionGroups
     work: Callable[[Invocation], None]
     settle: Settle = _as_they_are
     check: Callable[[dict[str, Any]], object] = lambda values: None
@@ -281,7 +281,7 @@ class TrainingCommand:
         return values
 
 
-def full_parser(prog: str, groups: Groups) -> argparse.ArgumentParser:
+def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
     """The parser that knows every field of SFTConfig too; nothing has a default."""
     from dataclasses import fields
 

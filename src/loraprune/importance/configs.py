@@ -6,11 +6,11 @@ wrong option is told of before torch is imported.
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from loraprune.options.field import check_fields, option
+from loraprune.importance.criterion_config import CriterionConfig
+from loraprune.options.field import setting
 
 if TYPE_CHECKING:
     import torch
@@ -29,88 +29,11 @@ GROUP_REDUCTIONS: tuple[str, ...] = get_args(GroupReduction)
 Ramp = Literal["linear", "cubic"]
 RAMPS: tuple[str, ...] = get_args(Ramp)
 
-EXPERT_KINDS = ("experts", "expert_channels")
-"""Kinds of dimensions whose groups are stacked experts, or lie inside them."""
-
 DEFAULT_PROMPT = (
     "Some heads and channels of this model are being switched off while it learns. Parts that are missing now will not "
     "come back, so rely on those that are left, and answer as well as the whole model would."
 )
 """Our own words; the prompt of Compresso's paper says the same at greater length."""
-
-
-@dataclass(frozen=True)
-class CriterionConfig:
-    """Base of the criteria.
-
-    Attributes:
-        name: in recipes, on the command line and in records.
-        comparable: scores of different kinds of groups have the same unit, an estimated change of the loss.
-        reads_data: whether scores depend on data.
-        at_consumers: whether it looks at what enters the one layer that reads a dimension.
-        reads_gradients: whether it scores by backward passes.
-        reads_effective_weights: whether it reads (or changes) weights as ``W + s·B·A``, which those of an adapter's
-            variants are not.
-        sums_weights: whether it adds up over the weights of a group, so that a whole block is all of its layers.
-        learns: whether it learns gates from the first step to the one cut that is made.
-        unstructured: whether it makes single weights zero and cuts no group.
-        nested: options are given as a mapping under the criterion's name.
-        needs_training: why it cannot score a model before it is tuned; empty where it can.
-        too_slow: why it cannot score at every step of a training run; empty where it can.
-    """
-
-    name: ClassVar[str] = ""
-    comparable: ClassVar[bool] = False
-    reads_data: ClassVar[bool] = True
-    at_consumers: ClassVar[bool] = False
-    reads_gradients: ClassVar[bool] = False
-    reads_effective_weights: ClassVar[bool] = False
-    sums_weights: ClassVar[bool] = False
-    learns: ClassVar[bool] = False
-    unstructured: ClassVar[bool] = False
-    nested: ClassVar[bool] = False
-    needs_training: ClassVar[str] = ""
-    too_slow: ClassVar[str] = ""
-
-    def __post_init__(self) -> None:
-        check_fields(self, f"{self.name}." if self.nested else "")
-
-    def build(self, seed: int = 0) -> Criterion:
-        """What does the work, for one run; ``seed`` is that of the run."""
-        raise TypeError(f"The criterion {self.name!r} scores no groups while a model is trained.")
-
-    def standardized(self, scores: Scores) -> Scores | None:
-        """Scores that groups of all layers can be ranked by, for ``allocation="global"``; None: as they are."""
-        return None
-
-    def check(self, structure: Structure, *, while_training: bool = True) -> None:
-        """Make sure that the criterion can score what is pruned.
-
-        Args:
-            structure: with the kinds that are pruned.
-            while_training: whether it scores in the training's own passes.
-
-        Raises:
-            ValueError: it cannot.
-        """
-        if while_training and (self.at_consumers or self.name == Taylor.name):
-            self._check_experts(structure)
-        if structure.spans_blocks and self.at_consumers:
-            raise ValueError(
-                f"The criterion {self.name!r} looks at the one layer that reads a group, and the dimension "
-                f"{structure.kinds[0]!r} has no such layer. Choose fisher, taylor, magnitude or random."
-            )
-
-    def _check_experts(self, structure: Structure) -> None:
-        # Whole blocks have experts in them where kinds that were not asked for are of experts.
-        inside = [kind for kind in structure.left_out if kind in EXPERT_KINDS] if "blocks" in structure.kinds else []
-        experts = [dimension.kind for dimension in structure if dimension.of_experts]
-        if experts or inside:
-            pruned = f"{experts[0]} are" if experts else "whole blocks with such experts are"
-            raise ValueError(
-                f"The criterion {self.name!r} cannot look into stacked experts while they are trained, and {pruned} "
-                "pruned. Use fisher, lora, magnitude or random, prune other kinds (--dimensions), or prune in one shot."
-            )
 
 
 @dataclass(frozen=True)
@@ -142,13 +65,13 @@ class LoraGuided(CriterionConfig):
     reads_effective_weights = True
     sums_weights = True
     needs_training = "scores groups by the gradients of an adapter that has learnt something"
-    form: str = option(
+    form: str = setting(
         "squared",
         "criterion lora as in the paper (squared) or its code (absolute)",
         choices=LORA_FORMS,
         flat="lora_form",
     )
-    reduction: str = option(
+    reduction: str = setting(
         "sum",
         "taylor, lora and magnitude: sum, mean, max, prod, first or last of the layers of a group",
         choices=GROUP_REDUCTIONS,
@@ -182,17 +105,18 @@ class Taylor(CriterionConfig):
 
     name = "taylor"
     comparable = True
+    looks_into_experts = False
     reads_gradients = True
     reads_effective_weights = True
     sums_weights = True
-    form: str = option(
+    form: str = setting(
         "squared",
         "criterion taylor: squared (LoRAPrune's vanilla one), or LLM-Pruner's first, second, mix, vectorize",
         choices=TAYLOR_FORMS,
         flat="taylor_form",
     )
-    reduction: str = option("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
-    offload: bool = option(False, "taylor: gradients that wait do so in the machine's memory", flat="offload_grads")
+    reduction: str = setting("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
+    offload: bool = setting(False, "taylor: gradients that wait do so in the machine's memory", flat="offload_grads")
 
     def build(self, seed: int = 0) -> Criterion:
         from loraprune.importance.taylor import TaylorCriterion
@@ -212,7 +136,7 @@ class Magnitude(CriterionConfig):
     reads_data = False
     reads_effective_weights = True
     sums_weights = True
-    reduction: str = option("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
+    reduction: str = setting("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
 
     def build(self, seed: int = 0) -> Criterion:
         from loraprune.importance.magnitude import MagnitudeCriterion
@@ -229,6 +153,7 @@ class AtConsumers(CriterionConfig):
     """
 
     at_consumers = True
+    looks_into_experts = False
     reads_effective_weights = True
     reads_moment: ClassVar[bool] = False
 
@@ -295,7 +220,7 @@ class Osscar(AtConsumers):
     name = "osscar"
     reads_moment = True
     too_slow = "compares groups by what the repair of their cut leaves over, which is too slow for every step"
-    damping: float = option(0.01, within="[0, 1)")
+    damping: float = setting(0.01, within="[0, 1)", idle=True)
 
     def group_scores(
         self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
@@ -368,19 +293,19 @@ class Compresso(CriterionConfig):
     learns = True
     nested = True
     needs_training = "learns its gates up to the cut"
-    learning_rate: float = option(0.5, "of the gates", within="(0, inf)", why="with less the gates learn nothing")
-    multiplier_learning_rate: float = option(
+    learning_rate: float = setting(0.5, "of the gates", within="(0, inf)", why="with less the gates learn nothing")
+    multiplier_learning_rate: float = setting(
         0.5, "of the Lagrange multipliers", within="(0, inf)", why="with less the gates learn nothing"
     )
-    warmup: float = option(
+    warmup: float = setting(
         0.5,
         "share of the steps before the cut over which the target rises",
         within="[0, 1]",
         why="a share of the steps",
     )
-    ramp: str = option("linear", "how it rises", choices=RAMPS)
-    initial_drop: float = option(0.01, "how far gates are closed at the start", within="(0, 1)", why="such as 0.01")
-    prompt: str | None = option(
+    ramp: str = setting("linear", "how it rises", choices=RAMPS)
+    initial_drop: float = setting(0.01, "how far gates are closed at the start", within="(0, 1)", why="such as 0.01")
+    prompt: str | None = setting(
         None, "text before every row of the data, or 'default' for ours", flat="pruning_prompt", shown="none"
     )
 
@@ -426,42 +351,10 @@ class Pst(CriterionConfig):
     unstructured = True
     nested = True
     needs_training = "learns its scores while the adapter is trained"
-    rank: int = option(8, "rank of the learnt part of the scores", within="[1, inf)")
-    low_rank_weight: float = option(1.0, "alpha1: what the low-rank part counts", within="[0, inf)")
-    structured_weight: float = option(1.0, "alpha2: what the parts of rows and columns count", within="[0, inf)")
-    learning_rate: float | None = option(None, "of the scores", within="(0, inf)", shown="that of the adapter")
-
-
-@dataclass(frozen=True)
-class OwnCriterion(CriterionConfig):
-    """A criterion of the user's own class, as one of ours.
-
-    Attributes:
-        criterion: the object; every run works with a copy.
-    """
-
-    criterion: Any
-    reads_gradients = True
-
-    def __post_init__(self) -> None:
-        from loraprune.importance.criterion import check_protocol
-
-        check_protocol(self.criterion)
-        object.__setattr__(self, "name", type(self.criterion).__name__)
-        object.__setattr__(self, "comparable", self.criterion.comparable)
-
-    def build(self, seed: int = 0) -> Criterion:
-        built: Criterion = copy.deepcopy(self.criterion)
-        return built
-
-
-def own_criterion(criterion: object) -> OwnCriterion:
-    """A user's own criterion as one of ours.
-
-    Raises:
-        ValueError: the object is no criterion.
-    """
-    return criterion if isinstance(criterion, OwnCriterion) else OwnCriterion(criterion)
+    rank: int = setting(8, "rank of the learnt part of the scores", within="[1, inf)")
+    low_rank_weight: float = setting(1.0, "alpha1: what the low-rank part counts", within="[0, inf)")
+    structured_weight: float = setting(1.0, "alpha2: what the parts of rows and columns count", within="[0, inf)")
+    learning_rate: float | None = setting(None, "of the scores", within="(0, inf)", shown="that of the adapter")
 
 
 GROUP_CRITERIA: dict[str, type[CriterionConfig]] = {

@@ -17,7 +17,7 @@ from loraprune.structure.plan import Plan
 if TYPE_CHECKING:
     from torch import nn
 
-    from loraprune.importance.configs import CriterionConfig
+    from loraprune.importance.criterion_config import CriterionConfig
     from loraprune.structure.dimensions import Structure
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
@@ -23,8 +23,7 @@ class Rule:
         flat: name as a keyword, in recipes and on the command line, where it differs from the field's.
         shown: how help shows the default, where that is not the value itself.
         why: what an error adds about the range.
-        parse: reads the option from the command line, where its type does not say how.
-        metavar: what help shows in place of a value.
+        idle: may be given where nothing in use has it.
     """
 
     help: str = ""
@@ -33,11 +32,10 @@ class Rule:
     flat: str | None = None
     shown: str | None = None
     why: str | None = None
-    parse: Callable[[str], Any] | None = None
-    metavar: str | None = None
+    idle: bool = False
 
 
-def option(default: Any, help: str = "", **rule: Any) -> Any:
+def setting(default: Any, help: str = "", **rule: Any) -> Any:
     """A dataclass field that is an option: see :class:`Rule` for its keywords; callables make the default."""
     metadata = {_RULE: Rule(help=help, **rule)}
     if callable(default):
@@ -46,13 +44,13 @@ def option(default: Any, help: str = "", **rule: Any) -> Any:
 
 
 def rule_of(field: dataclasses.Field[Any]) -> Rule:
-    """The rule of a field; an empty one where it was not declared with :func:`option`."""
+    """The rule of a field; an empty one where it was not declared with :func:`setting`."""
     found: Rule = field.metadata.get(_RULE, Rule())
     return found
 
 
 def is_option(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field was declared with :func:`option`; others cannot be given flat."""
+    """Whether a field was declared with :func:`setting`; others cannot be given flat."""
     return _RULE in field.metadata
 
 
@@ -123,7 +121,7 @@ def check_fields(options: Any, of: str = "") -> None:
     """Check every option of a dataclass: its type, its range, its choices. Lists become tuples, in place.
 
     Args:
-        options: the object, whose class was declared with :func:`option`.
+        options: the object, whose class was declared with :func:`setting`.
         of: what messages put before a name, such as ``"compresso."``.
 
     Raises:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
-from loraprune.options.field import check_fields, flat_name, is_option
+from loraprune.options.field import check_fields, flat_name, is_option, rule_of
 
 _Config = TypeVar("_Config", bound="Flat")
 
@@ -114,8 +114,14 @@ class Flat:
                 raise TypeError(f"{type(self).__name__} has no option {name!r}.")
             if dataclasses.is_dataclass(found):
                 self._check_nested(name, value, found)
-            elif value is not None and value != found:
+            elif value is not None and value != found and not self._is_idle(name):
                 yield name
+
+    @classmethod
+    def _is_idle(cls, flat: str) -> bool:
+        """Whether an option may be given where nothing has it."""
+        kinds = (kind for part in cls.parts.values() for kind in part.kinds.values())
+        return any(rule_of(options_of(kind)[flat]).idle for kind in kinds if flat in options_of(kind))
 
     def _check_nested(self, name: str, value: Any, default: Any) -> None:
         for part, of in self.parts.items():

@@ -9,8 +9,9 @@ from typing import Any, ClassVar, Literal
 from loraprune.allocation.schedule import Schedule
 from loraprune.allocation.target import Target
 from loraprune.compat.renamed import Renamed, renamed_fields, translated, under_old_names
-from loraprune.importance.configs import GROUP_CRITERIA, CriterionConfig, Pst, own_criterion
-from loraprune.options.field import option
+from loraprune.importance.configs import GROUP_CRITERIA, Pst
+from loraprune.importance.criterion_config import CriterionConfig, own_criterion
+from loraprune.options.field import setting
 from loraprune.options.flat import Flat, Part
 from loraprune.surgery.repairs import REPAIRS, Repair
 
@@ -67,26 +68,26 @@ class PruningConfig(Flat):
     """
 
     target: Target
-    criterion: CriterionConfig = option(
+    criterion: CriterionConfig = setting(
         None,
         "fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; osscar before the first step; "
         "position keeps the first of whole blocks",
     )
     schedule: Schedule = field(default_factory=Schedule)
-    repair: Repair = option(
+    repair: Repair = setting(
         None,
         "what is done to layers after a cut: refit (least squares: what each gave itself), stream (towards the "
         "residual stream before the cut), bias (FLAP's compensation) or none",
     )
-    calibration_sequences: int = option(128, "training sequences that the repair looks at", within="[0, inf)")
-    average_decay: float = option(0.9, "moving average of the scores, lambda", within="[0, 1)")
-    average_bias_correction: bool = option(True, "divide out the average's start from zero")
-    apply: Literal["slice", "mask"] = option(
+    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, inf)")
+    average_decay: float = setting(0.9, "moving average of the scores, lambda", within="[0, 1)")
+    average_bias_correction: bool = setting(True, "divide out the average's start from zero")
+    apply: Literal["slice", "mask"] = setting(
         "slice",
         "slice: cut tensors while training; mask: multiply with zeros, cut at the end",
         choices=("slice", "mask"),
     )
-    max_skipped_steps: int = option(5, "steps in a row with NaN or Inf before the run stops", within="[0, inf)")
+    max_skipped_steps: int = setting(5, "steps in a row with NaN or Inf before the run stops", within="[0, inf)")
     seed: int = 42
 
     parts: ClassVar = {

@@ -12,8 +12,9 @@ from torch.utils.checkpoint import checkpoint
 
 from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
 from loraprune.calibration.progress import Progress
-from loraprune.importance.configs import CriterionConfig, Fisher, OwnCriterion, Taylor
+from loraprune.importance.configs import Fisher, Taylor
 from loraprune.importance.criterion import Criterion, check_scores
+from loraprune.importance.criterion_config import CriterionConfig, OwnCriterion
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.taylor import base_gradients, taylor_scores
 from loraprune.importance.whole_blocks import block_by_block, built_for, joined_scores

@@ -11,8 +11,9 @@ import torch
 from loraprune.allocation.allocate import check_reachable
 from loraprune.allocation.schedule import cut_schedule
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.configs import Fisher, OwnCriterion
+from loraprune.importance.configs import Fisher
 from loraprune.importance.criterion import Criterion, LearnedCriterion, check_scores
+from loraprune.importance.criterion_config import OwnCriterion
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, selected, updated
 from loraprune.importance.whole_blocks import built_for, tell_micro_batches
 from loraprune.layers.axes import axis_length

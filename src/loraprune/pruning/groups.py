@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.calibration.block_by_block import Calibration
-    from loraprune.importance.configs import CriterionConfig
+    from loraprune.importance.criterion_config import CriterionConfig
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.widths import LegalWidths
     from loraprune.surgery.masking import Masks

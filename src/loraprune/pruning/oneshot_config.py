@@ -9,8 +9,9 @@ from typing import Any, ClassVar, NoReturn
 
 from loraprune.allocation.target import Target
 from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
-from loraprune.importance.configs import GROUP_CRITERIA, CriterionConfig, Pst, own_criterion
-from loraprune.options.field import option
+from loraprune.importance.configs import GROUP_CRITERIA, Pst
+from loraprune.importance.criterion_config import CriterionConfig, own_criterion
+from loraprune.options.field import setting
 from loraprune.options.flat import Flat, Part
 from loraprune.sparsity.configs import ZEROING_METHODS, Evidence, WandaMask, ZeroingMethod
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
@@ -100,21 +101,21 @@ class SparseConfig(_Calibrated):
         offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
     """
 
-    criterion: ZeroingMethod = option(None, "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs")
-    sparsity: str | float = option(
+    criterion: ZeroingMethod = setting(None, "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs")
+    sparsity: str | float = setting(
         0.5,
         "share of weights that become zero, such as 0.5, or N:M, such as 2:4 (N of every M consecutive weights of a "
         "row)",
     )
-    keep_layers: tuple[int | str, ...] = option(
+    keep_layers: tuple[int | str, ...] = setting(
         (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
     )
-    calibration_sequences: int = option(128, "rows of the data that are looked at", within="[1, inf)")
-    max_length: int | None = option(
+    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
+    max_length: int | None = setting(
         None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
     )
-    seed: int = option(42, "of what is drawn from the data")
-    offload: bool = option(
+    seed: int = setting(42, "of what is drawn from the data")
+    offload: bool = setting(
         False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
     )
 
@@ -181,24 +182,24 @@ class OneshotConfig(_Calibrated):
     """
 
     target: Target
-    criterion: CriterionConfig = option(
+    criterion: CriterionConfig = setting(
         None,
         "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of whole blocks position; with "
         "--sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs",
         shown="osscar; fisher for blocks and the hidden size; sparsegpt",
     )
-    repair: Repair = option(
+    repair: Repair = setting(
         None,
         "stream: least squares towards the dense model's residual stream; refit: towards each layer's own output; "
         "bias: the mean of what goes; none",
     )
-    cuts: int = option(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
-    calibration_sequences: int = option(128, "rows of the data that are looked at", within="[1, inf)")
-    max_length: int | None = option(
+    cuts: int = setting(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
+    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
+    max_length: int | None = setting(
         None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
     )
-    seed: int = option(42, "of what is drawn from the data")
-    offload: bool = option(
+    seed: int = setting(42, "of what is drawn from the data")
+    offload: bool = setting(
         False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
     )
 

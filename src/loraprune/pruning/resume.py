@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import load_file, save_file
 
-from loraprune.importance.configs import OwnCriterion
+from loraprune.importance.criterion_config import OwnCriterion
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pst import PstRun

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.allocate import check_reachable
 from loraprune.allocation.target import ALLOCATIONS
-from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA, CriterionConfig
+from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA
+from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
 from loraprune.options.flat import options_of

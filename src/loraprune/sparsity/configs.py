@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar, Literal, get_args
 
-from loraprune.options.field import check_fields, option
+from loraprune.options.field import check_fields, setting
 
 Order = Literal["sequential", "iterative"]
 ORDERS: tuple[str, ...] = get_args(Order)
@@ -51,7 +51,7 @@ class WholeMask(ZeroingMethod):
     """
 
     usual: ClassVar[str] = "row"
-    within: str | None = option(
+    within: str | None = setting(
         None,
         "of wanda and magnitude: compare the weights of a row, or of the matrix",
         choices=WITHIN,
@@ -87,7 +87,7 @@ class WandaMask(WholeMask):
 
     name = "wanda"
     evidence = Evidence.NORMS
-    variant: bool = option(False, "of wanda: rows lose the same share of their scores")
+    variant: bool = setting(False, "of wanda: rows lose the same share of their scores")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,8 +108,8 @@ class WithUpdates(ZeroingMethod):
         block_size: columns that are compared with each other, and updated together.
     """
 
-    damping: float = option(0.01, "of sparsegpt and the masks with updates", within="[0, 1)")
-    block_size: int = option(128, "columns that sparsegpt compares and updates together", within="[1, inf)")
+    damping: float = setting(0.01, "of sparsegpt and the masks with updates", within="[0, 1)", idle=True)
+    block_size: int = setting(128, "columns that sparsegpt compares and updates together", within="[1, inf)")
 
     def compared_weights(self, rows: int, width: int) -> int:
         """Those of a block of columns."""
@@ -134,12 +134,12 @@ class MaskWithUpdates(WithUpdates):
     """
 
     mask: ClassVar[type[WholeMask]] = WholeMask
-    order: str = option(
+    order: str = setting(
         "sequential",
         "of wanda+obs and magnitude+obs: sequential chooses the weights before any update, iterative block by block",
         choices=ORDERS,
     )
-    within: str | None = option(None, choices=WITHIN)
+    within: str | None = setting(None, choices=WITHIN)
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -183,8 +183,8 @@ class _Cut:
 
     @property
     def damping(self) -> float:
-        """Of the least squares; also of those inside experts, which have no bias to make up for what goes."""
-        return self.repair.damping if isinstance(self.repair, LeastSquares) else Refit().damping
+        """Of the least squares."""
+        return self.repair.damping if isinstance(self.repair, (LeastSquares, Bias)) else Refit().damping
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
         """Each block is cut and repaired before the calibration data moves on to the next."""

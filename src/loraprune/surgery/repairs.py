@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from loraprune.options.field import check_choice, check_fields, option
+from loraprune.options.field import check_choice, check_fields, setting
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,8 @@ class LeastSquares(Repair):
         damping: ridge as a share of the mean diagonal of the second moment of the inputs.
     """
 
-    damping: float = option(
-        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)"
+    damping: float = setting(
+        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)", idle=True
     )
 
 
@@ -55,10 +55,14 @@ class Stream(LeastSquares):
 class Bias(Repair):
     """The mean of what goes is added to the consumer's bias.
 
+    Attributes:
+        damping: of the least squares inside experts, which have no bias.
+
     Source: FLAP (arXiv 2312.11983), baseline bias compensation.
     """
 
     name = "bias"
+    damping: float = setting(0.01, within="[0, 1)", idle=True)
 
 
 @dataclass(frozen=True)
@@ -84,4 +88,6 @@ def repair_of(repair: str | Repair, damping: float | None = None) -> Repair:
         repair = REPAIRS[repair]()
     if not isinstance(repair, Repair):
         raise ValueError(f"repair is {repair!r}; give a name ({', '.join(REPAIRS)}) or an object of loraprune.repairs.")
-    return replace(repair, damping=damping) if damping is not None and isinstance(repair, LeastSquares) else repair
+    if damping is not None and isinstance(repair, (LeastSquares, Bias)):
+        return replace(repair, damping=damping)
+    return repair

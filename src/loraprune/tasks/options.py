@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.options.field import check_fields, option
+from loraprune.options.field import check_fields, setting
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,13 +31,13 @@ class LoraOptions:
         ValueError: a value is out of its range.
     """
 
-    r: int = option(8, "rank", within="[1, inf)", flat="lora_r")
-    alpha: int = option(16, "alpha", within="[1, inf)", flat="lora_alpha")
-    dropout: float = option(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
-    target_modules: Sequence[str] | None = option(
+    r: int = setting(8, "rank", within="[1, inf)", flat="lora_r")
+    alpha: int = setting(16, "alpha", within="[1, inf)", flat="lora_alpha")
+    dropout: float = setting(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
+    target_modules: Sequence[str] | None = setting(
         None, "layers to adapt", flat="lora_target_modules", shown="all projections of the blocks"
     )
-    experts: bool = option(False, "adapt the stacked experts of a mixture too", flat="lora_experts")
+    experts: bool = setting(False, "adapt the stacked experts of a mixture too", flat="lora_experts")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -76,32 +76,32 @@ class RunOptions:
         command: what the user typed, for the record.
     """
 
-    output: Path | None = option(None, "folder of the result")
-    split: str = option("train", "split of a hub data set")
-    eval_split: str = option("validation", "split of a hub data set given as --eval-data")
-    data_name: str | None = option(None, "configuration of a hub data set")
-    eval_data: str | Path | Dataset | None = option(
+    output: Path | None = setting(None, "folder of the result")
+    split: str = setting("train", "split of a hub data set")
+    eval_split: str = setting("validation", "split of a hub data set given as --eval-data")
+    data_name: str | None = setting(None, "configuration of a hub data set")
+    eval_data: str | Path | Dataset | None = setting(
         None, "data to measure on", shown="a twentieth of the data of the run"
     )
-    eval_sequences: int | None = option(
+    eval_sequences: int | None = setting(
         None, "rows to measure on, 0 for none", within="[0, inf)", shown="64; 1000 for classifiers"
     )
-    answers_only: bool = option(True, "of instructions and chats, train on the answers alone")
-    overwrite: bool = option(False, "replace what the output folder holds, and forget an interrupted run")
-    resume: bool = option(False, "go on with the interrupted run of this output folder")
-    trust_remote_code: bool = option(False, "run code that the checkpoint brings")
-    revision: str | None = option(None, "branch, tag or commit of a hub checkpoint")
-    target_params: int | None = option(None, "instead of a ratio: parameters of the result, such as 4.5B")
-    quantization: str | None = option(
+    answers_only: bool = setting(True, "of instructions and chats, train on the answers alone")
+    overwrite: bool = setting(False, "replace what the output folder holds, and forget an interrupted run")
+    resume: bool = setting(False, "go on with the interrupted run of this output folder")
+    trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
+    revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
+    target_params: int | None = setting(None, "instead of a ratio: parameters of the result, such as 4.5B")
+    quantization: str | None = setting(
         None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
     )
-    keep_quantized: bool = option(False, "save the result quantized, too, instead of in the checkpoint's dtype")
-    latency: bool = option(True, "measure the forward pass, dense and pruned")
-    unrecovered: bool = option(False, "also measure the same cut without tuning", flat="measure_unrecovered")
-    prompt: str | None = option(None, "text that both models go on from, for the report")
-    report: bool = option(True, "write report.html and report.json")
-    save_adapter: bool = option(False, "also save the unmerged adapter and the plan")
-    keep_run: bool = option(False, "keep the run's checkpoints after the end")
+    keep_quantized: bool = setting(False, "save the result quantized, too, instead of in the checkpoint's dtype")
+    latency: bool = setting(True, "measure the forward pass, dense and pruned")
+    unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
+    prompt: str | None = setting(None, "text that both models go on from, for the report")
+    report: bool = setting(True, "write report.html and report.json")
+    save_adapter: bool = setting(False, "also save the unmerged adapter and the plan")
+    keep_run: bool = setting(False, "keep the run's checkpoints after the end")
     command: str | None = None
 
     def __post_init__(self) -> None:

@@ -21,7 +21,7 @@ from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
 from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
-from loraprune.measure.estimation.target import Target, cut_size, find_target
+from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
 
 if TYPE_CHECKING:
@@ -132,7 +132,12 @@ class Estimator:
         )
 
     def _step(
-        self, settings: EstimateConfig, dtype: torch.dtype, target: Target | None = None, *, listening: bool = True
+        self,
+        settings: EstimateConfig,
+        dtype: torch.dtype,
+        target: TargetShapes | None = None,
+        *,
+        listening: bool = True,
     ) -> StepSize:
         """One training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
@@ -150,7 +155,7 @@ class Estimator:
             self._steps[key] = step_size(simulated, depth)
         return self._steps[key]
 
-    def _made_of(self, settings: EstimateConfig, dtype: torch.dtype, target: Target | None) -> Any:
+    def _made_of(self, settings: EstimateConfig, dtype: torch.dtype, target: TargetShapes | None) -> Any:
         """Make a model with its adapter, once; gives its key."""
         blocks = self._models.few if target is None else target.blocks
         key = (None if target is None else target.ratio, blocks, dtype, settings.quantization)
@@ -172,7 +177,7 @@ class Estimator:
             criterion=settings.pruning.criterion if listening and not settings.pruning.cuts_first else None,
         )
 
-    def _size(self, target: Target) -> ModelSize:
+    def _size(self, target: TargetShapes) -> ModelSize:
         """The model at a target."""
         tokens = self._settings.max_length or 0
         model, structure = self._models.pruned(target.blocks, target.plan, self._stored)
@@ -194,7 +199,7 @@ class Estimator:
             cache_bytes=forward.cache / tokens if forward.cache else None,
         )
 
-    def _cut(self, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> float:
+    def _cut(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> float:
         """Bytes at the fullest moment of a cut; 0 where nothing is refitted."""
 
         def block(data: CalibrationSize) -> int:
@@ -209,11 +214,11 @@ class Estimator:
         size = cut_size(self._models, settings, target, dtype, block)
         return step.weights + step.states + size if size else 0.0
 
-    def _needed(self, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> float:
+    def _needed(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> float:
         step = self._step(settings, dtype)
         return max(step.peak, self._cut(settings, target, dtype))
 
-    def _fit(self, gpu: Gpu, settings: EstimateConfig, target: Target, after: StepSize) -> GpuFit:
+    def _fit(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, after: StepSize) -> GpuFit:
         dtype = self._stored
         if not gpu.bfloat16:
             dtype, settings = torch.float32, replace(settings, bf16=False)
@@ -236,7 +241,7 @@ class Estimator:
         passes = (3 if settings.gradient_checkpointing else 2) * settings.gradient_accumulation_steps
         return float(self._structure.prunable_parameters * dtype.itemsize * passes)
 
-    def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: Target, dtype: torch.dtype) -> str | None:
+    def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> str | None:
         """Options with which the run fits, the mildest first; None where none of them is enough."""
         for flags, changed in remedies(settings, can_recompute=self._models.source.recomputes):
             # The weights alone may be too much: then there is nothing to work out.

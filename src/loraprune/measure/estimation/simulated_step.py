@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch.utils.checkpoint import checkpoint
 
-from loraprune.importance.configs import CriterionConfig, Fisher
+from loraprune.importance.configs import Fisher
 from loraprune.importance.criterion import Criterion
+from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import MovingAverage, updated
 from loraprune.importance.whole_blocks import built_for, tell_micro_batches
 from loraprune.layers.unwrap import base_layer, base_model

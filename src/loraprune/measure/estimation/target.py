@@ -30,7 +30,7 @@ STEPS = 1000
 def cut_size(
     models: ShapeModels,
     settings: EstimateConfig,
-    target: Target,
+    target: TargetShapes,
     dtype: torch.dtype,
     block: Callable[[CalibrationSize], int],
 ) -> int:
@@ -71,7 +71,7 @@ def _first_share(pruning: PruningConfig) -> float:
     return first.ratio / pruning.target.ratio
 
 
-def _consumers(models: ShapeModels, target: Target, share: float) -> Iterator[Consumer]:
+def _consumers(models: ShapeModels, target: TargetShapes, share: float) -> Iterator[Consumer]:
     seen = set()
     for dimension in models.structure.open:
         gone = dimension.num_groups - target.counts[dimension.name]
@@ -89,7 +89,7 @@ def _consumers(models: ShapeModels, target: Target, share: float) -> Iterator[Co
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class TargetShapes:
     """What a model is pruned to.
 
     Attributes:
@@ -109,7 +109,7 @@ class Target:
     ratio: float
 
 
-def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
+def find_target(models: ShapeModels, pruning: PruningConfig) -> TargetShapes:
     """The widths after the last cut, every kind of dimension losing about the same share.
 
     Raises:
@@ -119,7 +119,7 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
     depth = len(structure.blocks)
     full = {dimension.name: dimension.num_groups for dimension in structure}
     if pruning.target.ratio == 0.0:
-        return Target(plan=None, blocks=models.few, depth=depth, counts=full, removed=0, ratio=0.0)
+        return TargetShapes(plan=None, blocks=models.few, depth=depth, counts=full, removed=0, ratio=0.0)
     check_reachable(
         structure, pruning.target.ratio, pruning.target.legal_widths(structure), pruning.target.allocation or "balanced"
     )
@@ -130,7 +130,7 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> Target:
     counts = {d.name: by_kind[d.kind] if short else plan.count(d.name) for d in structure}
     removed = sum((d.num_groups - counts[d.name]) * d.parameters_per_group for d in structure)
     whole = structure.of_kind("blocks")
-    return Target(
+    return TargetShapes(
         plan=None if whole else plan,
         # Kept layers are no longer like the others.
         blocks=depth if structure.protected and not whole else models.few,
