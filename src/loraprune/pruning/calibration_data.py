@@ -11,7 +11,8 @@ import torch
 
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.calibration.least_squares import TOKENS_A_FEATURE, are_few
-from loraprune.importance.configs import CriterionConfig, Osscar
+from loraprune.importance.configs import Osscar
+from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.surgery.repairs import Repair
 
 if TYPE_CHECKING:

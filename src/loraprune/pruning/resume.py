@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 STATE_FILE = "loraprune_state.json"
 TENSOR_FILE = "loraprune_state.safetensors"
+SET_ASIDE = "diverged"
 _FORMAT = 1
 
 
@@ -50,6 +51,12 @@ def save_state(
     # Options may be numbers of NumPy, as of a sweep.
     temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
     temporary.replace(folder / STATE_FILE)
+
+
+def set_aside_(checkpoint: Path) -> None:
+    """Rename a checkpoint, where there is one, so that no run goes on from it: the step after it had NaN or Inf."""
+    if checkpoint.is_dir():
+        checkpoint.rename(checkpoint.with_name(checkpoint.name.replace("checkpoint", SET_ASIDE)))
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:

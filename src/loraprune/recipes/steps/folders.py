@@ -11,7 +11,7 @@ import torch
 from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_output
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import last_checkpoint
+from loraprune.pruning.resume import SET_ASIDE, last_checkpoint
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-RUN_ENTRIES = ("checkpoint-", "adapter", "runs", "README.md")
+RUN_ENTRIES = ("checkpoint-", f"{SET_ASIDE}-", "adapter", "runs", "README.md")
 """What a Trainer and we write into a run's folder."""
 
 

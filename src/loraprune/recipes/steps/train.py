@@ -136,7 +136,7 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a save and a stop once Ctrl-C came."""
         if self.requested and state.global_step < state.max_steps:
-            control.should_save = args.save_strategy != "no"
+            control.should_save = args.save_strategy != "no" and not self._pruning.is_skipping
             control.should_training_stop = True
             self._pruning.interrupted = True
 
