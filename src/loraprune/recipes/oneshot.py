@@ -24,6 +24,7 @@ from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CU
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
+from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
@@ -105,6 +106,7 @@ def oneshot(
     Raises:
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf.
+        BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
     """
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
@@ -241,6 +243,7 @@ def _finish(
         seconds=time.time() - started,
         phases=dict(phases.seconds),
     )
+    check_result(prepared, metrics, None, "--allow-bad-result keeps such a result")
     record = record_of(prepared, {"oneshot": prepared.settings()}, oneshot_recipe(prepared), metrics, pruned.plan)
     report = report_of(
         record,

@@ -53,6 +53,7 @@ class RunOptions:
         output: folder of the finished checkpoint; None keeps the result in memory only.
         overwrite: replace an output folder that holds something, and forget an interrupted run.
         resume: go on with the interrupted run of this output folder.
+        allow_bad_result: write a result, too, of which cuts are missing or that is no better than chance.
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
@@ -88,6 +89,7 @@ class RunOptions:
     )
     answers_only: bool = setting(True, "of instructions and chats, train on the answers alone")
     overwrite: bool = setting(False, "replace what the output folder holds, and forget an interrupted run")
+    allow_bad_result: bool = setting(False, "keep a result of missing cuts, or one no better than chance")
     resume: bool = setting(False, "go on with the interrupted run of this output folder")
     trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
     revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
