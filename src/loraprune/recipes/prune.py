@@ -165,6 +165,8 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.checkpoint is not None:
         logger.info("Going on from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
+        if prepared.options.allow_changes and pruning.run is not None:
+            pruning.run.total_steps = 0  # the cuts that are left fall where those of the new length do
     elif prepared.pruning.cuts_first and prepared.pruning.target.ratio > 0.0:
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)

@@ -11,7 +11,7 @@ import torch
 from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space, check_output
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import SET_ASIDE, last_checkpoint
+from loraprune.pruning.resume import SET_ASIDE, last_checkpoint, usable_checkpoint
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 
@@ -39,7 +39,7 @@ def check_folders(options: RunOptions) -> Path | None:
     if options.resume:
         if checkpoint is None:
             raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
-        return checkpoint
+        return usable_checkpoint(run_dir)
     if checkpoint is not None and not options.overwrite:
         raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
     return None

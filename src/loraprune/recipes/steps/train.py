@@ -18,6 +18,7 @@ from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import last_checkpoint
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
+from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
 from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.sparsity.masked_lora import keep_zeros_
 
@@ -48,6 +49,9 @@ def build_trainer(
     pruning.lead_(trainer)
     if prepared.options.quantization is not None:
         trainer.callback_handler.callbacks.insert(0, RememberQuantization(prepared.options.quantization))
+    trainer.callback_handler.callbacks.insert(0, RememberRun(prepared))
+    if prepared.options.allow_changes:
+        trainer.add_callback(TakeNewRate())
     if prepared.recovery:
         # Before that: a checkpoint is complete once the state of pruning is in it.
         trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(prepared.keep_zeros)))
