@@ -11,7 +11,7 @@ import torch
 from gpu_model import PRESETS, random_model, with_lora
 from transformers import PrinterCallback, Trainer, TrainingArguments
 
-from loraprune.importance.registry import CRITERIA
+from loraprune.importance.configs import CRITERIA
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 

@@ -84,7 +84,7 @@ def loaded(config: PretrainedConfig, settings: EstimateConfig) -> Any:
     model = model.to(settings.device) if settings.quantization is None else model
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     structure, task = describe(model), task_of_config(config, "AutoModelForCausalLM")
-    every_group = settings.pruning.criterion == "lora"
+    every_group = settings.pruning.criterion_name == "lora"
     adapted = get_peft_model(model, lora_config(settings.lora, structure, model, task, every_group=every_group))
     adapter_in_32_bits_(adapted)
     if settings.gradient_checkpointing:
@@ -163,7 +163,7 @@ def estimated(config: PretrainedConfig, settings: EstimateConfig, *, own_loss: b
         autocast=settings.autocast,
         checkpointing=bool(settings.gradient_checkpointing),
         micro_batches=settings.gradient_accumulation_steps,
-        criterion=settings.pruning.criterion_options,
+        criterion=settings.pruning.criterion,
     )
     return max(simulate(model, structure, step).peaks.values())
 

@@ -17,7 +17,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -182,7 +182,13 @@ class Laboratory:
 
 def without_defaults(run: Run) -> dict[str, Any]:
     """The values of a run that differ from the defaults, under the names that rows know: one run has one key."""
-    defaults = {} if run.how == "dense" else asdict(PruningConfig() if run.how == "joint" else OneshotConfig(ratio=0.5))
+    defaults: dict[str, Any] = {}
+    if run.how == "joint":
+        defaults = PruningConfig().flat()
+    elif run.how != "dense":  # of the other options, rows say even what is the default
+        usual = OneshotConfig(ratio=0.5).flat()
+        same = ("ratio", "keep_layers", "damping", "calibration_sequences", "max_length", "seed")
+        defaults = {name: usual[name] for name in same}
     found = {name: value for name, value in run.values.items() if name not in defaults or defaults[name] != value}
     return under_old_names(found, RENAMED if run.how == "joint" else RENAMED_ONESHOT)
 

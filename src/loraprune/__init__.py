@@ -11,13 +11,16 @@ from loraprune.compat.moved import find_moved_modules
 
 if TYPE_CHECKING:
     from loraprune.allocation.allocate import plan_for
+    from loraprune.allocation.schedule import Schedule
+    from loraprune.allocation.target import Target
     from loraprune.architectures import UnsupportedArchitectureError
     from loraprune.architectures.values import DescriptionError
     from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
     from loraprune.checkpoint.exports.semi_structured import load_semi_structured
+    from loraprune.checkpoint.finite import NonFiniteWeightsError
     from loraprune.checkpoint.load import CheckpointError
     from loraprune.checkpoint.open import load
-    from loraprune.checkpoint.save import OutputExistsError, save, save_pruned
+    from loraprune.checkpoint.save import save, save_pruned
     from loraprune.layers.quantized.layout import UnsupportedQuantizationError
     from loraprune.measure.benchmark.bench import bench
     from loraprune.measure.benchmark.config import BenchConfig
@@ -31,12 +34,14 @@ if TYPE_CHECKING:
     from loraprune.pruning.callback import PruningCallback, PstCallback
     from loraprune.pruning.config import PruningConfig
     from loraprune.pruning.errors import BadResultError, InterruptedRunError, TrainingDivergedError
-    from loraprune.pruning.oneshot_config import OneshotConfig
+    from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
     from loraprune.pruning.pruner import Pruner
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
+    from loraprune.record.claims import OutputInUseError
+    from loraprune.record.places import OutputExistsError, WriteError
     from loraprune.report.comparison.compare import compare_runs
     from loraprune.report.comparison.result import RunsComparison
     from loraprune.sparsity.masked_lora import keep_zeros_
@@ -61,9 +66,11 @@ __all__ = [
     "EvaluationConfig",
     "InterruptedRunError",
     "LoraOptions",
+    "NonFiniteWeightsError",
     "OneshotConfig",
     "OneshotResult",
     "OutputExistsError",
+    "OutputInUseError",
     "Plan",
     "PruneResult",
     "Pruner",
@@ -74,11 +81,15 @@ __all__ = [
     "RunOptions",
     "RunsComparison",
     "RuntimeFormatError",
+    "Schedule",
+    "SparseConfig",
     "Structure",
+    "Target",
     "TaskError",
     "TrainingDivergedError",
     "UnsupportedArchitectureError",
     "UnsupportedQuantizationError",
+    "WriteError",
     "__version__",
     "bench",
     "compare_criteria",
@@ -114,7 +125,9 @@ _HOMES = {
     "LoraOptions": "loraprune.tasks.options",
     "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
-    "OutputExistsError": "loraprune.checkpoint.save",
+    "NonFiniteWeightsError": "loraprune.checkpoint.finite",
+    "OutputExistsError": "loraprune.record.places",
+    "OutputInUseError": "loraprune.record.claims",
     "Plan": "loraprune.structure.plan",
     "PruneResult": "loraprune.recipes.prune",
     "Pruner": "loraprune.pruning.pruner",
@@ -125,12 +138,16 @@ _HOMES = {
     "RunOptions": "loraprune.tasks.options",
     "RunsComparison": "loraprune.report.comparison.result",
     "RuntimeFormatError": "loraprune.checkpoint.exports.checkpoint",
+    "Schedule": "loraprune.allocation.schedule",
+    "SparseConfig": "loraprune.pruning.oneshot_config",
     "Structure": "loraprune.structure.dimensions",
+    "Target": "loraprune.allocation.target",
     "TaskError": "loraprune.tasks.registry",
     "TrainingDivergedError": "loraprune.pruning.errors",
     "BadResultError": "loraprune.pruning.errors",
     "UnsupportedArchitectureError": "loraprune.architectures",
     "UnsupportedQuantizationError": "loraprune.layers.quantized.layout",
+    "WriteError": "loraprune.record.places",
     "bench": "loraprune.measure.benchmark.bench",
     "compare_criteria": "loraprune.recipes.compare_criteria",
     "compare_runs": "loraprune.report.comparison.compare",

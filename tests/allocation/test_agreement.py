@@ -108,8 +108,8 @@ def test_flap_in_a_global_allocation_ranks_standardized_scores_as_in_a_run(
     own = {name: 10.0**i * value for i, (name, value) in enumerate(scores(structure, 0).items())}
     other, full = scores(structure, 1), Plan.full(structure)
     plans = [
-        allocate(structure, full, {n: standardized(v) for n, v in own.items()}, 0.5, legal, "global", ranked=True),
-        allocate(structure, full, other, 0.5, legal, "global", comparable=False),
+        allocate(structure, full, {n: standardized(v) for n, v in own.items()}, 0.5, legal, "global", scale="rank"),
+        allocate(structure, full, other, 0.5, legal, "global", scale="own"),
     ]
     rows = agreements(structure, {"flap": own, "wanda": other}, (0.5,), legal, "global", criteria=CRITERIA)
     for kind in structure.kinds:

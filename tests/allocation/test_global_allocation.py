@@ -59,11 +59,11 @@ def test_groups_go_in_the_order_of_their_importance_per_parameter():
     scores = {d.name: torch.ones(d.num_groups) for d in structure}
     scores["layers.1.heads"] = torch.tensor([1.0, 5.0, 5.0, 5.0])
     scores["layers.0.heads"] = torch.tensor([9.0, 9.0, 9.0, 9.0])
-    plan = allocate_globally(structure, Plan.full(structure), scores, 768 / 10752, legal, comparable=True)
+    plan = allocate_globally(structure, Plan.full(structure), scores, 768 / 10752, legal, scale="loss")
     assert plan.kept["layers.1.heads"] == (1, 2, 3)
     assert plan.count("layers.0.channels") == plan.count("layers.1.channels") == 24
     # One head more is worth 5 / 768 a parameter, less than 1 / 96 for a channel: the second head goes next.
-    plan = allocate_globally(structure, Plan.full(structure), scores, 2 * 768 / 10752, legal, comparable=True)
+    plan = allocate_globally(structure, Plan.full(structure), scores, 2 * 768 / 10752, legal, scale="loss")
     assert plan.count("layers.1.heads") == 2
 
 
@@ -75,8 +75,8 @@ def test_scores_without_a_common_unit_are_compared_within_their_dimension():
     scaled = {name: value * (1e-3 if name.endswith("channels") else 1e3) for name, value in scores.items()}
     full = Plan.full(structure)
     plans = [
-        [allocate_globally(structure, full, values, 0.4, legal, comparable=flag) for values in (scores, scaled)]
-        for flag in (False, True)
+        [allocate_globally(structure, full, values, 0.4, legal, scale=flag) for values in (scores, scaled)]
+        for flag in ("own", "loss")
     ]
     assert plans[0][0] == plans[0][1]
     assert plans[1][0] != plans[1][1]
@@ -129,7 +129,7 @@ def test_layers_of_different_widths_lose_the_same_share_beside_a_wider_protected
 def ranked_plan(structure, scores, parameters, multiple=1):
     legal = LegalWidths(counts={"heads": (1, 2, 3, 4)}, multiples={"channels": multiple})
     ratio = parameters / structure.prunable_parameters
-    return allocate(structure, Plan.full(structure), scores, ratio, legal, "global", ranked=True)
+    return allocate(structure, Plan.full(structure), scores, ratio, legal, "global", scale="rank")
 
 
 @given(seed=st.integers(0, 99), channels=st.integers(1, 42))

@@ -193,7 +193,7 @@ class TestOffload:
             devices.append((weight.device.type, statistic.device.type, positions.device.type))
             return torch.ones(len(positions))
 
-        monkeypatch.setattr(f"loraprune.pruning.consumer_scores.{method}_group_scores", score)
+        monkeypatch.setattr(f"loraprune.importance.{method}.{method}_group_scores", score)
         with eval_mode(model):
             pass_ = LayerwisePass(model, structure, SEQUENCES, torch.device("meta"))
             consumer_scores(criterion_of(method), model, structure.dimensions[0], 4, pass_)

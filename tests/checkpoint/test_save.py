@@ -19,10 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, MistralConfig, PreTra
 
 from loraprune.checkpoint import save as export
 from loraprune.checkpoint.save import (
-    OutputExistsError,
-    appearing_folder,
     check_disk_space,
-    check_output,
     check_relaxed_class,
     finish,
     save_checkpoint,
@@ -374,94 +371,19 @@ class BoomError(Exception):
     pass
 
 
-def fail_halfway(folder: Path, error: type[BaseException]) -> None:
-    (folder / "new").write_text("new")
-    raise error
+def test_a_checkpoint_whose_extras_fail_does_not_appear(tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    output.mkdir()
+    (output / "pruning.json").write_text("old")
 
+    def extras(folder: Path) -> None:
+        assert (folder / "model.safetensors").is_file()
+        raise BoomError
 
-class TestAppearingFolder:
-    def test_a_folder_appears_with_all_its_files_when_the_block_ends(self, tmp_path: Path) -> None:
-        output = tmp_path / "a" / "out"
-        with appearing_folder(output) as folder:
-            (folder / "file").write_text("new")
-            assert not output.exists()
-        assert (output / "file").read_text() == "new"
-        assert sorted(path.name for path in output.parent.iterdir()) == ["out"]
-
-    def test_an_old_folder_is_replaced_whole(self, tmp_path: Path) -> None:
-        output = tmp_path / "out"
-        output.mkdir()
-        (output / "old").write_text("old")
-        with appearing_folder(output) as folder:
-            (folder / "new").write_text("new")
-            assert (output / "old").read_text() == "old"
-        assert [path.name for path in output.iterdir()] == ["new"]
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-
-    @pytest.mark.parametrize("error", [BoomError, KeyboardInterrupt])
-    @pytest.mark.parametrize("exists", [False, True])
-    def test_an_error_leaves_nothing_behind_and_the_old_folder_untouched(
-        self, tmp_path: Path, error: type[BaseException], exists: bool
-    ) -> None:
-        output = tmp_path / "out"
-        if exists:
-            output.mkdir()
-            (output / "old").write_text("old")
-        with pytest.raises(error), appearing_folder(output) as folder:
-            fail_halfway(folder, error)
-        assert [path.name for path in tmp_path.iterdir()] == (["out"] if exists else [])
-        assert not exists or [path.read_text() for path in output.iterdir()] == ["old"]
-
-    def test_an_old_folder_comes_back_when_the_new_one_cannot_take_its_place(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        output = tmp_path / "out"
-        output.mkdir()
-        (output / "old").write_text("old")
-        replace = Path.replace
-
-        def failing(source: Path, target: Path) -> Path:
-            if source.suffix == ".partial":
-                raise OSError("no")
-            return replace(source, target)
-
-        monkeypatch.setattr(Path, "replace", failing)
-        with pytest.raises(OSError, match="no"), appearing_folder(output) as folder:
-            (folder / "new").write_text("new")
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        assert [path.name for path in output.iterdir()] == ["old"]
-
-    def test_a_checkpoint_whose_extras_fail_does_not_appear(self, tmp_path: Path) -> None:
-        output = tmp_path / "out"
-        output.mkdir()
-        (output / "old").write_text("old")
-
-        def extras(folder: Path) -> None:
-            assert (folder / "model.safetensors").is_file()
-            raise BoomError
-
-        with pytest.raises(BoomError):
-            save_checkpoint(output, byte_model(), tiny_tokenizer(), record={}, card="", extras=extras)
-        assert [path.name for path in tmp_path.iterdir()] == ["out"]
-        assert [path.name for path in output.iterdir()] == ["old"]
-
-
-class TestCheckOutput:
-    def test_a_new_folder_and_an_empty_one_may_be_written(self, tmp_path: Path) -> None:
-        check_output(tmp_path / "new", overwrite=False)
-        check_output(tmp_path, overwrite=False)
-
-    def test_a_file_is_refused_even_with_overwrite(self, tmp_path: Path) -> None:
-        path = tmp_path / "file"
-        path.write_text("")
-        with pytest.raises(OutputExistsError, match=f"{path} is a file; the result is a folder"):
-            check_output(path, overwrite=True)
-
-    def test_a_folder_that_holds_something_needs_overwrite(self, tmp_path: Path) -> None:
-        (tmp_path / "file").write_text("")
-        with pytest.raises(OutputExistsError, match=f"{tmp_path} exists and is not empty.*pass --overwrite"):
-            check_output(tmp_path, overwrite=False)
-        check_output(tmp_path, overwrite=True)
+    with pytest.raises(BoomError):
+        save_checkpoint(output, byte_model(), tiny_tokenizer(), record={}, card="", extras=extras)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert [path.name for path in output.iterdir()] == ["pruning.json"]
 
 
 class TestDiskSpace:

@@ -53,11 +53,11 @@ def test_the_file_and_its_numbers_can_be_chosen(run: Command, tmp_path: Path) ->
 
 def test_an_existing_file_is_replaced_on_request_only(run: Command, folder: Path) -> None:
     file = folder / "model-f16.gguf"
-    file.write_text("mine")
+    file.write_text("GGUF mine")
     refused = run("export", folder, "--format", "gguf")
     assert (refused.code, refused.out) == (2, "")
     assert one_line(refused.err) == f"error: {file} exists. Name another file with -o, or pass --overwrite."
-    assert file.read_text() == "mine"
+    assert file.read_text() == "GGUF mine"
     assert run("export", folder, "--format", "gguf", "--overwrite").code == 0
     assert file.read_bytes()[:4] == b"GGUF"
 
@@ -149,13 +149,14 @@ def test_a_folder_is_replaced_on_request_only_and_never_the_checkpoint(run: Comm
     two_four_folder(tmp_path / "model")
     output = tmp_path / "out"
     output.mkdir()
-    (output / "mine").write_text("")
+    (output / "semi_structured.json").write_text("old")
+    (output / "vocab.txt").write_text("old")
     options = ("export", tmp_path / "model", "--format", "semi-structured")
     refused = run(*options, "-o", output)
     assert (refused.code, refused.out) == (2, "")
     assert "pass --overwrite" in one_line(refused.err)
     assert run(*options, "-o", output, "--overwrite").code == 0
-    assert not (output / "mine").exists()
+    assert not (output / "vocab.txt").exists()
     for own in (tmp_path / "model", tmp_path):
         refused = run(*options, "-o", own, "--overwrite")
         assert refused.code == 2

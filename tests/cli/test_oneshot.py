@@ -357,9 +357,10 @@ class TestOptions:
 
     def test_overwrite_replaces_what_was_there(self, oneshot: Any, out: Path) -> None:
         out.mkdir()
-        (out / "old.txt").write_text("old")
+        (out / "pruning.json").write_text("old")
+        (out / "vocab.txt").write_text("old")
         oneshot("--sparsity", "0.5", "--overwrite")
-        assert not (out / "old.txt").exists()
+        assert not (out / "vocab.txt").exists()
         assert [path.name for path in out.parent.iterdir()] == ["out"]
 
     @pytest.mark.full

@@ -184,10 +184,11 @@ class TestRun:
 
     def test_overwrite_replaces_what_was_there(self, run: Command, checkpoint: Path, data: Path, out: Path) -> None:
         out.mkdir()
-        (out / "old.txt").write_text("old")
+        (out / "pruning.json").write_text("old")
+        (out / "vocab.txt").write_text("old")
         finished = run("prune", checkpoint, "--data", data, "-o", out, *QUICK, "--overwrite")
         assert finished.code == 0, finished.err
-        assert not (out / "old.txt").exists()
+        assert not (out / "vocab.txt").exists()
         assert (out / "config.json").is_file()
         assert [path.name for path in out.parent.iterdir()] == ["out"]
 

@@ -26,7 +26,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"cut_every": 0}, "cut_every is 0; it must be at least 1"),
     ({"average_decay": 1.0}, r"average_decay is 1\.0; it must lie in \[0, 1\)"),
     ({"average_decay": -0.5}, r"average_decay is -0\.5"),
-    ({"damping": -1e-3}, r"damping is -0\.001; it must lie in \[0, 1\)"),
+    ({"damping": -1e-3}, r"damping is -0\.001; it must be at least 0"),
     ({"calibration_sequences": 0}, "calibration_sequences is below 1"),
     ({"apply": "mask"}, "A repair needs sliced tensors: say repair='none'"),
     ({"keep_layers": [0.5]}, "keep_layers is .*must be a list of whole numbers"),

@@ -12,7 +12,6 @@ from tests.pruning.criteria import criterion_of
 from tests.zoo import ROWS, experts
 from tests.zoo.row import adapted, structure_of
 
-import loraprune.pruning.consumer_scores as consumers
 from loraprune.calibration.block_by_block import LayerwisePass, WholeModelPass
 from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.importance.consumer_inputs import group_positions
@@ -237,7 +236,7 @@ def test_groups_whose_refit_error_cannot_be_told_are_scored_by_wanda_with_a_warn
     def refused(*args):
         raise NotPositiveDefiniteError("no")
 
-    monkeypatch.setattr(consumers, "osscar_group_scores", refused)
+    monkeypatch.setattr("loraprune.importance.osscar.osscar_group_scores", refused)
     with pytest.warns(UserWarning, match=r"layers\.0\.heads: the second moment .* scored by wanda.* larger --damping"):
         actual = scores_in_turn("osscar", model, structure)
     for key, values in expected.items():

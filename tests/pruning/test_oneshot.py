@@ -216,9 +216,9 @@ def test_the_dense_model_would_have_chosen_other_groups():
 @EVERY_ALLOCATION
 def test_the_widths_follow_from_scores_of_the_whole_model(method, allocation, model, structure):
     scores = dense_scores(model, structure, method)
-    ranked = method == "flap" and allocation == "global"
-    if ranked:
-        scores = {name: standardized(values) for name, values in scores.items()}
+    scale = "loss" if method in ("fisher", "taylor") else "own"
+    if method == "flap" and allocation == "global":
+        scores, scale = {name: standardized(values) for name, values in scores.items()}, "rank"
     expected = allocate(
         structure,
         Plan.full(structure),
@@ -226,8 +226,7 @@ def test_the_widths_follow_from_scores_of_the_whole_model(method, allocation, mo
         0.3,
         legal_widths(structure),
         allocation,
-        comparable=method in ("fisher", "taylor"),
-        ranked=ranked,
+        scale=scale,
     )
     plan = pruned(model, structure, method, repair="none", allocation=allocation).plan
     assert {n: len(groups) for n, groups in plan.kept.items()} == {n: len(g) for n, g in expected.kept.items()}

@@ -9,10 +9,9 @@ import pytest
 import torch
 from tests.models import projections, sequence_losses, tiny_model, token_ids, with_lora
 
-from loraprune.importance.configs import GROUP_REDUCTIONS, Taylor
+from loraprune.importance.configs import GROUP_REDUCTIONS, TAYLOR_FORMS, Taylor
 from loraprune.importance.reductions import reduced
 from loraprune.importance.taylor import TaylorCriterion
-from loraprune.importance.taylor_forms import TAYLOR_FORMS
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 
@@ -170,6 +169,8 @@ def test_the_layers_of_a_group_are_reduced(model: Any, how: str) -> None:
 
 def test_an_unknown_form_or_reduction_is_refused() -> None:
     with pytest.raises(ValueError, match="taylor_form is 'third'; choose one of squared, first"):
-        TaylorCriterion("third")
+        Taylor("third")
     with pytest.raises(ValueError, match="group_reduction is 'median'; choose one of sum, mean"):
+        Taylor(reduction="median")
+    with pytest.raises(ValueError, match="There is no reduction 'median'"):
         reduced([torch.ones(2)], "median")

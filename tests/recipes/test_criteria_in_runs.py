@@ -78,5 +78,5 @@ def test_whole_blocks_with_stacked_experts_are_refused_before_training() -> None
     "values", [{"taylor_form": "first"}, {"offload_grads": True}, {"group_reduction": "max", "criterion": "wanda"}]
 )
 def test_an_option_of_another_criterion_is_refused(checkpoint: Path, data: Path, values: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"is an option of the criterion 'taylor'.*Leave it out"):
+    with pytest.raises(ValueError, match=r"is an option of the criterion .*'taylor'.*Leave it out"):
         run(checkpoint, data, **values)

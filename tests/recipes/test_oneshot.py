@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
-from loraprune.sparsity.methods import METHODS
+from loraprune.sparsity.configs import ZEROING_METHODS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}
 
@@ -53,7 +53,7 @@ def test_every_structured_method_reaches_the_ratio(method: str, allocation: str,
     assert result.matrices == ()
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ZEROING_METHODS)
 @pytest.mark.parametrize(("sparsity", "size", "zeros"), [("0.5", None, None), ("2:4", 4, 2), ("4:8", 8, 4)])
 def test_every_sparse_method_makes_its_zeros(
     method: str, sparsity: str, size: int | None, zeros: int | None, checkpoint: Path, data: Path
@@ -240,7 +240,7 @@ class TestOutput:
     ) -> None:
         out = tmp_path / "out"
         out.mkdir()
-        (out / "mine.txt").write_text("mine")
+        (out / "pruning.json").write_text("mine")
 
         def fail(*arguments: Any, **named: Any) -> None:
             raise error
@@ -248,7 +248,7 @@ class TestOutput:
         monkeypatch.setattr(PreTrainedModel, "save_pretrained", fail)
         with pytest.raises(type(error)):
             run(checkpoint, data, sparsity=0.5, output=out, overwrite=True)
-        assert [path.name for path in out.iterdir()] == ["mine.txt"]
+        assert [path.name for path in out.iterdir()] == ["pruning.json"]
         assert list(tmp_path.iterdir()) == [out]
 
     def test_the_record_tells_data_sizes_and_time(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:

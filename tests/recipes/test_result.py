@@ -40,13 +40,14 @@ def test_a_result_without_a_folder_is_saved_later_as_a_run_would_have(
 
 
 def test_an_existing_folder_is_replaced_only_when_asked_for(finished: PruneResult, tmp_path: Path) -> None:
-    (tmp_path / "kept").write_text("important")
+    (tmp_path / "pruning.json").write_text("important")
+    (tmp_path / "plan.json").write_text("important")
     with pytest.raises(OutputExistsError, match="not empty"):
         finished.save_pretrained(tmp_path)
-    assert files_of(tmp_path) == {"kept"}
+    assert files_of(tmp_path) == {"plan.json", "pruning.json"}
     finished.save_pretrained(tmp_path, overwrite=True, report=False)
     assert "config.json" in files_of(tmp_path)
-    assert not {"kept", "report.html"} & files_of(tmp_path)
+    assert not {"plan.json", "report.html"} & files_of(tmp_path)
 
 
 class Hub:

@@ -101,19 +101,8 @@ def agreements(
     full = Plan.full(structure)
 
     def allocated(name: str, values: Scores, ratio: float) -> Plan:
-        config = criteria[name]
-        # Some criteria have a way of their own to compare layers, as in a run.
-        ranked = config.standardized(values) if allocation == "global" else None
-        return allocate(
-            structure,
-            full,
-            values if ranked is None else ranked,
-            ratio,
-            legal,
-            allocation,
-            comparable=config.comparable,
-            ranked=ranked is not None,
-        )
+        values, scale = criteria[name].scaled(values, allocation)
+        return allocate(structure, full, values, ratio, legal, allocation, scale=scale)
 
     removed = {
         ratio: {name: _removed(structure, allocated(name, values, ratio)) for name, values in scores.items()}

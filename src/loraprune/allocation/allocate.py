@@ -9,6 +9,7 @@ import torch
 from loraprune.allocation.choices import Choice, choices, positions_of
 from loraprune.allocation.global_allocation import allocate_globally, smallest_share
 from loraprune.allocation.target import ALLOCATIONS
+from loraprune.importance.criterion_config import Scale
 from loraprune.importance.moving_average import Scores
 from loraprune.options.field import check_choice
 from loraprune.structure.dimensions import Structure
@@ -94,8 +95,7 @@ def allocate(
     allocation: str = "balanced",
     *,
     final_ratio: float | None = None,
-    comparable: bool = True,
-    ranked: bool = False,
+    scale: Scale = "loss",
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
 
@@ -113,8 +113,7 @@ def allocate(
             within a tenth of the best, the one with most heads) or ``global`` (see
             :mod:`loraprune.allocation.global_allocation`: widths differ from layer to layer).
         final_ratio: where later cuts will end; None where this is the last one.
-        comparable: scores of different kinds of groups have the same unit; matters to ``global`` only.
-        ranked: scores were put on one scale before, and groups go in the order of their scores; likewise.
+        scale: of the scores; matters to ``global`` only.
 
     Returns:
         A plan with the same widths in every layer that may shrink (not so ``global``). At the last cut its ratio is
@@ -123,7 +122,7 @@ def allocate(
     if plan.ratio(structure) >= ratio:
         return plan
     if allocation == "global" and not structure.spans_blocks:
-        return allocate_globally(structure, plan, scores, ratio, legal, comparable=comparable, ranked=ranked)
+        return allocate_globally(structure, plan, scores, ratio, legal, scale=scale)
     scores = _protecting(structure, plan, scores)
     now = _widths_of(structure, plan)
     target = ratio if final_ratio is None else max(ratio, final_ratio)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Sequence
 
 from loraprune.allocation.choices import Choice, choices, positions_of
+from loraprune.importance.criterion_config import Scale
 from loraprune.importance.moving_average import Scores
 from loraprune.structure.dimensions import PrunableDimension, Structure
 from loraprune.structure.plan import Plan
@@ -37,16 +38,16 @@ def smallest_share(structure: Structure, legal: LegalWidths) -> float:
 class _Ladder:
     """Steps down of one choice, from the least important groups up: what each costs and what it frees."""
 
-    def __init__(self, choice: Choice, multiple: int, comparable: bool, ranked: bool) -> None:
+    def __init__(self, choice: Choice, multiple: int, scale: Scale) -> None:
         self.choice = choice
         self.count = choice.scores.shape[1]
         self._floor = floor_of(choice.dimension, multiple)
         self._multiple = multiple
         self._losses = choice.losses()
         per_group = choice.parameters_per_step
-        if ranked:
+        if scale == "rank":
             self._unit = float(len(choice.dimensions) * choice.scores.shape[0])
-        elif comparable:
+        elif scale == "loss":
             self._unit = float(per_group)
         else:
             self._unit = max(float(choice.scores.double().sum()) / self.count, 1e-300)
@@ -84,24 +85,23 @@ def allocate_globally(
     ratio: float,
     legal: LegalWidths,
     *,
-    comparable: bool,
-    ranked: bool = False,
+    scale: Scale,
 ) -> Plan:
     """Remove the groups that lose least importance for each parameter, wherever they are.
 
     Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor`` scores of both
     estimate the same thing, a change of the loss, and are compared as they are, as are the probabilities of
     ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean
-    of their dimension first, so that only the order within a dimension counts. Scores that are ``ranked`` (FLAP's,
-    standardized within each dimension) say themselves which group goes next; a step of several groups has their mean.
+    of their dimension first, so that only the order within a dimension counts. Scores on the scale ``rank``
+    (FLAP's, standardized within each dimension) say themselves which group goes next; a step of several groups has
+    their mean.
 
     Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
     step that would go past the ratio is left out while finer ones are left that meet it.
     """
     wanted = ratio * structure.prunable_parameters - plan.removed_parameters(structure)
     ladders = [
-        _Ladder(choice, legal.multiples.get(choice.dimension.kind, 1), comparable, ranked)
-        for choice in choices(structure, scores)
+        _Ladder(choice, legal.multiples.get(choice.dimension.kind, 1), scale) for choice in choices(structure, scores)
     ]
     queue = [(price, index) for index, ladder in enumerate(ladders) if (price := ladder.price()) is not None]
     heapq.heapify(queue)

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.checkpoint.weight_files import weight_files
 from loraprune.layers.quantized import prepare_
 
 if TYPE_CHECKING:
@@ -303,9 +304,11 @@ def load_model(
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
+        WeightIndexError: the index of the weights names files elsewhere.
     """
     import transformers
 
+    weight_files(Path(name).expanduser())  # an index that names files elsewhere
     further: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}

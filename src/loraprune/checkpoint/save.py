@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import json
 import shutil
-import uuid
-from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
 from loraprune.layers.unwrap import base_model
+from loraprune.record.appearing import appearing_folder
 from loraprune.record.codec import encode
 from loraprune.record.provenance import versions
+from loraprune.record.replaceable import check_output
 from loraprune.record.run_record import RECORD_FILE
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -29,10 +30,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 FREE_SPACE_MARGIN = 1.1
-
-
-class OutputExistsError(ValueError):
-    """The output folder exists and holds something."""
 
 
 def _config_refuses(structure: Structure, values: Mapping[str, int]) -> bool:
@@ -129,18 +126,6 @@ def _share_config_(model: PreTrainedModel) -> None:
             module.config = model.config  # type: ignore[assignment]
 
 
-def check_output(output: Path, *, overwrite: bool) -> None:
-    """Make sure that a folder may be written.
-
-    Raises:
-        OutputExistsError: it exists and is not empty, and ``overwrite`` is off; or it is a file.
-    """
-    if output.is_file():
-        raise OutputExistsError(f"{output} is a file; the result is a folder.")
-    if output.is_dir() and any(output.iterdir()) and not overwrite:
-        raise OutputExistsError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
-
-
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Make sure that what will be written fits.
 
@@ -159,31 +144,6 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
-@contextmanager
-def appearing_folder(output: Path) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise."""
-    output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    mark = uuid.uuid4().hex[:8]
-    temporary = output.with_name(f".{output.name}.{mark}.partial")
-    temporary.mkdir()
-    try:
-        yield temporary
-        if output.exists():
-            old = output.with_name(f".{output.name}.{mark}.old")
-            output.replace(old)
-            try:
-                temporary.replace(output)
-            except BaseException:
-                old.replace(output)
-                raise
-            shutil.rmtree(old)
-        else:
-            temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def save_checkpoint(
     output: Path,
     model: PreTrainedModel,
@@ -192,18 +152,25 @@ def save_checkpoint(
     card: str,
     record: dict[str, Any] | None = None,
     extras: Callable[[Path], None] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
 
     Args:
-        output: folder to make; an existing one is replaced.
+        output: folder to make.
         model: merged, with its config.
         tokenizer: saved beside it, or None.
         card: text of ``README.md``.
         record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
         extras: writes further files into the folder, after the weights.
+        overwrite: replace a result that is there.
+
+    Raises:
+        WriteError: the disk is full, or something else has taken the folder's place meanwhile.
+        NonFiniteWeightsError: a weight is NaN or infinite; nothing is written.
     """
-    with appearing_folder(output) as folder:
+    check_finite(model)
+    with appearing_folder(output, overwrite=overwrite) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
@@ -286,5 +253,5 @@ def save(
     structure = describe(finished)
     widths = {kind: [d.num_groups for d in structure.of_kind(kind)] for kind in structure.kinds}
     record = {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
-    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure))
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure), overwrite=overwrite)
     return output

@@ -8,13 +8,20 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-MODEL_FILES = ("model.safetensors", "model.safetensors.index.json")
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+MODEL_FILES = (WEIGHTS, INDEX)
 """What holds the weights of a whole model: one file, or the list of several."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+
+
+class WeightIndexError(ValueError):
+    """The index of a checkpoint's weights cannot be used."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,17 +33,39 @@ class StoredTensor:
     dtype: str
 
 
+def weight_map(index: Path) -> dict[str, str]:
+    """The file of each tensor, as an index names them; all lie in the folder of the index.
+
+    Raises:
+        WeightIndexError: it is no index, or names a file elsewhere.
+    """
+    try:
+        values: Any = json.loads(index.read_text(encoding="utf-8"))
+        names = {str(tensor): str(name) for tensor, name in values["weight_map"].items()}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise WeightIndexError(f"{index} is no index of weights: fetch the checkpoint again.") from error
+    outside = [name for name in names.values() if name in ("", "..") or Path(name).name != name or "\\" in name]
+    if outside:
+        raise WeightIndexError(
+            f"{index} names the file {outside[0]!r}, which is outside of its folder. No checkpoint needs that: "
+            "fetch it again from where you trust it."
+        )
+    return names
+
+
 def weight_files(folder: Path) -> list[Path]:
     """The files that a model's weights are read from, as transformers chooses them; of an adapter, all of them.
 
     Other formats of the same weights may lie beside them, and shards that an earlier checkpoint left behind.
+
+    Raises:
+        WeightIndexError: see :func:`weight_map`.
     """
-    single, index = (folder / name for name in MODEL_FILES)
+    single, index = folder / WEIGHTS, folder / INDEX
     if single.is_file():
         return [single]
     if index.is_file():
-        named = json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()
-        return [folder / name for name in dict.fromkeys(named)]
+        return [folder / name for name in dict.fromkeys(weight_map(index).values())]
     return sorted(folder.glob("*.safetensors"))
 
 
@@ -58,14 +87,19 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def dtype_in_files(folder: Path) -> torch.dtype | None:
-    """The dtype that most of a model's numbers are stored in; None where no file says one."""
+    """The dtype that most of a model's numbers are stored in; None where no file says one.
+
+    Raises:
+        WeightIndexError: see :func:`weight_map`.
+    """
     from safetensors import SafetensorError
 
     counts: Counter[torch.dtype] = Counter()
+    files = weight_files(folder)
     try:
-        for stored in stored_tensors(weight_files(folder)).values():
+        for stored in stored_tensors(files).values():
             if stored.dtype in _DTYPES:
                 counts[_DTYPES[stored.dtype]] += math.prod(stored.shape)
-    except (OSError, ValueError, KeyError, SafetensorError):  # loading the weights says what is wrong with them
+    except (OSError, ValueError, SafetensorError):  # loading the weights says what is wrong with them
         return None
     return counts.most_common(1)[0][0] if counts else None

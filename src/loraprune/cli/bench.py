@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,6 +26,7 @@ from loraprune.cli.options import (
     with_dashes,
 )
 from loraprune.record import numbers
+from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -146,23 +146,14 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
             raise ValueError("--no-decoding and --decode-batch contradict each other. Leave one of them out.")
         values["decode_batch"] = ()
     if values.get("output") is not None:
-        _check_output(values["output"])
+        check_file(
+            values["output"],
+            example="bench.json",
+            what="benchmark",
+            holds=b"loraprune-bench",
+            inputs=(*values["models"], values.get("base"), values.get("architecture")),
+        )
     return values
-
-
-def _check_output(output: Path) -> None:
-    """Make sure that the file can be written, before anything is measured.
-
-    Raises:
-        ValueError: it is a folder, in no folder, or something else than an earlier benchmark.
-    """
-    if output.is_dir():
-        raise ValueError(f"The output {output} is a folder. Name a file, such as {output / 'bench.json'}.")
-    standing = next(folder for folder in output.absolute().parents if folder.exists())
-    if not standing.is_dir() or not os.access(standing, os.W_OK):
-        raise ValueError(f"The output {output} cannot be written: {standing} is no folder that you can write to.")
-    if output.exists() and b"loraprune-bench" not in output.read_bytes()[:200]:
-        raise ValueError(f"The output {output} exists and is no benchmark. Name another file.")
 
 
 def _run(arguments: Sequence[str], console: Console) -> int:
@@ -170,7 +161,6 @@ def _run(arguments: Sequence[str], console: Console) -> int:
 
     from loraprune.measure.benchmark.bench import bench
     from loraprune.measure.benchmark.config import BenchConfig
-    from loraprune.record.atomic import write_text
 
     quiet_libraries()
     config = BenchConfig(**fields_of(_OPTIONS, values, "bench"))
@@ -181,9 +171,11 @@ def _run(arguments: Sequence[str], console: Console) -> int:
     finally:
         progress.close()
     results = results_console()
-    if values.get("output") is not None:
-        write_text(values["output"], result.to_text())  # before anything is printed, which may fail
-    _show(results, result)
+    try:
+        if values.get("output") is not None:
+            write_text(values["output"], result.to_text())  # before anything is printed, which may fail
+    finally:  # what took long to measure is shown in any case
+        _show(results, result)
     if values.get("output") is not None:
         print_line(results, f"Figures: {values['output']}")
     return 0

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, report_errors, results_console
 from loraprune.cli.options import ArgumentError, Parser, suggestion, with_dashes
+from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -110,18 +111,26 @@ def _check_outputs(options: argparse.Namespace) -> None:
     """Refuse what cannot be written before anything is read.
 
     Raises:
-        ValueError: a name has a wrong suffix, or is that of a folder or of a file that is read.
+        ValueError: a name has a wrong suffix, or what is there is not to be replaced.
     """
     from loraprune.report.comparison.page import check_page
+    from loraprune.report.page import HEAD_OF_PAGES
     from loraprune.report.picture_files import check_picture
 
     outputs = [path for path in (options.output, options.picture, options.json) if path is not None]
-    read = {path.resolve() for path in (*options.evaluation, *options.bench)}
-    for path in outputs:
-        if path.is_dir():
-            raise ValueError(f"The output {path} is a folder. Name a file, such as {path / 'comparison.html'}.")
-        if path.resolve() in read or path.name == "pruning.json":
-            raise ValueError(f"The output {path} would replace a file that is read. Name another one.")
+    for path, holds in (
+        (options.output, HEAD_OF_PAGES),
+        (options.picture, b"atplotlib"),
+        (options.json, b'"format": "loraprune-'),
+    ):
+        if path is not None:
+            check_file(
+                path,
+                example="comparison.html",
+                what="comparison",
+                holds=holds,
+                inputs=(*options.evaluation, *options.bench),
+            )
     if len({path.resolve() for path in outputs}) < len(outputs):
         raise ValueError("Two outputs have the same name. Name a file for each.")
     if options.output is not None:
@@ -163,7 +172,6 @@ def _others(names: Sequence[str]) -> str:
 
 
 def _write(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
-    from loraprune.record.atomic import write_text
     from loraprune.report.comparison.figure import write_picture
     from loraprune.report.comparison.page import write_page
 

@@ -11,6 +11,7 @@ from loraprune.cli.console import results_console
 from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.training_options import ARCHITECTURE, LORA, Invocation, TrainingCommand, sources
+from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -74,13 +75,19 @@ def compare_criteria_command(arguments: Sequence[str]) -> int:
 def _work(asked: Invocation) -> None:
     from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
-    from loraprune.record.atomic import write_text
     from loraprune.tasks.options import LoraOptions, RunOptions
 
     values = asked.values
     output: Path | None = values.get("output")
-    if output is not None and output.is_dir():
-        raise ValueError(f"The output {output} is a folder. Name a file, such as {output / 'agreement.json'}.")
+    if output is not None:
+        read = ("model", "data", "tokenizer", "image_processor", "config", "architecture")
+        check_file(
+            output,
+            example="agreement.json",
+            what="agreement of criteria",
+            holds=b'"agreement"',
+            inputs=[values.get(name) for name in read],
+        )
     progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)
     try:
         comparison = compare_criteria(

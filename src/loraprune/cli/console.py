@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.record.places import WriteError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -85,7 +86,7 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         console.print("Stopped.", style="yellow")
         return STOPPED
-    except ArithmeticError as error:
+    except (ArithmeticError, WriteError) as error:
         print_line(console, f"error: {error}", "red")
         return FAILED
     except (ValueError, OSError) as error:

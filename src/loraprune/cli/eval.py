@@ -7,11 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hub, suggestion, with_dashes
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from loraprune.measure.evaluation.results import Results
 
 _DESCRIPTION = """Measure models: perplexity of texts, tasks, completions of prompts, accuracy on labelled data.
 
@@ -144,5 +146,20 @@ def _run(values: dict[str, Any], console: Console) -> int:
         results = evaluate(models, config, progress=progress)
     out = results_console()
     show_entries(out, results.entries)
-    print_line(out, f"Results: {config.output}")
-    return 0
+    if _kept(results, config.output):
+        print_line(out, f"Results: {config.output}")
+        return 0
+    print_line(console, f"error: {config.output} does not hold all results.", "red")
+    return FAILED
+
+
+def _kept(results: Results, output: Path | None) -> bool:
+    """Whether all results are in the file: a disk that is full stops no evaluation."""
+    from loraprune.measure.evaluation.results import ResultsError, read_results
+
+    assert output is not None
+    try:
+        kept = read_results(output)
+    except ResultsError:
+        return False
+    return all(kept.find(entry.key) is not None for entry in results.entries)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import indices, names
+from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
+from loraprune.record.places import check_place
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -55,6 +57,10 @@ def _run(options: argparse.Namespace) -> int:
     from loraprune.checkpoint.source import ModelSource
 
     quiet_libraries()
+    if options.draft is not None:
+        check_place(options.draft)
+        if options.draft.exists():
+            raise ValueError(f"{options.draft} exists. Name a new file with --draft.")
     spec = None if options.architecture is None else read_spec(options.architecture)
     source = ModelSource.of(
         options.model, trust_remote_code=options.trust_remote_code, revision=options.revision, described=False
@@ -105,11 +111,8 @@ def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> 
 
 
 def _write_draft(options: argparse.Namespace, text: str) -> None:
-    if options.draft is None:
-        return
-    if options.draft.exists():
-        raise ValueError(f"{options.draft} exists. Name a new file with --draft.")
-    options.draft.write_text(text, encoding="utf-8")
+    if options.draft is not None:
+        write_text(options.draft, text)
 
 
 # The layers of a model that loraprune does not know, as text and as plain values.

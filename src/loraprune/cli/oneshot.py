@@ -21,6 +21,7 @@ from loraprune.cli.options import (
     Parser,
     add_options,
     check_known,
+    check_recipe_stays,
     fields_of,
     old_names,
     option,
@@ -83,7 +84,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "calibration": _groups("calibration_sequences", "max_length", "seed", "offload"),
     "what is measured and kept": (
-        *declared(RunOptions, "run", "latency", "prompt", "report"),
+        *declared(RunOptions, "run", "latency", "dtype", "prompt", "report"),
         option("quiet", "call", "results only", **SWITCH),
     ),
 }
@@ -169,6 +170,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     from loraprune.recipes.oneshot import oneshot
 
     quiet_libraries()
+    check_recipe_stays(values)
     if values.get("architecture") is not None:
         register(read_spec(values["architecture"]))
     options = RunOptions(
@@ -199,7 +201,7 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
     Raises:
         ValueError: it is for 2:4 alone, or this machine or the installed packages cannot do it.
     """
-    from loraprune.checkpoint.save import check_output
+    from loraprune.record.replaceable import check_output
 
     if form == "dense":
         return
@@ -207,11 +209,12 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import check_semi_structured
+        from loraprune.checkpoint.load import DTYPES
         from loraprune.checkpoint.source import ModelSource
 
         check_semi_structured()
         source = ModelSource.of(model, trust_remote_code=options.trust_remote_code, revision=options.revision)
-        check_semi_structured(dtype=source.stored_dtype)
+        check_semi_structured(dtype=DTYPES[options.dtype] if options.dtype else source.stored_dtype)
     else:
         from loraprune.checkpoint.exports.compressed_tensors import check_package
 

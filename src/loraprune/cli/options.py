@@ -16,6 +16,8 @@ from typing import Any, NoReturn
 from urllib.parse import urlparse
 from urllib.request import getproxies
 
+from loraprune.record.replaceable import check_apart
+
 logger = logging.getLogger("loraprune")
 
 
@@ -311,6 +313,16 @@ def typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:
         return vars(parser.parse_args(words))[name]
     except ArgumentError as error:
         raise ValueError(f"The recipe's {name} is {value!r}: {error}") from None
+
+
+def check_recipe_stays(values: Mapping[str, Any]) -> None:
+    """Make sure that the result does not take the place of the recipe or of the description that the command reads.
+
+    Raises:
+        ValueError: it would.
+    """
+    if values.get("output") is not None:
+        check_apart(Path(values["output"]).expanduser(), (values.get("config"), values.get("architecture")))
 
 
 def check_known(recipe: Iterable[str], known: Collection[str]) -> None:

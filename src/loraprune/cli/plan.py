@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import add_old_options, indices, names, parameter_count, with_new_names
 from loraprune.measure.estimation.gpus import PRESETS
+from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
 
 if TYPE_CHECKING:
@@ -107,10 +108,17 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError("--ratio and --target-params say the same thing; give one of them.")
     if options.output is not None and not options.output.parent.is_dir():
         raise ValueError(f"The folder of {options.output} does not exist. Make it, or name another file.")
+    if options.output is not None:
+        check_file(
+            options.output,
+            example="plan.json",
+            what="estimate",
+            holds=b'"step_flops"',
+            inputs=(options.model, options.architecture),
+        )
     from loraprune.architectures import read_spec, register
     from loraprune.measure.estimation.estimate import Estimator
     from loraprune.measure.estimation.shape_models import find_shapes
-    from loraprune.record.atomic import write_text
 
     quiet_libraries()
     if options.architecture is not None:
@@ -120,12 +128,12 @@ def _run(options: argparse.Namespace) -> int:
     estimator = Estimator(source, settings)
     estimates = [estimator.estimate(ratio) for ratio in options.ratio or [None]]
     text = json.dumps([found.to_json() for found in estimates], indent=2)
-    if options.output is not None:
-        write_text(options.output, text + "\n")
     if options.json:
         print(text)
     else:
         _show(results_console(), estimates)
+    if options.output is not None:
+        write_text(options.output, text + "\n")
     return 0
 
 

@@ -19,6 +19,7 @@ from loraprune.cli.options import (
     Parser,
     add_options,
     check_known,
+    check_recipe_stays,
     old_names,
     option,
     parameter_count,
@@ -81,7 +82,7 @@ def kept(adapter: str) -> tuple[Option, ...]:
         adapter: what ``--save-adapter`` saves.
     """
     return (
-        *declared(RunOptions, "run", "prompt", "report"),
+        *declared(RunOptions, "run", "dtype", "prompt", "report"),
         option("save_adapter", "run", f"also save {adapter} (off)", **SWITCH),
         *declared(RunOptions, "run", "keep_run"),
         option("quiet", "call", "results only", **SWITCH),
@@ -213,6 +214,7 @@ class TrainingCommand:
         values = self._values(arguments, options, training)
         self._check_needed(values)
         quiet_libraries()
+        check_recipe_stays(values)
         if values.get("architecture") is not None:
             from loraprune.architectures import read_spec, register
 

@@ -17,8 +17,12 @@ from loraprune.importance.configs import (
 )
 from loraprune.importance.criterion import Criterion, LearnedCriterion
 
+CompressoOptions = Compresso
+"""The old name."""
+
 __all__ = [
     "Compresso",
+    "CompressoOptions",
     "Criterion",
     "Fisher",
     "Flap",

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
-from loraprune.importance.criterion_config import CriterionConfig
+from loraprune.importance.criterion_config import CriterionConfig, Scale
 from loraprune.options.field import setting
 
 if TYPE_CHECKING:
@@ -202,11 +202,13 @@ class Flap(AtConsumers):
 
         return flap_group_scores(weight_OI, inputs.variance, positions_GK)
 
-    def standardized(self, scores: Scores) -> Scores | None:
-        """FLAP's own way to compare layers."""
+    def scaled(self, scores: Scores, allocation: str) -> tuple[Scores, Scale]:
+        """FLAP's own way to compare layers: standardized scores, in the order of their values."""
         from loraprune.importance.flap import standardized
 
-        return {name: standardized(values) for name, values in scores.items()}
+        if allocation != "global":
+            return super().scaled(scores, allocation)
+        return {name: standardized(values) for name, values in scores.items()}, "rank"
 
 
 @dataclass(frozen=True)
@@ -220,7 +222,7 @@ class Osscar(AtConsumers):
     name = "osscar"
     reads_moment = True
     too_slow = "compares groups by what the repair of their cut leaves over, which is too slow for every step"
-    damping: float = setting(0.01, within="[0, 1)", idle=True)
+    damping: float = setting(0.01, within="[0, inf)", idle=True)
 
     def group_scores(
         self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from loraprune.options.field import check_fields
 
@@ -15,6 +15,10 @@ if TYPE_CHECKING:
 
 EXPERT_KINDS = ("experts", "expert_channels")
 """Kinds of dimensions whose groups are stacked experts, or lie inside them."""
+
+
+Scale = Literal["loss", "own", "rank"]
+"""How scores of different dimensions compare: as changes of the loss, each on a scale of its own, or by rank."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ class CriterionConfig:
         """What does the work, for one run; ``seed`` is that of the run."""
         raise TypeError(f"The criterion {self.name!r} scores no groups while a model is trained.")
 
-    def standardized(self, scores: Scores) -> Scores | None:
-        """Scores that groups of all layers can be ranked by, for ``allocation="global"``; None: as they are."""
-        return None
+    def scaled(self, scores: Scores, allocation: str) -> tuple[Scores, Scale]:
+        """Scores as an allocation compares them over the layers, and their scale."""
+        return scores, "loss" if self.comparable else "own"
 
     def check(self, structure: Structure, *, while_training: bool = True) -> None:
         """Make sure that the criterion can score what is pruned.

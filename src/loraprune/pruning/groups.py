@@ -83,18 +83,17 @@ class Groups:
 
     def allocated(self, scores: Scores, ratio: float) -> Plan:
         """The plan of a smaller model by the scores of the groups that are kept now."""
-        # Some criteria have a way of their own to compare layers.
-        ranked = self.criterion.standardized(scores) if self.target.allocation == "global" else None
+        allocation = self.target.allocation or "balanced"
+        scores, scale = self.criterion.scaled(scores, allocation)
         return allocate(
             self.structure,
             self.plan,
-            scores if ranked is None else ranked,
+            scores,
             ratio,
             self.legal_widths(),
-            self.target.allocation or "balanced",
+            allocation,
             final_ratio=self.target.ratio,
-            comparable=self.criterion.comparable,
-            ranked=ranked is not None,
+            scale=scale,
         )
 
     def remember(self, scores: Scores, plan: Plan | None = None) -> None:

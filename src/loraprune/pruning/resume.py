@@ -18,6 +18,7 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.pst import PstRun
 from loraprune.pruning.run import PruningRun
+from loraprune.record.atomic import write_text
 
 if TYPE_CHECKING:
     from torch import nn
@@ -55,10 +56,8 @@ def save_state(
     """
     save_file(run.tensors(model), folder / TENSOR_FILE)
     state = run_values(run, {"history": history, "skipped_steps": skipped_steps})
-    temporary = folder / f"{STATE_FILE}.tmp"
     # Options may be numbers of NumPy, as of a sweep.
-    temporary.write_text(json.dumps(state, default=lambda value: value.item()), encoding="utf-8")
-    temporary.replace(folder / STATE_FILE)
+    write_text(folder / STATE_FILE, json.dumps(state, default=lambda value: value.item()))
 
 
 def set_aside_(checkpoint: Path) -> None:

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.save import check_output
 from loraprune.data.demo import PROMPT, demo_data, demo_model
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.recipes.prune import PruneResult, prune
-from loraprune.record.run_record import RunRecord
+from loraprune.record.replaceable import check_output
+from loraprune.record.run_record import RECORD_FILE, RunRecord
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ _TRAINING: dict[str, Any] = {
 
 def _is_demo_result(folder: Path) -> bool:
     try:
-        return Path(RunRecord.read(folder).base_model).name == demo_model().name
+        return Path(RunRecord.read(folder / RECORD_FILE).base_model).name == demo_model().name
     except ValueError:
         return False
 

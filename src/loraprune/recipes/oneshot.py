@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.exports.overview import runtimes_of
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
@@ -28,6 +29,7 @@ from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
+from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import (
     MatrixRecord,
@@ -105,13 +107,19 @@ def oneshot(
 
     Raises:
         ValueError: something given is wrong; raised before any long work.
-        ArithmeticError: calibration data make NaN or Inf.
+        ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
         BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
     """
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
     )
-    prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
+    with claimed(inputs.options.output):
+        prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
+        return _run(prepared, progress)
+
+
+def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
+    """Load, measure, prune, measure again and save."""
     started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
@@ -227,7 +235,9 @@ def _finish(
     phases: PhaseTimer,
 ) -> OneshotResult:
     """Measure and save."""
-    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.source.stored_dtype)
+    finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.saved_dtype)
+    if prepared.options.output is not None:
+        check_finite(finished)  # before it is measured
     config = prepared.oneshot
     plan = None if isinstance(config, SparseConfig) else pruned.plan
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
@@ -290,7 +300,8 @@ def _save(
         if prepared.options.report:
             write_run_page(report, folder, output)
 
-    save_checkpoint(output, finished, prepared.processor, card=card, extras=extras)
+    overwrite = prepared.options.overwrite
+    save_checkpoint(output, finished, prepared.processor, card=card, extras=extras, overwrite=overwrite)
     return record, report
 
 

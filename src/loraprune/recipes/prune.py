@@ -36,6 +36,7 @@ from loraprune.recipes.steps.quantized import attach_originals_, finished_model,
 from loraprune.recipes.steps.record import dimensions_of, record_of, run_settings, training_recipe, with_phases
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
+from loraprune.record.claims import claimed
 from loraprune.record.codec import decode, encode
 from loraprune.record.report_data import HistoryPoint, ReportData
 from loraprune.record.run_record import ModelMeasures, PruningCourse, RunMetrics, RunRecord, SparsityCourse
@@ -118,8 +119,11 @@ def prune(
 
 @contextmanager
 def run_folder(options: RunOptions) -> Iterator[Path]:
-    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output."""
-    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
+    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output.
+
+    No other run writes to the output, or to this folder, until the block ends.
+    """
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch, claimed(options.output):
         yield options.run_dir or Path(scratch)
 
 
@@ -362,5 +366,6 @@ def write_result(
         if adapter is not None and not prepared.recovery and not prepared.unstructured:
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
-    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras)
+    overwrite = prepared.options.overwrite
+    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras, overwrite=overwrite)
     return record, report

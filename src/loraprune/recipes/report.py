@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from loraprune.record.atomic import write_text
+from loraprune.record.atomic import check_file, write_text
+from loraprune.record.places import check_place
 from loraprune.record.report_data import GroupMap, Importance, ReportData, Row
 from loraprune.record.run_record import RECORD_FILE, DimensionRecord, RunRecord
 from loraprune.report.card import with_rows
@@ -50,14 +51,19 @@ def report_again(
 
     Raises:
         ResultsError: a file is no file of results, or one of another version.
-        ValueError: there is no run, its data or its card cannot be read, or a file of results holds nothing of it.
+        ValueError: there is no run, its data or its card cannot be read, a file of results holds nothing of it, or
+            what stands at the output is no report.
     """
-    from loraprune.report.page import write_report
+    from loraprune.report.page import HEAD_OF_PAGES, write_report
 
     source = read_source(run)
     page = source.page if output is None else Path(output).expanduser()
     if page.suffix != ".html":
         raise ValueError(f"A report is a web page, but {page} does not end in .html. Call it {page.name}.html.")
+    check_file(page, example="report.html", what="report", holds=HEAD_OF_PAGES)
+    check_file(page.with_suffix(".json"), example="report.json", what="report", holds=b'"headline"', inputs=evaluations)
+    if card:
+        check_place(source.folder / _CARD)
     entries = find_entries(source.folder, source.base, evaluations)
     _tell_of_others(entries)
     data = with_entries(source.data, entries)

@@ -8,8 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.save import check_disk_space, check_output, save_checkpoint
+from loraprune.checkpoint.save import check_disk_space, save_checkpoint
 from loraprune.record.codec import encode
+from loraprune.record.replaceable import check_output
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import RunRecord
 from loraprune.report.from_record import write_run_page
@@ -70,11 +71,12 @@ class RunResult:
             The folder.
 
         Raises:
-            OutputExistsError: the folder holds something, and ``overwrite`` is off.
+            OutputExistsError: the folder holds something, and ``overwrite`` is off or that is no result.
             OSError: the disk is too full.
+            NonFiniteWeightsError: a weight is NaN or infinite.
         """
         folder = Path(folder).expanduser()
-        check_output(folder, overwrite=overwrite)
+        check_output(folder, overwrite=overwrite, inputs=(self.record.get("base_model"),))
         check_disk_space(folder, self.model.num_parameters() * self.model.dtype.itemsize)
 
         def extras(made: Path) -> None:
@@ -83,7 +85,7 @@ class RunResult:
                 write_run_page(self.report, made, folder)
 
         processor = self.image_processor if self.tokenizer is None else self.tokenizer
-        save_checkpoint(folder, self.model, processor, card=self.card, extras=extras)
+        save_checkpoint(folder, self.model, processor, card=self.card, extras=extras, overwrite=overwrite)
         return folder
 
     def push_to_hub(

@@ -15,6 +15,7 @@ from jinja2 import Environment, FunctionLoader, StrictUndefined
 from markupsafe import Markup
 
 from loraprune.record import atomic
+from loraprune.record.places import check_kind
 from loraprune.report import before_after, tables
 from loraprune.report.figures.group_map import map_figure
 from loraprune.report.figures.importance import importance_figure
@@ -123,17 +124,23 @@ def _chosen(data: ReportData) -> Iterable[Figure]:
 # The report as one web page that needs nothing but itself.
 
 
+HEAD_OF_PAGES = b'<meta name="color-scheme" content="light dark">'
+"""What every page of ours holds."""
+
+
 def write_report(data: ReportData, path: str | Path) -> None:
     """Write the page to ``path`` and the data as JSON beside it, under the same name with ``.json``.
 
     Each file appears complete or not at all; the page last.
 
     Raises:
+        OutputExistsError: something else than a file stands at ``path``.
         ValueError: ``path`` does not end in ``.html``.
     """
     path = Path(path)
     if path.suffix != ".html":
         raise ValueError(f"A report is a web page, but {path} does not end in .html. Call it {path.name}.html.")
+    check_kind(path)
     text = render_report(data)
     data.to_json(path.with_suffix(".json"))
     atomic.write_text(path, text)

@@ -20,6 +20,9 @@ from loraprune.importance.configs import Pst
 from loraprune.sparsity.masked_product import Factors, sum_of_products
 from loraprune.sparsity.masks import lowest
 
+PstOptions = Pst
+"""The old name."""
+
 
 @dataclass
 class LearntScores:

@@ -33,7 +33,7 @@ class LeastSquares(Repair):
     """
 
     damping: float = setting(
-        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, 1)", idle=True
+        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, inf)", idle=True
     )
 
 
@@ -62,7 +62,7 @@ class Bias(Repair):
     """
 
     name = "bias"
-    damping: float = setting(0.01, within="[0, 1)", idle=True)
+    damping: float = setting(0.01, within="[0, inf)", idle=True)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.options.field import check_fields, setting
+from loraprune.record.places import check_kind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,6 +70,7 @@ class RunOptions:
         quantization: of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4 with double
             quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
         keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
+        dtype: that the result is saved in: ``float32``, ``bfloat16`` or ``float16``; None is the checkpoint's own.
         latency: measure the latency of a forward pass, dense and pruned.
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
@@ -100,6 +102,12 @@ class RunOptions:
         None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
     )
     keep_quantized: bool = setting(False, "save the result quantized, too, instead of in the checkpoint's dtype")
+    dtype: str | None = setting(
+        None,
+        "that the result is saved in",
+        choices=("float32", "bfloat16", "float16"),
+        shown="the checkpoint's",
+    )
     latency: bool = setting(True, "measure the forward pass, dense and pruned")
     unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
     prompt: str | None = setting(None, "text that both models go on from, for the report")
@@ -112,6 +120,7 @@ class RunOptions:
         check_fields(self)
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
+            check_kind(self.output)
         if self.quantization is not None:
             from loraprune.checkpoint.load import check_quantization
 

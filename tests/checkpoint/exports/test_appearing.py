@@ -37,10 +37,25 @@ def test_a_failed_block_leaves_what_was_there(tmp_path: Path, failure: type[Base
 
 def test_an_existing_file_is_replaced_on_request_only(tmp_path: Path) -> None:
     output = tmp_path / "model.gguf"
-    check_free(output, overwrite=False)
-    output.write_text("old")
-    check_free(output, overwrite=True)
+    check_free(output, overwrite=False, holds=b"GGUF")
+    output.write_text("GGUF old")
+    check_free(output, overwrite=True, holds=b"GGUF")
     with pytest.raises(RuntimeFormatError, match=r"model\.gguf exists.*--overwrite"):
-        check_free(output, overwrite=False)
+        check_free(output, overwrite=False, holds=b"GGUF")
     with pytest.raises(RuntimeFormatError, match="is a folder; name a file with -o"):
-        check_free(tmp_path, overwrite=True)
+        check_free(tmp_path, overwrite=True, holds=b"GGUF")
+
+
+def test_a_file_of_another_format_is_never_replaced(tmp_path: Path) -> None:
+    weights = tmp_path / "weights"
+    weights.write_text("three years")
+    with pytest.raises(RuntimeFormatError, match="is no file of that format, and is not replaced, not even with"):
+        check_free(weights, overwrite=True, holds=b"GGUF")
+    assert weights.read_text() == "three years"
+
+
+def test_what_runs_left_that_were_killed_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".model.gguf.0123456789abcdef.partial").mkdir()
+    with appearing_files(tmp_path / "model.gguf") as path:
+        path.write_text("new")
+    assert [file.name for file in tmp_path.iterdir()] == ["model.gguf"]

@@ -10,7 +10,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.sparse_checkpoint import check_folder, copy_companions, read_sparse_checkpoint
-from loraprune.checkpoint.save import OutputExistsError
+from loraprune.record.places import OutputExistsError
 
 DENSE = "model.layers.1.mlp.up_proj"
 
@@ -54,7 +54,7 @@ def test_the_result_never_takes_the_place_of_the_checkpoint(tmp_path: Path, outp
 
 def test_a_folder_that_holds_something_is_replaced_on_request_only(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "mine").write_text("")
+    (tmp_path / "out" / "pruning.json").write_text("")
     with pytest.raises(OutputExistsError, match="pass --overwrite"):
         check_folder(tmp_path / "model", tmp_path / "out", overwrite=False)
     check_folder(tmp_path / "model", tmp_path / "out", overwrite=True)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.models import tiny_model, token_ids, with_lora
 
-from loraprune.importance.registry import CRITERIA
+from loraprune.importance.configs import CRITERIA
 from loraprune.measure.benchmark.timing import in_turns
 from loraprune.measure.benchmark.training_step import TrainingStep, Work, cut_at_random_, recompute_
 from loraprune.pruning.config import PruningConfig

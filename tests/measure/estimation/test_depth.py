@@ -29,7 +29,7 @@ def size_of(
         fused=False,
         checkpointing=full,
         micro_batches=micro_batches,
-        criterion=run.pruning.criterion_options if criterion else None,
+        criterion=run.pruning.criterion if criterion else None,
     )
     return step_size(simulate(model, structure, step), DEPTH)
 

@@ -183,7 +183,7 @@ class TestResultsFile:
         self, checkpoint: Path, notes: str, tmp_path: Path, loads: list[str]
     ) -> None:
         (tmp_path / "file").write_text("")
-        with pytest.raises(ValueError, match=r"Results cannot be written to .*file/e\.json"):
+        with pytest.raises(ValueError, match=r"The output .*file/e\.json cannot be written"):
             evaluate(checkpoint, EvaluationConfig(ppl=(notes,), output=tmp_path / "file" / "e.json"))
         assert not loads
 

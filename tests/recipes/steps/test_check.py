@@ -143,6 +143,30 @@ class TestFolders:
         with pytest.raises(ValueError, match=f"{checkpoint} lies in the output folder"):
             prepared_run(checkpoint, data, output=checkpoint, overwrite=True)
 
+    @pytest.mark.parametrize(
+        "name", ["thesis.tex", "checkpoint-best/a", "adapter-of-mine/a", "checkpoint-4/thesis.tex"]
+    )
+    def test_a_folder_for_the_state_that_holds_something_else_is_refused_even_with_overwrite(
+        self, checkpoint: Path, data: Path, tmp_path: Path, name: str
+    ) -> None:
+        thesis = tmp_path / "out.run" / name
+        thesis.parent.mkdir(parents=True)
+        thesis.write_text("three years")
+        with pytest.raises(ValueError, match=r"out\.run, but that folder holds something else"):
+            prepared_run(checkpoint, data, output=tmp_path / "out", overwrite=True)
+        assert thesis.is_file()
+
+    def test_a_file_in_the_place_of_the_state_is_refused(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "out.run").write_text("three years")
+        with pytest.raises(ValueError, match=r"out\.run, which is a file"):
+            prepared_run(checkpoint, data, output=tmp_path / "out", overwrite=True)
+
+    def test_data_in_the_folder_for_the_state_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
+        (tmp_path / "data.run").mkdir()
+        inside = write_texts(tmp_path / "data.run" / "README.md")
+        with pytest.raises(ValueError, match="lies in the output folder"):
+            prepared_run(checkpoint, inside, output=tmp_path / "data", overwrite=True)
+
 
 class TestTokenizer:
     def test_one_that_knows_more_tokens_than_the_model_is_refused_where_the_data_has_them(

@@ -2,25 +2,48 @@
 
 from __future__ import annotations
 
+import secrets
 import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
+from loraprune.record.atomic import check_file, sync
+from loraprune.record.claims import claimed
+from loraprune.record.places import check_kind, telling_of_failed_writes
+
+_HEAD = 256
+"""Bytes of a file that are looked at to tell its format."""
 
 
-def check_free(output: Path, *, overwrite: bool) -> None:
+def check_free(output: Path, *, overwrite: bool, holds: bytes) -> None:
     """Make sure that a file may be written.
 
+    Args:
+        output: the file.
+        overwrite: whether a file of the same format may be replaced.
+        holds: what stands in the first bytes of every file of the format.
+
     Raises:
-        RuntimeFormatError: it exists and ``overwrite`` is off, or it is a folder.
+        RuntimeFormatError: it exists and ``overwrite`` is off or it is of another format, or it is a folder.
+        OutputExistsError: it is something else than a file.
+        ValueError: it cannot be written.
     """
     if output.is_dir():
         raise RuntimeFormatError(f"{output} is a folder; name a file with -o.")
-    if output.exists() and not overwrite:
+    check_file(output, example=output.name)
+    if not output.exists():
+        return
+    if not overwrite:
         raise RuntimeFormatError(f"{output} exists. Name another file with -o, or pass --overwrite.")
+    with output.open("rb") as file:
+        head = file.read(_HEAD)
+        if head and holds not in head:
+            raise RuntimeFormatError(
+                f"{output} is no file of that format, and is not replaced, not even with --overwrite. Name another "
+                "file with -o."
+            )
 
 
 @contextmanager
@@ -29,14 +52,24 @@ def appearing_files(output: Path) -> Iterator[Path]:
 
     When the block ends well, all that it wrote into that folder moves beside ``output``, which itself comes last: a
     format may keep its tensors in further files, and ``output`` must not point to one that is not there yet.
+
+    Raises:
+        OutputInUseError: another run writes to ``output``.
+        WriteError: the disk is full.
     """
     output = output.resolve()
-    output.parent.mkdir(parents=True, exist_ok=True)
-    folder = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.partial")
-    folder.mkdir()
-    try:
-        yield folder / output.name
-        for path in sorted(folder.iterdir(), key=lambda path: path.name == output.name):
-            path.replace(output.with_name(path.name))
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with claimed(output):
+        folder = output.with_name(f".{output.name}.{secrets.token_hex(8)}.partial")
+        try:
+            with telling_of_failed_writes(str(output)):
+                folder.mkdir()
+                yield folder / output.name
+                made = sorted(folder.iterdir(), key=lambda path: path.name == output.name)
+                for path in made:
+                    check_kind(output.with_name(path.name))
+                    sync(path)
+                for path in made:
+                    path.replace(output.with_name(path.name))
+                sync(output.parent)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)

@@ -10,7 +10,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from loraprune.checkpoint.weight_files import MODEL_FILES, StoredTensor, stored_tensors, weight_files
+from loraprune.checkpoint.weight_files import (
+    MODEL_FILES,
+    StoredTensor,
+    WeightIndexError,
+    stored_tensors,
+    weight_files,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -111,7 +117,10 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
     from safetensors import SafetensorError
 
     whole = any((folder / name).is_file() for name in MODEL_FILES)
-    files = weight_files(folder) if whole else [folder / MODEL_FILES[0]]
+    try:
+        files = weight_files(folder) if whole else [folder / MODEL_FILES[0]]
+    except WeightIndexError as error:
+        raise RuntimeFormatError(str(error)) from error
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise RuntimeFormatError(

@@ -16,6 +16,7 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     read_sparse_checkpoint,
     write_sparse_folder,
 )
+from loraprune.checkpoint.weight_files import INDEX
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,7 +26,6 @@ REQUIREMENT = "compressed-tensors>=0.12,<0.14"
 older transformers than this package, and 0.15 removed it."""
 
 _MODULE = "compressed_tensors"
-_INDEX = "model.safetensors.index.json"
 
 
 def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
@@ -47,7 +47,9 @@ def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = F
             f"{folder} has other widths in some layers than in others, which vLLM does not read. transformers loads it "
             "as it is."
         )
-    return write_sparse_folder(found, output, lambda files, folder: _write_tensors(found, files, folder))
+    return write_sparse_folder(
+        found, output, lambda files, folder: _write_tensors(found, files, folder), overwrite=overwrite
+    )
 
 
 def check_package() -> None:
@@ -83,7 +85,7 @@ def _write_tensors(found: SparseCheckpoint, files: Mapping[Path, list[str]], out
         size += sum(tensor.nbytes for tensor in tensors.values())
     if len(files) > 1:
         index = {"metadata": {"total_size": size}, "weight_map": dict(sorted(places.items()))}
-        (output / _INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
+        (output / INDEX).write_text(json.dumps(index, indent=2), encoding="utf-8")
     config.global_sparsity = zeros / weights
     compressors.ModelCompressor(sparsity_config=config).update_config(str(output))
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from loraprune.checkpoint.exports.appearing import appearing_files, check_free
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, read_checkpoint, require
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.load import load_model
 
 if TYPE_CHECKING:
@@ -70,13 +71,14 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
         RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes something else; nothing has
             been written then.
     """
-    check_free(output, overwrite=overwrite)
+    check_free(output, overwrite=overwrite, holds=b"pytorch")
     for package in ("onnx", "onnxscript"):
         require(package, package, "Writing ONNX")
     checkpoint = read_checkpoint(folder)
     model_class = str((checkpoint.values.get("architectures") or ["?"])[0])
     auto_class = loader_of(model_class)
     model = load_model(str(folder), torch.float32, torch.device("cpu"), auto_class=auto_class).eval()
+    check_finite(model)
     inputs = inputs_for(model_class, model.config)
     logits = _Logits(model, inputs).eval()
     program = _export(logits, inputs)

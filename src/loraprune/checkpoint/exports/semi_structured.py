@@ -54,10 +54,10 @@ def write_semi_structured(folder: Path, output: Path, *, overwrite: bool = False
     check_semi_structured()
     found = read_sparse_checkpoint(folder)
     check_semi_structured(dtype=found.checkpoint.load(weight_of(found.sparse[0])).dtype)
-    return write_packed(found, output)
+    return write_packed(found, output, overwrite=overwrite)
 
 
-def write_packed(found: SparseCheckpoint, output: Path) -> SparseFolderResult:
+def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
     """Write the folder; needs no special hardware."""
     from safetensors.torch import save_file
 
@@ -79,7 +79,7 @@ def write_packed(found: SparseCheckpoint, output: Path) -> SparseFolderResult:
         description = {"format": _FORMAT, "files": written}
         (folder / DESCRIPTION).write_text(json.dumps(description, indent=2), encoding="utf-8")
 
-    return write_sparse_folder(found, output, write)
+    return write_sparse_folder(found, output, write, overwrite=overwrite)
 
 
 def load_semi_structured(folder: str | Path, device: torch.device | str = "cuda") -> PreTrainedModel:

@@ -12,8 +12,11 @@ from transformers import PreTrainedModel
 
 from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatError, read_checkpoint
 from loraprune.checkpoint.exports.two_four import is_two_four
+from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.load import load_config, meta_model
-from loraprune.checkpoint.save import appearing_folder, check_disk_space, check_output
+from loraprune.checkpoint.save import check_disk_space
+from loraprune.record.appearing import appearing_folder
+from loraprune.record.replaceable import check_output
 
 HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --criterion wanda --sparsity 2:4 --data … -o OUT` makes one that is"
 
@@ -43,6 +46,14 @@ class SparseCheckpoint:
         for name, stored in self.checkpoint.tensors.items():
             files.setdefault(stored.file, []).append(name)
         return files
+
+    def check_finite(self) -> None:
+        """Make sure that all stored tensors are finite, one in memory at a time.
+
+        Raises:
+            NonFiniteWeightsError: one is not.
+        """
+        check_finite_tensors((name, self.checkpoint.load(name)) for name in self.checkpoint.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +127,15 @@ def check_folder(folder: Path, output: Path, *, overwrite: bool) -> None:
     """
     if folder.resolve().is_relative_to(output.resolve()):
         raise RuntimeFormatError(f"{output} would replace the checkpoint itself; name another folder with -o.")
-    check_output(output, overwrite=overwrite)
+    check_output(output, overwrite=overwrite, inputs=(folder,))
 
 
 def write_sparse_folder(
-    found: SparseCheckpoint, output: Path, write: Callable[[Mapping[Path, list[str]], Path], None]
+    found: SparseCheckpoint,
+    output: Path,
+    write: Callable[[Mapping[Path, list[str]], Path], None],
+    *,
+    overwrite: bool = False,
 ) -> SparseFolderResult:
     """Make a folder of another format, which appears complete or not at all.
 
@@ -128,11 +143,16 @@ def write_sparse_folder(
         found: the checkpoint.
         output: folder to make.
         write: writes the tensors into a folder; it is given their names by the file that holds them.
+        overwrite: replace a result that is there.
+
+    Raises:
+        NonFiniteWeightsError: a number is NaN or infinite; nothing is written.
     """
     files = found.tensors_by_file()
     size_before = sum(path.stat().st_size for path in files)
     check_disk_space(output, size_before)
-    with appearing_folder(output) as temporary:
+    found.check_finite()
+    with appearing_folder(output, overwrite=overwrite) as temporary:
         copy_companions(found.checkpoint.folder, temporary)
         write(files, temporary)
         size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 import logging
 import math
-import os
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
-from loraprune.record.atomic import write_text
+from loraprune.record.atomic import check_file, write_text
+from loraprune.record.claims import claimed
 
 logger = logging.getLogger("loraprune")
 
@@ -189,9 +185,7 @@ class ResultsFile:
     def __init__(self, path: Path | None, *, force: bool) -> None:
         self.path, self.num_kept, self._force = path, 0, force
         if path is not None:
-            place = next(folder for folder in path.absolute().parents if folder.exists())
-            if not place.is_dir() or not os.access(place, os.W_OK):
-                raise ValueError(f"Results cannot be written to {path}: {place} is no folder to write in.")
+            check_file(path, example="evaluation.json")
         self._read()
 
     def find(self, key: str) -> Entry | None:
@@ -208,27 +202,13 @@ class ResultsFile:
         if self.path is None:
             return
         try:
-            with _alone():
+            with claimed(self.path, patience=_PATIENCE):
                 # Read anew: another run may have written since.
                 write_text(self.path, self._read().with_(entry).to_text())
-        except (ResultsError, OSError) as error:
+        except (ValueError, OSError) as error:
             logger.warning("%s of %s cannot be kept, only printed: %s", entry.label, entry.model, error)
         else:
             self.num_kept += 1
 
     def _read(self) -> Results:
         return read_results(self.path) if self.path is not None and self.path.exists() else Results()
-
-
-@contextmanager
-def _alone() -> Iterator[None]:
-    """Keep other runs of this user on this machine from writing results between our reading and our writing."""
-    user = os.getuid() if hasattr(os, "getuid") else 0
-    # One for all files, and not beside the results: it stays.
-    lock = FileLock(Path(tempfile.gettempdir()) / f"loraprune-results-{user}.lock", timeout=_PATIENCE)
-    with suppress(OSError, NotImplementedError):  # where there is no such thing, the file is whole all the same
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()

@@ -14,7 +14,7 @@ from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
-from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_sources_outside_output, check_space
+from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
@@ -50,8 +50,7 @@ def prepare(
 ) -> PreparedTraining:
     """Check all that was given, cheapest first, and load everything but the weights."""
     options = inputs.options
-    checkpoint = check_folders(options)
-    check_sources_outside_output(model, dataset, options)
+    checkpoint = check_folders(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     source, task = find_source(model, inputs)
     training = {} if inputs.training is None else inputs.training
     if pruning.unstructured:
@@ -64,7 +63,6 @@ def prepare(
     _settle_router_loss_(arguments, structure)
     pruning = _checked(pruning, structure, source, options).changed(seed=arguments.seed)
     _check_optimizer(pruning, arguments)
-    check_space(structure, source.stored_dtype, source.device, pruning, arguments, options)
     given = LoraOptions() if inputs.lora is None else inputs.lora
     prepared = PreparedTraining(
         source=source,
@@ -85,6 +83,7 @@ def prepare(
         given=given_values(training),
         lora_options=given if isinstance(given, LoraOptions) else None,
     )
+    check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))
     if checkpoint is not None:

@@ -11,10 +11,10 @@ import torch
 
 from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
 from loraprune.checkpoint.load import default_device
-from loraprune.checkpoint.save import check_disk_space, check_output, check_relaxed_class
+from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
-from loraprune.recipes.steps.folders import check_sources_outside_output
+from loraprune.recipes.steps.folders import check_result_folder
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
@@ -42,9 +42,7 @@ def prepare_oneshot(
 ) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
     options = inputs.options
-    if options.output is not None:
-        check_output(options.output, overwrite=options.overwrite)
-    check_sources_outside_output(model, dataset, options)
+    check_result_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     _check_options(oneshot, options)
     if dataset is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))
@@ -59,8 +57,6 @@ def prepare_oneshot(
         structure = describe(source.shapes, oneshot.target.dimensions, oneshot.target.keep_layers)
         oneshot = _check_groups(oneshot, structure, source, options)
     home, computing = _devices(oneshot, source, structure)
-    if options.output is not None:
-        check_disk_space(options.output, structure.num_parameters * source.stored_dtype.itemsize)
     prepared = PreparedOneshot(
         source=source,
         task=task,
@@ -72,6 +68,8 @@ def prepare_oneshot(
         options=options,
         oneshot=oneshot,
     )
+    if options.output is not None:
+        check_disk_space(options.output, structure.num_parameters * prepared.saved_dtype.itemsize)
     setup = prepared.setup(inputs.collator)
     if dataset is None:
         prepared.take_rows_(rows_to_measure_on(task, setup))

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from loraprune.checkpoint.load import working_dtype
-from loraprune.checkpoint.save import check_disk_space, check_output
+from loraprune.checkpoint.save import check_disk_space
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import SET_ASIDE, last_checkpoint, usable_checkpoint
+from loraprune.pruning.resume import last_checkpoint, usable_checkpoint
+from loraprune.record.places import check_place, place_of
+from loraprune.record.replaceable import check_apart, check_output, foreign_entries
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 
@@ -19,17 +23,27 @@ if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
-RUN_ENTRIES = ("checkpoint-", f"{SET_ASIDE}-", "adapter", "runs", "README.md")
-"""What a Trainer and we write into a run's folder."""
 
+def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
+    """Find out whether the run may write where it wants to, and where it goes on from.
 
-def check_folders(options: RunOptions) -> Path | None:
-    """Find out whether the run may write where it wants to, and where it goes on from."""
+    Args:
+        options: of the run.
+        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+    """
     output, run_dir = options.output, options.run_dir
     if output is None or run_dir is None:
         return None
-    check_output(output, overwrite=options.overwrite)
-    foreign = [path.name for path in run_dir.glob("*") if not path.name.startswith(RUN_ENTRIES)]
+    check_result_folder(options, inputs)
+    check_place(run_dir)
+    check_apart(run_dir, inputs, around=False)
+    if run_dir.is_file():
+        raise ValueError(
+            f"The state of the run goes to {run_dir}, which is a file. Move it away, or name another output."
+        )
+    foreign = foreign_entries(run_dir, state=True) if run_dir.is_dir() else []
+    if not options.overwrite:  # which removes the folder; what a callback keeps in a checkpoint may stay there
+        foreign = [entry for entry in foreign if os.sep not in entry]
     if foreign:
         raise ValueError(
             f"The state of the run goes to {run_dir}, but that folder holds something else ({foreign[0]}). Move it "
@@ -45,15 +59,18 @@ def check_folders(options: RunOptions) -> Path | None:
     return None
 
 
-def check_sources_outside_output(model: object, dataset: object, options: RunOptions) -> None:
-    """Make sure that replacing the output folder deletes nothing that the run reads."""
+def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:
+    """Make sure that the result may be written, and that replacing a folder deletes nothing that the run reads.
+
+    Args:
+        options: of the run.
+        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+    """
     if options.output is None:
         return
-    output = options.output.resolve()
-    for source in (model, dataset, options.eval_data):
-        if isinstance(source, (str, Path)) and Path(source).exists() and Path(source).resolve().is_relative_to(output):
-            raise ValueError(f"{source} lies in the output folder {options.output}. Name another output folder.")
-    if isinstance(model, (str, Path)) and Path(model).is_dir() and output.is_relative_to(Path(model).resolve()):
+    check_output(options.output, overwrite=options.overwrite, inputs=(*inputs, options.eval_data))
+    model = place_of(inputs[0])
+    if isinstance(inputs[0], (str, Path)) and model is not None and options.output.resolve().is_relative_to(model):
         raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")
 
 

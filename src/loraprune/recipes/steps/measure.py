@@ -90,10 +90,12 @@ def measure_pruned(
         plan: groups that stayed; None where none went.
         sizes_only: the model is too large to be run.
     """
-    itemsize, total = prepared.source.stored_dtype.itemsize, prepared.structure.num_parameters
+    total = prepared.structure.num_parameters
     metrics = RunMetrics(
-        dense=replace(dense, parameters=total, bytes=total * itemsize),
-        pruned=ModelMeasures(parameters=merged.num_parameters(), bytes=stored_bytes(merged, itemsize)),
+        dense=replace(dense, parameters=total, bytes=total * prepared.source.stored_dtype.itemsize),
+        pruned=ModelMeasures(
+            parameters=merged.num_parameters(), bytes=stored_bytes(merged, prepared.saved_dtype.itemsize)
+        ),
     )
     if sizes_only:
         return metrics
@@ -103,7 +105,7 @@ def measure_pruned(
         except (RuntimeError, MemoryError, ValueError) as error:
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
-    cast_(merged, prepared.source.stored_dtype)
+    cast_(merged, prepared.saved_dtype)
     return metrics
 
 
@@ -111,7 +113,7 @@ def _in_working_dtype(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: RunMetrics
 ) -> RunMetrics:
     """Measure in the dtype that the dense model was measured in."""
-    cast_(merged, working_dtype(prepared.source.stored_dtype, prepared.computing))
+    cast_(merged, working_dtype(prepared.saved_dtype, prepared.computing))
     return metrics
 
 
@@ -135,7 +137,7 @@ def _unrecovered_quality(
     model: Any = prepared.load_model().to(prepared.computing)  # type: ignore[arg-type]
     slice_(model, prepared.structure, Plan.full(prepared.structure), plan)
     size = model.num_parameters()
-    stored = size * prepared.source.stored_dtype.itemsize
+    stored = size * prepared.saved_dtype.itemsize
     return replace(metrics, unrecovered=replace(_quality(prepared, model), parameters=size, bytes=stored))
 
 

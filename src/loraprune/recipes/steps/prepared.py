@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.checkpoint.load import DTYPES, working_dtype
 from loraprune.checkpoint.source import ModelSource
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
@@ -112,6 +113,17 @@ class PreparedRun:
         return self.source.tokenizer if self.task.has_tokenizer else None
 
     @property
+    def saved_dtype(self) -> torch.dtype:
+        """The dtype of the result: the one asked for, else that of the checkpoint or of a model in memory."""
+        return self.source.stored_dtype if self.options.dtype is None else DTYPES[self.options.dtype]
+
+    @property
+    def computed_dtype(self) -> torch.dtype:
+        """The dtype to work in: that of a model in memory, else the result's, or a wider one if the device needs it."""
+        loaded = self.source.loaded
+        return working_dtype(self.saved_dtype, self.computing) if loaded is None else loaded.dtype
+
+    @property
     def processor(self) -> Any:
         """What turns raw rows into the model's input: tokenizer or image processor."""
         return self.image_processor if self.tokenizer is None else self.tokenizer
@@ -135,7 +147,7 @@ class PreparedRun:
         """What rows are prepared with."""
         return Setup(
             source=self.source,
-            dtype=self.source.working_dtype(self.computing),
+            dtype=self.computed_dtype,
             processor=self.processor,
             max_length=self.max_length,
             collator=collator,
@@ -160,8 +172,7 @@ class PreparedRun:
 
     def load_model(self) -> PreTrainedModel:
         """The model: the user's own, or the checkpoint's on the run's device, in the dtype to work in."""
-        dtype = self.source.working_dtype(self.computing)
-        return self.source.load(dtype, self.device, quantization=self.options.quantization)
+        return self.source.load(self.computed_dtype, self.device, quantization=self.options.quantization)
 
 
 @dataclass(kw_only=True)

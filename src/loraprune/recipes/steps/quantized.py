@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from transformers import TrainerCallback
 
+from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish
 from loraprune.layers.axes import base_weight
 from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
@@ -78,7 +79,7 @@ def check_quantized_base(
 def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> None:
     """Give each consumer of a quantized model the weight that it was quantized from, for refits to start from.
 
-    These are in CPU memory, in the checkpoint's dtype. The others are read from the checkpoint in the end.
+    These are in CPU memory, in the dtype of the result. The others are read from the checkpoint in the end.
     """
     names = refitted_layers(prepared)
     if prepared.options.quantization is None or not names:
@@ -86,12 +87,12 @@ def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> Non
     original = load_original(prepared)
     for name, layer in quantized_layers(model):
         if name in names:
-            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.source.stored_dtype))
+            set_source_(layer, base_weight(original.get_submodule(name)).to(prepared.saved_dtype))
 
 
 def load_original(prepared: PreparedRun) -> PreTrainedModel:
-    """The model of the checkpoint in its own dtype, in CPU memory."""
-    return prepared.source.load(prepared.source.stored_dtype, torch.device("cpu"))
+    """The model of the checkpoint in the dtype of the result, in CPU memory."""
+    return prepared.source.load(prepared.saved_dtype, torch.device("cpu"))
 
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
@@ -103,22 +104,29 @@ def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
 
 
 def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun) -> PreTrainedModel:
-    """The result of a run: merged, and quantized again where that was asked for."""
-    if not is_quantized_model(model):
-        return finish(model, run.structure, run.plan, dtype=prepared.source.stored_dtype)
-    quantization = base_model(model).config.quantization_config
-    original = None if prepared.options.quantization is None else load_original(prepared)
+    """The result of a run: merged, and quantized again where that was asked for.
+
+    Raises:
+        NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
+    """
+    quantized = is_quantized_model(model)
+    quantization = base_model(model).config.quantization_config if quantized else None
+    original = load_original(prepared) if quantized and prepared.options.quantization is not None else None
     finished: Any = finish(
         model,
         run.structure,
         run.plan,
-        dtype=prepared.source.stored_dtype,
+        dtype=prepared.saved_dtype,
         original=original,
-        refitted=refitted_layers(prepared),
+        refitted=refitted_layers(prepared) if quantized else (),
     )
+    if prepared.options.output is not None:
+        check_finite(finished)  # before it is measured
+    if not quantized:
+        return finished
     if prepared.options.keep_quantized:
         return _quantized_again(finished, quantization, prepared)
-    needed = finished.num_parameters() * max(prepared.source.stored_dtype.itemsize, 2)
+    needed = finished.num_parameters() * max(prepared.saved_dtype.itemsize, 2)
     if prepared.device.type != "cpu" and needed * 1.2 < free_memory(prepared.device):
         finished.to(prepared.device)
     return finished
@@ -141,7 +149,7 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: Pre
         quantized: PreTrainedModel = auto.from_pretrained(
             folder,
             quantization_config=quantization,
-            dtype=prepared.source.stored_dtype,
+            dtype=prepared.saved_dtype,
             device_map={"": prepared.device},
             use_safetensors=True,
         )
@@ -166,7 +174,7 @@ def quantization_notes(prepared: PreparedTraining) -> tuple[str, ...]:
             f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
             "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
         )
-    dtype = str(prepared.source.stored_dtype).removeprefix("torch.")
+    dtype = str(prepared.saved_dtype).removeprefix("torch.")
     return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 

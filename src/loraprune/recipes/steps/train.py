@@ -15,17 +15,20 @@ from transformers import TrainerCallback
 
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.errors import InterruptedRunError
-from loraprune.pruning.resume import last_checkpoint
+from loraprune.pruning.resume import STATE_FILE, last_checkpoint
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
 from loraprune.recipes.steps.zeros import RememberKeeping
+from loraprune.record.places import telling_of_failed_writes
 from loraprune.sparsity.masked_lora import keep_zeros_
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
 logger = logging.getLogger("loraprune")
+
+_WAY_ON = "Free some space, and go on with --resume, or start again if no state was saved before."
 
 
 def build_trainer(
@@ -69,7 +72,8 @@ def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining
         if prepared.checkpoint is not None and _training_is_over(prepared.checkpoint):
             _take_finished_adapter(trainer, pruning, prepared.checkpoint)
         else:
-            trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
+            with telling_of_failed_writes(f"The state of the run in {run_dir}", _WAY_ON):
+                trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     except KeyboardInterrupt:
         stopped = True
     except BaseException:
@@ -88,10 +92,16 @@ def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining
 
 
 def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
-    """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise."""
+    """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise.
+
+    States that are half saved go in any case.
+    """
     saved = last_checkpoint(run_dir) if prepared.options.output else None
     if saved is None and run_dir.is_dir():
         shutil.rmtree(run_dir)
+    for path in run_dir.glob("checkpoint-[0-9]*"):
+        if not (path / STATE_FILE).exists():
+            shutil.rmtree(path, ignore_errors=True)
     return saved
 
 

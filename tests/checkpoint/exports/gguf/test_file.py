@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from tests.checkpoint.exports.folders import RAGGED, UNUSED_ROWS, change_config, ragged_folder, uniform_folder
 from tests.checkpoint.exports.tokenizers import byte_level, sentencepiece
 
+from loraprune import NonFiniteWeightsError
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
 from loraprune.checkpoint.exports.gguf import file as gguf_file
 from loraprune.checkpoint.exports.gguf.file import write_gguf
@@ -189,6 +190,17 @@ def test_rows_that_are_no_whole_blocks_of_eight_bits_stay_in_sixteen(tmp_path: P
     wider = {name for name, (kind, _) in tensors.items() if kind == "F16"}
     assert wider == {f"blk.{layer}.{name}.weight" for layer in range(2) for name in ("attn_output", "ffn_down")}
     assert result.notes == ("4 matrices are in f16: their rows are no multiple of 32, which q8_0 needs",)
+
+
+@pytest.mark.parametrize("outtype", ["f16", "f32", "q8_0"])
+def test_a_number_that_is_not_finite_is_refused(tmp_path: Path, outtype: str) -> None:
+    uniform_folder(tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][3, 3] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(NonFiniteWeightsError, match=r"layers\.1\.mlp\.up_proj\.weight holds 1 NaN and 0 Inf"):
+        write_gguf(tmp_path / "model", tmp_path / "m.gguf", outtype=outtype)
+    assert not (tmp_path / "m.gguf").exists()
 
 
 def test_a_number_too_large_for_sixteen_bits_is_refused(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from loraprune.checkpoint.exports.gguf.architecture import (
 )
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
 from loraprune.checkpoint.exports.gguf.tokenizer import add_tokenizer, tokenizer_of_folder
+from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.save import check_disk_space
 
 if TYPE_CHECKING:
@@ -67,9 +68,10 @@ def write_gguf(
 
     Raises:
         RuntimeFormatError: the checkpoint cannot be written; nothing has been.
+        NonFiniteWeightsError: a number is NaN or infinite.
         OSError: there is too little space.
     """
-    check_free(output, overwrite=overwrite)
+    check_free(output, overwrite=overwrite, holds=b"GGUF")
     gguf = require("gguf", "gguf", "Writing GGUF")
     if outtype not in OUTTYPES:
         raise RuntimeFormatError(f"There is no outtype {outtype!r}; choose one of {', '.join(OUTTYPES)}.")
@@ -127,7 +129,9 @@ def _write_tensors(
     if divisors is not None:
         writer.write_tensor_data(divisors.numpy())
     for tensor in tensors:
-        values = interleave_halves(checkpoint.load(tensor.source), tensor.interleaved_heads).float()
+        weight = checkpoint.load(tensor.source)
+        check_finite_tensors([(tensor.source, weight)])
+        values = interleave_halves(weight, tensor.interleaved_heads).float()
         writer.write_tensor_data(_stored(values.contiguous().numpy(), tensor.source, kinds[tensor.name]))
     wider = sum(kind.name == "F16" for kind in kinds.values()) if outtype == "q8_0" else 0
     return [f"{wider} matrices are in f16: their rows are no multiple of 32, which q8_0 needs"] if wider else []

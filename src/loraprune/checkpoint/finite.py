@@ -1,0 +1,59 @@
+"""Weights that are NaN or infinite: found before anything is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class NonFiniteWeightsError(ArithmeticError):
+    """A weight is NaN or infinite, so that nothing was saved."""
+
+
+def check_finite(model: nn.Module) -> None:
+    """Make sure that all tensors of a model are finite, in one pass.
+
+    Raises:
+        NonFiniteWeightsError: one is not; the message names it, and counts.
+    """
+    check_finite_tensors(model.state_dict().items())
+
+
+def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
+    """Make sure that tensors, with their names, are finite; each is read once and let go.
+
+    Raises:
+        NonFiniteWeightsError: one is not; the message names the first, and counts.
+    """
+    broken = [(name, tensor.dtype, *count) for name, tensor in tensors if (count := _count(tensor)) != (0, 0)]
+    if not broken:
+        return
+    name, dtype, nans, infinities = broken[0]
+    kind = str(dtype).removeprefix("torch.")
+    others = f", as do {len(broken) - 1} other tensors" if len(broken) > 1 else ""
+    how = "They come from training or calibration: lower the learning rate, or look at the data."
+    if dtype == torch.float16 and infinities:
+        how = "Numbers above 65,504 do not fit into float16: save the model in another dtype, with --dtype bfloat16."
+    raise NonFiniteWeightsError(
+        f"{name} holds {nans:,} NaN and {infinities:,} Inf ({kind}){others}: nothing was saved. {how}"
+    )
+
+
+def _count(tensor: Tensor) -> tuple[int, int]:
+    """How many numbers of a tensor are NaN, and how many are infinite."""
+    if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
+        return 0, 0
+    if type(tensor) not in (torch.Tensor, nn.Parameter):
+        tensor = tensor.dequantize()  # as torchao keeps them
+    if tensor.element_size() < 2:
+        tensor = tensor.float()  # numbers of 8 bits cannot be compared
+    least, most = torch.aminmax(tensor.detach())
+    if bool(torch.isfinite(least)) and bool(torch.isfinite(most)):
+        return 0, 0
+    return int(tensor.isnan().sum()), int(tensor.isinf().sum())

@@ -1,0 +1,111 @@
+"""Folders that appear complete or not at all."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+import secrets
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+
+from loraprune.record.atomic import sync
+from loraprune.record.claims import claimed
+from loraprune.record.places import OutputExistsError, WriteError, telling_of_failed_writes
+from loraprune.record.replaceable import check_standing
+
+_TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
+_HERE = -100
+"""AT_FDCWD of Linux: a path counts from the working directory."""
+_EXCHANGE = 2
+"""RENAME_EXCHANGE of Linux."""
+
+
+@contextmanager
+def appearing_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+    """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise.
+
+    What stands at ``output`` is looked at again then. Where it is not to be replaced, the result stays beside it.
+
+    Args:
+        output: the folder to make.
+        overwrite: whether a result that is there is replaced.
+
+    Raises:
+        OutputInUseError: another run writes to ``output``.
+        WriteError: the disk is full, or the place is taken by something that is not to be replaced.
+    """
+    output = output.resolve()
+    with claimed(output):
+        temporary = _beside(output, "partial")
+        try:
+            with telling_of_failed_writes(str(output)):
+                temporary.mkdir()
+                yield temporary
+                for path in (*temporary.rglob("*"), temporary):
+                    sync(path)
+                put_in_place(temporary, output, overwrite=overwrite)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _beside(output: Path, what: str) -> Path:
+    return output.with_name(f".{output.name}.{secrets.token_hex(8)}.{what}")
+
+
+def put_in_place(made: Path, output: Path, *, overwrite: bool) -> None:
+    """Give a folder its name, in one step where the system can; what had that name is removed.
+
+    Raises:
+        WriteError: what is there is not to be replaced; the message says where the result is.
+    """
+    try:
+        check_standing(output, overwrite=overwrite)
+        if output.exists():
+            _replace(made, output)
+        else:
+            made.rename(output)
+    except (OutputExistsError, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in _TAKEN:
+            raise
+        kept = next(path for path in _other_names(output) if not path.exists())
+        made.rename(kept)
+        sync(output.parent)
+        raise WriteError(
+            f"{output} was taken while the run went on, by something that it may not replace. The result is in {kept}."
+        ) from error
+    sync(output.parent)
+
+
+def _other_names(output: Path) -> Iterator[Path]:
+    yield output.with_name(f"{output.name}.new")
+    yield from (output.with_name(f"{output.name}.new-{number}") for number in count(2))
+
+
+def _replace(made: Path, output: Path) -> None:
+    if exchange(made, output):
+        return  # what was there has the name of what was made, and goes with it
+    old = _beside(output, "old")
+    output.replace(old)
+    try:
+        made.replace(output)
+    except BaseException:
+        old.replace(output)
+        raise
+    shutil.rmtree(old)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Swap the names of two folders in one step; False where the system or the file system cannot."""
+    if sys.platform != "linux":
+        return False
+    try:
+        rename = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # a C library from before 2018
+        return False
+    done: int = rename(_HERE, os.fsencode(first), _HERE, os.fsencode(second), _EXCHANGE)
+    return done == 0
