@@ -26,6 +26,12 @@ from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
 
 
+@pytest.fixture
+def enough_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No repair is held back, however few tokens there are, so that it is the formula alone."""
+    monkeypatch.setattr("loraprune.calibration.least_squares.TOKENS_A_FEATURE", 0)
+
+
 def pytest_addoption(parser: pytest.Parser) -> None:
     """``--full``, or ``LORAPRUNE_TESTS=full`` in the environment, runs what the default run leaves out."""
     parser.addoption("--full", action="store_true", help="also run the tests that are marked as `full`")

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from loraprune.measure.evaluation.results import ResultsError
     from loraprune.pruning.callback import PruningCallback, PstCallback
     from loraprune.pruning.config import PruningConfig
-    from loraprune.pruning.errors import InterruptedRunError, TrainingDivergedError
+    from loraprune.pruning.errors import BadResultError, InterruptedRunError, TrainingDivergedError
     from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
     from loraprune.pruning.pruner import Pruner
     from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
@@ -53,6 +53,7 @@ if TYPE_CHECKING:
     from loraprune.tasks.registry import TaskError
 
 __all__ = [
+    "BadResultError",
     "BenchConfig",
     "BenchFileError",
     "BenchResult",
@@ -143,6 +144,7 @@ _HOMES = {
     "Target": "loraprune.allocation.target",
     "TaskError": "loraprune.tasks.registry",
     "TrainingDivergedError": "loraprune.pruning.errors",
+    "BadResultError": "loraprune.pruning.errors",
     "UnsupportedArchitectureError": "loraprune.architectures",
     "UnsupportedQuantizationError": "loraprune.layers.quantized.layout",
     "WriteError": "loraprune.record.places",

@@ -20,7 +20,7 @@ QUICK = [
     "--max-steps=4",
     "--max-length=32",
     "--per-device-train-batch-size=4",
-    "--calibration-sequences=8",
+    "--calibration-sequences=16",
     "--no-latency",
 ]
 """Options of a run of a fraction of a second."""

@@ -115,7 +115,7 @@ class TestRun:
             "channel_multiple": 4,
             "any_head_count": True,
             "max_skipped_steps": 3,
-            "calibration_sequences": 8,
+            "calibration_sequences": 16,
             "seed": 9,
         }
         assert {name: settings["pruning"][name] for name in expected} == expected

@@ -12,6 +12,7 @@ from tests.pruning.runs import (
     Poison,
     adapted_model,
     arguments_of,
+    make_trainer,
     num_hooks,
     pruning_config,
     rows,
@@ -115,13 +116,23 @@ class TestSkippedSteps:
 
 @pytest.mark.filterwarnings("ignore:Step")
 class TestDivergence:
-    def diverged(self, folder: Path, *, limit: int, start: int, **changes: Any) -> tuple[PruningCallback, Weights, str]:
+    def diverged(
+        self,
+        folder: Path,
+        *,
+        limit: int,
+        start: int,
+        save_steps: int = 100,
+        save_total_limit: int | None = None,
+        **changes: Any,
+    ) -> tuple[PruningCallback, Weights, str]:
         callback = PruningCallback(pruning_config(max_skipped_steps=limit, **changes))
         weights = Weights()
         self.model = adapted_model()
         poison = Poison(range(start, STEPS + 1))
+        saving = {"save_strategy": "steps", "save_steps": save_steps, "save_total_limit": save_total_limit}
         with pytest.raises(TrainingDivergedError) as caught:
-            train(folder, [poison, callback, weights], model=self.model, save_strategy="steps", save_steps=100)
+            train(folder, [poison, callback, weights], model=self.model, **saving)
         return callback, weights, str(caught.value)
 
     @pytest.mark.parametrize(("limit", "steps"), [(0, [8]), (2, [8, 9, 10])])
@@ -132,7 +143,6 @@ class TestDivergence:
         assert callback.skipped_steps == steps
         assert max(weights.after) == steps[-1]
         assert f"of {len(steps)} steps in a row, from step 8 on" in message
-        assert f"saved in {tmp_path}" in message
         assert "lower learning rate" in message
 
     def test_a_run_that_saves_nothing_does_not_say_that_it_did(self, tmp_path: Path) -> None:
@@ -141,16 +151,40 @@ class TestDivergence:
             train(tmp_path, [Poison([8]), callback])
         assert "saved" not in str(caught.value)
 
-    def test_the_state_is_saved_without_nan(self, tmp_path: Path) -> None:
-        _, weights, _ = self.diverged(tmp_path, limit=2, start=8)
-        checkpoint = last_checkpoint(tmp_path)
-        assert checkpoint == tmp_path / "checkpoint-10"
-        adapter = load_file(checkpoint / "adapter_model.safetensors")
+    def test_the_newest_state_that_a_good_step_came_after_is_the_one_that_is_kept(self, tmp_path: Path) -> None:
+        _, weights, message = self.diverged(tmp_path, limit=2, start=8, save_steps=1, save_total_limit=2)
+        # After step 7 everything was NaN: what was saved then is not gone on from, and nothing is rotated away.
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-6", "diverged-7"]
+        assert last_checkpoint(tmp_path) == tmp_path / "checkpoint-6"
+        assert f"saved in {tmp_path} (checkpoint-6)" in message
+        adapter = load_file(tmp_path / "checkpoint-6" / "adapter_model.safetensors")
         assert len(adapter) == 2 * 7 * 2
         for name, value in adapter.items():
-            assert torch.isfinite(value).all(), name
-            good = weights.after[7][name.replace(".weight", ".default.weight")]
-            assert torch.equal(value, good), name
+            assert torch.equal(value, weights.after[6][name.replace(".weight", ".default.weight")]), name
+
+    def test_a_run_that_had_saved_nothing_says_so(self, tmp_path: Path) -> None:
+        _, _, message = self.diverged(tmp_path, limit=2, start=8)
+        assert "No state was saved before that" in message
+        assert last_checkpoint(tmp_path) is None
+
+    @pytest.mark.parametrize("lead", [False, True])
+    @pytest.mark.parametrize("strategy", ["steps", "epoch"])
+    def test_nothing_is_saved_while_steps_are_skipped(self, tmp_path: Path, lead: bool, strategy: str) -> None:
+        callback = PruningCallback(pruning_config(max_skipped_steps=9))
+        changes = {"save_strategy": strategy, "save_steps": 1, "max_steps": 6, "num_train_epochs": 1}
+        trainer = make_trainer(tmp_path, [callback], dataset=rows(12), **changes)
+        if lead:
+            callback.lead_(trainer)
+        trainer.callback_handler.callbacks.insert(0, Poison([3, 4, 6]))
+        trainer.train()
+        saved = sorted(path.name for path in tmp_path.iterdir())  # an epoch is three steps long
+        assert saved == (["checkpoint-1", "checkpoint-2", "checkpoint-5"] if strategy == "steps" else [])
+
+    def test_the_loss_of_skipped_steps_is_not_logged(self, tmp_path: Path) -> None:
+        callback = PruningCallback(pruning_config(max_skipped_steps=9))
+        outcome = train(tmp_path, [Poison([4, 9]), callback], logging_steps=2)
+        assert [point["step"] for point in callback.history] == [2, 6, 8, 12]
+        assert len(outcome.losses) == 4
 
     @pytest.mark.parametrize("apply", ["slice", "mask"])
     def test_no_hook_is_left_on_the_model(self, tmp_path: Path, apply: str) -> None:
@@ -164,7 +198,7 @@ class TestDivergence:
         assert [record.step for record in callback.run.records] == [3, 5]
 
     def test_the_saved_state_can_be_gone_on_from(self, tmp_path: Path) -> None:
-        self.diverged(tmp_path, limit=2, start=8)
+        self.diverged(tmp_path, limit=2, start=8, save_steps=3)
         checkpoint = last_checkpoint(tmp_path)
         assert checkpoint is not None
         model, callback = adapted_model(), PruningCallback(pruning_config(max_skipped_steps=2))

@@ -36,6 +36,8 @@ from loraprune.structure.widths import legal_widths
 from loraprune.surgery.bias import give_biases_
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
+pytestmark = pytest.mark.usefixtures("enough_tokens")
+
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 33, 40, 50)]
 BY_NAME = {row.name: row for row in ROWS}
 EVERY_METHOD = pytest.mark.parametrize("method", STRUCTURED_METHODS)

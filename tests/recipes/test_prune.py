@@ -518,7 +518,7 @@ class Poison(TrainerCallback):
 
 @pytest.mark.filterwarnings("ignore:Step")
 @pytest.mark.filterwarnings("ignore:Training ended")
-def test_a_run_that_diverges_leaves_no_output_and_a_state_to_look_at(
+def test_a_run_that_diverges_leaves_no_output_and_the_last_good_state(
     tmp_path: Path, checkpoint: Path, data: Path
 ) -> None:
     with pytest.raises(TrainingDivergedError, match=f"from step 3 on.*The last good state is saved in {tmp_path}"):
@@ -527,8 +527,8 @@ def test_a_run_that_diverges_leaves_no_output_and_a_state_to_look_at(
             data,
             PruningConfig(max_skipped_steps=1, calibration_sequences=4),
             output=tmp_path / "out",
-            training={"max_steps": 12},
+            training={"max_steps": 12, "save_steps": 1},
             callbacks=[Poison(3)],
         )
     assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
-    assert (tmp_path / "out.run" / "checkpoint-4").is_dir()
+    assert sorted(path.name for path in (tmp_path / "out.run").glob("*-[0-9]*")) == ["checkpoint-1", "diverged-2"]

@@ -23,6 +23,8 @@ from loraprune.surgery.refit import cut_and_repair_
 from loraprune.surgery.repairs import Bias, repair_of
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
+pytestmark = pytest.mark.usefixtures("enough_tokens")
+
 CALIBRATION = [token_ids(1, length, seed=length)[0] for length in (40, 33, 40, 50)]
 BY_NAME = {row.name: row for row in ROWS}
 
@@ -245,7 +247,7 @@ def test_the_mean_output_of_a_consumer_outlives_the_cut(case, whole, lora):
     calibration = WholeModelPass(model, CALIBRATION) if whole else LayerwisePass(model, structure, CALIBRATION)
     length = weight_oi(base_layer(base_model(model).get_submodule(d.consumer.module))).shape[1]
     kept = d.consumer.positions(torch.tensor(positions), d.num_groups, length)
-    compensate_(model, d, kept, calibration.features(d.consumer.module, moment=False))
+    compensate_(model, d, kept, calibration)
     for each in (model, plain):
         slice_dimension_(each, d, positions, d.num_groups)
     after = outputs_of(model, d.consumer.module)
@@ -300,8 +302,7 @@ def test_a_bias_that_was_there_is_added_to(case):
     added = []
     for each in (model, shifted):
         before = bias_of(each, d)
-        inputs = LayerwisePass(each, structure, CALIBRATION).features(d.consumer.module, moment=False)
-        compensate_(each, d, torch.tensor([0, 1, 2]), inputs)
+        compensate_(each, d, torch.tensor([0, 1, 2]), LayerwisePass(each, structure, CALIBRATION))
         added.append(bias_of(each, d) - before)
     torch.testing.assert_close(added[0], added[1], rtol=1e-4, atol=1e-5)
     assert added[0].abs().max() > 1e-3
@@ -310,8 +311,7 @@ def test_a_bias_that_was_there_is_added_to(case):
 def test_nothing_is_added_where_nothing_goes():
     model, structure = with_biases("llama")
     d = structure.dimensions[0]
-    inputs = LayerwisePass(model, structure, CALIBRATION).features(d.consumer.module, moment=False)
-    compensate_(model, d, torch.arange(32), inputs)
+    compensate_(model, d, torch.arange(32), LayerwisePass(model, structure, CALIBRATION))
     assert not bias_of(model, d).any()
 
 

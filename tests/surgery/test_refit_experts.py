@@ -18,6 +18,8 @@ from loraprune.surgery.repairs import Refit
 from loraprune.surgery.slicing import slice_
 
 EVERY_FAMILY = pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+pytestmark = pytest.mark.usefixtures("enough_tokens")
+
 CALIBRATION = list(token_ids(40, 12, seed=3))
 DAMPING = 0.02
 

@@ -14,7 +14,7 @@ import torch
 from accelerate.utils import send_to_device
 from torch import nn
 
-from loraprune.calibration.features import FeatureStatistics, watched_features
+from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of, watched_features
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_model
 
@@ -136,20 +136,28 @@ class CalibrationPass(ABC):
     def _runs(self) -> Sequence[Callable[[], Any]]:
         """Calls that each run the model on a part of the data, at least up to the layer that is looked at."""
 
+    @property
+    @abstractmethod
+    def num_sequences(self) -> int:
+        """How many sequences (or images) there are."""
+
     def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has nothing to move on)
         """Go on to the next block, as the present one is now."""
 
     @torch.no_grad()
-    def features(self, module_name: str, *, moment: bool) -> FeatureStatistics:
+    def features(self, module_name: str, *, moment: bool, rows: slice = ALL_ROWS) -> FeatureStatistics:
         """Statistics of the inputs of a layer as the model is now; the runs end as soon as they reach it.
 
         Args:
             module_name: of the layer, in the block that the pass has come to.
             moment: also the second moment.
+            rows: of the inputs, counted over all runs, that are looked at.
         """
-        statistics = FeatureStatistics(moment=moment)
+        statistics, seen = FeatureStatistics(moment=moment), 0
         for args in _inputs_of(self._model, module_name, self._runs()):
-            statistics.add(args[0])
+            inputs = args[0].flatten(0, -2)
+            statistics.add(inputs[part_of(rows, seen)])
+            seen += len(inputs)
         return statistics
 
     @torch.no_grad()
@@ -199,6 +207,11 @@ class LayerwisePass(CalibrationPass):
             _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
         ]
         self.layer = 0
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences there are."""
+        return sum(len(calls.hidden) for calls in self._calls)
 
     def _block(self) -> nn.Module:
         return self._model.get_submodule(self._structure.blocks[self.layer])
@@ -265,6 +278,11 @@ class WholeModelPass(CalibrationPass):
         sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
         self._batches: list[Mapping[str, Any]] = [{"input_ids": batch} for batch in equal_length_batches(sequences)]
         self._batches += [item for item in calibration if not isinstance(item, torch.Tensor)]
+
+    @property
+    def num_sequences(self) -> int:
+        """How many sequences (or images) there are."""
+        return sum(len(next(iter(batch.values()))) for batch in self._batches)
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
         """The whole model, once for each batch."""

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import nn
+
+ALL_ROWS = slice(0, sys.maxsize)
+
+
+def part_of(rows: slice, seen: int) -> slice:
+    """Which rows of a batch are among ``rows``, after ``seen`` rows in the batches before it."""
+    return slice(max(rows.start - seen, 0), max(rows.stop - seen, 0))
 
 
 class FeatureStatistics:

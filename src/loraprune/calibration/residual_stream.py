@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
+from loraprune.calibration.features import ALL_ROWS, part_of
+from loraprune.calibration.least_squares import Moments
 from loraprune.layers.axes import is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
 
@@ -21,20 +23,6 @@ if TYPE_CHECKING:
 
 _TOLERANCE = 1e-2
 """How far a block's output may be from what is taken for its stream, as a share of what the block adds to it."""
-
-
-class StreamStatistics(NamedTuple):
-    """What a refit towards the stream needs; ``t`` is what a consumer should give, and ``x`` what enters it.
-
-    Attributes:
-        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32.
-        moment: ``E[x xᵀ]``, shape ``(in, in)``, float32.
-        square: ``E‖t‖²``.
-    """
-
-    cross: torch.Tensor
-    moment: torch.Tensor
-    square: float
 
 
 class NoStreamError(ValueError):
@@ -137,19 +125,21 @@ class StreamTargets:
                 )
 
     @torch.no_grad()
-    def statistics(self, cut: LayerwisePass, name: str) -> StreamStatistics:
+    def statistics(self, cut: LayerwisePass, name: str, rows: slice = ALL_ROWS) -> Moments:
         """What a refit of one consumer needs.
 
         Args:
             cut: the pass over the model that is being cut, arrived at the same block.
             name: of the consumer, in the block that was begun.
+            rows: of its inputs, counted over all batches, that are looked at.
 
         Returns:
             Of what the consumer should give, and its inputs as they are now. Its bias is not part of ``t``.
         """
         before = self._writers[: self._writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
-        cross, moment, square, rows = torch.zeros(()), torch.zeros(()), torch.zeros(()), 0
+        cross, moment, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
+        seen = count = 0
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
@@ -160,8 +150,11 @@ class StreamTargets:
                 wanted = wanted.flatten(0, -2)
                 if bias is not None:
                     wanted = wanted - bias.float()
+                part = part_of(rows, seen)
+                seen += len(x)
+                wanted, x = wanted[part], x[part]
                 cross = cross.to(x.device) + wanted.T @ x
                 moment = moment.to(x.device) + x.T @ x
                 square = square.to(x.device) + wanted.square().sum(dtype=torch.float64)
-                rows += len(x)
-        return StreamStatistics(cross / rows, moment / rows, float(square) / rows)
+                count += len(x)
+        return Moments(moment / count, count, cross / count, float(square) / count)

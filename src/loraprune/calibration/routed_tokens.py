@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.calibration.features import FeatureStatistics
+from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of
 from loraprune.layers.experts import expert_hidden, up_parameter
 from loraprune.layers.lora import effective_expert_weight
 from loraprune.layers.unwrap import base_layer
@@ -57,7 +57,9 @@ class RoutedTokens:
         return _gathered(inside, moment=moment)
 
     @torch.no_grad()
-    def weighted_features(self, module: nn.Module, expert: int, *, moment: bool) -> FeatureStatistics | None:
+    def weighted_features(
+        self, module: nn.Module, expert: int, *, moment: bool, rows: slice = ALL_ROWS
+    ) -> FeatureStatistics | None:
         """Statistics of ``w·h``, of what enters one expert's down projection; None where no token is routed to it.
 
         An expert's output counts as much as its routing weight ``w`` says, and so does an error in it.
@@ -66,12 +68,14 @@ class RoutedTokens:
             module: the stacked experts, or peft's wrappers around them.
             expert: which one.
             moment: also the second moment, shape ``(channels, channels)``.
+            rows: of those that are routed to the expert.
         """
-        return _gathered(self._inside(module, expert, weighted=True), moment=moment)
+        return _gathered(self._inside(module, expert, weighted=True), moment=moment, rows=rows)
 
 
-def _gathered(inputs: Iterator[torch.Tensor], *, moment: bool) -> FeatureStatistics | None:
-    statistics = FeatureStatistics(moment=moment)
-    for rows in inputs:
-        statistics.add(rows)
+def _gathered(inputs: Iterator[torch.Tensor], *, moment: bool, rows: slice = ALL_ROWS) -> FeatureStatistics | None:
+    statistics, seen = FeatureStatistics(moment=moment), 0
+    for batch in inputs:
+        statistics.add(batch[part_of(rows, seen)])
+        seen += len(batch)
     return statistics if statistics.rows else None

@@ -63,6 +63,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         option("output", "run", "folder of the pruned checkpoint", type=Path),
         *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
         option("overwrite", "run", "replace what the output folder holds (off)", **SWITCH),
+        *declared(RunOptions, "run", "allow_bad_result"),
         *declared(RunOptions, "run", "trust_remote_code", "revision"),
     ),
     "how much goes: one of these": (*_groups("ratio"), target_params(), *_zeros("sparsity")),

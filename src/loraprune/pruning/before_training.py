@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.calibration.progress import ProgressOf
 from loraprune.layers.quantized import is_quantized_model
+from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.oneshot import prune_, settled_repair
 from loraprune.surgery.repairs import NoRepair
@@ -53,6 +54,7 @@ def cut_first_(
         )
     assert isinstance(run, GroupRun)
     config = run.config
+    warn_of_few_tokens(run.structure, calibration, config.repair, config.criterion)
     repair = settled_repair(config.repair, model, run.structure, calibration) if run.refits else NoRepair()
     started = time.monotonic()
     records = prune_(

@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.calibration.least_squares import TOKENS_A_FEATURE, are_few
+from loraprune.importance.configs import Osscar
+from loraprune.importance.criterion_config import CriterionConfig
+from loraprune.surgery.repairs import Repair
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import Structure
+
+logger = logging.getLogger("loraprune")
 
 BATCH = 16
 
@@ -42,6 +54,41 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
     if not drawn:
         raise ValueError("No sequence of the data has two tokens or more, so that there is nothing to calibrate on.")
     return drawn
+
+
+def num_tokens(calibration: Calibration) -> int:
+    """Tokens of the sequences among calibration data."""
+    return sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
+
+
+def warn_of_few_tokens(
+    structure: Structure, calibration: Calibration, repair: Repair, criterion: CriterionConfig
+) -> None:
+    """Say that there is less to look at than the unknowns of a repair, or of the criterion ``osscar``, call for.
+
+    Args:
+        structure: of the model before pruning.
+        calibration: nothing is said of batches of inputs, whose tokens are not counted.
+        repair: of the cuts.
+        criterion: that scores the groups.
+    """
+    if structure.spans_blocks or not (repair.reads_data or isinstance(criterion, Osscar)):
+        return
+    tokens = num_tokens(calibration)
+    widest = max(
+        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
+        for dimension in structure.open
+    )
+    if tokens and are_few(tokens, widest):
+        held_back = " The repair is held back to what they bear out." if repair.reads_data else ""
+        logger.warning(
+            "warning: %d calibration tokens are few for the %d features that the widest layer reads: %d and more for "
+            "each feature are enough.%s More calibration sequences help.",
+            tokens,
+            widest,
+            TOKENS_A_FEATURE,
+            held_back,
+        )
 
 
 def draw_batches(

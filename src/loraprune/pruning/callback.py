@@ -7,7 +7,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from transformers import TrainerCallback
+from transformers import DefaultFlowCallback, TrainerCallback
 
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.calibration.progress import ProgressOf
@@ -28,7 +28,7 @@ from loraprune.pruning.phase_timer import (
     PhaseTimer,
 )
 from loraprune.pruning.pruner import Pruner
-from loraprune.pruning.resume import new_run, restore_, save_state
+from loraprune.pruning.resume import last_checkpoint, new_run, restore_, save_state, set_aside_
 from loraprune.pruning.run import PruningRun
 
 if TYPE_CHECKING:
@@ -101,6 +101,7 @@ class PruningCallback(TrainerCallback):
         self._leads = False
         self._is_live = True
         self._started = 0.0
+        self._logged = 0
 
     @property
     def _cuts(self) -> bool:
@@ -151,7 +152,10 @@ class PruningCallback(TrainerCallback):
             callback.lead_(trainer)
         """
         callbacks = trainer.callback_handler.callbacks
-        callbacks[:] = [self, *(other for other in callbacks if other is not self)]
+        others = [other for other in callbacks if other is not self]
+        # The one that says when to save has no logs to write, and comes first: a save may have to be put off.
+        flow = [other for other in others if isinstance(other, DefaultFlowCallback)]
+        callbacks[:] = [*flow, self, *(other for other in others if other not in flow)]
         self._leads = True
 
     def on_train_begin(
@@ -200,7 +204,7 @@ class PruningCallback(TrainerCallback):
             calibration=self._calibration,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )
-        self._pruner.steps = state.global_step
+        self._pruner.steps = self._logged = state.global_step
         self._pruner.skipped_steps = self.skipped_steps
         spent = self.history[-1]["seconds"] if self.history else 0.0
         self._started = time.monotonic() - spent
@@ -233,7 +237,6 @@ class PruningCallback(TrainerCallback):
             usable = self._pruner.observe(kwargs["optimizer"])
         except TrainingDivergedError as error:
             usable, self._diverged = False, error
-            control.should_save = True
             control.should_training_stop = True
         if not usable:
             # Without gradients the optimizer leaves every parameter as it is.
@@ -247,6 +250,23 @@ class PruningCallback(TrainerCallback):
         self.phases.lap(self._phase(self.run))
         if self._diverged is None and self._pruner.step(kwargs["optimizer"]) is not None:
             self.phases.lap(CUTTING if self._cuts else MASKING)
+        self._put_off_saving(control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Save no state that may be bad."""
+        self._put_off_saving(control)
+
+    @property
+    def is_skipping(self) -> bool:
+        """Whether the last step was skipped, so that the state may be bad already and is not saved."""
+        return self._pruner is not None and self._pruner.is_skipping
+
+    def _put_off_saving(self, control: TrainerControl) -> None:
+        """A state that is saved takes the place of an older one, which was good."""
+        if self.is_skipping:
+            control.should_save = False
 
     def _phase(self, run: PruningRun) -> str:
         """What the last step belongs to."""
@@ -264,8 +284,16 @@ class PruningCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add ratio, size and :func:`live_values` to what the Trainer logs; keep the course for the report."""
+        """Add ratio, size and :func:`live_values` to what the Trainer logs; keep the course for the report.
+
+        The Trainer counts the loss of a skipped step as 0 or as a part of those before it: it is not told.
+        """
         if logs is None or self.run is None or "loss" not in logs:
+            return
+        since, self._logged = self._logged, state.global_step
+        if any(step > since for step in self.skipped_steps):
+            for entry in (logs, state.log_history[-1]):
+                entry.pop("loss", None)
             return
         logs["sparsity_ratio"] = self.run.ratio
         if self._cuts:
@@ -312,14 +340,25 @@ class PruningCallback(TrainerCallback):
         assert self._pruner is not None
         self._pruner.end()
         if self._diverged is not None:
-            saved = "" if args.save_strategy == "no" else f" The last good state is saved in {args.output_dir}."
-            raise TrainingDivergedError(f"{self._diverged}{saved}")
+            raise TrainingDivergedError(f"{self._diverged}{self._kept(args)}")
         if pending:
             warnings.warn(
                 f"Training ended at step {state.global_step}, before {len(pending)} of "
                 f"{len(self.run.schedule)} cuts: the ratio reached is {self.run.ratio:.4f}.",
                 stacklevel=2,
             )
+
+    def _kept(self, args: TrainingArguments) -> str:
+        """What is left to go on from after a divergence; a state that no good step came after is set aside."""
+        assert self._pruner is not None
+        if args.save_strategy == "no":
+            return ""
+        folder = Path(str(args.output_dir))
+        set_aside_(folder / f"checkpoint-{self._pruner.last_good_step}")
+        kept = last_checkpoint(folder)
+        if kept is None:
+            return " No state was saved before that; --save-steps says how often one is."
+        return f" The last good state is saved in {folder} ({kept.name})."
 
 
 class PstCallback(PruningCallback):

@@ -20,6 +20,7 @@ from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized, is_quantized_model, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
 from loraprune.pruning.run import PruningRun
 from loraprune.structure.describe import describe
@@ -125,6 +126,8 @@ class GroupRun(PruningRun):
             ratio=self.config.target.ratio,
             every=None if learns else schedule.every,
         )
+        if self.pending and self.refits:
+            warn_of_few_tokens(self.structure, calibration or (), self.config.repair, self.config.criterion)
         if self.config.apply == "mask":
             self._masks = Masks(model, self.structure, self.plan)
         if self.pending:

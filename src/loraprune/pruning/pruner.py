@@ -111,6 +111,16 @@ class Pruner:
         run.begin(model, total_steps, calibration)
 
     @property
+    def is_skipping(self) -> bool:
+        """Whether the last step had NaN or Inf: nobody knows then whether the weights are still good."""
+        return self._skipped_in_a_row > 0
+
+    @property
+    def last_good_step(self) -> int:
+        """The last step whose gradients were finite."""
+        return self.skipped_steps[-self._skipped_in_a_row] - 1 if self._skipped_in_a_row else self.steps
+
+    @property
     def structure(self) -> Structure:
         """Of the model before pruning."""
         return self.run.structure

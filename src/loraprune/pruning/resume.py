@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
+import zipfile
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from loraprune.importance.criterion_config import OwnCriterion
@@ -22,6 +25,12 @@ if TYPE_CHECKING:
 
 STATE_FILE = "loraprune_state.json"
 TENSOR_FILE = "loraprune_state.safetensors"
+SET_ASIDE = "diverged"
+ADAPTER_FILE = "adapter_model.safetensors"
+NEEDED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", ADAPTER_FILE, TENSOR_FILE)
+"""What a run cannot be gone on from without."""
+
+logger = logging.getLogger("loraprune")
 _FORMAT = 1
 
 
@@ -51,14 +60,69 @@ def save_state(
     write_text(folder / STATE_FILE, json.dumps(state, default=lambda value: value.item()))
 
 
+def set_aside_(checkpoint: Path) -> None:
+    """Rename a checkpoint, where there is one, so that no run goes on from it: the step after it had NaN or Inf."""
+    if checkpoint.is_dir():
+        checkpoint.rename(checkpoint.with_name(checkpoint.name.replace("checkpoint", SET_ASIDE)))
+
+
 def last_checkpoint(run_dir: Path) -> Path | None:
     """The newest complete checkpoint of a run, or None."""
-    found = [
+    found = _complete(run_dir)
+    return max(found)[1] if found else None
+
+
+def usable_checkpoint(run_dir: Path) -> Path:
+    """The newest checkpoint of a run that can be gone on from; what is wrong with newer ones is logged.
+
+    Raises:
+        ValueError: there is none.
+    """
+    faults = []
+    for _, path in sorted(_complete(run_dir), reverse=True):
+        fault = _fault(path)
+        if fault is None:
+            return path
+        logger.warning("warning: %s is not used: %s.", path, fault)
+        faults.append(f"{path.name}: {fault}")
+    raise ValueError(
+        f"No saved state in {run_dir} can be gone on from ({'; '.join(faults)}). Start anew with --overwrite."
+    )
+
+
+def _complete(run_dir: Path) -> list[tuple[int, Path]]:
+    """Checkpoints with the state of pruning, by their steps."""
+    return [
         (int(path.name.rpartition("-")[2]), path)
         for path in run_dir.glob("checkpoint-*")
         if path.name.rpartition("-")[2].isdigit() and (path / STATE_FILE).is_file()
     ]
-    return max(found)[1] if found else None
+
+
+def _fault(checkpoint: Path) -> str | None:
+    """What is missing, damaged or not finite in a checkpoint; None where all is well."""
+    for name in NEEDED_FILES:
+        if not (checkpoint / name).is_file():
+            return f"{name} is missing"
+    for path in sorted(checkpoint.iterdir()):
+        try:
+            if path.suffix == ".json":
+                json.loads(path.read_text(encoding="utf-8"))
+            elif path.suffix in (".pt", ".pth"):
+                with zipfile.ZipFile(path) as archive:
+                    if archive.testzip() is not None:
+                        return f"{path.name} is damaged"
+            elif path.suffix == ".safetensors":
+                tensors = load_file(path)
+                if path.name == ADAPTER_FILE and not all(bool(value.isfinite().all()) for value in tensors.values()):
+                    return f"{path.name} holds NaN or Inf"
+        except (ValueError, OSError, zipfile.BadZipFile, SafetensorError):
+            return f"{path.name} is damaged"
+    # Older versions saved a state at a divergence, whatever the weights were.
+    state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
+    if int(checkpoint.name.rpartition("-")[2]) in state.get("skipped_steps", ()):
+        return "it was saved after a step with NaN or Inf"
+    return None
 
 
 def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:

@@ -17,13 +17,15 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
+from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, Groups
 from loraprune.pruning.oneshot import prune_, settled_repair
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CUTTING, WRITING, ZEROING, PhaseTimer
 from loraprune.recipes.result import RunResult
-from loraprune.recipes.steps.calibrate import draw, facts_of, warn_of_few_tokens
+from loraprune.recipes.steps.calibrate import draw, facts_of
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
+from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
@@ -106,6 +108,7 @@ def oneshot(
     Raises:
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
+        BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
     """
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
@@ -160,7 +163,7 @@ def _cut(
     progress: ProgressOf,
 ) -> _Pruned:
     """Heads and channels go."""
-    warn_of_few_tokens(prepared, calibration)
+    warn_of_few_tokens(prepared.structure, calibration, config.repair, config.criterion)
     if isinstance(config.repair, Bias):
         give_biases_(model, prepared.structure)
     repair = settled_repair(config.repair, model, prepared.structure, calibration, prepared.computing)
@@ -250,6 +253,7 @@ def _finish(
         seconds=time.time() - started,
         phases=dict(phases.seconds),
     )
+    check_result(prepared, metrics, None, "--allow-bad-result keeps such a result")
     record = record_of(prepared, {"oneshot": prepared.settings()}, oneshot_recipe(prepared), metrics, pruned.plan)
     report = report_of(
         record,

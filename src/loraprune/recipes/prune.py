@@ -25,9 +25,11 @@ from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, SCORING_AND_CUTTING, WRITING
 from loraprune.pruning.pst import PstRun
+from loraprune.pruning.resume import last_checkpoint
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
+from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
@@ -100,6 +102,7 @@ def prune(
         ValueError: something given is wrong; raised before any long work.
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
+        BadResultError: cuts are missing, or the result is no better than chance; ``allow_bad_result`` writes it.
     """
     inputs = RunInputs(
         training=training,
@@ -166,6 +169,8 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     if prepared.checkpoint is not None:
         logger.info("Going on from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
+        if prepared.options.allow_changes and pruning.run is not None:
+            pruning.run.total_steps = 0  # the cuts that are left fall where those of the new length do
     elif prepared.pruning.cuts_first and prepared.pruning.target.ratio > 0.0:
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
@@ -222,6 +227,7 @@ def _finish(
         seconds=time.time() - started + phases.earlier,
         phases=dict(phases.seconds),
     )
+    check_result(prepared, metrics, pruning, kept_state(last_checkpoint(run_dir)))
     record = record_of(prepared, run_settings(prepared), training_recipe(prepared), metrics, pruning.run.plan)
     report = joint_report(prepared, record, pruning, base.zeros)
     card = card_of(record, prepared.structure, runtimes_of(merged))
@@ -312,13 +318,17 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     notes = [*quantization_notes(prepared)]
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
         notes.append(filling_note(prepared, zeros))
-    if isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - prepared.pruning.target.ratio) > _NOTED_DEVIATION:
+    missing, wanted = cuts_missing(pruning), prepared.pruning.target.ratio
+    is_off = isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - wanted) > _NOTED_DEVIATION
+    if missing is not None:
+        notes.append(missing)
+    elif isinstance(pruning.run, GroupRun) and is_off:
         multiple = pruning.run.legal_widths().channel_multiple
         widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
         why = f"{widths} those that the config accepts"
         if prepared.structure.spans_blocks:
             why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {prepared.pruning.target.ratio:.2%}: {why}.")
+        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {wanted:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")

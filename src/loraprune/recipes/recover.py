@@ -63,6 +63,7 @@ def recover(
         ValueError: something given is wrong, or is no plain LoRA while zeros are to stay; raised before any training.
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
+        BadResultError: the result is no better than chance; ``allow_bad_result`` writes it.
     """
     options = options or RunOptions()
     if options.target_params is not None:

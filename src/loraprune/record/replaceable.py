@@ -100,7 +100,7 @@ def _foreign(folder: Path, state: bool) -> Iterator[Path]:
                 yield path
         elif path.name == "runs":
             yield from (inner for inner in path.rglob("*") if not inner.is_dir() and ".tfevents." not in inner.name)
-        elif path.name == "adapter" or (state and re.fullmatch(r"checkpoint-\d+", path.name)):
+        elif path.name == "adapter" or (state and re.fullmatch(r"(checkpoint|diverged)-\d+", path.name)):
             known = _CHECKPOINT + _COMPANIONS + _STATE
             yield from (inner for inner in path.iterdir() if not inner.is_file() or not _matches(inner.name, known))
         else:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
+from loraprune.calibration.features import ALL_ROWS
+from loraprune.calibration.least_squares import are_few
 from loraprune.importance.flap import bias_of_removed
 from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import effective_weight
@@ -19,7 +21,7 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from loraprune.calibration.features import FeatureStatistics
+    from loraprune.calibration.block_by_block import CalibrationPass
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "bias")
@@ -101,18 +103,34 @@ def give_biases_(model: nn.Module, structure: Structure) -> None:
 
 
 @torch.no_grad()
-def compensate_(model: nn.Module, dimension: PrunableDimension, kept: torch.Tensor, inputs: FeatureStatistics) -> None:
+def compensate_(
+    model: nn.Module, dimension: PrunableDimension, kept: torch.Tensor, calibration: CalibrationPass
+) -> None:
     """Add what the columns that go gave on average to the bias of a consumer, before the cut.
+
+    Where there are few tokens, it is scaled by the squared cosine between what the two halves of them would add: the
+    share of the one that the other bears out. A single short sequence bears nothing out.
 
     Args:
         model: the model or the ``PeftModel`` around it.
         dimension: about to be cut.
         kept: columns of the consumer that stay.
-        inputs: statistics of what enters it.
+        calibration: the pass over the calibration data, arrived at the consumer's block.
     """
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     weight = effective_weight(consumer)
     removed = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     removed[kept] = False
+
+    def missing(rows: slice = ALL_ROWS) -> tuple[torch.Tensor, int]:
+        inputs = calibration.features(dimension.consumer.module, moment=False, rows=rows)
+        return bias_of_removed(weight, inputs.mean, removed.nonzero()[:, 0]), inputs.rows
+
+    added, rows = missing()
+    if are_few(rows, weight.shape[1]):
+        if calibration.num_sequences < 2:
+            return
+        first, second = (missing(half)[0] for half in (slice(0, rows // 2), slice(rows // 2, rows)))
+        added *= torch.cosine_similarity(first, second, dim=0).clamp_min(0.0).square()
     bias: torch.Tensor = base_layer(consumer).bias
-    bias.add_(bias_of_removed(weight, inputs.mean, removed.nonzero()[:, 0]).to(bias.dtype))
+    bias.add_(added.to(bias.dtype))

@@ -6,6 +6,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,9 +19,10 @@ from loraprune.calibration.block_by_block import (
     WholeModelPass,
     token_sequences,
 )
-from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
+from loraprune.calibration.features import ALL_ROWS
+from loraprune.calibration.least_squares import Moments, NotPositiveDefiniteError, held_back_columns
 from loraprune.calibration.progress import Progress
-from loraprune.calibration.residual_stream import NoStreamError, StreamStatistics, StreamTargets
+from loraprune.calibration.residual_stream import NoStreamError, StreamTargets
 from loraprune.importance.evidence.learned_gates import over_features
 from loraprune.layers.axes import axis_length, weight_oi
 from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
@@ -76,29 +78,30 @@ def _refitted(
     dimension: PrunableDimension,
     positions: Sequence[int],
     num_groups: int,
-    moment: torch.Tensor,
     damping: float,
-    target: StreamStatistics | None = None,
+    part: Callable[[slice], Moments],
 ) -> tuple[torch.Tensor, torch.Tensor | None, OutputError]:
     """Positions of the columns that stay, what they should be, and the error of both.
 
-    The columns are None, with a warning, where no refit is possible.
+    The columns are None where the plain cut does better, and with a warning where no refit is possible. ``part`` gives
+    what is known of some of the rows.
     """
+    moments = part(ALL_ROWS)
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     before = weight_before(consumer)
     columns = dimension.consumer.positions(torch.as_tensor(positions), num_groups, before.shape[1]).to(before.device)
     after = None
     try:
-        after = refit_columns(before, moment, columns, damping, None if target is None else target.cross)
+        after = held_back_columns(before, moments, columns, damping, part)
     except NotPositiveDefiniteError:
         warnings.warn(
             f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
             "is made without it. More calibration sequences or more damping help.",
             stacklevel=2,
         )
-    if target is None:
-        return columns, after, output_error(before, moment, columns, after)
-    return columns, after, target_error(before, moment, columns, after, target.cross, target.square)
+    if moments.cross is None:
+        return columns, after, output_error(before, moments.moment, columns, after)
+    return columns, after, target_error(before, moments.moment, columns, after, moments.cross, moments.square)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -251,15 +254,19 @@ class _Cut:
             return None
         name = dimension.consumer.module
         if self.targets is not None and isinstance(calibration, LayerwisePass):
-            target = self.targets.statistics(calibration, name)
-            return self._refit(model, dimension, positions, num_groups, target.moment, target)
-        inputs = calibration.features(name, moment=isinstance(self.repair, LeastSquares))
+            of_stream = partial(self.targets.statistics, calibration, name)
+            return self._refit(model, dimension, positions, num_groups, of_stream)
         if isinstance(self.repair, Bias):
             length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)
-            compensate_(model, dimension, kept, inputs)
+            compensate_(model, dimension, kept, calibration)
             return None
-        return self._refit(model, dimension, positions, num_groups, inputs.moment)
+
+        def of_layer(rows: slice) -> Moments:
+            found = calibration.features(name, moment=True, rows=rows)
+            return Moments(found.moment, found.rows)
+
+        return self._refit(model, dimension, positions, num_groups, of_layer)
 
     def _refit(
         self,
@@ -267,11 +274,10 @@ class _Cut:
         dimension: PrunableDimension,
         positions: Sequence[int],
         num_groups: int,
-        moment: torch.Tensor,
-        target: StreamStatistics | None = None,
+        part: Callable[[slice], Moments],
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Solve for the columns that stay, and tell of the error."""
-        columns, weight, error = _refitted(model, dimension, positions, num_groups, moment, self.damping, target)
+        columns, weight, error = _refitted(model, dimension, positions, num_groups, self.damping, part)
         self._note(dimension, error)
         return None if weight is None else (columns, weight)
 
@@ -321,6 +327,15 @@ def refit_experts_(
     module = base_model(model).get_submodule(consumer.module)
     tokens = calibration.routed_tokens(consumer.module)
     kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
+
+    def of_expert(expert: int) -> Callable[[slice], Moments]:
+        def of_rows(rows: slice) -> Moments:
+            found = tokens.weighted_features(module, expert, moment=True, rows=rows)
+            assert found is not None
+            return Moments(found.moment, found.rows)
+
+        return of_rows
+
     left_alone = 0
     errors = OutputError(wanted=0.0, cut=0.0)
     for expert, kept in enumerate(kept_EK):
@@ -331,13 +346,15 @@ def refit_experts_(
         try:
             if inputs is None:
                 raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
-            after = refit_columns(before, inputs.moment, columns, damping)
+            after = held_back_columns(before, Moments(inputs.moment, inputs.rows), columns, damping, of_expert(expert))
         except NotPositiveDefiniteError:
             left_alone += 1
             if inputs is not None:
                 errors += output_error(before, inputs.moment, columns, None).times(inputs.rows)
             continue
         errors += output_error(before, inputs.moment, columns, after).times(inputs.rows)
+        if after is None:
+            continue
         delta = expert_delta(module, consumer.parameter, expert)
         base[:, columns] = (after if delta is None else after - delta[:, columns]).to(base.dtype)
     if left_alone:

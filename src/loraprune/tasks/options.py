@@ -54,6 +54,8 @@ class RunOptions:
         output: folder of the finished checkpoint; None keeps the result in memory only.
         overwrite: replace an output folder that holds something, and forget an interrupted run.
         resume: go on with the interrupted run of this output folder.
+        allow_changes: of a run that is resumed: take data and training arguments that differ from those it began with.
+        allow_bad_result: write a result, too, of which cuts are missing or that is no better than chance.
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
@@ -90,7 +92,9 @@ class RunOptions:
     )
     answers_only: bool = setting(True, "of instructions and chats, train on the answers alone")
     overwrite: bool = setting(False, "replace what the output folder holds, and forget an interrupted run")
+    allow_bad_result: bool = setting(False, "keep a result of missing cuts, or one no better than chance")
     resume: bool = setting(False, "go on with the interrupted run of this output folder")
+    allow_changes: bool = setting(False, "resume with other data or training options than the run began with")
     trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
     revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
     target_params: int | None = setting(None, "instead of a ratio: parameters of the result, such as 4.5B")
@@ -121,6 +125,8 @@ class RunOptions:
             from loraprune.checkpoint.load import check_quantization
 
             check_quantization(self.quantization)
+        if self.allow_changes and not self.resume:
+            raise ValueError("allow_changes is about a run that is resumed. Say --resume, too, or leave it out.")
         if self.output is None and self.resume:
             raise ValueError("A run without an output folder leaves nothing to resume from.")
         if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):

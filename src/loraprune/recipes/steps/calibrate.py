@@ -7,11 +7,8 @@ import logging
 import torch
 
 from loraprune.calibration.block_by_block import Calibration
-from loraprune.importance.configs import Osscar
-from loraprune.pruning.calibration_data import draw_batches, draw_calibration
-from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.pruning.calibration_data import draw_batches, draw_calibration, num_tokens
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun
-from loraprune.surgery.repairs import LeastSquares
 
 logger = logging.getLogger("loraprune")
 
@@ -39,24 +36,5 @@ def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
 def facts_of(calibration: Calibration) -> dict[str, int]:
     """How much was looked at."""
     rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
-    tokens = sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
+    tokens = num_tokens(calibration)
     return {"rows": rows} | ({"tokens": tokens} if tokens else {})
-
-
-def warn_of_few_tokens(prepared: PreparedOneshot, calibration: Calibration) -> None:
-    """Say that there is less to look at than least squares have unknowns."""
-    config = prepared.oneshot
-    assert isinstance(config, OneshotConfig)
-    solved = isinstance(config.repair, LeastSquares) or isinstance(config.criterion, Osscar)
-    tokens = facts_of(calibration).get("tokens")
-    widest = max(
-        (dimension.per_stratum if dimension.of_experts else dimension.num_groups) * dimension.consumer.group_size
-        for dimension in prepared.structure.open
-    )
-    if solved and tokens is not None and tokens < widest:
-        logger.warning(
-            "warning: %d calibration tokens are fewer than the %d features that the widest layer reads, so that least "
-            "squares rest on their damping. More calibration sequences help.",
-            tokens,
-            widest,
-        )

@@ -17,6 +17,7 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
+from loraprune.recipes.steps.same_run import check_same_run
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -88,6 +89,7 @@ def prepare(
     if checkpoint is not None:
         check_same_adapter(checkpoint, prepared.lora, source.name)
         check_same_quantization(checkpoint, options.quantization)
+        check_same_run(checkpoint, prepared)
     return prepared
 
 

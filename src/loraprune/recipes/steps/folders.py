@@ -13,7 +13,7 @@ import torch
 from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space
 from loraprune.pruning.config import PruningConfig
-from loraprune.pruning.resume import last_checkpoint
+from loraprune.pruning.resume import last_checkpoint, usable_checkpoint
 from loraprune.record.places import check_place, place_of
 from loraprune.record.replaceable import check_apart, check_output, foreign_entries
 from loraprune.structure.dimensions import Structure
@@ -53,7 +53,7 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
     if options.resume:
         if checkpoint is None:
             raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
-        return checkpoint
+        return usable_checkpoint(run_dir)
     if checkpoint is not None and not options.overwrite:
         raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
     return None

@@ -18,6 +18,7 @@ from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import STATE_FILE, last_checkpoint
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
+from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
 from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.record.places import telling_of_failed_writes
 from loraprune.sparsity.masked_lora import keep_zeros_
@@ -51,6 +52,9 @@ def build_trainer(
     pruning.lead_(trainer)
     if prepared.options.quantization is not None:
         trainer.callback_handler.callbacks.insert(0, RememberQuantization(prepared.options.quantization))
+    trainer.callback_handler.callbacks.insert(0, RememberRun(prepared))
+    if prepared.options.allow_changes:
+        trainer.add_callback(TakeNewRate())
     if prepared.recovery:
         # Before that: a checkpoint is complete once the state of pruning is in it.
         trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(prepared.keep_zeros)))
@@ -146,7 +150,7 @@ class StopOnInterrupt(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a save and a stop once Ctrl-C came."""
         if self.requested and state.global_step < state.max_steps:
-            control.should_save = args.save_strategy != "no"
+            control.should_save = args.save_strategy != "no" and not self._pruning.is_skipping
             control.should_training_stop = True
             self._pruning.interrupted = True
 

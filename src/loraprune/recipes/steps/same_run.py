@@ -1,0 +1,86 @@
+"""What an interrupted run was started with, kept in its checkpoints, so that it is gone on with in the same way."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from transformers import TrainerCallback
+
+from loraprune.recipes.steps.record import training_settings
+
+if TYPE_CHECKING:
+    from datasets import Dataset
+    from transformers import TrainerControl, TrainerState, TrainingArguments
+
+    from loraprune.recipes.steps.prepared import PreparedTraining
+
+_STATE_FILE = "loraprune_run.json"
+
+_ROWS_LOOKED_AT = 64
+
+
+def _facts(prepared: PreparedTraining) -> dict[str, Any]:
+    """What shapes a run beside what is pruned and the adapter: training arguments and data, as plain values."""
+    training = training_settings(prepared.arguments, prepared.max_length)
+    facts: dict[str, Any] = {**training, "data": _fingerprint(prepared.train_rows)}
+    return facts
+
+
+def _fingerprint(rows: Dataset) -> str:
+    """Of rows to train on: how many there are, and a hash of some of them from beginning to end."""
+    step = max(1, len(rows) // _ROWS_LOOKED_AT)
+    some = rows.with_format("arrow")[list(range(0, len(rows), step))].to_pylist()
+    return f"{len(rows)} rows, {hashlib.sha256(repr(some).encode()).hexdigest()[:12]}"
+
+
+class RememberRun(TrainerCallback):
+    """Writes into each checkpoint what the run was started with."""
+
+    def __init__(self, prepared: PreparedTraining) -> None:
+        self._facts = _facts(prepared)
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        """Write it into the checkpoint that the Trainer just wrote."""
+        folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
+        if folder.is_dir():
+            (folder / _STATE_FILE).write_text(json.dumps(self._facts), encoding="utf-8")
+
+
+def check_same_run(checkpoint: Path, prepared: PreparedTraining) -> None:
+    """Make sure that a run goes on with the data and the training arguments that it was started with.
+
+    Nothing is known of checkpoints of older versions.
+
+    Raises:
+        ValueError: it does not; the message lists what differs.
+    """
+    path = checkpoint / _STATE_FILE
+    if prepared.options.allow_changes or not path.is_file():
+        return
+    before, now = json.loads(path.read_text(encoding="utf-8")), _facts(prepared)
+    changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]
+    if changed:
+        raise ValueError(
+            f"The interrupted run was started differently ({', '.join(changed)}). Resume it with the same data and "
+            "options, go on with the new ones by --allow-changes, or start anew with --overwrite."
+        )
+
+
+class TakeNewRate(TrainerCallback):
+    """Gives optimizer and schedule, which the Trainer loads as they were, the learning rate of the resumed run."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Set it; the schedule goes on from where it is."""
+        groups, schedule = kwargs["optimizer"].param_groups, kwargs["lr_scheduler"]
+        schedule.base_lrs = [args.learning_rate] * len(groups)
+        for number, group in enumerate(groups):
+            shape = schedule.lr_lambdas[number] if hasattr(schedule, "lr_lambdas") else lambda step: 1.0
+            group["initial_lr"], group["lr"] = args.learning_rate, args.learning_rate * shape(schedule.last_epoch)
+            if group["weight_decay"]:
+                group["weight_decay"] = args.weight_decay
+        schedule._last_lr = [group["lr"] for group in groups]
