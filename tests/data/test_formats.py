@@ -174,7 +174,7 @@ class TestMessages:
     def test_conversations_without_an_answer_are_dropped(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, CHAT[:1], []]})
         prepared = prepare_dataset(dataset, make_tokenizer(chat_template=CHATML), max_length=200)
-        assert (len(prepared.dataset), prepared.facts["dropped_rows"], prepared.facts["empty_rows"]) == (1, 1, 1)
+        assert (len(prepared.dataset), prepared.facts["dropped_rows"], prepared.facts["empty_rows"]) == (1, 0, 2)
 
     def test_a_malformed_turn_is_refused_with_its_row(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, [{"role": "user", "content": None}]]})
@@ -247,7 +247,8 @@ class TestRealData:
         stories = load_source(str(shared_data / "text" / "tinystories_train.jsonl")).select(range(200))
         prepared = prepare_dataset(stories, tokenizer, max_length=128)
         assert {len(row) for row in prepared.dataset["input_ids"]} == {128}
-        joined = [token for row in prepared.dataset["input_ids"] for token in row]
+        assert {row[0] for row in prepared.dataset["input_ids"]} == {tokenizer.bos_token_id}
+        joined = [token for row in prepared.dataset["input_ids"] for token in row[1:]]
         story = tokenizer(stories[0]["text"], add_special_tokens=False)["input_ids"]
         assert joined[: len(story) + 1] == [*story, tokenizer.eos_token_id]
         assert 190 <= joined.count(tokenizer.eos_token_id) <= 200

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.data.encoding import BOS_CHOICES
 from loraprune.options.field import check_fields, option
 
 if TYPE_CHECKING:
@@ -56,6 +57,9 @@ class RunOptions:
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
+        bos: whether sequences of a causal language model, and blocks of packed text, begin with the
+            beginning-of-sequence token: ``auto`` (if the tokenizer puts it before text by itself), ``always`` or
+            ``never``. A chat template writes its own.
         eval_data: data to measure on: a file, a folder, a hub data set's name, or a loaded data set; None holds out
             some of the training data.
         eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and
@@ -87,6 +91,9 @@ class RunOptions:
         None, "rows to measure on, 0 for none", within="[0, inf)", shown="64; 1000 for classifiers"
     )
     answers_only: bool = option(True, "of instructions and chats, train on the answers alone")
+    bos: str = option(
+        "auto", "begin sequences with the beginning-of-sequence token; auto: as the tokenizer does", choices=BOS_CHOICES
+    )
     overwrite: bool = option(False, "replace what the output folder holds, and forget an interrupted run")
     resume: bool = option(False, "go on with the interrupted run of this output folder")
     trust_remote_code: bool = option(False, "run code that the checkpoint brings")
