@@ -217,11 +217,17 @@ class ChatWriter:
             ("calls of tools", (silent, variables) if any(turn.get("tool_calls") for turn in turns) else None),
             ("tools", (turns, without) if "tools" in variables else None),
         ):
-            if other is not None and self._write(*other) == self._write(turns, variables):
+            if other is not None and self._writes_the_same(*other, as_text=self._write(turns, variables)):
                 raise ValueError(
                     f"Row {number} has {what}, which the tokenizer's chat template does not write. Name a tokenizer "
                     "whose template does with --tokenizer, or leave such rows out."
                 )
+
+    def _writes_the_same(self, turns: Sequence[Message], variables: Mapping[str, Any], *, as_text: str) -> bool:
+        try:
+            return self._write(turns, variables) == as_text
+        except (TemplateError, TypeError):  # the answer of a tool without its call, say
+            return False
 
     def _check_roles(self, turns: Sequence[Message], number: int) -> None:
         """Make sure that a row without answers has none because of a role that we do not know."""
