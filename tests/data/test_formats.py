@@ -247,8 +247,7 @@ class TestRealData:
         stories = load_source(str(shared_data / "text" / "tinystories_train.jsonl")).select(range(200))
         prepared = prepare_dataset(stories, tokenizer, max_length=128)
         assert {len(row) for row in prepared.dataset["input_ids"]} == {128}
-        assert {row[0] for row in prepared.dataset["input_ids"]} == {tokenizer.bos_token_id}
-        joined = [token for row in prepared.dataset["input_ids"] for token in row[1:]]
+        joined = [token for row in prepared.dataset["input_ids"] for token in row]
         story = tokenizer(stories[0]["text"], add_special_tokens=False)["input_ids"]
-        assert joined[: len(story) + 1] == [*story, tokenizer.eos_token_id]
+        assert joined[: len(story) + 2] == [tokenizer.bos_token_id, *story, tokenizer.eos_token_id]
         assert 190 <= joined.count(tokenizer.eos_token_id) <= 200

@@ -157,14 +157,17 @@ class TestOpening:
             ("<s> $A", "always", "<s>"),
         ],
     )
-    def test_blocks_of_packed_text_and_rows_begin_alike(self, adds: str, bos: str, begins: str) -> None:
+    def test_texts_begin_as_their_tokenizer_begins_them_or_blocks_always_or_nothing(
+        self, adds: str, bos: str, begins: str
+    ) -> None:
         tokenizer, text = tiny_tokenizer(adds=adds), Dataset.from_dict({"text": ["one two", "three four", "five"]})
         packed = prepare_dataset(text, tokenizer, max_length=9, bos=bos)
-        joined = "one two</s>three four</s>five</s>"
+        of_text, of_block = (begins, "") if bos == "auto" else ("", begins)
+        joined = "".join(f"{of_text}{document}</s>" for document in text["text"])
         rows = texts(packed, tokenizer)
-        assert all(row.startswith(begins) for row in rows)
+        assert all(row.startswith(of_block) for row in rows)
         assert {len(row) for row in packed.dataset["input_ids"]} == {9}
-        assert joined.startswith("".join(row.removeprefix(begins) for row in rows))
+        assert joined.startswith("".join(row.removeprefix(of_block) for row in rows))
         apart = prepare_dataset(text, tokenizer, max_length=90, packing=False, bos=bos)
         assert texts(apart, tokenizer)[0] == f"{begins}one two</s>"
         answers = Dataset.from_dict({"prompt": ["x:"], "completion": ["y"]})
@@ -176,7 +179,7 @@ class TestOpening:
 
     def test_no_loss_is_taken_on_an_opening_of_several_tokens(self) -> None:
         tokenizer = tiny_tokenizer(adds="<|im_start|> <s> $A")
-        prepared = prepare_dataset(Dataset.from_dict({"text": ["one two"]}), tokenizer, max_length=6)
+        prepared = prepare_dataset(Dataset.from_dict({"text": ["one two"]}), tokenizer, max_length=6, bos="always")
         assert [row[:2] for row in prepared.dataset["labels"]] == [[-100, -100]] * len(prepared.dataset)
         assert prepared.facts["trained_tokens"] == 4 * len(prepared.dataset)
 
@@ -191,5 +194,8 @@ class TestOpening:
     def test_rows_without_room_behind_their_opening_are_refused(self) -> None:
         with pytest.raises(ValueError, match="leaves no room behind the 2 tokens"):
             prepare_dataset(
-                Dataset.from_dict({"text": ["one"]}), tiny_tokenizer(adds="<|im_start|> <s> $A"), max_length=2
+                Dataset.from_dict({"text": ["one"]}),
+                tiny_tokenizer(adds="<|im_start|> <s> $A"),
+                max_length=2,
+                bos="always",
             )

@@ -114,10 +114,12 @@ class TestPackedText:
     def test_segments_are_opened_and_what_opens_them_is_not_measured(self) -> None:
         texts = ["one", "two", "three"]
         plain = pack_text(texts, tiny_tokenizer(), segment_length=5)
-        opened = pack_text(texts, tiny_tokenizer(adds="<s> $A </s>"), segment_length=6)
+        opened = pack_text(texts, tiny_tokenizer(adds="<s> $A </s>"), segment_length=6, bos="always")
         assert [ids.tolist()[1:] for ids, _ in opened.sequences] == [ids.tolist() for ids, _ in plain.sequences]
         assert {(int(ids[0]), int(labels[0])) for ids, labels in opened.sequences} == {(BOS, IGNORED)}
         assert opened.num_bytes == plain.num_bytes
+        once = pack_text(texts, tiny_tokenizer(adds="<s> $A </s>"), segment_length=4)
+        assert once.sequences[0][0].tolist()[0] == BOS != once.sequences[1][0].tolist()[0]
         never = pack_text(texts, tiny_tokenizer(adds="<s> $A"), segment_length=5, bos="never")
         assert [ids.tolist() for ids, _ in never.sequences] == [ids.tolist() for ids, _ in plain.sequences]
 

@@ -32,12 +32,14 @@ class TestTokens:
 
     @pytest.mark.parametrize(
         ("bos", "expected"),
-        [("auto", [[0, 2, 6], [0, 2, 6]]), ("always", [[0, 2, 6], [0, 2, 6]]), ("never", [[2, 6, 2]])],
+        [("auto", [[0, 2, 6], [2, 6, 2]]), ("always", [[0, 2, 6], [0, 2, 6]]), ("never", [[2, 6, 2]])],
     )
-    def test_every_window_begins_as_the_tokenizer_begins_a_text(self, bos: str, expected: list[list[int]]) -> None:
+    def test_the_text_or_every_window_or_nothing_begins_with_the_token(
+        self, bos: str, expected: list[list[int]]
+    ) -> None:
         windows = cut_into_windows(text_of("a ab a ab a"), word_tokenizer(), length=3, bos=bos)
         assert windows.ids_WL.tolist() == expected
-        assert windows.num_scored == len(expected) * 2, "what opens a window is not scored, and all behind it is"
+        assert windows.num_scored == len(expected) * 2, "the first token of a window is not scored, and all others are"
 
     def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_it(self) -> None:
         closing, plain = tiny_tokenizer(adds="$A </s>"), tiny_tokenizer()
@@ -50,7 +52,7 @@ class TestTokens:
     def test_with_a_stride_every_token_behind_the_opening_is_scored_once(self, adds: str) -> None:
         letters = "abcdefghijklm"
         tokenizer = tiny_tokenizer(adds=adds)
-        windows = cut_into_windows(text_of(letters), tokenizer, length=7, stride=2)
+        windows = cut_into_windows(text_of(letters), tokenizer, length=7, stride=2, bos="always")
         scored = "".join(
             tokenizer.decode(ids[first:]) for ids, first in zip(windows.ids_WL, windows.first_scored, strict=True)
         )
@@ -59,7 +61,7 @@ class TestTokens:
 
     def test_a_window_without_room_behind_its_opening_is_refused(self) -> None:
         with pytest.raises(ValueError, match="no room behind the 2"):
-            cut_into_windows(text_of("abc"), tiny_tokenizer(adds="<|im_start|> <s> $A"), length=2)
+            cut_into_windows(text_of("abc"), tiny_tokenizer(adds="<|im_start|> <s> $A"), length=2, bos="always")
 
     def test_with_a_stride_every_token_but_those_of_the_tail_is_scored_once(self) -> None:
         letters = "abcdefghijklm"

@@ -11,7 +11,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS_CHOICES = ("auto", "always", "never")
-"""Whether a sequence begins with the beginning-of-sequence token; ``auto``: if the tokenizer puts it before text."""
+"""What begins with the beginning-of-sequence token. ``auto``: a text, if its tokenizer puts it there by itself, once,
+however the text is cut or packed; ``always``: every sequence that a model is given; ``never``: nothing."""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
@@ -58,6 +59,12 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> list[i
             "tokenizer with --tokenizer."
         )
     return [token, *opening]
+
+
+def text_and_segment_opening(tokenizer: PreTrainedTokenizerBase, bos: str) -> tuple[list[int], list[int]]:
+    """What a text begins with, and what each segment begins with that texts are cut into."""
+    opening = opening_ids(tokenizer, bos)
+    return (opening, []) if bos == "auto" else ([], opening)
 
 
 def opened(opening: list[int], token_ids: list[int]) -> list[int]:

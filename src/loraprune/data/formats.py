@@ -13,7 +13,7 @@ from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
 from loraprune.data.chat import chat_writer, normalize_messages, template_variables, with_system
-from loraprune.data.encoding import opening_ids
+from loraprune.data.encoding import opening_ids, text_and_segment_opening
 from loraprune.data.tokenize import (
     EncodedRow,
     Passage,
@@ -85,8 +85,8 @@ def prepare_dataset(
         packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
             on request whole rows of them are.
         prompt: text put before every row, within ``max_length``; no loss is taken on it.
-        bos: whether rows, and blocks of packed text, begin with the beginning-of-sequence token: see
-            :func:`~loraprune.data.encoding.opening_ids`. A chat template writes its own.
+        bos: what begins with the beginning-of-sequence token, one of :data:`~loraprune.data.encoding.BOS_CHOICES`. A
+            chat template writes its own.
 
     Returns:
         Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
@@ -107,7 +107,10 @@ def prepare_dataset(
     if columns.format is DataFormat.TEXT:
         answers_only = False
         rows = _encoded_documents(dataset, columns, tokenizer, tally)
-        rows = rows if packing is False else pack_documents(rows, max_length - len(opening))
+        if packing is not False:
+            of_text, opening = text_and_segment_opening(tokenizer, bos)
+            rows = (opened_row(of_text, row, trained=True) for row in rows)
+            rows = pack_documents(rows, max_length - len(opening))
         rows = _fitting((opened_row(opening, row) for row in rows), max_length, tally)
     else:
         writer = _passage_writer(columns, tokenizer, answers_only=answers_only)

@@ -42,10 +42,11 @@ def encode_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -
     return [EncodedRow(input_ids=token_ids, labels=token_ids) for token_ids in documents]
 
 
-def opened_row(opening: list[int], row: EncodedRow) -> EncodedRow:
-    """Put ``opening`` before a row that does not begin with it; no loss is taken on it."""
+def opened_row(opening: list[int], row: EncodedRow, *, trained: bool = False) -> EncodedRow:
+    """Put ``opening`` before a row that does not begin with it; a loss is taken on it only if it is ``trained``."""
     is_open = row.input_ids[: len(opening)] == opening
-    return row if is_open else EncodedRow(input_ids=opening, labels=[IGNORED_LABEL] * len(opening)) + row
+    labels = opening if trained else [IGNORED_LABEL] * len(opening)
+    return row if is_open else EncodedRow(input_ids=opening, labels=labels) + row
 
 
 def encode_passages(

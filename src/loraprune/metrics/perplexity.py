@@ -11,7 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from loraprune.calibration.block_by_block import equal_length_batches
-from loraprune.data.encoding import opening_ids, tokenize
+from loraprune.data.encoding import text_and_segment_opening, tokenize
 from loraprune.layers.unwrap import eval_mode
 
 if TYPE_CHECKING:
@@ -70,19 +70,20 @@ def pack_text(
 ) -> HeldOut:
     """Join texts, each closed by the end-of-text token, and cut them into segments; a short tail is dropped.
 
-    Each segment begins with what :func:`~loraprune.data.encoding.opening_ids` says of ``bos``, which is not measured.
+    What begins with the beginning-of-sequence token is said by ``bos``, one of
+    :data:`~loraprune.data.encoding.BOS_CHOICES`; in front of a segment it is not measured.
 
     Raises:
         ValueError: all texts together are shorter than one segment.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    opening = opening_ids(tokenizer, bos)
+    before, opening = text_and_segment_opening(tokenizer, bos)
     body = segment_length - len(opening)
     needed = max_segments * body if max_segments else None
     token_ids: list[int] = []
     num_bytes = 0
     for text in texts:
-        token_ids += tokenize(tokenizer, [text])[0] + end
+        token_ids += before + tokenize(tokenizer, [text])[0] + end
         num_bytes += len(text.encode("utf-8"))
         if needed and len(token_ids) >= needed:
             break

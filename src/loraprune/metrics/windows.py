@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from loraprune.data.encoding import opening_ids
+from loraprune.data.encoding import text_and_segment_opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,10 +56,11 @@ def cut_into_windows(
 ) -> Windows:
     """Tokenize a text at once and cut it into windows; a last one that would not be full is dropped.
 
-    Each window begins with the tokens that open a sequence, which are not scored; where there are none, its first
-    token is not scored. Without a stride, windows follow one another, and all other tokens are scored. With one, each
-    window begins ``stride`` tokens of text after the one before, and only its last ``stride`` tokens are scored (of
-    the first window all), so that every other token has at least ``length - stride`` before it.
+    By default the text begins with what its tokenizer puts there, once, and the first token of a window is not scored.
+    With ``bos="always"`` each window begins with the tokens that open a sequence, and those are not scored. Without a
+    stride, windows follow one another, and all other tokens are scored. With one, each window begins ``stride`` tokens
+    of text after the one before, and only its last ``stride`` tokens are scored (of the first window all but those at
+    its beginning), so that every other token has at least ``length - stride`` before it.
 
     Args:
         text: to cut.
@@ -67,17 +68,17 @@ def cut_into_windows(
         length: tokens in a window.
         stride: tokens between the starts of two windows, less than ``length``; None is ``length``.
         limit: windows at most; the text's own limit holds, too.
-        bos: what windows begin with: see :func:`~loraprune.data.encoding.opening_ids`.
+        bos: one of :data:`~loraprune.data.encoding.BOS_CHOICES`.
 
     Raises:
         ValueError: the text is shorter than one window, or a window than what opens it.
     """
-    fast, opening = bool(tokenizer.is_fast), opening_ids(tokenizer, bos)
+    fast, (before, opening) = bool(tokenizer.is_fast), text_and_segment_opening(tokenizer, bos)
     body = length - len(opening)
     if body < 1:
         raise ValueError(f"Segments of {length} tokens have no room behind the {len(opening)} that open them.")
     encoded: Any = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
+    ids = torch.tensor(before + encoded["input_ids"], dtype=torch.int64)
     step = min(stride or body, body)
     count = (len(ids) - body) // step + 1 if len(ids) >= body else 0
     if count == 0:
@@ -93,7 +94,7 @@ def cut_into_windows(
         scored = np.zeros(len(ids), dtype=bool)
         for window, start in enumerate(first):
             scored[window * step + start - len(opening) : window * step + body] = True
-        num_bytes, num_words = _covered(text.text, encoded["offset_mapping"], scored)
+        num_bytes, num_words = _covered(text.text, [(0, 0)] * len(before) + encoded["offset_mapping"], scored)
     else:
         num_bytes, num_words = _decoded(tokenizer, ids_WL, first)
     return Windows(ids_WL=ids_WL, first_scored=first, num_bytes=num_bytes, num_words=num_words)

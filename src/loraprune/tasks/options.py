@@ -57,9 +57,9 @@ class RunOptions:
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
-        bos: whether sequences of a causal language model, and blocks of packed text, begin with the
-            beginning-of-sequence token: ``auto`` (if the tokenizer puts it before text by itself), ``always`` or
-            ``never``. A chat template writes its own.
+        bos: what begins with the beginning-of-sequence token, of a causal language model: ``auto``: each text, if the
+            tokenizer puts it there by itself; ``always``: each row and each block of packed text; ``never``: nothing. A
+            chat template writes its own.
         eval_data: data to measure on: a file, a folder, a hub data set's name, or a loaded data set; None holds out
             some of the training data.
         eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and

@@ -82,9 +82,10 @@ class TestFigures:
             ("$A", "auto", {}),
             ("$A", "never", {}),
             ("$A", "always", {"bos": True}),
-            ("<s> $A", "auto", {"bos": True}),
+            ("<s> $A", "auto", {}),
+            ("<s> $A", "always", {"bos": True}),
             ("<s> $A", "never", {"bos": False}),
-            ("<s> $A </s>", "auto", {"bos": True, "end": "left out"}),
+            ("<s> $A </s>", "auto", {"end": "left out"}),
             ("$A </s>", "auto", {"end": "left out"}),
         ],
     )

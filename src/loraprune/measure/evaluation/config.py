@@ -25,8 +25,8 @@ class EvaluationConfig:
         split: of ``data``, where it is a folder or a hub data set; ``data_name``: configuration of a hub data set.
         max_length: tokens of a segment, of a task's request and of a row; None is 2048 or the smallest context of the
             models for perplexity, and each model's own context for the others.
-        bos: whether segments of text begin with the beginning-of-sequence token: ``auto`` (if the tokenizer puts it
-            before text by itself), ``always`` or ``never``.
+        bos: what begins with the beginning-of-sequence token: ``auto``: a text, if the tokenizer puts it there by
+            itself; ``always``: each segment of it; ``never``: nothing.
         stride: tokens between the starts of two segments; None is the segment's length.
         batch_size: None finds one that fits.
         limit: segments, items of a task, and rows to measure at most.

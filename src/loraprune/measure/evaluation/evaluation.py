@@ -79,8 +79,8 @@ def encoding_of(model: ModelSource, bos: str | None = None) -> dict[str, Any]:
     if task_of_source(model).name != "causal-lm":
         return {}
     before, behind = added_ids(model.tokenizer)
-    opens = bos is not None and bool(opening_ids(model.tokenizer, bos))
-    begin = {"bos": opens} if opens or (before and bos is not None) else {}
+    opens = bos == "always" and bool(opening_ids(model.tokenizer, bos))
+    begin = {"bos": opens} if opens or (before and bos == "never") else {}
     return {**begin, **({"end": "left out"} if behind else {})}
 
 
