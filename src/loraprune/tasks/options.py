@@ -92,7 +92,9 @@ class RunOptions:
     )
     answers_only: bool = option(True, "of instructions and chats, train on the answers alone")
     bos: str = option(
-        "auto", "begin sequences with the beginning-of-sequence token; auto: as the tokenizer does", choices=BOS_CHOICES
+        "auto",
+        "beginning-of-sequence token: before texts as the tokenizer does, or every row and block",
+        choices=BOS_CHOICES,
     )
     overwrite: bool = option(False, "replace what the output folder holds, and forget an interrupted run")
     resume: bool = option(False, "go on with the interrupted run of this output folder")
