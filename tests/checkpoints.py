@@ -24,8 +24,11 @@ CHAT_TEMPLATE = (
 _SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "<pad>")
 
 
-def tiny_tokenizer(*, pad: bool = False) -> PreTrainedTokenizerBase:
-    """One token a byte, a handful of special ones, and a chat template; no pad token unless asked for."""
+def tiny_tokenizer(*, pad: bool = False, adds: str = "$A") -> PreTrainedTokenizerBase:
+    """One token a byte, a handful of special ones, and a chat template; no pad token unless asked for.
+
+    ``adds`` says what it puts around a text by itself, such as ``"<s> $A </s>"``.
+    """
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     vocabulary = {token: number for number, token in enumerate([*alphabet, *_SPECIAL])}
     backend = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
@@ -33,6 +36,9 @@ def tiny_tokenizer(*, pad: bool = False) -> PreTrainedTokenizerBase:
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.ByteLevel(trim_offsets=True)
     backend.add_special_tokens(list(_SPECIAL))
+    if adds != "$A":
+        frame = processors.TemplateProcessing(single=adds, special_tokens=[(t, vocabulary[t]) for t in _SPECIAL])
+        backend.post_processor = processors.Sequence([backend.post_processor, frame])
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,
         bos_token="<s>",

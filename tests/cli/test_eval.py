@@ -48,6 +48,15 @@ class TestRight:
         assert finished.out.rstrip().endswith("Results: evaluation.json")
         assert "Loading out/adapter" in finished.err
 
+    def test_segments_begin_as_asked_for(self, run: Command, checkpoint: Path, notes: Path) -> None:
+        options = ["eval", checkpoint, "--ppl", notes, "--max-length", "32", "--limit", "2"]
+        for bos in ("auto", "always", "never", "always"):
+            assert run(*options, "--bos", bos).code == 0
+        assert [entry["settings"].get("bos") for entry in entries()] == [None, True]
+        refused = run(*options, "--bos", "sometimes")
+        assert refused.code != 0
+        assert "bos is 'sometimes'; choose one of auto, always, never" in refused.err
+
     def test_a_second_run_says_what_it_takes_from_the_file(self, run: Command, checkpoint: Path, notes: Path) -> None:
         options = ["eval", checkpoint, "--ppl", notes, "-o", "mine.json"]
         first, second, forced = run(*options), run(*options), run(*options, "--force")

@@ -51,6 +51,18 @@ def test_two_models_are_scored_compared_and_kept(
     assert json.loads(output.read_text(encoding="utf-8"))["entries"] == entries
 
 
+def test_ties_are_noted_and_kept(
+    run: Command, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "160")
+    items = [{"query": "one or", "choices": ["two", "two"], "gold": 1}, *choice_items(2)]
+    file, output = write_items(tmp_path / "ties.jsonl", items), tmp_path / "results.json"
+    finished = run("eval", models[0], "--tasks", file, "-o", output)
+    assert "dense: several choices are likeliest, and the first of them counts: ties.jsonl 1 of 3." in finished.out
+    (entry,) = json.loads(output.read_text(encoding="utf-8"))["entries"]
+    assert entry["values"]["num_tied"] == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 
 import pytest
 from tests.data.conftest import MakeTokenizer
 
-from loraprune.data.chat import chat_writer, normalize_messages
+from loraprune.data.chat import chat_writer, normalize_messages, template_variables, with_system
 from loraprune.data.tokenize import Passage
 
 CHATML = (
@@ -98,6 +99,146 @@ def test_published_templates_give_all_answers_and_no_question(make_tokenizer: Ma
     found = "|".join(answers(passage))
     assert found.count("first answer") == found.count("second answer") == 1
     assert not any(part in found for part in ("hello", "and now?", "user"))
+
+
+TOOLED = (
+    "{% if tools %}<|im_start|>tools\n{{ tools | tojson }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}{{ call.function | tojson }}{% endfor %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+PROPERTIES = {"query": {"type": "string", "description": "what to look for"}}
+TOOLS = [
+    {"type": "function", "function": {"name": "search", "description": "d", "parameters": {"properties": PROPERTIES}}}
+]
+CALL = {"name": "search", "arguments": {"query": "sun"}}
+WRITTEN_CALL = '{"name": "search", "arguments": {"query": "sun"}}<|im_end|>\n'
+WITH_CALL = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "tool_calls": [{"type": "function", "function": CALL}]},
+    {"role": "tool", "content": "it shines"},
+    {"role": "assistant", "content": "yes"},
+]
+
+
+@pytest.mark.parametrize("role", ["Assistant", "ASSISTANT", " gpt ", "Bot", "AI"])
+def test_roles_are_known_in_capitals(role: str) -> None:
+    assert normalize_messages([{"role": role, "content": "x"}], 1) == [{"role": "assistant", "content": "x"}]
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": CALL}]},
+        {"from": "function_call", "value": '{"name": "search", "arguments": {"query": "sun"}}'},
+        {"from": "function_call", "value": '[{"name": "search", "arguments": {"query": "sun"}}]'},
+        {"role": "tool_call", "content": '{"name": "search", "arguments": {"query": "sun"}}'},
+        {"role": "assistant", "content": None, "function_call": {**CALL, "id": None}},
+        {"role": "assistant", "tool_calls": [{"type": "function", "function": {**CALL, "arguments": {
+            "query": "sun", "place": None, "filter": None}}}]},
+    ],
+)  # fmt: skip
+def test_calls_of_tools_are_answers_however_they_are_written(
+    make_tokenizer: MakeTokenizer, turn: dict[str, object]
+) -> None:
+    messages = normalize_messages([WITH_CALL[0], turn, {"from": "observation", "value": "it shines"}, WITH_CALL[3]], 1)
+    passage = chat_writer(make_tokenizer(chat_template=TOOLED), answers_only=True).passage(messages, 1)
+    assert answers(passage) == [WRITTEN_CALL, "yes<|im_end|>\n"]
+
+
+@pytest.mark.parametrize("value", ["search(sun)", '{"arguments": {}}', "[]", '"search"'])
+def test_a_call_that_is_none_is_refused(value: str) -> None:
+    with pytest.raises(ValueError, match="Row 2, message 1"):
+        normalize_messages([{"from": "function_call", "value": value}], 2)
+
+
+def test_what_a_template_would_leave_out_is_refused(make_tokenizer: MakeTokenizer) -> None:
+    silent = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True)
+    with pytest.raises(ValueError, match="Row 4 has calls of tools, which the tokenizer's chat template"):
+        silent.passage(WITH_CALL, 4)
+    with pytest.raises(ValueError, match="Row 4 has tools, which the tokenizer's chat template does not write"):
+        silent.passage(CHAT, 4, {"tools": TOOLS})
+    every = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=False)
+    with pytest.raises(ValueError, match="Row 4 has calls of tools"):
+        every.passage(WITH_CALL, 4)
+
+
+@pytest.mark.parametrize("name", ["gptoss", "llama3_1", "qwen2_5", "qwen3", "glm4moe", "lfm2_v2"])
+def test_published_templates_train_calls_of_tools_and_no_result(make_tokenizer: MakeTokenizer, name: str) -> None:
+    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    writer = chat_writer(make_tokenizer(bos=True, chat_template=template), answers_only=True)
+    passage = writer.passage(WITH_CALL, 1, {"tools": TOOLS})
+    found = answers(passage)
+    assert len(found) == 2
+    assert "search" in found[0]
+    assert "sun" in found[0]
+    assert "yes" in found[1]
+    assert "it shines" not in "".join(found)
+    assert passage is not None
+    assert "what to look for" in passage.text
+
+
+@pytest.mark.parametrize("mark", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"loss": False}])
+@pytest.mark.parametrize("template", [CHATML, MARKED])
+def test_a_turn_that_is_marked_as_not_to_be_trained_is_none(
+    make_tokenizer: MakeTokenizer, template: str, mark: dict[str, object]
+) -> None:
+    marked = [{**CHAT[0], "weight": 0}, CHAT[1] | mark, CHAT[2], CHAT[3] | dict.fromkeys(mark, 1)]
+    writer = chat_writer(make_tokenizer(chat_template=template), answers_only=True)
+    expected = writer.passage(CHAT, 1)
+    passage = writer.passage(marked, 1)
+    assert answers(passage) == answers(expected)[1:]
+    assert passage is not None
+    assert expected is not None
+    assert passage.text == expected.text
+    assert writer.passage([CHAT[0], CHAT[1] | mark], 1) is None
+
+
+def test_marks_that_cannot_be_followed_are_refused(make_tokenizer: MakeTokenizer) -> None:
+    marked = [CHAT[0], CHAT[1] | {"weight": 0}, *CHAT[2:]]
+    with pytest.raises(ValueError, match="Row 1 marks a turn as not to be trained, and --no-answers-only"):
+        chat_writer(make_tokenizer(chat_template=CHATML), answers_only=False).passage(marked, 1)
+    with pytest.raises(ValueError, match=r"Row 1, message 2: 'weight' is 0\.5; a turn is trained"):
+        chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True).passage(
+            [CHAT[0], CHAT[1] | {"weight": 0.5}], 1
+        )
+    twice = MARKED.replace("{{ m.content }} {% endgen", "{{ m.content }}{% endgeneration %}{% generation %}x{% endgen")
+    with pytest.raises(ValueError, match="of its 2 turns of the assistant the chat template marks 4 parts"):
+        chat_writer(make_tokenizer(chat_template=twice), answers_only=True).passage(marked, 1)
+
+
+def test_a_row_whose_roles_nobody_knows_is_refused_with_them(make_tokenizer: MakeTokenizer) -> None:
+    turns = normalize_messages([{"role": "User", "content": "x"}, {"role": "Captain", "content": "y"}], 7)
+    writer = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True)
+    with pytest.raises(ValueError, match=r"Row 7 has no turn of the assistant .*: its roles are Captain, user"):
+        writer.passage(turns, 7)
+    assert writer.passage(CHAT[:1], 7) is None
+
+
+def test_a_system_text_beside_a_conversation_is_its_first_turn() -> None:
+    system = {"role": "system", "content": "be brief"}
+    assert with_system(CHAT, "be brief", 1) == with_system([system, *CHAT], "be brief", 1) == [system, *CHAT]
+    assert with_system(CHAT, " ", 1) == CHAT
+    with pytest.raises(ValueError, match="Row 3: the conversation has a system turn, and the column 'system' another"):
+        with_system([system, *CHAT], "be long", 3)
+
+
+@pytest.mark.parametrize("given", [TOOLS, json.dumps(TOOLS), [json.dumps(TOOLS[0])]])
+def test_tools_come_as_a_list_or_as_json(given: object) -> None:
+    assert template_variables({"tools": given}, 1) == {"tools": TOOLS}
+    assert template_variables({"tools": given, "chat_template_kwargs": {"thinking": True}}, 1) == {
+        "tools": TOOLS, "thinking": True}  # fmt: skip
+
+
+@pytest.mark.parametrize("nothing", [None, "", [], "[]"])
+def test_no_tools_are_none(nothing: object) -> None:
+    assert template_variables({"tools": nothing}, 1) == {}
+
+
+@pytest.mark.parametrize("wrong", ["search", '{"name": "search"}', 7])
+def test_tools_of_another_form_are_refused(wrong: object) -> None:
+    with pytest.raises(ValueError, match="Row 5: the column 'tools'"):
+        template_variables({"tools": wrong}, 5)
 
 
 LAST_TURN_THINKS = (

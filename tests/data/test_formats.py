@@ -174,7 +174,7 @@ class TestMessages:
     def test_conversations_without_an_answer_are_dropped(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, CHAT[:1], []]})
         prepared = prepare_dataset(dataset, make_tokenizer(chat_template=CHATML), max_length=200)
-        assert (len(prepared.dataset), prepared.facts["dropped_rows"], prepared.facts["empty_rows"]) == (1, 1, 1)
+        assert (len(prepared.dataset), prepared.facts["dropped_rows"], prepared.facts["empty_rows"]) == (1, 0, 2)
 
     def test_a_malformed_turn_is_refused_with_its_row(self, make_tokenizer: MakeTokenizer) -> None:
         dataset = Dataset.from_dict({"messages": [CHAT, [{"role": "user", "content": None}]]})
@@ -249,5 +249,5 @@ class TestRealData:
         assert {len(row) for row in prepared.dataset["input_ids"]} == {128}
         joined = [token for row in prepared.dataset["input_ids"] for token in row]
         story = tokenizer(stories[0]["text"], add_special_tokens=False)["input_ids"]
-        assert joined[: len(story) + 1] == [*story, tokenizer.eos_token_id]
+        assert joined[: len(story) + 2] == [tokenizer.bos_token_id, *story, tokenizer.eos_token_id]
         assert 190 <= joined.count(tokenizer.eos_token_id) <= 200

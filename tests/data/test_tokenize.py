@@ -10,6 +10,7 @@ from loraprune.data.tokenize import (
     Passage,
     encode_documents,
     encode_passages,
+    opened_row,
     opening_ids,
     tokenize,
 )
@@ -70,8 +71,8 @@ def test_characters_of_several_bytes_are_trained_whole(tokenizer: PreTrainedToke
 
 def test_without_answers_only_every_token_is_trained(make_tokenizer: MakeTokenizer) -> None:
     row = encode(passage("Q: yes", "yes"), make_tokenizer(adds_bos=True), answers_only=False)
-    assert row.labels == row.input_ids
-    assert len(row) == 8
+    assert row.labels[1:] == row.input_ids[1:]
+    assert len(row) == row.num_trained + 1 == 8
 
 
 def test_the_opening_token_is_added_where_the_tokenizer_adds_one(make_tokenizer: MakeTokenizer) -> None:
@@ -96,17 +97,16 @@ def test_an_end_that_is_there_is_not_doubled(tokenizer: PreTrainedTokenizerBase)
 def test_a_tokenizer_without_special_tokens_adds_none(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(eos=False)
     assert trained_text(encode(passage("Q: yes", "yes"), tokenizer), tokenizer) == "yes"
-    (document,) = encode_documents(["abc"], tokenizer, opened=True)
+    (document,) = encode_documents(["abc"], tokenizer)
     assert tokenizer.decode(document.input_ids) == "abc"
 
 
-def test_documents_are_opened_on_request(make_tokenizer: MakeTokenizer) -> None:
+def test_documents_are_closed_and_opened_once(make_tokenizer: MakeTokenizer) -> None:
     tokenizer = make_tokenizer(adds_bos=True)
-    texts = {
-        opened: [tokenizer.decode(row.input_ids) for row in encode_documents(["a", "b"], tokenizer, opened=opened)]
-        for opened in (True, False)
-    }
-    assert texts == {True: ["<s>a</s>", "<s>b</s>"], False: ["a</s>", "b</s>"]}
+    documents = encode_documents(["a", "<s>b"], tokenizer)
+    assert [tokenizer.decode(row.input_ids) for row in documents] == ["a</s>", "<s>b</s>"]
+    rows = [opened_row(opening_ids(tokenizer), row) for row in documents]
+    assert [tokenizer.decode(row.input_ids) for row in rows] == ["<s>a</s>", "<s>b</s>"]
 
 
 def test_text_beyond_the_context_of_the_model_is_no_reason_to_warn(

@@ -28,6 +28,15 @@ def test_greedy_text_is_the_likeliest_token_again_and_again() -> None:
     assert text == by_hand("the old", 8)
 
 
+@pytest.mark.parametrize(("adds", "as_if"), [("$A </s>", "$A"), ("<s> $A </s>", "<s> $A"), ("<s> $A", "<s> $A")])
+def test_a_prompt_is_gone_on_from_before_its_end(adds: str, as_if: str) -> None:
+    model, writing = byte_model(), Writing(max_new_tokens=8)
+    (text,) = complete_prompts(model, tiny_tokenizer(adds=adds), ["the old"], writing)
+    ids = tiny_tokenizer(adds=as_if)("the old", return_tensors="pt")["input_ids"]
+    expected = model.generate(input_ids=ids, max_new_tokens=8, do_sample=False)[0, ids.shape[1] :]
+    assert text == tiny_tokenizer().decode(expected, skip_special_tokens=True)
+
+
 def test_the_seed_alone_decides_what_is_sampled() -> None:
     model, tokenizer = byte_model(), tiny_tokenizer()
     first = complete_prompts(model, tokenizer, ["the old", "a bird"], SAMPLED)

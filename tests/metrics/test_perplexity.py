@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from tests.checkpoints import VOCABULARY, byte_model, tiny_tokenizer
+from tests.checkpoints import BOS, VOCABULARY, byte_model, tiny_tokenizer
 from transformers import PreTrainedModel
 
 from loraprune.metrics import perplexity as module
@@ -110,6 +110,18 @@ class TestPackedText:
         assert [tokenizer.decode(ids) for ids, _ in found.sequences] == ["one</s>t", "wo</s>th"]
         assert all(torch.equal(ids, labels) for ids, labels in found.sequences)
         assert found.num_bytes == round(11 * 10 / 14)
+
+    def test_segments_are_opened_and_what_opens_them_is_not_measured(self) -> None:
+        texts = ["one", "two", "three"]
+        plain = pack_text(texts, tiny_tokenizer(), segment_length=5)
+        opened = pack_text(texts, tiny_tokenizer(adds="<s> $A </s>"), segment_length=6, bos="always")
+        assert [ids.tolist()[1:] for ids, _ in opened.sequences] == [ids.tolist() for ids, _ in plain.sequences]
+        assert {(int(ids[0]), int(labels[0])) for ids, labels in opened.sequences} == {(BOS, IGNORED)}
+        assert opened.num_bytes == plain.num_bytes
+        once = pack_text(texts, tiny_tokenizer(adds="<s> $A </s>"), segment_length=4)
+        assert once.sequences[0][0].tolist()[0] == BOS != once.sequences[1][0].tolist()[0]
+        never = pack_text(texts, tiny_tokenizer(adds="<s> $A"), segment_length=5, bos="never")
+        assert [ids.tolist() for ids, _ in never.sequences] == [ids.tolist() for ids, _ in plain.sequences]
 
     def test_no_more_than_the_wanted_segments_are_made(self) -> None:
         found = pack_text(["a" * 100] * 50, tiny_tokenizer(), segment_length=10, max_segments=3)

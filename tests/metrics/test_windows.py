@@ -30,9 +30,38 @@ class TestTokens:
         assert windows.ids_WL.flatten().tolist() == expected
         assert (windows.length, windows.first_scored, windows.num_scored) == (4, (1, 1), 6)
 
-    def test_special_tokens_come_once_and_before_the_text(self) -> None:
-        windows = cut_into_windows(text_of("a ab a ab a"), word_tokenizer(), length=3)
-        assert windows.ids_WL.tolist() == [[0, 2, 6], [2, 6, 2]]
+    @pytest.mark.parametrize(
+        ("bos", "expected"),
+        [("auto", [[0, 2, 6], [2, 6, 2]]), ("always", [[0, 2, 6], [0, 2, 6]]), ("never", [[2, 6, 2]])],
+    )
+    def test_the_text_or_every_window_or_nothing_begins_with_the_token(
+        self, bos: str, expected: list[list[int]]
+    ) -> None:
+        windows = cut_into_windows(text_of("a ab a ab a"), word_tokenizer(), length=3, bos=bos)
+        assert windows.ids_WL.tolist() == expected
+        assert windows.num_scored == len(expected) * 2, "the first token of a window is not scored, and all others are"
+
+    def test_what_a_tokenizer_puts_behind_a_text_is_no_part_of_it(self) -> None:
+        closing, plain = tiny_tokenizer(adds="$A </s>"), tiny_tokenizer()
+        found, expected = (cut_into_windows(text_of("abcdefg"), tok, length=4) for tok in (closing, plain))
+        assert found.ids_WL.tolist() == expected.ids_WL.tolist()
+        with pytest.raises(ValueError, match="has 7 tokens"):
+            cut_into_windows(text_of("abcdefg"), closing, length=8)
+
+    @pytest.mark.parametrize("adds", ["<s> $A", "<|im_start|> <s> $A </s>"])
+    def test_with_a_stride_every_token_behind_the_opening_is_scored_once(self, adds: str) -> None:
+        letters = "abcdefghijklm"
+        tokenizer = tiny_tokenizer(adds=adds)
+        windows = cut_into_windows(text_of(letters), tokenizer, length=7, stride=2, bos="always")
+        scored = "".join(
+            tokenizer.decode(ids[first:]) for ids, first in zip(windows.ids_WL, windows.first_scored, strict=True)
+        )
+        assert letters.startswith(scored)
+        assert windows.num_bytes == windows.num_scored == len(scored) >= 11
+
+    def test_a_window_without_room_behind_its_opening_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="no room behind the 2"):
+            cut_into_windows(text_of("abc"), tiny_tokenizer(adds="<|im_start|> <s> $A"), length=2, bos="always")
 
     def test_with_a_stride_every_token_but_those_of_the_tail_is_scored_once(self) -> None:
         letters = "abcdefghijklm"

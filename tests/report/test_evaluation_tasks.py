@@ -66,10 +66,12 @@ def test_there_is_no_table_without_scores() -> None:
     assert task_table([("a", [])]) is None
 
 
-def test_notes_name_requests_that_were_cut_and_likelihoods_that_are_nan() -> None:
+def test_notes_name_requests_that_were_cut_choices_that_tie_and_likelihoods_that_are_nan() -> None:
     cut = entry("mmlu", num_truncated=1200, num_requests=4000, num_not_finite=0)
-    broken = entry("piqa", num_truncated=0, num_requests=10, num_not_finite=10)
-    assert task_notes([("dense", [cut]), ("pruned", [broken])]) == [
+    broken = entry("piqa", num_truncated=0, num_requests=10, num_not_finite=10, num_tied=0)
+    tied = entry("boolq", num_tied=1200, num_items=3270)
+    assert task_notes([("dense", [cut]), ("pruned", [broken]), ("other", [tied])]) == [
         "dense: requests longer than its context lost their beginning: mmlu 1,200 of 4,000.",
         "pruned: log-likelihoods are NaN, so that there are no scores: piqa 10 of 10. Try --dtype float32.",
+        "other: several choices are likeliest, and the first of them counts: boolq 1,200 of 3,270.",
     ]

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 # The options of ``loraprune compare-criteria`` that are not training options, declared once.
 
-_DATA = ("data", "tokenizer", "image_processor", "split", "data_name", "answers_only", "trust_remote_code", "revision")
+_DATA = (
+    *("data", "tokenizer", "image_processor", "split", "data_name"),
+    *("answers_only", "bos", "trust_remote_code", "revision"),
+)
 """Options of a training run that say what goes in; nothing of a comparison is measured or resumed."""
 
 SHARED = (

@@ -52,6 +52,8 @@ def _build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("how").add_argument
     add("--max-length", type=int, metavar="N", help="tokens of a segment of text (2048, or the smallest context), of "
         "a task's request and of a row (the context)")  # fmt: skip
+    add("--bos", metavar="{auto,always,never}", help="where the beginning-of-sequence token is; auto: before a text, "
+        "as the tokenizer does; always: before every segment (auto)")  # fmt: skip
     add("--stride", type=int, metavar="N", help="tokens between the starts of segments; only the last N of a segment "
         "are scored (segments one after the other)")  # fmt: skip
     add("--limit", type=int, metavar="N", help="only the first segments, items and rows")

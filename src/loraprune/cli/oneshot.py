@@ -82,7 +82,10 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
             choices=_FORMATS,
         ),
     ),
-    "calibration": _groups("calibration_sequences", "max_length", "seed", "offload"),
+    "calibration": (
+        *_groups("calibration_sequences", "max_length", "seed", "offload"),
+        *declared(RunOptions, "run", "bos"),
+    ),
     "what is measured and kept": (
         *declared(RunOptions, "run", "latency", "dtype", "prompt", "report"),
         option("quiet", "call", "results only", **SWITCH),

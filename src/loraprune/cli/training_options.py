@@ -45,7 +45,7 @@ def sources(result: str) -> tuple[Option, ...]:
         *inputs("training data"),
         option("output", "run", f"folder of the {result}", type=Path),
         *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
-        *declared(RunOptions, "run", "answers_only", "overwrite", "resume"),
+        *declared(RunOptions, "run", "answers_only", "bos", "overwrite", "resume"),
         *declared(RunOptions, "run", "allow_changes", "allow_bad_result", "trust_remote_code", "revision"),
     )
 

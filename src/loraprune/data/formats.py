@@ -12,7 +12,8 @@ import datasets
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from loraprune.data.chat import chat_writer, normalize_messages
+from loraprune.data.chat import chat_writer, normalize_messages, template_variables, with_system
+from loraprune.data.encoding import opening_ids, text_and_segment_opening
 from loraprune.data.tokenize import (
     EncodedRow,
     Passage,
@@ -20,6 +21,7 @@ from loraprune.data.tokenize import (
     encode_documents,
     encode_passages,
     instruction_passage,
+    opened_row,
     pack_documents,
     pack_rows,
     prompt_completion_passage,
@@ -39,12 +41,14 @@ class PreparedRows:
         facts: about the data, for the record.
         lost: what became of rows that are not trained on as they stand, with their number.
         total: rows that there were.
+        unused: columns that nothing is made of.
     """
 
     dataset: Dataset
     facts: Mapping[str, Any]
     lost: Mapping[str, int] = field(default_factory=dict)
     total: int
+    unused: tuple[str, ...] = ()
 
 
 @dataclass(kw_only=True)
@@ -66,6 +70,7 @@ def prepare_dataset(
     answers_only: bool = True,
     packing: bool | None = None,
     prompt: str | None = None,
+    bos: str = "auto",
 ) -> PreparedRows:
     """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
 
@@ -80,6 +85,8 @@ def prepare_dataset(
         packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
             on request whole rows of them are.
         prompt: text put before every row, within ``max_length``; no loss is taken on it.
+        bos: what begins with the beginning-of-sequence token, one of :data:`~loraprune.data.encoding.BOS_CHOICES`. A
+            chat template writes its own.
 
     Returns:
         Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
@@ -91,24 +98,31 @@ def prepare_dataset(
     """
     if max_length < 2:
         raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
-    columns = columns_of(dataset)
-    opening = RowPrompt.of(prompt, tokenizer, max_length) if prompt else None
-    most, max_length = max_length, max_length - (len(opening.prompt) if opening else 0)
+    columns, opening = columns_of(dataset), opening_ids(tokenizer, bos)
+    before = RowPrompt.of(prompt, tokenizer, max_length, opening) if prompt else None
+    most, max_length = max_length, max_length - (len(before.prompt) if before else 0)
+    if max_length <= len(opening):
+        raise ValueError(f"max_length={most} leaves no room behind the {len(opening)} tokens that open a row.")
     tally = _Tally()
     if columns.format is DataFormat.TEXT:
-        packed = packing is not False
         answers_only = False
-        rows = _encoded_documents(dataset, columns, tokenizer, tally, opened=not packed)
-        rows = _fitting(pack_documents(rows, max_length) if packed else rows, max_length, tally)
+        rows = _encoded_documents(dataset, columns, tokenizer, tally)
+        if packing is not False:
+            of_text, opening = text_and_segment_opening(tokenizer, bos)
+            rows = (opened_row(of_text, row, trained=True) for row in rows)
+            rows = pack_documents(rows, max_length - len(opening))
+        rows = _fitting((opened_row(opening, row) for row in rows), max_length, tally)
     else:
-        packed = bool(packing)
         writer = _passage_writer(columns, tokenizer, answers_only=answers_only)
-        rows = _encoded_answers(dataset, columns, writer, tokenizer, tally, answers_only=answers_only)
+        passages = _passages(dataset, columns, writer, tally)
+        rows = (
+            row for some in passages for row in encode_passages(some, tokenizer, answers_only=answers_only, bos=bos)
+        )
         rows = _fitting(rows, max_length, tally)
-        rows = pack_rows(rows, max_length) if packed else rows
-    if opening:
-        rows = map(opening.before, rows)
-    found = _collect(rows, tally, answers_only=answers_only, labels=answers_only or opening is not None)
+        rows = pack_rows(rows, max_length) if packing else rows
+    rows = map(before.before, rows) if before else rows
+    labels = answers_only or before is not None or len(opening) > 1
+    found = _collect(rows, tally, answers_only=answers_only, labels=labels)
     return PreparedRows(
         dataset=found,
         facts={
@@ -125,6 +139,7 @@ def prepare_dataset(
             "left out, since they hold no text or no answer": tally.empty,
         },
         total=len(found) + tally.dropped + tally.empty,
+        unused=columns.unused(dataset),
     )
 
 
@@ -138,33 +153,31 @@ def _passage_writer(
         return instruction_passage
     (column,) = columns.needed
     chat = chat_writer(tokenizer, answers_only=answers_only)
-    return lambda row, number: chat.passage(normalize_messages(row[column], number), number)
+    return lambda row, number: chat.passage(
+        with_system(normalize_messages(row[column], number), text_value(row, "system", number), number),
+        number,
+        template_variables(row, number),
+    )
 
 
 def _encoded_documents(
-    dataset: Dataset, columns: Columns, tokenizer: PreTrainedTokenizerBase, tally: _Tally, *, opened: bool
+    dataset: Dataset, columns: Columns, tokenizer: PreTrainedTokenizerBase, tally: _Tally
 ) -> Iterator[EncodedRow]:
     for batch in numbered_batches(dataset, columns):
         texts = [text_value(row, "text", number) for number, row in batch]
         filled = [text for text in texts if text.strip()]
         tally.empty += len(texts) - len(filled)
-        yield from encode_documents(filled, tokenizer, opened=opened)
+        yield from encode_documents(filled, tokenizer)
 
 
-def _encoded_answers(
-    dataset: Dataset,
-    columns: Columns,
-    writer: Callable[[RawRow, int], Passage | None],
-    tokenizer: PreTrainedTokenizerBase,
-    tally: _Tally,
-    *,
-    answers_only: bool,
-) -> Iterator[EncodedRow]:
+def _passages(
+    dataset: Dataset, columns: Columns, writer: Callable[[RawRow, int], Passage | None], tally: _Tally
+) -> Iterator[list[Passage]]:
     for batch in numbered_batches(dataset, columns):
         passages = [writer(row, number) for number, row in batch]
         filled = [passage for passage in passages if passage is not None]
         tally.empty += len(passages) - len(filled)
-        yield from encode_passages(filled, tokenizer, answers_only=answers_only)
+        yield filled
 
 
 def _fitting(rows: Iterable[EncodedRow], max_length: int, tally: _Tally) -> Iterator[EncodedRow]:
@@ -191,7 +204,9 @@ def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, l
     if chunks:
         return datasets.concatenate_datasets(chunks)
     if not tally.dropped:
-        raise ValueError("The data has nothing to train on: all of its rows are empty. Give rows with text.")
+        raise ValueError(
+            "The data has nothing to train on: all of its rows are empty, or have no answer. Give rows with text."
+        )
     if answers_only:
         raise ValueError(
             f"Every answer is masked out: none of the {tally.dropped} rows has a token of an answer left within the "
@@ -228,13 +243,28 @@ class Columns:
     def __str__(self) -> str:
         return " + ".join([*self.needed, *(f"{name} (optional)" for name in self.optional)])
 
+    @property
+    def refused(self) -> tuple[str, ...]:
+        """Columns that would change what a row means, and that the format has no place for."""
+        known = self.needed + self.optional
+        return () if self.format is DataFormat.TEXT else tuple(name for name in _MEANINGFUL if name not in known)
+
+    def unused(self, dataset: Dataset) -> tuple[str, ...]:
+        """Columns of ``dataset`` that nothing is made of."""
+        known = self.needed + self.optional + self.refused
+        return tuple(name for name in dataset.column_names if name not in known)
+
+
+_MEANINGFUL = ("system", "history", "tools")
+_OF_CHATS = ("system", "tools", "chat_template_kwargs")
+_OF_INSTRUCTIONS = ("input", "system", "history")
 
 KNOWN_COLUMNS = (
-    Columns(format=DataFormat.MESSAGES, needed=("messages",)),
-    Columns(format=DataFormat.MESSAGES, needed=("conversations",)),
+    Columns(format=DataFormat.MESSAGES, needed=("messages",), optional=_OF_CHATS),
+    Columns(format=DataFormat.MESSAGES, needed=("conversations",), optional=_OF_CHATS),
     Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
-    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
-    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=("input",)),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=_OF_INSTRUCTIONS),
+    Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=_OF_INSTRUCTIONS),
     Columns(format=DataFormat.TEXT, needed=("text",)),
 )
 """In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""
@@ -256,10 +286,22 @@ def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> 
 
 
 def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
-    """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only."""
+    """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only.
+
+    Raises:
+        ValueError: a row has something in a column that the format has no place for.
+    """
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
-    number = 0
-    for batch in dataset.select_columns(used).with_format(None).iter(batch_size=_BATCH):
-        rows = [dict(zip(used, values, strict=True)) for values in zip(*(batch[name] for name in used), strict=True)]
+    refused = [name for name in columns.refused if name in dataset.column_names]
+    names, number = used + refused, 0
+    for batch in dataset.select_columns(names).with_format(None).iter(batch_size=_BATCH):
+        rows = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
+        for position, row in enumerate(rows, start=number + 1):
+            for name in refused:
+                if row.pop(name):
+                    raise ValueError(
+                        f"Row {position}: the column {name!r} says more than {columns} can hold. Write the row as a "
+                        "conversation in a column 'messages', or remove the column."
+                    )
         yield list(enumerate(rows, start=number + 1))
         number += len(rows)

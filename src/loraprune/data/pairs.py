@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 
 from datasets import Dataset
 
+from loraprune.data.encoding import closed
 from loraprune.data.formats import Columns, DataFormat, PreparedRows, RawRow, columns_of, numbered_batches
-from loraprune.data.tokenize import closed, text_value
+from loraprune.data.tokenize import text_value
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -67,4 +68,5 @@ def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_l
         },
         lost=lost,
         total=len(dataset),
+        unused=columns.unused(dataset),
     )

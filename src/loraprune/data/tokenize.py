@@ -8,6 +8,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
+from loraprune.data.encoding import closed, opening_ids, tokenize
+
 IGNORED_LABEL = -100
 """Label of a token that no loss is taken on."""
 
@@ -34,54 +36,38 @@ class EncodedRow:
         return EncodedRow(input_ids=self.input_ids[part], labels=self.labels[part])
 
 
-def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without tokens that open or close a sequence."""
-    if not texts:  # fast tokenizers fail on an empty batch
-        return []
-    # `verbose` off: rows longer than the model's context are cut later, and are no reason to warn.
-    encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-    return encoded["input_ids"]
-
-
-def opening_ids(tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The beginning-of-sequence token, where the tokenizer puts one in front of text by itself."""
-    bos = tokenizer.bos_token_id
-    return [bos] if bos is not None and tokenizer("a")["input_ids"][:1] == [bos] else []
-
-
-def closed(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
-    """Put the end-of-sequence token behind ``token_ids``, unless they end with it or the tokenizer has none."""
-    eos = tokenizer.eos_token_id
-    return token_ids if eos is None or token_ids[-1:] == [eos] else [*token_ids, eos]
-
-
-def encode_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, *, opened: bool) -> list[EncodedRow]:
-    """Token ids of whole documents, all trained, each closed by the end-of-sequence token.
-
-    ``opened`` puts in front of each what the tokenizer opens a sequence with.
-    """
-    opening = opening_ids(tokenizer) if opened else []
-    documents = [opening + closed(tokenizer, token_ids) for token_ids in tokenize(tokenizer, texts)]
+def encode_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
+    """Token ids of whole documents, all trained, each closed by the end-of-sequence token."""
+    documents = [closed(tokenizer, token_ids) for token_ids in tokenize(tokenizer, texts)]
     return [EncodedRow(input_ids=token_ids, labels=token_ids) for token_ids in documents]
 
 
+def opened_row(opening: list[int], row: EncodedRow, *, trained: bool = False) -> EncodedRow:
+    """Put ``opening`` before a row that does not begin with it; a loss is taken on it only if it is ``trained``."""
+    is_open = row.input_ids[: len(opening)] == opening
+    labels = opening if trained else [IGNORED_LABEL] * len(opening)
+    return row if is_open else EncodedRow(input_ids=opening, labels=labels) + row
+
+
 def encode_passages(
-    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
+    passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, *, answers_only: bool, bos: str = "auto"
 ) -> list[EncodedRow]:
     """Token ids of each passage, with labels for its answers or, without ``answers_only``, for all of it.
 
     An answer that runs to the end of its passage includes the end-of-sequence token, so that the model learns to stop.
+    A passage that is complete gets no more tokens, unless ``bos`` is ``always``.
     """
-    opening = opening_ids(tokenizer)
+    opening = opening_ids(tokenizer, bos)
     token_ids = tokenize(tokenizer, [passage.text for passage in passages])
     masks = _answer_masks(passages, token_ids, tokenizer) if answers_only else [[True] * len(ids) for ids in token_ids]
     rows = []
     for passage, ids, mask in zip(passages, token_ids, masks, strict=True):
         if not passage.is_complete:
             end = closed(tokenizer, ids)[len(ids) :]
-            ids, mask = opening + ids + end, [not answers_only] * len(opening) + mask + [True] * len(end)
+            ids, mask = ids + end, mask + [True] * len(end)
         labels = [token if trained else IGNORED_LABEL for token, trained in zip(ids, mask, strict=True)]
-        rows.append(EncodedRow(input_ids=ids, labels=labels))
+        row = EncodedRow(input_ids=ids, labels=labels)
+        rows.append(row if passage.is_complete and bos != "always" else opened_row(opening, row))
     return rows
 
 
@@ -217,12 +203,28 @@ def prompt_completion_passage(row: Mapping[str, Any], number: int) -> Passage | 
 
 
 def instruction_passage(row: Mapping[str, Any], number: int) -> Passage | None:
-    """Write the output behind the prompt made of instruction and input; None without a task or an output."""
+    """Write the output behind the prompt made of instruction and input; None without a task or an output.
+
+    A system text and earlier tasks with their answers (``history``) come before it; no loss is taken on them.
+    """
     instruction, task_input = text_value(row, "instruction", number), text_value(row, "input", number)
     if not instruction.strip() and not task_input.strip():
         return None
     answer = "output" if "output" in row else "response"  # as in LaMini
-    return _passage(instruction_prompt(instruction, task_input), text_value(row, answer, number))
+    system = text_value(row, "system", number).strip()
+    before = [system, *(instruction_prompt(task) + reply.strip() for task, reply in _history(row, number))]
+    prompt = "".join(f"{text}\n\n" for text in before if text) + instruction_prompt(instruction, task_input)
+    return _passage(prompt, text_value(row, answer, number))
+
+
+def _history(row: Mapping[str, Any], number: int) -> list[tuple[str, str]]:
+    history = row.get("history") or []
+    pairs = [tuple(pair) if isinstance(pair, list) else pair for pair in history] if isinstance(history, list) else None
+    if pairs is None or not all(
+        isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
+    ):
+        raise ValueError(f"Row {number}: the column 'history' is no list of pairs, [[task, answer], …]. Write it so.")
+    return pairs
 
 
 # A text before every row, which the model reads and is not trained to write.
@@ -241,7 +243,9 @@ class RowPrompt:
     opening: list[int]
 
     @classmethod
-    def of(cls, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int) -> RowPrompt:
+    def of(
+        cls, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, opening: list[int] | None = None
+    ) -> RowPrompt:
         """Tokenize a prompt; an empty line parts it from the row.
 
         Raises:
@@ -253,7 +257,7 @@ class RowPrompt:
                 f"The prompt before each row takes {len(prompt)} of {max_length} tokens (--max-length), which leaves "
                 "nothing to predict. Shorten it, or allow longer rows."
             )
-        return cls(prompt=prompt, opening=opening_ids(tokenizer))
+        return cls(prompt=prompt, opening=opening_ids(tokenizer) if opening is None else opening)
 
     def before(self, row: EncodedRow) -> EncodedRow:
         """Put the prompt before a row."""

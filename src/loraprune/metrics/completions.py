@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.compat.renamed import renamed_keywords
+from loraprune.data.encoding import encode_prompt
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
 
@@ -142,11 +143,12 @@ def complete_prompts(
 
 
 def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, writing: Writing) -> str:
-    inputs = tokenizer(prompt, return_tensors="pt", add_special_tokens=True, verbose=False).to(model.device)
-    ids, new_tokens = inputs["input_ids"], writing.max_new_tokens
-    if ids.shape[1] == 0:
-        raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
     encoder_decoder = model.config.is_encoder_decoder
+    # An encoder reads a text as its tokenizer frames it, with its end; a decoder goes on from what is not ended.
+    token_ids = tokenizer(prompt, verbose=False)["input_ids"] if encoder_decoder else encode_prompt(tokenizer, prompt)
+    if not token_ids:
+        raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
+    ids, new_tokens = torch.tensor([token_ids], device=model.device), writing.max_new_tokens
     context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if context and not encoder_decoder:
         # A long prompt gives way, but keeps half of the context.

@@ -11,6 +11,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from loraprune.calibration.block_by_block import equal_length_batches
+from loraprune.data.encoding import text_and_segment_opening, tokenize
 from loraprune.layers.unwrap import eval_mode
 
 if TYPE_CHECKING:
@@ -60,23 +61,33 @@ class HeldOut:
 
 
 def pack_text(
-    texts: Sequence[str], tokenizer: PreTrainedTokenizerBase, segment_length: int, max_segments: int | None = None
+    texts: Sequence[str],
+    tokenizer: PreTrainedTokenizerBase,
+    segment_length: int,
+    max_segments: int | None = None,
+    *,
+    bos: str = "auto",
 ) -> HeldOut:
     """Join texts, each closed by the end-of-text token, and cut them into segments; a short tail is dropped.
+
+    What begins with the beginning-of-sequence token is said by ``bos``, one of
+    :data:`~loraprune.data.encoding.BOS_CHOICES`; in front of a segment it is not measured.
 
     Raises:
         ValueError: all texts together are shorter than one segment.
     """
     end = [tokenizer.eos_token_id] if tokenizer.eos_token_id is not None else []
-    needed = max_segments * segment_length if max_segments else None
+    before, opening = text_and_segment_opening(tokenizer, bos)
+    body = segment_length - len(opening)
+    needed = max_segments * body if max_segments else None
     token_ids: list[int] = []
     num_bytes = 0
     for text in texts:
-        token_ids += tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"] + end
+        token_ids += before + tokenize(tokenizer, [text])[0] + end
         num_bytes += len(text.encode("utf-8"))
         if needed and len(token_ids) >= needed:
             break
-    num_segments = len(token_ids) // segment_length
+    num_segments = len(token_ids) // body if body > 0 else 0
     if max_segments:
         num_segments = min(num_segments, max_segments)
     if num_segments == 0:
@@ -84,10 +95,12 @@ def pack_text(
             f"The text has {len(token_ids)} tokens, less than one segment of {segment_length}. "
             "Give more text or a shorter segment length."
         )
-    used = num_segments * segment_length
-    segments = torch.tensor(token_ids[:used]).view(num_segments, segment_length)
+    used = num_segments * body
+    texts_SB = torch.tensor(token_ids[:used]).view(num_segments, body)
+    ids, ignored = (torch.tensor(tokens, dtype=torch.int64) for tokens in (opening, [IGNORED] * len(opening)))
     return HeldOut(
-        sequences=[(segment, segment) for segment in segments], num_bytes=round(num_bytes * used / len(token_ids))
+        sequences=[(torch.cat([ids, text]), torch.cat([ignored, text])) for text in texts_SB],
+        num_bytes=round(num_bytes * used / len(token_ids)),
     )
 
 
@@ -116,7 +129,7 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     mean = total / num_tokens
     bits_per_byte = None
     if held_out.num_bytes:
-        all_tokens = sum(len(ids) for ids, _ in held_out.sequences)
+        all_tokens = sum(int((labels != IGNORED).sum()) for _, labels in held_out.sequences)
         bits_per_byte = mean * all_tokens / held_out.num_bytes / math.log(2)
     return Perplexity(
         perplexity=math.exp(mean) if mean < 700.0 else math.inf,

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from loraprune.data.encoding import text_and_segment_opening
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -44,14 +46,21 @@ class Windows:
 
 
 def cut_into_windows(
-    text: Text, tokenizer: PreTrainedTokenizerBase, *, length: int, stride: int | None = None, limit: int | None = None
+    text: Text,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    length: int,
+    stride: int | None = None,
+    limit: int | None = None,
+    bos: str = "auto",
 ) -> Windows:
     """Tokenize a text at once and cut it into windows; a last one that would not be full is dropped.
 
-    The tokenizer adds its special tokens as it does by default: most put one token before the text, none between
-    windows. Without a stride, windows follow one another, and all tokens of a window but its first are scored. With
-    one, each window begins ``stride`` tokens after the one before, and only its last ``stride`` tokens are scored (of
-    the first window all but the first), so that every token but those has at least ``length - stride`` before it.
+    By default the text begins with what its tokenizer puts there, once, and the first token of a window is not scored.
+    With ``bos="always"`` each window begins with the tokens that open a sequence, and those are not scored. Without a
+    stride, windows follow one another, and all other tokens are scored. With one, each window begins ``stride`` tokens
+    of text after the one before, and only its last ``stride`` tokens are scored (of the first window all but those at
+    its beginning), so that every other token has at least ``length - stride`` before it.
 
     Args:
         text: to cut.
@@ -59,28 +68,33 @@ def cut_into_windows(
         length: tokens in a window.
         stride: tokens between the starts of two windows, less than ``length``; None is ``length``.
         limit: windows at most; the text's own limit holds, too.
+        bos: one of :data:`~loraprune.data.encoding.BOS_CHOICES`.
 
     Raises:
-        ValueError: the text is shorter than one window.
+        ValueError: the text is shorter than one window, or a window than what opens it.
     """
-    fast = bool(tokenizer.is_fast)
-    encoded: Any = tokenizer(text.text, return_offsets_mapping=fast, verbose=False)
-    ids = torch.tensor(encoded["input_ids"], dtype=torch.int64)
-    step = stride or length
-    count = (len(ids) - length) // step + 1 if len(ids) >= length else 0
+    fast, (before, opening) = bool(tokenizer.is_fast), text_and_segment_opening(tokenizer, bos)
+    body = length - len(opening)
+    if body < 1:
+        raise ValueError(f"Segments of {length} tokens have no room behind the {len(opening)} that open them.")
+    encoded: Any = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
+    ids = torch.tensor(before + encoded["input_ids"], dtype=torch.int64)
+    step = min(stride or body, body)
+    count = (len(ids) - body) // step + 1 if len(ids) >= body else 0
     if count == 0:
         raise ValueError(
             f"The text {text.name!r} has {len(ids):,} tokens for this tokenizer, less than one segment of {length:,}. "
             "Give a longer text, or shorter segments with --max-length."
         )
     count = min(number for number in (count, limit, text.max_segments) if number is not None)
-    ids_WL = ids.unfold(0, length, step)[:count].contiguous()
-    first = (1, *((1 if stride is None else length - stride) for _ in range(count - 1)))
+    ids_WL = torch.cat([torch.tensor(opening).long().expand(count, -1), ids.unfold(0, body, step)[:count]], dim=1)
+    least = max(1, len(opening))
+    first = (least, *((least if stride is None else max(least, length - stride)) for _ in range(count - 1)))
     if fast:
         scored = np.zeros(len(ids), dtype=bool)
         for window, start in enumerate(first):
-            scored[window * step + start : window * step + length] = True
-        num_bytes, num_words = _covered(text.text, encoded["offset_mapping"], scored)
+            scored[window * step + start - len(opening) : window * step + body] = True
+        num_bytes, num_words = _covered(text.text, [(0, 0)] * len(before) + encoded["offset_mapping"], scored)
     else:
         num_bytes, num_words = _decoded(tokenizer, ids_WL, first)
     return Windows(ids_WL=ids_WL, first_scored=first, num_bytes=num_bytes, num_words=num_words)

@@ -319,13 +319,16 @@ def _add_averages(table: Table, values: Sequence[Mapping[str, Mapping[str, Any]]
 
 
 def task_notes(columns: Sequence[Column]) -> list[str]:
-    """What to know of the scores: requests that were cut, likelihoods that were NaN."""
+    """What to know of the scores: requests that were cut, choices that tied, likelihoods that were NaN."""
     notes = []
     for model, entries in columns:
         scores = [(entry.name, entry.values) for entry in entries if entry.kind == "task"]
         cut = [_share(name, own, "num_truncated") for name, own in scores if own.get("num_truncated")]
         if cut:
             notes.append(f"{model}: requests longer than its context lost their beginning: {', '.join(cut)}.")
+        tied = [_share(name, own, "num_tied", "num_items") for name, own in scores if own.get("num_tied")]
+        if tied:
+            notes.append(f"{model}: several choices are likeliest, and the first of them counts: {', '.join(tied)}.")
         lost = [_share(name, own, "num_not_finite") for name, own in scores if own.get("num_not_finite")]
         if lost:
             notes.append(
@@ -335,5 +338,5 @@ def task_notes(columns: Sequence[Column]) -> list[str]:
     return notes
 
 
-def _share(name: str, values: Mapping[str, Any], count: str) -> str:
-    return f"{name} {values[count]:,} of {values['num_requests']:,}"
+def _share(name: str, values: Mapping[str, Any], count: str, total: str = "num_requests") -> str:
+    return f"{name} {values[count]:,} of {values[total]:,}"

@@ -83,6 +83,7 @@ class CausalLM(Task):
             max_length=setup.max_length,
             answers_only=setup.options.answers_only,
             prompt=setup.prompt,
+            bos=setup.options.bos,
         )
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.data.encoding import BOS_CHOICES
 from loraprune.options.field import check_fields, setting
 from loraprune.record.places import check_kind
 
@@ -59,6 +60,9 @@ class RunOptions:
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
         answers_only: of instructions and chats, train on the answers alone.
+        bos: what begins with the beginning-of-sequence token, of a causal language model: ``auto``: each text, if the
+            tokenizer puts it there by itself; ``always``: each row and each block of packed text; ``never``: nothing. A
+            chat template writes its own.
         eval_data: data to measure on: a file, a folder, a hub data set's name, or a loaded data set; None holds out
             some of the training data.
         eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and
@@ -91,6 +95,11 @@ class RunOptions:
         None, "rows to measure on, 0 for none", within="[0, inf)", shown="64; 1000 for classifiers"
     )
     answers_only: bool = setting(True, "of instructions and chats, train on the answers alone")
+    bos: str = setting(
+        "auto",
+        "beginning-of-sequence token: before texts as the tokenizer does, or every row and block",
+        choices=BOS_CHOICES,
+    )
     overwrite: bool = setting(False, "replace what the output folder holds, and forget an interrupted run")
     allow_bad_result: bool = setting(False, "keep a result of missing cuts, or one no better than chance")
     resume: bool = setting(False, "go on with the interrupted run of this output folder")

@@ -95,7 +95,9 @@ def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup
 
 
 def tell_of_lost_rows(prepared: PreparedRows) -> None:
-    """Say which rows are not trained on as they stand: a user may have meant otherwise."""
+    """Say which rows are not trained on as they stand, and which columns are not used: neither may be meant."""
+    if prepared.unused:
+        logger.warning("warning: columns of the data that are not used: %s", ", ".join(prepared.unused))
     for what, number in prepared.lost.items():
         if number:
             logger.warning("warning: training rows %s: %d of %d", what, number, prepared.total)

@@ -3,6 +3,7 @@ from __future__ import annotations
 import logging
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from tests.tasks.models import byte_tokenizer, opinions, reversals, tiny_bert, t
 from loraprune import EvaluationConfig, evaluate
 from loraprune.checkpoint.load import CheckpointError
 from loraprune.checkpoint.source import ModelSource
-from loraprune.measure.evaluation.results import KINDS, ResultsError, read_results
+from loraprune.measure.evaluation.results import KINDS, Results, ResultsError, read_results
 from loraprune.metrics.completions import DEFAULT_PROMPTS
 from loraprune.metrics.text_perplexity import text_perplexity
 from loraprune.metrics.texts import find_texts, read_text
@@ -74,6 +75,42 @@ class TestFigures:
         windows = cut_into_windows(text, tiny_tokenizer(), length=32, stride=8, limit=5)
         assert entry.values["perplexity"] == pytest.approx(text_perplexity(byte_model(), windows).perplexity, rel=1e-6)
         assert entry.label == "notes.txt@32/8, first 5"
+
+    @pytest.mark.parametrize(
+        ("adds", "bos", "expected"),
+        [
+            ("$A", "auto", {}),
+            ("$A", "never", {}),
+            ("$A", "always", {"bos": True}),
+            ("<s> $A", "auto", {}),
+            ("<s> $A", "always", {"bos": True}),
+            ("<s> $A", "never", {"bos": False}),
+            ("<s> $A </s>", "auto", {"end": "left out"}),
+            ("$A </s>", "auto", {"end": "left out"}),
+        ],
+    )
+    def test_what_a_tokenizer_adds_is_among_the_settings(
+        self, tmp_path: Path, notes: str, adds: str, bos: str, expected: dict[str, Any]
+    ) -> None:
+        folder = tiny_checkpoint(tmp_path / "model", tokenizer=tiny_tokenizer(adds=adds))
+        config = EvaluationConfig(ppl=(notes,), prompts=("the old",), max_length=32, limit=2, max_new_tokens=2, bos=bos)
+        text, prompts = evaluate(folder, config).entries
+        assert {name: text.settings[name] for name in ("bos", "end") if name in text.settings} == expected
+        windows = cut_into_windows(
+            read_text(find_texts([notes])[0]), tiny_tokenizer(adds=adds), length=32, limit=2, bos=bos
+        )
+        assert text.values["perplexity"] == pytest.approx(text_perplexity(byte_model(), windows).perplexity, rel=1e-6)
+        ended = {"end": "left out"} if "end" in expected else {}
+        assert {name: prompts.settings[name] for name in ("bos", "end") if name in prompts.settings} == ended
+
+    def test_figures_of_an_older_way_to_encode_are_not_taken_again(self, tmp_path: Path, notes: str) -> None:
+        folder = tiny_checkpoint(tmp_path / "model", tokenizer=tiny_tokenizer(adds="<s> $A </s>"))
+        config = EvaluationConfig(ppl=(notes,), max_length=32, limit=2, output=tmp_path / "results.json")
+        first = evaluate(folder, config)
+        old = [replace(entry, settings={k: v for k, v in entry.settings.items() if k not in ("bos", "end")},
+                       values={"perplexity": 1.0}) for entry in first.entries]  # fmt: skip
+        (tmp_path / "results.json").write_text(Results(tuple(old)).to_text())
+        assert evaluate(folder, config).entries[0].values == first.entries[0].values
 
     def test_segments_are_as_long_as_the_smallest_context_of_the_models(
         self, checkpoint: Path, tmp_path: Path, notes: str

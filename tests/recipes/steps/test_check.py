@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from tests.checkpoints import CONTEXT, sentences, tiny_tokenizer, write_jsonl, write_texts
 from tests.finished_run import CONFIG, QUICK
+from tests.tasks.models import reversals, tiny_t5
 
 from loraprune import PruningConfig, RunOptions, prune
 from loraprune.checkpoint import save as export
@@ -36,6 +37,19 @@ def held_out_texts(prepared: PreparedTraining) -> list[str]:
 
 def trained_texts(prepared: PreparedTraining) -> list[str]:
     return [prepared.tokenizer.decode(row) for row in prepared.train_rows["input_ids"]]
+
+
+@pytest.mark.parametrize(("bos", "begins"), [("auto", False), ("always", True), ("never", False)])
+def test_all_rows_begin_as_asked_for(checkpoint: Path, data: Path, bos: str, begins: bool) -> None:
+    prepared = prepared_run(checkpoint, data, bos=bos)
+    texts = [*trained_texts(prepared), *held_out_texts(prepared)]
+    assert {text.startswith("<s>") for text in texts} == {begins}
+    assert {len(ids) for ids, _ in prepared.held_out.sequences} == {CONTEXT}
+
+
+def test_what_rows_begin_with_is_for_causal_language_models() -> None:
+    with pytest.raises(ValueError, match=r"--bos is for causal language models, and .* is made for text-to-text"):
+        prepared_run(tiny_t5(), reversals(20), bos="always")
 
 
 class TestHeldOut:

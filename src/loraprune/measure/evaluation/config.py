@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from loraprune.checkpoint.load import DTYPES
+from loraprune.data.encoding import BOS_CHOICES
+from loraprune.options.field import check_choice
 
 DEFAULT_TEXT = "wikitext2"
 
@@ -23,6 +25,8 @@ class EvaluationConfig:
         split: of ``data``, where it is a folder or a hub data set; ``data_name``: configuration of a hub data set.
         max_length: tokens of a segment, of a task's request and of a row; None is 2048 or the smallest context of the
             models for perplexity, and each model's own context for the others.
+        bos: what begins with the beginning-of-sequence token: ``auto``: a text, if the tokenizer puts it there by
+            itself; ``always``: each segment of it; ``never``: nothing.
         stride: tokens between the starts of two segments; None is the segment's length.
         batch_size: None finds one that fits.
         limit: segments, items of a task, and rows to measure at most.
@@ -48,6 +52,7 @@ class EvaluationConfig:
     split: str = "validation"
     data_name: str | None = None
     max_length: int | None = None
+    bos: str = "auto"
     stride: int | None = None
     batch_size: int | None = None
     limit: int | None = None
@@ -77,6 +82,7 @@ class EvaluationConfig:
             object.__setattr__(self, "output", Path(self.output).expanduser())
             if self.output.is_dir():
                 raise ValueError(f"The output {self.output} is a folder; results are kept in a file. Name one in it.")
+        check_choice("bos", self.bos, BOS_CHOICES)
         self._check_numbers()
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")

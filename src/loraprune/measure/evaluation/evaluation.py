@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.source import ModelSource
+from loraprune.data.encoding import added_ids, opening_ids
 from loraprune.tasks.registry import task_of_source
 
 if TYPE_CHECKING:
@@ -66,6 +67,21 @@ class Evaluation(ABC):
             model: in memory, in evaluation mode.
             progress: told how far it is.
         """
+
+
+def encoding_of(model: ModelSource, bos: str | None = None) -> dict[str, Any]:
+    """How text became tokens, where the tokenizer of a causal model adds some; part of the settings of a figure.
+
+    Args:
+        model: of any kind.
+        bos: of segments of text; None of what is asked or gone on from.
+    """
+    if task_of_source(model).name != "causal-lm":
+        return {}
+    before, behind = added_ids(model.tokenizer)
+    opens = bos == "always" and bool(opening_ids(model.tokenizer, bos))
+    begin = {"bos": opens} if opens or (before and bos == "never") else {}
+    return {**begin, **({"end": "left out"} if behind else {})}
 
 
 def check_context(length: int, model: ModelSource) -> None:

@@ -15,7 +15,7 @@ import torch
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.evaluation.config import EvaluationConfig
-from loraprune.measure.evaluation.evaluation import Evaluation, check_context
+from loraprune.measure.evaluation.evaluation import Evaluation, check_context, encoding_of
 from loraprune.metrics.accuracy import accuracy, target_quality
 from loraprune.metrics.completions import DEFAULT_PROMPTS, Writing, complete_prompts, read_prompts
 from loraprune.metrics.perplexity import HeldOutRows
@@ -178,7 +178,8 @@ class PromptsEvaluation(Evaluation):
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """How tokens are chosen."""
         drawn = self._writing.sample
-        return {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
+        written = {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
+        return written | encoding_of(model)
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Prompts with their completions."""
@@ -219,7 +220,7 @@ class TaskEvaluation(Evaluation):
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""
         given = {name: getattr(self._config, name) for name in ("limit", "max_length", "seed")}
-        return {"num_fewshot": self._chosen.num_fewshot, **given}
+        return {"num_fewshot": self._chosen.num_fewshot, **given, **encoding_of(model)}
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Its metrics with standard errors, and counts."""
@@ -255,7 +256,12 @@ class TextEvaluation(Evaluation):
     def check(self, model: ModelSource) -> None:
         """Tokenize the text; it must be long enough, and the model must know its tokens."""
         windows = cut_into_windows(
-            self._text, model.tokenizer, length=self._length, stride=self._config.stride, limit=self._config.limit
+            self._text,
+            model.tokenizer,
+            length=self._length,
+            stride=self._config.stride,
+            limit=self._config.limit,
+            bos=self._config.bos,
         )
         largest = int(windows.ids_WL.max())
         if model.vocabulary is not None and largest >= model.vocabulary:
@@ -266,8 +272,9 @@ class TextEvaluation(Evaluation):
         self._windows[model.name] = windows
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """Length, stride and limit."""
-        return {"max_length": self._length, "stride": self._config.stride, "limit": self._config.limit}
+        """Length, stride and limit, and whether segments begin with a token of their own."""
+        given = {"max_length": self._length, "stride": self._config.stride, "limit": self._config.limit}
+        return given | encoding_of(model, self._config.bos)
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Perplexities, bits per byte, and counts."""

@@ -8,11 +8,16 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.models.utils import resolve_max_length
+from torch.nn.utils.rnn import pad_sequence
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
+
+from loraprune.data.encoding import opened, opening_ids
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -24,11 +29,12 @@ Request = tuple[Any, list[int], list[int]]
 
 
 class HarnessModel(HFLM):
-    """lm-eval's own model of transformers with three things changed.
+    """lm-eval's own model of transformers with four things changed.
 
     Batches hold about ``tokens_per_batch`` tokens instead of a number that is found by trying; likelihoods are taken
-    from a softmax in 32 bits whatever the dtype; and a continuation that is longer than the model's context is cut on
-    the left instead of failing.
+    from a softmax in 32 bits whatever the dtype; a continuation that is longer than the model's context is cut on the
+    left instead of failing; and of what a tokenizer adds to a text, a causal model is given what opens it alone: an
+    end is part neither of a context nor of an answer.
 
     Attributes:
         num_requests: log-likelihoods asked for.
@@ -46,6 +52,7 @@ class HarnessModel(HFLM):
         max_length: int | None = None,
         progress: Progress | None = None,
     ) -> None:
+        self._opening = opening_ids(tokenizer)
         super().__init__(
             pretrained=model,
             backend="seq2seq" if model.config.is_encoder_decoder else "causal",
@@ -75,6 +82,44 @@ class HarnessModel(HFLM):
             self._batch = max(1, self._tokens_per_batch // length)
             self._batch_end = pos + self._batch
         return self._batch
+
+    def tok_encode(
+        self,
+        string: str,
+        add_special_tokens: bool | None = None,
+        left_truncate_len: int | None = None,
+        **options: Any,
+    ) -> list[int]:
+        """Tokens of a text, for a causal model opened unless ``add_special_tokens`` is False, and never closed."""
+        if self.backend != "causal" or add_special_tokens is False:
+            return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
+        token_ids = opened(self._opening, super().tok_encode(string, add_special_tokens=False, **options))
+        return token_ids[-left_truncate_len:] if left_truncate_len else token_ids
+
+    def tok_batch_encode(
+        self,
+        strings: list[str],
+        padding_side: str = "left",
+        left_truncate_len: int | None = None,
+        truncation: bool = False,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Tokens of texts that are gone on from, padded, and which of them are no padding."""
+        if self.backend != "causal":
+            return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
+        rows = [torch.tensor(self.tok_encode(string)) for string in strings]
+        pad = partial(pad_sequence, batch_first=True, padding_side=padding_side)
+        ids = pad(rows, padding_value=self.tokenizer.pad_token_id)
+        mask = pad([torch.ones_like(row) for row in rows])
+        cut = -(left_truncate_len or ids.shape[1])
+        return ids[:, cut:], mask[:, cut:]
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Likelihoods of whole texts; lm-eval itself puts one token before each."""
+        opening, self._opening = self._opening, []
+        try:
+            return super().loglikelihood_rolling(requests, disable_tqdm)
+        finally:
+            self._opening = opening
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both; at least one is left for the continuation, which some tokenizers merge into the context."""

@@ -23,6 +23,8 @@ class TaskScore:
             (the same for log-likelihood per character of the choice) ``acc_stderr`` ...; in shares of one. NaN where
             the model gave NaN.
         chance: accuracy of who guesses, where there are choices.
+        num_tied: items of which several choices have the highest log-likelihood, so that the first of them counts,
+            where there are choices.
         num_requests: log-likelihoods that the model was asked for; of a subtask None, as the next two.
         num_truncated: requests too long for the model, of which the beginning was cut away.
         num_not_finite: log-likelihoods that were NaN; if there are any, so are all scores.
@@ -36,6 +38,7 @@ class TaskScore:
     num_items: int = 0
     values: Mapping[str, float] = field(default_factory=dict)
     chance: float | None = None
+    num_tied: int | None = None
     num_requests: int | None = None
     num_truncated: int | None = None
     num_not_finite: int | None = None

@@ -181,6 +181,7 @@ def _part(key: str, results: Mapping[str, Any], tasks: Mapping[str, Any], *, fin
         num_items=entry.get("sample_len", 0),
         values={metric: value if finite else math.nan for metric, value in _metrics(entry)},
         chance=_chance(tasks[key]) if key in tasks else _chance_of_group(subtasks),
+        num_tied=_num_tied(tasks[key]) if key in tasks else _sum([subtask.num_tied for subtask in subtasks]),
         subtasks=subtasks,
     )
 
@@ -191,6 +192,21 @@ def _chance(task: Any) -> float | None:
         return None
     choices = Counter(instance.doc_id for instance in task.instances)
     return sum(1 / count for count in choices.values()) / len(choices)
+
+
+def _num_tied(task: Any) -> int | None:
+    """Items whose highest log-likelihood several choices have."""
+    if task.OUTPUT_TYPE != "multiple_choice":
+        return None
+    likelihoods: dict[int, list[float]] = {}
+    for instance in task.instances:
+        likelihoods.setdefault(instance.doc_id, []).append(instance.resps[0][0])
+    return sum(choices.count(max(choices)) > 1 for choices in likelihoods.values())
+
+
+def _sum(numbers: Sequence[int | None]) -> int | None:
+    known = [number for number in numbers if number is not None]
+    return sum(known) if known else None
 
 
 def _chance_of_group(subtasks: Sequence[TaskScore]) -> float | None:

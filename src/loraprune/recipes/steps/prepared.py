@@ -69,6 +69,10 @@ def find_source(model: str | Path | PreTrainedModel, inputs: RunInputs) -> tuple
     source.check_trainable()
     if options.prompt and not task.writes_text:
         raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
+    if options.bos != "auto" and task.name != "causal-lm":
+        raise ValueError(
+            f"--bos is for causal language models, and {source.name} is made for {task.name}. Leave it out."
+        )
     if tokenizer is not None and not task.has_tokenizer:
         raise ValueError(f"A tokenizer was given, but a model for {task.name} reads no text. Leave it out.")
     return source, task

@@ -49,7 +49,7 @@ ONESHOT_STATED = (
 )
 """The same for a run without training."""
 
-OF_DATA = ("answers_only", "split", "data_name", "eval_split", "eval_sequences", "dtype")
+OF_DATA = ("answers_only", "bos", "split", "data_name", "eval_split", "eval_sequences", "dtype")
 """Options on how data is read, and how the result is saved; which data it is, the user says."""
 
 _STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)
