@@ -61,6 +61,24 @@ class _Tally:
     dropped: int = 0
     empty: int = 0
 
+    def facts(self) -> dict[str, Any]:
+        """Of tokens and rows, for the record."""
+        return {
+            "tokens": self.tokens,
+            "trained_tokens": self.trained_tokens,
+            "truncated_rows": self.truncated,
+            "dropped_rows": self.dropped,
+            "empty_rows": self.empty,
+        }
+
+    def lost(self, most: int) -> dict[str, int]:
+        """What rows have lost, in words; ``most`` is the length of a row."""
+        return {
+            f"cut to {most} tokens (--max-length)": self.truncated,
+            "left out, since nothing to train is left of them within --max-length": self.dropped,
+            "left out, since they hold no text or no answer": self.empty,
+        }
+
 
 def prepare_dataset(
     dataset: Dataset,
@@ -115,9 +133,7 @@ def prepare_dataset(
     else:
         writer = _passage_writer(columns, tokenizer, answers_only=answers_only)
         passages = _passages(dataset, columns, writer, tally)
-        rows = (
-            row for some in passages for row in encode_passages(some, tokenizer, answers_only=answers_only, bos=bos)
-        )
+        rows = _encoded(passages, tokenizer, answers_only=answers_only, bos=bos)
         rows = _fitting(rows, max_length, tally)
         rows = pack_rows(rows, max_length) if packing else rows
     rows = map(before.before, rows) if before else rows
@@ -125,22 +141,18 @@ def prepare_dataset(
     found = _collect(rows, tally, answers_only=answers_only, labels=labels)
     return PreparedRows(
         dataset=found,
-        facts={
-            "format": columns.format.value,
-            "tokens": tally.tokens,
-            "trained_tokens": tally.trained_tokens,
-            "truncated_rows": tally.truncated,
-            "dropped_rows": tally.dropped,
-            "empty_rows": tally.empty,
-        },
-        lost={
-            f"cut to {most} tokens (--max-length)": tally.truncated,
-            "left out, since nothing to train is left of them within --max-length": tally.dropped,
-            "left out, since they hold no text or no answer": tally.empty,
-        },
+        facts={"format": columns.format.value, **tally.facts()},
+        lost=tally.lost(most),
         total=len(found) + tally.dropped + tally.empty,
         unused=columns.unused(dataset),
     )
+
+
+def _encoded(
+    passages: Iterable[list[Passage]], tokenizer: PreTrainedTokenizerBase, *, answers_only: bool, bos: str
+) -> Iterator[EncodedRow]:
+    for some in passages:
+        yield from encode_passages(some, tokenizer, answers_only=answers_only, bos=bos)
 
 
 def _passage_writer(

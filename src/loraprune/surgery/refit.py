@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -36,6 +36,7 @@ from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repai
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
+    from loraprune.calibration.routed_tokens import RoutedTokens
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
@@ -328,14 +329,6 @@ def refit_experts_(
     tokens = calibration.routed_tokens(consumer.module)
     kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
 
-    def of_expert(expert: int) -> Callable[[slice], Moments]:
-        def of_rows(rows: slice) -> Moments:
-            found = tokens.weighted_features(module, expert, moment=True, rows=rows)
-            assert found is not None
-            return Moments(found.moment, found.rows)
-
-        return of_rows
-
     left_alone = 0
     errors = OutputError(wanted=0.0, cut=0.0)
     for expert, kept in enumerate(kept_EK):
@@ -346,7 +339,9 @@ def refit_experts_(
         try:
             if inputs is None:
                 raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
-            after = held_back_columns(before, Moments(inputs.moment, inputs.rows), columns, damping, of_expert(expert))
+            after = held_back_columns(
+                before, Moments(inputs.moment, inputs.rows), columns, damping, _part_of(tokens, module, expert)
+            )
         except NotPositiveDefiniteError:
             left_alone += 1
             if inputs is not None:
@@ -364,6 +359,17 @@ def refit_experts_(
             stacklevel=2,
         )
     return errors
+
+
+def _part_of(tokens: RoutedTokens, module: Any, expert: int) -> Callable[[slice], Moments]:
+    """Moments of what enters an expert with a part of its tokens."""
+
+    def of_rows(rows: slice) -> Moments:
+        found = tokens.weighted_features(module, expert, moment=True, rows=rows)
+        assert found is not None
+        return Moments(found.moment, found.rows)
+
+    return of_rows
 
 
 # Learnt gates made part of the layers that they stand before.
