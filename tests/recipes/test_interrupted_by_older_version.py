@@ -62,6 +62,7 @@ def run(output: Path, *, resume: bool) -> PruneResult:
     return prune("tiny-llama", "texts.jsonl", CONFIG, training=TRAINING, options=options)
 
 
+@pytest.mark.usefixtures("enough_tokens")  # that version held no repair back
 def test_it_ends_as_a_run_that_nobody_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)

@@ -322,8 +322,6 @@ class TestWrongInput:
         lora = LoraOptions(target_modules=["fc1", "fc2"])
         self.refused(r"needs LoRA on a layer of every group, and \S+heads has none", tiny_vit(), digit_images[0],
                      config=config, lora=lora)  # fmt: skip
-        wrong = PruningConfig(ratio=0.5, lora_form="absolute")
-        self.refused("lora_form is an option of the criterion 'lora'", tiny_vit(), digit_images[0], config=wrong)
 
 
 def mnist(count: int) -> Dataset:

@@ -98,8 +98,8 @@ def test_transposed_layers_are_told_to_peft() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 0}, "rank of LoRA is 0"),
-        ({"dropout": 1.0}, r"dropout of LoRA is 1\.0"),
+        ({"r": 0}, "lora_r is 0"),
+        ({"dropout": 1.0}, r"lora_dropout is 1\.0"),
         ({"experts": True, "dropout": 0.1}, "cannot be adapted with dropout"),
     ],
 )

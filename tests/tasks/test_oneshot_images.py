@@ -108,7 +108,7 @@ class TestImages:
 
 
 class TestTexts:
-    @pytest.mark.parametrize("values", [{"sparsity": "2:4"}, {"method": "wanda", "sparsity": 0.5}], ids=str)
+    @pytest.mark.parametrize("values", [{"sparsity": "2:4"}, {"criterion": "wanda", "sparsity": 0.5}], ids=str)
     def test_a_sparse_classifier_is_nearly_as_right_as_the_dense_one(
         self, values: dict[str, Any], text_checkpoint: Path, tmp_path: Path
     ) -> None:
