@@ -84,7 +84,10 @@ def test_defaults_show_under_old_names() -> None:
 
 def test_the_warning_points_at_the_line_that_uses_the_old_name() -> None:
     with pytest.warns(FutureWarning, match=SAID) as caught:
-        PruningConfig(refit=False)  # type: ignore[call-arg]
+        PruningConfig(refit=False)
+    assert caught[0].filename == __file__
+    with pytest.warns(FutureWarning, match=SAID) as caught:
+        OneshotConfig(method="wanda", sparsity=0.5)
     assert caught[0].filename == __file__
 
 

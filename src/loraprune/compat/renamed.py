@@ -51,9 +51,13 @@ def under_old_names(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -
 
 
 def _warn(owner: str, old: str, new: Renamed) -> None:
-    """Warn at the line that used the old name, which is neither here nor in ``dataclasses.replace``."""
+    """Warn at the line that used the old name, which is neither in this package nor in ``dataclasses.replace``."""
     level, frame = 1, inspect.currentframe()
-    while frame is not None and frame.f_globals.get("__name__") in (__name__, "dataclasses", "copy"):
+    while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
+        "loraprune",
+        "dataclasses",
+        "copy",
+    ):
         level, frame = level + 1, frame.f_back
     warnings.warn(
         f"{owner}: {old!r} is now called {new.name!r}; the old name goes with the next version.",
