@@ -13,6 +13,7 @@ from torch import nn
 
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
+from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.layers.unwrap import base_model
 from loraprune.record.appearing import appearing_folder
 from loraprune.record.codec import encode
@@ -101,6 +102,7 @@ def finish(
     plain: Any = merged(model, dtype, original, refitted)
     if dtype is not None:
         cast_(plain, dtype)
+    mend_tied_(plain)
     # trl replaces the forward of the instance while it trains.
     plain.__dict__.pop("forward", None)
     if dtype is not None:
