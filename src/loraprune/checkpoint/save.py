@@ -155,6 +155,7 @@ def save_checkpoint(
     record: dict[str, Any] | None = None,
     extras: Callable[[Path], None] | None = None,
     overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
 
@@ -166,13 +167,14 @@ def save_checkpoint(
         record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
         extras: writes further files into the folder, after the weights.
         overwrite: replace a result that is there.
+        check: of the complete folder; see :func:`~loraprune.record.appearing.appearing_folder`.
 
     Raises:
         WriteError: the disk is full, or something else has taken the folder's place meanwhile.
         NonFiniteWeightsError: a weight is NaN or infinite; nothing is written.
     """
     check_finite(model)
-    with appearing_folder(output, overwrite=overwrite) as folder:
+    with appearing_folder(output, overwrite=overwrite, check=check) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

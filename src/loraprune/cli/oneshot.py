@@ -83,7 +83,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "calibration": _groups("calibration_sequences", "max_length", "seed", "offload"),
     "what is measured and kept": (
-        *declared(RunOptions, "run", "latency", "dtype", "prompt", "report"),
+        *declared(RunOptions, "run", "latency", "dtype", "verify", "prompt", "report"),
         option("quiet", "call", "results only", **SWITCH),
     ),
 }
