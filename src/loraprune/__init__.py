@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from loraprune.checkpoint.exports.semi_structured import load_semi_structured
     from loraprune.checkpoint.finite import NonFiniteWeightsError
     from loraprune.checkpoint.load import CheckpointError
+    from loraprune.checkpoint.load_back import LoadBackError
     from loraprune.checkpoint.open import load
     from loraprune.checkpoint.save import save, save_pruned
     from loraprune.layers.quantized.layout import UnsupportedQuantizationError
@@ -65,6 +66,7 @@ __all__ = [
     "EstimateConfig",
     "EvaluationConfig",
     "InterruptedRunError",
+    "LoadBackError",
     "LoraOptions",
     "NonFiniteWeightsError",
     "OneshotConfig",
@@ -125,6 +127,7 @@ _HOMES = {
     "LoraOptions": "loraprune.tasks.options",
     "OneshotConfig": "loraprune.pruning.oneshot_config",
     "OneshotResult": "loraprune.recipes.oneshot",
+    "LoadBackError": "loraprune.checkpoint.load_back",
     "NonFiniteWeightsError": "loraprune.checkpoint.finite",
     "OutputExistsError": "loraprune.record.places",
     "OutputInUseError": "loraprune.record.claims",

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.checkpoint.weight_files import weight_files
 from loraprune.layers.quantized import prepare_
 
@@ -335,6 +336,7 @@ def load_model(
         )
     placed: PreTrainedModel = model if "device_map" in further else model.to(device)
     prepare_(placed)
+    mend_tied_(placed, name, said=not _is_local(name))  # of a folder, it was said when the config was read
     return placed
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
+from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.layers.unwrap import base_model
 from loraprune.record.appearing import appearing_folder
 from loraprune.record.codec import encode
@@ -101,6 +102,7 @@ def finish(
     plain: Any = merged(model, dtype, original, refitted)
     if dtype is not None:
         cast_(plain, dtype)
+    mend_tied_(plain)
     # trl replaces the forward of the instance while it trains.
     plain.__dict__.pop("forward", None)
     if dtype is not None:
@@ -153,6 +155,7 @@ def save_checkpoint(
     record: dict[str, Any] | None = None,
     extras: Callable[[Path], None] | None = None,
     overwrite: bool = False,
+    check: Callable[[Path], None] | None = None,
 ) -> None:
     """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
 
@@ -164,13 +167,14 @@ def save_checkpoint(
         record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
         extras: writes further files into the folder, after the weights.
         overwrite: replace a result that is there.
+        check: of the complete folder; see :func:`~loraprune.record.appearing.appearing_folder`.
 
     Raises:
         WriteError: the disk is full, or something else has taken the folder's place meanwhile.
         NonFiniteWeightsError: a weight is NaN or infinite; nothing is written.
     """
     check_finite(model)
-    with appearing_folder(output, overwrite=overwrite) as folder:
+    with appearing_folder(output, overwrite=overwrite, check=check) as folder:
         model.save_pretrained(folder)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)

@@ -13,6 +13,7 @@ from torch import nn
 
 from loraprune.checkpoint import fingerprint as fingerprints
 from loraprune.checkpoint.adapter import AdapterFolder, find_adapter, with_adapter
+from loraprune.checkpoint.agreement import agreeing, local_folder
 from loraprune.checkpoint.exports.semi_structured import is_packed, load_packed
 from loraprune.checkpoint.load import (
     CheckpointError,
@@ -82,13 +83,14 @@ class ModelSource:
             revision: of a hub checkpoint.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it needs code of its own, or it is quantized and may not be.
+            CheckpointError: there is no such checkpoint, it needs code of its own, it is quantized and may not be, or
+                its files have another number of layers than its config says.
             UnsupportedArchitectureError: the family has no description.
         """
         further: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
         if isinstance(model, (str, Path)):
             name = _expanded(model)
-            config = load_config(name, described=described, quantized=quantized, **further)
+            config = agreeing(load_config(name, described=described, quantized=quantized, **further), name, revision)
             return cls(name=name, config=config, checkpoint=name, given_tokenizer=tokenizer, **further)
         config = copy.deepcopy(model.config)
         if hasattr(config, "quantization_config"):
@@ -149,8 +151,7 @@ class ModelSource:
         """The folder that holds the whole model's files: also that of a hub checkpoint which was fetched; or None."""
         if self.loaded is not None or self.checkpoint is None:
             return None
-        path = Path(self.checkpoint).expanduser()
-        return path if path.is_dir() else fingerprints.hub_folder(self.checkpoint, self.checkpoint_revision)
+        return local_folder(self.checkpoint, self.checkpoint_revision)
 
     @cached_property
     def auto_class(self) -> str:
@@ -325,13 +326,14 @@ def _base_config(name: str, adapter: AdapterFolder, trust_remote_code: bool) -> 
             f"{name} is an adapter on another adapter, {adapter.base}. Merge that one into its base first."
         )
     try:
-        return load_config(
+        config = load_config(
             adapter.base,
             trust_remote_code=trust_remote_code,
             revision=adapter.base_revision,
             described=False,
             quantized=True,
         )
+        return agreeing(config, adapter.base, adapter.base_revision)
     except CheckpointError as error:
         raise CheckpointError(
             f"{name} is an adapter, and its base {adapter.base} cannot be read: {error} If the base is elsewhere, name "

@@ -87,7 +87,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         *declared(RunOptions, "run", "bos"),
     ),
     "what is measured and kept": (
-        *declared(RunOptions, "run", "latency", "dtype", "prompt", "report"),
+        *declared(RunOptions, "run", "latency", "dtype", "verify", "prompt", "report"),
         option("quiet", "call", "results only", **SWITCH),
     ),
 }

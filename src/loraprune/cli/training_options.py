@@ -82,7 +82,7 @@ def kept(adapter: str) -> tuple[Option, ...]:
         adapter: what ``--save-adapter`` saves.
     """
     return (
-        *declared(RunOptions, "run", "dtype", "prompt", "report"),
+        *declared(RunOptions, "run", "dtype", "verify", "prompt", "report"),
         option("save_adapter", "run", f"also save {adapter} (off)", **SWITCH),
         *declared(RunOptions, "run", "keep_run"),
         option("quiet", "call", "results only", **SWITCH),

@@ -29,6 +29,7 @@ from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
+from loraprune.recipes.steps.verify import load_back_check
 from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import (
@@ -301,7 +302,8 @@ def _save(
             write_run_page(report, folder, output)
 
     overwrite = prepared.options.overwrite
-    save_checkpoint(output, finished, prepared.processor, card=card, extras=extras, overwrite=overwrite)
+    check = load_back_check(prepared.options, finished)
+    save_checkpoint(output, finished, prepared.processor, card=card, extras=extras, overwrite=overwrite, check=check)
     return record, report
 
 

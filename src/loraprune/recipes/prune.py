@@ -35,6 +35,7 @@ from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.steps.record import dimensions_of, record_of, run_settings, training_recipe, with_phases
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
+from loraprune.recipes.steps.verify import load_back_check
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.claims import claimed
 from loraprune.record.codec import decode, encode
@@ -367,5 +368,6 @@ def write_result(
             (folder / "plan.json").write_text(json.dumps(plan.to_json()), encoding="utf-8")
 
     overwrite = prepared.options.overwrite
-    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras, overwrite=overwrite)
+    check = load_back_check(prepared.options, merged)
+    save_checkpoint(output, merged, prepared.processor, card=card, extras=extras, overwrite=overwrite, check=check)
     return record, report

@@ -8,7 +8,7 @@ import os
 import secrets
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
@@ -26,7 +26,9 @@ _EXCHANGE = 2
 
 
 @contextmanager
-def appearing_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]:
+def appearing_folder(
+    output: Path, *, overwrite: bool = False, check: Callable[[Path], None] | None = None
+) -> Iterator[Path]:
     """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise.
 
     What stands at ``output`` is looked at again then. Where it is not to be replaced, the result stays beside it.
@@ -34,6 +36,8 @@ def appearing_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]
     Args:
         output: the folder to make.
         overwrite: whether a result that is there is replaced.
+        check: of the complete folder. Where it raises an ``ArithmeticError``, the result stays beside ``output``, and
+            the error says where.
 
     Raises:
         OutputInUseError: another run writes to ``output``.
@@ -48,6 +52,8 @@ def appearing_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]
                 yield temporary
                 for path in (*temporary.rglob("*"), temporary):
                     sync(path)
+                if check is not None:
+                    _check(check, temporary, output)
                 put_in_place(temporary, output, overwrite=overwrite)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -55,6 +61,21 @@ def appearing_folder(output: Path, *, overwrite: bool = False) -> Iterator[Path]
 
 def _beside(output: Path, what: str) -> Path:
     return output.with_name(f".{output.name}.{secrets.token_hex(8)}.{what}")
+
+
+def _check(check: Callable[[Path], None], made: Path, output: Path) -> None:
+    try:
+        check(made)
+    except ArithmeticError as error:
+        raise type(error)(f"{error} It is in {_keep_beside(made, output)}.") from error
+
+
+def _keep_beside(made: Path, output: Path) -> Path:
+    """Give a folder another name than it was to have; returns that."""
+    kept = next(path for path in _other_names(output) if not path.exists())
+    made.rename(kept)
+    sync(output.parent)
+    return kept
 
 
 def put_in_place(made: Path, output: Path, *, overwrite: bool) -> None:
@@ -72,9 +93,7 @@ def put_in_place(made: Path, output: Path, *, overwrite: bool) -> None:
     except (OutputExistsError, OSError) as error:
         if isinstance(error, OSError) and error.errno not in _TAKEN:
             raise
-        kept = next(path for path in _other_names(output) if not path.exists())
-        made.rename(kept)
-        sync(output.parent)
+        kept = _keep_beside(made, output)
         raise WriteError(
             f"{output} was taken while the run went on, by something that it may not replace. The result is in {kept}."
         ) from error

@@ -75,6 +75,9 @@ class RunOptions:
             quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
         keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
         dtype: that the result is saved in: ``float32``, ``bfloat16`` or ``float16``; None is the checkpoint's own.
+        verify: load the saved result back, by plain transformers, and compare its outputs with those of the model that
+            was saved, before it takes its place. Where memory does not hold two models, or the result is quantized,
+            that is left out.
         latency: measure the latency of a forward pass, dense and pruned.
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
@@ -117,6 +120,7 @@ class RunOptions:
         choices=("float32", "bfloat16", "float16"),
         shown="the checkpoint's",
     )
+    verify: bool = setting(True, "load the saved result back and compare its outputs")
     latency: bool = setting(True, "measure the forward pass, dense and pruned")
     unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
     prompt: str | None = setting(None, "text that both models go on from, for the report")

@@ -10,6 +10,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from loraprune.checkpoint.agreement import stored_head_differs
+from loraprune.checkpoint.tied_weights import says_tied, untie_config_
 from loraprune.checkpoint.weight_files import (
     MODEL_FILES,
     StoredTensor,
@@ -33,7 +35,7 @@ class Checkpoint:
     Attributes:
         folder: where it lies.
         model_type: family; that of the unpruned model for a ragged checkpoint.
-        values: ``config.json`` as it stands.
+        values: ``config.json`` as it stands, but for a head that is said to be tied and is not.
         tensors: every stored tensor by its name.
     """
 
@@ -80,7 +82,12 @@ def read_checkpoint(folder: Path) -> Checkpoint:
         raise RuntimeFormatError(
             f"{folder} holds quantized weights. Export needs them in 16 or 32 bits: save it dequantized first."
         )
-    return Checkpoint(folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder))
+    found = Checkpoint(folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder))
+    config = found.config()
+    if says_tied(config) and stored_head_differs(config, found.tensors):
+        untie_config_(config, str(folder))
+        return replace(found, values={**values, "tie_word_embeddings": False})
+    return found
 
 
 def read_config(folder: Path) -> dict[str, Any]:
