@@ -22,6 +22,7 @@ COMMANDS = {
     "bench": "measure speed, memory and operations of models that take turns",
     "report": "make the report of a finished run again, with what was measured of it since",
     "compare": "hold the quality of runs against parameters, latency and training time; the Pareto front is marked",
+    "verify": "say whether a result is whole: checksums, shapes, finite weights, a forward pass",
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
