@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
+    from loraprune.recipes.verify import verify
     from loraprune.record.claims import OutputInUseError
     from loraprune.record.places import OutputExistsError, WriteError
     from loraprune.report.comparison.compare import compare_runs
@@ -110,6 +111,7 @@ __all__ = [
     "recover",
     "save",
     "save_pruned",
+    "verify",
 ]
 
 _HOMES = {
@@ -168,6 +170,7 @@ _HOMES = {
     "recover": "loraprune.recipes.recover",
     "save": "loraprune.checkpoint.save",
     "save_pruned": "loraprune.checkpoint.save",
+    "verify": "loraprune.recipes.verify",
 }
 
 

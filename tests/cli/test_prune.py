@@ -243,6 +243,7 @@ class TestRecipe:
             ({"head_counts": "up"}, "The recipe's head_counts is 'up': argument --head-counts: invalid choice"),
             ({"refit": "off"}, "The recipe's refit is 'off'; it must be true or false"),
             ({"model": 3}, "The recipe's model is 3; it must be text"),
+            ({"trust_remote_code": True}, "holds trust_remote_code, which lets a checkpoint run code here. Only the"),
             ({"target_params": "x"}, "'x' is no number of parameters"),
             ({"ratio": 0.5, "target_params": "27k"}, "--ratio and --target-params say the same thing"),
             ({"packing": True}, "--packing is not an option of this command. Plain text is packed"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import torch
@@ -31,7 +31,7 @@ def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
     Raises:
         NonFiniteWeightsError: one is not; the message names the first, and counts.
     """
-    broken = [(name, tensor.dtype, *count) for name, tensor in tensors if (count := _count(tensor)) != (0, 0)]
+    broken = list(non_finite(tensors))
     if not broken:
         return
     name, dtype, nans, infinities = broken[0]
@@ -43,6 +43,14 @@ def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
     raise NonFiniteWeightsError(
         f"{name} holds {nans:,} NaN and {infinities:,} Inf ({kind}){others}: nothing was saved. {how}"
     )
+
+
+def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, torch.dtype, int, int]]:
+    """Name, dtype, number of NaN and number of infinities of each tensor that is not finite."""
+    for name, tensor in tensors:
+        nans, infinities = _count(tensor)
+        if nans or infinities:
+            yield name, tensor.dtype, nans, infinities
 
 
 def _count(tensor: Tensor) -> tuple[int, int]:

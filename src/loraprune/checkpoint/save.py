@@ -16,6 +16,7 @@ from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, 
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.layers.unwrap import base_model
 from loraprune.record.appearing import appearing_folder
+from loraprune.record.checksums import checksums
 from loraprune.record.codec import encode
 from loraprune.record.provenance import versions
 from loraprune.record.replaceable import check_output
@@ -181,7 +182,8 @@ def save_checkpoint(
         if extras is not None:
             extras(folder)
         if record is not None:
-            (folder / RECORD_FILE).write_text(json.dumps(encode(record), indent=2), encoding="utf-8")
+            kept = {**record, "checksums": checksums(folder)}
+            (folder / RECORD_FILE).write_text(json.dumps(encode(kept), indent=2), encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 

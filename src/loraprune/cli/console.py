@@ -15,6 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 
 WRONG_INVOCATION = 2
 FAILED = 1
-STOPPED = 130
 
 
 class _ConsoleHandler(logging.Handler):

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from loraprune import __version__
+from loraprune.pruning.stopping import STOPPED, Stopping, exit_code, raise_stop
 
 COMMANDS = {
     "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
@@ -21,6 +22,7 @@ COMMANDS = {
     "bench": "measure speed, memory and operations of models that take turns",
     "report": "make the report of a finished run again, with what was measured of it since",
     "compare": "hold the quality of runs against parameters, latency and training time; the Pareto front is marked",
+    "verify": "say whether a result is whole: checksums, shapes, finite weights, a forward pass",
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
@@ -48,8 +50,20 @@ def _quiet_optional_libraries() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 stopped by Ctrl-C)."""
+    """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 and 143 stopped)."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
+    with Stopping(raise_stop) as stopping:
+        try:
+            code = _run(arguments)
+        except BaseException:  # a library may make something else of what a signal raises while it is imported
+            if stopping.number is None:
+                raise
+            print("Stopped.", file=sys.stderr)
+            code = STOPPED
+    return exit_code(stopping.number) if code == STOPPED else code
+
+
+def _run(arguments: list[str]) -> int:
     if not arguments:
         print(usage(), end="", file=sys.stderr)
         return 2

@@ -269,7 +269,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """Read a YAML recipe: a file, or one of the package's by its name.
 
     Raises:
-        ValueError: it cannot be read or is no mapping.
+        ValueError: it cannot be read, is no mapping, or would let code of others run.
     """
     import yaml
 
@@ -290,7 +290,13 @@ def read_recipe(path: Path) -> dict[str, Any]:
         raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ValueError(f"The recipe {path} is no mapping of option names to values.")
-    return {str(key).replace("-", "_"): value for key, value in values.items()}
+    found = {str(key).replace("-", "_"): value for key, value in values.items()}
+    if "trust_remote_code" in found:
+        raise ValueError(
+            f"The recipe {path} holds trust_remote_code, which lets a checkpoint run code here. Only the command line "
+            "may say that: --trust-remote-code."
+        )
+    return found
 
 
 def typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:

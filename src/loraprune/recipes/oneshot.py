@@ -297,7 +297,7 @@ def _save(
         nonlocal record, report
         phases.lap(WRITING)
         record, report = with_phases(record, report, phases.seconds)
-        record.write(folder)
+        record = record.write(folder)
         if prepared.options.report:
             write_run_page(report, folder, output)
 

@@ -358,7 +358,7 @@ def write_result(
         nonlocal record, report
         pruning.phases.lap(WRITING)
         record, report = with_phases(record, report, pruning.phases.seconds)
-        record.write(folder)
+        record = record.write(folder)
         if prepared.options.report:
             write_run_page(report, folder, output)
         copy_event_files(run_dir, folder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from loraprune.record import atomic
+from loraprune.record.checksums import checksums
 from loraprune.record.codec import LEFT_OUT, decode, encode
 from loraprune.record.report_data import Cut, HistoryPoint
 
@@ -287,6 +288,7 @@ class RunRecord:
         machine: that it ran on.
         recipe: the options as ``--config`` takes them.
         base_pruning: how the model that the run began with was made, where that is known.
+        checksums: of the weight files, by name: SHA-256; None of older records.
     """
 
     version: int = RECORD_VERSION
@@ -301,6 +303,7 @@ class RunRecord:
     machine: Machine = Machine()
     recipe: Mapping[str, Any] = field(default_factory=dict)
     base_pruning: History | None = field(default=None, metadata=LEFT_OUT)
+    checksums: Mapping[str, str] | None = field(default=None, metadata=LEFT_OUT)
 
     @classmethod
     def read(cls, folder: str | Path) -> RunRecord:
@@ -319,10 +322,16 @@ class RunRecord:
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged or no record of a run: {error}") from error
 
-    def write(self, folder: Path) -> None:
-        """Write the record into the folder of a run, as strict JSON; NaN and infinities become ``null``."""
-        text = json.dumps(encode(self), indent=2, allow_nan=False)
+    def write(self, folder: Path) -> RunRecord:
+        """Write the record into the folder of a run, as strict JSON; NaN and infinities become ``null``.
+
+        Returns:
+            The record as written: with the checksums of the weight files that are there.
+        """
+        written = replace(self, checksums=checksums(folder) or None)
+        text = json.dumps(encode(written), indent=2, allow_nan=False)
         atomic.write_text(folder / RECORD_FILE, text)
+        return written
 
     def summary(self) -> History:
         """Method and amount, and what the record itself says of its base."""

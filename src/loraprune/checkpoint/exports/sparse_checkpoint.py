@@ -16,7 +16,9 @@ from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.load import load_config, meta_model
 from loraprune.checkpoint.save import check_disk_space
 from loraprune.record.appearing import appearing_folder
+from loraprune.record.checksums import renew
 from loraprune.record.replaceable import check_output
+from loraprune.record.run_record import RECORD_FILE
 
 HOW_TO_MAKE_ONE = "`loraprune oneshot MODEL --criterion wanda --sparsity 2:4 --data … -o OUT` makes one that is"
 
@@ -155,6 +157,7 @@ def write_sparse_folder(
     with appearing_folder(output, overwrite=overwrite) as temporary:
         copy_companions(found.checkpoint.folder, temporary)
         write(files, temporary)
+        renew(temporary / RECORD_FILE)
         size = sum(path.stat().st_size for path in temporary.glob("*.safetensors"))
     return SparseFolderResult(
         folder=output, size=size, size_before=size_before, sparse=len(found.sparse), dense=found.dense

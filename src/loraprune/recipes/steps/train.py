@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import shutil
-import signal
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +14,7 @@ from transformers import TrainerCallback
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import STATE_FILE, last_checkpoint
+from loraprune.pruning.stopping import Stopping
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
@@ -125,37 +124,34 @@ def _step_of(checkpoint: Path) -> int:
     return int(checkpoint.name.rpartition("-")[2])
 
 
-# Ctrl-C during training: finish the step, save the state, and stop.
+# Ctrl-C or SIGTERM during training: finish the step, save the state, and stop.
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns the first Ctrl-C into an orderly stop with the state saved; a second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into an orderly stop with the state saved; a second one stops at once."""
 
     def __init__(self, pruning: PruningCallback) -> None:
         self.requested = False
         self._pruning = pruning
-        self._previous: Any = None
+        self._signals = Stopping(self._handle)
 
-    def _handle(self, number: int, frame: Any) -> None:
+    def _handle(self, number: int) -> None:
         self.requested = True
-        signal.signal(number, self._previous)
+        self.release()
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over Ctrl-C; only the main thread can."""
-        if threading.current_thread() is threading.main_thread():
-            self._previous = signal.signal(signal.SIGINT, self._handle)
+        """Take over the signals."""
+        self._signals.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a save and a stop once Ctrl-C came."""
+        """Ask for a save and a stop once a signal came."""
         if self.requested and state.global_step < state.max_steps:
             control.should_save = args.save_strategy != "no" and not self._pruning.is_skipping
             control.should_training_stop = True
             self._pruning.interrupted = True
 
     def release(self) -> None:
-        """Give Ctrl-C back."""
-        if self._previous is not None and not self.requested:
-            signal.signal(signal.SIGINT, self._previous)
-        self._previous = None
+        """Give the signals back."""
+        self._signals.release()
