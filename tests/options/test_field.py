@@ -64,7 +64,7 @@ def test_a_wrong_value_is_refused_with_the_option_and_what_it_takes(given: dict[
         {"rate": 1e-9},
         {"kinds": ["heads"]},
         {"layers": [0, "10%", -1]},
-        {"free": object()},
+        {"free": {1: 2}},
     ],
     ids=str,
 )
