@@ -22,19 +22,21 @@ class TerminatedError(KeyboardInterrupt):
 class Stopping(AbstractContextManager["Stopping"]):
     """Has a function called for Ctrl-C and SIGTERM while the block runs; only the main thread can.
 
-    A signal that was ignored before stays so. In processes forked meanwhile SIGTERM ends them, as their parent means
-    it to.
+    A signal that was ignored before stays so, unless ``ignored`` says otherwise. In processes forked meanwhile
+    SIGTERM ends them, as their parent means it to.
 
     Args:
         handle: called in the main thread, with the number of the signal.
+        ignored: handle signals, too, that were ignored before, as shells have background jobs ignore Ctrl-C.
 
     Attributes:
         number: of the first signal that came, or None.
     """
 
-    def __init__(self, handle: Callable[[int], None]) -> None:
+    def __init__(self, handle: Callable[[int], None], *, ignored: bool = False) -> None:
         self.number: int | None = None
         self._handle = handle
+        self._left_alone = (None,) if ignored else (None, signal.SIG_IGN)
         self._process = os.getpid()
         self._before: dict[int, Any] = {}
 
@@ -42,7 +44,7 @@ class Stopping(AbstractContextManager["Stopping"]):
         if threading.current_thread() is threading.main_thread():
             for number in SIGNALS:
                 before = signal.getsignal(number)
-                if before not in (signal.SIG_IGN, None):
+                if before not in self._left_alone:
                     self._before[number] = signal.signal(number, self._came)
         return self
 

@@ -304,6 +304,7 @@ class TestScores:
         torch.testing.assert_close(effective_weight(layer), expected)
 
 
+@pytest.mark.usefixtures("enough_tokens")
 class TestRefit:
     def test_it_makes_up_for_the_columns_that_go(self, model: PreTrainedModel, kind: str) -> None:
         structure = describe(model, ["channels"])

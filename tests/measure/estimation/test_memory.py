@@ -76,9 +76,19 @@ def test_a_step_on_a_quantized_base_is_estimated_within_a_tenth(
         (256, 512, 4, 64, 0.5, torch.bfloat16),  # the error of the repair does
     ],
 )
+@pytest.mark.parametrize("held_back", [False, True])
 def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
-    hidden: int, channels: int, sequences: int, tokens: int, share: float, dtype: torch.dtype
+    request: pytest.FixtureRequest,
+    held_back: bool,
+    hidden: int,
+    channels: int,
+    sequences: int,
+    tokens: int,
+    share: float,
+    dtype: torch.dtype,
 ) -> None:
+    if not held_back:
+        request.getfixturevalue("enough_tokens")
     config = small_config(
         "llama", vocab_size=64, num_hidden_layers=2, hidden_size=hidden, intermediate_size=channels,
         num_key_value_heads=8,

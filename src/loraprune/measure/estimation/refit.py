@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loraprune.calibration.block_by_block import TOKENS_PER_BATCH
+from loraprune.calibration.least_squares import are_few
 
 FLOAT, DOUBLE = 4, 8
 
@@ -73,20 +74,24 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
     gathering = passing + single + max(squares, 2 * moment)
     weight = o * i * FLOAT
     delta = o * i * FLOAT
-    selecting = 2 * moment + weight + k * i * FLOAT + kept_moment
-    missing = 2 * moment + weight + kept_moment + k * i * FLOAT + (k + o) * (i - k) * FLOAT + k * o * FLOAT
-    factoring = 2 * moment + weight + 3 * kept_moment + k * o * FLOAT
-    solving = 2 * moment + weight + 2 * kept_moment + 3 * k * o * FLOAT
-    reading = 2 * moment + weight + 2 * delta
+    selecting = moment + weight + k * i * FLOAT + kept_moment
+    missing = moment + weight + kept_moment + k * i * FLOAT + (k + o) * (i - k) * FLOAT + k * o * FLOAT
+    factoring = moment + weight + 3 * kept_moment + k * o * FLOAT
+    solving = moment + weight + 2 * kept_moment + 3 * k * o * FLOAT
+    reading = moment + weight + 2 * delta
+    # On few tokens the equations of two halves come first: the second one is gathered beside the first and all sums.
+    equations, halves = kept_moment + k * o * FLOAT, 0
+    if are_few(data.sequences * data.tokens, i):
+        halves = 2 * moment + weight + equations + max(gathering, k * i * FLOAT + equations + 2 * kept_moment)
     # The error that the cut and its repair make, for the report.
     gone, part = i - k, o * k * FLOAT
-    beside = 2 * moment + weight + 2 * part + o * gone * FLOAT
+    beside = moment + weight + 2 * part + o * gone * FLOAT
     comparing = (
         beside
         + kept_moment
         + max(k * i * FLOAT, gone * i * FLOAT + part + max(gone * gone * FLOAT + 2 * o * gone * FLOAT, 3 * part))
     )
-    return data.kept + max(gathering, reading, selecting, missing, factoring, solving, comparing)
+    return data.kept + max(gathering, reading, selecting, missing, factoring, solving, comparing, halves)
 
 
 def cut_bytes(consumers: Iterable[Consumer], data: CalibrationSize, block: int, *, device: str = "cuda") -> int:

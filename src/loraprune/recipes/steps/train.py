@@ -133,7 +133,7 @@ class StopOnInterrupt(TrainerCallback):
     def __init__(self, pruning: PruningCallback) -> None:
         self.requested = False
         self._pruning = pruning
-        self._signals = Stopping(self._handle)
+        self._signals = Stopping(self._handle, ignored=True)
 
     def _handle(self, number: int) -> None:
         self.requested = True
