@@ -103,8 +103,7 @@ def prepare_dataset(
         packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
             on request whole rows of them are.
         prompt: text put before every row, within ``max_length``; no loss is taken on it.
-        bos: what begins with the beginning-of-sequence token, one of :data:`~loraprune.data.encoding.BOS_CHOICES`. A
-            chat template writes its own.
+        bos: what begins with the beginning-of-sequence token (``BOS_CHOICES``); a chat template writes its own.
 
     Returns:
         Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
@@ -116,25 +115,20 @@ def prepare_dataset(
     """
     if max_length < 2:
         raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
-    columns, opening = columns_of(dataset), opening_ids(tokenizer, bos)
+    columns, opening, tally = columns_of(dataset), opening_ids(tokenizer, bos), _Tally()
     before = RowPrompt.of(prompt, tokenizer, max_length, opening) if prompt else None
     most, max_length = max_length, max_length - (len(before.prompt) if before else 0)
     if max_length <= len(opening):
         raise ValueError(f"max_length={most} leaves no room behind the {len(opening)} tokens that open a row.")
-    tally = _Tally()
     if columns.format is DataFormat.TEXT:
         answers_only = False
         rows = _encoded_documents(dataset, columns, tokenizer, tally)
         if packing is not False:
-            of_text, opening = text_and_segment_opening(tokenizer, bos)
-            rows = (opened_row(of_text, row, trained=True) for row in rows)
-            rows = pack_documents(rows, max_length - len(opening))
+            rows, opening = _packed(rows, tokenizer, max_length, bos)
         rows = _fitting((opened_row(opening, row) for row in rows), max_length, tally)
     else:
-        writer = _passage_writer(columns, tokenizer, answers_only=answers_only)
-        passages = _passages(dataset, columns, writer, tally)
-        rows = _encoded(passages, tokenizer, answers_only=answers_only, bos=bos)
-        rows = _fitting(rows, max_length, tally)
+        passages = _passages(dataset, columns, _passage_writer(columns, tokenizer, answers_only=answers_only), tally)
+        rows = _fitting(_encoded(passages, tokenizer, answers_only=answers_only, bos=bos), max_length, tally)
         rows = pack_rows(rows, max_length) if packing else rows
     rows = map(before.before, rows) if before else rows
     labels = answers_only or before is not None or len(opening) > 1
@@ -146,6 +140,15 @@ def prepare_dataset(
         total=len(found) + tally.dropped + tally.empty,
         unused=columns.unused(dataset),
     )
+
+
+def _packed(
+    rows: Iterable[EncodedRow], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: str
+) -> tuple[Iterator[EncodedRow], list[int]]:
+    """Documents in blocks, each opened as its tokenizer opens a text, and what opens every block."""
+    of_text, opening = text_and_segment_opening(tokenizer, bos)
+    opened = (opened_row(of_text, row, trained=True) for row in rows)
+    return pack_documents(opened, max_length - len(opening)), opening
 
 
 def _encoded(

@@ -329,13 +329,11 @@ def refit_experts_(
     tokens = calibration.routed_tokens(consumer.module)
     kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
 
-    left_alone = 0
-    errors = OutputError(wanted=0.0, cut=0.0)
+    left_alone, errors = 0, OutputError(wanted=0.0, cut=0.0)
     for expert, kept in enumerate(kept_EK):
         inputs = tokens.weighted_features(module, expert, moment=True)
         base = expert_weight_oi(module, consumer.parameter, expert).data
-        columns = kept.to(base.device)
-        before = effective_expert_weight(module, consumer.parameter, expert)
+        columns, before = kept.to(base.device), effective_expert_weight(module, consumer.parameter, expert)
         try:
             if inputs is None:
                 raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
