@@ -78,8 +78,8 @@ def test_two_names_that_say_different_things_are_refused(repair: str) -> None:
 def test_defaults_show_under_old_names() -> None:
     with pytest.warns(FutureWarning, match=SAID):
         assert OneshotConfig(ratio=0.5).any_head_count is False
-    assert PruningConfig().target.legal_head_counts == "config"
-    assert PruningConfig(allocation="global").target.legal_head_counts == "any"
+    assert not PruningConfig().free_head_counts
+    assert PruningConfig(allocation="global").free_head_counts
 
 
 def test_the_warning_points_at_the_line_that_uses_the_old_name() -> None:

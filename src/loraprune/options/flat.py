@@ -178,9 +178,9 @@ class Flat:
     def flat_names(cls) -> list[str]:
         """Names of all flat options: those of the parts, of every kind, then the configuration's own."""
         found: dict[str, None] = {}
-        for part in cls.parts.values():
+        for part_name, part in cls.parts.items():
             if len(part.kinds) > 1:
-                found |= dict.fromkeys(_name_of(cls, part))
+                found[part_name] = None
             for name, kind in part.kinds.items():
                 found |= dict.fromkeys([name] if getattr(kind, "nested", False) else options_of(kind))
         own = [field.name for field in fields(cls) if field.name not in cls.parts]  # type: ignore[arg-type]
@@ -197,10 +197,6 @@ class Flat:
             else value
             for name, value in values.items()
         }
-
-
-def _name_of(cls: type[Flat], part: Part) -> list[str]:
-    return [name for name, own in cls.parts.items() if own is part]
 
 
 def _listed(names: list[str]) -> str:

@@ -168,6 +168,11 @@ class PruningConfig(Flat):
         """Whether anything is done to the consumers after a cut."""
         return self.repair.reads_data
 
+    @property
+    def free_head_counts(self) -> bool:
+        """The old form of :attr:`Target.legal_head_counts`: whether it is ``any``."""
+        return self.target.legal_head_counts == "any"
+
     def to_saved(self) -> dict[str, Any]:
         """The options flat, as plain values, under the names that they have in files of runs."""
         return under_old_names(self.flat(), RENAMED)

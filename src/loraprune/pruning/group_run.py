@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loraprune.allocation.allocate import check_reachable
-from loraprune.allocation.schedule import cut_schedule
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.importance.configs import Fisher
 from loraprune.importance.criterion import Criterion, LearnedCriterion, check_scores
@@ -116,16 +115,10 @@ class GroupRun(PruningRun):
         check_tied_adapters(model)
         self._check_variants(model)
         self.set_total_steps(total_steps)
-        schedule, learns = self.config.schedule, self.config.criterion.learns
-        self.schedule = cut_schedule(
-            total_steps=total_steps,
-            start=schedule.start,
-            end=schedule.end,
-            # Gates are learnt once, up to the one cut.
-            cuts=1 if learns else schedule.cuts,
-            ratio=self.config.target.ratio,
-            every=None if learns else schedule.every,
-        )
+        schedule = self.config.schedule
+        if self.config.criterion.learns:  # once, up to the one cut
+            schedule = replace(schedule, cuts=1, every=None)
+        self.schedule = schedule.cut_times(total_steps, self.config.target.ratio)
         if self.pending and self.refits:
             warn_of_few_tokens(self.structure, calibration or (), self.config.repair, self.config.criterion)
         if self.config.apply == "mask":

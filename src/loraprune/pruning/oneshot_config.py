@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar, NoReturn
 
@@ -61,8 +61,18 @@ def _refuse_own_criterion(criterion: object) -> NoReturn:
     )
 
 
+@dataclass(frozen=True, init=False)
 class _Calibrated(Flat):
     """What both kinds of pruning without training have in common."""
+
+    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
+    max_length: int | None = setting(
+        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
+    )
+    seed: int = setting(42, "of what is drawn from the data")
+    offload: bool = setting(
+        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
+    )
 
     @property
     def name(self) -> str:
@@ -109,14 +119,6 @@ class SparseConfig(_Calibrated):
     )
     keep_layers: tuple[int | str, ...] = setting(
         (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
-    )
-    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
-    max_length: int | None = setting(
-        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
-    )
-    seed: int = setting(42, "of what is drawn from the data")
-    offload: bool = setting(
-        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
     )
 
     parts: ClassVar = {
@@ -181,7 +183,7 @@ class OneshotConfig(_Calibrated):
         ValueError: nothing says how much is to go, or both a ratio and a sparsity do.
     """
 
-    target: Target
+    target: Target = field(default_factory=Target)
     criterion: CriterionConfig = setting(
         None,
         "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of whole blocks position; with "
@@ -194,14 +196,6 @@ class OneshotConfig(_Calibrated):
         "bias: the mean of what goes; none",
     )
     cuts: int = setting(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
-    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
-    max_length: int | None = setting(
-        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
-    )
-    seed: int = setting(42, "of what is drawn from the data")
-    offload: bool = setting(
-        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
-    )
 
     parts: ClassVar = {
         "target": Part({"target": Target}),

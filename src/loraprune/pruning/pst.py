@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.allocation.schedule import cut_schedule
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.importance.configs import Pst
 from loraprune.pruning.config import PruningConfig
@@ -79,14 +78,7 @@ class PstRun(PruningRun):
         self.set_total_steps(total_steps)
         self._model, config = model, self.config
         target, schedule = config.target, config.schedule
-        self.schedule = cut_schedule(
-            total_steps=total_steps,
-            start=schedule.start,
-            end=schedule.end,
-            cuts=schedule.cuts,
-            ratio=target.ratio,
-            every=schedule.every or 1,
-        )
+        self.schedule = replace(schedule, every=schedule.every or 1).cut_times(total_steps, target.ratio)
         count = len(self.structure.blocks)
         keep = protected_layers(target.keep_layers, count) if target.keep_layers else frozenset()
         masked = pst_layers_(model, self.structure, self.options, keep, config.seed)

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.allocation.allocate import allocate, check_reachable
-from loraprune.allocation.schedule import cut_schedule
 from loraprune.layers.axes import matrix_shape
 from loraprune.layers.unwrap import base_layer
 from loraprune.measure.estimation.refit import CalibrationSize, Consumer, cut_bytes
@@ -60,14 +59,7 @@ def cut_size(
 
 def _first_share(pruning: PruningConfig) -> float:
     """How much of the whole way the first cut goes."""
-    first = cut_schedule(
-        total_steps=STEPS,
-        start=pruning.schedule.start,
-        end=pruning.schedule.end,
-        cuts=pruning.schedule.cuts,
-        ratio=pruning.target.ratio,
-        every=pruning.schedule.every,
-    )[0]
+    first = pruning.schedule.cut_times(STEPS, pruning.target.ratio)[0]
     return first.ratio / pruning.target.ratio
 
 
