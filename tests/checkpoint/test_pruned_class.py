@@ -120,7 +120,7 @@ def test_the_file_stands_alone_and_the_config_names_it(saved):
     imported |= {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
-    assert imported == {"copy", "huggingface_hub", "torch", "transformers"}
+    assert imported == {"copy", "torch", "transformers"}
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == f"{Path(MODELING_FILE).stem}.PrunedLlamaForCausalLM"
     assert config["pruned"]["blocks"]["model.layers.0"] == {

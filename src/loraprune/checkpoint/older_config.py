@@ -5,9 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprune.architectures import PREFIX
+from loraprune.checkpoint.older_reader import has_own_head
+from loraprune.checkpoint.pruned_class import is_stock
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 CONFIG_FILE = "config.json"
 
@@ -23,14 +28,18 @@ _CLOSED = ("olmo2", "phi3")
 
 _RENAMED = {"qwen3_moe": {"num_local_experts": "num_experts"}}
 
+_SCALED_IF_TIED = ("t5", "mt5")
+"""Families whose output is scaled where the config says that the head is the embedding."""
 
-def with_older_keys(values: Mapping[str, Any]) -> dict[str, Any]:
+
+def with_older_keys(values: Mapping[str, Any], *, own_head: bool = False) -> dict[str, Any]:
     """What a config file says, and the same under the names of transformers 4 (4.57).
 
     Transformers 5 reads its own names first, so that it loads what it loaded before.
 
     Args:
         values: of ``config.json``, as transformers 5 writes it; configs within it are extended, too.
+        own_head: whether the head is another tensor than the embedding, which no config of a T5 says.
     """
     found = {key: with_older_keys(value) if _is_config(value) else value for key, value in values.items()}
     model_type = str(values.get("model_type", "")).removeprefix(PREFIX)
@@ -40,7 +49,7 @@ def with_older_keys(values: Mapping[str, Any]) -> dict[str, Any]:
     if isinstance(values.get("rope_parameters"), dict):
         older |= _older_rope(model_type, values["rope_parameters"])
     older |= {name: values[key] for key, name in _RENAMED.get(model_type, {}).items() if key in values}
-    if values.get("scale_decoder_outputs") is False:  # T5 concludes it from this key
+    if own_head and model_type in _SCALED_IF_TIED and not values.get("scale_decoder_outputs"):
         older["tie_word_embeddings"] = False
     return {**found, **older}
 
@@ -66,15 +75,15 @@ def _older_rope(model_type: str, parameters: Mapping[str, Any]) -> dict[str, Any
     return older
 
 
-def mend_config(folder: Path, *, stock: bool) -> None:
-    """Let the config of a saved checkpoint be read by transformers 4, too.
+def mend_config(folder: Path, model: PreTrainedModel) -> None:
+    """Let the config of a saved checkpoint be read by transformers 4, too; it forgets code that a stock class replaces.
 
     Args:
         folder: that ``save_pretrained`` wrote.
-        stock: whether a class of the transformers library loads it: the config then forgets code that its base brought.
+        model: that was saved there.
     """
     file = folder / CONFIG_FILE
-    values = with_older_keys(json.loads(file.read_text(encoding="utf-8")))
-    if stock:
+    values = with_older_keys(json.loads(file.read_text(encoding="utf-8")), own_head=has_own_head(model))
+    if is_stock(model):
         values.pop("auto_map", None)
     file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")

@@ -96,13 +96,13 @@ class Pruned{model}({model}):
 OLDER_HEADS = {"GPTNeoXForCausalLM": "embed_out"}
 """What transformers 4 calls a head that 5 calls ``lm_head``; 5 translates the names in files for its own classes."""
 
-OLDER_HEAD_SOURCE = '''
+OLDER_HEAD_SOURCE = """
     @classmethod
     def from_pretrained(cls, *args, **kwargs):
         if "{name}.weight" in cls._tied_weights_keys:  # transformers 4
             kwargs.setdefault("key_mapping", {{"^lm_head": "{name}"}})
         return super().from_pretrained(*args, **kwargs)
-'''
+"""
 
 _HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
 

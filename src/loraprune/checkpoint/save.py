@@ -14,7 +14,7 @@ from torch import nn
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.older_config import mend_config
 from loraprune.checkpoint.older_tokenizer import mend_tokenizer
-from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, is_stock, rebuilt
+from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.layers.unwrap import base_model
 from loraprune.record.appearing import appearing_folder
@@ -179,7 +179,7 @@ def save_checkpoint(
     check_finite(model)
     with appearing_folder(output, overwrite=overwrite, check=check) as folder:
         model.save_pretrained(folder)
-        mend_config(folder, stock=is_stock(model))
+        mend_config(folder, model)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
             mend_tokenizer(folder, tokenizer)
