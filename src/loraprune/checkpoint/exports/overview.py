@@ -7,11 +7,16 @@ from typing import TYPE_CHECKING
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, block_widths
 from loraprune.checkpoint.exports.gguf.architecture import FAMILIES, architecture_for, gguf_head_dim
 from loraprune.checkpoint.older_reader import missing_in_4
+from loraprune.checkpoint.save import finish
 from loraprune.layers.quantized import is_quantized_model, unfit_for_cpu
 from loraprune.structure.describe import describe
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
 
 VLLM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families of which the tests compare what a config says with what vLLM's stock class reads."""
@@ -104,3 +109,17 @@ def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
     elif writes or type(model).__name__.endswith("ForImageClassification"):
         found.append("onnxruntime (loraprune export --format onnx)")
     return tuple(found)
+
+
+def runtimes_after(model: nn.Module, structure: Structure, plan: Plan) -> tuple[str, ...]:
+    """The runtimes that will load the result of a run, from shapes alone.
+
+    Args:
+        model: without weights (on the meta device), cut to the plan. It is used up.
+        structure: of the model before.
+        plan: that the run will come to.
+    """
+    try:
+        return runtimes_of(finish(model, structure, plan))
+    except ValueError as error:
+        return (f"nothing. {error}",)
