@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 # fmt: off
-FAMILIES = frozenset((
+IN_4 = frozenset((
     "bert", "bloom", "cohere", "convnext", "deepseek_v2", "deepseek_v3", "deit", "dinov2", "falcon", "gemma",
     "gemma2", "gemma3_text", "gpt2", "gpt_neo", "gpt_neox", "gptj", "granite", "llama", "ministral", "mistral",
     "mixtral", "mpt", "mt5", "nemotron", "olmo2", "olmoe", "opt", "phi", "phi3", "qwen2", "qwen2_moe", "qwen3",
@@ -43,7 +43,7 @@ def _missing(model: PreTrainedModel) -> Iterator[str]:
     config: Any = model.config
     pruned = getattr(config, "pruned", None)
     family = config.model_type.removeprefix(PREFIX)
-    if family not in FAMILIES:
+    if family not in IN_4:
         yield f"4.57 {'has no' if family in _LATER else 'was not tried with'} {family}"
     elif pruned:
         if family in _OTHER_MODULES:
