@@ -21,7 +21,6 @@ MIN_LINES = 30
 SHORT = {
     "__main__.py": "hands over to the command line",
     "_version.py": "a constant",
-    "architectures/bert.py": "a page of constants",
     "architectures/convnext.py": "a page of constants",
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",

@@ -120,7 +120,7 @@ def test_the_file_stands_alone_and_the_config_names_it(saved):
     imported |= {
         alias.name.split(".")[0] for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names
     }
-    assert imported == {"copy", "huggingface_hub", "torch", "transformers"}
+    assert imported == {"copy", "torch", "transformers"}
     config = json.loads((folder / "config.json").read_text())
     assert config["auto_map"]["AutoModelForCausalLM"] == f"{Path(MODELING_FILE).stem}.PrunedLlamaForCausalLM"
     assert config["pruned"]["blocks"]["model.layers.0"] == {
@@ -266,3 +266,10 @@ def test_a_description_of_another_version_is_refused(saved):
     config.pruned["format"] = 99
     with pytest.raises(ValueError, match="of another version of loraprune"):
         AutoModelForCausalLM.from_config(config)
+
+
+def test_the_file_of_a_family_whose_head_has_another_name_in_transformers_4_translates_it():
+    made = source("GPTNeoXConfig", "GPTNeoXForCausalLM", "gpt_neox")
+    assert 'kwargs.setdefault("key_mapping", {"^lm_head": "embed_out"})' in made
+    assert "key_mapping" not in source("LlamaConfig", "LlamaForCausalLM", "llama")
+    assert "strict" not in made  # a decorator of transformers 5

@@ -82,6 +82,14 @@ def test_the_text_tells_what_can_be_pruned_from_the_config_alone(run: Command, o
     assert "; instead of heads." in out
 
 
+def test_it_says_what_will_load_a_result(run: Command, only_config: Path) -> None:
+    lines = run("inspect", str(only_config)).out.splitlines()
+    after = lines[lines.index("Pruned by half, it loads in:") + 1 :]
+    assert [line.strip() for line in after][:2] == ["transformers >= 4.57 (as it is)", "vLLM (as it is)"]
+    found = json.loads(run("inspect", str(only_config), "--json").out)["loads_in"]
+    assert [line.strip() for line in after] == found
+
+
 def test_json_is_the_same_with_every_layer(run: Command, only_config: Path) -> None:
     finished = run("inspect", only_config, "--json")
     assert finished.code == 0

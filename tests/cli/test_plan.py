@@ -45,6 +45,27 @@ def test_several_ratios_stand_beside_each_other(run: Command, model: str) -> Non
     assert low["after"]["parameters"] > high["after"]["parameters"]
 
 
+@pytest.mark.parametrize(
+    ("words", "first", "second"),
+    [
+        ((), "transformers >= 4.57 (as it is)", "vLLM (as it is)"),
+        (("--allocation", "global"), "transformers >= 4.57 (with trust_remote_code=True", "vLLM: no, its config"),
+        (("--keep-layers", "0"), "transformers >= 4.57 (with trust_remote_code=True", "vLLM: no, its config"),
+    ],
+)
+def test_it_says_what_will_load_the_result(
+    run: Command, model: str, words: tuple[str, ...], first: str, second: str
+) -> None:
+    done = run("plan", model, "--ratio", "0.4", *words)
+    assert done.code == 0, done.err
+    assert f"Loads in:   {first}" in done.out
+    assert f"\n            {second}" in done.out
+    (found,) = json.loads(run("plan", model, "--ratio", "0.4", *words, "--json").out)
+    assert [text.startswith(start) for text, start in zip(found["loads_in"], (first, second), strict=False)] == [
+        True
+    ] * 2
+
+
 def test_json_goes_to_a_file_too(run: Command, model: str, tmp_path: Path) -> None:
     done = run("plan", model, "--load-in-4bit", "-o", str(tmp_path / "plan.json"))
     assert done.code == 0, done.err

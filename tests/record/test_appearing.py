@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -56,6 +57,18 @@ def test_a_folder_appears_with_all_its_files_when_the_block_ends(tmp_path: Path)
 
 
 @pytest.mark.usefixtures("_ways")
+def test_all_files_are_for_all_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with appearing_folder(tmp_path / "out") as folder:
+            (folder / "inner").mkdir()
+            for file in (folder / "weights", folder / "inner" / "weights"):
+                file.touch(mode=0o600)  # as safetensors writes
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "out").rglob("weights")} == {0o640}
+
+
 def test_an_old_result_is_replaced_whole(tmp_path: Path) -> None:
     output = old_result(tmp_path / "out")
     with appearing_folder(output, overwrite=True) as folder:

@@ -155,10 +155,16 @@ LLAMA_LIKE = (
     Row(name="phi with norms", config=_llama_like(PhiConfig, qk_layernorm=True), **GROUPED_FFN),
     Row(name="phi3", config=_llama_like(Phi3Config), **GROUPED),
     Row(name="phi3 with long rope", config=_llama_like(Phi3Config, rope_parameters=_longrope()), **GROUPED_FFN),
-    Row(name="stablelm", config=_llama_like(StableLmConfig), **GROUPED_FFN),
+    Row(name="stablelm", config=_llama_like(StableLmConfig, partial_rotary_factor=0.5), **GROUPED_FFN),
     Row(
         name="stablelm with norms",
-        config=_llama_like(StableLmConfig, qk_layernorm=True, use_qkv_bias=True, use_parallel_residual=True),
+        config=_llama_like(
+            StableLmConfig,
+            partial_rotary_factor=0.5,
+            qk_layernorm=True,
+            use_qkv_bias=True,
+            use_parallel_residual=True,
+        ),
         **GROUPED_FFN,
     ),
 )

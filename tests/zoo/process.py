@@ -16,6 +16,8 @@ from safetensors.torch import load_file, save_file
 PROGRAM = """
 import sys
 
+sys.path[:0] = sys.argv[3:]
+
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "loraprune":
@@ -42,6 +44,8 @@ found = {}
 for job in json.loads(jobs.read_text()):
     folder = job["folder"]
     kwargs = {} if job["stock"] else {"trust_remote_code": True}
+    if job["attention"] is not None:
+        kwargs["attn_implementation"] = job["attention"]
     model = getattr(transformers, job["auto"]).from_pretrained(folder, dtype="auto", use_safetensors=True, **kwargs)
     origin = type(model).__module__.partition(".")[0]
     assert origin == ("transformers" if job["stock"] else "transformers_modules"), (folder, type(model))
@@ -62,24 +66,38 @@ class Checkpoint:
         auto: name of the auto class that loads it.
         stock: whether a class of transformers has to do; otherwise the process trusts the folder's modeling file.
         inputs: what the model is called with.
+        attention: implementation to ask for; None leaves the choice to transformers.
     """
 
     folder: Path
     auto: str
     stock: bool
     inputs: Mapping[str, torch.Tensor]
+    attention: str | None = None
 
 
-def load_elsewhere(checkpoints: Sequence[Checkpoint], work: Path) -> dict[Path, torch.Tensor]:
-    """Logits that models give when plain transformers loads them; ``work`` is for what the processes exchange."""
+def load_elsewhere(
+    checkpoints: Sequence[Checkpoint], work: Path, packages: Path | None = None
+) -> dict[Path, torch.Tensor]:
+    """Logits that models give when plain transformers loads them.
+
+    Args:
+        checkpoints: to load.
+        work: for what the processes exchange.
+        packages: folder whose packages go before those of this environment.
+    """
     jobs = []
     for checkpoint in checkpoints:
         save_file(dict(checkpoint.inputs), checkpoint.folder / "inputs.safetensors")
-        jobs.append({"folder": str(checkpoint.folder), "auto": checkpoint.auto, "stock": checkpoint.stock})
+        named = {name: getattr(checkpoint, name) for name in ("auto", "stock", "attention")}
+        jobs.append({"folder": str(checkpoint.folder), **named})
     (work / "jobs.json").write_text(json.dumps(jobs))
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     process = subprocess.run(
-        [sys.executable, "-I", "-c", PROGRAM, work / "jobs.json", work / "found.safetensors"],
+        [
+            *(sys.executable, "-I", "-c", PROGRAM, work / "jobs.json", work / "found.safetensors"),
+            *([] if packages is None else [packages]),
+        ],
         env={
             **environment,
             "OMP_NUM_THREADS": "1",

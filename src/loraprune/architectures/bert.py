@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from loraprune.architectures.parts import channels, heads
-from loraprune.architectures.spec import ArchitectureSpec, StackSpec
+from loraprune.architectures.spec import ArchitectureSpec, Number, StackSpec
 
 # The config has no width of a head: it is the hidden size divided by the number of heads, so that a smaller number
-# would make wider heads. The modules remember the number, too, but only their own width of a head is read.
-_HEADS = heads("attention.self.query", "attention.self.key", "attention.self.value", consumer="attention.output.dense")
+# would make wider heads. The modules remember the number; transformers 5 reads their width of a head alone, 4 both.
+_HEADS = replace(
+    heads("attention.self.query", "attention.self.key", "attention.self.value", consumer="attention.output.dense"),
+    numbers=(
+        Number(module="attention.self", name="num_attention_heads", count="groups"),
+        Number(module="attention.self", name="all_head_size", count="groups", times="attention_head_size"),
+    ),
+)
 _CHANNELS = channels("intermediate.dense", consumer="output.dense", width="intermediate_size")
 
 

@@ -53,6 +53,11 @@ COHERE = _family(
     CHANNELS,
 )
 
+# What the modules of some classes remember of their heads; those of transformers 4 read it all.
+_QUERIES = Number(module="self_attn", name="num_heads", count="queries")
+_GROUPS = Number(module="self_attn", name="num_key_value_heads", count="groups")
+_QUERIES_ALONE = Number(module="self_attn", name="num_heads", count="groups")
+
 # The same as a list of norms. The width of a head is always the hidden size divided by the number of heads, so that
 # fewer heads need our modeling file.
 STABLELM = _family(
@@ -66,19 +71,27 @@ STABLELM = _family(
             )
         ),
         numbers=(
-            Number(module="self_attn", name="num_heads", count="queries"),
-            Number(module="self_attn", name="num_key_value_heads", count="groups"),
+            _QUERIES,
+            _GROUPS,
+            Number(module="self_attn", name="hidden_size", count="queries", times="head_dim"),
         ),
     ),
     replace(
         without_widths(_with_norms(QUERY_HEADS, _per_group("self_attn.q_layernorm.norms", "one"))),
-        numbers=(*QUERY_HEADS.numbers, Number(module="self_attn", name="num_heads", count="groups")),
+        numbers=(
+            *QUERY_HEADS.numbers,
+            _QUERIES_ALONE,
+            Number(module="self_attn", name="hidden_size", count="groups", times="head_dim"),
+        ),
     ),
     CHANNELS,
 )
 
 NEMOTRON = _family(
-    "nemotron", HEADS, QUERY_HEADS, channels("mlp.up_proj", consumer="mlp.down_proj", width="intermediate_size")
+    "nemotron",
+    replace(HEADS, numbers=(_QUERIES, _GROUPS)),
+    replace(QUERY_HEADS, numbers=(*QUERY_HEADS.numbers, _QUERIES_ALONE)),
+    channels("mlp.up_proj", consumer="mlp.down_proj", width="intermediate_size"),
 )
 STARCODER2 = _family(
     "starcoder2", HEADS, QUERY_HEADS, channels("mlp.c_fc", consumer="mlp.c_proj", width="intermediate_size")

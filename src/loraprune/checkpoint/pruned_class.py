@@ -28,11 +28,9 @@ if TYPE_CHECKING:
 MODELING_FILE = "modeling_loraprune.py"
 _FORMAT = 1
 
-CONFIG_SOURCE = """from huggingface_hub.dataclasses import strict
-from transformers import {config}
+CONFIG_SOURCE = """from transformers import {config}
 
 
-@strict
 class Pruned{config}({config}):
     model_type = "{prefix}{model_type}"
     pruned: dict | None = None
@@ -95,6 +93,17 @@ class Pruned{model}({model}):
             cut(self, config.pruned)
 '''
 
+OLDER_HEADS = {"GPTNeoXForCausalLM": "embed_out"}
+"""What transformers 4 calls a head that 5 calls ``lm_head``; 5 translates the names in files for its own classes."""
+
+OLDER_HEAD_SOURCE = """
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        if "{name}.weight" in cls._tied_weights_keys:  # transformers 4
+            kwargs.setdefault("key_mapping", {{"^lm_head": "{name}"}})
+        return super().from_pretrained(*args, **kwargs)
+"""
+
 _HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
 
 ``config.pruned`` lists the shapes of the tensors that were cut, and the numbers that modules keep of them.
@@ -152,7 +161,7 @@ def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedCon
 def pruned_model_class(config_name: str, model_name: str, model_type: str) -> type[PreTrainedModel]:
     """Our model class over a stock one, made from its text once in a process."""
     module = sys.modules[pruned_config_class(config_name, model_type).__module__]
-    _run(MODEL_SOURCE.format(config=config_name, model=model_name, format=_FORMAT), module)
+    _run(_model_source(model_name).format(config=config_name, model=model_name, format=_FORMAT), module)
     made: Any = getattr(module, f"Pruned{model_name}")
     text = source(config_name, model_name, model_type)
 
@@ -167,13 +176,18 @@ def pruned_model_class(config_name: str, model_name: str, model_type: str) -> ty
     return found
 
 
+def _model_source(model_name: str) -> str:
+    name = OLDER_HEADS.get(model_name)
+    return MODEL_SOURCE + (OLDER_HEAD_SOURCE.format(name=name).replace("{", "{{").replace("}", "}}") if name else "")
+
+
 def _run(text: str, module: types.ModuleType) -> None:
     exec(compile(text, f"<{module.__name__}>", "exec"), module.__dict__)
 
 
 def source(config_name: str, model_name: str, model_type: str) -> str:
     """The text of the modeling file for a stock class."""
-    parts = _HEAD + CONFIG_SOURCE + "\n\n" + MODEL_SOURCE
+    parts = _HEAD + CONFIG_SOURCE + "\n\n" + _model_source(model_name)
     imports: list[str] = []
     lines: list[str] = []
     for line in parts.format(
@@ -269,3 +283,8 @@ def rebuilt(model: PreTrainedModel, model_class: Any, config: PretrainedConfig) 
 def is_pruned_class(model: PreTrainedModel) -> bool:
     """Whether a model needs our modeling file."""
     return bool(model.config.model_type.startswith(PREFIX))
+
+
+def is_stock(model: PreTrainedModel) -> bool:
+    """Whether a class of the transformers library itself loads a model: no code of its checkpoint, nor ours."""
+    return type(model).__module__.startswith("transformers.")

@@ -12,6 +12,8 @@ import torch
 from torch import nn
 
 from loraprune.checkpoint.finite import check_finite
+from loraprune.checkpoint.older_config import mend_config
+from loraprune.checkpoint.older_tokenizer import mend_tokenizer
 from loraprune.checkpoint.pruned_class import as_pruned_class, is_pruned_class, rebuilt
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.layers.unwrap import base_model
@@ -177,8 +179,10 @@ def save_checkpoint(
     check_finite(model)
     with appearing_folder(output, overwrite=overwrite, check=check) as folder:
         model.save_pretrained(folder)
+        mend_config(folder, model)
         if tokenizer is not None:
             tokenizer.save_pretrained(folder)
+            mend_tokenizer(folder, tokenizer)
         if extras is not None:
             extras(folder)
         if record is not None:

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -151,6 +151,11 @@ def show_end(console: Console, report: ReportData, output: Path | None, model: P
         page = output / "report.html"
         if page.is_file():
             print_line(console, f"Report:     {page}")
-        for position, runtime in enumerate(runtimes_of(model)):
-            label = "" if position else "Loads in:"
-            print_line(console, f"{label:11} {runtime}")
+        show_runtimes(console, runtimes_of(model))
+
+
+def show_runtimes(console: Console, runtimes: Iterable[str], label: str = "Loads in:") -> None:
+    """Print what loads a result, or will."""
+    for runtime in runtimes:
+        print_line(console, f"{label:11} {runtime}")
+        label = " " * len(label)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -10,7 +11,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import (
+    open_console,
+    plain_table,
+    print_line,
+    quiet_libraries,
+    report_errors,
+    results_console,
+    show_runtimes,
+)
 from loraprune.cli.options import indices, names
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
@@ -85,14 +94,34 @@ def _show_described(options: argparse.Namespace, source: ModelSource) -> int:
 
     structure = describe(source.shapes, options.dimensions, options.keep_layers)
     others = [describe(source.shapes, (kind,)) for kind in (*structure.left_out, *structure.whole)]
-    dtype = source.stored_dtype
+    dtype, loads_in = source.stored_dtype, _runtimes(source, structure)
     if options.json:
         values = structure_values(options.model, structure, others, str(dtype).removeprefix("torch."))
-        print(json.dumps(values, indent=2))
+        print(json.dumps({**values, "loads_in": list(loads_in)}, indent=2))
     else:
-        show_structure(results_console(), options.model, structure, others, dtype.itemsize)
+        console = results_console()
+        show_structure(console, options.model, structure, others, dtype.itemsize)
+        if loads_in:
+            print_line(console, "Pruned by half, it loads in:")
+            show_runtimes(console, loads_in, label="")
     _write_draft(options, spec_text(structure.spec))
     return 0
+
+
+def _runtimes(source: ModelSource, structure: Structure) -> tuple[str, ...]:
+    """What will load the result of a run that takes half of what it may take; empty where half cannot go."""
+    from loraprune.checkpoint.exports.overview import runtimes_after
+    from loraprune.checkpoint.load import meta_model
+    from loraprune.structure.plan import Plan
+    from loraprune.surgery.slicing import slice_
+
+    try:
+        plan = Plan.uniform(structure, 0.5)
+    except ValueError:
+        return ()
+    model = meta_model(copy.deepcopy(source.config), source.auto_class)
+    slice_(model, structure, Plan.full(structure), plan)
+    return runtimes_after(model, structure, plan)
 
 
 def _show_undescribed(options: argparse.Namespace, config: PretrainedConfig) -> int:

@@ -8,7 +8,15 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import (
+    open_console,
+    plain_table,
+    print_line,
+    quiet_libraries,
+    report_errors,
+    results_console,
+    show_runtimes,
+)
 from loraprune.cli.options import add_old_options, parameter_count, with_new_names
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.measure.estimation.gpus import PRESETS
@@ -171,6 +179,8 @@ def _show(console: Console, estimates: Sequence[Estimate]) -> None:
     console.print(_gpus(first))
     for line in _remedies(first):
         print_line(console, line)
+    for loads_in in dict.fromkeys(found.loads_in for found in estimates):
+        show_runtimes(console, loads_in)
     for line in _lines(estimates):
         print_line(console, line, "dim")
 

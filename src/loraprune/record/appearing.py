@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 
-from loraprune.record.atomic import sync
+from loraprune.record.atomic import open_up, sync
 from loraprune.record.claims import claimed
 from loraprune.record.places import OutputExistsError, WriteError, telling_of_failed_writes
 from loraprune.record.replaceable import check_standing
@@ -51,6 +51,7 @@ def appearing_folder(
                 temporary.mkdir()
                 yield temporary
                 for path in (*temporary.rglob("*"), temporary):
+                    open_up(path, temporary)
                     sync(path)
                 if check is not None:
                     _check(check, temporary, output)

@@ -77,6 +77,12 @@ def write_bytes(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def open_up(path: Path, folder: Path) -> None:
+    """Let those use a file whom the umask let use its folder: libraries write some that are the owner's alone."""
+    if path.is_file() and not path.is_symlink():
+        path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o666))
+
+
 def sync(path: Path) -> None:
     """Have the system put a file, or the names in a folder, onto the disk; where it cannot, nothing happens."""
     with suppress(OSError):

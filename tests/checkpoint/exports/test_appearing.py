@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import stat
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,16 @@ def test_all_files_of_a_finished_block_lie_beside_each_other(tmp_path: Path) -> 
         "model.onnx": "graph",
         "model.onnx.data": "tensors",
     }
+
+
+def test_they_are_for_all_whom_the_umask_allows(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        with appearing_files(tmp_path / "model.onnx") as path:
+            path.touch(mode=0o600)
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "model.onnx").stat().st_mode) == 0o640
 
 
 @pytest.mark.parametrize("failure", [ValueError, KeyboardInterrupt])

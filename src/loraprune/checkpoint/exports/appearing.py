@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError
-from loraprune.record.atomic import check_file, sync
+from loraprune.record.atomic import check_file, open_up, sync
 from loraprune.record.claims import claimed
 from loraprune.record.places import check_kind, telling_of_failed_writes
 
@@ -67,6 +67,7 @@ def appearing_files(output: Path) -> Iterator[Path]:
                 made = sorted(folder.iterdir(), key=lambda path: path.name == output.name)
                 for path in made:
                     check_kind(output.with_name(path.name))
+                    open_up(path, folder)
                     sync(path)
                 for path in made:
                     path.replace(output.with_name(path.name))

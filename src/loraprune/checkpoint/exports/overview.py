@@ -1,19 +1,28 @@
-"""Which runtimes load a result: what a user has to know before it is shipped."""
+"""Which runtimes load a result, in which versions, and why others do not: to be known before it is shipped."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.exports.checkpoint import RuntimeFormatError, block_widths
-from loraprune.checkpoint.exports.gguf.architecture import architecture_for, check_family, gguf_head_dim
+from loraprune.checkpoint.exports.gguf.architecture import FAMILIES, architecture_for, gguf_head_dim
+from loraprune.checkpoint.older_reader import missing_in_4
+from loraprune.checkpoint.save import finish
 from loraprune.layers.quantized import is_quantized_model, unfit_for_cpu
 from loraprune.structure.describe import describe
 
 if TYPE_CHECKING:
+    from torch import nn
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.plan import Plan
 
 VLLM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Families of which the tests compare what a config says with what vLLM's stock class reads."""
+
+TESTED = "5.20"
+"""The lowest transformers 5 that this package runs with, and is tested with."""
 
 
 def _stock_type(config: PretrainedConfig) -> str:
@@ -21,21 +30,33 @@ def _stock_type(config: PretrainedConfig) -> str:
     return str(pruned["base_model_type"] if pruned else config.model_type)
 
 
-def _vllm_reads(config: PretrainedConfig) -> bool:
-    if getattr(config, "pruned", None) or config.model_type not in VLLM_FAMILIES:
-        return False
+def _missing_in_vllm(config: PretrainedConfig) -> str | None:
+    """Why vLLM does not load a model, as far as is known; None where its class reads what the config says."""
+    pruned = getattr(config, "pruned", None)
+    if pruned:
+        uneven = len({tuple(sorted(widths.items())) for widths in pruned["blocks"].values()}) > 1
+        way_out = "; `--allocation balanced` gives all layers one width" if uneven else ""
+        return f"no, its config cannot say these widths{way_out}"
+    if config.model_type not in VLLM_FAMILIES:
+        return f"not compared for {config.model_type}, only for {', '.join(VLLM_FAMILIES)}"
     # vLLM's Qwen2 divides the hidden size by the number of heads and does not read head_dim.
-    return config.model_type != "qwen2" or gguf_head_dim(config) * config.num_attention_heads == config.hidden_size
+    if config.model_type == "qwen2" and gguf_head_dim(config) * config.num_attention_heads != config.hidden_size:
+        return "no, its Qwen2 takes no head_dim; `--dimensions channels` avoids it"
+    return None
 
 
-def _gguf_architecture(config: PretrainedConfig) -> str | None:
-    """The architecture of llama.cpp that takes a model, or None."""
+def _in_llama_cpp(config: PretrainedConfig) -> str:
+    """The architecture of llama.cpp that takes a model, and how it gets there, or why there is none."""
+    if _stock_type(config) not in FAMILIES:
+        return (
+            f"llama.cpp: no export of {_stock_type(config)}, only of {', '.join(FAMILIES)}; its own converter may do it"
+        )
     try:
-        check_family(_stock_type(config))
         widths = block_widths(config.to_dict(), getattr(config, "pruned", None))
-        return architecture_for(_stock_type(config), config, widths).name
-    except RuntimeFormatError:
-        return None
+        name = architecture_for(_stock_type(config), config, widths).name
+    except RuntimeFormatError as error:
+        return f"llama.cpp: no. {str(error).partition('. ')[0].removesuffix('.')}"
+    return f"llama.cpp (loraprune export --format gguf, architecture {name})"
 
 
 def _package(model: PreTrainedModel) -> str:
@@ -55,24 +76,50 @@ def _unfit(model: PreTrainedModel) -> str:
     )
 
 
+def _in_transformers(model: PreTrainedModel) -> str:
+    """The versions of transformers that load a model, how, and what the older ones lack."""
+    missing = missing_in_4(model)
+    version, from_5, why = ("4.57", f", from {TESTED},", "") if missing is None else (TESTED, "", f"; {missing}")
+    if getattr(model.config, "pruned", None):
+        return f"transformers >= {version} (with trust_remote_code=True, or{from_5} after `import loraprune`{why})"
+    return f"transformers >= {version} (as it is{why})"
+
+
 def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The runtimes that load a finished model, each with how.
+    """The runtimes that load a finished model, each with how; of those that do not, why.
 
     Says nothing of tokenizers: ``loraprune export`` checks them when it writes.
+
+    Args:
+        model: finished; one without weights (on the meta device) will do.
     """
     config = model.config
-    ours = bool(getattr(config, "pruned", None))
-    how = "after `import loraprune`, or with trust_remote_code=True" if ours else "as it is"
     if is_quantized_model(model):
-        return (f"transformers ({how}; it needs {_package(model)}{_unfit(model)})",)
-    found = [f"transformers ({how})"]
-    if _vllm_reads(config):
-        found.append("vLLM (as it is)")
-    architecture = _gguf_architecture(config)
-    if architecture is not None:
-        found.append(f"llama.cpp (loraprune export --format gguf, architecture {architecture})")
+        ours = bool(getattr(config, "pruned", None))
+        how = "after `import loraprune`, or with trust_remote_code=True" if ours else "as it is"
+        return (f"transformers >= {TESTED} ({how}; it needs {_package(model)}{_unfit(model)})",)
+    found = [_in_transformers(model)]
+    writes = type(model).__name__.endswith(("ForCausalLM", "LMHeadModel"))
+    if writes:
+        missing = _missing_in_vllm(config)
+        found += ["vLLM (as it is)" if missing is None else f"vLLM: {missing}", _in_llama_cpp(config)]
     # torch's exporter cannot write the grouped products of stacked experts.
-    stacked = any(dimension.of_experts for dimension in describe(model))
-    if not stacked and type(model).__name__.endswith(("ForCausalLM", "LMHeadModel", "ForImageClassification")):
+    if any(dimension.of_experts for dimension in describe(model)):
+        found.append("onnxruntime: no, torch cannot export stacked experts")
+    elif writes or type(model).__name__.endswith("ForImageClassification"):
         found.append("onnxruntime (loraprune export --format onnx)")
     return tuple(found)
+
+
+def runtimes_after(model: nn.Module, structure: Structure, plan: Plan) -> tuple[str, ...]:
+    """The runtimes that will load the result of a run, from shapes alone.
+
+    Args:
+        model: without weights (on the meta device), cut to the plan. It is used up.
+        structure: of the model before.
+        plan: that the run will come to.
+    """
+    try:
+        return runtimes_of(finish(model, structure, plan))
+    except ValueError as error:
+        return (f"nothing. {error}",)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation.allocate import ratio_for_parameters
+from loraprune.checkpoint.exports.overview import runtimes_after
 from loraprune.checkpoint.load import DTYPES
 from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.estimation.config import EstimateConfig
@@ -21,12 +22,13 @@ from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
 from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
-from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target
+from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target, whole_plan
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
+    from loraprune.pruning.config import PruningConfig
     from loraprune.structure.dimensions import Structure
 
 
@@ -129,7 +131,14 @@ class Estimator:
             step_flops_after=after.flops * settings.gradient_accumulation_steps,
             gpus=tuple(self._fit(gpu, settings, target, after) for gpu in GPUS),
             notes=tuple(self._notes(settings)),
+            loads_in=self._runtimes(settings.pruning),
         )
+
+    def _runtimes(self, pruning: PruningConfig) -> tuple[str, ...]:
+        """What will load the result."""
+        plan = whole_plan(self._structure, pruning)
+        model, _ = self._models.pruned(len(self._structure.blocks), plan, self._stored)
+        return runtimes_after(model, self._structure, plan)
 
     def _step(
         self,

@@ -127,6 +127,7 @@ class Estimate:
         step_flops_after: likewise after the last one.
         gpus: which accelerators it fits.
         notes: what was assumed for this model in particular.
+        loads_in: what will load the result, and why others will not.
     """
 
     model: str
@@ -142,6 +143,7 @@ class Estimate:
     step_flops_after: float
     gpus: tuple[GpuFit, ...]
     notes: tuple[str, ...] = ()
+    loads_in: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain values; bytes, floating point operations and seconds."""

@@ -133,6 +133,17 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> TargetShapes:
     )
 
 
+def whole_plan(structure: Structure, pruning: PruningConfig) -> Plan:
+    """What may stay of the whole model: an even split, in which the first block is wider where layers may differ."""
+    if pruning.target.ratio == 0.0:
+        return Plan.full(structure)
+    plan = _even(structure, pruning)
+    if pruning.target.allocation != "global":
+        return plan
+    full = Plan.full(structure).kept
+    return Plan({**plan.kept, **{d.name: full[d.name] for d in structure if d.layer == 0}})
+
+
 def _even(structure: Structure, pruning: PruningConfig) -> Plan:
     scores = {dimension.name: torch.ones(dimension.num_groups) for dimension in structure}
     return allocate(
