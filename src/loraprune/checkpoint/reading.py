@@ -56,9 +56,12 @@ def reason_of(error: BaseException, values: object = None) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     if lines and "alidation error" in lines[0]:  # strict dataclasses: the reason comes last
         lines = [re.sub(r"^\w+Error: ", "", lines[-1]).partition(". Errors: ")[0]]
-    text = lines[0][:_LONGEST].rstrip(" .:") if lines else type(error).__name__
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    text = said[:_LONGEST].rstrip(" .:") or type(error).__name__
     if isinstance(error, KeyError):
         text = f"{text} is not known"
+    elif isinstance(error, ArithmeticError):
+        text = f"{type(error).__name__}: {text}"
     named = [(name, value) for name, value in _texts(values) if re.search(rf"\b{re.escape(value)}\b", text)]
     fields = [f"{name} is {value!r}" for name, value in named if name not in text]
     return text + (f" ({', '.join(fields[:2])})" if fields else "")

@@ -108,9 +108,7 @@ def check_weight_files(name: str) -> None:
         raise CheckpointError(_no_weights(name, folder))
     for file in files:
         if not file.is_file():
-            raise CheckpointError(
-                f"{name} lacks the file {file.name}, which its index of weights names. Fetch the checkpoint again."
-            )
+            raise CheckpointError(f"{file} is missing, or no file. Fetch the checkpoint again.")
         try:
             stored_tensors([file])
         except (OSError, ValueError, SafetensorError) as error:

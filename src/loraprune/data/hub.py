@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PATIENCE = 5.0
+PATIENCE = 3.0
 """Seconds that the hub has to answer."""
 _REMEMBERED = 60.0
 """Seconds that an answer, or none, is taken for granted."""
@@ -25,13 +25,13 @@ def missing_hub() -> str | None:
     """
     from huggingface_hub import constants
 
-    if constants.HF_HUB_OFFLINE:
-        return "downloads from the hub are off (HF_HUB_OFFLINE)"
-    if os.environ.get("HF_HUB_OFFLINE") == "0":
-        return None
     endpoint = constants.ENDPOINT
-    when, answers = _answers.get(endpoint, (-_REMEMBERED, False))
+    when, answers = _answers.get(endpoint, (-_REMEMBERED, True))
     if time.monotonic() - when > _REMEMBERED:
+        if constants.HF_HUB_OFFLINE:
+            return "downloads from the hub are off (HF_HUB_OFFLINE)"
+        if os.environ.get("HF_HUB_OFFLINE") == "0":
+            return None
         answers = _answers_in_time(endpoint)
         _answers[endpoint] = time.monotonic(), answers
     return None if answers else f"the hub ({endpoint}) cannot be reached"
