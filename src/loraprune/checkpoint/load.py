@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for
+from loraprune.architectures.context import longest_input
 from loraprune.checkpoint.reading import (
     CONFIG_FILE,
     check_tokenizer_files,
@@ -237,11 +238,11 @@ def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
 
     Families like RoBERTa count positions from behind the padding's, so that their table holds more than can be used.
     """
-    context = getattr(config, "max_position_embeddings", None)
+    context = longest_input(config)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
-    return context if isinstance(context, int) else None
+    return context
 
 
 def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.architectures.context import longest_input
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.data.encoding import encode_prompt
 from loraprune.layers.unwrap import eval_mode
@@ -154,7 +155,7 @@ def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
     if not token_ids:
         raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
     ids, new_tokens = torch.tensor([token_ids], device=model.device), writing.max_new_tokens
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = longest_input(model.config.get_text_config())
     if context and not encoder_decoder:
         # A long prompt gives way, but keeps half of the context.
         ids = ids[:, -(context - min(new_tokens, context // 2)) :]

@@ -115,6 +115,7 @@ class ShapeModels:
         if blocks != total:
             write_depth_(config, self.structure.spec, range(blocks), total)
         model: Any = meta_model(config, self.source.auto_class)
+        _fix_frequencies_(model)
         kinds = [kind for kind in self.structure.kinds if kind != "blocks"] or None
         keep = tuple(sorted(self.structure.protected)) if blocks == total else ()
         return model.to(dtype), describe(model, kinds, keep)
@@ -163,6 +164,20 @@ class ShapeModels:
         if self.task.name == "causal-lm":
             return None
         return _numbers(rows, tokens) if self.task.writes_text else _numbers(rows)
+
+
+def _fix_frequencies_(model: Any) -> None:
+    """Let rotary positions that depend on the length of the input be those of short ones: shapes have no values."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {layers: _fixed(kind) for layers, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _fixed(kinds)
+
+
+def _fixed(kind: str) -> str:
+    return "default" if "dynamic" in kind else kind
 
 
 def _numbers(*shape: int) -> torch.Tensor:
