@@ -126,7 +126,7 @@ class TestWeights:
         weights = load_file(tmp_path / "model.safetensors")
         torch.save(weights, tmp_path / "pytorch_model.bin")
         (tmp_path / "model.safetensors").unlink()
-        with pytest.raises(CheckpointError, match=r"cannot be loaded: .*\(weights are read from safetensors files"):
+        with pytest.raises(CheckpointError, match=r"holds its weights in pytorch_model.bin, .* Convert them"):
             load_model(str(tmp_path), torch.float32, CPU)
 
     def test_a_broken_file_is_an_error_of_one_line(self, tmp_path: Path) -> None:

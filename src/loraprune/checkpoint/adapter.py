@@ -10,13 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from loraprune.checkpoint.load import CheckpointError
+from loraprune.checkpoint.reading import CheckpointError, reason_of
 from loraprune.checkpoint.save import finish
 from loraprune.checkpoint.weight_files import MODEL_FILES
 from loraprune.layers.unwrap import base_layer
 from loraprune.record.history import stored_file
+from loraprune.record.json_files import read_json
 from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
 from loraprune.structure.describe import describe
@@ -125,11 +127,11 @@ def _folder_of(name: str, revision: str | None) -> Path | None:
 
 def _read(path: Path) -> Mapping[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json(path)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read: {error}") from error
+        raise CheckpointError(f"{path} cannot be read: {error}. Save the adapter again.") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is no mapping of names to values.")
+        raise CheckpointError(f"{path} is no mapping of names to values. Save the adapter again.")
     return values
 
 
@@ -198,9 +200,11 @@ def with_adapter(
             keep_zeros_(peft_model)
     except CheckpointError:
         raise
-    except (ValueError, RuntimeError, KeyError, AttributeError) as error:
-        text = " ".join(str(error).split())
-        raise CheckpointError(f"The adapter {name} does not fit its base {adapter.base}: {text[:300]}") from error
+    except (ValueError, RuntimeError, KeyError, AttributeError, TypeError, SafetensorError) as error:
+        raise CheckpointError(
+            f"The adapter {name} does not fit its base {adapter.base}: {reason_of(error)}. Save it again, or name its "
+            "base with --base."
+        ) from error
     if not merge:
         if adapter.masked:
             raise CheckpointError(f"{name} masks the sum of weights and adapter; it can be measured merged only.")

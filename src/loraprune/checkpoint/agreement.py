@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for
 from loraprune.checkpoint.fingerprint import hub_folder
-from loraprune.checkpoint.load import PRUNED, CheckpointError
+from loraprune.checkpoint.load import PRUNED
+from loraprune.checkpoint.reading import CheckpointError
 from loraprune.checkpoint.tied_weights import says_tied, untie_config_
 from loraprune.checkpoint.weight_files import StoredTensor, stored_tensors, weight_files
 

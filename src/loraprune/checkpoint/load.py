@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,9 +10,22 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.architectures import UnsupportedArchitectureError, spec_for
+from loraprune.architectures.context import longest_input
+from loraprune.checkpoint.reading import (
+    CONFIG_FILE,
+    check_tokenizer_files,
+    check_whole_model,
+    explain_config_error,
+    read_config_values,
+    reading,
+)
+from loraprune.checkpoint.reading import (
+    CheckpointError as CheckpointError,
+)
 from loraprune.checkpoint.tied_weights import mend_tied_
-from loraprune.checkpoint.weight_files import weight_files
+from loraprune.checkpoint.weight_files import check_weight_files
+from loraprune.data.hub import hub_or_cache
 from loraprune.layers.quantized import prepare_
 
 if TYPE_CHECKING:
@@ -40,10 +52,6 @@ _ANY_AUTO_CLASSES = (
 """Where to look for the class of a model of another kind, first choice first."""
 PRUNED = "Pruned"
 """What the name of a class for widths that no stock config can say begins with."""
-
-
-class CheckpointError(ValueError):
-    """A checkpoint cannot be loaded; the message says why and what to do."""
 
 
 def _is_local(name: str) -> bool:
@@ -73,29 +81,17 @@ def load_config(
     """
     from transformers import AutoConfig
 
-    if _is_local(name) and not (Path(name).expanduser() / "config.json").is_file():
-        raise CheckpointError(
-            f"{name} is no checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
-            "of the hub."
-        )
-    try:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
-    except (OSError, ValueError, KeyError) as error:
-        text = str(error)
-        if "trust_remote_code" in text:
-            raise CheckpointError(
-                f"{name} needs code from its own repository. Read that code first; if you trust it, pass "
-                "--trust-remote-code."
-            ) from error
-        if isinstance(error, OSError):
-            raise CheckpointError(
-                f"{name} is neither a folder with a config.json nor a model that the hub gives out: "
-                f"{text.splitlines()[0]}"
-            ) from error
-        model_type = _model_type(name)
-        if model_type is not None and "does not recognize" in text:
-            raise UnsupportedArchitectureError(unsupported(model_type)) from error
-        raise CheckpointError(f"The config of {name} cannot be read: {text.splitlines()[0]}") from error
+    values, remedy = None, "Fetch the checkpoint again, or name another one."
+    if _is_local(name):
+        check_whole_model(name)
+        file = Path(name).expanduser() / CONFIG_FILE
+        values, remedy = read_config_values(file), f"Correct {file}, or fetch the checkpoint again."
+    with reading(f"The config of {name} cannot be read", remedy, values), hub_or_cache(name):
+        try:
+            config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+        except (OSError, ValueError) as error:
+            explain_config_error(error, name, values)
+            raise
     if described:
         spec_for(config)
     if getattr(config, "quantization_config", None) and not quantized:
@@ -104,15 +100,6 @@ def load_config(
             "quantizes it while it is pruned, and --keep-quantized the result, too."
         )
     return config
-
-
-def _model_type(name: str) -> str | None:
-    """The type that a local config names, also one that transformers does not know."""
-    try:
-        value = json.loads((Path(name) / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
-        return None
-    return value if isinstance(value, str) else None
 
 
 def load_tokenizer(
@@ -125,13 +112,10 @@ def load_tokenizer(
     """
     from transformers import AutoTokenizer
 
-    try:
+    remedy = "Name a checkpoint that has one with --tokenizer."
+    with reading(f"No tokenizer can be loaded from {name}", remedy), hub_or_cache(name):
+        check_tokenizer_files(name)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception as error:
-        raise CheckpointError(
-            f"No tokenizer can be loaded from {name}: {str(error).splitlines()[0]} "
-            "Name a checkpoint that has one with --tokenizer."
-        ) from error
     if len(tokenizer) == 0:
         raise CheckpointError(f"The tokenizer of {name} is empty. Name a checkpoint that has one with --tokenizer.")
     return tokenizer
@@ -154,13 +138,14 @@ def load_image_processor(
         CheckpointError: it is required and missing.
     """
     try:
-        from transformers import AutoImageProcessor
+        with reading(f"No image processor can be loaded from {name}", "Name one."), hub_or_cache(name):
+            from transformers import AutoImageProcessor
 
-        return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
-    except Exception as error:
+            return AutoImageProcessor.from_pretrained(name, trust_remote_code=trust_remote_code, revision=revision)
+    except CheckpointError:
         if not required:
             return None
-        raise CheckpointError(f"No image processor can be loaded from {name}: {str(error).splitlines()[0]}") from error
+        raise
 
 
 def loading_class(class_name: str) -> str | None:
@@ -253,11 +238,11 @@ def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
 
     Families like RoBERTa count positions from behind the padding's, so that their table holds more than can be used.
     """
-    context = getattr(config, "max_position_embeddings", None)
+    context = longest_input(config)
     for name, module in model.named_modules():
         if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
             return module.num_embeddings - module.padding_idx - 1
-    return context if isinstance(context, int) else None
+    return context
 
 
 def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
@@ -309,25 +294,30 @@ def load_model(
     """
     import transformers
 
-    weight_files(Path(name).expanduser())  # an index that names files elsewhere
+    check_weight_files(name)
     further: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
-    try:
-        loaded: Any = getattr(transformers, auto_class).from_pretrained(
-            name,
-            dtype=dtype,
-            **further,
-            trust_remote_code=trust_remote_code,
-            revision=revision,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
-    except Exception as error:
-        raise CheckpointError(
-            f"The weights of {name} cannot be loaded: {str(error).splitlines()[0]} "
-            "(weights are read from safetensors files only)"
-        ) from error
+    remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."
+    values = read_config_values(Path(name).expanduser() / CONFIG_FILE) if _is_local(name) else None
+    with reading(f"The weights of {name} cannot be loaded", remedy, values), hub_or_cache(name):
+        try:
+            loaded: Any = getattr(transformers, auto_class).from_pretrained(
+                name,
+                dtype=dtype,
+                **further,
+                trust_remote_code=trust_remote_code,
+                revision=revision,
+                use_safetensors=True,
+                output_loading_info=True,
+            )
+        except RuntimeError as error:
+            if "ignore_mismatched_sizes" in str(error):  # which is an argument of theirs
+                raise CheckpointError(
+                    f"{name} holds tensors of other shapes than its config.json says. Correct that, or fetch the "
+                    "checkpoint again."
+                ) from error
+            raise
     model, info = loaded
     missing = sorted(_missing(info))
     if missing:

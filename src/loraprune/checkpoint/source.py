@@ -28,7 +28,8 @@ from loraprune.checkpoint.load import (
     meta_model,
     working_dtype,
 )
-from loraprune.checkpoint.weight_files import dtype_in_files
+from loraprune.checkpoint.reading import reading
+from loraprune.checkpoint.weight_files import check_weight_files, dtype_in_files
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -167,14 +168,19 @@ class ModelSource:
     @cached_property
     def shapes(self) -> PreTrainedModel:
         """The model without its weights, on the meta device; one that is in memory is itself."""
-        return meta_model(copy.deepcopy(self.config), self.auto_class) if self.loaded is None else self.loaded
+        if self.loaded is not None:
+            return self.loaded
+        auto_class, config = self.auto_class, copy.deepcopy(self.config)
+        what, remedy = f"No model can be made of the config of {self.name}", "Correct its config.json."
+        with reading(what, remedy, self.config.to_dict()):
+            return meta_model(config, auto_class)
 
     @cached_property
     def context(self) -> int | None:
         """Tokens that the model can read at most; None where its positions have no end."""
         try:
             shapes: nn.Module = self.shapes
-        except Exception:  # a family of unknown making: its config has to do
+        except ValueError:  # a family of unknown making: its config has to do
             shapes = nn.Identity()
         return context_of(self.config, shapes)
 
@@ -200,12 +206,22 @@ class ModelSource:
         """Whether the checkpoint holds packed 2:4 weights, which are for inference."""
         return self.loaded is None and self.checkpoint is not None and is_packed(Path(self.checkpoint))
 
-    def check_trainable(self) -> None:
-        """Make sure that the weights are of a kind that can be changed.
+    def check_weights(self) -> None:
+        """Make sure that the files of a folder's weights are there and whole, by their headers.
 
         Raises:
-            CheckpointError: they are packed.
+            CheckpointError: they are not.
         """
+        if self.loaded is None and self.checkpoint is not None and not self.packed:
+            check_weight_files(self.checkpoint)
+
+    def check_trainable(self) -> None:
+        """Make sure that the weights are there, and of a kind that can be changed.
+
+        Raises:
+            CheckpointError: they are missing, broken or packed.
+        """
+        self.check_weights()
         if self.packed:
             raise CheckpointError(
                 f"{self.name} holds packed 2:4 weights, which can be run and not changed. Name the checkpoint that it "

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from loraprune.checkpoint.load import any_auto_class, meta_model
+from loraprune.checkpoint.reading import reading
 from loraprune.structure.drafting import Stack, draft, outline
 
 if TYPE_CHECKING:
@@ -36,10 +37,8 @@ def look_at(config: PretrainedConfig) -> Undescribed:
         ValueError: no class of transformers, and none that the checkpoint brings, makes a model of this config.
     """
     auto_class = any_auto_class(config)
-    try:
+    with reading("No model can be made from this config", "Correct config.json.", config.to_dict()):
         model = meta_model(config, auto_class)
-    except Exception as error:
-        raise ValueError(f"No model can be made from this config: {type(error).__name__}: {error}") from error
     stacks = outline(model)
     return Undescribed(
         model_class=type(model).__name__,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections import Counter
 from collections.abc import Iterable
@@ -11,6 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from loraprune.checkpoint.reading import CheckpointError
+from loraprune.record.json_files import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -40,9 +42,9 @@ def weight_map(index: Path) -> dict[str, str]:
         WeightIndexError: it is no index, or names a file elsewhere.
     """
     try:
-        values: Any = json.loads(index.read_text(encoding="utf-8"))
+        values: Any = read_json(index)
         names = {str(tensor): str(name) for tensor, name in values["weight_map"].items()}
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise WeightIndexError(f"{index} is no index of weights: fetch the checkpoint again.") from error
     outside = [name for name in names.values() if name in ("", "..") or Path(name).name != name or "\\" in name]
     if outside:
@@ -84,6 +86,45 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
                 part = file.get_slice(name)
                 found[name] = StoredTensor(file=path, shape=tuple(part.get_shape()), dtype=part.get_dtype())
     return found
+
+
+def check_weight_files(name: str) -> None:
+    """Make sure that a folder's files of weights are all there and can be read, by their headers alone.
+
+    Args:
+        name: of a checkpoint; of one on the hub, nothing is asked.
+
+    Raises:
+        CheckpointError: files are missing or broken, or of another format.
+        WeightIndexError: see :func:`weight_map`.
+    """
+    from safetensors import SafetensorError
+
+    folder = Path(name).expanduser()
+    if not folder.is_dir():
+        return
+    files = weight_files(folder)
+    if not files:
+        raise CheckpointError(_no_weights(name, folder))
+    for file in files:
+        if not file.is_file():
+            raise CheckpointError(f"{file} is missing, or no file. Fetch the checkpoint again.")
+        try:
+            stored_tensors([file])
+        except (OSError, ValueError, SafetensorError) as error:
+            raise CheckpointError(
+                f"The weights of {name} cannot be loaded: {file} is broken ({error}). Fetch the checkpoint again."
+            ) from error
+
+
+def _no_weights(name: str, folder: Path) -> str:
+    others = [file.name for ending in ("*.bin", "*.pt", "*.pth", "*.gguf") for file in sorted(folder.glob(ending))]
+    if not others:
+        return f"{name} holds no weights (*.safetensors). Fetch the checkpoint again, or name another folder."
+    return (
+        f"{name} holds its weights in {others[0]}, and weights are read from safetensors files only. Convert them in "
+        f"Python, transformers.AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER), and name FOLDER."
+    )
 
 
 def dtype_in_files(folder: Path) -> torch.dtype | None:

@@ -131,8 +131,10 @@ def _check_outputs(options: argparse.Namespace) -> None:
                 holds=holds,
                 inputs=(*options.evaluation, *options.bench),
             )
-    if len({path.resolve() for path in outputs}) < len(outputs):
-        raise ValueError("Two outputs have the same name. Name a file for each.")
+    places = [path.resolve() for path in outputs]
+    for path, place in zip(outputs, places, strict=True):
+        if places.count(place) > 1:
+            raise ValueError(f"Two outputs have the same name, {path}. Name a file for each.")
     if options.output is not None:
         check_page(options.output)
     if options.picture is not None:

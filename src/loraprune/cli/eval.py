@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import ArgumentError, Parser, stay_offline_without_hub, suggestion, with_dashes
+from loraprune.cli.options import ArgumentError, Parser, suggestion, with_dashes
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,23 +117,7 @@ def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[s
     return values
 
 
-def _asks_the_hub(values: dict[str, Any]) -> bool:
-    """Whether anything is named that is not in a folder here; the base of an adapter aside."""
-    from loraprune.metrics.texts import TEXT_SETS
-
-    measured = [values.get(name) for name in ("ppl", "tasks", "prompts", "data")]
-    further = [task for task in values.get("tasks", ()) if not task.endswith((".jsonl", ".json", ".csv"))]
-    places = [*values["models"], *further, *filter(None, map(values.get, ("data", "tokenizer", "base")))]
-    return (
-        all(what is None for what in measured)
-        or any(text in TEXT_SETS for text in values.get("ppl", ()))
-        or not all(place.startswith(".") or Path(place).expanduser().exists() for place in places)
-    )
-
-
 def _run(values: dict[str, Any], console: Console) -> int:
-    if _asks_the_hub(values):
-        stay_offline_without_hub()
     from loraprune.cli.progress import StepsProgress
     from loraprune.measure.evaluation.config import EvaluationConfig
     from loraprune.measure.evaluation.evaluate import evaluate

@@ -5,16 +5,11 @@ from __future__ import annotations
 import argparse
 import difflib
 import logging
-import os
 import re
-import socket
-import threading
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
-from urllib.parse import urlparse
-from urllib.request import getproxies
 
 from loraprune.record.replaceable import check_apart
 
@@ -144,42 +139,6 @@ def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: 
         for name, option in options.items()
         if option.target == target and values.get(name) is not None
     }
-
-
-# Finds out whether the hub can be reached at all, before libraries try it again and again.
-
-_PATIENCE = 3.0
-"""Seconds that a name server has."""
-
-
-def stay_offline_without_hub() -> None:
-    """Let libraries read their caches only where the hub's name has no address; else they try for a minute.
-
-    Must be called before ``huggingface_hub`` is imported, which reads the environment then. Nothing is concluded where
-    a proxy asks name servers in our place, or where these take too long.
-    """
-    if "HF_HUB_OFFLINE" in os.environ or getproxies():
-        return
-    host = urlparse(os.environ.get("HF_ENDPOINT") or "https://huggingface.co").hostname
-    if host is not None and _has_no_address(host):
-        os.environ["HF_HUB_OFFLINE"] = "1"
-        logger.warning("%s has no address here: what is not in the hub's cache cannot be read.", host)
-
-
-def _has_no_address(host: str) -> bool:
-    unknown = threading.Event()
-
-    def look_up() -> None:
-        try:
-            socket.getaddrinfo(host, 443)
-        except OSError:
-            unknown.set()
-
-    # A daemon, so that a name server that never answers does not keep the program from ending.
-    search = threading.Thread(target=look_up, daemon=True)
-    search.start()
-    search.join(_PATIENCE)
-    return unknown.is_set()
 
 
 # Numbers as people type them: ``4.5B`` parameters.

@@ -17,6 +17,7 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
+from loraprune.data.hub import hub_or_cache, missing_hub
 from loraprune.data.images import class_folders, read_image_folder
 
 _SPLIT_WORDS: dict[str, frozenset[str]] = {
@@ -133,12 +134,13 @@ def _load_images(folder: Path, split: str) -> Dataset:
 
 def _load_hub(data: str, split: str, name: str | None) -> Dataset:
     try:
-        dataset = datasets.load_dataset(data, name, split=split)
+        with hub_or_cache(data):
+            dataset = datasets.load_dataset(data, name, split=split)
     except (FileNotFoundError, ConnectionError) as error:
-        reason = "the hub cannot be reached" if isinstance(error, ConnectionError) else "the hub has no such data set"
+        reason = missing_hub() or f"the hub has no such data set ({_one_line(error)})"
         raise FileNotFoundError(
-            f"{data!r} is no file or folder here, and {reason} ({_one_line(error)}). Check the path, the name, "
-            f"and the network.{_near_names(Path(data))}"
+            f"{data!r} is no file or folder here, and {reason}. Check the path, the name, and the network."
+            f"{_near_names(Path(data))}"
         ) from error
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, OSError) as error:
         raise ValueError(f"The hub data set {data!r} cannot be loaded: {_one_line(error)}") from error
@@ -185,6 +187,8 @@ def _parse_line(line: str, number: int, path: Path) -> _Row:
             f"{path}, line {number} is not valid JSON: {error.msg} at column {error.colno}. "
             "Every line must hold one complete JSON object."
         ) from error
+    except RecursionError:
+        raise ValueError(f"{path}, line {number} is nested too deeply. Write plain rows.") from None
     if not isinstance(row, dict):
         raise ValueError(
             f"{path}, line {number} holds a JSON {type(row).__name__}, not an object with named fields. "
@@ -210,6 +214,8 @@ def _read_json(path: Path) -> Dataset:
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
+    except RecursionError:
+        raise ValueError(f"{path} is nested too deeply. Write plain rows.") from None
     rows = content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else content
     if not isinstance(rows, list):
         raise ValueError(
@@ -295,6 +301,8 @@ def read_file(path: Path) -> Dataset:
     reader = READERS.get(path.suffix.lower())
     if reader is None:
         raise ValueError(f"{path} cannot be read: its ending is none of {SUPPORTED}. Convert it to one of these.")
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no regular file, and data is read more than once. Write it into a file.")
     try:
         dataset = reader(path)
     except UnicodeDecodeError as error:

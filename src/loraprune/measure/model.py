@@ -23,6 +23,7 @@ def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> Mo
         task = task_of_source(source)
     except (TaskError, ValueError) as error:
         raise CheckpointError(f"{source.checkpoint} cannot be measured: {error}") from error
+    source.check_weights()
     given = source.given_tokenizer is not None
     if task.has_tokenizer and (needs_tokenizer or given):
         _check_vocabulary(source)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.architectures.context import longest_input
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.data.encoding import encode_prompt
 from loraprune.layers.unwrap import eval_mode
@@ -68,7 +69,7 @@ class Writing:
 def read_prompts(given: Sequence[str]) -> list[str]:
     """Prompts as typed, and those of files: one a line, or separated by empty lines if the file has any.
 
-    A file is what has the ending ``.txt`` or is there. Lines of a prompt of several lines stay as they are.
+    A file is what has the ending of a text file, or is there. Lines of a prompt of several lines stay as they are.
 
     Raises:
         ValueError: a file is missing or has no prompt, or a prompt is empty.
@@ -78,21 +79,26 @@ def read_prompts(given: Sequence[str]) -> list[str]:
         path = Path(text)
         if not text.strip():
             raise ValueError("A prompt is empty. Write a few words that the model goes on from.")
-        if "\n" not in text and (text.endswith(".txt") or _is_file(path)):
+        if "\n" not in text and (path.suffix in _ENDINGS or _exists(path)):
             prompts += _from_file(path)
         else:
             prompts.append(text)
     return prompts
 
 
-def _is_file(path: Path) -> bool:
+_ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
+
+
+def _exists(path: Path) -> bool:
     try:
-        return path.is_file()
+        return path.exists()
     except OSError:  # a prompt can be longer than a file's name may be
         return False
 
 
 def _from_file(path: Path) -> list[str]:
+    if path.exists() and not path.is_file():
+        raise ValueError(f"{path} is no file of prompts. Name a text file, or write a prompt of several words.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
@@ -149,7 +155,7 @@ def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt
     if not token_ids:
         raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
     ids, new_tokens = torch.tensor([token_ids], device=model.device), writing.max_new_tokens
-    context = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    context = longest_input(model.config.get_text_config())
     if context and not encoder_decoder:
         # A long prompt gives way, but keeps half of the context.
         ids = ids[:, -(context - min(new_tokens, context // 2)) :]

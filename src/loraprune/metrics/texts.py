@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TextIO
 
+from loraprune.data.hub import hub_or_cache, missing_hub
+
 JSON_LINES = (".jsonl", ".ndjson")
 BETWEEN_DOCUMENTS = "\n\n"
 
@@ -198,8 +200,8 @@ def _json_rows(file: TextIO, path: Path, column: str) -> Iterator[str]:
             continue
         try:
             value = json.loads(line)
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}.") from error
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{path}, line {number} is no JSON: {error}. Mend or remove that line.") from error
         row = value.get(column, value.get("text")) if isinstance(value, dict) else None
         if not isinstance(row, str):
             raise ValueError(f"{path}, line {number} has no text under {column!r}.")
@@ -214,11 +216,12 @@ def _hub_rows(name: str, form: TextSet) -> list[str]:
     import datasets
 
     try:
-        rows = datasets.load_dataset(**form.arguments)
+        with hub_or_cache(form.arguments["path"]):
+            rows = datasets.load_dataset(**form.arguments)
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = missing_hub() or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: {reason[:300]} "
+            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: {reason[:300]}. "
             f"Give a local copy: --ppl {name}=FILE."
         ) from error
     if form.max_rows is not None:

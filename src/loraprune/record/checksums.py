@@ -6,6 +6,8 @@ import hashlib
 import json
 from pathlib import Path
 
+from loraprune.record.json_files import read_json
+
 _BLOCK = 1 << 24
 
 
@@ -23,9 +25,10 @@ def checksums(folder: Path) -> dict[str, str]:
 
 def renew(record: Path) -> None:
     """Let a record that was copied beside other weights say the checksums of these, where it says any."""
-    if not record.is_file():
+    try:
+        values = read_json(record)
+    except (OSError, ValueError):  # there is none, or it is damaged
         return
-    values = json.loads(record.read_text(encoding="utf-8"))
     if isinstance(values, dict) and values.get("checksums"):
         values["checksums"] = checksums(record.parent)
         record.write_text(json.dumps(values, indent=2), encoding="utf-8")

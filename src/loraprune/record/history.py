@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.data.hub import hub_or_cache
 from loraprune.record.run_record import RECORD_FILE, History, RunRecord
 
 if TYPE_CHECKING:
@@ -36,14 +37,15 @@ def stored_file(name: str, file: str, revision: str | None = None) -> Path | Non
     from transformers.utils import cached_file
 
     try:
-        found = cached_file(
-            name,
-            file,
-            revision=revision,
-            _raise_exceptions_for_gated_repo=False,
-            _raise_exceptions_for_missing_entries=False,
-            _raise_exceptions_for_connection_errors=False,
-        )
+        with hub_or_cache(name):
+            found = cached_file(
+                name,
+                file,
+                revision=revision,
+                _raise_exceptions_for_gated_repo=False,
+                _raise_exceptions_for_missing_entries=False,
+                _raise_exceptions_for_connection_errors=False,
+            )
     except (OSError, ValueError):
         return None
     return None if found is None else Path(found)

@@ -7,6 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from loraprune.record import atomic, codec
+from loraprune.record.json_files import read_json
 
 
 class Unit(Enum):
@@ -261,7 +262,7 @@ class ReportData:
             ValueError: the file is no JSON, or a field is missing or of another type.
         """
         try:
-            value = json.loads(Path(path).read_text(encoding="utf-8"))
+            value = read_json(Path(path))
             return codec.decode(cls, value)
         except ValueError as error:
             raise ValueError(f"{path} cannot be read as a report: {error}") from error

@@ -11,6 +11,7 @@ from typing import Any
 from loraprune.record import atomic
 from loraprune.record.checksums import checksums
 from loraprune.record.codec import LEFT_OUT, decode, encode
+from loraprune.record.json_files import read_json
 from loraprune.record.report_data import Cut, HistoryPoint
 
 RECORD_FILE = "pruning.json"
@@ -318,7 +319,7 @@ class RunRecord:
         path = Path(folder)
         path = path / RECORD_FILE if path.is_dir() else path
         try:
-            return decode(cls, upgraded(json.loads(path.read_text(encoding="utf-8"))))
+            return decode(cls, upgraded(read_json(path)))
         except (OSError, ValueError) as error:
             raise ValueError(f"{path} is damaged or no record of a run: {error}") from error
 

@@ -60,7 +60,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RuntimeFormatError, match=r"an adapter only\. Merge it"):
         read_checkpoint(empty)
     (empty / "config.json").write_text("{")
-    with pytest.raises(RuntimeFormatError, match=r"config\.json is no JSON"):
+    with pytest.raises(RuntimeFormatError, match=r"config\.json cannot be read as JSON"):
         read_checkpoint(empty)
     (empty / "config.json").write_text("[]")
     with pytest.raises(RuntimeFormatError, match="names no model_type"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
@@ -11,6 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.agreement import stored_head_differs
+from loraprune.checkpoint.reading import CONFIG_FILE, CheckpointError, read_config_values, reading
 from loraprune.checkpoint.tied_weights import says_tied, untie_config_
 from loraprune.checkpoint.weight_files import (
     MODEL_FILES,
@@ -53,10 +53,17 @@ class Checkpoint:
         from transformers import AutoConfig
 
         values = {key: value for key, value in self.values.items() if key not in ("model_type", "pruned", "auto_map")}
+        file = self.folder / CONFIG_FILE
         try:
-            return AutoConfig.for_model(self.model_type, **values)
-        except ValueError as error:
-            raise RuntimeFormatError(f"{self.folder / 'config.json'} cannot be read: {_first_line(error)}") from error
+            with reading(f"{file} cannot be read", f"Correct {file}, or fetch the checkpoint again.", values):
+                return AutoConfig.for_model(self.model_type, **values)
+        except CheckpointError as error:
+            if "Unrecognized model identifier" in str(error):
+                raise RuntimeFormatError(
+                    f"transformers does not know models of type {self.model_type!r}, which {file} names. Export a "
+                    "model of a known type."
+                ) from error
+            raise RuntimeFormatError(str(error)) from error
 
     def widths(self) -> tuple[BlockWidths, ...]:
         """Widths of every decoder block of a Llama-like model."""
@@ -96,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeFormatError: there is none, or it is not the JSON of a model.
     """
-    file = folder / "config.json"
+    file = folder / CONFIG_FILE
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
             raise RuntimeFormatError(f"{folder} holds an adapter only. Merge it into its model and save that first.")
@@ -105,12 +112,9 @@ def read_config(folder: Path) -> dict[str, Any]:
             "save_pretrained wrote."
         )
     try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise RuntimeFormatError(f"{file} is no JSON: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise RuntimeFormatError(f"{file} names no model_type, so it is no model's config.")
-    return values
+        return read_config_values(file)
+    except CheckpointError as error:
+        raise RuntimeFormatError(str(error)) from error
 
 
 def _family(values: Mapping[str, Any]) -> str:

@@ -27,6 +27,8 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
     write_sparse_folder,
 )
 from loraprune.checkpoint.exports.two_four import is_two_four, pack, unpack
+from loraprune.checkpoint.reading import reading
+from loraprune.record.json_files import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -124,7 +126,8 @@ def load_unpacked(folder: Path, files: list[Path] | None = None) -> PreTrainedMo
 
     tensors: dict[str, torch.Tensor] = {}
     for file in files if files is not None else _files(folder):
-        tensors.update(load_file(file))
+        with reading(f"The weights in {file} cannot be loaded", "Export the checkpoint again."):
+            tensors.update(load_file(file))
     for key in [key for key in tensors if key.endswith(_VALUES)]:
         name = key.removesuffix(_VALUES)
         tensors[name] = unpack(tensors.pop(key), tensors.pop(name + _PLACES))
@@ -143,13 +146,18 @@ def _files(folder: Path) -> list[Path]:
         raise RuntimeFormatError(
             f"{folder} has no {DESCRIPTION}: name a folder that `loraprune export --format semi-structured` wrote."
         )
-    description = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        description = read_json(file)
+    except (OSError, ValueError) as error:
+        raise RuntimeFormatError(f"{file} cannot be read: {error}. Export the checkpoint again.") from error
+    if not isinstance(description, dict) or not isinstance(description.get("files"), list):
+        raise RuntimeFormatError(f"{file} lists no files. Export the checkpoint again.")
     if description.get("format") != _FORMAT:
         raise RuntimeFormatError(
             f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {_FORMAT}: export "
             "the checkpoint again."
         )
-    return [folder / Path(name).name for name in description["files"]]
+    return [folder / Path(str(name)).name for name in description["files"]]
 
 
 # 2:4 weights as torch's semi-structured tensors, for inference on hardware that multiplies them faster.

@@ -14,6 +14,7 @@ from loraprune.checkpoint.exports.checkpoint import Checkpoint, RuntimeFormatErr
 from loraprune.checkpoint.exports.two_four import is_two_four
 from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.load import load_config, meta_model
+from loraprune.checkpoint.reading import reading
 from loraprune.checkpoint.save import check_disk_space
 from loraprune.record.appearing import appearing_folder
 from loraprune.record.checksums import renew
@@ -115,7 +116,9 @@ def empty_model(folder: Path) -> PreTrainedModel:
         RuntimeFormatError: transformers does not know it.
     """
     try:
-        return meta_model(load_config(str(folder), described=False))
+        config = load_config(str(folder), described=False)
+        with reading(f"No model can be made of the config of {folder}", "Correct its config.json.", config.to_dict()):
+            return meta_model(config)
     except ValueError as error:
         raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
 

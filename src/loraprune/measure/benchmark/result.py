@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.measure.benchmark.timing import Times
+from loraprune.record.json_files import read_json
 
 _FORMAT = "loraprune-bench"
 _FORMAT_VERSION = 1
@@ -189,7 +190,7 @@ def read_bench(path: str | Path) -> BenchResult:
         BenchFileError: it is none, or was written by a version that this one cannot read.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise BenchFileError(f"{path} cannot be read as a benchmark: {error}") from error
     if not isinstance(values, dict) or values.get("format") != _FORMAT:

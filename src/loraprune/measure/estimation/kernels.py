@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -148,6 +149,8 @@ def attention_function(
 def use_fused_attention_(model: Any) -> Callable[[], None]:
     """Let a model on the meta device compute attention by the stand-in.
 
+    Models that call torch's function themselves, as Falcon does, ask for it by its name; :class:`Kernels` stands in.
+
     Returns:
         What sets everything back.
     """
@@ -156,7 +159,7 @@ def use_fused_attention_(model: Any) -> Callable[[], None]:
     AttentionInterface.register(_ATTENTION, attention_function)
     changed = []
     for config in {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}.values():
-        if getattr(config, "_attn_implementation", None) == "sdpa":
+        if not _calls_torch(model) and getattr(config, "_attn_implementation", None) == "sdpa":
             config._attn_implementation = _ATTENTION
             changed.append(config)
 
@@ -165,6 +168,11 @@ def use_fused_attention_(model: Any) -> Callable[[], None]:
             config._attn_implementation = "sdpa"
 
     return back
+
+
+def _calls_torch(model: Any) -> bool:
+    """Whether the file of a model's class knows nothing of transformers' attention interface."""
+    return not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
 # Bytes and arithmetic of tensors that exist by shape alone: a training step on the meta device, watched.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import difflib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
-from loraprune.checkpoint.load import CheckpointError, meta_model
+from loraprune.checkpoint.load import meta_model
+from loraprune.checkpoint.reading import CheckpointError, read_config_values, reading
 from loraprune.checkpoint.source import ModelSource
 from loraprune.importance.configs import LoraGuided
 from loraprune.measure.estimation.depth import FEW
@@ -45,7 +45,7 @@ def find_shapes(name: str, *, trust_remote_code: bool = False, revision: str | N
     """
     path = Path(name).expanduser()
     if path.is_file():
-        return ModelSource(name=name, config=_of_values(_read(path), name))
+        return ModelSource(name=name, config=_of_values(read_config_values(path), name))
     if not path.exists() and name in PRESETS:
         return ModelSource(name=name, config=_of_values(PRESETS[name], name))
     if not path.exists() and "/" not in name:
@@ -58,18 +58,8 @@ def find_shapes(name: str, *, trust_remote_code: bool = False, revision: str | N
     return ModelSource.of(name, trust_remote_code=trust_remote_code, revision=revision)
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise CheckpointError(f"{path} is no config of a model: it names no model_type.")
-    return values
-
-
 def _of_values(values: dict[str, Any], name: str) -> PretrainedConfig:
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     kind, further = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
     if further.get("quantization_config"):
@@ -77,12 +67,10 @@ def _of_values(values: dict[str, Any], name: str) -> PretrainedConfig:
             f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit say how it is "
             "quantized while it is pruned."
         )
-    try:
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(unsupported(kind))
+    with reading(f"The config of {name} cannot be read", f"Correct {name}.", values):
         config: PretrainedConfig = AutoConfig.for_model(kind, **copy.deepcopy(further))
-    except Exception as error:  # configs check their values, and each version raises errors of its own
-        if "Unrecognized model identifier" in str(error):
-            raise UnsupportedArchitectureError(unsupported(kind)) from error
-        raise CheckpointError(f"The config of {name} cannot be read: {str(error).splitlines()[0]}") from error
     spec_for(config)
     return config
 
@@ -127,6 +115,7 @@ class ShapeModels:
         if blocks != total:
             write_depth_(config, self.structure.spec, range(blocks), total)
         model: Any = meta_model(config, self.source.auto_class)
+        _fix_frequencies_(model)
         kinds = [kind for kind in self.structure.kinds if kind != "blocks"] or None
         keep = tuple(sorted(self.structure.protected)) if blocks == total else ()
         return model.to(dtype), describe(model, kinds, keep)
@@ -175,6 +164,20 @@ class ShapeModels:
         if self.task.name == "causal-lm":
             return None
         return _numbers(rows, tokens) if self.task.writes_text else _numbers(rows)
+
+
+def _fix_frequencies_(model: Any) -> None:
+    """Let rotary positions that depend on the length of the input be those of short ones: shapes have no values."""
+    for module in model.modules():
+        kinds = getattr(module, "rope_type", None)
+        if isinstance(kinds, dict):
+            module.rope_type = {layers: _fixed(kind) for layers, kind in kinds.items()}
+        elif isinstance(kinds, str):
+            module.rope_type = _fixed(kinds)
+
+
+def _fixed(kind: str) -> str:
+    return "default" if "dynamic" in kind else kind
 
 
 def _numbers(*shape: int) -> torch.Tensor:

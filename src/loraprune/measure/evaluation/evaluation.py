@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from loraprune.calibration.progress import ProgressOf
@@ -95,3 +95,28 @@ def check_context(length: int, model: ModelSource) -> None:
             f"--max-length is {length}, and {model.name} reads {model.context} tokens at most. Use "
             f"--max-length {model.context} or less."
         )
+
+
+def check_largest(model: ModelSource, largest: int, what: str) -> None:
+    """Make sure that a model has an embedding for the greatest token id of some text.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if model.vocabulary is not None and largest >= model.vocabulary:
+        raise ValueError(
+            f"The tokenizer does not fit {model.name}: {what} has token {largest}, and the model knows "
+            f"{model.vocabulary:,}. Name the right one with --tokenizer."
+        )
+
+
+def check_tokens(model: ModelSource, texts: Iterable[str], what: str) -> None:
+    """Make sure that a model has an embedding for every token of some texts; they are tokenized only if it may not.
+
+    Raises:
+        ValueError: it has not.
+    """
+    if model.vocabulary is None or len(model.tokenizer) <= model.vocabulary:
+        return
+    for text in texts:
+        check_largest(model, max(model.tokenizer(text)["input_ids"], default=0), what)

@@ -15,11 +15,17 @@ import torch
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.evaluation.config import EvaluationConfig
-from loraprune.measure.evaluation.evaluation import Evaluation, check_context, encoding_of
+from loraprune.measure.evaluation.evaluation import (
+    Evaluation,
+    check_context,
+    check_largest,
+    check_tokens,
+    encoding_of,
+)
 from loraprune.metrics.accuracy import accuracy, target_quality
 from loraprune.metrics.completions import DEFAULT_PROMPTS, Writing, complete_prompts, read_prompts
 from loraprune.metrics.perplexity import HeldOutRows
-from loraprune.metrics.tasks import ChosenTask, LoadedTask, load_task, score_task
+from loraprune.metrics.tasks import ChosenTask, LoadedTask, load_task, score_task, texts_of
 from loraprune.metrics.text_perplexity import text_perplexity
 from loraprune.metrics.texts import Text
 from loraprune.metrics.windows import Windows, cut_into_windows
@@ -173,7 +179,8 @@ class PromptsEvaluation(Evaluation):
         self.name, self.data = "prompts", {"prompts": len(self._prompts), "sha256": digest}
 
     def check(self, model: ModelSource) -> None:
-        """Prompts suit every model that writes."""
+        """The model must know the prompts' tokens."""
+        check_tokens(model, self._prompts, "a prompt")
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """How tokens are chosen."""
@@ -210,12 +217,13 @@ class TaskEvaluation(Evaluation):
         self._loaded: LoadedTask | None = None
 
     def check(self, model: ModelSource) -> None:
-        """Fetch the task's data."""
+        """Fetch the task's data, whose tokens the model must know."""
         if self._config.max_length is not None:
             check_context(self._config.max_length, model)
         if self._loaded is None:
             self._loaded = load_task(self._chosen)
             self.data = dict(self._loaded.data)
+        check_tokens(model, texts_of(self._loaded), f"the task {self.name}")
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""
@@ -263,12 +271,7 @@ class TextEvaluation(Evaluation):
             limit=self._config.limit,
             bos=self._config.bos,
         )
-        largest = int(windows.ids_WL.max())
-        if model.vocabulary is not None and largest >= model.vocabulary:
-            raise ValueError(
-                f"The tokenizer does not fit {model.name}: the text {self.name!r} has token {largest}, and the model "
-                f"knows {model.vocabulary:,}. Name the right one with --tokenizer."
-            )
+        check_largest(model, int(windows.ids_WL.max()), f"the text {self.name!r}")
         self._windows[model.name] = windows
 
     def settings(self, model: ModelSource) -> dict[str, Any]:

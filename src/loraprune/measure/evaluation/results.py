@@ -12,6 +12,7 @@ from typing import Any
 
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.claims import claimed
+from loraprune.record.json_files import read_json
 
 logger = logging.getLogger("loraprune")
 
@@ -118,7 +119,7 @@ def read_results(path: str | Path) -> Results:
         ResultsError: it is none, or was written by a version that this one cannot read.
     """
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = read_json(Path(path))
     except (OSError, ValueError) as error:
         raise ResultsError(
             f"{path} cannot be read as results of loraprune eval: {error}. Name another file."

@@ -2,7 +2,7 @@
 
 from loraprune.metrics.tasks.choosing import COMMONSENSE, GROUPS, ChosenTask, check_tasks
 from loraprune.metrics.tasks.scores import Average, TaskScore, averages
-from loraprune.metrics.tasks.scoring import LoadedTask, load_task, score_task, score_tasks
+from loraprune.metrics.tasks.scoring import LoadedTask, load_task, score_task, score_tasks, texts_of
 
 __all__ = [
     "COMMONSENSE",
@@ -16,4 +16,5 @@ __all__ = [
     "load_task",
     "score_task",
     "score_tasks",
+    "texts_of",
 ]

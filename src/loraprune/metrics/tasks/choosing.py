@@ -83,13 +83,15 @@ def check_tasks(names: Sequence[str], *, num_fewshot: int | None = None, limit: 
 
 
 def _is_path(name: str) -> bool:
-    if name.endswith(_FILES) or os.sep in name or name in (".", ".."):
+    if name.endswith(_FILES) or os.sep in name or name in (".", "..") or (Path(name).suffix and Path(name).is_file()):
         return True
     return Path(name).exists() and name not in GROUPS and name not in harness_index()
 
 
 def _from_path(name: str, num_fewshot: int | None) -> ChosenTask:
     path = Path(name).expanduser()
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise ValueError(f"{name} is no regular file, and items are read more than once. Write them into a file.")
     if not path.exists():
         raise ValueError(f"There is no task file {name}.{_near_files(path)}")
     if path.is_dir() or path.suffix == ".csv":

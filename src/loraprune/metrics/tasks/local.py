@@ -140,7 +140,7 @@ def read_items(path: Path, name: str) -> LocalTask:
 def _item(line: str, place: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{place} is no JSON: {error}. {_EXAMPLE}") from error
     if not isinstance(item, dict):
         raise ValueError(f"{place} is no JSON object. {_EXAMPLE}")

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypedDict
 from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
 from loraprune.compat.renamed import renamed_keywords
+from loraprune.data.hub import hub_or_cache, missing_hub
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.choosing import ChosenTask, check_tasks
 from loraprune.metrics.tasks.lm_eval import harness_tasks, own_random_numbers, quiet_harness
@@ -249,17 +250,34 @@ def load_task(chosen: ChosenTask) -> LoadedTask:
     Raises:
         ValueError: the harness cannot load it, for want of a network or of a package that it needs.
     """
-    with quiet_harness(), own_random_numbers(0):
+    dataset = "." if chosen.subjects else str(chosen.data.get("dataset", chosen.name))
+    with quiet_harness(), own_random_numbers(0), hub_or_cache(dataset):
         try:
             loaded = _of_files(chosen) if chosen.subjects else harness_tasks().load([chosen.name])
             data = chosen.data if chosen.subjects else {**chosen.data, "sha256": _digest(loaded["tasks"])}
         except Exception as error:  # whatever one of thousands of tasks of the harness raises
-            reason = str(error).strip().splitlines()
+            said = str(error).strip().splitlines() or [type(error).__name__]
+            reason = said[0] if chosen.subjects else missing_hub() or said[0]
             raise ValueError(
-                f"The task {chosen.name} cannot be loaded: {reason[0] if reason else type(error).__name__}. Its data "
-                "comes from the hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
+                f"The task {chosen.name} cannot be loaded: {reason}. Its data comes "
+                "from the hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
             ) from error
     return LoadedTask(chosen=chosen, harness=dict(loaded), data=data)
+
+
+def texts_of(loaded: LoadedTask) -> Iterator[str]:
+    """Everything in a task's items that a model may be asked."""
+    for task in loaded.harness["tasks"].values():
+        for item in task.eval_docs:
+            yield from _strings(item)
+
+
+def _strings(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping | list | tuple):
+        for part in value.values() if isinstance(value, Mapping) else value:
+            yield from _strings(part)
 
 
 def _digest(tasks: Mapping[str, Any]) -> str:

@@ -1,0 +1,181 @@
+"""Inputs that libraries read: whatever these raise becomes one line that names the file, the field and the remedy."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from loraprune.architectures import UnsupportedArchitectureError, unsupported
+from loraprune.data.hub import missing_hub
+from loraprune.record.json_files import read_json
+
+CONFIG_FILE = "config.json"
+_LONGEST = 300
+_COUNTS = (
+    *("hidden_size", "n_embd", "d_model", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
+    *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "head_dim", "vocab_size"),
+)
+"""What a model has one of at least, as the configs of families call it."""
+_KINDS: Mapping[str, tuple[type, str]] = {
+    "architectures": (list, "a list of names"),
+    "auto_map": (dict, "an object"),
+    "pruned": (dict, "an object"),
+    "quantization_config": (dict, "an object"),
+}
+
+
+class CheckpointError(ValueError):
+    """A checkpoint cannot be loaded; the message says why and what to do."""
+
+
+@contextmanager
+def reading(what: str, remedy: str, values: object = None) -> Iterator[None]:
+    """Turn what a library raises while it reads an input into a :class:`CheckpointError` of one line.
+
+    Calls of libraries alone belong inside: a mistake of ours must not look like one of the user's.
+
+    Args:
+        what: cannot be done, as a sentence without its end.
+        remedy: sentences.
+        values: of the config that is read, in which the field is looked for.
+    """
+    try:
+        yield
+    except (CheckpointError, UnsupportedArchitectureError):
+        raise
+    except Exception as error:
+        raise CheckpointError(f"{what}: {reason_of(error, values)}. {remedy}") from error
+
+
+def reason_of(error: BaseException, values: object = None) -> str:
+    """What an exception says, in one line without its end, and the fields of a config whose values it names."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    if lines and "alidation error" in lines[0]:  # strict dataclasses: the reason comes last
+        lines = [re.sub(r"^\w+Error: ", "", lines[-1]).partition(". Errors: ")[0]]
+    said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
+    text = said[:_LONGEST].rstrip(" .:") or type(error).__name__
+    if isinstance(error, KeyError):
+        text = f"{text} is not known"
+    elif isinstance(error, ArithmeticError):
+        text = f"{type(error).__name__}: {text}"
+    named = [(name, value) for name, value in _texts(values) if re.search(rf"\b{re.escape(value)}\b", text)]
+    fields = [f"{name} is {value!r}" for name, value in named if name not in text]
+    return text + (f" ({', '.join(fields[:2])})" if fields else "")
+
+
+def _texts(values: object, inside: str = "") -> Iterator[tuple[str, str]]:
+    """Fields of a config that hold text, with their paths."""
+    for name, value in values.items() if isinstance(values, Mapping) else ():
+        path = f"{inside}{name}"
+        if isinstance(value, Mapping):
+            yield from _texts(value, f"{path}.")
+        elif isinstance(value, str) and value and name != "model_type":
+            yield path, value
+
+
+def read_config_values(file: Path) -> dict[str, Any]:
+    """The values of a ``config.json``, as far as every model has them.
+
+    Raises:
+        CheckpointError: it is no JSON, names no ``model_type``, or holds a value that no model has.
+    """
+    again = f"Correct {file}, or fetch the checkpoint again."
+    try:
+        values = read_json(file)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{file} cannot be read as JSON: {error}. Fetch the checkpoint again.") from error
+    if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
+        raise CheckpointError(f"{file} is no config of a model: it names no model_type. {again}")
+    for name, (kind, words) in _KINDS.items():
+        if values.get(name) is not None and not isinstance(values[name], kind):
+            raise CheckpointError(f"{file} has {name} = {values[name]!r}; it must be {words}. {again}")
+    lists = (values.get("pruned") or {}).get("lists", {})
+    if not isinstance(lists, dict) or not all(isinstance(number, int) for number in lists.values()):
+        raise CheckpointError(f"{file} has pruned.lists = {lists!r}; it must be numbers by name. {again}")
+    for name in _COUNTS:
+        value = values.get(name)
+        if isinstance(value, int) and value < 1:
+            raise CheckpointError(f"{file} has {name} = {value}; a model has 1 or more. {again}")
+    return values
+
+
+def explain_config_error(error: Exception, name: str, values: Mapping[str, Any] | None) -> None:
+    """Raise what says more than an error of ``AutoConfig`` does, where there is such a thing.
+
+    Args:
+        error: that was raised.
+        name: of the checkpoint.
+        values: of a local ``config.json``; None of a name on the hub.
+
+    Raises:
+        CheckpointError: it needs code of its own, or is not to be had.
+        UnsupportedArchitectureError: transformers does not know the family.
+    """
+    from huggingface_hub.errors import HFValidationError
+
+    text = str(error)
+    if "trust_remote_code" in text:
+        raise CheckpointError(
+            f"{name} needs code from its own repository. Read that code first; if you trust it, pass "
+            "--trust-remote-code."
+        ) from error
+    if values is not None and "does not recognize" in text:
+        raise UnsupportedArchitectureError(unsupported(values["model_type"])) from error
+    if values is None and isinstance(error, (OSError, HFValidationError)):
+        reason = missing_hub() or f"the hub does not give it out: {text.splitlines()[0]}"
+        if isinstance(error, HFValidationError):
+            reason = "no model of the hub can have that name"
+        raise CheckpointError(
+            f"{name} is no folder here and not in the hub's cache, and {reason}. Name a folder that save_pretrained "
+            "wrote, or a model that the hub has."
+        ) from error
+
+
+# What a folder may hold in place of a model.
+
+
+def check_whole_model(name: str) -> None:
+    """Make sure that a folder holds a config.
+
+    Raises:
+        CheckpointError: it holds none, or is no folder.
+    """
+    folder = Path(name).expanduser()
+    if (folder / CONFIG_FILE).is_file():
+        return
+    if (folder / "adapter_config.json").is_file():
+        raise CheckpointError(
+            f"{name} holds a LoRA adapter{_base_of(folder)}, and no model. Name the model that it was trained on; or "
+            "merge it (peft: merge_and_unload, then save_pretrained), and name that folder."
+        )
+    raise CheckpointError(
+        f"{name} is no checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
+        "of the hub."
+    )
+
+
+def _base_of(folder: Path) -> str:
+    try:
+        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    except (OSError, ValueError, AttributeError):
+        return ""
+    return f" on {base}" if isinstance(base, str) and base else ""
+
+
+def check_tokenizer_files(name: str) -> None:
+    """Make sure that the package is there which a tokenizer needs that comes as a SentencePiece model alone.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    folder = Path(name).expanduser()
+    models = [file.name for pattern in ("*.model", "*.spm") for file in folder.glob(pattern)] if folder.is_dir() else []
+    if models and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
+        raise CheckpointError(
+            f"The tokenizer of {name} is a SentencePiece model ({models[0]}), and sentencepiece is not installed: "
+            'pip install "loraprune[sentencepiece]". Or name a checkpoint that has a tokenizer.json with --tokenizer.'
+        )
