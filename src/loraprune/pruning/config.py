@@ -79,7 +79,7 @@ class PruningConfig(Flat):
         "what is done to layers after a cut: refit (least squares: what each gave itself), stream (towards the "
         "residual stream before the cut), bias (FLAP's compensation) or none",
     )
-    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, inf)")
+    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, 1000000]")
     average_decay: float = setting(0.9, "moving average of the scores, lambda", within="[0, 1)")
     average_bias_correction: bool = setting(True, "divide out the average's start from zero")
     apply: Literal["slice", "mask"] = setting(

@@ -65,7 +65,7 @@ def _refuse_own_criterion(criterion: object) -> NoReturn:
 class _Calibrated(Flat):
     """What both kinds of pruning without training have in common."""
 
-    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
+    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, 1000000]")
     max_length: int | None = setting(
         None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
     )
