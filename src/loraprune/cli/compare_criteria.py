@@ -148,3 +148,5 @@ _COMMAND = TrainingCommand(
     settle=settle_quantization,
     needs=("model", "data"),
 )
+
+build_parser = _COMMAND.help_parser

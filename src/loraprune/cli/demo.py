@@ -8,12 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.parsing import Parser, parsed
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune demo",
+        usage="loraprune demo [options]",
         description="Prune the bundled model to half its heads and channels while LoRA tunes it on the standard "
         "library's text, and show what that did. No network, no GPU, a few minutes.",
     )
@@ -27,9 +29,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def demo_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = _parser().parse_args(arguments)
-    console = open_console(quiet=options.quiet)
-    return report_errors(console, lambda: _run(options, console, list(arguments)))
+    console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
+    return report_errors(console, lambda: _run(parsed(build_parser(), arguments), console, list(arguments)))
 
 
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]
