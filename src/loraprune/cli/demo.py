@@ -37,13 +37,15 @@ def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # 
     from loraprune.cli.console import show_result
     from loraprune.cli.progress import TrainingProgress
     from loraprune.data.demo import demo_model
-    from loraprune.pruning.config import PruningConfig
+    from loraprune.options.field import check_within
     from loraprune.recipes.demo import run_demo
 
     demo_model()
-    PruningConfig(ratio=options.ratio)
+    check_within("--ratio", options.ratio, "(0, 1)", "the share of heads and channels that goes")
+    if options.max_steps is not None:
+        check_within("--max-steps", options.max_steps, "[1, 1000000]")
     quiet_libraries()
-    training = {"seed": options.seed} | ({"max_steps": options.max_steps} if options.max_steps else {})
+    training = {"seed": options.seed} | ({"max_steps": options.max_steps} if options.max_steps is not None else {})
     progress = TrainingProgress(console, quiet=options.quiet)
     try:
         result = run_demo(

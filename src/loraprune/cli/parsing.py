@@ -98,11 +98,11 @@ def owners_of(flag: str) -> str:
     """The commands that have an option, in words; empty where none has it."""
     from loraprune.cli.main import COMMANDS
 
-    owners = [f"loraprune {command}" for command in COMMANDS if flag in _flags_of_command(command)]
+    owners = [command for command in COMMANDS if flag in _flags_of_command(command)]
     if not owners:
         return ""
     *first, last = owners
-    return f"{flag} is an option of {', '.join(first)}{' and ' if first else ''}{last}"
+    return f"{flag} is an option of loraprune {', '.join(first)}{' and ' if first else ''}{last}"
 
 
 def _flags_of_command(command: str) -> list[str]:

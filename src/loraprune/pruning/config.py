@@ -13,6 +13,7 @@ from loraprune.importance.configs import GROUP_CRITERIA, Pst
 from loraprune.importance.criterion_config import CriterionConfig, own_criterion
 from loraprune.options.field import setting
 from loraprune.options.flat import Flat, Part
+from loraprune.sparsity.configs import ZEROING_METHODS
 from loraprune.surgery.repairs import REPAIRS, Repair
 
 RENAMED = {
@@ -92,7 +93,16 @@ class PruningConfig(Flat):
 
     parts: ClassVar = {
         "target": Part({"target": Target}),
-        "criterion": Part(JOINT_CRITERIA, adopt=own_criterion),
+        "criterion": Part(
+            JOINT_CRITERIA,
+            adopt=own_criterion,
+            refused={
+                name: f"The criterion {name!r} makes weights zero without training. Use loraprune oneshot, or choose "
+                f"one of {', '.join(JOINT_CRITERIA)}."
+                for name in ZEROING_METHODS
+                if name not in JOINT_CRITERIA
+            },
+        ),
         "schedule": Part({"schedule": Schedule}),
         "repair": Part(REPAIRS),
     }

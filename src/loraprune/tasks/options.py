@@ -34,7 +34,7 @@ class LoraOptions:
     """
 
     r: int = setting(8, "rank", within="[1, inf)", flat="lora_r")
-    alpha: int = setting(16, "alpha", within="[1, inf)", flat="lora_alpha")
+    alpha: int = setting(16, "alpha", within="[1, 1000000]", flat="lora_alpha")
     dropout: float = setting(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
     target_modules: Sequence[str] | None = setting(
         None, "layers to adapt", flat="lora_target_modules", shown="all projections of the blocks"

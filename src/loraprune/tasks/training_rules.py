@@ -7,7 +7,7 @@ from dataclasses import fields
 from numbers import Integral, Real
 from typing import TYPE_CHECKING, Any, get_args, get_type_hints
 
-from loraprune.options.field import check_choice, check_within
+from loraprune.options.field import SEEDS, check_choice, check_within
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -43,7 +43,7 @@ REMEDIES = {
 }
 """Training arguments that runs do not take, and what to say instead."""
 
-_COUNT, _SHARE, _POSITIVE, _SEED = "[1, 2147483647]", "[0, 1)", "[0, inf)", "[0, 4294967295]"
+_COUNT, _SHARE, _POSITIVE = "[1, 2147483647]", "[0, 1)", "[0, inf)"
 RANGES = {
     "learning_rate": _POSITIVE,
     "weight_decay": _POSITIVE,
@@ -70,8 +70,8 @@ RANGES = {
     "dataloader_prefetch_factor": "[1, 1024]",
     "ddp_bucket_cap_mb": _COUNT,
     "ddp_timeout": _COUNT,
-    "seed": _SEED,
-    "data_seed": _SEED,
+    "seed": SEEDS,
+    "data_seed": SEEDS,
 }
 """Intervals that numbers lie in; other whole numbers lie in 32 bits, and other numbers are finite."""
 
@@ -119,7 +119,7 @@ def _check_value(name: str, value: Any, types: set[Any]) -> None:
             raise ValueError(f"{name} is {value!r}; it must be {'a whole number' if int in kinds else 'a number'}.")
         check_within(name, value, RANGES.get(name, "[-2147483648, 2147483647]"))
     elif name.endswith(("_kwargs", "_config")) and isinstance(value, str) and not value.lstrip().startswith("{"):
-        raise ValueError(f'{name} is {value!r}; it must be a mapping, such as {{"use_reentrant": false}}.')
+        raise ValueError(f'{name} is {value!r}; it must be a mapping, in JSON: {{"NAME": VALUE}}.')
 
 
 def check_usable(arguments: TrainingArguments) -> None:
