@@ -325,7 +325,7 @@ def load_model(
         )
     except Exception as error:
         raise CheckpointError(
-            f"The weights of {name} cannot be loaded: {str(error).splitlines()[0]} "
+            f"The weights of {name} cannot be loaded: {(str(error) or type(error).__name__).splitlines()[0]} "
             "(weights are read from safetensors files only)"
         ) from error
     model, info = loaded

@@ -80,8 +80,7 @@ def _from_values(
     accelerated = source.device.type != "cpu"
     cls = task.arguments_class()
     known = {field.name for field in fields(cls) if field.init}
-    if "max_length" not in known:
-        _check_names(task, given, known)
+    _check_names(task, given, known)
     values: dict[str, Any] = {
         **_DEFAULTS,
         "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),

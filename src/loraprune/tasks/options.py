@@ -109,7 +109,9 @@ class RunOptions:
     allow_changes: bool = setting(False, "resume with other data or training options than the run began with")
     trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
     revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
-    target_params: int | None = setting(None, "instead of a ratio: parameters of the result, such as 4.5B")
+    target_params: int | None = setting(
+        None, "instead of a ratio: parameters of the result, such as 4.5B", within="[1, inf)"
+    )
     quantization: str | None = setting(
         None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
     )

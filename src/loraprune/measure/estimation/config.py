@@ -31,7 +31,7 @@ class EstimateConfig:
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    target_params: int | None = None
+    target_params: int | None = setting(None, within="[1, inf)")
     lora: LoraOptions = field(default_factory=LoraOptions)
     batch_size: int = setting(8, within="[1, 1000000]")
     max_length: int | None = setting(None, within="[2, inf)")
