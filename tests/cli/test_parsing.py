@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ from loraprune.cli import oneshot, prune
 from loraprune.cli.parsing import owners_of, parsed
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.cli.recipe_files import read_recipe, typed
+from loraprune.cli.training_names import training_names
 from loraprune.cli.training_options import full_parser, training_fields
 
 
@@ -67,3 +70,12 @@ def test_the_output_of_a_command_is_a_recipe() -> None:
     os.close(into)
     assert read_recipe(Path(f"/dev/fd/{out}"), "loraprune oneshot") == {"sparsity": "2:4"}
     os.close(out)
+
+
+def test_training_options_are_known_without_an_import_of_trl() -> None:
+    assert training_fields().keys() <= training_names()
+    script = "import sys; from loraprune.cli.main import main; assert main(['prune', '--rato', '3']) == 2; "
+    script += "assert 'trl' not in sys.modules and 'transformers' not in sys.modules"
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "did you mean --ratio?" in ended.stderr

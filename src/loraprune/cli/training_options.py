@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from loraprune.cli.options import (
 )
 from loraprune.cli.parsing import ArgumentError, Parser, check_dashes, complaint, flags_of, with_dashes
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
+from loraprune.cli.training_names import training_names
 from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.training_rules import REMEDIES
 
@@ -217,22 +219,38 @@ class TrainingCommand:
         except ArgumentError as error:
             raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
         given = vars(found)
+        self._check_further(further, flags_of(parser))
         if "config" not in given:
-            if not further:  # else one of these may be unknown, which is said first
-                self._check_needed(given)
+            self._check_needed(given, without=("model",) if further else ())  # what a value of trl's looks like
             old = old_names(self.options.values())
             if not old & given.keys():  # of which a warning is shown later, once
                 values = dict(given)
                 self.settle(values, given)
                 self.check(values)
 
-    def _check_needed(self, values: Mapping[str, Any]) -> None:
+    def _check_further(self, further: Sequence[str], own: Sequence[str]) -> None:
+        """Complain of options that are neither ours nor trl's, and of those of trl's that cannot be given.
+
+        Raises:
+            ValueError: there is one.
+        """
+        names = training_names()
+        known = {f"--{prefix}{name.replace('_', '-')}" for name in names for prefix in ("", "no-")}
+        for start, argument in enumerate(further):
+            flag = argument.partition("=")[0]
+            check_taken(flag.removeprefix("--").replace("-", "_"))
+            if names and re.match("--[a-z]", flag) and flag not in known:
+                values = itertools.takewhile(lambda word: not word.startswith("-"), further[start + 1 :])
+                words = " ".join([argument, *values])
+                raise ValueError(complaint(f"unrecognized arguments: {words}", self.prog, [*own, *sorted(known)]))
+
+    def _check_needed(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> None:
         for name, remedy in (
             ("model", f"Name a checkpoint: {self.example}."),
             ("data", "Name the training data with --data."),
             ("output", "Name the folder of the result with -o."),
         ):
-            if name in self.needs and values.get(name) is None:
+            if name in self.needs and name not in without and values.get(name) is None:
                 raise ValueError(f"No {name} was given. {remedy}")
 
     def _values(
@@ -256,10 +274,20 @@ class TrainingCommand:
         read = {name: typed(name, value, parser, options, training) for name, value in recipe.items()}
         values = with_new_names(read, old) | given
         self.settle(values, given)
-        for name, remedy in REMEDIES.items():
+        for name in REMEDIES:
             if name in values:
-                raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {remedy}")
+                check_taken(name)
         return values
+
+
+def check_taken(name: str) -> None:
+    """Refuse a training option that these commands do not take.
+
+    Raises:
+        ValueError: it is one of these; the message says what to do instead.
+    """
+    if name in REMEDIES:
+        raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {REMEDIES[name]}")
 
 
 def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
