@@ -10,7 +10,7 @@ import pytest
 from tests.cli.conftest import QUICK, Command
 from tests.run_folders import entry, write_bench, write_results, write_run
 
-from loraprune.cli.compare import build_parser
+from loraprune.cli.compare import compare_parser
 
 
 @pytest.mark.slow
@@ -144,7 +144,7 @@ def test_runs_after_an_option_that_takes_them_are_told_apart(run: Command, two: 
 def test_every_option_is_told_in_the_documentation() -> None:
     page = Path(__file__).parents[2].joinpath("docs/comparing-runs.md").read_text(encoding="utf-8")
     options = [
-        option for action in build_parser()._actions for option in action.option_strings if option.startswith("--")
+        option for action in compare_parser()._actions for option in action.option_strings if option.startswith("--")
     ]
     assert {option for option in options if option not in page} == {"--help", "--output", "--quiet"}
 

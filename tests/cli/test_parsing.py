@@ -10,8 +10,7 @@ from typing import Any
 
 import pytest
 
-from loraprune.cli import oneshot, prune
-from loraprune.cli.parsing import owners_of, parsed
+from loraprune.cli.parsing import owners_of, parsed, parser_of
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.cli.recipe_files import read_recipe, typed
 from loraprune.cli.training_names import training_names
@@ -19,11 +18,11 @@ from loraprune.cli.training_options import full_parser, training_fields
 
 
 def test_the_last_value_of_an_option_counts() -> None:
-    assert parsed(oneshot.build_parser(), ["MODEL", "--ratio", "0.3", "--ratio", "0.4"]).ratio == 0.4
+    assert parsed(parser_of("oneshot"), ["MODEL", "--ratio", "0.3", "--ratio", "0.4"]).ratio == 0.4
 
 
 def test_underscores_are_dashes() -> None:
-    assert parsed(oneshot.build_parser(), ["MODEL", "--keep_layers", "0"]).keep_layers == (0,)
+    assert parsed(parser_of("oneshot"), ["MODEL", "--keep_layers", "0"]).keep_layers == (0,)
 
 
 def test_no_command_has_an_option_that_does_not_exist() -> None:
@@ -61,7 +60,7 @@ def test_a_recipe_holds(name: str, value: Any, read: Any) -> None:
 def test_a_scalar_may_be_repeated_by_an_alias(tmp_path: Path) -> None:
     file = tmp_path / "r.yaml"
     file.write_text("lora_r: &r 8\nlora_alpha: *r\n")
-    assert read_recipe(file, prune.build_parser().prog) == {"lora_r": 8, "lora_alpha": 8}
+    assert read_recipe(file, "loraprune prune") == {"lora_r": 8, "lora_alpha": 8}
 
 
 def test_the_output_of_a_command_is_a_recipe() -> None:

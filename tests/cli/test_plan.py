@@ -8,7 +8,7 @@ from tests.cli.conftest import Command
 from tests.models import tiny_config
 
 from loraprune.cli.options import OLD_OPTIONS
-from loraprune.cli.plan import build_parser
+from loraprune.cli.plan import plan_parser
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.measure.estimation.gpus import PRESETS
 
@@ -64,7 +64,7 @@ def test_switches_can_be_switched_off(run: Command, model: str) -> None:
 def test_options_are_called_as_those_of_prune() -> None:
     training = {"per_device_train_batch_size", "gradient_accumulation_steps", "max_length", "gradient_checkpointing",
                 "bf16"}  # fmt: skip
-    for action in build_parser()._actions:
+    for action in plan_parser()._actions:
         name = max(action.option_strings, key=len, default="--model").removeprefix("--").replace("-", "_")
         name = name.removeprefix("no_")
         assert name in {*PRUNE_OPTIONS, *training, *NOT_OF_PRUNE, *OLD_OPTIONS, "model"}, name
@@ -72,7 +72,7 @@ def test_options_are_called_as_those_of_prune() -> None:
 
 def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        build_parser().parse_args(["--help"])
+        plan_parser().parse_args(["--help"])
     out = capsys.readouterr().out
     assert all(name in out for name in PRESETS)
 

@@ -87,7 +87,7 @@ _EXAMPLES = """examples:
 """
 
 
-def build_parser() -> Parser:
+def bench_parser() -> Parser:
     """Models and options, without defaults: those stand beside ``BenchConfig``."""
     made = Parser(
         prog="loraprune bench",
@@ -112,7 +112,7 @@ def build_parser() -> Parser:
 def bench_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     if not arguments or "-h" in arguments or "--help" in arguments:
-        build_parser().print_help() if arguments else build_parser().print_usage()
+        bench_parser().print_help() if arguments else bench_parser().print_usage()
         return 0 if arguments else 2
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(arguments, console))
@@ -124,7 +124,7 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is unknown (the nearest known one is suggested) or wrong, or no model was given.
     """
-    values = vars(parsed(build_parser(), arguments))
+    values = vars(parsed(bench_parser(), arguments))
     if not values["models"]:
         raise ValueError("No model was given. Name one or several: loraprune bench DENSE PRUNED.")
     if values.get("decoding") is False:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMED_OTHERS = 8
 
 
-def build_parser() -> Parser:
+def compare_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune compare",
@@ -60,7 +60,7 @@ def build_parser() -> Parser:
 def compare_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     if not arguments or "-h" in arguments or "--help" in arguments:
-        build_parser().print_help() if arguments else build_parser().print_usage(sys.stderr)
+        compare_parser().print_help() if arguments else compare_parser().print_usage(sys.stderr)
         return 0 if arguments else 2
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(_options(arguments), arguments))
@@ -72,7 +72,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ValueError: an option is unknown or misses its value, or no run is named.
     """
-    options = parsed(build_parser(), arguments)
+    options = parsed(compare_parser(), arguments)
     if not options.runs:
         raise ValueError("No run was given. Name runs before the options: loraprune compare RUN… --evaluation FILE.")
     return options

@@ -149,4 +149,4 @@ _COMMAND = TrainingCommand(
     needs=("model", "data"),
 )
 
-build_parser = _COMMAND.help_parser
+compare_criteria_parser = _COMMAND.help_parser

@@ -11,7 +11,7 @@ from loraprune.cli.console import open_console, quiet_libraries, report_errors, 
 from loraprune.cli.parsing import Parser, parsed
 
 
-def build_parser() -> Parser:
+def demo_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune demo",
@@ -30,7 +30,7 @@ def build_parser() -> Parser:
 def demo_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments), console, list(arguments)))
+    return report_errors(console, lambda: _run(parsed(demo_parser(), arguments), console, list(arguments)))
 
 
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]

@@ -30,7 +30,7 @@ _EXAMPLES = """examples:
 DEFAULT_OUTPUT = Path("evaluation.json")
 
 
-def build_parser() -> Parser:
+def eval_parser() -> Parser:
     """The options of the command; what was not given is left to the configuration."""
     parser = Parser(
         prog="loraprune eval",
@@ -93,7 +93,7 @@ def _batch_size(text: str) -> int | None:
 
 def eval_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parser = build_parser()
+    parser = eval_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 _FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
 
-def build_parser() -> Parser:
+def export_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune export",
@@ -54,7 +54,7 @@ def build_parser() -> Parser:
 def export_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(export_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

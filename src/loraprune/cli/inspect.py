@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from loraprune.structure.drafting import BlockKind, Layer
 
 
-def build_parser() -> Parser:
+def inspect_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune inspect",
@@ -50,7 +50,7 @@ def build_parser() -> Parser:
 def inspect_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(inspect_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -102,7 +102,7 @@ _EXAMPLES = """examples:
 """
 
 
-def build_parser() -> Parser:
+def oneshot_parser() -> Parser:
     """The options of the command; nothing has a default."""
     parser = Parser(
         prog="loraprune oneshot",
@@ -118,7 +118,7 @@ def build_parser() -> Parser:
 
 def oneshot_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    parser = build_parser()
+    parser = oneshot_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2

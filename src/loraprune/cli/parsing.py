@@ -107,5 +107,12 @@ def owners_of(flag: str) -> str:
 
 def _flags_of_command(command: str) -> list[str]:
     """The options of a command."""
-    parser: Parser = import_module(f"loraprune.cli.{command.replace('-', '_')}").build_parser()
+    parser = parser_of(command)
     return [*flags_of(parser), *parser.further]
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, as its help shows it."""
+    name = command.replace("-", "_")
+    parser: Parser = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_parser")()
+    return parser

@@ -34,7 +34,7 @@ RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_c
 """The same for the run."""
 
 
-def build_parser() -> Parser:
+def plan_parser() -> Parser:
     """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
     parser = Parser(
         prog="loraprune plan",
@@ -93,7 +93,7 @@ def _wrapped(items: Any) -> str:
 def plan_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(plan_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

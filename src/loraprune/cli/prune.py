@@ -186,4 +186,4 @@ _COMMAND = TrainingCommand(
     check=_configured,
 )
 
-build_parser = _COMMAND.help_parser
+prune_parser = _COMMAND.help_parser

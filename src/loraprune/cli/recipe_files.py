@@ -17,7 +17,7 @@ from loraprune.cli.options import Option, indices, names, numbers
 from loraprune.cli.parsing import ArgumentError, owners_of
 from loraprune.record.replaceable import check_apart
 
-LARGEST = 1 << 20
+_LARGEST = 1 << 20
 """Bytes that a recipe may have: a file of options is small, and a device has no end."""
 
 
@@ -105,9 +105,9 @@ def _text_of(path: Path) -> str:
     if path.exists() and not path.is_file() and (path.is_dir() or not path.is_relative_to("/dev")):
         raise ValueError("it is no file. Name a YAML file.")
     with path.open("rb") as file:
-        found = file.read(LARGEST + 1)
-    if len(found) > LARGEST:
-        raise ValueError(f"it has more than {LARGEST} bytes, which no file of options has. Name a YAML file.")
+        found = file.read(_LARGEST + 1)
+    if len(found) > _LARGEST:
+        raise ValueError(f"it has more than {_LARGEST} bytes, which no file of options has. Name a YAML file.")
     try:
         return found.decode("utf-8")
     except UnicodeDecodeError:

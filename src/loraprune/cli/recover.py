@@ -77,4 +77,4 @@ _COMMAND = TrainingCommand(
     work=_work,
 )
 
-build_parser = _COMMAND.help_parser
+recover_parser = _COMMAND.help_parser

@@ -23,7 +23,7 @@ _EXAMPLES = """examples:
 """
 
 
-def build_parser() -> Parser:
+def report_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune report",
@@ -45,7 +45,7 @@ def build_parser() -> Parser:
 def report_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(report_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ from loraprune.cli.console import FAILED, open_console, print_line, quiet_librar
 from loraprune.cli.parsing import Parser, parsed
 
 
-def build_parser() -> Parser:
+def verify_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune verify",
@@ -26,7 +26,7 @@ def build_parser() -> Parser:
 def verify_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(build_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(verify_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -6,7 +6,6 @@ import argparse
 import dataclasses
 import re
 from collections.abc import Iterator
-from importlib import import_module
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_type_hints
 
@@ -18,6 +17,8 @@ from trl import SFTConfig
 
 from loraprune.cli.main import COMMANDS
 from loraprune.cli.options import numbers, parameter_count
+from loraprune.cli.parsing import parser_of
+from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.measure.benchmark.config import OF_TRAINING
 from loraprune.pruning.oneshot_config import SparseConfig
 from loraprune.tasks.training_rules import REMEDIES
@@ -53,13 +54,14 @@ def line(command: str, name: str) -> str:
 def options() -> Iterator[tuple[str, str]]:
     """Commands with the names of their options that take numbers."""
     for command in COMMANDS:
-        parser: argparse.ArgumentParser = import_module(f"loraprune.cli.{command.replace('-', '_')}").build_parser()
-        for action in parser._actions:
+        for action in parser_of(command)._actions:
             if action.type in NUMBERS and action.help != argparse.SUPPRESS:
                 yield command, action.dest
-    own = import_module("loraprune.cli.prune").PRUNE_OPTIONS
     for name, kind in get_type_hints(SFTConfig).items():
-        if {*(get_args(kind) or (kind,))} - {type(None)} in ({int}, {float}) and name not in {*own, *REMEDIES}:
+        if {*(get_args(kind) or (kind,))} - {type(None)} in ({int}, {float}) and name not in {
+            *PRUNE_OPTIONS,
+            *REMEDIES,
+        }:
             yield "prune", name
 
 

@@ -34,7 +34,7 @@ class EstimateConfig:
     target_params: int | None = setting(None, within="[1, inf)")
     lora: LoraOptions = field(default_factory=LoraOptions)
     batch_size: int = setting(8, within="[1, 1000000]")
-    max_length: int | None = setting(None, within="[2, inf)")
+    max_length: int | None = setting(None, within="[2, inf)", why="sequences need at least 2 tokens")
     gradient_accumulation_steps: int = setting(1, within="[1, 1000000]")
     gradient_checkpointing: bool | None = None
     quantization: str | None = None
