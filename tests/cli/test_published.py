@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tests.cli.conftest import QUICK, Command
 
-from loraprune.cli.options import indices, published
+from loraprune.cli.options import indices
+from loraprune.cli.recipe_files import published
 from loraprune.structure.kinds import protected_layers
 
 SMALL = ["--gradient-accumulation-steps=1"]

@@ -14,17 +14,8 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import (
-    SWITCH,
-    ArgumentError,
-    Option,
-    Parser,
-    fields_of,
-    names,
-    option,
-    suggestion,
-    with_dashes,
-)
+from loraprune.cli.options import SWITCH, Option, fields_of, names, option
+from loraprune.cli.parsing import Parser, parsed
 from loraprune.record import numbers
 from loraprune.record.atomic import check_file, write_text
 
@@ -96,9 +87,9 @@ _EXAMPLES = """examples:
 """
 
 
-def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> argparse.ArgumentParser:
+def bench_parser() -> Parser:
     """Models and options, without defaults: those stand beside ``BenchConfig``."""
-    made = kind(
+    made = Parser(
         prog="loraprune bench",
         usage="loraprune bench MODEL... [options]",
         description=_DESCRIPTION,
@@ -120,9 +111,8 @@ def _parser(kind: type[argparse.ArgumentParser] = argparse.ArgumentParser) -> ar
 
 def bench_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = [with_dashes(argument) for argument in arguments]
     if not arguments or "-h" in arguments or "--help" in arguments:
-        _parser().print_help() if arguments else _parser().print_usage()
+        bench_parser().print_help() if arguments else bench_parser().print_usage()
         return 0 if arguments else 2
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(arguments, console))
@@ -134,11 +124,7 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: one is unknown (the nearest known one is suggested) or wrong, or no model was given.
     """
-    try:
-        values = vars(_parser(Parser).parse_args(arguments))
-    except ArgumentError as error:
-        near = suggestion(str(error), _OPTIONS)
-        raise ValueError(f"{error}{near} (loraprune bench --help lists the options)") from None
+    values = vars(parsed(bench_parser(), arguments))
     if not values["models"]:
         raise ValueError("No model was given. Name one or several: loraprune bench DENSE PRUNED.")
     if values.get("decoding") is False:

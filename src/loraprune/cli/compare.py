@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, report_errors, results_console
-from loraprune.cli.options import ArgumentError, Parser, suggestion, with_dashes
+from loraprune.cli.parsing import Parser, parsed
 from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 NAMED_OTHERS = 8
 
 
-def compare_parser() -> argparse.ArgumentParser:
+def compare_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
         prog="loraprune compare",
@@ -72,13 +72,7 @@ def _options(arguments: Sequence[str]) -> argparse.Namespace:
     Raises:
         ValueError: an option is unknown or misses its value, or no run is named.
     """
-    known = compare_parser()
-    try:
-        options = known.parse_args([with_dashes(argument) for argument in arguments])
-    except ArgumentError as error:
-        flags = [flag.lstrip("-") for flag in known._option_string_actions if flag.startswith("--")]
-        hint = suggestion(str(error), flags)
-        raise ValueError(f"{error}{hint} (loraprune compare --help lists the options)") from None
+    options = parsed(compare_parser(), arguments)
     if not options.runs:
         raise ValueError("No run was given. Name runs before the options: loraprune compare RUN… --evaluation FILE.")
     return options

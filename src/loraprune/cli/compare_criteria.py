@@ -148,3 +148,5 @@ _COMMAND = TrainingCommand(
     settle=settle_quantization,
     needs=("model", "data"),
 )
+
+compare_criteria_parser = _COMMAND.help_parser

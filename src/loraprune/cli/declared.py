@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from loraprune.cli.options import SWITCH, Option, indices, names, numbers, option
+from loraprune.cli.options import SWITCH, Option, indices, names, numbers, option, text_or_number
 from loraprune.options.field import flat_name, is_option, kind_of, option_name, rule_of
 from loraprune.options.flat import Flat, options_of
 
@@ -19,6 +19,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "tuple[str, ...]": {"type": names},
     "tuple[int | str, ...]": {"type": indices},
     "tuple[float, ...]": {"type": numbers},
+    "str | float": {"type": text_or_number},
     "Sequence[str]": {"nargs": "+"},
 }
 
@@ -43,6 +44,7 @@ def declared(
             _help(found[name], usual, name),
             field=None if isinstance(usual, Flat) or found[name].name == name else found[name].name,
             old=(old or {}).get(name),
+            optional=_is_optional(found[name]),
             **_TYPES.get(kind_of(found[name]), {}),
             **_choices(found[name]),
         )
@@ -69,12 +71,18 @@ def nested(kind: type[Any]) -> tuple[Option, ...]:
             kind.name,
             _help(field, kind(), field.name),
             field=field.name,
+            optional=_is_optional(field),
             **_TYPES.get(kind_of(field), {}),
             **_choices(field),
         )
         for field in dataclasses.fields(kind)
         if is_option(field)
     )
+
+
+def _is_optional(field: dataclasses.Field[Any]) -> bool:
+    """Whether None is a value of its own, and no number that is missing."""
+    return str(field.type).endswith("| None")
 
 
 def _choices(field: dataclasses.Field[Any]) -> dict[str, Any]:

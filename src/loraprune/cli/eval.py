@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import ArgumentError, Parser, suggestion, with_dashes
+from loraprune.cli.parsing import Parser, parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -29,7 +29,7 @@ _EXAMPLES = """examples:
 DEFAULT_OUTPUT = Path("evaluation.json")
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def eval_parser() -> Parser:
     """The options of the command; what was not given is left to the configuration."""
     parser = Parser(
         prog="loraprune eval",
@@ -92,8 +92,7 @@ def _batch_size(text: str) -> int | None:
 
 def eval_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = [with_dashes(argument) for argument in arguments]
-    parser = _build_parser()
+    parser = eval_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2
@@ -101,17 +100,13 @@ def eval_command(arguments: Sequence[str]) -> int:
     return report_errors(console, lambda: _run(_values(parser, arguments), console))
 
 
-def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """What was given.
 
     Raises:
         ValueError: an option is unknown or misses its value, or no model is named.
     """
-    try:
-        values = vars(parser.parse_args(arguments))
-    except ArgumentError as error:
-        flags = [flag.lstrip("-") for flag in parser._option_string_actions if flag.startswith("--")]
-        raise ValueError(f"{error}{suggestion(str(error), flags)} (loraprune eval --help lists the options)") from None
+    values = vars(parsed(parser, arguments))
     if not values.get("models"):
         raise ValueError("No model was given. Name models before the options: loraprune eval MODEL --ppl wikitext2.")
     return values

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.parsing import Parser, parsed
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult
@@ -17,10 +18,11 @@ if TYPE_CHECKING:
 _FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
 
-def _parser() -> argparse.ArgumentParser:
+def export_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune export",
+        usage="loraprune export CHECKPOINT --format FORMAT [-o PATH] [options]",
         description="Write a checkpoint in a format that another runtime loads: a GGUF file for llama.cpp and the "
         "programs built on it, an ONNX file for onnxruntime; and of a checkpoint with 2:4 zeros, a folder of packed "
         "weights for torch's semi-structured tensors, or one in the compressed-tensors layout for vLLM.",
@@ -51,9 +53,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def export_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = _parser().parse_args(arguments)
     console = open_console()
-    return report_errors(console, lambda: _run(options))
+    return report_errors(console, lambda: _run(parsed(export_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from loraprune.cli.console import (
     show_runtimes,
 )
 from loraprune.cli.options import indices, names
+from loraprune.cli.parsing import Parser, parsed
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
 from loraprune.record.places import check_place
@@ -35,10 +36,11 @@ if TYPE_CHECKING:
     from loraprune.structure.drafting import BlockKind, Layer
 
 
-def _parser() -> argparse.ArgumentParser:
+def inspect_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune inspect",
+        usage="loraprune inspect MODEL [options]",
         description="Show what can be pruned in a model: dimensions, groups, parameters a group, and what stays. Of a "
         "model that loraprune does not know: its layers, and a start for a description. "
         "Reads the config alone; no weights are loaded.",
@@ -56,9 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def inspect_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = _parser().parse_args(arguments)
     console = open_console()
-    return report_errors(console, lambda: _run(options))
+    return report_errors(console, lambda: _run(parsed(inspect_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

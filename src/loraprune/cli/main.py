@@ -81,10 +81,24 @@ def _run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    empty = _empty(rest)
+    if empty is not None:
+        print(f"error: {empty} is empty. Give it a value, or leave it out.", file=sys.stderr)
+        return 2
     _quiet_optional_libraries()
     name = command.replace("-", "_")
     code: int = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_command")(rest)
     return code
+
+
+def _empty(arguments: Sequence[str]) -> str | None:
+    """What is empty in a command line, as where a variable of the shell has no value; None where nothing is."""
+    for before, argument in zip(("", *arguments), arguments, strict=False):
+        if argument.startswith("--") and argument.endswith("="):
+            return argument[:-1]
+        if not argument.strip():
+            return before if before.startswith("-") else "An argument"
+    return None
 
 
 if __name__ == "__main__":

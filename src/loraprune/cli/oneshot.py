@@ -16,21 +16,15 @@ from loraprune.cli.declared import declared
 from loraprune.cli.export import export_sparse, sparse_folder
 from loraprune.cli.options import (
     SWITCH,
-    ArgumentError,
     Option,
-    Parser,
     add_options,
-    check_known,
-    check_recipe_stays,
     fields_of,
     old_names,
     option,
-    read_recipe,
-    suggestion,
-    typed,
-    with_dashes,
     with_new_names,
 )
+from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
 from loraprune.cli.training_options import ARCHITECTURE, inputs, target_params
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.numbers import percent
@@ -108,7 +102,7 @@ _EXAMPLES = """examples:
 """
 
 
-def _build_parser() -> argparse.ArgumentParser:
+def oneshot_parser() -> Parser:
     """The options of the command; nothing has a default."""
     parser = Parser(
         prog="loraprune oneshot",
@@ -124,8 +118,7 @@ def _build_parser() -> argparse.ArgumentParser:
 
 def oneshot_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    arguments = [with_dashes(argument) for argument in arguments]
-    parser = _build_parser()
+    parser = oneshot_parser()
     if not arguments or "-h" in arguments or "--help" in arguments:
         parser.print_help() if arguments else parser.print_usage()
         return 0 if arguments else 2
@@ -133,25 +126,21 @@ def oneshot_command(arguments: Sequence[str]) -> int:
     return report_errors(console, lambda: _run(_values(parser, arguments), console, arguments))
 
 
-def _values(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> dict[str, Any]:
+def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """Recipe and command line together; the command line wins.
 
     Raises:
         ValueError: an option is unknown, or something that is needed is missing.
     """
-    try:
-        given = vars(parser.parse_args(arguments))
-    except ArgumentError as error:
-        near = suggestion(str(error), ONESHOT_OPTIONS)
-        raise ValueError(f"{error}{near} (loraprune oneshot --help lists the options)") from None
-    recipe = read_recipe(given["config"]) if "config" in given else {}
+    given = vars(parsed(parser, arguments))
+    recipe = read_recipe(given["config"], parser.prog) if "config" in given else {}
     old = old_names(ONESHOT_OPTIONS.values())
     check_known(recipe, {*ONESHOT_OPTIONS, *old, "model"})
     given = with_new_names(given, old)
     amounts = ("ratio", "sparsity", "target_params")
     if any(name in given for name in amounts):
         recipe = {name: value for name, value in recipe.items() if name not in amounts}
-    recipe = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, old)
+    recipe = with_new_names({name: typed(name, value, parser, ONESHOT_OPTIONS) for name, value in recipe.items()}, old)
     values = recipe | given
     if values.get("target_params") is not None:
         if values.get("ratio") is not None or values.get("sparsity") is not None:

@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
-
-from loraprune.record.replaceable import check_apart
+from typing import Any
 
 logger = logging.getLogger("loraprune")
 
@@ -27,6 +24,7 @@ class Option:
         extra: for argparse.
         field: the field's name where it differs.
         old: name that the option had before, of :data:`OLD_OPTIONS`.
+        optional: whether a recipe may leave its value open.
     """
 
     name: str
@@ -35,6 +33,7 @@ class Option:
     extra: dict[str, Any]
     field: str | None = None
     old: str | None = None
+    optional: bool = True
 
     @property
     def flag(self) -> str:
@@ -43,10 +42,17 @@ class Option:
 
 
 def option(
-    name: str, target: str, help: str, *, field: str | None = None, old: str | None = None, **extra: Any
+    name: str,
+    target: str,
+    help: str,
+    *,
+    field: str | None = None,
+    old: str | None = None,
+    optional: bool = True,
+    **extra: Any,
 ) -> Option:
     """One option; ``extra`` is for argparse."""
-    return Option(name, target, help, extra, field, old)
+    return Option(name, target, help, extra, field, old, optional)
 
 
 SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
@@ -163,6 +169,11 @@ def parameter_count(text: str | int | float) -> int:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of parameters; write 4.5B, 350M or 120000") from None
 
 
+def text_or_number(text: str) -> str:
+    """A value that may look like a number in a recipe, too: ``0.5`` or ``2:4``."""
+    return text
+
+
 def names(text: str) -> tuple[str, ...]:
     """``heads,channels`` as a tuple; spaces do not matter."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
@@ -191,6 +202,8 @@ def indices(text: str) -> tuple[int | str, ...]:
     """
     found: list[int | str] = []
     for part in names(text):
+        if re.search(r"\d{6}", part):
+            raise argparse.ArgumentTypeError(f"{part!r} names a layer that no model has; count from 0, or from -1 back")
         span = re.fullmatch(r"(\d+)-(\d+)", part)
         if span is not None and int(span[1]) <= int(span[2]):
             found += range(int(span[1]), int(span[2]) + 1)
@@ -201,120 +214,3 @@ def indices(text: str) -> tuple[int | str, ...]:
         else:
             raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1 or 0-3 or 10%")
     return tuple(found)
-
-
-# Options from a YAML recipe and from the command line, as one.
-
-
-class ArgumentError(Exception):
-    """Carries a parser's complaint."""
-
-
-class Parser(argparse.ArgumentParser):
-    """A parser whose complaints can be put in our words."""
-
-    def error(self, message: str) -> NoReturn:
-        """Complain."""
-        raise ArgumentError(message)
-
-
-def published() -> dict[str, Path]:
-    """The recipes that the package brings, by name: the methods of the field with their published settings."""
-    folder = Path(__file__).parent.parent / "recipes" / "published"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
-
-
-def read_recipe(path: Path) -> dict[str, Any]:
-    """Read a YAML recipe: a file, or one of the package's by its name.
-
-    Raises:
-        ValueError: it cannot be read, is no mapping, or would let code of others run.
-    """
-    import yaml
-
-    class Loader(yaml.SafeLoader):
-        def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-            # To YAML, an unquoted 2:4 is a number to the base of sixty.
-            is_pattern = kind is yaml.ScalarNode and re.fullmatch(r"\d+:\d+", value)
-            resolver: Any = super()
-            return "tag:yaml.org,2002:str" if is_pattern else resolver.resolve(kind, value, implicit)
-
-    try:
-        source = path if path.exists() else published().get(str(path), path)
-        values = yaml.load(source.read_text(encoding="utf-8"), Loader)
-    except FileNotFoundError:
-        names = ", ".join(published())
-        raise ValueError(f"The recipe {path} does not exist. Published ones go by their names: {names}.") from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
-    if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is no mapping of option names to values.")
-    found = {str(key).replace("-", "_"): value for key, value in values.items()}
-    if "trust_remote_code" in found:
-        raise ValueError(
-            f"The recipe {path} holds trust_remote_code, which lets a checkpoint run code here. Only the command line "
-            "may say that: --trust-remote-code."
-        )
-    return found
-
-
-def typed(name: str, value: Any, parser: argparse.ArgumentParser) -> Any:
-    """A recipe's value as the command line would have read it: to YAML, 1e-4 is text.
-
-    Raises:
-        ValueError: the command line would have refused it.
-    """
-    flag = f"--{name.replace('_', '-')}"
-    action = parser._option_string_actions.get(flag)
-    if value is None or isinstance(value, dict) or (isinstance(value, list) and action and action.nargs is None):
-        return value
-    if action is None or isinstance(action, argparse.BooleanOptionalAction):
-        wanted, what = (str, "text") if action is None else (bool, "true or false")
-        if not isinstance(value, wanted):
-            raise ValueError(f"The recipe's {name} is {value!r}; it must be {what}.")
-        return value
-    try:
-        words = [flag, *map(str, value)] if isinstance(value, list) else [f"{flag}={value}"]
-        return vars(parser.parse_args(words))[name]
-    except ArgumentError as error:
-        raise ValueError(f"The recipe's {name} is {value!r}: {error}") from None
-
-
-def check_recipe_stays(values: Mapping[str, Any]) -> None:
-    """Make sure that the result does not take the place of the recipe or of the description that the command reads.
-
-    Raises:
-        ValueError: it would.
-    """
-    if values.get("output") is not None:
-        check_apart(Path(values["output"]).expanduser(), (values.get("config"), values.get("architecture")))
-
-
-def check_known(recipe: Iterable[str], known: Collection[str]) -> None:
-    """Make sure that a recipe names options only.
-
-    Raises:
-        ValueError: a name is unknown; the nearest known one is suggested.
-    """
-    for name in recipe:
-        if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
-            raise ValueError(f"The recipe has an unknown option {name!r}.{hint}")
-
-
-def with_dashes(argument: str) -> str:
-    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
-    name, equals, value = argument.partition("=")
-    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
-
-
-def suggestion(message: str, known: Iterable[str]) -> str:
-    """The known option nearest to an unknown one that a parser complains of."""
-    marker = "unrecognized arguments: "
-    if marker not in message:
-        return ""
-    unknown = message.partition(marker)[2].split()[0].partition("=")[0]
-    names = ["--" + name.replace("_", "-") for name in known]
-    near = difflib.get_close_matches(unknown.replace("_", "-"), names, n=1)
-    return f"; did you mean {near[0]}?" if near else ""

@@ -18,6 +18,7 @@ from loraprune.cli.console import (
     show_runtimes,
 )
 from loraprune.cli.options import add_old_options, parameter_count, with_new_names
+from loraprune.cli.parsing import Parser, parsed
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
@@ -41,10 +42,11 @@ RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_c
 """The same for the run."""
 
 
-def plan_parser() -> argparse.ArgumentParser:
+def plan_parser() -> Parser:
     """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune plan",
+        usage="loraprune plan MODEL [options]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Say what loraprune prune will take and give, from a model's config alone: shapes, parameters, "
         "memory,\ntime, and which GPUs it fits. No weights are loaded; every figure is an estimate (docs/planning.md).",
@@ -98,9 +100,8 @@ def _wrapped(items: Any) -> str:
 
 def plan_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = plan_parser().parse_args(arguments)
     console = open_console()
-    return report_errors(console, lambda: _run(options))
+    return report_errors(console, lambda: _run(parsed(plan_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -185,3 +185,5 @@ _COMMAND = TrainingCommand(
     settle=_settle,
     check=_configured,
 )
+
+prune_parser = _COMMAND.help_parser

@@ -76,3 +76,5 @@ _COMMAND = TrainingCommand(
     groups=_GROUPS,
     work=_work,
 )
+
+recover_parser = _COMMAND.help_parser

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.parsing import Parser, parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,9 +23,9 @@ _EXAMPLES = """examples:
 """
 
 
-def _parser() -> argparse.ArgumentParser:
+def report_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune report",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
@@ -43,9 +44,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def report_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = _parser().parse_args(arguments)
-    console = open_console(quiet=options.quiet)
-    return report_errors(console, lambda: _run(options))
+    console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
+    return report_errors(console, lambda: _run(parsed(report_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

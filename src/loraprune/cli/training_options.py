@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import itertools
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import Field, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,23 +15,19 @@ from loraprune.cli.console import open_console, quiet_libraries, report_errors
 from loraprune.cli.declared import declared
 from loraprune.cli.options import (
     SWITCH,
-    ArgumentError,
     Option,
     OptionGroups,
-    Parser,
     add_options,
-    check_known,
-    check_recipe_stays,
     old_names,
     option,
     parameter_count,
-    read_recipe,
-    suggestion,
-    typed,
-    with_dashes,
     with_new_names,
 )
+from loraprune.cli.parsing import ArgumentError, Parser, check_dashes, complaint, flags_of, with_dashes
+from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
+from loraprune.cli.training_names import training_names
 from loraprune.tasks.options import LoraOptions, RunOptions
+from loraprune.tasks.training_rules import REMEDIES
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -95,29 +93,6 @@ TRAINING_HELP = """training options, as trl's SFTConfig names them (nearly all o
   --max-length (1024, or the model's context), --seed (42), --bf16, --gradient-checkpointing,
   --logging-steps (5), --save-steps (100), --report-to (none), ...
 """
-
-_ANEW = "It does not go together with a model whose layers this command changes."
-REMEDIES = {
-    "output_dir": "Say -o/--output.",
-    "resume_from_checkpoint": "Say --resume.",
-    "packing": "Plain text is packed and everything else is not.",
-    "assistant_only_loss": "Say --answers-only or --no-answers-only.",
-    "completion_only_loss": "Say --answers-only or --no-answers-only.",
-    "eval_strategy": "Perplexity is measured before and after training, on --eval-data.",
-    "dataset_text_field": "Text is read from the column 'text'.",
-    "model_init_kwargs": "The model is loaded in its own dtype.",
-    "chat_template_path": "The tokenizer's own chat template is used; name another tokenizer with --tokenizer.",
-    "eos_token": "The tokenizer's own is used; name another tokenizer with --tokenizer.",
-    "save_only_model": "A run could not be resumed.",
-    "padding_free": "Sequences are told apart by padding; plain text is packed.",
-    "auto_find_batch_size": _ANEW,
-    "load_best_model_at_end": _ANEW,
-    "torch_compile": _ANEW,
-    "fsdp": _ANEW,
-    "deepspeed": _ANEW,
-}
-"""Training options that these commands do not take, and what to say instead."""
-
 
 # A command that trains: its own options and those of trl, from a recipe and from the command line.
 
@@ -196,9 +171,9 @@ class TrainingCommand:
         console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
         return report_errors(console, lambda: self._run(arguments, console))
 
-    def help_parser(self) -> argparse.ArgumentParser:
+    def help_parser(self) -> Parser:
         """The parser that shows help: our options, without the seconds that trl takes to import."""
-        parser = argparse.ArgumentParser(
+        parser = Parser(
             prog=self.prog,
             description=self.description,
             epilog=TRAINING_HELP,
@@ -206,6 +181,7 @@ class TrainingCommand:
             usage=self.usage,
         )
         add_options(parser, self.groups)
+        parser.further = re.findall(r"--[a-z-]+", TRAINING_HELP)
         return parser
 
     def _run(self, arguments: Sequence[str], console: Console) -> int:
@@ -222,7 +198,7 @@ class TrainingCommand:
         self.work(
             Invocation(
                 values=values,
-                training={name: values[name] for name in training - set(options) if name in values},
+                training={name: values[name] for name in training if name in values and name not in options},
                 console=console,
                 command=shlex.join(["loraprune", self.name, *arguments]),
             )
@@ -238,17 +214,35 @@ class TrainingCommand:
         parser = Parser(prog=self.prog, allow_abbrev=False)
         add_options(parser, self.groups)
         try:
-            found, _ = parser.parse_known_args(arguments)
+            check_dashes(arguments, flags_of(parser))
+            found, further = parser.parse_known_args(arguments)
         except ArgumentError as error:
-            raise ValueError(f"{error} ({self.prog} --help lists the options)") from None
+            raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
         given = vars(found)
+        self._check_further(further, flags_of(parser))
         if "config" not in given:
-            self._check_needed(given, without=("model",))  # which the value of an option of trl's looks like
+            self._check_needed(given, without=("model",) if further else ())  # what a value of trl's looks like
             old = old_names(self.options.values())
             if not old & given.keys():  # of which a warning is shown later, once
                 values = dict(given)
                 self.settle(values, given)
                 self.check(values)
+
+    def _check_further(self, further: Sequence[str], own: Sequence[str]) -> None:
+        """Complain of options that are neither ours nor trl's, and of those of trl's that cannot be given.
+
+        Raises:
+            ValueError: there is one.
+        """
+        names = training_names()
+        known = {f"--{prefix}{name.replace('_', '-')}" for name in names for prefix in ("", "no-")}
+        for start, argument in enumerate(further):
+            flag = argument.partition("=")[0]
+            check_taken(flag.removeprefix("--").replace("-", "_"))
+            if names and re.match("--[a-z]", flag) and flag not in known:
+                values = itertools.takewhile(lambda word: not word.startswith("-"), further[start + 1 :])
+                words = " ".join([argument, *values])
+                raise ValueError(complaint(f"unrecognized arguments: {words}", self.prog, [*own, *sorted(known)]))
 
     def _check_needed(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> None:
         for name, remedy in (
@@ -259,7 +253,9 @@ class TrainingCommand:
             if name in self.needs and name not in without and values.get(name) is None:
                 raise ValueError(f"No {name} was given. {remedy}")
 
-    def _values(self, arguments: Sequence[str], options: dict[str, Option], training: set[str]) -> dict[str, Any]:
+    def _values(
+        self, arguments: Sequence[str], options: dict[str, Option], training: Mapping[str, Field[Any]]
+    ) -> dict[str, Any]:
         """Recipe and command line together; the command line wins.
 
         Raises:
@@ -270,18 +266,28 @@ class TrainingCommand:
         try:
             given = vars(parser.parse_args(arguments))
         except ArgumentError as error:
-            near = suggestion(str(error), (*options, *training))
-            raise ValueError(f"{error}{near} ({self.prog} --help lists the options)") from None
-        recipe = read_recipe(given["config"]) if "config" in given else {}
+            raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
+        recipe = read_recipe(given["config"], self.prog) if "config" in given else {}
         old = old_names(options.values())
-        check_known(recipe, set(options) | old | training | {"model", "config"})
+        check_known(recipe, {*options, *old, *training, "model"})
         given = with_new_names(given, old)
-        values = with_new_names({name: typed(name, value, parser) for name, value in recipe.items()}, old) | given
+        read = {name: typed(name, value, parser, options, training) for name, value in recipe.items()}
+        values = with_new_names(read, old) | given
         self.settle(values, given)
-        for name, remedy in REMEDIES.items():
+        for name in REMEDIES:
             if name in values:
-                raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {remedy}")
+                check_taken(name)
         return values
+
+
+def check_taken(name: str) -> None:
+    """Refuse a training option that these commands do not take.
+
+    Raises:
+        ValueError: it is one of these; the message says what to do instead.
+    """
+    if name in REMEDIES:
+        raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {REMEDIES[name]}")
 
 
 def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
@@ -310,10 +316,10 @@ def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
     return built
 
 
-def training_fields() -> set[str]:
-    """Names of the fields of SFTConfig that a user may set."""
+def training_fields() -> dict[str, Field[Any]]:
+    """The fields of SFTConfig that a user may set, by name."""
     from dataclasses import fields
 
     from trl import SFTConfig
 
-    return {field.name for field in fields(SFTConfig) if field.init}
+    return {field.name: field for field in fields(SFTConfig) if field.init}

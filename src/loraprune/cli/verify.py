@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.parsing import Parser, parsed
 
 
-def _parser() -> argparse.ArgumentParser:
+def verify_parser() -> Parser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="loraprune verify",
+        usage="loraprune verify OUT [options]",
         description="Say whether a checkpoint is whole: its weight files against the checksums in pruning.json, finite "
         "weights, shapes against the config, and a forward pass. One line a check; exit code 1 where one fails.",
     )
@@ -23,9 +25,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def verify_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    options = _parser().parse_args(arguments)
     console = open_console()
-    return report_errors(console, lambda: _run(options))
+    return report_errors(console, lambda: _run(parsed(verify_parser(), arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -353,7 +353,7 @@ class Pst(CriterionConfig):
     unstructured = True
     nested = True
     needs_training = "learns its scores while the adapter is trained"
-    rank: int = setting(8, "rank of the learnt part of the scores", within="[1, inf)")
+    rank: int = setting(8, "rank of the learnt part of the scores", within="[1, 65536]")
     low_rank_weight: float = setting(1.0, "alpha1: what the low-rank part counts", within="[0, inf)")
     structured_weight: float = setting(1.0, "alpha2: what the parts of rows and columns count", within="[0, inf)")
     learning_rate: float | None = setting(None, "of the scores", within="(0, inf)", shown="that of the adapter")

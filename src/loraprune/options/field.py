@@ -11,6 +11,9 @@ from typing import Any
 
 _RULE = "loraprune"
 
+SEEDS = "[0, 4294967295]"
+"""The seeds that every generator takes: those of 32 bits."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

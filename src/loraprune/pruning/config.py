@@ -13,6 +13,7 @@ from loraprune.importance.configs import GROUP_CRITERIA, Pst
 from loraprune.importance.criterion_config import CriterionConfig, own_criterion
 from loraprune.options.field import setting
 from loraprune.options.flat import Flat, Part
+from loraprune.sparsity.configs import ZEROING_METHODS
 from loraprune.surgery.repairs import REPAIRS, Repair
 
 RENAMED = {
@@ -79,7 +80,7 @@ class PruningConfig(Flat):
         "what is done to layers after a cut: refit (least squares: what each gave itself), stream (towards the "
         "residual stream before the cut), bias (FLAP's compensation) or none",
     )
-    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, inf)")
+    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, 1000000]")
     average_decay: float = setting(0.9, "moving average of the scores, lambda", within="[0, 1)")
     average_bias_correction: bool = setting(True, "divide out the average's start from zero")
     apply: Literal["slice", "mask"] = setting(
@@ -92,7 +93,16 @@ class PruningConfig(Flat):
 
     parts: ClassVar = {
         "target": Part({"target": Target}),
-        "criterion": Part(JOINT_CRITERIA, adopt=own_criterion),
+        "criterion": Part(
+            JOINT_CRITERIA,
+            adopt=own_criterion,
+            refused={
+                name: f"The criterion {name!r} makes weights zero without training. Use loraprune oneshot, or choose "
+                f"one of {', '.join(JOINT_CRITERIA)}."
+                for name in ZEROING_METHODS
+                if name not in JOINT_CRITERIA
+            },
+        ),
         "schedule": Part({"schedule": Schedule}),
         "repair": Part(REPAIRS),
     }

@@ -11,7 +11,7 @@ from loraprune.allocation.target import Target
 from loraprune.compat.renamed import Renamed, renamed_fields, under_old_names
 from loraprune.importance.configs import GROUP_CRITERIA, Pst
 from loraprune.importance.criterion_config import CriterionConfig, own_criterion
-from loraprune.options.field import setting
+from loraprune.options.field import SEEDS, setting
 from loraprune.options.flat import Flat, Part
 from loraprune.sparsity.configs import ZEROING_METHODS, Evidence, WandaMask, ZeroingMethod
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
@@ -65,11 +65,11 @@ def _refuse_own_criterion(criterion: object) -> NoReturn:
 class _Calibrated(Flat):
     """What both kinds of pruning without training have in common."""
 
-    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, inf)")
+    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, 1000000]")
     max_length: int | None = setting(
         None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
     )
-    seed: int = setting(42, "of what is drawn from the data")
+    seed: int = setting(42, "of what is drawn from the data", within=SEEDS)
     offload: bool = setting(
         False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
     )
@@ -280,7 +280,9 @@ def _is_sparse(values: Mapping[str, Any]) -> bool:
         return False
     if criterion in ONESHOT_CRITERIA and criterion in ZEROING_METHODS:
         raise ValueError(_how_much(f" {criterion} can do both."))
-    if criterion not in ONESHOT_CRITERIA and criterion not in ZEROING_METHODS and criterion not in GROUP_CRITERIA:
+    if criterion in (refused := OneshotConfig.parts["criterion"].refused) and criterion not in ZEROING_METHODS:
+        raise ValueError(refused[criterion])
+    if criterion not in ONESHOT_CRITERIA and criterion not in ZEROING_METHODS:
         raise ValueError(f"There is no criterion {criterion!r}; choose one of {_EITHER}.")
     return criterion in ZEROING_METHODS
 

@@ -16,6 +16,7 @@ from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA
 from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
+from loraprune.options.field import check_fields, setting
 from loraprune.options.flat import options_of
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.watching import ListeningCallback
@@ -62,7 +63,7 @@ class ComparisonConfig:
 
     criteria: tuple[str, ...] = ("lora", "fisher", "taylor")
     ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    steps: int = 20
+    steps: int = setting(20, within="[1, 2147483647]", why="the criteria need steps to look at")
     allocation: str = "uniform"
     dimensions: tuple[str, ...] | None = None
     keep_layers: tuple[int | str, ...] = ()
@@ -95,8 +96,7 @@ class ComparisonConfig:
             raise ValueError(
                 f"ratios are {', '.join(map(str, self.ratios)) or 'missing'}; give at least one, each between 0 and 1."
             )
-        if self.steps < 1:
-            raise ValueError(f"steps is {self.steps}; the criteria need at least one step to look at.")
+        check_fields(self)
         if self.allocation not in ALLOCATIONS:
             raise ValueError(f"allocation is {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
         self._check_options()

@@ -13,7 +13,8 @@ from loraprune.data.demo import PROMPT, demo_data, demo_model
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.recipes.prune import PruneResult, prune
-from loraprune.record.replaceable import check_output
+from loraprune.record.places import OutputExistsError
+from loraprune.record.replaceable import check_output, is_filled
 from loraprune.record.run_record import RECORD_FILE, RunRecord
 from loraprune.tasks.options import RunOptions
 
@@ -52,7 +53,10 @@ def run_demo(
     Raises:
         OutputExistsError: the folder holds something that is no result of loraprune.
     """
-    check_output(output, overwrite=_is_demo_result(output))
+    is_own = _is_demo_result(output)
+    if is_filled(output) and not is_own:
+        raise OutputExistsError(f"{output} holds something else than the result of a demo. Name another folder (-o).")
+    check_output(output, overwrite=is_own)
     options = RunOptions(
         output=output,
         overwrite=True,

@@ -147,8 +147,7 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[object] = ()
             a device or the like.
         ValueError: it cannot be written, or what the run reads lies in it, or it in that.
     """
-    if overwrite:
-        check_apart(output, inputs)
+    check_apart(output, inputs)
     check_standing(output, overwrite=overwrite)
     check_place(output)
 

@@ -13,6 +13,7 @@ import torch
 
 from loraprune.checkpoint.source import ModelSource
 from loraprune.tasks.event_files import check_report_to
+from loraprune.tasks.training_rules import check_given, check_usable
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -56,16 +57,16 @@ def training_arguments(
             model's context.
     """
     if isinstance(given, Mapping):
+        check_given(given, task.arguments_class())
         arguments, max_length = _from_values(task, given, source, run_dir, collator)
     else:
         arguments, max_length = _from_object(task, given, source, run_dir)
-    if arguments.per_device_train_batch_size < 1 or arguments.gradient_accumulation_steps < 1:
-        raise ValueError("The batch size and the number of accumulation steps must be at least 1.")
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
         raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
     if task.has_tokenizer:
         check_length(max_length, source.context)
     check_report_to(arguments)
+    check_usable(arguments)
     arguments.disable_tqdm = True
     # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
     arguments._n_gpu = min(arguments.n_gpu, 1)
@@ -79,8 +80,7 @@ def _from_values(
     accelerated = source.device.type != "cpu"
     cls = task.arguments_class()
     known = {field.name for field in fields(cls) if field.init}
-    if "max_length" not in known:
-        _check_names(task, given, known)
+    _check_names(task, given, known)
     values: dict[str, Any] = {
         **_DEFAULTS,
         "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
@@ -91,18 +91,10 @@ def _from_values(
         **task.defaults(collator),
         **given,
     }
-    _check_fp16(values.get("fp16"))
     if not source.recomputes and any(values.get(name) for name in RECOMPUTATION):
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
     return cls(**values), max_length
-
-
-def _check_fp16(fp16: Any) -> None:
-    if fp16:
-        raise ValueError(
-            "fp16 training is not supported: its loss scaling would get into the scores. Use bf16 or 32 bits."
-        )
 
 
 def _from_object(
@@ -119,10 +111,10 @@ def _from_object(
             f"training is a {type(given).__name__}, and a run of {task.name} takes a {cls.__name__} of "
             f"{cls.__module__.partition('.')[0]}, or a mapping of its fields."
         )
-    _check_fp16(given.fp16)
+    said = given_values(given)
+    check_given(said, cls)
     arguments = copy.copy(given)
     arguments.output_dir = str(run_dir)
-    said = given_values(given)
     if not source.recomputes and "gradient_checkpointing" not in said:
         arguments.gradient_checkpointing = False
     if not source.recomputes and arguments.gradient_checkpointing:

@@ -39,6 +39,7 @@ def lora_config(
     """
     from peft import LoraConfig
 
+    check_rank(options.r, model)
     layers = adaptable_layers(structure, model)
     present = sorted({_last(layer) for layer in layers})
     wanted = list(options.target_modules) if options.target_modules else present
@@ -78,6 +79,17 @@ def lora_config(
         task_type=task.adapter_type,
         **further,
     )
+
+
+def check_rank(rank: int, shapes: nn.Module) -> None:
+    """Make sure that a rank is none that memory cannot hold: more than the widest layer has no use.
+
+    Raises:
+        ValueError: it is larger.
+    """
+    widest = max((max(weight.shape) for weight in shapes.parameters() if weight.dim() > 1), default=0)
+    if rank > widest:
+        raise ValueError(f"lora_r is {rank}, and the widest layer has {widest} channels. Choose a smaller rank.")
 
 
 def _check_every_group(structure: Structure, chosen: Collection[str], experts: bool) -> None:

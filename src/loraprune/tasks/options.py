@@ -34,7 +34,7 @@ class LoraOptions:
     """
 
     r: int = setting(8, "rank", within="[1, inf)", flat="lora_r")
-    alpha: int = setting(16, "alpha", within="[1, inf)", flat="lora_alpha")
+    alpha: int = setting(16, "alpha", within="[1, 1000000]", flat="lora_alpha")
     dropout: float = setting(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
     target_modules: Sequence[str] | None = setting(
         None, "layers to adapt", flat="lora_target_modules", shown="all projections of the blocks"
@@ -109,7 +109,9 @@ class RunOptions:
     allow_changes: bool = setting(False, "resume with other data or training options than the run began with")
     trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
     revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
-    target_params: int | None = setting(None, "instead of a ratio: parameters of the result, such as 4.5B")
+    target_params: int | None = setting(
+        None, "instead of a ratio: parameters of the result, such as 4.5B", within="[1, inf)"
+    )
     quantization: str | None = setting(
         None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
     )

@@ -328,11 +328,11 @@ class TestConfig:
     @pytest.mark.parametrize(
         ("values", "message"),
         [
-            ({"max_length": 1}, "--max-length is 1; it must be at least 2"),
-            ({"stride": 0}, "--stride is 0; it must be at least 1"),
-            ({"batch_size": 0}, "--batch-size is 0; it must be at least 1"),
-            ({"limit": 0}, "--limit is 0; it must be at least 1"),
-            ({"num_fewshot": -1}, "--num-fewshot is -1; it must be at least 0"),
+            ({"max_length": 1}, "max_length is 1; it must be at least 2"),
+            ({"stride": 0}, "stride is 0; it must be at least 1"),
+            ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
+            ({"limit": 0}, "limit is 0; it must be at least 1"),
+            ({"num_fewshot": -1}, "num_fewshot is -1; it must be at least 0"),
             ({"max_length": 8, "stride": 8}, "--stride is 8, and --max-length 8: windows overlap with a stride below"),
             ({"dtype": "half"}, "dtype is 'half'; choose one of float32"),
             ({"temperature": 0.5}, "--temperature is for drawn completions. Say --sample"),

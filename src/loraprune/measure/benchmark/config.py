@@ -14,6 +14,7 @@ import torch
 from loraprune.checkpoint.load import DTYPES, check_quantization, default_device
 from loraprune.importance.configs import CRITERIA
 from loraprune.measure.benchmark.memory import counter_of
+from loraprune.options.field import SEEDS, check_fields, check_within, setting
 from loraprune.record.provenance import machine_description, timestamp, versions
 
 PROFILES = ("inference", "training")
@@ -71,27 +72,27 @@ class BenchConfig:
     """
 
     profile: str = "inference"
-    tokens: int | None = None
-    batch_size: int = 1
+    tokens: int | None = setting(None, within="[1, inf)")
+    batch_size: int = setting(1, within="[1, inf)")
     decode_batch: Sequence[int] = (1, 8)
-    new_tokens: int = 16
-    repeats: int | None = None
-    warmup: int | None = None
-    threads: int | None = None
+    new_tokens: int = setting(16, within="[1, inf)")
+    repeats: int | None = setting(None, within="[1, 1000000]")
+    warmup: int | None = setting(None, within="[0, 1000000]")
+    threads: int | None = setting(None, within="[1, 4096]")
     device: str | None = None
     dtype: str | None = None
     attn_implementation: str | None = None
     against_base: bool = False
     one_at_a_time: bool = False
     base: str | None = None
-    seed: int = 42
+    seed: int = setting(42, within=SEEDS)
     criteria: Sequence[str] | None = None
-    ratio: float = 0.5
-    accumulation: int = 1
+    ratio: float = setting(0.5, within="(0, 1)", why="the share of prunable weights")
+    accumulation: int = setting(1, within="[1, 1000000]")
     bf16: bool | None = None
     gradient_checkpointing: bool | None = None
     quantization: str | None = None
-    lora_r: int = 8
+    lora_r: int = setting(8, within="[1, inf)")
     offload_grads: bool = False
     trust_remote_code: bool = False
     revision: str | None = None
@@ -100,22 +101,14 @@ class BenchConfig:
         _one_of("profile", self.profile, PROFILES)
         _one_of("dtype", self.dtype, tuple(DTYPES))
         _one_of("attn_implementation", self.attn_implementation, _ATTENTION)
-        for name in ("tokens", "batch_size", "new_tokens", "repeats", "threads", "accumulation", "lora_r"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1.")
-        if self.warmup is not None and self.warmup < 0:
-            raise ValueError(f"warmup is {self.warmup}; it cannot be negative.")
+        check_fields(self)
         object.__setattr__(self, "decode_batch", tuple(dict.fromkeys(self.decode_batch)))
         for size in self.decode_batch:
-            if size < 1:
-                raise ValueError(f"decode_batch is {size}; at least one sequence is decoded.")
+            check_within("decode_batch", size, "[1, 65536]", "sequences that are decoded at once")
         if self.criteria is not None:
             object.__setattr__(self, "criteria", tuple(self.criteria))
             for criterion in self.criteria:
                 _one_of("criterion", criterion, TIMED_CRITERIA)
-        if not 0.0 < self.ratio < 1.0:
-            raise ValueError(f"ratio is {self.ratio}; it must lie between 0 and 1: the share of prunable weights.")
         check_quantization(self.quantization)
         self._check_profile()
 

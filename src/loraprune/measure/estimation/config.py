@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from loraprune.checkpoint.load import DTYPES, QUANTIZATIONS
+from loraprune.options.field import check_fields, setting
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions
 
@@ -30,11 +31,11 @@ class EstimateConfig:
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
-    target_params: int | None = None
+    target_params: int | None = setting(None, within="[1, inf)")
     lora: LoraOptions = field(default_factory=LoraOptions)
-    batch_size: int = 8
-    max_length: int | None = None
-    gradient_accumulation_steps: int = 1
+    batch_size: int = setting(8, within="[1, 1000000]")
+    max_length: int | None = setting(None, within="[2, inf)", why="sequences need at least 2 tokens")
+    gradient_accumulation_steps: int = setting(1, within="[1, 1000000]")
     gradient_checkpointing: bool | None = None
     quantization: str | None = None
     dtype: str | None = None
@@ -42,9 +43,7 @@ class EstimateConfig:
     device: str = "cuda"
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "gradient_accumulation_steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        check_fields(self)
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             raise ValueError(f"quantization is {self.quantization!r}; choose one of {', '.join(QUANTIZATIONS)}.")
         if self.dtype is not None and self.dtype not in DTYPES:

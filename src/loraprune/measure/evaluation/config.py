@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from loraprune.checkpoint.load import DTYPES
 from loraprune.data.encoding import BOS_CHOICES
-from loraprune.options.field import check_choice
+from loraprune.options.field import SEEDS, check_choice, check_fields, setting
 
 DEFAULT_TEXT = "wikitext2"
 
@@ -51,17 +51,17 @@ class EvaluationConfig:
     data: str | Path | None = None
     split: str = "validation"
     data_name: str | None = None
-    max_length: int | None = None
+    max_length: int | None = setting(None, within="[2, inf)")
     bos: str = "auto"
-    stride: int | None = None
-    batch_size: int | None = None
-    limit: int | None = None
-    num_fewshot: int | None = None
+    stride: int | None = setting(None, within="[1, inf)")
+    batch_size: int | None = setting(None, within="[1, inf)")
+    limit: int | None = setting(None, within="[1, inf)")
+    num_fewshot: int | None = setting(None, within="[0, inf)")
     max_new_tokens: int = 64
     sample: bool = False
     temperature: float | None = None
     top_p: float | None = None
-    seed: int = 42
+    seed: int = setting(42, within=SEEDS)
     dtype: str | None = None
     device: str | None = None
     output: Path | None = None
@@ -83,17 +83,13 @@ class EvaluationConfig:
             if self.output.is_dir():
                 raise ValueError(f"The output {self.output} is a folder; results are kept in a file. Name one in it.")
         check_choice("bos", self.bos, BOS_CHOICES)
-        self._check_numbers()
+        check_fields(self)
+        self._check_stride()
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         self._check_sampling()
 
-    def _check_numbers(self) -> None:
-        least = {"max_length": 2, "stride": 1, "batch_size": 1, "limit": 1, "num_fewshot": 0}
-        for field in fields(self):
-            value = getattr(self, field.name)
-            if field.name in least and value is not None and value < least[field.name]:
-                raise ValueError(f"{_flag(field.name)} is {value}; it must be at least {least[field.name]}.")
+    def _check_stride(self) -> None:
         if self.stride is not None and self.max_length is not None and self.stride >= self.max_length:
             raise ValueError(
                 f"--stride is {self.stride}, and --max-length {self.max_length}: windows overlap with a stride below "

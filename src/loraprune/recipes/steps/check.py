@@ -26,6 +26,7 @@ from loraprune.surgery.repairs import Bias
 from loraprune.tasks.arguments import given_values, training_arguments
 from loraprune.tasks.lora import lora_config
 from loraprune.tasks.options import LoraOptions, RunOptions
+from loraprune.tasks.own_lora import own_config
 from loraprune.tasks.rows import split_rows
 from loraprune.tasks.task import Task
 
@@ -58,6 +59,8 @@ def prepare(
     arguments, max_length = training_arguments(task, training, source, run_dir=run_dir, collator=inputs.collator)
     if options.output is None:
         arguments.save_strategy = "no"
+    elif options.keep_run and arguments.save_strategy == "no":
+        raise ValueError("keep_run was given, and save_strategy is 'no': the run has no states to keep. Leave one out.")
     check_quantized_base(options, pruning, source.loaded, recovery=recovery)
     structure = describe(source.shapes, pruning.target.dimensions, pruning.target.keep_layers)
     _settle_router_loss_(arguments, structure)
@@ -101,6 +104,8 @@ def _adapter(
         given = lora_config(
             given, structure, source.shapes, task, every_group=isinstance(pruning.criterion, LoraGuided)
         )
+    else:
+        given = own_config(given, source.shapes, pruning)
     if pruning.unstructured:
         check_adapter(given)
     return given

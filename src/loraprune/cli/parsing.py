@@ -1,0 +1,118 @@
+"""Command lines as parsers read them, and what is said of those that they do not understand."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+from collections.abc import Iterable, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+
+class ArgumentError(Exception):
+    """Carries a parser's complaint."""
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose complaints can be put in our words.
+
+    Attributes:
+        further: options that the command takes beside those of the parser.
+    """
+
+    further: Sequence[str] = ()
+
+    def error(self, message: str) -> NoReturn:
+        """Complain."""
+        raise ArgumentError(message)
+
+
+def with_dashes(argument: str) -> str:
+    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
+    name, equals, value = argument.partition("=")
+    return name.replace("_", "-") + equals + value if name.startswith("--") else argument
+
+
+def parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
+    """What a command line says.
+
+    Raises:
+        ValueError: the parser does not understand it; the message says what comes nearest.
+    """
+    arguments = [with_dashes(argument) for argument in arguments]
+    flags = flags_of(parser)
+    try:
+        check_dashes(arguments, flags)
+        return parser.parse_args(arguments)
+    except ArgumentError as error:
+        raise ValueError(complaint(str(error), parser.prog, flags, parser.usage)) from None
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """The long options of a parser, as typed."""
+    return [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
+
+
+def check_dashes(arguments: Iterable[str], flags: Sequence[str]) -> None:
+    """Refuse long options with one dash: ``-overwrite`` would be read as ``-o verwrite``.
+
+    Raises:
+        ArgumentError: there is one.
+    """
+    for argument in arguments:
+        name = argument.partition("=")[0]
+        if not name.startswith("--") and len(name) > 2 and f"-{name}" in flags:
+            raise ArgumentError(f"{name} has one dash; say -{name}")
+
+
+def complaint(message: str, prog: str, flags: Sequence[str], usage: str | None = None) -> str:
+    """A parser's complaint with what helps: the option that comes nearest, or the command that has it.
+
+    Args:
+        message: of the parser.
+        prog: the words that call the command.
+        flags: its options.
+        usage: the shortest way to call it.
+    """
+    hint = f"; {usage}" if usage is not None and "arguments are required" in message else suggestion(message, flags)
+    return f"{message}{hint} ({prog} --help lists the options)"
+
+
+def suggestion(message: str, flags: Sequence[str]) -> str:
+    """What to say of an option that a parser does not know."""
+    marker = "unrecognized arguments: "
+    if marker not in message:
+        return ""
+    unknown = message.partition(marker)[2].split()[0].partition("=")[0].replace("_", "-")
+    if not unknown.startswith("-"):
+        return "; put quotes around a value that has spaces"
+    flag = "--" + unknown.lstrip("-")
+    owners = owners_of(flag)
+    if owners:
+        return f"; {owners}"
+    near = difflib.get_close_matches(flag, flags, n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def owners_of(flag: str) -> str:
+    """The commands that have an option, in words; empty where none has it."""
+    from loraprune.cli.main import COMMANDS
+
+    owners = [command for command in COMMANDS if flag in _flags_of_command(command)]
+    if not owners:
+        return ""
+    *first, last = owners
+    return f"{flag} is an option of loraprune {', '.join(first)}{' and ' if first else ''}{last}"
+
+
+def _flags_of_command(command: str) -> list[str]:
+    """The options of a command."""
+    parser = parser_of(command)
+    return [*flags_of(parser), *parser.further]
+
+
+def parser_of(command: str) -> Parser:
+    """The parser of a command, as its help shows it."""
+    name = command.replace("-", "_")
+    parser: Parser = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_parser")()
+    return parser

@@ -1,0 +1,32 @@
+"""Names of the training options, read from the sources of trl and transformers: to import them takes seconds."""
+
+from __future__ import annotations
+
+import ast
+from importlib.util import find_spec
+from pathlib import Path
+
+_SOURCES = (
+    ("trl", "trainer/sft_config.py"),
+    ("trl", "trainer/base_config.py"),
+    ("transformers", "training_args.py"),
+)
+
+
+def training_names() -> set[str]:
+    """Names of the fields of SFTConfig and of what it is made of; empty where a source is not to be found."""
+    found: set[str] = set()
+    for package, file in _SOURCES:
+        spec = find_spec(package)
+        if spec is None or not spec.submodule_search_locations:
+            return set()
+        path = Path(spec.submodule_search_locations[0]) / file
+        try:
+            body = ast.parse(path.read_text(encoding="utf-8")).body
+        except (OSError, SyntaxError):
+            return set()
+        fields = (item for kind in body if isinstance(kind, ast.ClassDef) for item in kind.body)
+        found |= {
+            item.target.id for item in fields if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+        }
+    return found
