@@ -22,9 +22,11 @@ SHORT = {
     "__main__.py": "hands over to the command line",
     "_version.py": "a constant",
     "architectures/convnext.py": "a page of constants",
+    "architectures/context.py": "one function",
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",
     "pruning/errors.py": "the errors of runs",
+    "record/json_files.py": "one function",
 }
 """Files with fewer lines, and what they are."""
 

@@ -45,7 +45,7 @@ print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") i
         ("prune model --data rows.jsonl -o out --ratio much", "argument --ratio: invalid float value: 'much'"),
         ("prune model --data rows.jsonl -o out --apply glue", "argument --apply: invalid choice: 'glue'"),
         ("prune model --data rows.jsonl -o out --ratio 3", "ratio is 3.0; it must lie in [0, 1)"),
-        ("prune model --data rows.jsonl -o out --lora-alpha -5", "lora_alpha is -5; it must be at least 1"),
+        ("prune model --data rows.jsonl -o out --lora-alpha -5", "lora_alpha is -5; it must lie in [1, 1000000]"),
         (
             "prune model --data rows.jsonl -o out --taylor-form mix",
             "taylor_form is an option of the criterion 'taylor'",

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-CONFIG_FILE = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FACTS_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""
@@ -95,15 +95,17 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
     folder = _folder_of(name, revision)
     if folder is None:
         return None
-    values = _read(folder / CONFIG_FILE)
+    values = _read(folder / ADAPTER_CONFIG)
     whole = [file for file in MODEL_FILES if (folder / file).is_file()]
     if whole:
         raise CheckpointError(
-            f"{name} holds an adapter ({CONFIG_FILE}) and a whole model ({whole[0]}): which of them is meant cannot be "
-            "told. Move one of them into a folder of its own."
+            f"{name} holds an adapter ({ADAPTER_CONFIG}) and a whole model ({whole[0]}): which of them is meant cannot "
+            "be told. Move one of them into a folder of its own."
         )
     if not (folder / WEIGHTS_FILE).is_file():
-        raise CheckpointError(f"{name} has an {CONFIG_FILE} and no {WEIGHTS_FILE}: weights are read from there only.")
+        raise CheckpointError(
+            f"{name} has an {ADAPTER_CONFIG} and no {WEIGHTS_FILE}: weights are read from there only."
+        )
     base_name = base or values.get("base_model_name_or_path")
     if not base_name:
         raise CheckpointError(f"{name} is an adapter that names no base. Name the base with --base.")
@@ -116,10 +118,10 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
 def _folder_of(name: str, revision: str | None) -> Path | None:
     path = Path(name).expanduser()
     if path.exists():
-        return path if (path / CONFIG_FILE).is_file() else None
+        return path if (path / ADAPTER_CONFIG).is_file() else None
     if name.startswith((".", "/", "~")):
         return None
-    found = stored_file(name, CONFIG_FILE, revision)
+    found = stored_file(name, ADAPTER_CONFIG, revision)
     for file in (WEIGHTS_FILE, FACTS_FILE, REFITTED_FILE, MASKS_FILE) if found is not None else ():
         stored_file(name, file, revision)
     return None if found is None else found.parent

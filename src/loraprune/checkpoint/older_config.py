@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 from loraprune.architectures import PREFIX
 from loraprune.checkpoint.older_reader import has_own_head
 from loraprune.checkpoint.pruned_class import is_stock
+from loraprune.checkpoint.reading import CONFIG_FILE
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-_CONFIG = "config.json"
 
 _PARTS = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
 _PARTS_OF = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
@@ -82,7 +81,7 @@ def mend_config(folder: Path, model: PreTrainedModel) -> None:
         folder: that ``save_pretrained`` wrote.
         model: that was saved there.
     """
-    file = folder / _CONFIG
+    file = folder / CONFIG_FILE
     values = with_older_keys(json.loads(file.read_text(encoding="utf-8")), own_head=has_own_head(model))
     if is_stock(model):
         values.pop("auto_map", None)

@@ -131,7 +131,7 @@ OUTPUTS = (
     wrong("verify data.jsonl", "data.jsonl is no folder"),
     wrong("demo -o data.jsonl", "data.jsonl"),
     wrong("demo -o model", "model"),
-    wrong("demo --ratio 1", "ratio", "[0, 1)"),
+    wrong("demo --ratio 1", "--ratio", "(0, 1)"),
     wrong("bench model ./model/gone", "./model/gone", "no config.json"),
     wrong("bench model --against-base", "model", "--base"),
     wrong("bench run --against-base", "gone", "--base", prepare=recorded(base_model="./gone")),

@@ -75,7 +75,7 @@ def here(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "name"), options())
+@pytest.mark.parametrize(("command", "name"), list(options()))
 def test_what_is_no_number_is_refused(command: str, name: str, run: Command, here: Path) -> None:
     before = sorted(here.iterdir())
     flags = {"batch_size": "--batch-size"}

@@ -73,7 +73,7 @@ NO_FILES = (
     wrong(prune("dta.jsonl"), "dta.jsonl", "Did you mean data.jsonl"),
     wrong(recover("a/b/c"), "a/b/c", "does not exist", "no folder a/b"),
     wrong(oneshot("l.jsonl"), "l.jsonl", "does not exist", prepare=linked("l.jsonl", "nowhere.jsonl")),
-    wrong(prune("''"), "No data", "Give a file"),
+    wrong(prune("''"), "--data is empty", "Give it a value"),
     wrong(prune("README"), "README", ".jsonl", "Convert", prepare=written("README", "text")),
     wrong(oneshot("a.arrow"), "a.arrow", ".jsonl", "Convert", prepare=written("a.arrow", b"ARROW1")),
     wrong(criteria("a.jsonl.gz"), "a.jsonl.gz", ".jsonl", "Convert", prepare=written("a.jsonl.gz", b"\x1f\x8b")),
@@ -171,7 +171,7 @@ PROMPTS = (
     wrong("eval model --prompts gone.jsonl", "gone.jsonl", "No such file"),
     wrong("eval model --prompts a.txt", "a.txt", "UTF-8", prepare=written("a.txt", b"\xff\xfe")),
     wrong("eval model --prompts a.txt", "a.txt", "no prompts", prepare=written("a.txt", "\n")),
-    wrong("eval model --prompts ''", "prompt is empty", "Write"),
+    wrong("eval model --prompts ''", "--prompts is empty", "Give it a value"),
 )
 
 UNKNOWN_TOKENS = (
