@@ -57,6 +57,8 @@ def _missing(model: PreTrainedModel) -> Iterator[str]:
         yield from _missing_of_rope(family, rope)
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
         yield "4.57 leaves scale_attn_by_inverse_layer_idx out of its fast attention"
+    if getattr(config, "attn_logit_softcapping", None):
+        yield "4.57 leaves attn_logit_softcapping out of its fast attention"
     if family in ("t5", "mt5") and not getattr(config, "scale_decoder_outputs", False) and not has_own_head(model):
         yield "4.57 scales the output of a head that is the embedding"
 
