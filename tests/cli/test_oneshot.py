@@ -498,7 +498,7 @@ class TestWrongInvocation:
             (["--sparsity", "0.5", "--block-size", "0"], "block_size is 0; it must be at least 1"),
             (
                 ["--sparsity", "0.5", "--calibration-sequences", "-1"],
-                "calibration_sequences is -1; it must be",
+                "calibration_sequences is -1; it must lie in [1, 1000000]",
             ),
             (["--sparsity", "0.5", "--eval-sequences", "-1"], "eval_sequences is -1; it must be at least 0"),
             (["--sparsity", "0.5", "--damping", "-1"], "damping is -1.0; it must lie in [0, 1)"),
