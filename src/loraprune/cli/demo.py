@@ -8,11 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.terminal import CommandParser
 
 
 def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune demo",
         description="Prune the bundled model to half its heads and channels while LoRA tunes it on the standard "
         "library's text, and show what that did. No network, no GPU, a few minutes.",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.terminal import CommandParser
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult
@@ -19,7 +20,7 @@ _FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 
 def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune export",
         description="Write a checkpoint in a format that another runtime loads: a GGUF file for llama.cpp and the "
         "programs built on it, an ONNX file for onnxruntime; and of a checkpoint with 2:4 zeros, a folder of packed "

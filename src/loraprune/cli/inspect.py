@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import indices, names
+from loraprune.cli.terminal import CommandParser
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
 from loraprune.record.places import check_place
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune inspect",
         description="Show what can be pruned in a model: dimensions, groups, parameters a group, and what stays. Of a "
         "model that loraprune does not know: its layers, and a start for a description. "
@@ -136,7 +137,7 @@ def show_outline(console: Console, model: str, model_type: str, seen: Undescribe
         line("It has no list of blocks with linear layers in them.")
     if with_draft:
         line("")
-        line(seen.draft.rstrip())
+        console.print(seen.draft.rstrip(), highlight=False, soft_wrap=True)
         line("")
         line("--draft FILE.yaml writes this start to a file; complete it, and pass it with --architecture FILE.yaml.")
 

@@ -8,9 +8,12 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from loraprune.cli.console import open_console, plain_table, print_line, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import add_old_options, parameter_count, with_new_names
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
+from loraprune.cli.terminal import CommandParser
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
@@ -35,7 +38,7 @@ RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_c
 
 def plan_parser() -> argparse.ArgumentParser:
     """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune plan",
         formatter_class=argparse.RawDescriptionHelpFormatter,
         description="Say what loraprune prune will take and give, from a model's config alone: shapes, parameters, "
@@ -244,7 +247,7 @@ def _gib(value: float) -> str:
 def _gpus(estimate: Estimate) -> Table:
     table = plain_table("GPU", "has, GiB", "needs", "fits", "s a step", "after")
     for fit in estimate.gpus:
-        mark = "[green]\N{CHECK MARK}[/green]" if fit.fits else "[red]\N{BALLOT X}[/red]"
+        mark = Text("\N{CHECK MARK}", "green") if fit.fits else Text("\N{BALLOT X}", "red")
         seconds = (significant(fit.seconds, 2), significant(fit.seconds_after, 2)) if fit.fits else (MISSING, MISSING)
         needs = f"{fit.needed / _GIB:.1f}{'*' if fit.dtype != estimate.settings['dtype'] else ' '}"
         table.add_row(fit.gpu, f"{fit.usable / _GIB:.1f}", needs, mark, *seconds)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.terminal import CommandParser
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -24,7 +25,7 @@ _EXAMPLES = """examples:
 
 def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune report",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.terminal import CommandParser
 
 
 def _parser() -> argparse.ArgumentParser:
     """The options of the command."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="loraprune verify",
         description="Say whether a checkpoint is whole: its weight files against the checksums in pruning.json, finite "
         "weights, shapes against the config, and a forward pass. One line a check; exit code 1 where one fails.",
