@@ -27,7 +27,7 @@ def clean(text: str) -> str:
 
 def one_line(text: str) -> str:
     """The text, clean and in one line, so that no part of it can pass for a message of its own."""
-    return clean(_BREAK.sub(" ", text.strip()))
+    return clean(_BREAK.sub(" ", text.rstrip()))
 
 
 class CommandParser(argparse.ArgumentParser):
