@@ -38,8 +38,8 @@ from loraprune.pruning.resume import last_checkpoint
 
 TRAINING = [
     *("--data=texts.jsonl", "--max-length=32", "--per-device-train-batch-size=2", "--eval-sequences=4", "-q"),
-    # A logged loss is the mean since the last log or since the start: where each state is logged, a stop changes none.
-    *("--max-steps=12", "--save-steps=2", "--logging-steps=2"),
+    # A logged loss is the mean since the last log or since the start: where each step is logged, a stop changes none.
+    *("--max-steps=12", "--save-steps=2", "--logging-steps=1"),
 ]
 PRUNE = [*TRAINING, "--calibration-sequences=8", "--no-latency"]
 ONESHOT = ["--criterion=magnitude", "-q"]
