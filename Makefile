@@ -2,11 +2,13 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+# The versions that are installed; constraints-lowest.txt has the lowest that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
 # Further arguments for the command behind `demo` and `test`: make test ARGS="-k plan"
 ARGS =
 
 BIN := $(VENV)/bin
-PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check -c $(CONSTRAINTS)
 # Empty files that say what is installed, and since when.
 INSTALLED := $(VENV)/.loraprune-installed
 INSTALLED_DEV := $(VENV)/.loraprune-installed-dev
@@ -44,11 +46,11 @@ $(BIN)/pip:
 			"make PYTHON=/path/to/python" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(INSTALLED): pyproject.toml constraints.txt | $(BIN)/pip
+$(INSTALLED): pyproject.toml $(CONSTRAINTS) constraints-dev.txt | $(BIN)/pip
 	$(PIP_INSTALL) -e .
 	@touch $@
 
 # What development needs includes what the demo needs.
-$(INSTALLED_DEV): pyproject.toml constraints.txt | $(BIN)/pip
+$(INSTALLED_DEV): pyproject.toml $(CONSTRAINTS) constraints-dev.txt | $(BIN)/pip
 	$(PIP_INSTALL) -e ".[dev]"
 	@touch $(INSTALLED) $@

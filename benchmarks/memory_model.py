@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, PretrainedConfig, Qwen2Config
-from trl.trainer.utils import add_fused_lm_head
 
 from loraprune.checkpoint.load import quantization_config
 from loraprune.checkpoint.source import ModelSource
@@ -82,6 +81,8 @@ def loaded(config: PretrainedConfig, settings: EstimateConfig) -> Any:
             )
         prepare_(model)
     model = model.to(settings.device) if settings.quantization is None else model
+    from trl.trainer.utils import add_fused_lm_head  # since trl 1.15
+
     add_fused_lm_head(model, outputs=("log_probs", "entropy", "is_top1"))
     structure, task = describe(model), task_of_config(config, "AutoModelForCausalLM")
     every_group = settings.pruning.criterion_name == "lora"

@@ -16,6 +16,7 @@ from transformers import (
     PreTrainedModel,
     Qwen2Config,
     Qwen3Config,
+    TrainingArguments,
 )
 
 CONFIGS: dict[str, type[PretrainedConfig]] = {
@@ -27,6 +28,12 @@ CONFIGS: dict[str, type[PretrainedConfig]] = {
 FAMILIES = tuple(CONFIGS)
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 VOCABULARY = 40
+RECOMPUTATION = next(
+    name
+    for name in ("activation_checkpointing", "gradient_checkpointing")
+    if name in TrainingArguments.__dataclass_fields__
+)
+"""What the installed transformers calls it; before version 5.23 the new name is unknown."""
 
 
 def tiny_config(family: str = "llama", **changes: Any) -> PretrainedConfig:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import statistics
 from collections import defaultdict
 from pathlib import Path
@@ -102,6 +103,16 @@ def test_files_can_be_held_in_the_head() -> None:
     assert small == set(SHORT)
     own = [lines(path) for path in FILES if path.name != "__init__.py"]
     assert 100 <= statistics.median(own) <= 200
+
+
+def test_the_lowest_versions_are_those_that_the_project_allows() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8").partition("dependencies = [")[2]
+    bounds = dict(re.findall(r'"([\w-]+)>=([\d.]+)', project.partition("dev = [")[0]))
+    lowest = dict(re.findall(r"^([\w-]+)==([\d.]+)$", (ROOT / "constraints-lowest.txt").read_text(), re.MULTILINE))
+    pinned = (ROOT / "constraints.txt").read_text(encoding="utf-8")
+    assert f"torch=={lowest['torch']}\n" in pinned  # the bound of torch alone is not tested
+    assert lowest == {**bounds, "torch": lowest["torch"]}
+    assert set(re.findall(r"^([\w-]+)==", pinned, re.MULTILINE)) == set(bounds)
 
 
 def test_no_public_name_is_defined_twice() -> None:

@@ -75,14 +75,19 @@ def test_quiet_shows_nothing(terminal: bool) -> None:
     assert file.getvalue() == ""
 
 
+def cursor_is_hidden(file: io.StringIO) -> bool:
+    """Whether a live line is there."""
+    return file.getvalue().rfind("\x1b[?25l") > file.getvalue().rfind("\x1b[?25h")
+
+
 def test_a_terminal_has_one_live_line_that_goes_when_the_work_is_done() -> None:
     shown, file = console(terminal=True)
     with StepsProgress(shown) as progress:
         progress("scoring", 1, 3)
         progress("scoring", 2, 3)
-        assert shown._live_stack
+        assert cursor_is_hidden(file)
         progress("scoring", 3, 3)
-        assert not shown._live_stack
+        assert not cursor_is_hidden(file)
     text = file.getvalue()
     assert "scoring 3/3" in text
     assert "100% 0:00 left" in text
@@ -90,17 +95,17 @@ def test_a_terminal_has_one_live_line_that_goes_when_the_work_is_done() -> None:
 
 
 def test_an_error_takes_the_live_line_away() -> None:
-    shown, _ = console(terminal=True)
+    shown, file = console(terminal=True)
 
     def work() -> None:
         with StepsProgress(shown) as progress:
             progress("scoring", 1, 3)
-            assert shown._live_stack
+            assert cursor_is_hidden(file)
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         work()
-    assert not shown._live_stack
+    assert not cursor_is_hidden(file)
 
 
 def test_rates_are_shown_where_they_are_asked_for() -> None:

@@ -12,7 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
 from tests.checkpoints import byte_model, sentences, tiny_tokenizer
-from tests.models import PROJECTIONS
+from tests.models import PROJECTIONS, RECOMPUTATION
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from trl import SFTConfig, SFTTrainer
 
@@ -68,7 +68,7 @@ def arguments_of(folder: Path, **changes: Any) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": True,
         "disable_tqdm": True,
-        "activation_checkpointing": False,
+        RECOMPUTATION: False,
         **changes,
     }
 

@@ -10,6 +10,7 @@ import torch
 from datasets import Dataset
 from peft import PeftModel
 from tests.checkpoints import byte_model, sentences, tiny_tokenizer
+from tests.models import RECOMPUTATION
 from tests.pruning.runs import (
     BATCH,
     CUT_STEPS,
@@ -306,8 +307,7 @@ class TestBatches:
         checkpointed = self.importance(
             tmp_path,
             model=model,
-            activation_checkpointing=True,
-            activation_checkpointing_kwargs={"use_reentrant": use_reentrant},
+            **{RECOMPUTATION: True, f"{RECOMPUTATION}_kwargs": {"use_reentrant": use_reentrant}},
         )
         for name, values in plain.items():
             torch.testing.assert_close(checkpointed[name], values, rtol=1e-2, atol=1e-7)
@@ -315,7 +315,7 @@ class TestBatches:
     @pytest.mark.parametrize("criterion", thinned(["fisher", "lora"]))
     def test_trl_with_both_makes_every_cut(self, tmp_path: Path, criterion: str) -> None:
         callback = PruningCallback(pruning_config(criterion=criterion))
-        outcome = train_with_trl(tmp_path, [callback], activation_checkpointing=True, gradient_accumulation_steps=2)
+        outcome = train_with_trl(tmp_path, [callback], gradient_accumulation_steps=2, **{RECOMPUTATION: True})
         assert callback.run is not None
         assert [record.step for record in callback.run.records] == CUT_STEPS
         assert len(outcome.losses) == STEPS

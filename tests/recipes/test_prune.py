@@ -331,6 +331,14 @@ class TestModel:
         )
         assert after == before
 
+    def test_special_tokens_of_the_config_are_kept_where_the_tokenizer_has_others(
+        self, tmp_path: Path, data: Path
+    ) -> None:
+        folder = tiny_checkpoint(tmp_path / "model", bos_token_id=1, eos_token_id=[2, EOS])
+        quick(folder, data, output=tmp_path / "out")
+        saved = AutoConfig.from_pretrained(tmp_path / "out")
+        assert (saved.bos_token_id, saved.eos_token_id) == (1, [2, EOS])
+
     def test_the_chat_template_comes_along(self, finished: PruneResult) -> None:
         saved = AutoTokenizer.from_pretrained(finished.output)
         assert saved.chat_template == tiny_tokenizer().chat_template

@@ -62,12 +62,12 @@ def test_accuracies_are_shown_with_their_change_in_points() -> None:
     assert shown[5] == ["loss", "1.000", "1.500", "×1.50"]
 
 
-def test_what_is_missing_or_no_number_is_a_dash() -> None:
+def test_what_is_missing_is_a_dash_and_what_is_no_number_says_so() -> None:
     values = {"num_tokens": 1000, "num_segments": 10}
     shown = lines(
         entry("a", "perplexity", {"perplexity": 10.0, "bits_per_byte": 1.0, **values}),
         entry("b", "perplexity", {"perplexity": None, "bits_per_byte": 1.0, **values}),
     )
     assert shown[2] == ["parameters", "–", "–"]
-    assert shown[3] == ["ptb@64", "10.00", "–"]
+    assert shown[3] == ["ptb@64", "10.00", "NaN"]
     assert shown[5] == ["per", "word", "–", "–"]

@@ -134,9 +134,9 @@ class TestRows:
         found = find_entries(run, "base", [results(tmp_path / "r.json", new, old)])
         assert [row.pruned for row in entry_rows(found)] == [4.0]
 
-    def test_what_is_no_number_is_none(self) -> None:
+    def test_what_is_no_number_stays_so(self) -> None:
         (row,) = entry_rows(self.both({"values": {"perplexity": None}}, {"values": {"perplexity": math.inf}}))
-        assert (row.dense, row.pruned) == (None, None)
+        assert (row.dense, row.pruned) == (pytest.approx(math.nan, nan_ok=True), math.inf)
 
     def test_tasks_become_scores_with_an_average_over_those_that_both_have(self) -> None:
         def task(model: str, name: str, **values: float) -> Entry:

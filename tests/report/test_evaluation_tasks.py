@@ -57,8 +57,14 @@ def test_an_average_is_over_tasks_that_every_model_has() -> None:
 
 
 @pytest.mark.parametrize("value", [None, float("nan")])
-def test_a_score_that_is_missing_is_a_dash(value: float | None) -> None:
+def test_a_score_that_is_no_number_says_so(value: float | None) -> None:
     line = next(line for line in printed(("a", [entry("piqa", acc=value)])).splitlines() if "piqa" in line)
+    assert line.split()[-1] == "NaN"
+
+
+def test_a_score_that_is_missing_is_a_dash() -> None:
+    shown = printed(("a", [entry("piqa", acc=0.5)]), ("b", [entry("boolq", acc=0.5)]))
+    line = next(line for line in shown.splitlines() if "piqa" in line)
     assert line.split()[-1] == "\N{EN DASH}"
 
 

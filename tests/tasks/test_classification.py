@@ -12,6 +12,7 @@ import torch
 from datasets import Dataset
 from peft import LoraConfig, get_peft_model
 from PIL import Image
+from tests.models import RECOMPUTATION
 from tests.tasks.models import LABELS, learned_images, tiny_convnext, tiny_vit
 from tests.tasks.runs import CONFIG, TRAINING, CtrlC, losses, run
 from transformers import (
@@ -300,7 +301,7 @@ class TestWrongInput:
         self.refused("has 1 label, which is regression", tiny_vit(num_labels=1), rows)
 
     def test_activations_that_cannot_be_computed_again(self, digit_images: Split) -> None:
-        training = {"activation_checkpointing": True}
+        training = {RECOMPUTATION: True}
         self.refused("cannot compute activations again", tiny_convnext(), digit_images[0], training=training)
 
     @pytest.mark.parametrize(

@@ -178,7 +178,7 @@ class BenchProgress:
         self._live: Progress | None = None
         if console.is_terminal and not quiet:
             self._live = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
                 MofNCompleteColumn(),
                 TimeRemainingColumn(),

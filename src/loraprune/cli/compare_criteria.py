@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich.text import Text
+
 from loraprune.cli.console import results_console
 from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
@@ -132,7 +134,7 @@ def agreement_table(comparison: CriteriaComparison) -> Table:
     kind = None
     for (now, pair), shown in sorted(cells.items(), key=lambda item: comparison.structure.kinds.index(item[0][0])):
         if now != kind:
-            table.add_row(f"[bold]{now}[/bold]")
+            table.add_row(Text(now, style="bold"))
         table.add_row(f"  {pair}", *shown)
         kind = now
     return table

@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 from rich.text import Text
 
+from loraprune.cli.terminal import clean, one_line
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
@@ -28,6 +30,18 @@ if TYPE_CHECKING:
 
 WRONG_INVOCATION = 2
 FAILED = 1
+
+
+class CleanConsole(Console):
+    """A console whose texts are no markup, and of which nothing but its own styles controls the terminal."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(markup=False, emoji=False, **options)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
+        """As the parent does, with each text clean."""
+        for text, style, control in super().render(renderable, options):
+            yield Segment(text if control else clean(text), style, control)
 
 
 class _ConsoleHandler(logging.Handler):
@@ -49,7 +63,7 @@ def open_console(*, quiet: bool = False) -> Console:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    console = Console(stderr=True)
+    console = CleanConsole(stderr=True)
     logger = logging.getLogger("loraprune")
     logger.handlers = [_ConsoleHandler(console)]
     logger.propagate = False
@@ -98,12 +112,12 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
 
 def results_console() -> Console:
     """A console on standard output, for what the command was asked for."""
-    return Console(file=sys.stdout)
+    return CleanConsole(file=sys.stdout)
 
 
 def print_line(console: Console, text: object, style: str | None = None) -> None:
-    """Print a text as it is: nothing in it is markup, and a terminal alone breaks it."""
-    console.print(str(text), style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print a text in one line: nothing in it is markup, and a terminal alone breaks it."""
+    console.print(one_line(str(text)), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain_table(*headings: str, left: int = 1, header_style: str = "table.header") -> Table:

@@ -166,7 +166,7 @@ def show_outline(console: Console, model: str, model_type: str, seen: Undescribe
         line("It has no list of blocks with linear layers in them.")
     if with_draft:
         line("")
-        line(seen.draft.rstrip())
+        console.print(seen.draft.rstrip(), highlight=False, soft_wrap=True)
         line("")
         line("--draft FILE.yaml writes this start to a file; complete it, and pass it with --architecture FILE.yaml.")
 

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.text import Text
+
 from loraprune.cli.console import (
     open_console,
     plain_table,
@@ -255,7 +257,7 @@ def _gib(value: float) -> str:
 def _gpus(estimate: Estimate) -> Table:
     table = plain_table("GPU", "has, GiB", "needs", "fits", "s a step", "after")
     for fit in estimate.gpus:
-        mark = "[green]\N{CHECK MARK}[/green]" if fit.fits else "[red]\N{BALLOT X}[/red]"
+        mark = Text("\N{CHECK MARK}", "green") if fit.fits else Text("\N{BALLOT X}", "red")
         seconds = (significant(fit.seconds, 2), significant(fit.seconds_after, 2)) if fit.fits else (MISSING, MISSING)
         needs = f"{fit.needed / _GIB:.1f}{'*' if fit.dtype != estimate.settings['dtype'] else ' '}"
         table.add_row(fit.gpu, f"{fit.usable / _GIB:.1f}", needs, mark, *seconds)

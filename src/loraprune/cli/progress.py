@@ -49,7 +49,7 @@ class TrainingProgress(TrainerCallback):
                 TextColumn("step {task.completed:.0f}/{task.total:.0f}"),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
-                TextColumn("{task.fields[facts]}"),
+                TextColumn("{task.fields[facts]}", markup=False),
                 _Remaining(),
                 console=self._console,
                 transient=True,
@@ -169,7 +169,7 @@ class StepsProgress:
     def _open(self, what: str, total: int) -> None:
         if self._console.is_terminal and not self._quiet:
             self._live = Progress(
-                TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}"),
+                TextColumn("{task.description} {task.completed:.0f}/{task.total:.0f}", markup=False),
                 BarColumn(bar_width=24),
                 TaskProgressColumn(),
                 TextColumn("{task.fields[left]}", style="cyan"),

@@ -36,12 +36,15 @@ class Perplexity:
         segment_length: tokens of the longest sequence; each sequence starts without context.
         bits_per_byte: the same likelihood in bits per byte of UTF-8 text, or None where the number of bytes is
             unknown. It compares models with different tokenizers.
+        num_not_finite: of ``num_segments`` sequences, those whose loss was not finite; both are None where all were.
     """
 
     perplexity: float
     num_tokens: int
     segment_length: int
     bits_per_byte: float | None = None
+    num_not_finite: int | None = None
+    num_segments: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,16 +116,19 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
     """
     device = next(model.parameters()).device
     total = 0.0
-    num_tokens = 0
+    num_tokens = lost = 0
     tokens = min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // model.config.vocab_size)
     with eval_mode(model):
         for pairs in equal_length_batches([torch.stack(pair, -1) for pair in held_out.sequences], tokens):
             ids, labels = pairs.unbind(-1)
             targets = labels[:, 1:].to(device)
             logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
-            total += torch.nn.functional.cross_entropy(
+            loss = torch.nn.functional.cross_entropy(
                 logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
             ).item()
+            if not math.isfinite(loss):
+                lost += _num_not_finite(logits, targets)
+            total += loss
             num_tokens += int((targets != IGNORED).sum())
     if num_tokens == 0:
         raise ValueError("The held-out data has no token to predict.")
@@ -132,11 +138,21 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
         all_tokens = sum(int((labels != IGNORED).sum()) for _, labels in held_out.sequences)
         bits_per_byte = mean * all_tokens / held_out.num_bytes / math.log(2)
     return Perplexity(
-        perplexity=math.exp(mean) if mean < 700.0 else math.inf,
+        perplexity=math.exp(mean) if mean < 700.0 or math.isnan(mean) else math.inf,
         num_tokens=num_tokens,
         segment_length=max(len(ids) for ids, _ in held_out.sequences),
         bits_per_byte=bits_per_byte,
+        num_not_finite=lost or None,
+        num_segments=len(held_out) if lost else None,
     )
+
+
+def _num_not_finite(logits: torch.Tensor, targets: torch.Tensor) -> int:
+    """Sequences whose loss is not finite."""
+    losses = torch.nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED
+    )
+    return int((~losses.sum(-1).isfinite()).sum())
 
 
 # Held-out rows as the batches that a model is called with.

@@ -270,9 +270,15 @@ def _with_zeros(
     return replace(metrics, dense=dense, pruned=pruned, sparsity=sparsity)
 
 
+_SET_BY_TRAINERS = (
+    *("bos_token_id", "eos_token_id", "pad_token_id"),
+    *("use_cache", "output_router_logits", "router_aux_loss_coef"),
+)
+
+
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
     """Take back what Trainers change in the configs."""
-    for name in ("pad_token_id", "use_cache", "output_router_logits", "router_aux_loss_coef"):
+    for name in _SET_BY_TRAINERS:
         if hasattr(config, name):
             setattr(base.config, name, getattr(config, name))
     if generation_config is not None:

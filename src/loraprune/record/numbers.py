@@ -1,6 +1,7 @@
 """Numbers as people read them: ``5.48 M``, ``10.9 MB``, ``12.3 ms``, ``+3.1 %``.
 
-Every function takes None and non-finite values and shows them as a dash, so that no caller has to ask first.
+Every function takes what is no number, so that no caller has to ask first: None, which was not measured, is a dash, and
+what was measured and is not finite stands there as ``NaN`` or an infinity sign.
 """
 
 from __future__ import annotations
@@ -17,6 +18,13 @@ def is_number(value: float | None) -> bool:
     return value is not None and math.isfinite(value)
 
 
+def no_number(value: float | None) -> str:
+    """What stands in place of None, NaN, or an infinite number."""
+    if value is None:
+        return MISSING
+    return "NaN" if math.isnan(value) else f"{_MINUS if value < 0 else ''}\N{INFINITY}"
+
+
 def or_nan(value: float | None) -> float:
     """The value where it is a number, else NaN, which pictures leave out."""
     return value if value is not None and math.isfinite(value) else math.nan
@@ -25,7 +33,7 @@ def or_nan(value: float | None) -> float:
 def significant(value: float | None, digits: int = 3) -> str:
     """Format with ``digits`` significant digits; integers of more digits stay whole: ``4.09``, ``12.0``, ``14,813``."""
     if value is None or not math.isfinite(value):
-        return MISSING
+        return no_number(value)
     if value == 0:
         return "0"
     rounded = _round(value, digits)
@@ -62,14 +70,14 @@ def file_size(num_bytes: float | None) -> str:
 def milliseconds(value: float | None) -> str:
     """Format a short time given in milliseconds: ``12.3 ms``, from ten seconds on ``12.3 s``."""
     if value is None or not math.isfinite(value):
-        return MISSING
+        return no_number(value)
     return f"{significant(value)} ms" if abs(value) < 10_000 else f"{significant(value / 1000)} s"
 
 
 def duration(seconds: float | None) -> str:
     """Format a length of time given in seconds: ``0.25 s``, ``1.3 s``, ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
     if seconds is None or not math.isfinite(seconds):
-        return MISSING
+        return no_number(seconds)
     whole = round(seconds)
     if whole < 60:
         return f"{significant(seconds, 2)} s"
@@ -89,7 +97,7 @@ def clock(seconds: float) -> str:
 def percent(fraction: float | None, signed: bool = False) -> str:
     """Format a fraction as a percentage: ``50.0 %``; ``signed`` writes the plus too: ``+3.1 %``."""
     if fraction is None or not math.isfinite(fraction):
-        return MISSING
+        return no_number(fraction)
     value = 100 * fraction
     decimals = 2 if abs(value) < 0.095 else 1 if abs(value) < 1000 else 0
     digits = f"{abs(value):,.{decimals}f}"
@@ -101,12 +109,12 @@ def percent(fraction: float | None, signed: bool = False) -> str:
 
 def times(factor: float | None) -> str:
     """Format a factor: 1.61 and a multiplication sign."""
-    return f"{significant(factor)}{MULTIPLICATION_SIGN}" if is_number(factor) else MISSING
+    return f"{significant(factor)}{MULTIPLICATION_SIGN}" if is_number(factor) else no_number(factor)
 
 
 def _scaled(value: float | None, suffixes: tuple[str, ...]) -> str:
     if value is None or not math.isfinite(value):
-        return MISSING
+        return no_number(value)
     rounded = _round(value, 3)
     power = 0
     while abs(rounded) >= 1000 and power < len(suffixes) - 1:

@@ -27,6 +27,7 @@ class ModelMeasures:
         parameters: of the model; ``nonzero``: those that are not zero, of a sparse model; ``bytes``: of its weights.
         perplexity: on held-out rows, as are ``bits_per_byte``, ``loss`` (nats), ``accuracy`` and ``exact_match``.
         num_tokens: that were predicted, in segments of ``segment_length``.
+        num_not_finite: of ``num_segments``, those whose loss was not finite; None where all were.
         num_examples: that were classified; ``num_generated``: targets that were written.
         data_fingerprint: hash of what the model was called with for these figures; see
             :mod:`loraprune.metrics.fingerprint`.
@@ -43,6 +44,8 @@ class ModelMeasures:
     exact_match: float | None = field(default=None, metadata=LEFT_OUT)
     num_tokens: int | None = field(default=None, metadata=LEFT_OUT)
     segment_length: int | None = field(default=None, metadata=LEFT_OUT)
+    num_not_finite: int | None = field(default=None, metadata=LEFT_OUT)
+    num_segments: int | None = field(default=None, metadata=LEFT_OUT)
     num_examples: int | None = field(default=None, metadata=LEFT_OUT)
     num_generated: int | None = field(default=None, metadata=LEFT_OUT)
     data_fingerprint: str | None = field(default=None, metadata=LEFT_OUT)

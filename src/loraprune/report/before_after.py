@@ -15,6 +15,7 @@ from loraprune.record.report_data import Recovery, ReportData, Row, Unit
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from loraprune.record.run_record import RunMetrics
 
 _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.PARAMETERS: numbers.count,
@@ -27,6 +28,7 @@ _FORMATS: dict[Unit, Callable[[float | None], str]] = {
     Unit.ACCURACY: numbers.percent,
 }
 UNCHANGED = "unchanged"
+WHY_NAN = "The model gave NaN or infinite logits there."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +129,23 @@ def _zeros(recovery: Recovery) -> str:
         return ""
     weights = f"{numbers.percent(before)} of the weights of the blocks' linear layers were zero"
     return f"; {weights} and still are" if after >= before else f"; {weights}, {numbers.percent(after)} are now"
+
+
+def notes_on_nan(metrics: RunMetrics, before: str, after: str) -> tuple[str, ...]:
+    """Say of each model whose loss was not finite on how many held-out segments it was not.
+
+    Args:
+        metrics: of the run.
+        before: what the model before the run is called.
+        after: what the result is called.
+    """
+    named = ((before, metrics.dense), ("unrecovered pruned", metrics.unrecovered), (after, metrics.pruned))
+    return tuple(
+        f"The loss of the {name} model is not finite on {measures.num_not_finite:,} of {measures.num_segments:,} "
+        f"held-out segments, so that its perplexity is not a number. {WHY_NAN}"
+        for name, measures in named
+        if measures is not None and measures.num_not_finite and measures.num_segments
+    )
 
 
 # The comparison of dense and pruned model as a table for the terminal.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
@@ -11,7 +12,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.record.numbers import MISSING, MULTIPLICATION_SIGN, is_number, significant
+from loraprune.record.numbers import MULTIPLICATION_SIGN, is_number, no_number, significant
+from loraprune.report.before_after import WHY_NAN
+from loraprune.report.evaluation_rows import figure_in, figure_of
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -123,7 +126,7 @@ def _cells(kind: str, entries: Sequence[Entry | None], incomparable: bool) -> li
 
 
 def _figures(entries: Sequence[Entry | None], key: str) -> list[float | None]:
-    return [None if entry is None else entry.values.get(key) for entry in entries]
+    return [figure_of(entry, key) for entry in entries]
 
 
 def _number(value: float | None) -> str:
@@ -149,10 +152,11 @@ def _in_points(values: Sequence[float | None]) -> list[str]:
     cells = []
     for position, value in enumerate(values):
         if value is None or not is_number(value):
-            cells.append(significant(None))
+            cells.append(no_number(value))
             continue
         cell = f"{100 * value:.1f} %"
-        if position and first is not None:
+        if position and is_number(first):
+            assert first is not None
             change = 100 * (value - first)
             cell += f"  {MINUS if change < 0 else '+'}{abs(change):.1f}"
         cells.append(cell)
@@ -266,7 +270,7 @@ def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> N
         aside = [
             Text("" if figure is None else _task_number(metric, figure), style="dim") for figure in (chance, error)
         ]
-        cells = _task_cells(metric, [own.get(metric) for own in values])
+        cells = _task_cells(metric, [figure_in(own, metric) for own in values])
         table.add_row(label if number == 0 else Text(), metric, *aside, *cells)
     if not metrics:
         table.add_row(label)
@@ -294,7 +298,7 @@ def _task_cells(metric: str, values: Sequence[float | None]) -> list[Text]:
 
 def _task_number(metric: str, value: float | None) -> str:
     if value is None or not is_number(value):
-        return MISSING
+        return no_number(value)
     return f"{100 * value:.1f}" if metric.startswith(_SHARES) else significant(value)
 
 
@@ -335,6 +339,10 @@ def task_notes(columns: Sequence[Column]) -> list[str]:
                 f"{model}: log-likelihoods are NaN, so that there are no scores: {', '.join(lost)}. "
                 "Try --dtype float32."
             )
+        figures = [entry for entry in entries if entry.kind in FURTHER and "perplexity" in entry.values]
+        nan = [entry.name for entry in figures if math.isnan(figure_of(entry, "perplexity") or 0.0)]
+        if nan:
+            notes.append(f"{model}: perplexity is not a number: {', '.join(nan)}. {WHY_NAN} Try --dtype float32.")
     return notes
 
 

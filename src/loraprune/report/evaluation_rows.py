@@ -45,9 +45,17 @@ def _merged(old: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
     return (*(row for row in old if row.label not in labels), *new)
 
 
-def _value(entry: Entry | None, key: str) -> float | None:
-    value = None if entry is None else entry.values.get(key)
-    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else None
+def figure_of(entry: Entry | None, key: str) -> float | None:
+    """A figure of an entry; None where it was not measured, NaN where it was not finite."""
+    return None if entry is None else figure_in(entry.values, key)
+
+
+def figure_in(values: Mapping[str, Any], key: str) -> float | None:
+    """A figure by its name; None where there is none, NaN where it was not finite, for which a file has null."""
+    if key not in values:
+        return None
+    value = values[key]
+    return float(value) if isinstance(value, (int, float)) else math.nan
 
 
 def _perplexity(values: Mapping[str, Any]) -> str:
@@ -80,8 +88,8 @@ def _rows(dense: Entry | None, pruned: Entry | None) -> Iterable[Row]:
             label=either.label,
             unit=unit,
             detail=detail(either.values) + dtype,
-            dense=_value(dense, key),
-            pruned=_value(pruned, key),
+            dense=figure_of(dense, key),
+            pruned=figure_of(pruned, key),
         )
 
 
@@ -101,8 +109,8 @@ def _score(dense: Entry | None, pruned: Entry | None) -> Iterable[Row]:
         label=either.name,
         unit=Unit.ACCURACY,
         detail=", ".join(filter(None, parts)),
-        dense=_value(dense, metric),
-        pruned=_value(pruned, metric),
+        dense=figure_of(dense, metric),
+        pruned=figure_of(pruned, metric),
     )
 
 

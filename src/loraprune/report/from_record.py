@@ -33,6 +33,7 @@ from loraprune.record.run_record import (
     RunRecord,
     SparsityCourse,
 )
+from loraprune.report.before_after import notes_on_nan
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.registry import TASKS
@@ -140,14 +141,15 @@ def report_of(
     recovery = None if record.settings.recovery is None else _recovery(metrics.sparsity)
     what, headline = _outcome(record, metrics.dense.parameters)
     history = {"base_pruning": encode(record.base_pruning)} if recovery and record.base_pruning else {}
+    before, after = ("before", "after") if recovery else ("dense", "pruned")
     return ReportData(
         title=f"{record.base_model.rstrip('/').rpartition('/')[2]}, {what}",
         model=record.base_model,
         created=record.created,
         headline=headline,
         recovery=recovery,
-        before="before" if recovery else "dense",
-        after="after" if recovery else "pruned",
+        before=before,
+        after=after,
         rows=_rows_of(record),
         steps=metrics.steps,
         history=metrics.history or (),
@@ -161,7 +163,7 @@ def report_of(
         settings={**encode(record.settings), **history},
         versions=record.versions,
         command=record.command or "",
-        notes=notes,
+        notes=(*notes, *notes_on_nan(metrics, before, after)),
         machine=encode(record.machine),
         details=matrix_table(matrices),
     )

@@ -110,8 +110,11 @@ class CausalLM(Task):
         callbacks: Sequence[TrainerCallback],
     ) -> Trainer:
         """Trl's SFTTrainer, on rows that are tokenized already."""
+        from transformers import set_seed
         from trl import SFTTrainer
 
+        # Before version 1.15, trl draws the adapter before the seed is set.
+        set_seed(arguments.seed)
         tokenizer = copy.deepcopy(processor)
         give_pad_token_(tokenizer)
         return SFTTrainer(

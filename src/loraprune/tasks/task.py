@@ -12,7 +12,6 @@ import torch
 from loraprune.checkpoint.source import ModelSource
 from loraprune.data.formats import PreparedRows
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
-from loraprune.record.numbers import is_number
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.options import RunOptions
@@ -233,9 +232,8 @@ class Measure:
         return self.unit in (Unit.PERPLEXITY, Unit.ACCURACY)
 
     def of(self, measures: ModelMeasures) -> Any:
-        """The number of a model; None where it was not measured or is not finite."""
-        value = getattr(measures, self.key)
-        return value if is_number(value) else None
+        """The number of a model; None where it was not measured."""
+        return getattr(measures, self.key)
 
 
 PARAMETERS = Measure(key="parameters", label="Parameters", unit=Unit.PARAMETERS, card=lambda _: "parameters")

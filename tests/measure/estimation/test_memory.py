@@ -17,6 +17,8 @@ from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.structure.plan import Plan
 from loraprune.surgery.refit import cut_and_repair_
 
+pytest.importorskip("trl", minversion="1.15", reason="older versions of trl compute the loss in another way")
+
 WITHIN = 0.1
 
 

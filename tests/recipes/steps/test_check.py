@@ -8,6 +8,7 @@ import torch
 from datasets import Dataset
 from tests.checkpoints import CONTEXT, sentences, tiny_tokenizer, write_jsonl, write_texts
 from tests.finished_run import CONFIG, QUICK
+from tests.models import RECOMPUTATION
 from tests.tasks.models import reversals, tiny_t5
 
 from loraprune import PruningConfig, RunOptions, prune
@@ -110,11 +111,11 @@ class TestArguments:
     @pytest.mark.skipif(torch.cuda.is_available(), reason="on an accelerator both are on")
     def test_16_bits_and_recomputation_are_off_on_a_cpu_unless_asked_for(self, checkpoint: Path, data: Path) -> None:
         plain = prepare(checkpoint, data, CONFIG, RunInputs(), Path("unused")).arguments
-        assert (plain.bf16, plain.activation_checkpointing, plain.use_cpu) == (False, False, True)
-        asked = prepared_run(checkpoint, data, training={"bf16": True, "activation_checkpointing": True}).arguments
-        assert (asked.bf16, asked.activation_checkpointing) == (True, True)
+        assert (plain.bf16, getattr(plain, RECOMPUTATION), plain.use_cpu) == (False, False, True)
+        asked = prepared_run(checkpoint, data, training={"bf16": True, RECOMPUTATION: True}).arguments
+        assert (asked.bf16, getattr(asked, RECOMPUTATION)) == (True, True)
         old_name = prepared_run(checkpoint, data, training={"gradient_checkpointing": True}).arguments
-        assert old_name.activation_checkpointing is True
+        assert getattr(old_name, RECOMPUTATION) is True
 
     @pytest.mark.parametrize(
         ("length", "message"),
