@@ -28,7 +28,7 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
 )
 from loraprune.checkpoint.exports.two_four import is_two_four, pack, unpack
 from loraprune.checkpoint.reading import reading
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
