@@ -77,6 +77,14 @@ def _audible_logger() -> None:
 
 
 @pytest.fixture
+def answering_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub answers, for all that is known; nobody asks it."""
+    monkeypatch.setattr("loraprune.data.hub.missing_hub", lambda: None)
+    for user in ("data.sources", "metrics.texts", "metrics.tasks.scoring"):
+        monkeypatch.setattr(f"loraprune.{user}.missing_hub", lambda: None)
+
+
+@pytest.fixture
 def model() -> PreTrainedModel:
     """A small Llama: see :func:`tests.models.tiny_model`."""
     return tiny_model("llama")

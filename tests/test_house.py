@@ -23,11 +23,10 @@ SHORT = {
     "__main__.py": "hands over to the command line",
     "_version.py": "a constant",
     "architectures/convnext.py": "a page of constants",
-    "architectures/context.py": "one function",
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",
     "pruning/errors.py": "the errors of runs",
-    "record/json_files.py": "one function",
+    "cli/terminal.py": "what is taken out of a text",
 }
 """Files with fewer lines, and what they are."""
 

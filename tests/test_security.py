@@ -6,6 +6,7 @@ import ast
 import os
 import pickle
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 from loraprune import PruningConfig, RunOptions, prune
 from loraprune.architectures import read_spec
 from loraprune.checkpoint.exports.appearing import appearing_files
-from loraprune.cli.options import read_recipe
+from loraprune.cli.recipe_files import read_recipe
 from loraprune.record.appearing import appearing_folder
 
 ROOT = Path(__file__).parents[1]
@@ -63,7 +64,7 @@ class _Payload:
 def test_yaml_makes_no_objects(tag: str, tmp_path: Path) -> None:
     path, mark = tmp_path / "nasty.yaml", tmp_path / "mark"
     path.write_text(f"ratio: {tag} ['{mark}']\n", encoding="utf-8")
-    for read in (read_recipe, read_spec):
+    for read in (partial(read_recipe, command="loraprune prune"), read_spec):
         with pytest.raises(ValueError, match=re.escape(str(path))):
             read(path)
     assert not mark.exists()

@@ -112,6 +112,7 @@ class TestOnDisk:
             load_source(str(tmp_path / "a.jsonl"), **given)  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("answering_hub")
 class TestHub:
     def test_name_configuration_and_split_are_passed_on(self, monkeypatch: pytest.MonkeyPatch) -> None:
         asked: list[Any] = []

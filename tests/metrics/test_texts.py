@@ -144,6 +144,7 @@ class TestWrong:
         with pytest.raises(ValueError, match=message):
             the(str(tmp_path / name))
 
+    @pytest.mark.usefixtures("answering_hub")
     def test_a_hub_that_cannot_be_reached_is_told_with_the_way_out(self, monkeypatch: pytest.MonkeyPatch) -> None:
         def load_dataset(**arguments: Any) -> None:
             raise ConnectionError("Couldn't reach\nthe hub.")

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -25,6 +27,22 @@ def test_sigterm_raises_what_is_handled_like_ctrl_c() -> None:
     assert isinstance(caught.value, KeyboardInterrupt)
     assert exit_code(stopping.number) == 143
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_ctrl_c_inside_an_exec_of_a_text_leaves_the_exit_code_to_the_command() -> None:
+    """CPython remembers a KeyboardInterrupt that left one, and would end with the signal."""
+    code = (
+        "import signal, sys\n"
+        "from loraprune.pruning.stopping import Stopping, raise_stop\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "try:\n"
+        "    with Stopping(raise_stop):\n"
+        "        exec('import signal; signal.raise_signal(signal.SIGINT); pass')\n"
+        "except KeyboardInterrupt:\n"
+        "    sys.exit(130)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert done.returncode == 130, done.stderr
 
 
 def test_an_inner_block_tells_the_outer_one_what_came() -> None:

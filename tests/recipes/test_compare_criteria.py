@@ -71,7 +71,7 @@ def test_nothing_is_cut_from_a_model_in_memory(data: Path) -> None:
         ({"criteria": ()}, "at least two criteria, and none"),
         ({"ratios": ()}, "at least one"),
         ({"ratios": (0.5, 1.0)}, "between 0 and 1"),
-        ({"steps": 0}, "at least one step"),
+        ({"steps": 0}, "steps is 0; it must lie in"),
         ({"allocation": "best"}, "allocation is 'best'"),
         ({"average_decay": 1.0}, "average_decay is 1.0"),
         ({"criteria": ("lora", "fisher"), "taylor_form": "mix"}, "taylor_form is 'mix', an option of taylor, and"),

@@ -96,7 +96,7 @@ def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "not empty" in capsys.readouterr().err
+    assert "holds something else" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 

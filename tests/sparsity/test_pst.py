@@ -105,7 +105,7 @@ class TestProduct:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"rank": 0}, "pst.rank is 0; it must be at least 1"),
+        ({"rank": 0}, "pst.rank is 0; it must lie in"),
         ({"low_rank_weight": -1.0}, "low_rank_weight is -1.0"),
         ({"structured_weight": float("nan")}, "structured_weight is nan"),
         ({"learning_rate": 0.0}, "pst.learning_rate is 0.0; it must be above 0"),

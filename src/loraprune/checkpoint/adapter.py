@@ -17,8 +17,8 @@ from loraprune.checkpoint.reading import CheckpointError, reason_of
 from loraprune.checkpoint.save import finish
 from loraprune.checkpoint.weight_files import MODEL_FILES
 from loraprune.layers.unwrap import base_layer
+from loraprune.record.codec import read_json
 from loraprune.record.history import stored_file
-from loraprune.record.json_files import read_json
 from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
 from loraprune.structure.describe import describe

@@ -11,9 +11,8 @@ import torch
 from torch import nn
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for
-from loraprune.architectures.context import longest_input
 from loraprune.checkpoint.reading import (
-    CONFIG_FILE,
+    MODEL_CONFIG,
     check_tokenizer_files,
     check_whole_model,
     explain_config_error,
@@ -25,6 +24,7 @@ from loraprune.checkpoint.reading import (
 )
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.checkpoint.weight_files import check_weight_files
+from loraprune.data.encoding import longest_input
 from loraprune.data.hub import hub_or_cache
 from loraprune.layers.quantized import prepare_
 
@@ -84,7 +84,7 @@ def load_config(
     values, remedy = None, "Fetch the checkpoint again, or name another one."
     if _is_local(name):
         check_whole_model(name)
-        file = Path(name).expanduser() / CONFIG_FILE
+        file = Path(name).expanduser() / MODEL_CONFIG
         values, remedy = read_config_values(file), f"Correct {file}, or fetch the checkpoint again."
     with reading(f"The config of {name} cannot be read", remedy, values), hub_or_cache(name):
         try:
@@ -299,7 +299,7 @@ def load_model(
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."
-    values = read_config_values(Path(name).expanduser() / CONFIG_FILE) if _is_local(name) else None
+    values = read_config_values(Path(name).expanduser() / MODEL_CONFIG) if _is_local(name) else None
     with reading(f"The weights of {name} cannot be loaded", remedy, values), hub_or_cache(name):
         try:
             loaded: Any = getattr(transformers, auto_class).from_pretrained(

@@ -11,9 +11,9 @@ from typing import Any
 
 from loraprune.architectures import UnsupportedArchitectureError, unsupported
 from loraprune.data.hub import missing_hub
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
-CONFIG_FILE = "config.json"
+MODEL_CONFIG = "config.json"
 _LONGEST = 300
 _COUNTS = (
     *("hidden_size", "n_embd", "d_model", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
@@ -145,7 +145,7 @@ def check_whole_model(name: str) -> None:
         CheckpointError: it holds none, or is no folder.
     """
     folder = Path(name).expanduser()
-    if (folder / CONFIG_FILE).is_file():
+    if (folder / MODEL_CONFIG).is_file():
         return
     if (folder / "adapter_config.json").is_file():
         raise CheckpointError(

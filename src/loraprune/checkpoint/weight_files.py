@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from loraprune.checkpoint.reading import CheckpointError
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

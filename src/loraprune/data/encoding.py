@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loraprune.options.field import check_choice
 
@@ -82,3 +82,13 @@ def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of a text that a causal language model goes on from: opened, and not closed."""
     (token_ids,) = tokenize(tokenizer, [text])
     return opened(opening_ids(tokenizer), token_ids)
+
+
+_CONTEXT = ("max_position_embeddings", "max_seq_len")
+"""What the configs of families call the most tokens of an input; MPT has the second."""
+
+
+def longest_input(config: Any) -> int | None:
+    """Tokens of an input that a config allows at most; None where it says nothing."""
+    found = (getattr(config, name, None) for name in _CONTEXT)
+    return next((value for value in found if isinstance(value, int)), None)

@@ -54,7 +54,10 @@ def as_picture(value: Any, channels: int) -> Image:
     Raises:
         ValueError: the value is no image.
     """
-    from PIL import Image  # late: pillow is needed for images alone
+    try:
+        from PIL import Image  # late: pillow is needed for images alone
+    except ModuleNotFoundError as error:
+        raise ValueError('Images need pillow, which is not installed: pip install "loraprune[vision]".') from error
 
     if not isinstance(value, Image.Image):
         if isinstance(value, (str, bytes, dict)) or value is None:

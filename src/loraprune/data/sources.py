@@ -137,7 +137,9 @@ def _load_hub(data: str, split: str, name: str | None) -> Dataset:
         with hub_or_cache(data):
             dataset = datasets.load_dataset(data, name, split=split)
     except (FileNotFoundError, ConnectionError) as error:
-        reason = missing_hub() or f"the hub has no such data set ({_one_line(error)})"
+        unreachable = isinstance(error, ConnectionError)
+        said = "the hub cannot be reached" if unreachable else "the hub has no such data set"
+        reason = missing_hub() or f"{said} ({_one_line(error)})"
         raise FileNotFoundError(
             f"{data!r} is no file or folder here, and {reason}. Check the path, the name, and the network."
             f"{_near_names(Path(data))}"

@@ -10,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.architectures.context import longest_input
 from loraprune.compat.renamed import renamed_keywords
-from loraprune.data.encoding import encode_prompt
+from loraprune.data.encoding import encode_prompt, longest_input
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
 

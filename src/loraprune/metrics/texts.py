@@ -221,7 +221,8 @@ def _hub_rows(name: str, form: TextSet) -> list[str]:
     except Exception as error:
         reason = missing_hub() or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: {reason[:300]}. "
+            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: "
+            f"{reason[:300].rstrip('.')}. "
             f"Give a local copy: --ppl {name}=FILE."
         ) from error
     if form.max_rows is not None:

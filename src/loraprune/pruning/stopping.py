@@ -15,6 +15,14 @@ STOPPED = 128 + signal.SIGINT
 """Exit code of a command that Ctrl-C stopped."""
 
 
+class CtrlCError(KeyboardInterrupt):
+    """Ctrl-C came.
+
+    Not KeyboardInterrupt itself: once that has passed through an ``exec`` of a text, as dataclasses make their methods,
+    CPython ends the process by the signal, with exit code -2, although the exception was caught.
+    """
+
+
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM came; what ends well after Ctrl-C ends well after this, too."""
 
@@ -74,9 +82,9 @@ def raise_stop(number: int) -> None:
     """Stop at once.
 
     Raises:
-        KeyboardInterrupt: always; a :class:`TerminatedError` for SIGTERM.
+        KeyboardInterrupt: always, as a :class:`TerminatedError` for SIGTERM and a :class:`CtrlCError` for Ctrl-C.
     """
-    raise TerminatedError if number == signal.SIGTERM else KeyboardInterrupt
+    raise TerminatedError if number == signal.SIGTERM else CtrlCError
 
 
 def exit_code(number: int | None) -> int:

@@ -6,7 +6,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 _BLOCK = 1 << 24
 

@@ -1,13 +1,15 @@
-"""Dataclasses to JSON values and back, led by their type hints."""
+"""Dataclasses to JSON values and back, led by their type hints; and JSON files, which may be damaged."""
 
 from __future__ import annotations
 
+import json
 import math
 import types
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import MISSING, fields, is_dataclass
 from enum import Enum
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import numpy as np
@@ -21,6 +23,21 @@ LEFT_OUT = {"left out": True}
 """Metadata of a field that a file has no key for while it is None; there, ``null`` for a number means NaN."""
 
 _SCALARS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
+
+
+def read_json(path: Path) -> Any:
+    """What a JSON file holds, which may be damaged.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is no regular file, or no JSON in UTF-8.
+    """
+    if path.exists() and not path.is_file():
+        raise ValueError("it is no regular file")
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def encode(value: object, *, finite: bool = True) -> Any:

@@ -7,7 +7,7 @@ from enum import Enum
 from pathlib import Path
 
 from loraprune.record import atomic, codec
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 
 class Unit(Enum):

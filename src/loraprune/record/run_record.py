@@ -10,8 +10,7 @@ from typing import Any
 
 from loraprune.record import atomic
 from loraprune.record.checksums import checksums
-from loraprune.record.codec import LEFT_OUT, decode, encode
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import LEFT_OUT, decode, encode, read_json
 from loraprune.record.report_data import Cut, HistoryPoint
 
 RECORD_FILE = "pruning.json"

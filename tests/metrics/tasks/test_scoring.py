@@ -381,7 +381,7 @@ def far(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(scoring, "harness_tasks", lambda: manager)
 
 
-@pytest.mark.usefixtures("far")
+@pytest.mark.usefixtures("answering_hub", "far")
 def test_data_that_cannot_be_fetched_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def unreachable(*_: Any, **__: Any) -> None:
         raise ConnectionError("Couldn't reach 'hub/far' on the Hub")

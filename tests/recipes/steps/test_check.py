@@ -201,8 +201,8 @@ class TestTokenizer:
         assert len(prepared("a horse ").train_rows) > 0
 
 
-def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint: Path) -> None:
-    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+def test_no_weights_are_loaded_to_prepare(tmp_path: Path, data: Path, checkpoint: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json", "model.safetensors"):
         (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     prepared = prepared_run(tmp_path, data)
     assert prepared.structure.num_parameters == prepared_run(checkpoint, data).structure.num_parameters
@@ -210,7 +210,8 @@ def test_no_weights_are_needed_to_prepare(tmp_path: Path, data: Path, checkpoint
 
 
 def test_a_tokenizer_of_another_checkpoint_may_be_named(tmp_path: Path, checkpoint: Path) -> None:
-    (tmp_path / "config.json").write_bytes((checkpoint / "config.json").read_bytes())
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((checkpoint / name).read_bytes())
     data = write_texts(tmp_path / "data.jsonl")
     inputs = RunInputs(training=QUICK, tokenizer=str(checkpoint))
     prepared = prepare(tmp_path, data, CONFIG, inputs, Path("unused"))

@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.agreement import stored_head_differs
-from loraprune.checkpoint.reading import CONFIG_FILE, CheckpointError, read_config_values, reading
+from loraprune.checkpoint.reading import MODEL_CONFIG, CheckpointError, read_config_values, reading
 from loraprune.checkpoint.tied_weights import says_tied, untie_config_
 from loraprune.checkpoint.weight_files import (
     MODEL_FILES,
@@ -53,7 +53,7 @@ class Checkpoint:
         from transformers import AutoConfig
 
         values = {key: value for key, value in self.values.items() if key not in ("model_type", "pruned", "auto_map")}
-        file = self.folder / CONFIG_FILE
+        file = self.folder / MODEL_CONFIG
         try:
             with reading(f"{file} cannot be read", f"Correct {file}, or fetch the checkpoint again.", values):
                 return AutoConfig.for_model(self.model_type, **values)
@@ -103,7 +103,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     Raises:
         RuntimeFormatError: there is none, or it is not the JSON of a model.
     """
-    file = folder / CONFIG_FILE
+    file = folder / MODEL_CONFIG
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
             raise RuntimeFormatError(f"{folder} holds an adapter only. Merge it into its model and save that first.")
@@ -240,6 +240,10 @@ class RuntimeFormatError(ValueError):
     """A checkpoint cannot be written in a format; the message says why, and what can load it instead."""
 
 
+_EXTRAS = {"gguf": "gguf", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
+"""Packages, and the extra of ours that each of them belongs to."""
+
+
 def require(module: str, package: str, purpose: str) -> ModuleType:
     """Import a module of an optional package.
 
@@ -256,4 +260,6 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.partition(".")[0] != module.partition(".")[0]:
             raise
-        raise RuntimeFormatError(f"{purpose} needs the package {package}: pip install {package}") from error
+        extra = _EXTRAS.get(package)
+        install = package if extra is None else f'"loraprune[{extra}]"'
+        raise RuntimeFormatError(f"{purpose} needs the package {package}: pip install {install}") from error

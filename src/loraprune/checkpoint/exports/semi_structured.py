@@ -28,7 +28,7 @@ from loraprune.checkpoint.exports.sparse_checkpoint import (
 )
 from loraprune.checkpoint.exports.two_four import is_two_four, pack, unpack
 from loraprune.checkpoint.reading import reading
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -150,13 +150,15 @@ def _files(folder: Path) -> list[Path]:
         description = read_json(file)
     except (OSError, ValueError) as error:
         raise RuntimeFormatError(f"{file} cannot be read: {error}. Export the checkpoint again.") from error
-    if not isinstance(description, dict) or not isinstance(description.get("files"), list):
-        raise RuntimeFormatError(f"{file} lists no files. Export the checkpoint again.")
+    if not isinstance(description, dict):
+        raise RuntimeFormatError(f"{file} is no object with fields. Export the checkpoint again.")
     if description.get("format") != _FORMAT:
         raise RuntimeFormatError(
             f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {_FORMAT}: export "
             "the checkpoint again."
         )
+    if not isinstance(description.get("files"), list):
+        raise RuntimeFormatError(f"{file} lists no files. Export the checkpoint again.")
     return [folder / Path(str(name)).name for name in description["files"]]
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.measure.benchmark.timing import Times
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 _FORMAT = "loraprune-bench"
 _FORMAT_VERSION = 1

@@ -12,7 +12,7 @@ from typing import Any
 
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.claims import claimed
-from loraprune.record.json_files import read_json
+from loraprune.record.codec import read_json
 
 logger = logging.getLogger("loraprune")
 
