@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.architectures import PREFIX
 from loraprune.checkpoint.older_reader import has_own_head
 from loraprune.checkpoint.pruned_class import is_stock
-from loraprune.checkpoint.reading import CONFIG_FILE
+from loraprune.checkpoint.reading import MODEL_CONFIG
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -81,7 +81,7 @@ def mend_config(folder: Path, model: PreTrainedModel) -> None:
         folder: that ``save_pretrained`` wrote.
         model: that was saved there.
     """
-    file = folder / CONFIG_FILE
+    file = folder / MODEL_CONFIG
     values = with_older_keys(json.loads(file.read_text(encoding="utf-8")), own_head=has_own_head(model))
     if is_stock(model):
         values.pop("auto_map", None)
