@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
@@ -31,7 +31,8 @@ from loraprune.surgery.effective_weights import set_columns_, weight_before
 from loraprune.surgery.masking import masked
 from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
 from loraprune.surgery.refit_experts import refit_experts_
-from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream
+from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream, StreamAndReaders
+from loraprune.surgery.restore import restore_readers_, restore_writer_
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
@@ -136,7 +137,8 @@ def cut_and_repair_(
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
             if isinstance(repair, Stream):
-                cut.targets = StreamTargets(model, structure, sequences, hooks.device)
+                readers = isinstance(repair, StreamAndReaders)
+                cut.targets = StreamTargets(model, structure, sequences, hooks.device, readers=readers)
             return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, hooks.device))
         return cut.at_once_(model, WholeModelPass(model, calibration))
 
@@ -152,6 +154,7 @@ class _Cut:
     optimizer: object | None
     hooks: CutHooks
     targets: StreamTargets | None = None
+    _behind_a_cut: bool = False
 
     @property
     def damping(self) -> float:
@@ -165,9 +168,7 @@ class _Cut:
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
             self._begin_block(layer)
-            for dimension in self.structure.of_layer(layer):
-                if dimension.name not in changed:
-                    continue
+            for dimension in self._restoring(model, layer, changed, layerwise):
                 count = self.before.count(dimension.name)
                 positions: Sequence[int] = changed[dimension.name]
                 if self.hooks.choose is not None and dimension.tied is None:
@@ -180,6 +181,30 @@ class _Cut:
             layerwise.advance()
             self.hooks.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
+
+    def _restoring(
+        self, model: nn.Module, layer: int, changed: Mapping[str, Sequence[int]], layerwise: LayerwisePass
+    ) -> Iterator[PrunableDimension]:
+        """The dimensions of a block that are cut, in the order of the forward pass.
+
+        With ``stream+readers``, everything before a dimension's consumer is restored before it is handed out.
+        """
+        dimensions = [dimension for dimension in self.structure.of_layer(layer) if dimension.name in changed]
+        targets = self.targets
+        if targets is None or not isinstance(self.repair, StreamAndReaders) or layer in self.structure.protected:
+            self._behind_a_cut |= bool(dimensions)
+            yield from dimensions
+            return
+        cut_at = {dimension.consumer.module: dimension for dimension in dimensions}
+        for writer in targets.writers:
+            if self._behind_a_cut:
+                restore_readers_(model, targets, layerwise, writer, self.damping)
+            if writer in cut_at:
+                self._behind_a_cut = True
+                yield cut_at.pop(writer)
+            elif self._behind_a_cut:
+                restore_writer_(model, targets, layerwise, writer, self.damping)
+        yield from cut_at.values()
 
     def _begin_block(self, layer: int) -> None:
         """Run the block as it is on the stream of the uncut model, where that is the target."""
