@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,7 +12,7 @@ import torch
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
 from loraprune.calibration.features import ALL_ROWS, part_of
 from loraprune.calibration.least_squares import Moments
-from loraprune.layers.axes import is_matrix
+from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
 
 if TYPE_CHECKING:
@@ -40,6 +41,77 @@ def stream_writers(model: nn.Module, structure: Structure, layer: int) -> list[s
     )
     modules = dict(base_model(model).named_modules())
     return [name for name in writers if name in modules and is_matrix(modules[name])]
+
+
+def stream_readers(model: nn.Module, structure: Structure, layer: int) -> list[str]:
+    """Linear layers of a block that read what is as wide as the residual stream, and do not write to it."""
+    block, writers = structure.blocks[layer], stream_writers(model, structure, layer)
+    return [
+        f"{block}.{name}"
+        for name, module in base_model(model).get_submodule(block).named_modules()
+        if f"{block}.{name}" not in writers
+        and not _is_inside_an_adapter(name)
+        and is_matrix(module)
+        and axis_length(module, "input") == structure.hidden_size
+    ]
+
+
+def _is_inside_an_adapter(name: str) -> bool:
+    parts = name.split(".")
+    return "base_layer" in parts or any(part.startswith("lora_") for part in parts)
+
+
+@dataclass
+class _Reading:
+    """What layers of one block read, in the order in which they are called.
+
+    Attributes:
+        called: readers and writers of the first run.
+        leaders: of each reader, the first one that was called with the same tensor.
+        inputs: of each leader, batch by batch.
+    """
+
+    called: list[str] = field(default_factory=list)
+    leaders: dict[str, str] = field(default_factory=dict)
+    inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
+
+    def groups_before(self, writer: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
+        """Readers called between a writer and the writer before it; those of one tensor together."""
+        groups: dict[str, list[str]] = {}
+        for name in self.called[: self.called.index(writer)]:
+            if name in writers:
+                groups = {}
+            else:
+                groups.setdefault(self.leaders[name], []).append(name)
+        return [tuple(group) for group in groups.values()]
+
+    @contextmanager
+    def watching(self, model: nn.Module, readers: Sequence[str], writers: Sequence[str]) -> Iterator[None]:
+        """Note what enters the readers during one run of the block."""
+        seen: list[tuple[torch.Tensor, str]] = []
+        first = not self.called
+
+        def note(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+            def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+                if first:
+                    self.called.append(name)
+                if name in writers:
+                    return
+                leader = next((other for tensor, other in seen if tensor is args[0]), None)
+                if first:
+                    self.leaders[name] = leader or name
+                if leader is None:
+                    seen.append((args[0], name))
+                if self.leaders.get(name) == name:
+                    self.inputs.setdefault(name, []).append(args[0].detach())
+
+            return hook
+
+        with ExitStack() as stack:
+            for name in (*readers, *writers):
+                handle = base_model(model).get_submodule(name).register_forward_pre_hook(note(name), prepend=True)
+                stack.callback(handle.remove)
+            yield
 
 
 @contextmanager
@@ -86,6 +158,7 @@ class StreamTargets:
         structure: its description, with a decoder.
         sequences: token ids, 1-D tensors.
         device: to compute on, where that is not the model's.
+        readers: also note what enters the layers that read the stream.
     """
 
     def __init__(
@@ -94,11 +167,20 @@ class StreamTargets:
         structure: Structure,
         sequences: Sequence[torch.Tensor],
         device: torch.device | None = None,
+        *,
+        readers: bool = False,
     ) -> None:
-        self._model, self._structure = model, structure
+        self._model, self._structure, self._with_readers = model, structure, readers
+        self._reading = _Reading()
+        self._home = next(model.parameters()).device
         self._dense = LayerwisePass(model, structure, sequences, device)
         self._after: dict[str, list[torch.Tensor]] = {}
         self._writers: list[str] = []
+
+    @property
+    def writers(self) -> list[str]:
+        """Layers of the present block that write to the stream, in the order of the forward pass."""
+        return self._writers
 
     @torch.no_grad()
     def begin_block(self, layer: int) -> None:
@@ -109,7 +191,9 @@ class StreamTargets:
         """
         self._writers = stream_writers(self._model, self._structure, layer)
         self._after = {name: [] for name in self._writers}
-        for hidden, output, outputs in self._dense.advance_watching(lambda: _outputs(self._model, self._writers)):
+        self._reading = _Reading()
+        readers = stream_readers(self._model, self._structure, layer) if self._with_readers else []
+        for hidden, output, outputs in self._dense.advance_watching(lambda: self._watched(readers)):
             stream = hidden.float()
             for name in self._writers:
                 if name not in outputs:
@@ -123,6 +207,48 @@ class StreamTargets:
                     "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."
                 )
+
+    @contextmanager
+    def _watched(self, readers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
+        """Outputs of the writers during one run of the block; what enters the readers is noted beside them."""
+        with ExitStack() as stack:
+            if readers:
+                stack.enter_context(self._reading.watching(self._model, readers, self._writers))
+            yield stack.enter_context(_outputs(self._model, self._writers))
+        for inputs in self._reading.inputs.values():
+            inputs[-1] = inputs[-1].to(self._home)
+
+    def readers_before(self, writer: str) -> list[tuple[str, ...]]:
+        """Readers of the present block between a writer and the one before it; those that read one tensor together."""
+        return self._reading.groups_before(writer, self._writers) if self._reading.called else []
+
+    @torch.no_grad()
+    def reader_statistics(
+        self, cut: LayerwisePass, names: Sequence[str], rows: slice = ALL_ROWS
+    ) -> tuple[torch.Tensor, torch.Tensor, int]:
+        """What a refit of readers needs.
+
+        Args:
+            cut: the pass over the model that is being cut, arrived at the same block.
+            names: of readers of one tensor; see :meth:`readers_before`.
+            rows: of its rows, counted over all batches, that are looked at.
+
+        Returns:
+            Of what they read now, ``x``, and read in the uncut model, ``x*``: ``E[x xᵀ]`` and ``E[x* xᵀ]``, float32,
+            shape ``(hidden, hidden)``, and the number of rows.
+        """
+        leader = self._reading.leaders[names[0]]
+        moment, between = torch.zeros(()), torch.zeros(())
+        seen = count = 0
+        for (args, _), dense in zip(cut.entering(leader), self._reading.inputs[leader], strict=True):
+            x = args[0].flatten(0, -2)
+            part = part_of(rows, seen)
+            seen += len(x)
+            wanted, x = dense.to(x.device).flatten(0, -2)[part].float(), x[part].float()
+            moment = moment.to(x.device) + x.T @ x
+            between = between.to(x.device) + wanted.T @ x
+            count += len(x)
+        return moment / count, between / count, count
 
     @torch.no_grad()
     def statistics(self, cut: LayerwisePass, name: str, rows: slice = ALL_ROWS) -> Moments:

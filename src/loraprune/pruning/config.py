@@ -57,8 +57,8 @@ class PruningConfig(Flat):
             ``offload_grads``, and mappings of options as ``compresso`` and ``pst``.
         schedule: when cuts are made. Flat: ``prune_start``, ``prune_end``, ``cuts``, ``cut_every``; see
             :class:`~loraprune.allocation.schedule.Schedule`.
-        repair: what is done to each consumer after a cut: ``refit``, ``stream``, ``bias`` or ``none``, or an object of
-            :mod:`loraprune.repairs`. Flat: ``damping``.
+        repair: what is done to each consumer after a cut: ``refit``, ``stream``, ``stream+readers``, ``bias`` or
+            ``none``, or an object of :mod:`loraprune.repairs`. Flat: ``damping``.
         calibration_sequences: training sequences that the repair looks at.
         average_decay: λ of the moving average of scores, in [0, 1).
         average_bias_correction: divide out that the average starts at zero; off as in the paper.
@@ -78,7 +78,7 @@ class PruningConfig(Flat):
     repair: Repair = setting(
         None,
         "what is done to layers after a cut: refit (least squares: what each gave itself), stream (towards the "
-        "residual stream before the cut), bias (FLAP's compensation) or none",
+        "residual stream before the cut), stream+readers (what reads it, too), bias (FLAP's compensation) or none",
     )
     calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, 1000000]")
     average_decay: float = setting(0.9, "moving average of the scores, lambda", within="[0, 1)")

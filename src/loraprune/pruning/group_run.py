@@ -27,8 +27,8 @@ from loraprune.structure.dimensions import Member, PrunableDimension
 from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths
 from loraprune.surgery.bias import give_biases_
+from loraprune.surgery.fold_gates import fold_gates_
 from loraprune.surgery.masking import Masks
-from loraprune.surgery.refit import fold_gates_
 from loraprune.surgery.repairs import Bias
 from loraprune.surgery.slicing import slice_
 

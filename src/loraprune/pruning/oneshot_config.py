@@ -170,9 +170,9 @@ class OneshotConfig(_Calibrated):
             ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden size,
             ``fisher`` is the default). Or an object of :mod:`loraprune.criteria`, or one of a class of your own. Flat:
             ``taylor_form``, ``group_reduction``, ``offload_grads``, ``damping`` (of ``osscar``).
-        repair: ``stream`` (least squares towards the dense model's residual stream; the default), ``refit`` (towards
-            each layer's own output), ``bias`` (FLAP's compensation) or ``none``, or an object of
-            :mod:`loraprune.repairs`. Flat: ``damping``.
+        repair: ``stream`` (least squares towards the dense model's residual stream; the default), ``stream+readers``
+            (what reads the stream is fitted, too), ``refit`` (towards each layer's own output), ``bias`` (FLAP's
+            compensation) or ``none``, or an object of :mod:`loraprune.repairs`. Flat: ``damping``.
         cuts: steps in which the ratio is reached; groups are scored anew before each.
         calibration_sequences: rows of the data that are looked at.
         max_length: tokens of a row at most; None is 2048, or the model's context where that is shorter.
@@ -192,8 +192,8 @@ class OneshotConfig(_Calibrated):
     )
     repair: Repair = setting(
         None,
-        "stream: least squares towards the dense model's residual stream; refit: towards each layer's own output; "
-        "bias: the mean of what goes; none",
+        "stream: least squares towards the dense model's residual stream; stream+readers: q, k, v, gate and up, too; "
+        "refit: towards each layer's own output; bias: the mean of what goes; none",
     )
     cuts: int = setting(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
 

@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from loraprune.surgery.repairs import Bias, NoRepair, Refit, Repair, Stream
+from loraprune.surgery.repairs import Bias, NoRepair, Refit, Repair, Stream, StreamAndReaders
 
-__all__ = ["Bias", "NoRepair", "Refit", "Repair", "Stream"]
+__all__ = ["Bias", "NoRepair", "Refit", "Repair", "Stream", "StreamAndReaders"]

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -23,20 +23,19 @@ from loraprune.calibration.features import ALL_ROWS
 from loraprune.calibration.least_squares import Moments, NotPositiveDefiniteError, held_back_columns
 from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamTargets
-from loraprune.importance.evidence.learned_gates import over_features
-from loraprune.layers.axes import axis_length, weight_oi
-from loraprune.layers.lora import effective_expert_weight, effective_weight, expert_delta, expert_weight_oi, lora_delta
-from loraprune.layers.quantized import exact_weight, is_quantized, set_weight_, source_of
-from loraprune.layers.unwrap import base_layer, base_model, eval_mode
+from loraprune.layers.axes import axis_length
+from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
+from loraprune.surgery.effective_weights import set_columns_, weight_before
 from loraprune.surgery.masking import masked
 from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
-from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream
+from loraprune.surgery.refit_experts import refit_experts_
+from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream, StreamAndReaders
+from loraprune.surgery.restore import restore_readers_, restore_writer_
 from loraprune.surgery.slicing import slice_, slice_dimension_
 
 if TYPE_CHECKING:
-    from loraprune.calibration.routed_tokens import RoutedTokens
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
@@ -44,33 +43,6 @@ logger = logging.getLogger("loraprune")
 GroupChooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
 """Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
 over the calibration data, arrived at the dimension's block. Gives their positions, ascending."""
-
-
-@torch.no_grad()
-def set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.Tensor) -> None:
-    """Choose columns of the base weight so that base and adapter together make ``weight``; the adapter stays as it is.
-
-    ``columns`` are their positions, or None where ``weight`` is the whole.
-    """
-    delta = lora_delta(module)
-    layer = base_layer(module)
-    base = exact_weight(layer) if is_quantized(layer) else weight_oi(layer).data
-    if columns is None:
-        base.copy_(weight if delta is None else weight - delta)
-    else:
-        base[:, columns] = (weight if delta is None else weight - delta[:, columns]).to(base.dtype)
-    if is_quantized(layer):
-        set_weight_(layer, base)
-
-
-@torch.no_grad()
-def weight_before(module: nn.Module) -> torch.Tensor:
-    """The effective weight that a refit starts from: of a quantized layer, that which was quantized, if it is kept."""
-    layer = base_layer(module)
-    if source_of(layer) is None:
-        return effective_weight(module)
-    delta = lora_delta(module)
-    return exact_weight(layer) if delta is None else exact_weight(layer).add_(delta)
 
 
 @torch.no_grad()
@@ -165,7 +137,8 @@ def cut_and_repair_(
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
             if isinstance(repair, Stream):
-                cut.targets = StreamTargets(model, structure, sequences, hooks.device)
+                readers = isinstance(repair, StreamAndReaders)
+                cut.targets = StreamTargets(model, structure, sequences, hooks.device, readers=readers)
             return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, hooks.device))
         return cut.at_once_(model, WholeModelPass(model, calibration))
 
@@ -181,6 +154,7 @@ class _Cut:
     optimizer: object | None
     hooks: CutHooks
     targets: StreamTargets | None = None
+    _behind_a_cut: bool = False
 
     @property
     def damping(self) -> float:
@@ -194,9 +168,7 @@ class _Cut:
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
             self._begin_block(layer)
-            for dimension in self.structure.of_layer(layer):
-                if dimension.name not in changed:
-                    continue
+            for dimension in self._restoring(model, layer, changed, layerwise):
                 count = self.before.count(dimension.name)
                 positions: Sequence[int] = changed[dimension.name]
                 if self.hooks.choose is not None and dimension.tied is None:
@@ -209,6 +181,30 @@ class _Cut:
             layerwise.advance()
             self.hooks.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
+
+    def _restoring(
+        self, model: nn.Module, layer: int, changed: Mapping[str, Sequence[int]], layerwise: LayerwisePass
+    ) -> Iterator[PrunableDimension]:
+        """The dimensions of a block that are cut, in the order of the forward pass.
+
+        With ``stream+readers``, everything before a dimension's consumer is restored before it is handed out.
+        """
+        dimensions = [dimension for dimension in self.structure.of_layer(layer) if dimension.name in changed]
+        targets = self.targets
+        if targets is None or not isinstance(self.repair, StreamAndReaders) or layer in self.structure.protected:
+            self._behind_a_cut |= bool(dimensions)
+            yield from dimensions
+            return
+        cut_at = {dimension.consumer.module: dimension for dimension in dimensions}
+        for writer in targets.writers:
+            if self._behind_a_cut:
+                restore_readers_(model, targets, layerwise, writer, self.damping)
+            if writer in cut_at:
+                self._behind_a_cut = True
+                yield cut_at.pop(writer)
+            elif self._behind_a_cut:
+                restore_writer_(model, targets, layerwise, writer, self.damping)
+        yield from cut_at.values()
 
     def _begin_block(self, layer: int) -> None:
         """Run the block as it is on the stream of the uncut model, where that is the target."""
@@ -291,106 +287,3 @@ class _Cut:
                     dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
                 )
             )
-
-
-# The refit inside a mixture of experts: the down projection of each expert makes up for its own channels that go.
-
-
-@torch.no_grad()
-def refit_experts_(
-    model: nn.Module,
-    dimension: PrunableDimension,
-    positions: Sequence[int],
-    num_groups: int,
-    calibration: CalibrationPass,
-    damping: float,
-) -> OutputError | None:
-    """Rewrite the columns that stay, before the cut, so that each expert computes nearly what it did with all of them.
-
-    One second moment is in memory at a time, that of one expert. Where a whole expert goes, its tokens go to others,
-    whose weights have nothing in common with its own: there is nothing to refit.
-
-    Args:
-        model: the model or the ``PeftModel`` around it.
-        dimension: about to be cut.
-        positions: which of the groups that there are now stay, ascending.
-        num_groups: groups that there are now.
-        calibration: the pass over the calibration data, arrived at the experts' block.
-        damping: see :func:`loraprune.calibration.least_squares.refit_columns`.
-
-    Returns:
-        The error of all experts as one, each counted for the tokens that are routed to it and by their weights; None
-        where nothing is refitted.
-    """
-    consumer = dimension.consumer
-    if not consumer.stacked:
-        return None
-    module = base_model(model).get_submodule(consumer.module)
-    tokens = calibration.routed_tokens(consumer.module)
-    kept_EK = consumer.stacked_positions(torch.as_tensor(positions), num_groups, dimension.strata)
-
-    left_alone, errors = 0, OutputError(wanted=0.0, cut=0.0)
-    for expert, kept in enumerate(kept_EK):
-        inputs = tokens.weighted_features(module, expert, moment=True)
-        base = expert_weight_oi(module, consumer.parameter, expert).data
-        columns, before = kept.to(base.device), effective_expert_weight(module, consumer.parameter, expert)
-        try:
-            if inputs is None:
-                raise NotPositiveDefiniteError("The second moment of the inputs is zero.")
-            after = held_back_columns(
-                before, Moments(inputs.moment, inputs.rows), columns, damping, _part_of(tokens, module, expert)
-            )
-        except NotPositiveDefiniteError:
-            left_alone += 1
-            if inputs is not None:
-                errors += output_error(before, inputs.moment, columns, None).times(inputs.rows)
-            continue
-        errors += output_error(before, inputs.moment, columns, after).times(inputs.rows)
-        if after is None:
-            continue
-        delta = expert_delta(module, consumer.parameter, expert)
-        base[:, columns] = (after if delta is None else after - delta[:, columns]).to(base.dtype)
-    if left_alone:
-        warnings.warn(
-            f"{dimension.name}: no refit of {left_alone} of {dimension.strata} experts, since too few calibration "
-            "tokens are routed to them. They are cut without it. More calibration sequences help.",
-            stacklevel=2,
-        )
-    return errors
-
-
-def _part_of(tokens: RoutedTokens, module: Any, expert: int) -> Callable[[slice], Moments]:
-    """Moments of what enters an expert with a part of its tokens."""
-
-    def of_rows(rows: slice) -> Moments:
-        found = tokens.weighted_features(module, expert, moment=True, rows=rows)
-        assert found is not None
-        return Moments(found.moment, found.rows)
-
-    return of_rows
-
-
-# Learnt gates made part of the layers that they stand before.
-
-
-@torch.no_grad()
-def fold_gates_(model: nn.Module, structure: Structure, gates: Mapping[str, torch.Tensor]) -> None:
-    """Multiply the columns of each consumer with the gates on its inputs, in place: the same function without gates.
-
-    The base weight takes up the change, and the adapter stays as it is; columns with a gate of 1 are not touched.
-
-    Args:
-        model: the model or the ``PeftModel`` around it.
-        structure: of the model.
-        gates: by dimension, one value a group; dimensions without any are left alone.
-    """
-    base = base_model(model)
-    for dimension in structure:
-        if dimension.name not in gates:
-            continue
-        module = base.get_submodule(dimension.consumer.module)
-        weight = weight_before(module)
-        gates_I = over_features(gates[dimension.name].to(weight.device), dimension.consumer, weight.shape[1])
-        columns = (gates_I != 1.0).nonzero()[:, 0]
-        if len(columns):
-            set_columns_(module, columns, weight[:, columns] * gates_I[columns])

@@ -52,6 +52,19 @@ class Stream(LeastSquares):
 
 
 @dataclass(frozen=True)
+class StreamAndReaders(Stream):
+    """``stream``, and what reads the stream (q, k, v, gate, up) gives what it gave on the stream before the cut.
+
+    Layers that write to the stream are fitted in all blocks behind the first cut, also where nothing of theirs goes.
+    Layers that keep everything (``keep_layers``) keep their weights.
+
+    Source: the asymmetric calibration of GPTAQ (arXiv 2504.02692), with least squares in place of rounding.
+    """
+
+    name = "stream+readers"
+
+
+@dataclass(frozen=True)
 class Bias(Repair):
     """The mean of what goes is added to the consumer's bias.
 
@@ -73,7 +86,7 @@ class NoRepair(Repair):
     reads_data = False
 
 
-REPAIRS: dict[str, type[Repair]] = {kind.name: kind for kind in (Refit, Stream, Bias, NoRepair)}
+REPAIRS: dict[str, type[Repair]] = {kind.name: kind for kind in (Refit, Stream, StreamAndReaders, Bias, NoRepair)}
 """Repairs by name."""
 
 

@@ -7,7 +7,7 @@ from tests.models import logits_of, projections, tiny_model, token_ids, with_lor
 
 from loraprune.importance.evidence.learned_gates import LearnedGates
 from loraprune.structure.describe import describe
-from loraprune.surgery.refit import fold_gates_
+from loraprune.surgery.fold_gates import fold_gates_
 
 IDS = token_ids(2, 9)
 
