@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -300,25 +302,16 @@ def load_model(
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."
     values = read_config_values(Path(name).expanduser() / MODEL_CONFIG) if _is_local(name) else None
-    with reading(f"The weights of {name} cannot be loaded", remedy, values), hub_or_cache(name):
-        try:
-            loaded: Any = getattr(transformers, auto_class).from_pretrained(
-                name,
-                dtype=dtype,
-                **further,
-                trust_remote_code=trust_remote_code,
-                revision=revision,
-                use_safetensors=True,
-                output_loading_info=True,
-            )
-        except RuntimeError as error:
-            if "ignore_mismatched_sizes" in str(error):  # which is an argument of theirs
-                raise CheckpointError(
-                    f"{name} holds tensors of other shapes than its config.json says. Correct that, or fetch the "
-                    "checkpoint again."
-                ) from error
-            raise
-    model, info = loaded
+    with reading(f"The weights of {name} cannot be loaded", remedy, values), hub_or_cache(name), _shapes_agree(name):
+        model, info = getattr(transformers, auto_class).from_pretrained(
+            name,
+            dtype=dtype,
+            **further,
+            trust_remote_code=trust_remote_code,
+            revision=revision,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
     missing = sorted(_missing(info))
     if missing:
         raise CheckpointError(
@@ -328,6 +321,20 @@ def load_model(
     prepare_(placed)
     mend_tied_(placed, name, said=not _is_local(name))  # of a folder, it was said when the config was read
     return placed
+
+
+@contextmanager
+def _shapes_agree(name: str) -> Iterator[None]:
+    """Say what it means that transformers asks for ``ignore_mismatched_sizes``, which is an argument of theirs."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "ignore_mismatched_sizes" not in str(error):
+            raise
+        raise CheckpointError(
+            f"{name} holds tensors of other shapes than its config.json says. Correct that, or fetch the checkpoint "
+            "again."
+        ) from error
 
 
 def _missing(info: Any) -> set[str]:
