@@ -74,7 +74,11 @@ def test_options_can_be_read_flat_and_show_defaults_where_nothing_in_use_has_the
         ({"criterion": "nope"}, ValueError, "There is no criterion 'nope'; choose one of fisher, lora"),
         ({"repair": "nope"}, ValueError, "There is no repair 'nope'; choose one of refit, stream"),
         ({"repair": Refit}, ValueError, r"The repair is the class Refit; give an object of it, Refit\(...\)"),
-        ({"repair": 3}, ValueError, "repair is 3; give an object of Refit or Stream or Bias or NoRepair"),
+        (
+            {"repair": 3},
+            ValueError,
+            "repair is 3; give an object of Refit or Stream or StreamAndReaders or Bias or NoRepair",
+        ),
         ({"target": {"ratio": 0.3}}, ValueError, "target is {'ratio': 0.3}; give an object of Target"),
     ],
     ids=str,

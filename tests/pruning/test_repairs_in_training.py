@@ -99,7 +99,9 @@ def test_a_recipe_with_biases_is_run_from_end_to_end(tmp_path: Path) -> None:
 
 class TestRefused:
     def test_what_is_no_repair(self) -> None:
-        with pytest.raises(ValueError, match="There is no repair 'magic'; choose one of refit, stream, bias, none"):
+        with pytest.raises(
+            ValueError, match="There is no repair 'magic'; choose one of refit, stream, stream\\+readers, bias, none"
+        ):
             PruningConfig(repair="magic")
 
     def test_biases_where_the_config_cannot_say_them(self) -> None:
