@@ -11,6 +11,8 @@ from tests.cli.conftest import Command
 from tests.cli.refusals import models, options, recipes, results, texts
 from tests.cli.refusals.wrong import Wrong
 
+from loraprune.cli.main import COMMANDS
+
 TABLE: tuple[Wrong, ...] = (*options.TABLE, *recipes.TABLE, *models.TABLE, *texts.TABLE, *results.TABLE)
 
 SECONDS = 10
@@ -46,3 +48,8 @@ def test_is_refused(
         assert part in answer, answer
     assert files_of(folder) == before
     assert took < SECONDS
+
+
+def test_every_command_has_rows_and_all_are_many() -> None:
+    assert {row.arguments[0] for row in TABLE} >= set(COMMANDS)
+    assert len(TABLE) >= 250
