@@ -159,6 +159,9 @@ class StreamTargets:
         sequences: token ids, 1-D tensors.
         device: to compute on, where that is not the model's.
         readers: also note what enters the layers that read the stream.
+
+    Attributes:
+        writers: layers of the present block that write to the stream, in the order of the forward pass.
     """
 
     def __init__(
@@ -175,12 +178,7 @@ class StreamTargets:
         self._home = next(model.parameters()).device
         self._dense = LayerwisePass(model, structure, sequences, device)
         self._after: dict[str, list[torch.Tensor]] = {}
-        self._writers: list[str] = []
-
-    @property
-    def writers(self) -> list[str]:
-        """Layers of the present block that write to the stream, in the order of the forward pass."""
-        return self._writers
+        self.writers: list[str] = []
 
     @torch.no_grad()
     def begin_block(self, layer: int) -> None:
@@ -189,13 +187,13 @@ class StreamTargets:
         Raises:
             NoStreamError: what the block gives is not the stream with the outputs of its consumers added.
         """
-        self._writers = stream_writers(self._model, self._structure, layer)
-        self._after = {name: [] for name in self._writers}
+        self.writers = stream_writers(self._model, self._structure, layer)
+        self._after = {name: [] for name in self.writers}
         self._reading = _Reading()
         readers = stream_readers(self._model, self._structure, layer) if self._with_readers else []
         for hidden, output, outputs in self._dense.advance_watching(lambda: self._watched(readers)):
             stream = hidden.float()
-            for name in self._writers:
+            for name in self.writers:
                 if name not in outputs:
                     raise NoStreamError(f"{name} was not reached by the calibration data.")
                 stream = stream + outputs[name].view_as(stream).to(stream)
@@ -213,14 +211,14 @@ class StreamTargets:
         """Outputs of the writers during one run of the block; what enters the readers is noted beside them."""
         with ExitStack() as stack:
             if readers:
-                stack.enter_context(self._reading.watching(self._model, readers, self._writers))
-            yield stack.enter_context(_outputs(self._model, self._writers))
+                stack.enter_context(self._reading.watching(self._model, readers, self.writers))
+            yield stack.enter_context(_outputs(self._model, self.writers))
         for inputs in self._reading.inputs.values():
             inputs[-1] = inputs[-1].to(self._home)
 
     def readers_before(self, writer: str) -> list[tuple[str, ...]]:
         """Readers of the present block between a writer and the one before it; those that read one tensor together."""
-        return self._reading.groups_before(writer, self._writers) if self._reading.called else []
+        return self._reading.groups_before(writer, self.writers) if self._reading.called else []
 
     @torch.no_grad()
     def reader_statistics(
@@ -262,7 +260,7 @@ class StreamTargets:
         Returns:
             Of what the consumer should give, and its inputs as they are now. Its bias is not part of ``t``.
         """
-        before = self._writers[: self._writers.index(name)]
+        before = self.writers[: self.writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
         cross, moment, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
         seen = count = 0

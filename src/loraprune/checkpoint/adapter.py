@@ -13,7 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from loraprune.checkpoint.reading import CheckpointError, reason_of
+from loraprune.checkpoint.reading import ADAPTER_CONFIG, CheckpointError, reason_of
 from loraprune.checkpoint.save import finish
 from loraprune.checkpoint.weight_files import MODEL_FILES
 from loraprune.layers.unwrap import base_layer
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
     from torch import nn
     from transformers import PreTrainedModel
 
-ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 FACTS_FILE = "loraprune_adapter.json"
 """What happened to the base of an adapter that loraprune trained, beside the adapter."""

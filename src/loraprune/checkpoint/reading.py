@@ -14,6 +14,7 @@ from loraprune.data.hub import missing_hub
 from loraprune.record.codec import read_json
 
 MODEL_CONFIG = "config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 _LONGEST = 300
 _COUNTS = (
     *("hidden_size", "n_embd", "d_model", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
@@ -147,7 +148,7 @@ def check_whole_model(name: str) -> None:
     folder = Path(name).expanduser()
     if (folder / MODEL_CONFIG).is_file():
         return
-    if (folder / "adapter_config.json").is_file():
+    if (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{name} holds a LoRA adapter{_base_of(folder)}, and no model. Name the model that it was trained on; or "
             "merge it (peft: merge_and_unload, then save_pretrained), and name that folder."
@@ -160,7 +161,7 @@ def check_whole_model(name: str) -> None:
 
 def _base_of(folder: Path) -> str:
     try:
-        base = read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+        base = read_json(folder / ADAPTER_CONFIG).get("base_model_name_or_path")
     except (OSError, ValueError, AttributeError):
         return ""
     return f" on {base}" if isinstance(base, str) and base else ""
