@@ -47,7 +47,7 @@ def test_no_command_has_an_option_that_does_not_exist() -> None:
         ("warmup_steps", 3, 3.0),
         ("bf16", True, True),
         ("verify", False, False),
-        ("pad_to_multiple_of", 8, "8"),
+        ("optim_target_modules", "mlp", "mlp"),
         ("output", "out", Path("out")),
     ],
     ids=str,

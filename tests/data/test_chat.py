@@ -94,7 +94,10 @@ def test_a_conversation_without_turns_is_empty(make_tokenizer: MakeTokenizer) ->
     ["deepseekv3", "gemma", "gptoss", "llama3", "llama3_1", "phi3", "qwen2_5", "qwen3", "qwen3_instruct_2507"],
 )
 def test_published_templates_give_all_answers_and_no_question(make_tokenizer: MakeTokenizer, name: str) -> None:
-    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    file = files("trl") / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this version of trl has no template {name}")
+    template = file.read_text(encoding="utf-8")
     passage = chat_writer(make_tokenizer(bos=True, chat_template=template), answers_only=True).passage(CHAT, 1)
     found = "|".join(answers(passage))
     assert found.count("first answer") == found.count("second answer") == 1
@@ -165,7 +168,10 @@ def test_what_a_template_would_leave_out_is_refused(make_tokenizer: MakeTokenize
 
 @pytest.mark.parametrize("name", ["gptoss", "llama3_1", "qwen2_5", "qwen3", "glm4moe", "lfm2_v2"])
 def test_published_templates_train_calls_of_tools_and_no_result(make_tokenizer: MakeTokenizer, name: str) -> None:
-    template = (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
+    file = files("trl") / "chat_templates" / f"{name}.jinja"
+    if not file.is_file():
+        pytest.skip(f"this version of trl has no template {name}")
+    template = file.read_text(encoding="utf-8")
     writer = chat_writer(make_tokenizer(bos=True, chat_template=template), answers_only=True)
     passage = writer.passage(WITH_CALL, 1, {"tools": TOOLS})
     found = answers(passage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import fields
 from numbers import Integral, Real
@@ -69,6 +70,7 @@ RANGES = {
     "dataloader_num_workers": "[0, 1024]",
     "dataloader_prefetch_factor": "[1, 1024]",
     "ddp_bucket_cap_mb": _COUNT,
+    "pad_to_multiple_of": _COUNT,
     "ddp_timeout": _COUNT,
     "seed": SEEDS,
     "data_seed": SEEDS,
@@ -118,6 +120,8 @@ def _check_value(name: str, value: Any, types: set[Any]) -> None:
         if not isinstance(value, number) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}; it must be {'a whole number' if int in kinds else 'a number'}.")
         check_within(name, value, RANGES.get(name, "[-2147483648, 2147483647]"))
+    elif name in RANGES and re.fullmatch(r"[+-]?\d+", str(value)):  # of a type that takes words, too
+        check_within(name, int(value), RANGES[name])
     elif name.endswith(("_kwargs", "_config")) and isinstance(value, str) and not value.lstrip().startswith("{"):
         raise ValueError(f'{name} is {value!r}; it must be a mapping, in JSON: {{"NAME": VALUE}}.')
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.util import find_spec
 
 from tests.cli.refusals.files import GONE, both, config, cut, fifo, folder_at, gone, renamed, written
 from tests.cli.refusals.wrong import Prepare, Wrong, wrong
@@ -127,8 +128,11 @@ TOKENIZERS = (
     wrong(RECOVER, "No tokenizer", "--tokenizer", prepare=written("model/tokenizer.json", b"\xff\xfe")),
     wrong(f"{PRUNE} --tokenizer data.jsonl", "data.jsonl", "--tokenizer"),
     wrong(f"{EVAL} --tokenizer ./gone", "./gone", "--tokenizer"),
-    wrong(PRUNE, "tokenizer.model", "loraprune[sentencepiece]", prepare=sentencepiece()),
-    wrong(EVAL, "tokenizer.model", "loraprune[sentencepiece]", prepare=sentencepiece()),
+    *(
+        wrong(line, "tokenizer.model", "loraprune[sentencepiece]", prepare=sentencepiece())
+        for line in (PRUNE, EVAL)
+        if find_spec("sentencepiece") is None
+    ),
 )
 
 ADAPTERS = (

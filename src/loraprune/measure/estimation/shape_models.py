@@ -177,7 +177,7 @@ def _fix_frequencies_(model: Any) -> None:
 
 
 def _fixed(kind: str) -> str:
-    return "default" if "dynamic" in kind else kind
+    return "default" if "dynamic" in kind or kind == "longrope" else kind
 
 
 def _numbers(*shape: int) -> torch.Tensor:
