@@ -320,7 +320,7 @@ class TestRefit:
         cut_and_repair_(model, structure, Plan.full(structure), plan, calibration=rows, repair=Refit(1e-6))
         best = torch.linalg.lstsq(kept.double(), wanted.double()).solution.float()
         errors = [(kept @ weight - wanted).norm() for weight in (best, exact_weight(layer).T, before[:, ::2].T)]
-        assert errors[0] <= errors[1] <= 1.01 * errors[0] < 0.99 * errors[2]
+        assert errors[0] * (1 - 1e-6) <= errors[1] <= 1.01 * errors[0] < 0.99 * errors[2]
         assert weight_rows(layer).shape == (128, 96)
         assert (weight_rows(layer) - exact_weight(layer)).norm() < (0.12 if kind == "bnb-4bit" else 0.02) * best.norm()
 
