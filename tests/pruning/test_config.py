@@ -16,7 +16,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
         "There is no criterion 'fischer'; choose one of fisher, lora, taylor, magnitude, wanda, flap",
     ),
     ({"lora_form": "cubed"}, "lora_form is 'cubed'; choose one of squared, absolute"),
-    ({"allocation": "ragged"}, "allocation is 'ragged'; choose one of balanced, uniform"),
+    ({"allocation": "ragged"}, "allocation is 'ragged'; choose one of measured, balanced, uniform"),
     ({"apply": "drop"}, "apply is 'drop'; choose one of slice, mask"),
     ({"prune_start": 0.4, "prune_end": 0.3}, r"prune_start is 0\.4 and prune_end 0\.3"),
     ({"prune_start": -0.1}, r"prune_start is -0\.1"),

@@ -94,7 +94,7 @@ class TestOptionsOfOneKind:
     def test_a_default_is_in_force_where_nothing_is_given(self) -> None:
         config = OneshotConfig(ratio=0.5, cuts=3)
         assert config.cuts == 3
-        assert (config.repair.name, config.target.allocation) == ("stream", "uniform")
+        assert (config.repair.name, config.target.allocation) == ("stream", "measured")
 
     @pytest.mark.parametrize(
         ("values", "message"),

@@ -8,7 +8,7 @@ import torch
 
 from loraprune.allocation.choices import Choice, choices, positions_of
 from loraprune.allocation.global_allocation import allocate_globally, smallest_share
-from loraprune.allocation.target import ALLOCATIONS
+from loraprune.allocation.target import BY_SCORES
 from loraprune.importance.criterion_config import Scale
 from loraprune.importance.moving_average import Scores
 from loraprune.options.field import check_choice
@@ -50,7 +50,7 @@ def _choose(
     structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str, legal: LegalWidths
 ) -> Widths:
     """Pick widths by rule; of equally good ones, those with most heads."""
-    if allocation == "uniform":
+    if allocation in ("uniform", "measured"):
         return most_even(structure, candidates, ratio, legal)
     tables = [(choice, choice.losses()) for choice in choices(structure, scores)]
     lost = [sum(losses[_count(choice, structure, widths, legal)] for choice, losses in tables) for widths in candidates]
@@ -95,6 +95,7 @@ def allocate(
     allocation: str = "balanced",
     *,
     final_ratio: float | None = None,
+    final_widths: Widths | None = None,
     scale: Scale = "loss",
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
@@ -113,6 +114,8 @@ def allocate(
             within a tenth of the best, the one with most heads) or ``global`` (see
             :mod:`loraprune.allocation.global_allocation`: widths differ from layer to layer).
         final_ratio: where later cuts will end; None where this is the last one.
+        final_widths: of the finished model, where they are known; None chooses them by the allocation. Of
+            ``measured``, which has to try them, these are then the widths of ``uniform``.
         scale: of the scores; matters to ``global`` only.
 
     Returns:
@@ -126,7 +129,9 @@ def allocate(
     scores = _protecting(structure, plan, scores)
     now = _widths_of(structure, plan)
     target = ratio if final_ratio is None else max(ratio, final_ratio)
-    final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation, legal)
+    final = final_widths
+    if final is None:
+        final = _choose(structure, scores, target, final_candidates(structure, now, target, legal), allocation, legal)
     widths = final
     if target > ratio:
         on_the_way = step_candidates(structure, now, final, ratio, legal)
@@ -169,7 +174,7 @@ def plan_for(
         ValueError: scores are missing, too many or too few, or not finite; or no legal widths meet the ratio.
     """
     check_ratio(ratio)
-    check_choice("allocation", allocation, ALLOCATIONS)
+    check_choice("allocation", allocation, BY_SCORES)
     check_choice("head_counts", head_counts, HEAD_COUNTS)
     known = _checked_scores(structure, scores)
     free: HeadCounts = "any" if allocation == "global" else head_counts

@@ -11,8 +11,10 @@ from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, LegalWidths, leg
 if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
-Allocation = Literal["balanced", "uniform", "global"]
+Allocation = Literal["measured", "balanced", "uniform", "global"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
+BY_SCORES = tuple(name for name in ALLOCATIONS if name != "measured")
+"""Allocations that need no model to try widths on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +28,13 @@ class Target:
         keep_layers: layers that keep all of their groups; negative ones count from the end, and a text such as
             ``"10%"`` is that share of the layers, from the first on. The ratio stays one of all prunable parameters,
             so that the other layers lose more.
-        allocation: ``balanced`` (one head count and one channel count for all layers, split so that least importance
-            is lost), ``uniform`` (heads and channels lose the same share, as in the LoRAPrune paper) or ``global``
+        allocation: ``measured`` (one head count and one channel count for all layers; several pairs are cut and
+            repaired for trial, and the pair stays with which the predictions change least; before training alone),
+            ``balanced`` (one head count and one channel count for all layers, split so that least importance is
+            lost), ``uniform`` (heads and channels lose the same share, as in the LoRAPrune paper) or ``global``
             (groups of all layers compete; widths differ from layer to layer, and the result needs our modeling file).
-            None is the default of the recipe: ``balanced`` in ``prune``, ``uniform`` in ``oneshot``.
+            None is the default of the recipe: ``measured`` where all is cut before training and repaired, else
+            ``balanced`` in ``prune`` and ``uniform`` in ``oneshot``.
         channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
         head_counts: ``config`` keeps to head counts that the model's own config accepts; with ``any``, the result may
             be exported as the related architecture that accepts them (a Llama as a Mistral).
@@ -43,8 +48,9 @@ class Target:
     )
     allocation: str | None = setting(
         None,
-        "balanced: attention and FFN share the cut as their importance says; uniform: both lose the same share; "
-        "global: layers compete too, and their widths differ",
+        "measured: head and channel counts are tried on calibration data, before training; balanced: attention and "
+        "FFN share the cut as their importance says; uniform: both lose the same share; global: layers compete too, "
+        "and their widths differ",
         choices=ALLOCATIONS,
     )
     dimensions: tuple[str, ...] | None = setting(

@@ -11,6 +11,7 @@ from loraprune.cli.declared import declared, nested
 from loraprune.cli.options import SWITCH, Option, fields_of, option
 from loraprune.cli.training_options import (
     ARCHITECTURE,
+    DISTILLATION,
     LORA,
     Invocation,
     TrainingCommand,
@@ -57,6 +58,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         *declared(RunOptions, "run", "quantization", "keep_quantized"),
     ),
     "LoRA": LORA,
+    "distillation": DISTILLATION,
     "what is measured and kept": (
         *declared(RunOptions, "run", "latency", "measure_unrecovered"),
         *kept("the unmerged adapter and the plan"),

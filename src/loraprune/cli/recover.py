@@ -9,6 +9,7 @@ from loraprune.cli.declared import declared
 from loraprune.cli.options import SWITCH, Option, fields_of, option
 from loraprune.cli.training_options import (
     ARCHITECTURE,
+    DISTILLATION,
     LORA,
     Invocation,
     TrainingCommand,
@@ -29,6 +30,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         ARCHITECTURE,
     ),
     "LoRA": LORA,
+    "distillation": DISTILLATION,
     "what is kept": kept("the unmerged adapter"),
 }  # fmt: skip
 

@@ -70,6 +70,8 @@ def target_params() -> Option:
 
 LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")
 
+DISTILLATION = declared(RunOptions, "run", "distill", "teacher")
+
 ARCHITECTURE = option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path)
 
 

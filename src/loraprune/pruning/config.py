@@ -108,8 +108,15 @@ class PruningConfig(Flat):
     }
 
     def _check(self) -> None:
+        can_try = self.cuts_first and self.repairs and not self.unstructured
         if self.target.allocation is None:
-            object.__setattr__(self, "target", replace(self.target, allocation="balanced"))
+            allocation = "measured" if can_try else "balanced"
+            object.__setattr__(self, "target", replace(self.target, allocation=allocation))
+        if self.target.allocation == "measured" and not can_try:
+            raise ValueError(
+                "allocation is 'measured', which cuts and repairs the model for trial before the first step: it needs "
+                "a repair, and prune_start=0, cuts=1 (--prune-start 0 --cuts 1). Otherwise say 'balanced'."
+            )
         if self.unstructured:
             self._check_unstructured()
         if self.cuts_first:

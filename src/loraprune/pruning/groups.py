@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.allocation.allocate import allocate
+from loraprune.allocation.measured_widths import WidthTrial
 from loraprune.allocation.target import Target
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.stability import stability
@@ -64,6 +65,7 @@ class Groups:
         criterion: what scores the groups.
         plan: groups that are kept now.
         importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
+        trials: widths that were tried, best first; those of the first one are aimed at.
     """
 
     structure: Structure
@@ -71,6 +73,7 @@ class Groups:
     criterion: CriterionConfig
     plan: Plan
     importance: Scores = field(default_factory=dict)
+    trials: tuple[WidthTrial, ...] = ()
 
     @classmethod
     def all_of(cls, structure: Structure, target: Target, criterion: CriterionConfig) -> Groups:
@@ -93,6 +96,7 @@ class Groups:
             self.legal_widths(),
             allocation,
             final_ratio=self.target.ratio,
+            final_widths=dict(self.trials[0].widths) if self.trials else None,
             scale=scale,
         )
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.allocation.choices import Choice
+from loraprune.allocation.measured_widths import WidthTrial
 from loraprune.calibration.block_by_block import Calibration, CalibrationPass, calibration_pass, token_sequences
 from loraprune.calibration.progress import Progress, ProgressOf
 from loraprune.calibration.residual_stream import has_stream
@@ -20,6 +21,7 @@ from loraprune.layers.unwrap import eval_mode
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
+from loraprune.pruning.width_trials import try_widths
 from loraprune.surgery.refit import CutHooks, GroupChooser
 from loraprune.surgery.repairs import Refit, Repair, Stream
 
@@ -27,6 +29,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from loraprune.structure.dimensions import PrunableDimension, Structure
+    from loraprune.structure.widths import Widths
 
 logger = logging.getLogger("loraprune")
 
@@ -60,22 +63,60 @@ def prune_(
         progress: hears how far the work is.
     """
     records = []
+    cut_once = partial(_cut_once_, model, repair=repair, seed=seed, device=device)
+    if groups.target.allocation == "measured" and not groups.structure.spans_blocks and calibration:
+        groups.trials = _tried(model, groups, calibration, cut_once, progress)
     for cut in range(cuts):
         place = f" {cut + 1}/{cuts}" if cuts > 1 else ""
-        scores = None
-        if not _widths_follow_from_ratio(groups, calibration):
-            make_pass = partial(calibration_pass, model, groups.structure, calibration, device)
-            listening = partial(progress, f"scoring{place}")
-            scores = score_groups(model, groups, calibration, make_pass, seed=seed, progress=listening)
-        before, seen = groups.plan, Scores()
-        hooks = CutHooks(
-            choose=_chooser(model, groups.criterion, seen), device=device, progress=partial(progress, f"cutting{place}")
-        )
         ratio = groups.target.ratio * (cut + 1) / cuts
-        tools = CutTools(hooks=hooks)
-        records.append(groups.cut_(model, scores, ratio, repair=repair, calibration=calibration, tools=tools))
-        groups.remember(seen, before)
+        records.append(cut_once(groups, calibration, ratio=ratio, progress=progress, place=place))
     return records
+
+
+def _cut_once_(
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    *,
+    ratio: float,
+    repair: Repair,
+    seed: int,
+    device: torch.device | None,
+    progress: ProgressOf,
+    place: str = "",
+) -> CutRecord:
+    """Score, choose, cut and repair; the arguments are those of :func:`prune_`."""
+    scores = None
+    if not _widths_follow_from_ratio(groups, calibration):
+        make_pass = partial(calibration_pass, model, groups.structure, calibration, device)
+        listening = partial(progress, f"scoring{place}")
+        scores = score_groups(model, groups, calibration, make_pass, seed=seed, progress=listening)
+    before, seen = groups.plan, Scores()
+    hooks = CutHooks(
+        choose=_chooser(model, groups.criterion, seen), device=device, progress=partial(progress, f"cutting{place}")
+    )
+    tools = CutTools(hooks=hooks)
+    record = groups.cut_(model, scores, ratio, repair=repair, calibration=calibration, tools=tools)
+    groups.remember(seen, before)
+    return record
+
+
+def _tried(
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    cut_once: Callable[..., CutRecord],
+    progress: ProgressOf,
+) -> tuple[WidthTrial, ...]:
+    """Cut and repair the model to several widths for trial."""
+
+    def cut_(widths: Widths, rows: Calibration) -> None:
+        trial = Groups.all_of(groups.structure, groups.target, groups.criterion)
+        trial.trials = (WidthTrial(widths, 0.0),)
+        named = ", ".join(f"{width} {kind}" for kind, width in widths.items())
+        cut_once(trial, rows, ratio=groups.target.ratio, progress=lambda what, *of: progress(f"trying {named}", *of))
+
+    return try_widths(model, groups, calibration, cut_)
 
 
 def settled_repair(
@@ -96,7 +137,7 @@ def settled_repair(
 
 def _widths_follow_from_ratio(groups: Groups, calibration: Calibration) -> bool:
     """Whether no score is needed to choose the widths, and the cut itself chooses the groups of every block."""
-    if groups.target.allocation != "uniform" or not groups.criterion.at_consumers:
+    if groups.target.allocation not in ("uniform", "measured") or not groups.criterion.at_consumers:
         return False
     tied = any(dimension.tied for dimension in groups.structure)
     return bool(token_sequences(groups.structure, calibration)) and not tied

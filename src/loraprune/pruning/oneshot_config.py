@@ -234,7 +234,13 @@ class OneshotConfig(_Calibrated):
                 f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights that goes."
             )
         if self.target.allocation is None:
-            object.__setattr__(self, "target", replace(self.target, allocation="uniform"))
+            allocation = "measured" if self.repair.reads_data else "uniform"
+            object.__setattr__(self, "target", replace(self.target, allocation=allocation))
+        if self.target.allocation == "measured" and not self.repair.reads_data:
+            raise ValueError(
+                "allocation is 'measured', which judges widths by the repaired model, and there is no repair. Say "
+                "'uniform' or 'balanced', or choose another repair."
+            )
         if self.spans_blocks and self.repair.reads_data:
             kinds = self.target.dimensions or ()
             raise ValueError(

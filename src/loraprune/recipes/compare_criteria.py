@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.allocate import check_reachable
-from loraprune.allocation.target import ALLOCATIONS
+from loraprune.allocation.target import BY_SCORES
 from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA
 from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import Scores
@@ -97,8 +97,8 @@ class ComparisonConfig:
                 f"ratios are {', '.join(map(str, self.ratios)) or 'missing'}; give at least one, each between 0 and 1."
             )
         check_fields(self)
-        if self.allocation not in ALLOCATIONS:
-            raise ValueError(f"allocation is {self.allocation!r}; choose one of {', '.join(ALLOCATIONS)}.")
+        if self.allocation not in BY_SCORES:
+            raise ValueError(f"allocation is {self.allocation!r}; choose one of {', '.join(BY_SCORES)}.")
         self._check_options()
         self.tuning()
 

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprune.allocation.measured_widths import WidthTrial
 from loraprune.calibration.block_by_block import Calibration, calibration_pass
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.exports.overview import runtimes_of
@@ -28,7 +29,7 @@ from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
-from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, with_phases
+from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, tried_widths, with_phases
 from loraprune.recipes.steps.verify import load_back_check
 from loraprune.record.claims import claimed
 from loraprune.record.report_data import ReportData
@@ -76,6 +77,7 @@ class _Pruned:
     matrices: tuple[MatrixRecord, ...] = ()
     repair: str | None = None
     cuts: tuple[CutRecord, ...] = ()
+    trials: tuple[WidthTrial, ...] = ()
 
 
 @renamed_keywords(told="progress")
@@ -179,7 +181,9 @@ def _cut(
         device=prepared.computing,
         progress=progress,
     )
-    return _Pruned(plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts))
+    return _Pruned(
+        plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts), trials=groups.trials
+    )
 
 
 def _course(
@@ -197,6 +201,7 @@ def _course(
         repair=pruned.repair,
         widths={kind: pruned.plan.counts(structure, kind) for kind in structure.kinds},
         dimensions=dimensions_of(structure),
+        trials=tried_widths(structure, pruned.trials),
         refit_errors=tuple(
             RepairError(step=0, cut_number=number, **asdict(error))
             for number, cut in enumerate(pruned.cuts, 1)

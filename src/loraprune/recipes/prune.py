@@ -33,7 +33,14 @@ from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
-from loraprune.recipes.steps.record import dimensions_of, record_of, run_settings, training_recipe, with_phases
+from loraprune.recipes.steps.record import (
+    dimensions_of,
+    record_of,
+    run_settings,
+    training_recipe,
+    tried_widths,
+    with_phases,
+)
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.verify import load_back_check
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
@@ -155,6 +162,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     logger.info("Loading %s", prepared.name)
     with phases.timed(LOADING):
         model = prepared.load_model()
+        teacher = prepared.load_teacher(model)
         attach_originals_(prepared, model)
         zeros = zeros_of(model, prepared.structure)
     prepared.keep_zeros = settle_zeros(prepared, model, zeros)
@@ -179,7 +187,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
             pruning.cut_first_(model, calibration)
     try:
         with phases.timed(PREPARING):
-            trainer = build_trainer(prepared, model, pruning, callbacks)
+            trainer = build_trainer(prepared, model, pruning, callbacks, teacher)
     except BaseException:
         remove_unsaved(run_dir, prepared)
         raise
@@ -253,7 +261,8 @@ def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> PruningCourse
     """The course of pruning, and what the plan is of."""
     assert pruning.run is not None
     course = decode(PruningCourse, encode(pruning.run.summary()))
-    return replace(course, dimensions=dimensions_of(prepared.structure))
+    trials = tried_widths(prepared.structure, pruning.run.groups.trials) if isinstance(pruning.run, GroupRun) else ()
+    return replace(course, dimensions=dimensions_of(prepared.structure), trials=trials)
 
 
 def _with_zeros(

@@ -66,6 +66,22 @@ class DimensionRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TriedWidths:
+    """Widths that were tried before the cut.
+
+    Attributes:
+        widths: groups that the widest layer keeps, by kind; ``of``: that it has in the dense model.
+        divergence: from the dense model, in nats a token; None where the trial gave NaN.
+        even: whether everything loses the same share, as nearly as can be.
+    """
+
+    widths: Mapping[str, int]
+    of: Mapping[str, int]
+    divergence: float | None
+    even: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepairError:
     """What a cut did to the output of one consumer: relative error without a repair (``cut``) and with it.
 
@@ -94,6 +110,7 @@ class PruningCourse:
         repair: of a run without training; ``widths``: likewise, groups left by kind, layer by layer.
         cuts: of a run with training, in the order made.
         refit_errors: of each consumer at each cut.
+        trials: widths that were tried, best first; those of the first one were taken.
         dimensions: what the plan is of.
     """
 
@@ -107,6 +124,7 @@ class PruningCourse:
     widths: Mapping[str, tuple[int, ...]] | None = field(default=None, metadata=LEFT_OUT)
     cuts: tuple[Cut, ...] | None = field(default=None, metadata=LEFT_OUT)
     refit_errors: tuple[RepairError, ...] = ()
+    trials: tuple[TriedWidths, ...] = ()
     dimensions: tuple[DimensionRecord, ...] = ()
 
 
@@ -214,6 +232,7 @@ class Settings:
     oneshot: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
     base: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
     lora: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
+    distillation: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
     training: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
 
     @property

@@ -14,6 +14,7 @@ from loraprune.data.formats import PreparedRows, prepare_dataset
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, perplexity
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
+from loraprune.tasks.distillation import Teacher, distilling
 from loraprune.tasks.task import (
     FILE_SIZE,
     LATENCY_TOKENS,
@@ -108,8 +109,9 @@ class CausalLM(Task):
         processor: Any,
         collator: Collator | None,
         callbacks: Sequence[TrainerCallback],
+        teacher: Teacher | None = None,
     ) -> Trainer:
-        """Trl's SFTTrainer, on rows that are tokenized already."""
+        """Trl's SFTTrainer, on rows that are tokenized already; its loss follows the teacher, where there is one."""
         from transformers import set_seed
         from trl import SFTTrainer
 
@@ -117,7 +119,8 @@ class CausalLM(Task):
         set_seed(arguments.seed)
         tokenizer = copy.deepcopy(processor)
         give_pad_token_(tokenizer)
-        return SFTTrainer(
+        trainer_class: Any = SFTTrainer if teacher is None else distilling(SFTTrainer, teacher)
+        return trainer_class(
             model=model,
             args=arguments,
             train_dataset=rows,

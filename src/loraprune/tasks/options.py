@@ -82,6 +82,9 @@ class RunOptions:
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
         prompt: text that dense and pruned model go on from, for the report.
+        distill: share of the loss, after the last cut, that is the divergence from the dense model (the rest is the
+            usual cross-entropy), in [0, 1]; of causal language models. The dense model stays in memory.
+        teacher: the dense model, where that is not the model of the run, or the one that its record names.
         trust_remote_code: run code that a checkpoint brings.
         revision: of a hub checkpoint.
         command: what the user typed, for the record.
@@ -125,6 +128,15 @@ class RunOptions:
     verify: bool = setting(True, "load the saved result back and compare its outputs")
     latency: bool = setting(True, "measure the forward pass, dense and pruned")
     unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
+    distill: float | None = setting(
+        None,
+        "share of the loss, after the last cut, that is the divergence from the dense model, which stays in memory",
+        within="[0, 1]",
+        shown="0",
+    )
+    teacher: str | Path | None = setting(
+        None, "dense model to follow", shown="MODEL before the first cut; in recover the one that MODEL was made from"
+    )
     prompt: str | None = setting(None, "text that both models go on from, for the report")
     report: bool = setting(True, "write report.html and report.json")
     save_adapter: bool = setting(False, "also save the unmerged adapter and the plan")

@@ -14,6 +14,7 @@ from loraprune.data.formats import PreparedRows
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
+from loraprune.tasks.distillation import Teacher
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
@@ -150,6 +151,7 @@ class Task(ABC):
         processor: Any,
         collator: Collator | None,
         callbacks: Sequence[TrainerCallback],
+        teacher: Teacher | None = None,
     ) -> Trainer:
         """The Trainer of a run, with the adapter on the model.
 
@@ -161,6 +163,7 @@ class Task(ABC):
             processor: tokenizer or image processor.
             collator: makes batches; None leaves that to the Trainer.
             callbacks: of the Trainer.
+            teacher: that a causal language model follows; None of other tasks.
         """
         return self.trainer_class()(
             model=put_adapter(model, lora, arguments.seed),

@@ -18,6 +18,7 @@ from loraprune.recipes.steps.folders import check_folders, check_same_adapter, c
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
+from loraprune.recipes.steps.teacher import find_teacher
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -85,6 +86,7 @@ def prepare(
         base_quantized=options.quantization is not None or _quantized(source),
         given=given_values(training),
         lora_options=given if isinstance(given, LoraOptions) else None,
+        teacher=find_teacher(options, source, task, arguments, recovery=recovery, prunes=pruning.target.ratio > 0.0),
     )
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))

@@ -14,9 +14,11 @@ from loraprune.checkpoint.source import ModelSource
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
+from loraprune.recipes.steps.teacher import TeacherSource
 from loraprune.record.history import base_pruning, base_pruning_of
 from loraprune.record.run_record import History
 from loraprune.structure.dimensions import Structure
+from loraprune.tasks.distillation import Teacher
 from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.registry import tunable_task
 from loraprune.tasks.rows import SplitRows, check_token_ids
@@ -193,6 +195,7 @@ class PreparedTraining(PreparedRun):
         base_quantized: whether the base is quantized while it is tuned.
         given: training arguments by name, as the user gave them.
         lora_options: that the adapter was asked for by; None where it was given as peft's own configuration.
+        teacher: that tuning follows, if any.
     """
 
     pruning: PruningConfig
@@ -204,6 +207,7 @@ class PreparedTraining(PreparedRun):
     base_quantized: bool = False
     given: Mapping[str, Any] = field(default_factory=dict)
     lora_options: LoraOptions | None = None
+    teacher: TeacherSource | None = None
 
     @property
     def unstructured(self) -> bool:
@@ -215,7 +219,13 @@ class PreparedTraining(PreparedRun):
         """What messages call the model before and after the run."""
         return ("base", "recovered") if self.recovery else super().called
 
-    def trainer(self, model: PreTrainedModel, callbacks: Sequence[TrainerCallback]) -> Trainer:
+    def load_teacher(self, model: PreTrainedModel) -> Teacher | None:
+        """What tuning follows, if anything; the model is that of the run, as it is before the first cut."""
+        return None if self.teacher is None else self.teacher.load(self.computed_dtype, self.device, model)
+
+    def trainer(
+        self, model: PreTrainedModel, callbacks: Sequence[TrainerCallback], teacher: Teacher | None = None
+    ) -> Trainer:
         """The task's own Trainer, with the adapter on the model."""
         return self.task.trainer(
             model,
@@ -225,6 +235,7 @@ class PreparedTraining(PreparedRun):
             processor=self.processor,
             collator=self.collator,
             callbacks=callbacks,
+            teacher=teacher,
         )
 
 

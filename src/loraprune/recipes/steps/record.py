@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, replace
 from enum import Enum
@@ -13,13 +14,15 @@ from loraprune.options.field import option_name
 from loraprune.pruning.config import PruningConfig
 from loraprune.record.codec import encode
 from loraprune.record.provenance import machine_description, timestamp, versions
-from loraprune.record.run_record import DimensionRecord, Machine, RunMetrics, RunRecord, Settings
+from loraprune.record.run_record import DimensionRecord, Machine, RunMetrics, RunRecord, Settings, TriedWidths
+from loraprune.structure.widths import widest
 from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
 
+    from loraprune.allocation.measured_widths import WidthTrial
     from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun, PreparedTraining
     from loraprune.record.report_data import ReportData
     from loraprune.structure.dimensions import Structure
@@ -49,7 +52,7 @@ ONESHOT_STATED = (
 )
 """The same for a run without training."""
 
-OF_DATA = ("answers_only", "bos", "split", "data_name", "eval_split", "eval_sequences", "dtype")
+OF_DATA = ("answers_only", "bos", "split", "data_name", "eval_split", "eval_sequences", "dtype", "distill")
 """Options on how data is read, and how the result is saved; which data it is, the user says."""
 
 _STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)
@@ -115,6 +118,20 @@ def dimensions_of(structure: Structure) -> tuple[DimensionRecord, ...]:
             groups=dimension.num_groups,
         )
         for dimension in structure
+    )
+
+
+def tried_widths(structure: Structure, trials: Sequence[WidthTrial]) -> tuple[TriedWidths, ...]:
+    """What the record keeps of widths that were tried."""
+    dense = {kind: widest(structure, kind) for kind in structure.kinds}
+    return tuple(
+        TriedWidths(
+            widths=dict(trial.widths),
+            of=dense,
+            divergence=trial.divergence if math.isfinite(trial.divergence) else None,
+            even=trial.even,
+        )
+        for trial in trials
     )
 
 
@@ -245,8 +262,15 @@ def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
             "target_modules": _targets(prepared.lora),
             **_further(prepared.lora),
         },
+        **_distillation(prepared),
         "training": training_settings(prepared.arguments, prepared.max_length),
     }
+
+
+def _distillation(prepared: PreparedTraining) -> dict[str, Any]:
+    """What tuning followed, where it followed something."""
+    teacher = prepared.teacher
+    return {} if teacher is None else {"distillation": {"share": teacher.share, "teacher": teacher.source.name}}
 
 
 def _targets(lora: LoraConfig) -> list[str] | str:

@@ -25,7 +25,8 @@ _ROWS_LOOKED_AT = 64
 def _facts(prepared: PreparedTraining) -> dict[str, Any]:
     """What shapes a run beside what is pruned and the adapter: training arguments and data, as plain values."""
     training = training_settings(prepared.arguments, prepared.max_length)
-    facts: dict[str, Any] = {**training, "data": _fingerprint(prepared.train_rows)}
+    share = 0.0 if prepared.teacher is None else prepared.teacher.share
+    facts: dict[str, Any] = {**training, "distill": share, "data": _fingerprint(prepared.train_rows)}
     return facts
 
 

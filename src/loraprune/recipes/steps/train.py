@@ -25,22 +25,33 @@ from loraprune.sparsity.masked_lora import keep_zeros_
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer, TrainerControl, TrainerState, TrainingArguments
 
+    from loraprune.tasks.distillation import Teacher
+
 logger = logging.getLogger("loraprune")
 
 _WAY_ON = "Free some space, and go on with --resume, or start again if no state was saved before."
 
 
 def build_trainer(
-    prepared: PreparedTraining, model: PreTrainedModel, pruning: PruningCallback, callbacks: Sequence[TrainerCallback]
+    prepared: PreparedTraining,
+    model: PreTrainedModel,
+    pruning: PruningCallback,
+    callbacks: Sequence[TrainerCallback],
+    teacher: Teacher | None = None,
 ) -> Trainer:
     """The Trainer of the run, with the adapter on the model: one that keeps zeros where that is wanted.
+
+    A teacher is heard after the last cut. Before the first one the model is the teacher itself, so that gradients of
+    the divergence, and with them the scores, would be zero.
 
     Raises:
         ValueError: the adapter cannot keep zeros.
     """
     from transformers import PrinterCallback
 
-    trainer = prepared.trainer(model, callbacks)
+    if teacher is not None:
+        teacher.is_heard = lambda: pruning.run is not None and not pruning.run.pending
+    trainer = prepared.trainer(model, callbacks, teacher)
     if prepared.keep_zeros:
         adapted: Any = trainer.model
         logger.info("LoRA keeps the zeros of %d of the weights that it adapts", keep_zeros_(adapted))

@@ -1,0 +1,71 @@
+"""How far a model's predictions are from those of another one: the Kullback-Leibler divergence a token."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from accelerate.utils import send_to_device
+
+from loraprune.layers.unwrap import eval_mode
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from loraprune.calibration.block_by_block import Calibration
+
+MOST_LOGITS = 2**27
+"""Logits that are kept of the first model: 256 MB in 16 bits."""
+
+_ROWS_AT_ONCE = 512
+
+
+class Divergence:
+    """``KL(first model ‖ model)`` on a few rows, with the predictions of the first model kept.
+
+    Args:
+        model: the first one, as it is now.
+        rows: token ids (1-D tensors) or mappings of a model's inputs; as many of the first ones are taken as
+            :data:`MOST_LOGITS` allows, and one at least.
+    """
+
+    def __init__(self, model: nn.Module, rows: Calibration) -> None:
+        self._rows: list[Mapping[str, torch.Tensor]] = []
+        self._logits: list[torch.Tensor] = []
+        kept = 0
+        for row in rows:
+            inputs = {"input_ids": row[None]} if isinstance(row, torch.Tensor) else row
+            logits = _logits(model, inputs)
+            if self._rows and kept + logits.numel() > MOST_LOGITS:
+                break
+            kept += logits.numel()
+            self._rows.append(inputs)
+            self._logits.append(logits.to("cpu", torch.bfloat16))
+
+    def of(self, model: nn.Module) -> float:
+        """Nats a token (or a classified row) that a model is away from the first one; infinite where it gives NaN."""
+        total = count = 0.0
+        for inputs, wanted in zip(self._rows, self._logits, strict=True):
+            given = _logits(model, inputs)
+            for part, first in zip(given.split(_ROWS_AT_ONCE), wanted.split(_ROWS_AT_ONCE), strict=True):
+                logs = part.float().log_softmax(-1)
+                before = first.to(part.device).float().log_softmax(-1)
+                total += float((before.exp() * (before - logs)).sum(dtype=torch.float64))
+            count += len(given)
+        return total / count if total == total else float("inf")
+
+
+@torch.no_grad()
+def _logits(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
+    """Shape ``(tokens, vocabulary)``, or ``(rows, classes)``."""
+    device = next(model.parameters()).device
+    with eval_mode(model):
+        logits: torch.Tensor = model(**send_to_device(dict(inputs), device)).logits
+    return logits.flatten(0, -2)
+
+
+def held_back(rows: Calibration, share: int) -> tuple[Sequence[Any], Sequence[Any]]:
+    """Rows to fit on and rows to judge by: each ``share``-th one is held back, and one at least."""
+    judged = range(share - 1, len(rows), share) if len(rows) >= share else range(len(rows) - 1, len(rows))
+    return [row for index, row in enumerate(rows) if index not in judged] or list(rows), [rows[i] for i in judged]

@@ -1,0 +1,79 @@
+"""Widths that are tried on the model itself: cut, repair, measure, and take it all back."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from torch import nn
+
+from loraprune.allocation.measured_widths import WidthTrial, search_widths
+from loraprune.calibration.block_by_block import Calibration
+from loraprune.layers.unwrap import base_model
+from loraprune.metrics.divergence import Divergence, held_back
+
+if TYPE_CHECKING:
+    from loraprune.pruning.groups import Groups
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.widths import Widths
+
+HELD_BACK = 8
+"""One calibration row of so many judges the trials."""
+
+FITTED_SHARE = 3
+"""The trials are repaired on one of so many of the other rows."""
+
+
+def try_widths(
+    model: nn.Module, groups: Groups, calibration: Calibration, cut_: Callable[[Widths, Calibration], None]
+) -> tuple[WidthTrial, ...]:
+    """Try the widths that meet the target of a model's groups; the model stays as it was.
+
+    Args:
+        model: not cut yet.
+        groups: of the model, with their target.
+        calibration: a part of it judges, a part of the rest repairs.
+        cut_: cuts the model to widths and repairs it, in place, on the calibration data that it is given.
+
+    Returns:
+        See :func:`loraprune.allocation.measured_widths.search_widths`.
+    """
+    fitted, judging = held_back(calibration, HELD_BACK)
+    divergence: Divergence | None = None
+
+    def measure(widths: Widths) -> float:
+        nonlocal divergence
+        divergence = divergence or Divergence(model, judging)
+        with _on_copies(model, groups.structure):
+            cut_(widths, fitted[::FITTED_SHARE])
+            return divergence.of(model)
+
+    return search_widths(groups.structure, groups.target.ratio, groups.legal_widths(), measure)
+
+
+@contextmanager
+def _on_copies(model: nn.Module, structure: Structure) -> Iterator[None]:
+    """Give the model copies of its blocks for a while; on an accelerator the blocks themselves make room for them."""
+    base = base_model(model)
+    names = dict.fromkeys(block.rpartition(".")[0] for block in structure.blocks)
+    blocks = {name: base.get_submodule(name) for name in names}
+    devices = {parameter.device for module in blocks.values() for parameter in module.parameters()}
+    (device,) = devices if len(devices) == 1 else [None]
+    try:
+        for name, module in blocks.items():
+            if device is not None:
+                module.to("cpu")
+            copied = copy.deepcopy(module)
+            _put_(base, name, copied if device is None else copied.to(device))
+        yield
+    finally:
+        for name, module in blocks.items():
+            _put_(base, name, nn.ModuleList())
+            _put_(base, name, module if device is None else module.to(device))
+
+
+def _put_(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, last = name.rpartition(".")
+    setattr(model.get_submodule(parent), last, module)

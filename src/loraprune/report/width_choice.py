@@ -1,0 +1,39 @@
+"""What was chosen, and why, where widths were tried before the cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from loraprune.record.run_record import RunMetrics
+
+_NAMES = {
+    "heads": "KV heads",
+    "query_heads": "query heads of each KV head",
+    "channels": "channels",
+    "expert_channels": "channels of each expert",
+    "shared_channels": "channels of the shared expert",
+}
+
+
+def notes_on_widths(metrics: RunMetrics) -> tuple[str, ...]:
+    """One sentence: the widths that stayed, and how far from the dense model these and others would have led."""
+    trials = () if metrics.pruning is None else metrics.pruning.trials
+    if len(trials) < 2:
+        return ()
+    best, second = trials[0], next((trial for trial in trials[1:] if trial.even), trials[1])
+    kept = " and ".join(_kept(kind, width, best.of) for kind, width in best.widths.items())
+    other = " and ".join(_kept(kind, width, second.of) for kind, width in second.widths.items())
+    name = "the even split" if second.even else "the next best"
+    return (
+        f"Each layer keeps {kept}: of {len(trials)} choices that were tried, this one changes the predictions least "
+        f"(KL divergence {_number(best.divergence)} nats a token; {name}, {other}: {_number(second.divergence)}).",
+    )
+
+
+def _kept(kind: str, width: int, full: Mapping[str, int]) -> str:
+    name = _NAMES.get(kind, kind.replace("_", " "))
+    return f"all {width:,} {name}" if width == full[kind] else f"{width:,} of {full[kind]:,} {name}"
+
+
+def _number(divergence: float | None) -> str:
+    return "not a number" if divergence is None else f"{divergence:.3g}"

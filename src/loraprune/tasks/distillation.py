@@ -1,0 +1,118 @@
+"""Distillation: tuning follows what another model, the teacher, would say for each token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Trainer
+
+IGNORED = -100
+_TOKENS_AT_ONCE = 512
+
+
+@dataclass(kw_only=True)
+class Teacher:
+    """What a model is tuned towards.
+
+    Attributes:
+        model: in evaluation mode, with the same vocabulary.
+        share: of the loss that is the divergence from the teacher, in (0, 1]; the rest is the usual cross-entropy.
+        is_heard: whether the teacher is followed now; otherwise the loss is the usual one.
+    """
+
+    model: PreTrainedModel
+    share: float
+    is_heard: Callable[[], bool] = lambda: True
+
+
+class _SummedLoss(torch.autograd.Function):
+    """``share · KL(teacher ‖ student) + (1 − share) · cross-entropy``, summed over tokens.
+
+    The gradient of both is known in closed form, so that no more than the student's logits and one tensor like them
+    stay in memory: ``softmax(student) − share · softmax(teacher) − (1 − share) · onehot(label)``.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> torch.Tensor:
+        """Add up the loss, and note its gradient."""
+        student_BTV, teacher_BTV, labels_BT, share = given
+        gradient_BTV = torch.zeros_like(student_BTV)
+        total = torch.zeros((), device=student_BTV.device)
+        for student, teacher, labels, gradient in zip(student_BTV, teacher_BTV, labels_BT, gradient_BTV, strict=True):
+            for tokens in (labels != IGNORED).nonzero()[:, 0].split(_TOKENS_AT_ONCE):
+                logs = student[tokens].float().log_softmax(-1)
+                wanted = teacher[tokens].float().log_softmax(-1)
+                chances = wanted.exp()
+                right = labels[tokens, None]
+                total += share * (chances * (wanted - logs)).sum()
+                total -= (1 - share) * logs.gather(-1, right).sum()
+                change = logs.exp_().sub_(chances, alpha=share)
+                change.scatter_add_(-1, right, change.new_full(right.shape, share - 1))
+                gradient[tokens] = change.to(gradient)
+        ctx.save_for_backward(gradient_BTV)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Any) -> Any:
+        """Scale the gradient."""
+        (gradient_BTV,) = ctx.saved_tensors
+        return gradient_BTV * gradients[0].to(gradient_BTV), None, None, None
+
+
+def summed_loss(
+    student_BTV: torch.Tensor, teacher_BTV: torch.Tensor, labels_BT: torch.Tensor, share: float
+) -> torch.Tensor:
+    """``share · KL(teacher ‖ student) + (1 − share) · cross-entropy``, summed over the tokens that have a label.
+
+    Args:
+        student_BTV: logits, with a gradient.
+        teacher_BTV: logits, of the same shape.
+        labels_BT: the right token of each position, int64; -100 where none counts.
+        share: of the divergence, in [0, 1].
+
+    Source: Hinton et al. (arXiv 1503.02531), forward divergence at temperature 1, as in Minitron (arXiv 2407.14679).
+    """
+    total: torch.Tensor = _SummedLoss.apply(student_BTV, teacher_BTV, labels_BT, share)  # type: ignore[no-untyped-call]
+    return total
+
+
+def distilling(trainer_class: type[Trainer], teacher: Teacher) -> type[Trainer]:
+    """A Trainer of causal language models whose loss follows a teacher.
+
+    Args:
+        trainer_class: trl's SFTTrainer.
+        teacher: that is followed.
+    """
+
+    class Distilling(trainer_class):  # type: ignore[valid-type,misc]
+        def compute_loss(
+            self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+        ) -> Any:
+            """The usual loss while nobody hears the teacher, and where outputs are asked for."""
+            if return_outputs or not model.training or not teacher.is_heard():
+                return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            labels_BT = inputs["labels"][:, 1:]
+            asked = {name: value for name, value in inputs.items() if name != "labels"} | {"use_cache": False}
+            with_router = bool(getattr(self, "aux_loss_enabled", False))
+            outputs = model(**asked, **({"output_router_logits": True} if with_router else {}))
+            with torch.no_grad():
+                wanted_BTV = teacher.model(**asked).logits
+            total = summed_loss(outputs.logits[:, :-1], wanted_BTV[:, :-1], labels_BT, teacher.share)
+            counted = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
+            loss = total / torch.as_tensor(counted, device=total.device).clamp(min=1)
+            if with_router:
+                steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
+                loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
+            if hasattr(self, "_metrics"):  # of the loss that is not asked for
+                seen = asked["attention_mask"].sum().item() if "attention_mask" in asked else labels_BT.numel()
+                self._total_train_tokens += seen
+                self._metrics["train"]["num_tokens"] = [self._total_train_tokens]
+            return loss
+
+    Distilling.__name__ = trainer_class.__name__
+    return Distilling
