@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 _DEFAULTS: dict[str, Any] = {
     "learning_rate": 1e-4,
     "lr_scheduler_type": "cosine",
+    "warmup_steps": 0.05,
     "num_train_epochs": 2,
     "logging_steps": 5,
     "save_steps": 100,
