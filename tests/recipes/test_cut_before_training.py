@@ -34,6 +34,7 @@ def first(**changes: Any) -> PruningConfig:
     [
         *((name, {}) for name in CRITERIA),
         ("osscar", {"repair": "refit"}),
+        ("osscar", {"allocation": "measured"}),
         ("flap", {"repair": "bias"}),
         ("fisher", {"repair": "none", "allocation": "balanced"}),
         ("taylor", {"taylor_form": "first", "allocation": "global"}),

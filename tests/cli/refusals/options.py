@@ -57,6 +57,19 @@ MISSING: tuple[Wrong, ...] = (
     wrong('plan ""', "An argument is empty"),
 )
 
+FOLLOWING: tuple[Wrong, ...] = (
+    wrong(f"{RECOVER} --distill 2", "distill is 2", "[0, 1]"),
+    wrong(f"{RECOVER} --distill 1", "which model it was made from", "--teacher", "--distill 0"),
+    wrong(f"{RECOVER} --distill 0 --teacher model", "teacher was given, and distill is 0"),
+    wrong(f"{RECOVER} --teacher nowhere", "nowhere"),
+    wrong(f"{PRUNE} --distill 1 --label-smoothing-factor 0.1", "label_smoothing_factor", "Leave one of them out"),
+    wrong(f"{ONESHOT} --ratio 0.5 --distill 1", "--distill is an option of loraprune prune"),
+    wrong(f"{PRUNE} --allocation measured", "before the first step", "--prune-start 0 --cuts 1", "balanced"),
+    wrong(f"{ONESHOT} --ratio 0.5 --allocation measured --repair none", "there is no repair", "uniform"),
+    wrong(f"{CRITERIA} --allocation measured", "measured", "balanced"),
+    wrong("plan model --allocation measured", "before the first step", "balanced"),
+)
+
 VALUES: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --ratio 3", "ratio", "[0, 1)"),
     wrong(f"{PRUNE} --ratio 0", "ratio is 0", "loraprune recover"),
@@ -158,4 +171,4 @@ TOGETHER: tuple[Wrong, ...] = (
     wrong("demo -o model", "model holds something else", "-o"),
 )
 
-TABLE = (*UNKNOWN, *MISSING, *VALUES, *TRAINING, *TOGETHER)
+TABLE = (*UNKNOWN, *FOLLOWING, *MISSING, *VALUES, *TRAINING, *TOGETHER)
