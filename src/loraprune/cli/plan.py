@@ -40,7 +40,7 @@ _OLD = ("refit",)
 """Old names of options, of those in :data:`~loraprune.cli.options.OLD_OPTIONS`."""
 
 RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "dtype", "bf16",
-       "device", "batch_size")  # fmt: skip
+       "device", "batch_size", "distill")  # fmt: skip
 """The same for the run."""
 
 
@@ -72,7 +72,7 @@ def plan_parser() -> Parser:
     run.add_argument("--gradient-checkpointing", help="compute activations again in the backward pass (on)", **switch)
     run.add_argument("--bf16", help="matrix products in bfloat16 (on)", **switch)
     run.add_argument("--dtype", help="that the checkpoint is stored in: bfloat16, float16 or float32 (its config's)")
-    _add_as_in_prune(run, ("lora_r", "lora_target_modules"))
+    _add_as_in_prune(run, ("lora_r", "lora_target_modules", "distill"))
     run.add_argument("--load-in-8bit", action="store_true", help="quantize the base by LLM.int8 of bitsandbytes (off)")
     run.add_argument("--load-in-4bit", action="store_true", help="quantize the base to NF4 (off)")
     run.add_argument("--quantization", help="bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8")
@@ -240,8 +240,11 @@ def _memory(estimates: Sequence[Estimate]) -> Table:
         ("activations that wait", "activations"),
         ("loss, backward pass of a block", "temporary"),
         ("criterion", "criterion"),
+        ("dense model that is followed", "teacher"),
         ("peak of a step", "step"),
     ):
+        if name == "teacher" and not any(memory.teacher for memory in memories):
+            continue
         style = "bold" if name == "step" else None
         table.add_row(label, *(_gib(getattr(memory, name)) for memory in memories), style=style)
     cuts = [found.memory.cut for found in estimates]

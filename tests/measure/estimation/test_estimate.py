@@ -111,6 +111,19 @@ def test_several_ratios_share_what_does_not_depend_on_them() -> None:
     assert alone.memory == high.memory
 
 
+def test_a_dense_model_that_is_followed_takes_memory_and_time() -> None:
+    alone, following = (estimate("llama-3.2-1b", EstimateConfig(distill=share)) for share in (None, 0.5))
+    weights, logits = 1.236e9 * 2, 3 * 8 * 1024 * 128_256 * 2
+    assert alone.memory.teacher == 0.0
+    assert following.memory.teacher == pytest.approx(weights + logits, rel=1e-2)
+    assert following.memory.step == alone.memory.step + following.memory.teacher
+    assert following.memory.cut - alone.memory.cut == pytest.approx(weights, rel=1e-2)
+    assert following.step_flops == alone.step_flops
+    # A forward pass of the dense model beside three of one with half of its blocks, and adapters.
+    assert 1.2 < following.step_flops_after / alone.step_flops_after < 1.8
+    assert [fit.needed for fit in following.gpus] > [fit.needed for fit in alone.gpus]
+
+
 def test_a_target_in_parameters_is_met() -> None:
     found = estimate("llama-3.2-1b", EstimateConfig(target_params=800_000_000))
     assert found.after.parameters == pytest.approx(800_000_000, rel=0.01)

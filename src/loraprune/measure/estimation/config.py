@@ -27,6 +27,7 @@ class EstimateConfig:
         quantization: ``bnb-8bit``, ``bnb-4bit``, ``torchao-int8``, or None.
         dtype: that the checkpoint is stored in; None takes it from the config.
         bf16: matrix products in bfloat16 (autocast); None: on ``cuda``.
+        distill: share of the loss that follows the dense model, which then stays in memory; None is 0.
         device: ``cuda``, or ``cpu`` (which the validation of the estimate runs on).
     """
 
@@ -40,6 +41,7 @@ class EstimateConfig:
     quantization: str | None = None
     dtype: str | None = None
     bf16: bool | None = None
+    distill: float | None = setting(None, within="[0, 1]")
     device: str = "cuda"
 
     def __post_init__(self) -> None:

@@ -117,19 +117,23 @@ class Estimator:
         nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
         step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
         after = self._step(settings, self._stored, target, listening=False)
+        before = self._size(nothing)
+        following = before.forward_flops * settings.batch_size if settings.distill else 0.0  # the teacher's pass
         return Estimate(
             model=self._models.source.name,
             model_type=self._structure.spec.model_type,
             asked=settings.pruning.target.ratio,
             ratio=target.ratio,
             settings=self._as_values(settings),
-            before=self._size(nothing),
+            before=before,
             after=self._size(target),
-            memory=StepMemory.of(step, plain, self._cut(settings, target, self._stored)),
-            memory_after=StepMemory.of(after, after),
+            memory=StepMemory.of(
+                step, plain, self._cut(settings, target, self._stored), sum(self._teacher(settings, self._stored))
+            ),
+            memory_after=StepMemory.of(after, after, teacher=sum(self._teacher(settings, self._stored))),
             step_flops=step.flops * settings.gradient_accumulation_steps,
-            step_flops_after=after.flops * settings.gradient_accumulation_steps,
-            gpus=tuple(self._fit(gpu, settings, target, after) for gpu in GPUS),
+            step_flops_after=(after.flops + following) * settings.gradient_accumulation_steps,
+            gpus=tuple(self._fit(gpu, settings, target, after.flops + following) for gpu in GPUS),
             notes=tuple(self._notes(settings)),
             loads_in=self._runtimes(settings.pruning),
         )
@@ -219,15 +223,24 @@ class Estimator:
                 self._blocks[key] = block_bytes(*self._adapted[made_of], inputs, device=settings.device)
             return self._blocks[key]
 
-        step = self._step(settings, dtype)
+        step, (teacher, _) = self._step(settings, dtype), self._teacher(settings, dtype)
         size = cut_size(self._models, settings, target, dtype, block)
-        return step.weights + step.states + size if size else 0.0
+        return step.weights + step.states + teacher + size if size else 0.0
+
+    def _teacher(self, settings: EstimateConfig, dtype: torch.dtype) -> tuple[float, float]:
+        """Bytes of the weights of the dense model that tuning follows, and of the logits that the loss compares."""
+        if not settings.distill:
+            return 0.0, 0.0
+        tokens = settings.batch_size * (settings.max_length or 0)
+        width = 2 if settings.autocast else dtype.itemsize
+        # The teacher's, the model's and their gradient.
+        return self._step(settings, dtype).weights, 3.0 * tokens * (self._models.source.vocabulary or 0) * width
 
     def _needed(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> float:
         step = self._step(settings, dtype)
-        return max(step.peak, self._cut(settings, target, dtype))
+        return max(step.peak + sum(self._teacher(settings, dtype)), self._cut(settings, target, dtype))
 
-    def _fit(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, after: StepSize) -> GpuFit:
+    def _fit(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, flops_after: float) -> GpuFit:
         dtype = self._stored
         if not gpu.bfloat16:
             dtype, settings = torch.float32, replace(settings, bf16=False)
@@ -239,7 +252,7 @@ class Estimator:
             needed=needed,
             dtype=str(dtype).removeprefix("torch."),
             seconds=step_seconds(self._step(settings, dtype).flops * micro, gpu, dequantized=traffic),
-            seconds_after=step_seconds(after.flops * micro, gpu, dequantized=traffic * (1 - target.ratio)),
+            seconds_after=step_seconds(flops_after * micro, gpu, dequantized=traffic * (1 - target.ratio)),
             remedy=None if needed <= gpu.usable else self._remedy(gpu, settings, target, dtype),
         )
 

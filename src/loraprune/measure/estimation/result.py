@@ -41,6 +41,7 @@ class StepMemory:
         activations: what waits for the backward pass.
         temporary: what is there for a moment: in the backward pass of a block, or in the loss.
         criterion: what the criterion adds.
+        teacher: the dense model that tuning follows, its logits, and those of the model with their gradient.
         step: all of these: the peak of a step.
         cut: the peak of a cut with refit, weights and optimizer included; 0 without refit.
     """
@@ -52,6 +53,7 @@ class StepMemory:
     criterion: float
     step: float
     cut: float = 0.0
+    teacher: float = 0.0
 
     @property
     def peak(self) -> float:
@@ -59,13 +61,14 @@ class StepMemory:
         return max(self.step, self.cut)
 
     @classmethod
-    def of(cls, step: StepSize, plain: StepSize, cut: float = 0.0) -> StepMemory:
+    def of(cls, step: StepSize, plain: StepSize, cut: float = 0.0, teacher: float = 0.0) -> StepMemory:
         """Take a step apart.
 
         Args:
             step: with the criterion.
             plain: without one. A criterion may also save something: where gates sit, LoRA keeps no copy of its input.
             cut: bytes at the fullest moment of a cut, weights and optimizer included; 0 where nothing is refitted.
+            teacher: bytes of a teacher and of the loss that follows it.
         """
         criterion = max(0.0, step.peak - plain.peak)
         rest = step.peak - criterion - step.weights - step.adapter
@@ -76,8 +79,9 @@ class StepMemory:
             activations=activations,
             temporary=rest - activations,
             criterion=criterion,
-            step=step.peak,
+            step=step.peak + teacher,
             cut=cut,
+            teacher=teacher,
         )
 
 
