@@ -47,7 +47,7 @@ def test_a_run_ends_with_a_stock_checkpoint(repair: str, tmp_path: Path) -> None
     loaded = AutoModelForCausalLM.from_pretrained(save_pruned(callback, outcome.model, None, tmp_path / "out"))
     assert type(loaded).__name__ == "LlamaForCausalLM"
     assert (loaded.model.layers[0].self_attn.o_proj.bias is not None) == (repair == "bias")
-    torch.testing.assert_close(logits(loaded), expected, rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(logits(loaded), expected, rtol=0.0, atol=3e-5)
 
 
 @pytest.mark.parametrize("repair", ["stream", "bias"])
@@ -94,7 +94,7 @@ def test_a_recipe_with_biases_is_run_from_end_to_end(tmp_path: Path) -> None:
     assert "repair `bias`" in result.card
     loaded = loraprune.load(tmp_path / "out")
     assert loaded.config.attention_bias
-    torch.testing.assert_close(logits_of(loaded, IDS), logits_of(result.model, IDS), rtol=0.0, atol=1e-5)
+    torch.testing.assert_close(logits_of(loaded, IDS), logits_of(result.model, IDS), rtol=0.0, atol=3e-5)
 
 
 class TestRefused:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
+from loraprune.record.run_record import RunRecord
 from loraprune.sparsity.configs import ZEROING_METHODS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}
@@ -275,7 +277,23 @@ class TestOutput:
             result = run(checkpoint, data, ratio=0.33, criterion="wanda", **values)
             (note,) = result.report.notes
             assert note.startswith(f"The ratio is {result.metrics['pruning']['ratio']:.2%} rather than 33.00%: {why}")
-        assert run(checkpoint, data, ratio=0.5).report.notes == ()
+        assert run(checkpoint, data, ratio=0.5, allocation="uniform").report.notes == ()
+
+    def test_widths_that_were_tried_are_told_and_recorded(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
+        result = run(checkpoint, data, ratio=0.5, max_length=32, output=tmp_path / "out")
+        best, *others = result.run_record.metrics.pruning.trials
+        assert others
+        assert best.of == {"heads": 4, "channels": 64}
+        assert all(best.divergence <= trial.divergence for trial in others)
+        assert sum(trial.even for trial in (best, *others)) == 1
+        for kind, width in best.widths.items():
+            assert set(result.metrics["pruning"]["widths"][kind]) == {width}
+        assert re.match(
+            rf"Each layer keeps .* {best.widths['channels']} of 64 channels: of {len(others) + 1} choices that were "
+            rf"tried, .* \(KL divergence {best.divergence:.3g} nats a token; the .*\)\.",
+            result.report.notes[0],
+        )
+        assert RunRecord.read(tmp_path / "out").metrics.pruning == result.run_record.metrics.pruning
 
 
 class TestProgress:
@@ -287,8 +305,15 @@ class TestProgress:
     def test_the_beginning_and_every_block_are_told(self, checkpoint: Path, data: Path) -> None:
         assert self.progress(checkpoint, data, sparsity=0.5) == [("sparsegpt", done, 2) for done in range(3)]
 
+    def test_every_trial_is_told_before(self, checkpoint: Path, data: Path) -> None:
+        heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5)
+        names = list(dict.fromkeys(what for what, _, _ in heard))
+        assert names[0] == "scoring for the trials"
+        assert len([name for name in names if re.match(r"trying \d heads, \d+ channels$", name)]) >= 2
+        assert names[-2:] == ["scoring", "cutting"]
+
     def test_scoring_and_cutting_are_told_of_every_cut(self, checkpoint: Path, data: Path) -> None:
-        heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5, cuts=2)
+        heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5, cuts=2, allocation="uniform")
         names = list(dict.fromkeys(what for what, _, _ in heard))
         assert names == ["scoring 1/2", "cutting 1/2", "scoring 2/2", "cutting 2/2"]
         for name in names:

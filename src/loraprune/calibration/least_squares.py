@@ -91,14 +91,19 @@ def normal_equations(
     """
     moment_kept = moment[kept][:, kept]
     if cross is None:
-        dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
-        dropped[kept] = False
-        missing = moment[kept][:, dropped] @ weight[:, dropped].T  # (kept, out)
+        missing = _lost(weight, moment, kept)
     else:
         missing = (cross[:, kept] - weight[:, kept] @ moment_kept).T
     if not torch.isfinite(missing).all():
         raise NotPositiveDefiniteError("The second moment of the inputs is not finite.")
     return NormalEquations(moment_kept, missing)
+
+
+def _lost(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
+    """What the columns that go gave, by the inputs that stay: ``H_KD W_Dᵀ``, shape ``(kept, out)``."""
+    dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
+    dropped[kept] = False
+    return moment[kept][:, dropped] @ weight[:, dropped].T
 
 
 def steadied(halves: Sequence[NormalEquations], damping: float) -> float | None:
@@ -114,10 +119,28 @@ def steadied(halves: Sequence[NormalEquations], damping: float) -> float | None:
     Raises:
         NotPositiveDefiniteError: a half has no Cholesky factor.
     """
+    return _best_ridge(halves, [torch.zeros_like(half.missing) for half in halves], halves, damping)
+
+
+def _best_ridge(
+    halves: Sequence[NormalEquations],
+    before: Sequence[torch.Tensor],
+    wanted: Sequence[NormalEquations],
+    damping: float,
+) -> float | None:
+    """The ridge under which a change that is fitted on one half helps most on the other half.
+
+    Args:
+        halves: what is fitted, of each half.
+        before: changes that were made already, fitted on each half.
+        wanted: what all changes together are judged by, of each half.
+        damping: the least ridge.
+    """
     first, second = halves
-    losses: dict[float | None, float] = {None: 0.0}
+    losses: dict[float | None, float] = {None: wanted[1].loss(before[0]) + wanted[0].loss(before[1])}
     for ridge in (damping, *(stronger for stronger in STRONGER_DAMPING if stronger > damping)):
-        losses[ridge] = second.loss(first.change(ridge)) + first.loss(second.change(ridge))
+        changes = before[0] + first.change(ridge), before[1] + second.change(ridge)
+        losses[ridge] = wanted[1].loss(changes[0]) + wanted[0].loss(changes[1])
     return min(losses, key=lambda ridge: losses[ridge])
 
 
@@ -168,6 +191,19 @@ class Moments(NamedTuple):
     square: float = 0.0
 
 
+def merged(*parts: Moments) -> Moments:
+    """Moments of all rows together, of parts that all have a target."""
+    rows = sum(part.rows for part in parts)
+    total, cross, square = torch.zeros(()), torch.zeros(()), 0.0
+    for part in parts:
+        assert part.cross is not None
+        share = part.rows / rows
+        total = total.to(part.moment) + share * part.moment
+        cross = cross.to(part.cross) + share * part.cross
+        square += share * part.square
+    return Moments(total, rows, cross, square)
+
+
 def held_back_columns(
     weight: torch.Tensor,
     moments: Moments,
@@ -175,14 +211,22 @@ def held_back_columns(
     damping: float,
     part: Callable[[slice], Moments],
 ) -> torch.Tensor | None:
-    """:func:`refit_columns`; with fewer than :data:`TOKENS_A_FEATURE` rows for each input no further than these bear.
+    """:func:`refit_columns`, going no further than the data bear out.
+
+    With fewer than :data:`TOKENS_A_FEATURE` rows for each input, the ridge is the one that helps most on rows that were
+    not fitted on.
+
+    Where the target is not what the layer itself gave, the change has two parts. One makes up for the columns that go:
+    ``H_KD W_Dᵀ`` on the right-hand side. The other makes up for what went before: ``E[x_K (t − W x)ᵀ]``. To the inputs
+    of one layer that is mostly noise, so that its ridge is chosen on rows that were not fitted on, however many rows
+    there are.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
         moments: of all rows.
         kept: positions of the columns that stay, ascending.
-        damping: ridge as a share of the mean diagonal, the least one where there are few rows.
-        part: gives the moments of some of the rows; not called where there are enough of them.
+        damping: ridge as a share of the mean diagonal, the least one where it is chosen.
+        part: gives the moments of some of the rows; not called where nothing is chosen.
 
     Returns:
         Shape ``(out, kept)``, float32; None where the plain cut does best on rows that were not fitted on.
@@ -190,13 +234,35 @@ def held_back_columns(
     Raises:
         NotPositiveDefiniteError: see :func:`refit_columns`.
     """
-    rows = moments.rows
-    if are_few(rows, weight.shape[1]):
-        if rows < 2:
-            return None
-        parts = (part(slice(0, rows // 2)), part(slice(rows // 2, rows)))
-        ridge = steadied([normal_equations(weight, half.moment, kept, half.cross) for half in parts], damping)
-        if ridge is None:
-            return None
-        damping = ridge
-    return refit_columns(weight, moments.moment, kept, damping, moments.cross)
+    rows, few = moments.rows, are_few(moments.rows, weight.shape[1])
+    if rows < 2 and (few or moments.cross is not None):
+        return None
+    if moments.cross is None and not few:
+        return refit_columns(weight, moments.moment, kept, damping)
+    parts = (part(slice(0, rows // 2)), part(slice(rows // 2, rows)))
+    if moments.cross is None:
+        ridge = steadied([normal_equations(weight, half.moment, kept) for half in parts], damping)
+        return None if ridge is None else refit_columns(weight, moments.moment, kept, ridge)
+    wanted, lost, drift = zip(*(_apart(weight, half, kept) for half in parts), strict=True)
+    none = [torch.zeros_like(half.missing) for half in wanted]
+    first = _best_ridge(lost, none, lost, damping) if few else damping
+    made = none if first is None else [half.change(first) for half in lost]
+    second = _best_ridge(drift, made, wanted, damping)
+    if first is None and second is None:
+        return None
+    _, own, before = _apart(weight, moments, kept)
+    fitted = weight[:, kept]
+    if first is not None:
+        fitted = fitted + own.change(first).T
+    if second is not None:
+        fitted = fitted + before.change(second).T
+    return fitted
+
+
+def _apart(
+    weight: torch.Tensor, moments: Moments, kept: torch.Tensor
+) -> tuple[NormalEquations, NormalEquations, NormalEquations]:
+    """The equations of a refit towards another target; those of the columns that go; those of what went before."""
+    wanted = normal_equations(weight, moments.moment, kept, moments.cross)
+    lost = _lost(weight, moments.moment, kept)
+    return wanted, NormalEquations(wanted.moment, lost), NormalEquations(wanted.moment, wanted.missing - lost)

@@ -11,7 +11,7 @@ import torch
 
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
 from loraprune.calibration.features import ALL_ROWS, part_of
-from loraprune.calibration.least_squares import Moments
+from loraprune.calibration.least_squares import Moments, merged
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
 
@@ -178,6 +178,7 @@ class StreamTargets:
         self._home = next(model.parameters()).device
         self._dense = LayerwisePass(model, structure, sequences, device)
         self._after: dict[str, list[torch.Tensor]] = {}
+        self._halves: dict[tuple[int, int], Moments] = {}
         self.writers: list[str] = []
 
     @torch.no_grad()
@@ -252,18 +253,29 @@ class StreamTargets:
     def statistics(self, cut: LayerwisePass, name: str, rows: slice = ALL_ROWS) -> Moments:
         """What a refit of one consumer needs.
 
+        All rows are gathered half by half, and the halves are remembered until all rows are asked for again: asking for
+        them then runs nothing.
+
         Args:
             cut: the pass over the model that is being cut, arrived at the same block.
             name: of the consumer, in the block that was begun.
-            rows: of its inputs, counted over all batches, that are looked at.
+            rows: of its inputs, counted over all batches: all, or one half of them.
 
         Returns:
             Of what the consumer should give, and its inputs as they are now. Its bias is not part of ``t``.
         """
+        if rows == ALL_ROWS:
+            self._halves = self._gathered_halves(cut, name)
+            return merged(*self._halves.values())
+        return self._halves[rows.start, rows.stop]
+
+    def _gathered_halves(self, cut: LayerwisePass, name: str) -> dict[tuple[int, int], Moments]:
         before = self.writers[: self.writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
-        cross, moment, square = torch.zeros(()), torch.zeros(()), torch.zeros(())
-        seen = count = 0
+        count = sum(target.flatten(0, -2).shape[0] for target in self._after[name])
+        halves = [slice(0, count // 2), slice(count // 2, count)]
+        sums = [_Sums() for _ in halves]
+        seen = 0
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
@@ -274,11 +286,33 @@ class StreamTargets:
                 wanted = wanted.flatten(0, -2)
                 if bias is not None:
                     wanted = wanted - bias.float()
-                part = part_of(rows, seen)
+                for half, found in zip(halves, sums, strict=True):
+                    part = part_of(half, seen)
+                    found.add(x[part], wanted[part])
                 seen += len(x)
-                wanted, x = wanted[part], x[part]
-                cross = cross.to(x.device) + wanted.T @ x
-                moment = moment.to(x.device) + x.T @ x
-                square = square.to(x.device) + wanted.square().sum(dtype=torch.float64)
-                count += len(x)
-        return Moments(moment / count, count, cross / count, float(square) / count)
+        return {
+            (half.start, half.stop): found.moments() for half, found in zip(halves, sums, strict=True) if found.rows
+        }
+
+
+@dataclass
+class _Sums:
+    """Products of inputs and of what should be given, added up."""
+
+    moment: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    cross: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    square: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    rows: int = 0
+
+    def add(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
+        """Add rows."""
+        if len(x) == 0:
+            return
+        self.cross = self.cross.to(x.device) + wanted.T @ x
+        self.moment = self.moment.to(x.device) + x.T @ x
+        self.square = self.square.to(x.device) + wanted.square().sum(dtype=torch.float64)
+        self.rows += len(x)
+
+    def moments(self) -> Moments:
+        """Means over the rows."""
+        return Moments(self.moment / self.rows, self.rows, self.cross / self.rows, float(self.square) / self.rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -63,39 +64,49 @@ def prune_(
         progress: hears how far the work is.
     """
     records = []
-    cut_once = partial(_cut_once_, model, repair=repair, seed=seed, device=device)
-    if groups.target.allocation == "measured" and not groups.structure.spans_blocks and calibration:
-        groups.trials = _tried(model, groups, calibration, cut_once, progress)
+    scored = partial(_scored, model, seed=seed, device=device, progress=progress)
+    if groups.target.allocation == "measured" and not groups.structure.spans_blocks:
+        groups.trials = _tried(model, groups, calibration, scored, repair, device, progress)
     for cut in range(cuts):
         place = f" {cut + 1}/{cuts}" if cuts > 1 else ""
         ratio = groups.target.ratio * (cut + 1) / cuts
-        records.append(cut_once(groups, calibration, ratio=ratio, progress=progress, place=place))
+        scores = scored(groups, calibration, f"scoring{place}")
+        told = partial(progress, f"cutting{place}")
+        records.append(
+            _cut_once_(model, groups, calibration, scores, ratio, repair, CutHooks(device=device, progress=told))
+        )
     return records
+
+
+def _scored(
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    name: str,
+    *,
+    seed: int,
+    device: torch.device | None,
+    progress: ProgressOf,
+) -> Scores | None:
+    """Scores of the model as it is; None where the cut itself scores block by block."""
+    if _widths_follow_from_ratio(groups, calibration):
+        return None
+    make_pass = partial(calibration_pass, model, groups.structure, calibration, device)
+    return score_groups(model, groups, calibration, make_pass, seed=seed, progress=partial(progress, name))
 
 
 def _cut_once_(
     model: nn.Module,
     groups: Groups,
     calibration: Calibration,
-    *,
+    scores: Scores | None,
     ratio: float,
     repair: Repair,
-    seed: int,
-    device: torch.device | None,
-    progress: ProgressOf,
-    place: str = "",
+    hooks: CutHooks,
 ) -> CutRecord:
-    """Score, choose, cut and repair; the arguments are those of :func:`prune_`."""
-    scores = None
-    if not _widths_follow_from_ratio(groups, calibration):
-        make_pass = partial(calibration_pass, model, groups.structure, calibration, device)
-        listening = partial(progress, f"scoring{place}")
-        scores = score_groups(model, groups, calibration, make_pass, seed=seed, progress=listening)
+    """Choose, cut and repair."""
     before, seen = groups.plan, Scores()
-    hooks = CutHooks(
-        choose=_chooser(model, groups.criterion, seen), device=device, progress=partial(progress, f"cutting{place}")
-    )
-    tools = CutTools(hooks=hooks)
+    tools = CutTools(hooks=replace(hooks, choose=_chooser(model, groups.criterion, seen)))
     record = groups.cut_(model, scores, ratio, repair=repair, calibration=calibration, tools=tools)
     groups.remember(seen, before)
     return record
@@ -105,16 +116,22 @@ def _tried(
     model: nn.Module,
     groups: Groups,
     calibration: Calibration,
-    cut_once: Callable[..., CutRecord],
+    scored: Callable[[Groups, Calibration, str], Scores | None],
+    repair: Repair,
+    device: torch.device | None,
     progress: ProgressOf,
 ) -> tuple[WidthTrial, ...]:
-    """Cut and repair the model to several widths for trial."""
+    """Cut and repair the model to several widths for trial; scores of the whole model are taken once."""
+    known: list[Scores | None] = []
 
     def cut_(widths: Widths, rows: Calibration) -> None:
         trial = Groups.all_of(groups.structure, groups.target, groups.criterion)
         trial.trials = (WidthTrial(widths, 0.0),)
+        if not known:
+            known.append(scored(trial, rows, "scoring for the trials"))
         named = ", ".join(f"{width} {kind}" for kind, width in widths.items())
-        cut_once(trial, rows, ratio=groups.target.ratio, progress=lambda what, *of: progress(f"trying {named}", *of))
+        hooks = CutHooks(device=device, progress=partial(progress, f"trying {named}"))
+        _cut_once_(model, trial, rows, known[0], groups.target.ratio, repair, hooks)
 
     return try_widths(model, groups, calibration, cut_)
 

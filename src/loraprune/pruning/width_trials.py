@@ -38,8 +38,11 @@ def try_widths(
         cut_: cuts the model to widths and repairs it, in place, on the calibration data that it is given.
 
     Returns:
-        See :func:`loraprune.allocation.measured_widths.search_widths`.
+        See :func:`loraprune.allocation.measured_widths.search_widths`; empty with fewer than :data:`HELD_BACK` rows,
+        which are too few to judge by.
     """
+    if len(calibration) < HELD_BACK:
+        return ()
     fitted, judging = held_back(calibration, HELD_BACK)
     divergence: Divergence | None = None
 
