@@ -254,8 +254,8 @@ def held_back_columns(
     fitted = weight[:, kept]
     if first is not None:
         fitted = fitted + own.change(first).T
-    if second is not None:
-        fitted = fitted + before.change(second).T
+    if second is not None:  # of twice the rows it counts half as much
+        fitted = fitted + before.change(0.5 * second).T
     return fitted
 
 

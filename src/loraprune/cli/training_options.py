@@ -91,7 +91,7 @@ def kept(adapter: str) -> tuple[Option, ...]:
 
 TRAINING_HELP = """training options, as trl's SFTConfig names them (nearly all of its fields can be given):
   --max-steps, --num-train-epochs (2), --per-device-train-batch-size (8), --gradient-accumulation-steps (1),
-  --learning-rate (1e-4), --lr-scheduler-type (cosine), --warmup-steps (0.05), --weight-decay, --max-grad-norm,
+  --learning-rate (by size), --lr-scheduler-type (cosine), --warmup-steps (0.05), --weight-decay, --max-grad-norm,
   --max-length (1024, or the model's context), --seed (42), --bf16, --gradient-checkpointing,
   --logging-steps (5), --save-steps (100), --report-to (none), ...
 """

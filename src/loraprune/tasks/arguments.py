@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loraprune.tasks.task import Task
 
 _DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-4,
+    "learning_rate": 1e-4,  # of models that write text, by size
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
     "num_train_epochs": 2,
@@ -31,7 +31,9 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
-"""Values that differ from the Trainer's own; learning rate, schedule and epochs are those of the LoRAPrune paper."""
+"""Values that differ from the Trainer's own; schedule and epochs are those of the LoRAPrune paper."""
+
+LARGEST_RATE = 5e-3
 
 DEFAULT_MAX_LENGTH = 1024
 RECOMPUTATION = ("activation_checkpointing", "gradient_checkpointing")
@@ -86,6 +88,7 @@ def _from_values(
         **_DEFAULTS,
         "bf16": accelerated and torch.cuda.is_bf16_supported(including_emulation=False),
         **_recomputation(given, known, on=accelerated and source.recomputes),
+        **_rate(task, source),
         "use_cpu": not accelerated,
         "max_length": min(DEFAULT_MAX_LENGTH, source.context) if source.context else DEFAULT_MAX_LENGTH,
         "output_dir": str(run_dir),
@@ -96,6 +99,21 @@ def _from_values(
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
     return cls(**values), max_length
+
+
+def _rate(task: Task, source: ModelSource) -> dict[str, float]:
+    """The learning rate of LoRA by the size of a model that writes text."""
+    width = getattr(source.config.get_text_config(), "hidden_size", None)
+    return {"learning_rate": rate_for(width)} if task.writes_text and isinstance(width, int) else {}
+
+
+def rate_for(hidden_size: int) -> float:
+    """The learning rate of LoRA: ``5e-4 · (2000 / hidden size)^0.78``, :data:`LARGEST_RATE` at most.
+
+    Source: what the documentation of Tinker (Thinking Machines Lab, hyperparameters of supervised learning) gives for
+    Llama, at alpha 32; our experiments are at alpha 16 (docs/results.md).
+    """
+    return float(f"{min(5e-4 * (2000 / hidden_size) ** 0.78, LARGEST_RATE):.1e}")
 
 
 def _from_object(

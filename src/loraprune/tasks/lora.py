@@ -39,7 +39,8 @@ def lora_config(
     """
     from peft import LoraConfig
 
-    check_rank(options.r, model)
+    rank = default_rank(structure.hidden_size) if options.r is None else options.r
+    check_rank(rank, model)
     layers = adaptable_layers(structure, model)
     present = sorted({_last(layer) for layer in layers})
     wanted = list(options.target_modules) if options.target_modules else present
@@ -71,7 +72,7 @@ def lora_config(
     if task.trains_head:
         further["modules_to_save"] = head_modules(model) or None
     return LoraConfig(
-        r=options.r,
+        r=rank,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,
         target_modules=target_modules(wanted, chosen, [name for name, _ in model.named_modules()]) if chosen else [],
@@ -79,6 +80,14 @@ def lora_config(
         task_type=task.adapter_type,
         **further,
     )
+
+
+def default_rank(hidden_size: int) -> int:
+    """The power of two nearest below a quarter of the hidden size, from 8 to 64.
+
+    A pruned model has more to learn than the rank 8 of the LoRAPrune paper can hold (docs/results.md).
+    """
+    return min(64, max(8, 1 << max(hidden_size // 4, 1).bit_length() - 1))
 
 
 def check_rank(rank: int, shapes: nn.Module) -> None:

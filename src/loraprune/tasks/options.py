@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
-    """LoRA as in the LoRAPrune paper, unless set otherwise.
+    """LoRA on all layers that belong to groups.
 
     Attributes:
-        r: rank.
+        r: rank; None is the power of two nearest below a quarter of the hidden size, from 8 to 64.
         alpha: ``B·A`` is scaled by ``alpha / r``.
         dropout: on the adapter's input. Above 0 it costs one more stored tensor for each consumer while the
             criterion ``fisher`` listens.
@@ -33,7 +33,9 @@ class LoraOptions:
         ValueError: a value is out of its range.
     """
 
-    r: int = setting(8, "rank", within="[1, inf)", flat="lora_r")
+    r: int | None = setting(
+        None, "rank", within="[1, inf)", flat="lora_r", shown="a quarter of the hidden size, from 8 to 64"
+    )
     alpha: int = setting(16, "alpha", within="[1, 1000000]", flat="lora_alpha")
     dropout: float = setting(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
     target_modules: Sequence[str] | None = setting(

@@ -24,6 +24,7 @@ from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target, whole_plan
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
+from loraprune.tasks.lora import default_rank
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -94,8 +95,10 @@ class Estimator:
             context = models.source.context
             length = length or (min(DEFAULT_MAX_LENGTH, context) if context else DEFAULT_MAX_LENGTH)
             check_length(length, context)
+        lora = settings.lora if settings.lora.r else replace(settings.lora, r=default_rank(self._structure.hidden_size))
         return replace(
             settings,
+            lora=lora,
             gradient_checkpointing=can and settings.device == "cuda" if recompute is None else recompute,
             max_length=length,
             bf16=settings.autocast,

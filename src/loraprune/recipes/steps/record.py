@@ -182,7 +182,7 @@ def _lora(prepared: PreparedTraining) -> dict[str, Any]:
             target_modules=None if targets is None or isinstance(targets, str) else sorted(targets),
         )
     return {
-        "lora_r": given.r,
+        "lora_r": prepared.lora.r,
         "lora_alpha": given.alpha,
         "lora_dropout": given.dropout,
         "lora_target_modules": None if given.target_modules is None else list(given.target_modules),

@@ -75,7 +75,7 @@ def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining
     """Train to the end, or raise when the user stops."""
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
-    logger.info("Training on %d %s", len(prepared.train_rows), prepared.task.row_name)
+    logger.info("Training on %d %s: %s", len(prepared.train_rows), prepared.task.row_name, _in_words(prepared))
     stopped = False
     pruning.phases.begin()
     try:
@@ -99,6 +99,15 @@ def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
             f"output folder. {where}: {how}."
         )
+
+
+def _in_words(prepared: PreparedTraining) -> str:
+    """What training is done with, of what was said and what follows from the model's size."""
+    arguments, teacher = prepared.arguments, prepared.teacher
+    words = [f"LoRA of rank {prepared.lora.r}", f"learning rate {arguments.learning_rate:g}"]
+    if teacher is not None:
+        words.append(f"{teacher.share:.0%} of the loss follows {teacher.source.name} after the last cut")
+    return ", ".join(words)
 
 
 def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
