@@ -29,6 +29,8 @@ TRAINING: dict[str, Any] = {
     "logging_steps": 1,
     "bf16": False,
     "seed": 11,
+    "learning_rate": 1e-4,
+    "warmup_steps": 0,
 }
 
 

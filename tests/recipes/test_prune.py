@@ -134,7 +134,7 @@ class TestFolder:
             ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
         )
         training = record["settings"]["training"]
-        assert (training["seed"], training["max_steps"], training["learning_rate"]) == (11, 6, 1e-4)
+        assert (training["seed"], training["max_steps"], training["learning_rate"]) == (11, 6, 5e-3)
         assert training["lr_scheduler_type"] == "cosine"
 
     def test_the_record_names_the_versions(self, finished: PruneResult) -> None:

@@ -54,7 +54,7 @@ def output(stopped: Path, tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"learning_rate": 1e-3}, r"learning_rate: 0\.0001 -> 0\.001"),
+        ({"learning_rate": 1e-3}, r"learning_rate: 0\.005 -> 0\.001"),
         ({"per_device_train_batch_size": 2}, "per_device_train_batch_size: 4 -> 2"),
         ({"max_length": 16}, r"max_length: 32 -> 16.*data: "),
         ({"max_steps": 10}, "max_steps: 8 -> 10"),
@@ -86,7 +86,7 @@ def test_a_new_learning_rate_is_the_one_that_is_used(checkpoint: Path, data: Pat
     copied = output.with_name("same")
     shutil.copytree(output.with_name("out.run"), copied.with_name("same.run"))
     run(checkpoint, data, copied, callbacks=[rates[0]])
-    run(checkpoint, data, output, callbacks=[rates[1]], learning_rate=1e-5, allow_changes=True)
+    run(checkpoint, data, output, callbacks=[rates[1]], learning_rate=5e-4, allow_changes=True)
     assert rates[1].seen == pytest.approx([rate / 10 for rate in rates[0].seen])
 
 

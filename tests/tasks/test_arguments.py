@@ -11,7 +11,7 @@ import torch
 from transformers import Seq2SeqTrainingArguments, TrainingArguments
 from trl import SFTConfig
 
-from loraprune.tasks.arguments import given_values, training_arguments
+from loraprune.tasks.arguments import given_values, rate_for, training_arguments
 from loraprune.tasks.registry import TASKS
 
 CPU = torch.device("cpu")
@@ -72,3 +72,10 @@ def test_what_was_said_is_told_apart_from_defaults(tmp_path: Path) -> None:
     assert {"learning_rate": 3e-4, "logging_steps": 3}.items() <= said.items()
     assert not {"output_dir", "weight_decay", "max_length"} & said.keys()
     assert given_values({"seed": 1}) == {"seed": 1}
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "rate"), [(16, 5e-3), (128, 4.3e-3), (576, 1.3e-3), (2000, 5e-4), (4096, 2.9e-4)]
+)
+def test_the_learning_rate_falls_with_the_size_of_the_model(hidden_size: int, rate: float) -> None:
+    assert rate_for(hidden_size) == rate

@@ -127,7 +127,7 @@ class TestTraining:
         names = ["q_proj", "k_proj", "v_proj", "o_proj", "fc1", "fc2"]
         config = LoraConfig(r=8, lora_alpha=16, target_modules=names, modules_to_save=["classifier"])
         arguments = TrainingArguments(
-            str(tmp_path), **training, use_cpu=True, report_to="none", lr_scheduler_type="cosine",
+            str(tmp_path), **training, use_cpu=True, report_to="none", lr_scheduler_type="cosine", warmup_steps=0.05,
             label_names=["labels"], save_strategy="no", disable_tqdm=True, remove_unused_columns=False,
         )  # fmt: skip
 

@@ -9,7 +9,7 @@ from tests.tasks.models import tiny_bert, tiny_convnext, tiny_roberta, tiny_t5, 
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from loraprune import describe
-from loraprune.tasks.lora import LoraOptions, adaptable_layers, head_modules, lora_config, target_modules
+from loraprune.tasks.lora import LoraOptions, adaptable_layers, default_rank, head_modules, lora_config, target_modules
 from loraprune.tasks.registry import task_of_model
 
 GPT2 = GPT2LMHeadModel(GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=16, n_positions=16))
@@ -111,3 +111,17 @@ def test_wrong_options_are_refused(options: dict[str, float], message: str) -> N
 def test_experts_that_are_not_there_are_refused() -> None:
     with pytest.raises(ValueError, match="A bert model has no stacked experts"):
         adapt(tiny_bert(), LoraOptions(experts=True))
+
+
+@pytest.mark.parametrize(
+    ("hidden_size", "rank"), [(16, 8), (64, 16), (128, 32), (288, 64), (576, 64), (4096, 64), (96, 16)]
+)
+def test_the_rank_grows_with_a_small_model_and_stays_at_64(hidden_size: int, rank: int) -> None:
+    assert default_rank(hidden_size) == rank
+
+
+def test_a_rank_that_was_given_is_taken() -> None:
+    model = tiny_model("llama", hidden_size=128, intermediate_size=128)
+    task = task_of_model(model, "AutoModelForCausalLM")
+    assert lora_config(LoraOptions(), describe(model), model, task).r == 32
+    assert lora_config(LoraOptions(r=4), describe(model), model, task).r == 4

@@ -12,12 +12,14 @@ from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.forward import forward_size
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import SimulatedStep, StepSettings, simulate
+from loraprune.tasks.options import LoraOptions
 
 ROWS, TOKENS = 2, 64
 
 
 def simulated(models: ShapeModels, **changes: object) -> SimulatedStep:
-    model, structure = models.adapted(len(models.structure.blocks), None, torch.float32, EstimateConfig(device="cpu"))
+    config = EstimateConfig(device="cpu", lora=LoraOptions(r=8))
+    model, structure = models.adapted(len(models.structure.blocks), None, torch.float32, config)
     values = {"inputs": models.inputs(ROWS, TOKENS), "fused": True, "criterion": None, "autocast": False, **changes}
     return simulate(model, structure, StepSettings(**values))
 

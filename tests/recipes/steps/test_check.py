@@ -100,9 +100,9 @@ class TestHeldOut:
 
 
 class TestArguments:
-    def test_defaults_are_those_of_the_paper(self, checkpoint: Path, data: Path) -> None:
+    def test_defaults_are_those_of_the_paper_but_for_the_learning_rate(self, checkpoint: Path, data: Path) -> None:
         arguments = prepare(checkpoint, data, CONFIG, RunInputs(), Path("unused")).arguments
-        assert arguments.learning_rate == 1e-4
+        assert (arguments.learning_rate, arguments.warmup_steps) == (5e-3, 0.05)  # of a small model
         assert arguments.lr_scheduler_type == "cosine"
         assert arguments.num_train_epochs == 2
         assert arguments.max_length == CONTEXT  # the model's context, where that is below 1024
