@@ -29,6 +29,7 @@ from transformers import AutoModelForCausalLM
 import loraprune
 from loraprune import PruningConfig, RunOptions
 from loraprune.data.demo import demo_data, demo_model
+from loraprune.tasks.options import LoraOptions
 
 ALLOCATIONS = ("balanced", "uniform", "global")
 
@@ -47,8 +48,10 @@ def run_one(
             "per_device_train_batch_size": 16,
             "max_length": 128,
             "learning_rate": 2e-3,
+            "warmup_steps": 0,  # as in the published table
             "seed": seed,
         },
+        lora=LoraOptions(r=8),
         options=RunOptions(eval_data=str(data[1]), eval_sequences=options.eval_sequences, latency=False),
     )
     dense = AutoModelForCausalLM.from_pretrained(options.model or demo_model(), dtype=torch.float32)

@@ -25,6 +25,7 @@ import datasets
 
 import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune.tasks.options import LoraOptions
 
 EARLY = {"prune_start": 0.1, "prune_end": 0.3}
 PAPER: dict[str, Any] = {
@@ -184,6 +185,7 @@ def training(options: argparse.Namespace) -> dict[str, Any]:
         "per_device_train_batch_size": options.batch_size,
         "max_length": options.max_length,
         "learning_rate": options.learning_rate,
+        "warmup_steps": 0,  # as in the published tables
         "seed": options.seed,
     }
 
@@ -196,7 +198,13 @@ def measured(options: argparse.Namespace) -> RunOptions:
 def tuned(options: argparse.Namespace, model: Any, config: PruningConfig, tokenizer: Any = None) -> Any:
     """A run with LoRA."""
     return loraprune.prune(
-        model, options.train, config, training=training(options), tokenizer=tokenizer, options=measured(options)
+        model,
+        options.train,
+        config,
+        training=training(options),
+        lora=LoraOptions(r=8),
+        tokenizer=tokenizer,
+        options=measured(options),
     )
 
 

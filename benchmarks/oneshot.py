@@ -23,6 +23,7 @@ import datasets
 
 import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune.tasks.options import LoraOptions
 
 SCORES = ("osscar", "fisher", "taylor", "flap", "wanda", "magnitude", "random")
 REPAIRS = ("none", "bias", "refit", "stream")
@@ -50,7 +51,7 @@ SPARSE: dict[str, dict[str, Any]] = {
 PATTERNS = ("0.5", "4:8", "2:4")
 JOINT: dict[str, dict[str, Any]] = {"joint": {}, "joint, global": {"allocation": "global"}}
 ONE_SHOT: dict[str, dict[str, Any]] = {
-    "one shot, then LoRA": {},
+    "one shot, then LoRA": {"allocation": "uniform"},
     "one shot, global, then LoRA": {"allocation": "global"},
 }
 
@@ -106,10 +107,14 @@ def tuned(options: argparse.Namespace, model: Any, config: PruningConfig, tokeni
         "per_device_train_batch_size": 16,
         "max_length": options.tuning_length,
         "learning_rate": options.learning_rate,
+        "warmup_steps": 0,  # as in the published tables
         "seed": options.seed,
     }
     run = run_options(options)
-    result = loraprune.prune(model, options.train, config, training=training, tokenizer=tokenizer, options=run)
+    lora = LoraOptions(r=8)
+    result = loraprune.prune(
+        model, options.train, config, training=training, lora=lora, tokenizer=tokenizer, options=run
+    )
     measured = result.metrics["pruned"]
     return {
         "perplexity": measured["perplexity"],

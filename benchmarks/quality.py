@@ -21,6 +21,7 @@ import datasets
 
 import loraprune
 from loraprune import PruningConfig, RunOptions
+from loraprune.tasks.options import LoraOptions
 
 DEFAULT = PruningConfig()
 PAPER = replace(
@@ -52,8 +53,10 @@ def run_one(options: argparse.Namespace, name: str, ratio: float, pruning: Pruni
             "per_device_train_batch_size": options.batch_size,
             "max_length": options.max_length,
             "learning_rate": options.learning_rate,
+            "warmup_steps": 0,  # as in the published tables
             "seed": options.seed,
         },
+        lora=LoraOptions(r=8),
         options=RunOptions(eval_data=held_out, eval_sequences=options.eval_sequences, latency=False),
     )
     cuts = result.metrics["pruning"]["cuts"]

@@ -35,6 +35,7 @@ from loraprune.metrics.windows import Windows, cut_into_windows
 from loraprune.pruning.config import RENAMED
 from loraprune.pruning.oneshot_config import RENAMED_ONESHOT
 from loraprune.record.provenance import machine_description, versions
+from loraprune.tasks.options import LoraOptions
 
 ROOT = Path(__file__).resolve().parent.parent
 SEGMENT = 128
@@ -202,6 +203,7 @@ def pruned_and_measured(subject: Subject, run: Run, steps: int, seed: int) -> Ro
         "per_device_train_batch_size": BATCH_SIZE,
         "max_length": SEGMENT,
         "learning_rate": LEARNING_RATE,
+        "warmup_steps": 0,  # as in the rows that are known
         "seed": seed,
         "save_strategy": "no",
     }
@@ -210,11 +212,17 @@ def pruned_and_measured(subject: Subject, run: Run, steps: int, seed: int) -> Ro
         return measured(subject, loaded, AutoTokenizer.from_pretrained(subject.model), 0.0)
     if run.how == "joint":
         result: Any = loraprune.prune(
-            subject.model, subject.train, PruningConfig(**{"seed": seed, **values}), training=training, options=quiet
+            subject.model,
+            subject.train,
+            PruningConfig(**{"seed": seed, **values}),
+            training=training,
+            lora=LoraOptions(r=8),
+            options=quiet,
         )
         pruning = result.metrics["pruning"]
     else:
-        calibration = {"calibration_sequences": 128, "max_length": SEGMENT, "seed": seed, **values}
+        usual = {"calibration_sequences": 128, "max_length": SEGMENT, "allocation": "uniform"}
+        calibration = {**usual, "seed": seed, **values}
         result = loraprune.oneshot(subject.model, subject.train, OneshotConfig(**calibration), options=quiet)
         pruning = result.metrics["pruning"]
         if run.how == "separate":
@@ -223,6 +231,7 @@ def pruned_and_measured(subject: Subject, run: Run, steps: int, seed: int) -> Ro
                 subject.train,
                 PruningConfig(ratio=0.0, repair="none", seed=seed),
                 training=training,
+                lora=LoraOptions(r=8),
                 tokenizer=result.tokenizer,
                 options=quiet,
             )

@@ -187,3 +187,37 @@ def test_published_rows_are_found_by_the_runs_that_made_them(
     monkeypatch.setattr(sys, "argv", [f"{name}.py", *words, "--cache", str(tmp_path / "cache.jsonl")])
     importlib.import_module(name).main()
     assert {row["key"] for row in published["rows"]} <= asked
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_the_standard_work_cuts_tunes_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    standard = importlib.import_module("standard")
+    monkeypatch.setattr(standard, "SMALL", standard.Budget(steps=1, batch=2, length=16, calibration=16))
+    monkeypatch.setattr(standard, "MEASURED", 512)
+    monkeypatch.setattr(standard, "SEGMENT", 128)
+    given = ("--seeds", "1", "--ratios", "0.5", "--rates", "0.001", "--ranks", "4", "8", "--methods", "Wanda")
+    start("standard", tmp_path, monkeypatch, *given)
+    rows = json.loads((tmp_path / "out" / "standard.json").read_text())["rows"]
+    assert [(row["how"], row.get("rank")) for row in rows] == [
+        ("dense", None),
+        ("cut", None),
+        ("tuned", 4),
+        ("tuned", 8),
+    ]
+    dense, cut, *tuned = (row["perplexity"]["in-domain"] for row in rows)
+    assert cut > dense
+    best = min(tuned)
+    printed = capsys.readouterr().out
+    assert f"| Wanda | 50% | {in_words(cut)} | {in_words(best)} |" in printed
+
+    monkeypatch.setattr(standard.loraprune, "oneshot", None)
+    monkeypatch.setattr(standard.loraprune, "recover", None)
+    start("standard", tmp_path, monkeypatch, *given)  # all is known
+    assert json.loads((tmp_path / "out" / "standard.json").read_text())["rows"] == rows
+
+
+def in_words(value: float) -> str:
+    return importlib.import_module("laboratory").in_words([value])  # type: ignore[no-any-return]
