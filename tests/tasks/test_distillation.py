@@ -8,7 +8,8 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div
 
 import loraprune.tasks.distillation as tasks
-from loraprune.tasks.distillation import IGNORED, Teacher, distilling, summed_loss
+from loraprune.metrics.perplexity import IGNORED
+from loraprune.tasks.distillation import Teacher, distilling, summed_loss
 
 VOCABULARY = 11
 

@@ -191,7 +191,7 @@ class Moments(NamedTuple):
     square: float = 0.0
 
 
-def merged(*parts: Moments) -> Moments:
+def combined(*parts: Moments) -> Moments:
     """Moments of all rows together, of parts that all have a target."""
     rows = sum(part.rows for part in parts)
     total, cross, square = torch.zeros(()), torch.zeros(()), 0.0

@@ -11,7 +11,7 @@ import torch
 
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
 from loraprune.calibration.features import ALL_ROWS, part_of
-from loraprune.calibration.least_squares import Moments, merged
+from loraprune.calibration.least_squares import Moments, combined
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
 
@@ -266,7 +266,7 @@ class StreamTargets:
         """
         if rows == ALL_ROWS:
             self._halves = self._gathered_halves(cut, name)
-            return merged(*self._halves.values())
+            return combined(*self._halves.values())
         return self._halves[rows.start, rows.stop]
 
     def _gathered_halves(self, cut: LayerwisePass, name: str) -> dict[tuple[int, int], Moments]:

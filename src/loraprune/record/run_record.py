@@ -67,10 +67,9 @@ class DimensionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TriedWidths:
-    """Widths that were tried before the cut.
+    """Groups that the widest layer keeps, and has ``of`` itself, by kind, where such widths were tried before the cut.
 
     Attributes:
-        widths: groups that the widest layer keeps, by kind; ``of``: that it has in the dense model.
         divergence: from the dense model, in nats a token; None where the trial gave NaN.
         even: whether everything loses the same share, as nearly as can be.
     """

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from loraprune.metrics.perplexity import IGNORED
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
 
-IGNORED = -100
 _TOKENS_AT_ONCE = 512
 
 
