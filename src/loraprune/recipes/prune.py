@@ -96,7 +96,7 @@ def prune(
         training: fields of trl's SFTConfig, by name, or such an object; of transformers' TrainingArguments (and
             max_length, for text) for all but causal language models. Values by name are completed with our defaults; an
             object is used as it is, but for its output_dir: checkpoints of the run lie beside the result.
-        lora: our options or peft's configuration; the default has a rank by size, alpha 16, and adapts all layers in groups.
+        lora: our options or peft's configuration; the default: a rank by size, alpha 16, all layers in groups.
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
         callbacks: further callbacks of the Trainer.

@@ -70,8 +70,7 @@ class TriedWidths:
     """Groups that the widest layer keeps, and has ``of`` itself, by kind, where such widths were tried before the cut.
 
     Attributes:
-        divergence: from the dense model, in nats a token; None where the trial gave NaN.
-        even: whether everything loses the same share, as nearly as can be.
+        divergence: from the dense model, in nats a token; None where the trial gave NaN. ``even``: see WidthTrial.
     """
 
     widths: Mapping[str, int]
