@@ -4,7 +4,15 @@ import numpy as np
 import pytest
 import torch
 
-from loraprune.calibration.least_squares import LEAST_RAISED_DAMPING, NotPositiveDefiniteError, damped_cholesky
+from loraprune.calibration.least_squares import (
+    LEAST_RAISED_DAMPING,
+    Moments,
+    NotPositiveDefiniteError,
+    combined,
+    damped_cholesky,
+    held_back_columns,
+    refit_columns,
+)
 
 
 @pytest.mark.parametrize("damping", [0.0, 0.01, 3.0])
@@ -43,3 +51,60 @@ def test_a_moment_that_is_not_finite_beside_its_diagonal_is_refused(value):
 def test_a_moment_that_a_thousandfold_damping_does_not_help_is_refused(moment):
     with pytest.raises(NotPositiveDefiniteError):
         damped_cholesky(moment, 1e-3)
+
+
+ROWS, IN, OUT = 400, 12, 5
+KEPT = torch.tensor([0, 1, 3, 4, 6, 7, 8, 11])
+
+
+def problem(drift: float, noise: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A layer, its inputs, and what it should give: what it gave, something more of its inputs, and noise."""
+    generator = torch.Generator().manual_seed(3)
+    mixed = torch.randn(IN, IN, generator=generator)
+    inputs = torch.randn(ROWS, IN, generator=generator) @ mixed
+    weight, more = (torch.randn(OUT, IN, generator=generator) for _ in range(2))
+    wanted = inputs @ (weight + drift * more).T + noise * torch.randn(ROWS, OUT, generator=generator)
+    return weight, inputs, wanted
+
+
+def moments_of(inputs: torch.Tensor, wanted: torch.Tensor, rows: slice) -> Moments:
+    x, t = inputs[rows], wanted[rows]
+    return Moments(x.T @ x / len(x), len(x), t.T @ x / len(x), float(t.square().sum()) / len(x))
+
+
+def fitted(weight: torch.Tensor, inputs: torch.Tensor, wanted: torch.Tensor, damping: float = 1e-4) -> torch.Tensor:
+    def part(rows: slice) -> Moments:
+        return moments_of(inputs, wanted, rows)
+
+    found = held_back_columns(weight, part(slice(0, ROWS)), KEPT, damping, part)
+    assert found is not None
+    return found
+
+
+def test_what_a_layer_gave_itself_is_refitted_as_ever() -> None:
+    weight, inputs, wanted = problem(drift=0.0, noise=0.0)
+    expected = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4)
+    torch.testing.assert_close(fitted(weight, inputs, wanted), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_what_the_inputs_can_make_up_for_is_made_up_for() -> None:
+    weight, inputs, wanted = problem(drift=1.0, noise=0.1)
+    best = torch.linalg.lstsq(inputs[:, KEPT], wanted).solution.T
+    own = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4)
+    columns = (fitted(weight, inputs, wanted), best, own)
+    error, least, without = ((inputs[:, KEPT] @ each.T - wanted).square().mean() for each in columns)
+    assert error < least + 0.05 * (without - least)
+
+
+def test_noise_that_went_before_is_not_fitted() -> None:
+    weight, inputs, wanted = problem(drift=0.0, noise=300.0)
+    own = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4)
+    whole = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4, wanted.T @ inputs / ROWS)
+    assert (fitted(weight, inputs, wanted) - own).norm() < 0.5 * (whole - own).norm()
+
+
+def test_moments_of_parts_are_those_of_all_rows() -> None:
+    _, inputs, wanted = problem(drift=1.0, noise=1.0)
+    parts = [moments_of(inputs, wanted, rows) for rows in (slice(0, 150), slice(150, ROWS))]
+    for found, expected in zip(combined(*parts), moments_of(inputs, wanted, slice(0, ROWS)), strict=True):
+        torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-4, atol=1e-3)
