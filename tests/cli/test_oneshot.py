@@ -120,7 +120,10 @@ class EndToEnd:
 def runs(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, EndToEnd]:
     """A structured and a 2:4 run from end to end."""
     work = tmp_path_factory.mktemp("runs")
-    names = {"structured": ["--ratio", "0.5", "--calibration-sequences", "12"], "2:4": ["--sparsity", "2:4"]}
+    names = {
+        "structured": ["--ratio", "0.5", "--allocation", "uniform", "--calibration-sequences", "12"],
+        "2:4": ["--sparsity", "2:4"],
+    }
     arguments = {}
     for name, options in names.items():
         folder = work / name.replace(":", "-")

@@ -126,4 +126,4 @@ def test_the_verbs_have_their_own_defaults() -> None:
     assert (PruningConfig().target.allocation, PruningConfig().repair) == ("balanced", Refit())
     assert PruningConfig().criterion == Fisher()
     config = OneshotConfig(ratio=0.5)
-    assert (config.target.allocation, config.repair, config.criterion.name) == ("uniform", Stream(), "osscar")
+    assert (config.target.allocation, config.repair, config.criterion.name) == ("measured", Stream(), "osscar")
