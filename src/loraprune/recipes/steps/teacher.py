@@ -96,9 +96,10 @@ def _check_goes_together(task: Task, arguments: TrainingArguments) -> None:
         raise ValueError(
             f"distill is for causal language models, and the task of this one is {task.name}. Leave it out."
         )
-    for name, usual in (("label_smoothing_factor", 0.0), ("loss_type", "nll")):
-        value = getattr(arguments, name, usual)
-        if value != usual:
+    # Before version 1.15, trl's usual loss was called chunked_nll.
+    for name, usual in (("label_smoothing_factor", (0.0,)), ("loss_type", ("nll", "chunked_nll"))):
+        value = getattr(arguments, name, usual[0])
+        if value not in usual:
             raise ValueError(f"{name} is {value!r}, and with distill the loss is another one. Leave one of them out.")
 
 
