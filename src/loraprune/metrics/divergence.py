@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,7 @@ class Divergence:
                 before = first.to(part.device).float().log_softmax(-1)
                 total += float((before.exp() * (before - logs)).sum(dtype=torch.float64))
             count += len(given)
-        return total / count if total == total else float("inf")
+        return math.inf if math.isnan(total) else total / count
 
 
 @torch.no_grad()
