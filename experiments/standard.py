@@ -4,7 +4,8 @@
     python experiments/standard.py --models SmolLM2 --smollm2 FOLDER --seeds 1 --ratios 0.2 0.5
 
 A method cuts on calibration data (64 rows) and is measured. Then LoRA tunes what is left on the same tokens for all,
-once for each learning rate and rank of a grid; the best of them in the domain counts, for each method by itself. ``paper's recipe`` cuts while it tunes. The time of a run stands beside its quality.
+once for each learning rate and rank of a grid; the best of them in the domain counts, for each method by itself.
+``paper's recipe`` cuts while it tunes. The time of a run stands beside its quality.
 
 The small models are tuned for 200 steps of 16 × 128 tokens of their own kind of text, SmolLM2 for 60 steps of 8 × 256
 tokens of C4. Texts are measured in segments of 2048 tokens, or the model's context.
