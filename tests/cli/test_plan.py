@@ -103,7 +103,7 @@ def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--ratio", "1.5"), "--ratio is 1.5; it must lie between 0 and 1"),
         (("--ratio", "0"), "--ratio is 0; it must lie between 0 and 1"),
-        (("--ratio", "0.5", "--target-params", "1K"), "say the same thing"),
+        (("--ratio", "0.5", "--target-params", "1K"), "both say how much is to go"),
         (("--load-in-8bit", "--load-in-4bit"), "bnb-4bit and bnb-8bit were given"),
         (("--criterion", "fischer"), "There is no criterion 'fischer'"),
         (("--lora-target-modules", "wq"), "LoRA cannot adapt wq"),

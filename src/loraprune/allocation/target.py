@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, get_args
 
 from loraprune.options.field import check_fields, setting
+from loraprune.structure.given_widths import completed_widths, parse_widths
 from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, LegalWidths, legal_widths
 
 if TYPE_CHECKING:
@@ -25,6 +26,9 @@ class Target:
         ratio: sparsity ratio: removed parameters as a share of those of the prunable dimensions, in [0, 1).
         dimensions: kinds of dimensions to prune (``heads``, ``query_heads``, ``channels``, ``expert_channels``,
             ``experts``, ..., or alone ``blocks`` or ``hidden``); None takes the family's default.
+        widths: groups that each layer keeps, such as ``heads=3,channels=1120`` (heads are those of keys and values), or
+            several choices with ``;`` between them, of which the allocation takes one; kinds that are not named keep
+            everything. The ratio then follows from the widths.
         keep_layers: layers that keep all of their groups; negative ones count from the end, and a text such as
             ``"10%"`` is that share of the layers, from the first on. The ratio stays one of all prunable parameters,
             so that the other layers lose more.
@@ -53,6 +57,9 @@ class Target:
         "and their widths differ",
         choices=ALLOCATIONS,
     )
+    widths: str | None = setting(
+        None, "instead of a ratio: what each layer keeps, such as heads=3,channels=1120 (KV heads); ';' between choices"
+    )
     dimensions: tuple[str, ...] | None = setting(
         None,
         "kinds of dimensions to prune, such as query_heads,channels, or whole blocks, or hidden for the hidden size",
@@ -72,6 +79,12 @@ class Target:
         check_fields(self)
         if self.dimensions == ():
             raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
+        if self.widths is not None:
+            parse_widths(self.widths)
+            if self.allocation == "global":
+                raise ValueError(
+                    "widths says what each layer keeps, and with the allocation 'global' layers differ. Leave one out."
+                )
 
     @property
     def legal_head_counts(self) -> HeadCounts:
@@ -79,5 +92,12 @@ class Target:
         return "any" if self.allocation == "global" else self.head_counts
 
     def legal_widths(self, structure: Structure) -> LegalWidths:
-        """Widths that the result may have."""
-        return legal_widths(structure, channel_multiple=self.channel_multiple, head_counts=self.legal_head_counts)
+        """Widths that the result may have.
+
+        Raises:
+            ValueError: those that were asked for are none of this model.
+        """
+        legal = legal_widths(structure, channel_multiple=self.channel_multiple, head_counts=self.legal_head_counts)
+        if self.widths is None:
+            return legal
+        return replace(legal, only=completed_widths(structure, self.widths, legal.counts))

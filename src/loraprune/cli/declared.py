@@ -20,6 +20,8 @@ _TYPES: dict[str, dict[str, Any]] = {
     "tuple[int | str, ...]": {"type": indices},
     "tuple[float, ...]": {"type": numbers},
     "str | float": {"type": text_or_number},
+    "int | str": {"type": text_or_number},
+    "float | str": {"type": text_or_number},
     "Sequence[str]": {"nargs": "+"},
 }
 

@@ -25,7 +25,7 @@ from loraprune.cli.options import (
 )
 from loraprune.cli.parsing import Parser, parsed
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
-from loraprune.cli.training_options import ARCHITECTURE, inputs, target_params
+from loraprune.cli.training_options import AMOUNTS, ARCHITECTURE, goals, inputs, settle_amount
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.numbers import percent
 from loraprune.tasks.options import RunOptions
@@ -60,7 +60,11 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
         *declared(RunOptions, "run", "allow_bad_result"),
         *declared(RunOptions, "run", "trust_remote_code", "revision"),
     ),
-    "how much goes: one of these": (*_groups("ratio"), target_params(), *_zeros("sparsity")),
+    "how much goes: one of these": (
+        *_groups("ratio", "widths"),
+        *goals(),
+        *_zeros("sparsity"),
+    ),
     "how": (*_groups("criterion", "keep_layers", "damping"), ARCHITECTURE),
     "how, with --ratio": _groups(
         *("repair", "allocation", "dimensions", "taylor_form", "group_reduction", "offload_grads", "cuts"),
@@ -137,15 +141,11 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     old = old_names(ONESHOT_OPTIONS.values())
     check_known(recipe, {*ONESHOT_OPTIONS, *old, "model"})
     given = with_new_names(given, old)
-    amounts = ("ratio", "sparsity", "target_params")
-    if any(name in given for name in amounts):
-        recipe = {name: value for name, value in recipe.items() if name not in amounts}
     recipe = with_new_names({name: typed(name, value, parser, ONESHOT_OPTIONS) for name, value in recipe.items()}, old)
     values = recipe | given
-    if values.get("target_params") is not None:
-        if values.get("ratio") is not None or values.get("sparsity") is not None:
-            raise ValueError("--target-params says how much is to go: give no --ratio and no --sparsity with it.")
-        values["ratio"] = 0.5  # the parameters decide
+    amount = settle_amount(values, given, (*AMOUNTS, "sparsity"))
+    if amount not in (None, "ratio", "sparsity"):
+        values["ratio"] = 0.5  # the amount decides
     for name, remedy in (
         ("model", "Name a checkpoint: loraprune oneshot MODEL --data DATA --ratio 0.5 -o OUT."),
         ("output", "Name the folder of the result with -o."),

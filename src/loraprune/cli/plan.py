@@ -22,6 +22,7 @@ from loraprune.cli.console import (
 from loraprune.cli.options import add_old_options, parameter_count, with_new_names
 from loraprune.cli.parsing import Parser, parsed
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
+from loraprune.cli.training_options import settle_amount
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
@@ -32,15 +33,15 @@ if TYPE_CHECKING:
 
     from loraprune.measure.estimation.result import Estimate, ModelSize
 
-PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "dimensions",
-           "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
+PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "widths",
+           "dimensions", "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
 """Options that go to the pruning configuration under their own names."""
 
 _OLD = ("refit",)
 """Old names of options, of those in :data:`~loraprune.cli.options.OLD_OPTIONS`."""
 
-RUN = ("target_params", "max_length", "gradient_accumulation_steps", "gradient_checkpointing", "dtype", "bf16",
-       "device", "batch_size", "distill")  # fmt: skip
+RUN = ("target_params", "target_size", "target_kv_cache", "max_length", "gradient_accumulation_steps",
+       "gradient_checkpointing", "dtype", "bf16", "device", "batch_size", "distill")  # fmt: skip
 """The same for the run."""
 
 
@@ -63,7 +64,7 @@ def plan_parser() -> Parser:
                       "compared (0.5)")  # fmt: skip
     what.add_argument("--target-params", type=parameter_count, help="instead of a ratio: parameters of the result, "
                       "such as 4.5B")  # fmt: skip
-    _add_as_in_prune(what, PRUNING)
+    _add_as_in_prune(what, ("target_size", "target_kv_cache", *PRUNING))
     run = parser.add_argument_group("training")
     run.add_argument("--per-device-train-batch-size", "--batch-size", dest="batch_size", type=int, help="rows in a "
                      "micro-batch (8)")  # fmt: skip
@@ -109,8 +110,7 @@ def plan_command(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     given = {name: value for name, value in vars(options).items() if value is not None}
     vars(options).update(with_new_names(given, _OLD))
-    if options.ratio and options.target_params is not None:
-        raise ValueError("--ratio and --target-params say the same thing; give one of them.")
+    settle_amount(given, given)
     if options.output is not None and not options.output.parent.is_dir():
         raise ValueError(f"The folder of {options.output} does not exist. Make it, or name another file.")
     if options.output is not None:

@@ -15,9 +15,10 @@ from loraprune.cli.training_options import (
     LORA,
     Invocation,
     TrainingCommand,
+    goals,
     kept,
+    settle_amount,
     sources,
-    target_params,
 )
 from loraprune.importance.configs import Compresso, Pst
 from loraprune.pruning.config import PruningConfig
@@ -34,7 +35,8 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     "what goes in and where it goes": sources("pruned checkpoint"),
     "pruning": (
         *declared(PruningConfig, "pruning", "ratio"),
-        target_params(),
+        *declared(PruningConfig, "pruning", "widths"),
+        *goals(),
         *declared(
             PruningConfig,
             "pruning",
@@ -123,12 +125,7 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
     Raises:
         ValueError: both were given in the same place.
     """
-    if "target_params" in given and "ratio" not in given:
-        values.pop("ratio", None)
-    if "ratio" in given and "target_params" not in given:
-        values.pop("target_params", None)
-    if values.get("target_params") is not None and "ratio" in values:
-        raise ValueError("--ratio and --target-params say the same thing; give one of them.")
+    settle_amount(values, given)
     settle_quantization(values, given)
     _check_unstructured(values, given)
 

@@ -62,10 +62,47 @@ def inputs(data: str) -> tuple[Option, ...]:
     )
 
 
-def target_params() -> Option:
-    """How much smaller the model becomes, in parameters."""
-    (declared_one,) = declared(RunOptions, "run", "target_params")
-    return option("target_params", "run", declared_one.help, type=parameter_count)
+AMOUNTS = ("ratio", "widths", "target_params", "target_size", "speedup")
+"""Options of which one says how much goes; a smaller cache (``target_kv_cache``) goes with the last three of them."""
+
+
+def goals() -> tuple[Option, ...]:
+    """What the result is to be, instead of a ratio."""
+    first, *others = declared(
+        *(RunOptions, "run", "target_params", "target_size", "target_kv_cache"),
+        *("speedup", "speedup_phase", "speedup_tokens", "speedup_batch"),
+    )
+    return (option("target_params", "run", first.help, type=parameter_count), *others)
+
+
+def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence[str] = AMOUNTS) -> str | None:
+    """Let an amount on the command line replace that of a recipe.
+
+    Args:
+        values: recipe and command line together; changed.
+        given: the command line's.
+        known: options that say how much goes.
+
+    Returns:
+        The option that says it, or None.
+
+    Raises:
+        ValueError: several were given in the same place.
+    """
+    known = (*known, "target_kv_cache")
+    if any(given.get(name) is not None for name in known):
+        for name in known:
+            if name not in given:
+                values.pop(name, None)
+    found = [name for name in known if values.get(name) is not None]
+    if "target_kv_cache" in found and not {"ratio", "widths", "sparsity"} & set(found):
+        found = [name for name in found if name != "target_kv_cache"] or found
+    if set(found) == {"ratio", "sparsity"}:
+        return "ratio"  # the configuration says what each of them does
+    if len(found) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in found[:2])
+        raise ValueError(f"{first} and {second} both say how much is to go. Give one of them.")
+    return found[0] if found else None
 
 
 LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")

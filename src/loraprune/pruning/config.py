@@ -30,7 +30,7 @@ RENAMED = {
 JOINT_CRITERIA = GROUP_CRITERIA | {"pst": Pst}
 """Criteria of the joint recipe, by name."""
 
-_SPEAK_OF_GROUPS = ("allocation", "dimensions", "channel_multiple", "head_counts")
+_SPEAK_OF_GROUPS = ("allocation", "widths", "dimensions", "channel_multiple", "head_counts")
 
 
 @renamed_fields(**RENAMED)
@@ -46,9 +46,10 @@ class PruningConfig(Flat):
         )
 
     Attributes:
-        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``allocation``, ``dimensions``,
-            ``keep_layers``, ``channel_multiple``, ``head_counts``; see :class:`~loraprune.allocation.target.Target`.
-            With a ratio of 0 nothing is pruned and the run is plain fine-tuning.
+        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``widths``, ``allocation``,
+            ``dimensions``, ``keep_layers``, ``channel_multiple``, ``head_counts``; see
+            :class:`~loraprune.allocation.target.Target`. With a ratio of 0 nothing is pruned and the run is plain
+            fine-tuning.
         criterion: ``fisher`` (squared gradient of a gate on each group), ``lora`` (the LoRAPrune paper's), ``taylor``
             (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt
             gates), of whole blocks ``position``; ``osscar`` before the first step; ``pst`` makes single weights zero.

@@ -164,8 +164,9 @@ class OneshotConfig(_Calibrated):
         OneshotConfig(sparsity="2:4")  # is SparseConfig(sparsity="2:4")
 
     Attributes:
-        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``allocation``, ``dimensions``,
-            ``keep_layers``, ``channel_multiple``, ``head_counts``; see :class:`~loraprune.allocation.target.Target`.
+        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``widths``, ``allocation``,
+            ``dimensions``, ``keep_layers``, ``channel_multiple``, ``head_counts``; see
+            :class:`~loraprune.allocation.target.Target`.
         criterion: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``, ``flap``,
             ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden size,
             ``fisher`` is the default). Or an object of :mod:`loraprune.criteria`, or one of a class of your own. Flat:
@@ -217,7 +218,7 @@ class OneshotConfig(_Calibrated):
         for name in sorted(_ONLY_ZEROS & values.keys()):
             raise ValueError(f"{name} is an option of pruning where weights become zero (--sparsity). Leave it out.")
         target, ratio, criterion = (values.get(name) for name in ("target", "ratio", "criterion"))
-        if target is None and ratio is None and criterion is None:
+        if target is None and ratio is None and criterion is None and values.get("widths") is None:
             raise ValueError(_how_much())
         if isinstance(ratio, Real) and not 0.0 < float(ratio) < 1.0:
             raise ValueError(f"ratio is {ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
@@ -278,7 +279,8 @@ def _is_sparse(values: Mapping[str, Any]) -> bool:
         )
     if sparsity is not None:
         return True
-    if ratio is not None or values.get("target") is not None or isinstance(criterion, CriterionConfig):
+    others = (values.get("target"), values.get("widths"))
+    if ratio is not None or any(other is not None for other in others) or isinstance(criterion, CriterionConfig):
         return False
     if isinstance(criterion, ZeroingMethod):
         return True

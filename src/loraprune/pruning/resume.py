@@ -140,6 +140,13 @@ def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
     return state
 
 
+def widths_begun_with(folder: Path) -> str | None:
+    """The widths that the run of a checkpoint aims at, where it was started with some: times differ from run to run."""
+    path = folder / STATE_FILE
+    found = json.loads(path.read_text(encoding="utf-8"))["config"].get("widths") if path.is_file() else None
+    return None if found is None else str(found)
+
+
 def check_same_config(
     values: Mapping[str, Any], config: PruningConfig, *, of: str = "The run", otherwise: str = ""
 ) -> None:

@@ -26,6 +26,7 @@ from loraprune.pruning.phase_timer import DENSE, LOADING, RESULT, SCORING_AND_CU
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw, facts_of
 from loraprune.recipes.steps.check_oneshot import prepare_oneshot
+from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
@@ -265,7 +266,7 @@ def _finish(
         record,
         importance=importance_of(prepared.structure, pruned.plan, pruned.importance),
         prompt=prepared.options.prompt,
-        notes=notes_of(prepared, metrics),
+        notes=notes_of(prepared, pruned.plan, metrics),
     )
     card = card_of(record, prepared.structure, runtimes_of(finished))
     if prepared.options.output is not None:
@@ -317,7 +318,7 @@ def _save(
 _NOTED_DEVIATION = 0.002
 
 
-def notes_of(prepared: PreparedOneshot, metrics: RunMetrics) -> tuple[str, ...]:
+def notes_of(prepared: PreparedOneshot, plan: Plan, metrics: RunMetrics) -> tuple[str, ...]:
     """What the reader has to know."""
     pruning, sparsity = metrics.pruning, metrics.sparsity
     if sparsity is not None and sparsity.reached is not None and sparsity.target is not None:
@@ -326,6 +327,9 @@ def notes_of(prepared: PreparedOneshot, metrics: RunMetrics) -> tuple[str, ...]:
         amounts = f"{sparsity.reached:.2%} rather than {sparsity.target:.2%}"
         return (f"The sparsity is {amounts}: rows have whole numbers of weights.",)
     assert pruning is not None
+    speed = speed_notes(prepared, plan, metrics)
+    if isinstance(prepared.oneshot, OneshotConfig) and prepared.oneshot.target.widths is not None:
+        return speed
     if pruning.ratio == 0.0:
         return (f"Nothing was removed: the ratio of {pruning.target_ratio:g} is less than half of the smallest step.",)
     if abs(pruning.ratio - pruning.target_ratio) <= _NOTED_DEVIATION:

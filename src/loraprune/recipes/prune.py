@@ -29,6 +29,7 @@ from loraprune.pruning.resume import last_checkpoint
 from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
+from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
@@ -324,7 +325,7 @@ def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: Pruning
     """The report of a run; ``zeros`` are those of the model before it."""
     assert pruning.run is not None
     importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
-    notes = _notes(prepared, pruning, zeros)
+    notes = (*speed_notes(prepared, pruning.run.plan, record.metrics), *_notes(prepared, pruning, zeros))
     return report_of(record, importance=importance, prompt=prepared.options.prompt, notes=notes)
 
 
@@ -335,7 +336,8 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
         notes.append(filling_note(prepared, zeros))
     missing, wanted = cuts_missing(pruning), prepared.pruning.target.ratio
-    is_off = isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - wanted) > _NOTED_DEVIATION
+    is_off = prepared.pruning.target.widths is None
+    is_off = is_off and isinstance(pruning.run, GroupRun) and abs(pruning.run.ratio - wanted) > _NOTED_DEVIATION
     if missing is not None:
         notes.append(missing)
     elif isinstance(pruning.run, GroupRun) and is_off:

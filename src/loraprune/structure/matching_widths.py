@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from itertools import product
 
 from loraprune.structure.dimensions import Structure
@@ -36,6 +37,21 @@ def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWi
 def kept_parameters(structure: Structure, widths: Widths, legal: LegalWidths) -> int:
     """Prunable parameters that a model of these widths has."""
     return sum(_kind_parameters(structure, kind, width, legal) for kind, width in widths.items())
+
+
+def ratio_of(structure: Structure, widths: Widths, legal: LegalWidths) -> float:
+    """Share of the prunable parameters that a model of these widths has lost."""
+    return 1.0 - kept_parameters(structure, widths, legal) / structure.prunable_parameters
+
+
+def ratio_of_most_even(structure: Structure, legal: LegalWidths) -> float:
+    """The ratio of that one of the given widths with which heads and channels lose most nearly the same share."""
+
+    def off(widths: Widths) -> float:
+        kept = 1.0 - ratio_of(structure, widths, legal)
+        return sum(abs(width / widest(structure, kind) - kept) for kind, width in widths.items())
+
+    return max(ratio_of(structure, min(legal.only, key=off), legal), 0.0)
 
 
 def _step_parameters(structure: Structure, kind: str) -> float:
@@ -99,8 +115,11 @@ def _coarse(legal: LegalWidths, now: Widths, least: Widths | None = None) -> lis
 def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
     """Legal widths, no larger than those of ``now``, that meet a ratio.
 
-    All that meet it to half a channel multiple; where there are none, those that come nearest.
+    All that meet it to half a channel multiple; where there are none, those that come nearest. Where the widths of the
+    finished model are given, those of them that can still be reached.
     """
+    if legal.only:
+        return [widths for widths in legal.only if all(width <= now[kind] for kind, width in widths.items())]
     wanted = (1.0 - ratio) * structure.prunable_parameters
     found = [_beside(structure, coarse, wanted, now, legal) for coarse in _coarse(legal, now)]
     errors = [abs(kept_parameters(structure, widths, legal) - wanted) for widths in found]
@@ -144,6 +163,8 @@ def check_widths_meet(structure: Structure, ratio: float, legal: LegalWidths) ->
         ValueError: even the smallest widths keep too much; or the ratio falls between what two head counts can reach.
             The message says what can be reached.
     """
+    if legal.only:
+        return
     dense = {kind: widest(structure, kind) for kind in structure.kinds}
     nearest = final_candidates(structure, dense, ratio, legal)[0]
     wanted = (1.0 - ratio) * structure.prunable_parameters
@@ -170,3 +191,38 @@ def check_widths_meet(structure: Structure, ratio: float, legal: LegalWidths) ->
             f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "
             "go. Ask for less, or lower --channel-multiple."
         )
+
+
+def widths_within(structure: Structure, legal: LegalWidths, fits: Callable[[Widths], bool]) -> list[Widths]:
+    """For each combination of legal head counts the widest FFN with which a model fits; empty where none does.
+
+    All fine kinds keep about the same share. What is no wider than another choice in anything is left out.
+
+    Args:
+        structure: of the model before pruning.
+        legal: widths that may be chosen.
+        fits: whether a model of some widths is small or quick enough; if one is, so are smaller ones.
+    """
+    dense = {kind: widest(structure, kind) for kind in structure.kinds}
+    found = []
+    for coarse in _coarse(legal, dense):
+        choice = next((widths for widths in _narrower(coarse, dense, legal) if fits(widths)), None)
+        if choice is not None:
+            found.append(choice)
+    return [widths for widths in found if not any(_is_wider(other, widths) for other in found)]
+
+
+def _narrower(coarse: Widths, dense: Widths, legal: LegalWidths) -> Iterator[Widths]:
+    """The same heads with ever fewer channels, from all of them on."""
+    fine = [kind for kind in dense if kind in legal.multiples]
+    steps = max((-(-dense[kind] // legal.multiples[kind]) for kind in fine), default=1)
+    yield {**dense, **coarse}
+    for left in range(steps - 1, 0, -1):
+        yield coarse | {
+            kind: max(round(dense[kind] * left / steps / legal.multiples[kind]), 1) * legal.multiples[kind]
+            for kind in fine
+        }
+
+
+def _is_wider(one: Widths, other: Widths) -> bool:
+    return one != other and all(one[kind] >= width for kind, width in other.items())

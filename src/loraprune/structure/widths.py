@@ -28,10 +28,12 @@ class LegalWidths:
     Attributes:
         counts: numbers of groups that may be kept, ascending, for each coarse kind (heads, experts).
         multiples: for each fine kind (channels), what its widths are multiples of.
+        only: the finished model has one of these widths, whatever the ratio; empty leaves that to the ratio.
     """
 
     counts: Mapping[str, tuple[int, ...]]
     multiples: Mapping[str, int]
+    only: tuple[Widths, ...] = ()
 
     @property
     def channel_multiple(self) -> int:

@@ -36,6 +36,10 @@ def _held_out(measures: ModelMeasures) -> str:
     return f"{measures.segment_length}-token segments, {measures.num_tokens or 0:,} held-out tokens"
 
 
+def _timed_call(measures: ModelMeasures) -> str:
+    return measures.latency_input or f"1 × {measures.latency_tokens} tokens"
+
+
 class CausalLM(Task):
     """Go on with a text."""
 
@@ -59,8 +63,8 @@ class CausalLM(Task):
             key="latency_ms",
             label="Forward pass",
             unit=Unit.MILLISECONDS,
-            detail=lambda measures: f"1 × {measures.latency_tokens} tokens, median, taking turns",
-            card=lambda measures: f"forward pass, {measures.latency_tokens} tokens (ms)",
+            detail=lambda measures: f"{_timed_call(measures)}, median, taking turns",
+            card=lambda measures: f"forward pass, {measures.latency_input or f'{measures.latency_tokens} tokens'} (ms)",
         ),
     )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.data.encoding import BOS_CHOICES
 from loraprune.options.field import check_fields, setting
+from loraprune.options.sizes import byte_count, share_or_bytes
 from loraprune.record.places import check_kind
 
 if TYPE_CHECKING:
@@ -73,6 +74,15 @@ class RunOptions:
         eval_split: split of ``eval_data``, likewise.
         data_name: configuration of a hub data set.
         target_params: wanted parameters of the whole model, instead of a ratio.
+        target_size: wanted size of the result's weights in bytes, or as a text such as ``"500MB"``, instead of a ratio.
+        target_kv_cache: wanted cache of keys and values: a share of that of the dense model, below 1, or the bytes of
+            one sequence as long as the context (``"64MB"``). Alone, it takes KV heads and nothing else; beside another
+            goal it bounds the heads.
+        speedup: how many times as fast as the dense model the result is to be on this machine, instead of a ratio:
+            blocks of several widths are timed before the run.
+        speedup_phase: what is timed: ``prefill``, a forward pass over a prompt, or ``decode``, token after token.
+        speedup_tokens: of the prompt; None is 2048, or the model's context where that is shorter.
+        speedup_batch: sequences at once.
         quantization: of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4 with double
             quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
         keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
@@ -117,6 +127,25 @@ class RunOptions:
     target_params: int | None = setting(
         None, "instead of a ratio: parameters of the result, such as 4.5B", within="[1, inf)"
     )
+    target_size: int | str | None = setting(None, "instead of a ratio: size of the result's weights, such as 500MB")
+    target_kv_cache: float | str | None = setting(
+        None,
+        "instead of a ratio: cache of keys and values: a share of the dense one, or the size for one sequence as long "
+        "as the context, such as 64MB; takes KV heads alone, or bounds them beside another goal",
+    )
+    speedup: float | None = setting(
+        None,
+        "instead of a ratio: how many times as fast the result is to be on this machine, such as 1.5",
+        within="(1, 1000]",
+        why="a speed-up says how many times as fast the result is",
+    )
+    speedup_phase: str = setting(
+        "prefill", "what is to be fast: prefill (a forward pass over a prompt) or decode", choices=("prefill", "decode")
+    )
+    speedup_tokens: int | None = setting(
+        None, "tokens of that prompt", within="[1, inf)", shown="2048, or the model's context"
+    )
+    speedup_batch: int = setting(1, "sequences at once", within="[1, 1000000]")
     quantization: str | None = setting(
         None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
     )
@@ -147,6 +176,7 @@ class RunOptions:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        self._read_sizes()
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
             check_kind(self.output)
@@ -160,6 +190,14 @@ class RunOptions:
             raise ValueError("A run without an output folder leaves nothing to resume from.")
         if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):
             raise ValueError(f"The output {self.output} is the folder that you are in, or above it. Name a new folder.")
+
+    def _read_sizes(self) -> None:
+        """Turn sizes that were given as texts into numbers."""
+        if self.target_size is not None:
+            object.__setattr__(self, "target_size", byte_count("target_size", self.target_size))
+        if self.target_kv_cache is not None:
+            value = share_or_bytes("target_kv_cache", self.target_kv_cache)
+            object.__setattr__(self, "target_kv_cache", value)
 
     @property
     def run_dir(self) -> Path | None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from loraprune.checkpoint.load import DTYPES, QUANTIZATIONS
 from loraprune.options.field import check_fields, setting
+from loraprune.options.sizes import byte_count, share_or_bytes
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions
 
@@ -18,7 +19,8 @@ class EstimateConfig:
 
     Attributes:
         pruning: what would be pruned.
-        target_params: parameters of the result, instead of the ratio.
+        target_params: parameters of the result, instead of the ratio; ``target_size``: bytes of its weights, likewise;
+            ``target_kv_cache``: share of the dense cache, or its bytes for one sequence of the whole context.
         lora: the adapter.
         batch_size: rows in a micro-batch.
         max_length: tokens of a row; None is 1024, or the model's context where that is shorter.
@@ -33,6 +35,8 @@ class EstimateConfig:
 
     pruning: PruningConfig = field(default_factory=PruningConfig)
     target_params: int | None = setting(None, within="[1, inf)")
+    target_size: int | str | None = None
+    target_kv_cache: float | str | None = None
     lora: LoraOptions = field(default_factory=LoraOptions)
     batch_size: int = setting(8, within="[1, 1000000]")
     max_length: int | None = setting(None, within="[2, inf)", why="sequences need at least 2 tokens")
@@ -46,6 +50,11 @@ class EstimateConfig:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.target_size is not None:
+            object.__setattr__(self, "target_size", byte_count("target_size", self.target_size))
+        if self.target_kv_cache is not None:
+            share = share_or_bytes("target_kv_cache", self.target_kv_cache)
+            object.__setattr__(self, "target_kv_cache", share)
         if self.quantization is not None and self.quantization not in QUANTIZATIONS:
             raise ValueError(f"quantization is {self.quantization!r}; choose one of {', '.join(QUANTIZATIONS)}.")
         if self.dtype is not None and self.dtype not in DTYPES:

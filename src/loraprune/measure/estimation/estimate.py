@@ -22,7 +22,10 @@ from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
 from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
+from loraprune.measure.estimation.smaller_cache import widths_of_smaller_cache
 from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target, whole_plan
+from loraprune.pruning.config import PruningConfig
+from loraprune.structure.matching_widths import ratio_of_most_even
 from loraprune.tasks.arguments import DEFAULT_MAX_LENGTH, check_length
 from loraprune.tasks.lora import default_rank
 
@@ -112,10 +115,7 @@ class Estimator:
             ValueError: the ratio cannot be reached.
         """
         settings = self._settings
-        if ratio is None and settings.target_params is not None:
-            ratio = ratio_for_parameters(self._structure, settings.target_params)
-        if ratio is not None:
-            settings = replace(settings, pruning=settings.pruning.changed(ratio=ratio))
+        settings = replace(settings, pruning=self._reaching(settings, ratio))
         target = find_target(self._models, settings.pruning)
         nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
         step, plain = self._step(settings, self._stored), self._step(settings, self._stored, listening=False)
@@ -146,6 +146,24 @@ class Estimator:
         plan = whole_plan(self._structure, pruning)
         model, _ = self._models.pruned(len(self._structure.blocks), plan, self._stored)
         return runtimes_after(model, self._structure, plan)
+
+    def _reaching(self, settings: EstimateConfig, ratio: float | None) -> PruningConfig:
+        """What is to be pruned, by a ratio or by the goal that stands in its place."""
+        pruning, stored = settings.pruning, self._stored
+        size = settings.target_size
+        target = settings.target_params if size is None else int(size) // stored.itemsize
+        if ratio is None and target is not None:
+            ratio = ratio_for_parameters(self._structure, target)
+        if ratio is not None:
+            pruning = pruning.changed(ratio=ratio)
+        if settings.target_kv_cache is not None:
+            alone, wanted = ratio is None, settings.target_kv_cache
+            widths = widths_of_smaller_cache(self._models, pruning.target, wanted, stored, alone=alone)
+            pruning = pruning.changed(widths=widths)
+        if pruning.target.widths is not None:
+            legal = pruning.target.legal_widths(self._structure)
+            pruning = pruning.changed(ratio=ratio_of_most_even(self._structure, legal))
+        return pruning
 
     def _step(
         self,

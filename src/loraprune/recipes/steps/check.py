@@ -7,14 +7,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
+from loraprune.allocation.allocate import check_reachable
+from loraprune.checkpoint.load import DTYPES
 from loraprune.checkpoint.save import check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
 from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
+from loraprune.measure.width_times import SpeedGoal
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.resume import widths_begun_with
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
+from loraprune.recipes.steps.goals import GOALS, check_goals, settle_goals
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
@@ -34,7 +38,7 @@ from loraprune.tasks.task import Task
 if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
-    from transformers import PretrainedConfig, PreTrainedModel, TrainingArguments
+    from transformers import PreTrainedModel, TrainingArguments
 
 
 logger = logging.getLogger("loraprune")
@@ -52,6 +56,7 @@ def prepare(
 ) -> PreparedTraining:
     """Check all that was given, cheapest first, and load everything but the weights."""
     options = inputs.options
+    check_goals(options)
     checkpoint = check_folders(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     source, task = find_source(model, inputs)
     training = {} if inputs.training is None else inputs.training
@@ -65,7 +70,8 @@ def prepare(
     check_quantized_base(options, pruning, source.loaded, recovery=recovery)
     structure = describe(source.shapes, pruning.target.dimensions, pruning.target.keep_layers)
     _settle_router_loss_(arguments, structure)
-    pruning = _checked(pruning, structure, source, options).changed(seed=arguments.seed)
+    pruning, goal = _checked(pruning, structure, source, options, checkpoint)
+    pruning = pruning.changed(seed=arguments.seed)
     _check_optimizer(pruning, arguments)
     given = LoraOptions() if inputs.lora is None else inputs.lora
     prepared = PreparedTraining(
@@ -80,6 +86,7 @@ def prepare(
         device=source.device,
         computing=source.device,
         options=options,
+        goal=goal,
         checkpoint=checkpoint,
         recovery=recovery,
         keep_zeros=keep_zeros,
@@ -118,12 +125,14 @@ def _quantized(source: ModelSource) -> bool:
     return source.loaded is not None and is_quantized_model(source.loaded)
 
 
-def _checked(pruning: PruningConfig, structure: Structure, source: ModelSource, options: RunOptions) -> PruningConfig:
-    """What is to be pruned, once it is sure that this model can be pruned so."""
-    pruning = _check_ratio(_without_repair(pruning, structure), structure, source.config, options)
+def _checked(
+    pruning: PruningConfig, structure: Structure, source: ModelSource, options: RunOptions, checkpoint: Path | None
+) -> tuple[PruningConfig, SpeedGoal | None]:
+    """What is to be pruned, once it is sure that this model can be pruned so, and the speed that was asked for."""
+    pruning, goal = _check_ratio(_without_repair(pruning, structure), structure, source, options, checkpoint)
     _check_bias(pruning, structure, source, options)
     pruning.criterion.check(structure, while_training=not pruning.cuts_first)
-    return pruning
+    return pruning, goal
 
 
 def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
@@ -176,17 +185,24 @@ def _without_repair(pruning: PruningConfig, structure: Structure) -> PruningConf
 
 
 def _check_ratio(
-    pruning: PruningConfig, structure: Structure, config: PretrainedConfig, options: RunOptions
-) -> PruningConfig:
-    """Turn a parameter target into a ratio, and make sure that the ratio can be met."""
-    if options.target_params is not None:
-        pruning = pruning.changed(ratio=ratio_for_parameters(structure, options.target_params))
+    pruning: PruningConfig,
+    structure: Structure,
+    source: ModelSource,
+    options: RunOptions,
+    checkpoint: Path | None,
+) -> tuple[PruningConfig, SpeedGoal | None]:
+    """Turn a goal into a ratio or into widths, and make sure that they can be met."""
+    goal = None
+    if not pruning.unstructured:
+        stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
+        begun = None if checkpoint is None else widths_begun_with(checkpoint)
+        pruning, goal = settle_goals(pruning, structure, source, options, stored, begun=begun)
     if pruning.target.head_counts == "any":
-        check_relaxed_class(structure, config)
+        check_relaxed_class(structure, source.config)
     if pruning.target.ratio > 0.0 and not pruning.unstructured:
         target = pruning.target
         check_reachable(structure, target.ratio, target.legal_widths(structure), target.allocation or "balanced")
-    return pruning
+    return pruning, goal
 
 
 def _check_bias(pruning: PruningConfig, structure: Structure, source: ModelSource, options: RunOptions) -> None:
@@ -218,10 +234,11 @@ def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfi
     Raises:
         ValueError: something asked for needs a smaller model.
     """
-    if options.target_params is not None:
-        raise ValueError(
-            "target_params was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio."
-        )
+    for name in GOALS:
+        if getattr(options, name) is not None:
+            raise ValueError(
+                f"{name} was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio."
+            )
     if options.unrecovered:
         raise ValueError(
             "measure_unrecovered was given, and the criterion 'pst' has no cut to measure without tuning. Leave it out."

@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.allocation.allocate import check_reachable, ratio_for_parameters
-from loraprune.checkpoint.load import default_device
+from loraprune.allocation.allocate import check_reachable
+from loraprune.checkpoint.load import DTYPES, default_device
 from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
+from loraprune.measure.width_times import SpeedGoal
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_result_folder
+from loraprune.recipes.steps.goals import GOALS, check_goals, settle_goals
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
@@ -49,13 +51,14 @@ def prepare_oneshot(
     if isinstance(oneshot, SparseConfig):
         options = replace(options, latency=False)  # zeros make nothing faster
     source, task = find_source(model, inputs)
+    goal = None
     max_length = _max_length(oneshot, source.context) if task.has_tokenizer else None
     if isinstance(oneshot, SparseConfig):
         structure = describe(source.shapes, None, oneshot.keep_layers)
         check_widths(source.shapes, structure, oneshot.criterion, oneshot.pattern)
     else:
         structure = describe(source.shapes, oneshot.target.dimensions, oneshot.target.keep_layers)
-        oneshot = _check_groups(oneshot, structure, source, options)
+        oneshot, goal = _check_groups(oneshot, structure, source, options)
     home, computing = _devices(oneshot, source, structure)
     prepared = PreparedOneshot(
         source=source,
@@ -67,6 +70,7 @@ def prepare_oneshot(
         computing=computing,
         options=options,
         oneshot=oneshot,
+        goal=goal,
     )
     if options.output is not None:
         check_disk_space(options.output, structure.num_parameters * prepared.saved_dtype.itemsize)
@@ -88,8 +92,13 @@ def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -
             "Pruning without training reads and writes weights in 16 or 32 bits, block by block, and a quantized base "
             "would save little. Leave the quantization out."
         )
-    if options.target_params is not None and isinstance(oneshot, SparseConfig):
-        raise ValueError("target_params says how much smaller the model becomes, and a sparsity leaves its size alone.")
+    check_goals(options)
+    if isinstance(oneshot, SparseConfig):
+        for name in GOALS:
+            if getattr(options, name) is not None:
+                raise ValueError(
+                    f"{name} says how much smaller the model becomes, and a sparsity leaves its size alone."
+                )
 
 
 def _missing_data(oneshot: OneshotConfig | SparseConfig) -> str:
@@ -111,12 +120,12 @@ def _max_length(oneshot: OneshotConfig | SparseConfig, context: int | None) -> i
 
 def _check_groups(
     oneshot: OneshotConfig, structure: Structure, source: ModelSource, options: RunOptions
-) -> OneshotConfig:
-    """With the ratio that a number of parameters comes to, once it is sure that it can be met and repaired."""
-    if options.target_params is not None:
-        oneshot = oneshot.changed(ratio=ratio_for_parameters(structure, options.target_params))
-    target = oneshot.target
+) -> tuple[OneshotConfig, SpeedGoal | None]:
+    """With the ratio or the widths that a goal comes to, once it is sure that they can be met and repaired."""
     oneshot.criterion.check(structure, while_training=False)
+    stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
+    oneshot, goal = settle_goals(oneshot, structure, source, options, stored)
+    target = oneshot.target
     if structure.spans_blocks:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
     if target.head_counts == "any":
@@ -124,7 +133,7 @@ def _check_groups(
     if isinstance(oneshot.repair, Bias):
         bias_switches(source.shapes, structure)
     check_reachable(structure, target.ratio, target.legal_widths(structure), target.allocation or "uniform")
-    return oneshot
+    return oneshot, goal
 
 
 def _devices(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from loraprune.checkpoint.load import random_model, working_dtype
 from loraprune.layers.quantized import stored_bytes
 from loraprune.measure.benchmark.inference import call_latency
 from loraprune.measure.benchmark.memory import free_memory
+from loraprune.measure.width_times import work_latency
 from loraprune.metrics.completions import Writing, complete_prompts
 from loraprune.metrics.fingerprint import DataFingerprint
 from loraprune.record.run_record import ModelMeasures, RunMetrics
@@ -149,13 +150,18 @@ def _latency(prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, 
     if needed > SHARE_OF_FREE_MEMORY * free_memory(prepared.computing):
         logger.info("Latency is not measured: there is no room for a second, dense model.")
         return metrics
-    workload = prepared.task.workload(prepared.train_rows, context=prepared.source.context, collator=prepared.collator)
     with torch.random.fork_rng(), torch.device(prepared.computing):
         original = random_model(prepared.source.config, prepared.task.auto_class, merged.dtype)
-    seconds = call_latency({"dense": original, "pruned": merged}, workload.inputs)
+    models = {"dense": original, "pruned": merged}
+    facts: Mapping[str, Any]
+    if prepared.goal is not None:
+        seconds, facts = work_latency(models, prepared.goal.work), {"latency_input": prepared.goal.times.work}
+    else:
+        rows, context = prepared.train_rows, prepared.source.context
+        workload = prepared.task.workload(rows, context=context, collator=prepared.collator)
+        seconds, facts = call_latency(models, workload.inputs), workload.facts
     dense, pruned = (
-        replace(getattr(metrics, name), latency_ms=seconds[name] * 1000, **workload.facts)
-        for name in ("dense", "pruned")
+        replace(getattr(metrics, name), latency_ms=seconds[name] * 1000, **facts) for name in ("dense", "pruned")
     )
     return replace(metrics, dense=dense, pruned=pruned)
 

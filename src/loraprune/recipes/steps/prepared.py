@@ -11,6 +11,7 @@ import torch
 
 from loraprune.checkpoint.load import DTYPES, working_dtype
 from loraprune.checkpoint.source import ModelSource
+from loraprune.measure.width_times import SpeedGoal
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
@@ -91,6 +92,7 @@ class PreparedRun:
         max_length: tokens in a row at most; None where rows are no text.
         rows: what to train on or to calibrate on, and what to measure on.
         device: that weights are kept on; ``computing``: that computes, and on which models are measured.
+        goal: the speed that was asked for, if one was.
     """
 
     source: ModelSource
@@ -101,6 +103,7 @@ class PreparedRun:
     device: torch.device
     computing: torch.device
     options: RunOptions
+    goal: SpeedGoal | None = None
     rows: SplitRows = field(init=False)
 
     @property

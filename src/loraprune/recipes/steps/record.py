@@ -153,7 +153,7 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
     stated = [name for name in ONESHOT_STATED if name in flat]
     values = {name: flat[name] for name in stated} | {"max_length": prepared.max_length}
     further = {name: value for name, value in prepared.oneshot.options_off_default().items() if name not in values}
-    return _stated({**values, **further, **_changed(prepared.options, only=OF_DATA)})
+    return _stated(_by_widths({**values, **further, **_changed(prepared.options, only=OF_DATA)}))
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
@@ -167,7 +167,12 @@ def _pruning(config: PruningConfig) -> dict[str, Any]:
     own = {
         option_name(field, criterion.name): nested[field.name] for field in fields(criterion) if field.name in nested
     }
-    return {name: flat[name] for name in always} | changed | own
+    return _by_widths({name: flat[name] for name in always} | changed | own)
+
+
+def _by_widths(values: dict[str, Any]) -> dict[str, Any]:
+    """Without the ratio where widths say how much goes."""
+    return {name: value for name, value in values.items() if name != "ratio" or values.get("widths") is None}
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:

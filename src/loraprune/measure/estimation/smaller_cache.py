@@ -1,0 +1,82 @@
+"""Widths with which a model needs a smaller cache of keys and values."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from loraprune.measure.estimation.forward import forward_size
+from loraprune.measure.estimation.shape_models import cut_shapes_
+from loraprune.structure.given_widths import write_widths
+from loraprune.structure.matching_widths import final_candidates
+from loraprune.structure.plan import Plan
+from loraprune.structure.widths import Widths, widest
+
+if TYPE_CHECKING:
+    import torch
+
+    from loraprune.allocation.target import Target
+    from loraprune.measure.estimation.shape_models import ShapeModels
+
+ENDLESS = 2048
+"""Of the sequence, where the model's context has no end."""
+
+
+def widths_of_smaller_cache(
+    shapes: ShapeModels, target: Target, wanted: float | str | None, dtype: torch.dtype, *, alone: bool
+) -> str:
+    """Of the widths that may be chosen those with a small enough cache.
+
+    Args:
+        shapes: of the model.
+        target: of the pruning.
+        wanted: share of the dense model's cache, below 1; or bytes of a sequence as long as the context.
+        dtype: of keys and values.
+        alone: KV heads go and nothing else; otherwise the widths meet the target, too.
+
+    Returns:
+        The widths, as :attr:`loraprune.allocation.target.Target.widths` has them.
+
+    Raises:
+        ValueError: there are none, or no KV heads go.
+    """
+    structure = shapes.structure
+    if "heads" not in structure.kinds or shapes.task.name != "causal-lm":
+        raise ValueError(
+            "The cache of keys and values becomes smaller where KV heads of a model that writes text go, and here none "
+            "do. Leave target_kv_cache out."
+        )
+    measured: dict[int, int] = {}
+
+    def cache(widths: Widths) -> int:
+        heads = widths["heads"]
+        if heads not in measured:
+            measured[heads] = _cache_of(shapes, heads, dtype)
+        return measured[heads]
+
+    dense = {kind: widest(structure, kind) for kind in structure.kinds}
+    legal = target.legal_widths(structure)
+    limit = wanted * cache(dense) if isinstance(wanted, float) else int(wanted or 0)
+    if alone:
+        free = replace(legal, only=())
+        candidates = [{**dense, "heads": heads} for heads in reversed(free.counts["heads"]) if heads < dense["heads"]]
+    else:
+        candidates = final_candidates(structure, dense, target.ratio, legal)
+    found = [widths for widths in candidates if cache(widths) <= limit]
+    if not found:
+        least = cache({**dense, "heads": min(legal.counts["heads"])})
+        raise ValueError(
+            f"No widths have a cache of keys and values of {limit / 1e6:.4g} MB at most: with the fewest heads it has "
+            f"{least / 1e6:.4g} MB, and {cache(dense) / 1e6:.4g} MB before pruning (one sequence of the whole context)."
+            f"{' Ask for more.' if alone else ' Ask for more, or leave the other goal out.'}"
+        )
+    return write_widths(found[:1] if alone else found)
+
+
+def _cache_of(shapes: ShapeModels, heads: int, dtype: torch.dtype) -> int:
+    """Bytes of the cache of a sequence as long as the context, in a model with so many KV heads."""
+    model, structure = shapes.plain(shapes.few, dtype)
+    fewer = {d.name: tuple(range(min(heads, d.num_groups))) for d in structure.of_kind("heads")}
+    cut_shapes_(model, structure, Plan({**Plan.full(structure).kept, **fewer}))
+    inputs = shapes.inputs(1, shapes.source.context or ENDLESS)
+    return int(forward_size(model, structure, inputs, cached=True, depth=len(shapes.structure.blocks)).cache)

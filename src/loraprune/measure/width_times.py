@@ -1,0 +1,239 @@
+"""How long a model of other widths takes: blocks of several widths, timed on this machine before anything is cut."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from loraprune.allocation.allocate import allocate
+from loraprune.checkpoint.load import random_model
+from loraprune.layers.unwrap import base_model
+from loraprune.measure.benchmark.inference import after_prompt, forward_contender
+from loraprune.measure.benchmark.memory import free_memory
+from loraprune.measure.benchmark.random_inputs import InputSize, inputs_in_words, prefill_inputs, writes_text
+from loraprune.measure.benchmark.timing import TurnTaker, in_turns
+from loraprune.structure.describe import describe
+from loraprune.structure.plan import Plan
+from loraprune.structure.widths import LegalWidths, Widths, widest
+from loraprune.surgery.slicing import slice_
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from loraprune.measure.estimation.shape_models import ShapeModels
+
+PHASES = ("prefill", "decode")
+"""What may be timed: the forward pass over a prompt, or one token after another behind it."""
+
+TIMED_WIDTHS = 6
+"""Widths of each kind that are timed, beside the dense one; between them times are interpolated."""
+
+NEW_TOKENS = 16
+SECONDS = 60.0
+"""That the timing takes about at most; each model is timed at least :data:`LEAST` times."""
+
+LEAST, MOST, WARMUP = 3, 15, 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class TimedWork:
+    """What is timed.
+
+    Attributes:
+        phase: one of :data:`PHASES`.
+        size: batch, and tokens of the prompt.
+    """
+
+    phase: str = "prefill"
+    size: InputSize = field(default_factory=InputSize)
+
+    def in_words(self, model: PreTrainedModel) -> str:
+        """``"1 × 2048 tokens"``, or ``"decoding behind 1 × 2048 tokens"``."""
+        words = inputs_in_words(base_model(model), self.size)
+        return f"decoding behind {words}" if self.phase == "decode" else words
+
+    def contender(self, model: PreTrainedModel) -> TurnTaker:
+        """The timed call of a model.
+
+        Raises:
+            ValueError: the model writes no text, and decoding was asked for.
+        """
+        device = next(model.parameters()).device
+        if self.phase == "prefill":
+            given = prefill_inputs(base_model(model), self.size, device)
+            return forward_contender(model, lambda model, device: given)
+        if not writes_text(base_model(model)):
+            raise ValueError("This model writes no text, so that decoding cannot be timed. Choose prefill.")
+        return after_prompt(model, self.size, NEW_TOKENS, device).contender()
+
+
+@dataclass(frozen=True, kw_only=True)
+class WidthTimes:
+    """Times of a model by its widths.
+
+    Attributes:
+        work: that was timed, in words.
+        outside: seconds of everything but the blocks.
+        block: seconds of a dense block.
+        blocks: how many there are; ``open``: of those, how many may shrink.
+        tables: seconds of a block in which one kind has another width, by kind and width.
+    """
+
+    work: str
+    outside: float
+    block: float
+    blocks: int
+    open: int
+    tables: Mapping[str, Mapping[int, float]]
+
+    def seconds(self, widths: Widths) -> float:
+        """Expected of a model of these widths: what each kind saves is added up."""
+        saved = sum(self.block - _between(table, widths[kind]) for kind, table in self.tables.items())
+        return self.outside + widths.get("blocks", self.blocks) * self.block - self.open * saved
+
+    def speedup(self, widths: Widths) -> float:
+        """How many times as fast as the dense model that is."""
+        return (self.outside + self.blocks * self.block) / self.seconds(widths)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SpeedGoal:
+    """A speed that was asked for.
+
+    Attributes:
+        asked: times as fast as the dense model.
+        work: that is timed.
+        times: by width, on this machine.
+    """
+
+    asked: float
+    work: TimedWork
+    times: WidthTimes
+
+
+def _between(table: Mapping[int, float], width: int) -> float:
+    """Seconds at a width, on straight lines between those that were timed."""
+    known = sorted(table)
+    above = next((index for index, other in enumerate(known) if other >= width), len(known) - 1)
+    low, high = known[max(above - 1, 0)], known[above]
+    if low == high:
+        return table[high]
+    return table[low] + (table[high] - table[low]) * (width - low) / (high - low)
+
+
+def time_widths(
+    models: ShapeModels, legal: LegalWidths, work: TimedWork, *, dtype: torch.dtype, device: torch.device
+) -> WidthTimes:
+    """Time models of random weights with one block, dense and with less of one kind each.
+
+    Of a model whose blocks are not alike, all blocks are timed together.
+
+    Args:
+        models: makes the shapes.
+        legal: widths that the result may have.
+        work: that is timed.
+        dtype: that the models compute in.
+        device: that computes.
+
+    Raises:
+        ValueError: there is not enough memory, or the model cannot do the work.
+    """
+    structure = models.structure
+    if "hidden" in structure.kinds:
+        raise ValueError("How fast a model of another hidden size is, is not measured beforehand. Give a ratio.")
+    kinds = [kind for kind in structure.kinds if kind != "blocks"]
+    depth = len(structure.blocks)
+    few, more = (1, min(3, depth)) if models.alike and depth > 1 else (depth, depth)
+    with torch.random.fork_rng(), torch.device(device):
+        dense, deep = (
+            random_model(models.plain(blocks, dtype)[0].config, models.source.auto_class, dtype).eval()
+            for blocks in (few, more)
+        )
+    full = {kind: widest(structure, kind) for kind in kinds}
+    narrow = {
+        (kind, width): {**full, kind: width}
+        for kind in kinds
+        for width in _timed_widths(kind, widest(structure, kind), legal)
+    }
+    _check_room(dense, len(narrow), device)
+    timed: dict[object, PreTrainedModel] = {"dense": dense, "deep": deep}
+    for key, widths in narrow.items():
+        timed[key] = _cut_copy(dense, kinds, widths, legal)
+    seconds = _quickest({key: work.contender(model) for key, model in timed.items()})
+    block = (seconds["deep"] - seconds["dense"]) / (more - few) if more > few else seconds["dense"]
+    block = max(block, 1e-9)
+    outside = max(seconds["dense"] - block, 0.0)
+    tables: dict[str, dict[int, float]] = {kind: {full[kind]: block} for kind in kinds}
+    for key in narrow:
+        kind, width = key
+        tables[kind][width] = max(seconds[key] - outside, 0.0)
+    alike = more > few
+    protected = len({d.layer for d in structure if d.layer in structure.protected})
+    return WidthTimes(
+        work=work.in_words(dense),
+        outside=outside,
+        block=block,
+        blocks=depth if alike else 1,
+        open=depth - protected if alike else 1,
+        tables=tables,
+    )
+
+
+def work_latency(models: Mapping[str, PreTrainedModel], work: TimedWork) -> dict[str, float]:
+    """Median seconds of a piece of work, for models that take turns."""
+    contenders = {name: work.contender(model) for name, model in models.items()}
+    return {name: times.median for name, times in in_turns(contenders, repeats=10, warmup=WARMUP).items()}
+
+
+def _timed_widths(kind: str, most: int, legal: LegalWidths) -> Iterator[int]:
+    """Some of the widths that a kind may have, from the smallest on, without the dense one."""
+    if kind in legal.counts:
+        smaller: Sequence[int] = [count for count in legal.counts[kind] if count < most]
+    else:
+        smaller = range(legal.multiples[kind], most, legal.multiples[kind])
+    if len(smaller) <= TIMED_WIDTHS:
+        yield from smaller
+        return
+    yield from sorted({smaller[round(step * (len(smaller) - 1) / (TIMED_WIDTHS - 1))] for step in range(TIMED_WIDTHS)})
+
+
+def _cut_copy(dense: PreTrainedModel, kinds: Sequence[str], widths: Widths, legal: LegalWidths) -> PreTrainedModel:
+    """A copy of other widths that shares embeddings and head with the first one."""
+    shared = {}
+    for get in (dense.get_input_embeddings, dense.get_output_embeddings):
+        with suppress(NotImplementedError):  # some models that read images
+            end = get()
+            shared[id(end)] = end
+    model = copy.deepcopy(dense, shared)
+    structure = describe(model, list(kinds))
+    full = Plan.full(structure)
+    equal = {dimension.name: torch.ones(dimension.num_groups) for dimension in structure}
+    to = allocate(structure, full, equal, 1.0, replace(legal, only=(widths,)), "uniform")
+    slice_(model, structure, full, to)
+    return model
+
+
+def _check_room(model: nn.Module, copies: int, device: torch.device) -> None:
+    needed = copies * sum(parameter.nbytes for parameter in model.parameters())
+    free = free_memory(device)
+    if needed > free:
+        raise ValueError(
+            f"Timing blocks of {copies} widths takes {needed / 1e9:.3g} GB, and {device} has {free / 1e9:.3g} GB free. "
+            "Give a ratio instead of a speed-up."
+        )
+
+
+def _quickest(contenders: Mapping[object, TurnTaker]) -> dict[object, float]:
+    """Seconds of the quickest call of each: other work on the machine can only add to them."""
+    named = {str(key): contender for key, contender in contenders.items()}
+    first = in_turns(named, repeats=1, warmup=WARMUP)
+    once = sum(times.median * contender.steps for times, contender in zip(first.values(), named.values(), strict=True))
+    repeats = int(min(max(SECONDS / max(once, 1e-9), LEAST), MOST))
+    found = in_turns(named, repeats=repeats, warmup=0)
+    return {key: found[str(key)].least for key in contenders}
