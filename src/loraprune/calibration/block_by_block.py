@@ -255,6 +255,12 @@ class LayerwisePass(CalibrationPass):
             self._block().to(self._home)
         self.layer += 1
 
+    def leave_out(self) -> None:
+        """Go to the next block as if the present one were not there."""
+        for calls in self._calls:
+            calls.arguments[self.layer] = ((), {})
+        self.layer += 1
+
     def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """What a layer of the present block is called with, batch by batch, and the hidden states before the block."""
         for args, calls in zip(_inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -206,6 +206,13 @@ class StreamTargets:
                     "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."
                 )
+
+    @torch.no_grad()
+    def look_past_block(self) -> None:
+        """Run the next block, which is to go: the last layer before it that writes to the stream makes up for it."""
+        for number, (_, output, _) in enumerate(self._dense.advance_watching(nullcontext)):
+            if self.writers:
+                self._after[self.writers[-1]][number] = output.float()
 
     @contextmanager
     def _watched(self, readers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:

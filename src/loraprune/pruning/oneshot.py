@@ -24,7 +24,7 @@ from loraprune.pruning.gradients import gradient_scores
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
 from loraprune.pruning.width_trials import try_widths
 from loraprune.surgery.refit import CutHooks, GroupChooser
-from loraprune.surgery.repairs import Refit, Repair, Stream
+from loraprune.surgery.repairs import NoRepair, Refit, Repair, Stream
 
 if TYPE_CHECKING:
     from torch import nn
@@ -140,11 +140,17 @@ def settled_repair(
     repair: Repair, model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
 ) -> Repair:
     """The repair that is done: towards the residual stream only where there is one."""
-    if not isinstance(repair, Stream) or structure.spans_blocks:
+    if not isinstance(repair, Stream) or "hidden" in structure.kinds:
         return repair
     with eval_mode(model):
         if has_stream(model, structure, calibration, device):
             return repair
+    if structure.spans_blocks:
+        logger.info(
+            "Blocks of this model do more than to add their layers' outputs to a residual stream, so that nothing is "
+            "repaired."
+        )
+        return NoRepair()
     logger.info(
         "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
         "restores what each layer gave itself."

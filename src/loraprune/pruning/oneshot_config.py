@@ -223,7 +223,9 @@ class OneshotConfig(_Calibrated):
         if isinstance(ratio, Real) and not 0.0 < float(ratio) < 1.0:
             raise ValueError(f"ratio is {ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
         kinds = values.get("dimensions") or (target.dimensions if isinstance(target, Target) else None) or ()
-        whole = {"criterion": "fisher", "repair": "none"} if any(kind in WHOLE_KINDS for kind in kinds) else {}
+        whole = {}
+        if any(kind in WHOLE_KINDS for kind in kinds):
+            whole = {"criterion": "fisher", "repair": "stream" if tuple(kinds) == ("blocks",) else "none"}
         return {**values, **{name: default for name, default in whole.items() if values.get(name) is None}}
 
     def _usual(self) -> dict[str, Any]:
@@ -235,7 +237,7 @@ class OneshotConfig(_Calibrated):
                 f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights that goes."
             )
         if self.target.allocation is None:
-            allocation = "measured" if self.repair.reads_data else "uniform"
+            allocation = "measured" if self.repair.reads_data and not self.spans_blocks else "uniform"
             object.__setattr__(self, "target", replace(self.target, allocation=allocation))
         if self.target.allocation == "measured" and not self.repair.reads_data:
             raise ValueError(
@@ -244,10 +246,16 @@ class OneshotConfig(_Calibrated):
             )
         if self.spans_blocks and self.repair.reads_data:
             kinds = self.target.dimensions or ()
-            raise ValueError(
-                f"repair is {self.repair.name!r}, and no layer alone reads the dimension {kinds[0]!r}, so that "
-                "there is none to repair. Leave it out."
-            )
+            if kinds != ("blocks",):
+                raise ValueError(
+                    f"repair is {self.repair.name!r}, and no layer alone reads the dimension {kinds[0]!r}, so that "
+                    "there is none to repair. Leave it out."
+                )
+            if type(self.repair) is not REPAIRS["stream"]:
+                raise ValueError(
+                    f"repair is {self.repair.name!r}, and no layer alone reads a whole block: here, 'stream' "
+                    "fits the layers around the gaps, or 'none' leaves them."
+                )
 
     @property
     def spans_blocks(self) -> bool:

@@ -25,12 +25,14 @@ from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamTargets
 from loraprune.layers.axes import axis_length
 from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
 from loraprune.surgery.effective_weights import set_columns_, weight_before
 from loraprune.surgery.masking import masked
 from loraprune.surgery.output_error import ConsumerError, Noted, OutputError, output_error, relative, target_error
 from loraprune.surgery.refit_experts import refit_experts_
+from loraprune.surgery.repair_depth import repair_gaps_
 from loraprune.surgery.repairs import Bias, LeastSquares, NoRepair, Refit, Repair, Stream, StreamAndReaders
 from loraprune.surgery.restore import restore_readers_, restore_writer_
 from loraprune.surgery.slicing import slice_, slice_dimension_
@@ -116,8 +118,8 @@ def cut_and_repair_(
         structure: of the model before any pruning.
         before: plan that the model is at.
         after: plan to cut down to.
-        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where whole
-            blocks or parts of the hidden size go, there is no consumer to repair.
+        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where parts of
+            the hidden size go, there is no consumer to repair; where whole blocks go, Stream alone repairs.
         repair: what is done to the consumers; None is :class:`~loraprune.surgery.repairs.Refit`. Stream becomes Refit
             where blocks do more than to add to a residual stream
             (:mod:`loraprune.calibration.residual_stream`); Bias needs biases that are there.
@@ -129,6 +131,13 @@ def cut_and_repair_(
     """
     repair, hooks = repair or Refit(), hooks or CutHooks()
     nothing_to_do = isinstance(repair, NoRepair) and hooks.choose is None
+    blocks = structure.of_kind("blocks")
+    if calibration and blocks and isinstance(repair, Stream):
+        now = describe(model, ["blocks"])
+        sequences = token_sequences(now, calibration)
+        if sequences is not None:
+            stay = after.positions_in(before).get(blocks[0].name, range(len(now.blocks)))
+            repair_gaps_(model, now, stay, sequences, repair.damping, device=hooks.device, progress=hooks.progress)
     if not calibration or structure.spans_blocks or nothing_to_do:
         slice_(model, structure, before, after, optimizer)
         return after

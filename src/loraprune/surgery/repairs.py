@@ -46,7 +46,10 @@ class Refit(LeastSquares):
 
 @dataclass(frozen=True)
 class Stream(LeastSquares):
-    """Least squares: each consumer makes up the residual stream of the model before the cut."""
+    """Least squares: each consumer makes up the residual stream of the model before the cut.
+
+    Where whole blocks go, the layers around the gaps do (:mod:`loraprune.surgery.repair_depth`).
+    """
 
     name = "stream"
 

@@ -126,7 +126,7 @@ def _check_groups(
     stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
     oneshot, goal = settle_goals(oneshot, structure, source, options, stored)
     target = oneshot.target
-    if structure.spans_blocks:
+    if structure.spans_blocks and not oneshot.repair.reads_data:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
     if target.head_counts == "any":
         check_relaxed_class(structure, source.config)
