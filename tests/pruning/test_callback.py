@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import gc
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,10 +133,6 @@ class TestInATrainer:
         assert sizes[-1] == callback.run.num_parameters
         seconds = [entry["seconds"] for entry in callback.history]
         assert seconds == sorted(seconds)
-
-    def test_more_than_one_process_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="one process, and this run has 2"):
-            PruningCallback().on_train_begin(SimpleNamespace(world_size=2), None, None, model=adapted_model())
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from loraprune.processes.ranks import num_processes, summed
+
 ALL_ROWS = slice(0, sys.maxsize)
 
 
@@ -46,6 +48,18 @@ class FeatureStatistics:
         if self._with_moment:
             products = x.T @ x
             self._products = products if self._products is None else self._products.add_(products)
+
+    def over_processes_(self) -> FeatureStatistics:
+        """Add up the rows of all processes of a run, in place."""
+        if num_processes() > 1:
+            assert self._sum is not None
+            assert self._squares is not None
+            assert self._products is None
+            rows = self._sum.new_tensor([float(self.rows)])
+            total = summed(torch.cat([self._sum, self._squares, rows]))
+            self._sum, self._squares = total[: len(self._sum)], total[len(self._sum) : -1]
+            self.rows = round(float(total[-1]))
+        return self
 
     def _known(self, value: torch.Tensor | None) -> torch.Tensor:
         if value is None:

@@ -16,6 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprune.cli.terminal import clean, one_line
+from loraprune.processes.ranks import OtherProcessError, is_main
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
@@ -63,7 +64,7 @@ def open_console(*, quiet: bool = False) -> Console:
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    console = CleanConsole(stderr=True)
+    console = CleanConsole(stderr=True, quiet=not is_main())
     logger = logging.getLogger("loraprune")
     logger.handlers = [_ConsoleHandler(console)]
     logger.propagate = False
@@ -100,6 +101,8 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except KeyboardInterrupt:
         console.print("Stopped.", style="yellow")
         return STOPPED
+    except OtherProcessError:
+        return FAILED
     except (ArithmeticError, WriteError) as error:
         print_line(console, f"error: {error}", "red")
         return FAILED
@@ -112,7 +115,7 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
 
 def results_console() -> Console:
     """A console on standard output, for what the command was asked for."""
-    return CleanConsole(file=sys.stdout)
+    return CleanConsole(file=sys.stdout, quiet=not is_main())
 
 
 def print_line(console: Console, text: object, style: str | None = None) -> None:

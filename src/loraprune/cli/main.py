@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from loraprune import __version__
+from loraprune.processes.ranks import is_main, launched, leave
 from loraprune.pruning.stopping import STOPPED, Stopping, exit_code, raise_stop
 
 COMMANDS = {
@@ -25,6 +26,9 @@ COMMANDS = {
     "verify": "say whether a result is whole: checksums, shapes, finite weights, a forward pass",
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
+
+IN_PARALLEL = ("prune", "recover")
+"""Commands that torchrun and ``accelerate launch`` may start in several processes."""
 
 USAGE = """usage: loraprune COMMAND [options]
 
@@ -81,6 +85,14 @@ def _run(arguments: list[str]) -> int:
             file=sys.stderr,
         )
         return 2
+    if launched() > 1 and command not in IN_PARALLEL:
+        if is_main():
+            print(
+                f"error: loraprune {command} works in one process, and {launched()} were started. Start it without the "
+                f"launcher; {' and '.join(IN_PARALLEL)} can share their work.",
+                file=sys.stderr,
+            )
+        return 2
     empty = _empty(rest)
     if empty is not None:
         print(f"error: {empty} is empty. Give it a value, or leave it out.", file=sys.stderr)
@@ -88,6 +100,7 @@ def _run(arguments: list[str]) -> int:
     _quiet_optional_libraries()
     name = command.replace("-", "_")
     code: int = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_command")(rest)
+    leave()
     return code
 
 

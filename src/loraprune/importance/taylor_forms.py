@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.layers.lora import effective_weight, row_blocks
+from loraprune.processes.ranks import averaged_gradient, num_processes, summed
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,17 +128,26 @@ class LayerTaylor:
         """Importance of each position along each side since the last call, float32; None without a backward pass."""
         if self._sequences == 0:
             return None
+        sequences = round(float(summed(torch.tensor(float(self._sequences)))))
         if self._gradient is not None:
             device = next(self._module.parameters()).device
             rows, columns = self._gradient.shape
             for block in row_blocks(rows, columns):
-                gradient = self._gradient[block].to(device).float()
-                squares = None if self._squares is None else self._squares[block].to(device) * self._sequences
+                gradient = averaged_gradient(self._gradient[block].to(device).float())
+                squares = None if self._squares is None else self._of_all(self._squares[block].to(device)) * sequences
                 self._add_up(block, rows, gradient, squares)
-        factor = self._sequences if self._form == "second" else 1
+        elif self._form in ADDITIVE:
+            of_all = self._of_all if self._form == "second" else averaged_gradient
+            self._sums = {side: of_all(total) for side, total in self._sums.items()}
+        factor = sequences if self._form == "second" else 1
         taken = {side: total.abs() * factor for side, total in self._sums.items()}
         self.clear()
         return taken
+
+    @staticmethod
+    def _of_all(squares: torch.Tensor) -> torch.Tensor:
+        """Squared gradients of single sequences, over all processes."""
+        return squares if num_processes() == 1 else summed(squares) / num_processes() ** 2
 
     def clear(self) -> None:
         """Forget what was added up."""

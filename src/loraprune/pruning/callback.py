@@ -16,6 +16,7 @@ from loraprune.pruning.before_training import cut_first_, is_due, looks_at_data
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import TrainingDivergedError
+from loraprune.pruning.in_parallel import check_parallel, check_same_everywhere, set_up_anew_
 from loraprune.pruning.live_values import live_values
 from loraprune.pruning.phase_timer import (
     AFTER_CUTS,
@@ -99,6 +100,7 @@ class PruningCallback(TrainerCallback):
         self.interrupted = False
         self._diverged: TrainingDivergedError | None = None
         self._leads = False
+        self._trainer: Trainer | None = None
         self._is_live = True
         self._started = 0.0
         self._logged = 0
@@ -151,6 +153,7 @@ class PruningCallback(TrainerCallback):
             trainer = SFTTrainer(model, args=SFTConfig(report_to="tensorboard"), callbacks=[callback], ...)
             callback.lead_(trainer)
         """
+        self._trainer = trainer
         callbacks = trainer.callback_handler.callbacks
         others = [other for other in callbacks if other is not self]
         # The one that says when to save has no logs to write, and comes first: a save may have to be put off.
@@ -162,10 +165,7 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Describe the model, fix the schedule, start to gather evidence."""
-        if args.world_size > 1:
-            raise ValueError(
-                f"Pruning runs in one process, and this run has {args.world_size}. Start it with one process."
-            )
+        check_parallel(args, self.config, self._trainer)
         if args.load_best_model_at_end and self.config.target.ratio > 0.0:
             raise ValueError(
                 "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "
@@ -204,6 +204,7 @@ class PruningCallback(TrainerCallback):
             calibration=self._calibration,
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )
+        check_same_everywhere(self.run)
         self._pruner.steps = self._logged = state.global_step
         self._pruner.skipped_steps = self.skipped_steps
         spent = self.history[-1]["seconds"] if self.history else 0.0
@@ -249,6 +250,9 @@ class PruningCallback(TrainerCallback):
         self.steps = state.global_step
         self.phases.lap(self._phase(self.run))
         if self._diverged is None and self._pruner.step(kwargs["optimizer"]) is not None:
+            if self._cuts:
+                check_same_everywhere(self.run)
+                set_up_anew_(self._trainer)
             self.phases.lap(CUTTING if self._cuts else MASKING)
         self._put_off_saving(control)
 
@@ -327,7 +331,7 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if self.run is not None and folder.is_dir():
+        if self.run is not None and folder.is_dir() and state.is_world_process_zero:
             save_state(self.run, kwargs["model"], folder, self.history, self.skipped_steps)
 
     def on_train_end(
@@ -354,7 +358,8 @@ class PruningCallback(TrainerCallback):
         if args.save_strategy == "no":
             return ""
         folder = Path(str(args.output_dir))
-        set_aside_(folder / f"checkpoint-{self._pruner.last_good_step}")
+        if args.process_index == 0:
+            set_aside_(folder / f"checkpoint-{self._pruner.last_good_step}")
         kept = last_checkpoint(folder)
         if kept is None:
             return " No state was saved before that; --save-steps says how often one is."

@@ -19,6 +19,7 @@ from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized, is_quantized_model, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.processes.ranks import num_processes, summed
 from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
 from loraprune.pruning.run import PruningRun
@@ -124,7 +125,8 @@ class GroupRun(PruningRun):
         if self.config.apply == "mask":
             self._masks = Masks(model, self.structure, self.plan)
         if self.pending:
-            tell_micro_batches(self.criterion, self.micro_batches)
+            # Those of all processes: what is squared or made positive comes after the sum over them.
+            tell_micro_batches(self.criterion, self.micro_batches and self.micro_batches * num_processes())
             self.criterion.attach(model, self.structure)
             self._attached = True
             if isinstance(self.criterion, LearnedCriterion):
@@ -176,6 +178,7 @@ class GroupRun(PruningRun):
         scores = self.criterion.scores(physical)
         if scores is not None and isinstance(self.config.criterion, OwnCriterion):
             check_scores(self.config.criterion_name, self.structure, physical, scores)
+            scores = {name: summed(value) / num_processes() for name, value in scores.items()}
         if scores is None or not all(bool(torch.isfinite(value).all()) for value in scores.values()):
             return None
         positions = self.plan.positions_in(physical)

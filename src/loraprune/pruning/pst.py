@@ -10,6 +10,7 @@ import torch
 
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.importance.configs import Pst
+from loraprune.processes.ranks import averaged_gradient
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.groups import CutRecord
 from loraprune.pruning.run import PruningRun
@@ -120,6 +121,9 @@ class PstRun(PruningRun):
                 )
             rate = optimizer.param_groups[0]["lr"]
         learnt = self._learnt()
+        for tensor in learnt.values():
+            if tensor.grad is not None:
+                tensor.grad = averaged_gradient(tensor.grad)
         gradients = [tensor.grad for tensor in learnt.values() if tensor.grad is not None]
         if usable and gradients and bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients))):
             adam = self._adam()

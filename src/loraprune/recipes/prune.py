@@ -19,6 +19,7 @@ from safetensors.torch import save_file
 from loraprune.checkpoint.adapter import FACTS_FILE, MASKS_FILE, REFITTED_FILE, facts_text
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import save_checkpoint
+from loraprune.processes.ranks import entered_by_main, is_main, join, wait
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
@@ -132,8 +133,11 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
 
     No other run writes to the output, or to this folder, until the block ends.
     """
-    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch, claimed(options.output):
+    join()
+    claim = entered_by_main(lambda: claimed(options.output))
+    with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch, claim:
         yield options.run_dir or Path(scratch)
+        wait()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -155,9 +159,11 @@ class _Base:
 def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
     """Train, merge, measure and save; see :func:`prune`."""
     started = time.time()
-    if prepared.options.overwrite and prepared.checkpoint is None:
+    wait()
+    if prepared.options.overwrite and prepared.checkpoint is None and is_main():
         # Only now that everything was checked: an interrupted run is worth something.
         shutil.rmtree(run_dir, ignore_errors=True)
+    wait()
     pruning = PruningCallback(prepared.pruning)
     phases = pruning.phases
     logger.info("Loading %s", prepared.name)
@@ -241,7 +247,7 @@ def _finish(
     record = record_of(prepared, run_settings(prepared), training_recipe(prepared), metrics, pruning.run.plan)
     report = joint_report(prepared, record, pruning, base.zeros)
     card = card_of(record, prepared.structure, runtimes_of(merged))
-    if prepared.options.output is not None:
+    if prepared.options.output is not None and is_main():
         record, report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
         if not prepared.options.keep_run:
             shutil.rmtree(run_dir, ignore_errors=True)
@@ -302,7 +308,7 @@ _NOTED_DEVIATION = 0.002
 
 def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> Path | None:
     """Save the adapter before it is merged, where that was asked for."""
-    if not (prepared.options.save_adapter and prepared.options.output):
+    if not (prepared.options.save_adapter and prepared.options.output and is_main()):
         return None
     folder = run_dir / "adapter"
     model.save_pretrained(folder)

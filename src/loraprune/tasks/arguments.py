@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.source import ModelSource
+from loraprune.processes.ranks import launched
 from loraprune.tasks.event_files import check_report_to
 from loraprune.tasks.training_rules import check_given, check_usable
 
@@ -90,6 +91,7 @@ def _from_values(
         **_recomputation(given, known, on=accelerated and source.recomputes),
         **_rate(task, source),
         "use_cpu": not accelerated,
+        **_among_processes(source),
         "max_length": min(DEFAULT_MAX_LENGTH, source.context) if source.context else DEFAULT_MAX_LENGTH,
         "output_dir": str(run_dir),
         **task.defaults(collator),
@@ -99,6 +101,13 @@ def _from_values(
         raise ValueError("This model cannot compute activations again. Leave gradient_checkpointing off.")
     max_length = values["max_length"] if "max_length" in known else values.pop("max_length")
     return cls(**values), max_length
+
+
+def _among_processes(source: ModelSource) -> dict[str, Any]:
+    """For several processes of one run: only in a mixture of experts may a step leave adapters without a gradient."""
+    config = source.config.get_text_config()
+    mixture = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
+    return {} if launched() == 1 or mixture else {"ddp_find_unused_parameters": False}
 
 
 def _rate(task: Task, source: ModelSource) -> dict[str, float]:

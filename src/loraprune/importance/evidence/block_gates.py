@@ -11,6 +11,7 @@ from torch import nn
 
 from loraprune.importance.evidence.gate_squares import GateSquares, gate_gradients
 from loraprune.importance.evidence.gradient_tap import listen
+from loraprune.processes.ranks import mean_square
 
 
 class StreamGates:
@@ -56,7 +57,7 @@ class StreamGates:
         total, sequences = self._total, self._sequences
         self._pending = self._total = None
         self._sequences = 0
-        return None if total is None else total / sequences
+        return None if total is None else mean_square(total, sequences)
 
     def remove(self) -> None:
         """Take the gates off."""

@@ -11,6 +11,7 @@ import torch
 from loraprune.importance.evidence.gradient_tap import listen
 from loraprune.layers.experts import ExpertTap
 from loraprune.layers.unwrap import base_layer
+from loraprune.processes.ranks import mean_square
 
 if TYPE_CHECKING:
     from torch import nn
@@ -92,7 +93,7 @@ class ExpertSquares:
         """Mean square over the sequences since the last call, shape ``(groups,)``; None when there were none."""
         total, sequences = self._total, self._sequences
         self._total, self._sequences = None, 0
-        return None if total is None else total.flatten() / sequences
+        return None if total is None else mean_square(total.flatten(), sequences)
 
 
 class _Pass:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from loraprune.processes.ranks import mean_square
+
 
 def gate_gradients(inputs: torch.Tensor, gradients: torch.Tensor, segments: tuple[int, ...]) -> torch.Tensor:
     """Gradient of the loss with respect to a gate of value 1 on every group, one sequence at a time.
@@ -52,4 +54,4 @@ class GateSquares:
         """Mean square over the sequences since the last call, shape ``(groups,)``; None when there were none."""
         total, sequences = self.total, self.sequences
         self.total, self.sequences = None, 0
-        return None if total is None else total / sequences
+        return None if total is None else mean_square(total, sequences)

@@ -62,9 +62,9 @@ class EnteringFeatures:
         return inputs
 
     def take(self) -> dict[str, FeatureStatistics]:
-        """By name of the layer, since the last call; a layer that nothing entered has no entry."""
+        """By name of the layer, since the last call, in all processes; one that nothing entered has no entry."""
         taken, self._statistics = self._statistics, {}
-        return taken
+        return {name: statistics.over_processes_() for name, statistics in taken.items()}
 
     def remove(self) -> None:
         """Stop to watch."""

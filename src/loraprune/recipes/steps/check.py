@@ -14,6 +14,7 @@ from loraprune.checkpoint.source import ModelSource
 from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
 from loraprune.measure.width_times import SpeedGoal
+from loraprune.processes.ranks import num_processes
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import widths_begun_with
@@ -98,6 +99,11 @@ def prepare(
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))
+    if len(prepared.train_rows) < num_processes():
+        raise ValueError(
+            f"There are {len(prepared.train_rows)} rows to train on, and {num_processes()} processes. Start fewer "
+            "processes."
+        )
     if checkpoint is not None:
         check_same_adapter(checkpoint, prepared.lora, source.name)
         check_same_quantization(checkpoint, options.quantization)

@@ -196,7 +196,7 @@ class RememberQuantization(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write it into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        if folder.is_dir() and state.is_world_process_zero:
             (folder / _STATE_FILE).write_text(json.dumps({"quantization": self._quantization}), encoding="utf-8")
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from loraprune.options.field import option_name
+from loraprune.processes.ranks import num_processes
 from loraprune.pruning.config import PruningConfig
 from loraprune.record.codec import encode
 from loraprune.record.provenance import machine_description, timestamp, versions
@@ -268,8 +269,13 @@ def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
             **_further(prepared.lora),
         },
         **_distillation(prepared),
-        "training": training_settings(prepared.arguments, prepared.max_length),
+        "training": training_settings(prepared.arguments, prepared.max_length) | _processes(),
     }
+
+
+def _processes() -> dict[str, int]:
+    """How many processes shared the run, where it was not one."""
+    return {} if num_processes() == 1 else {"processes": num_processes()}
 
 
 def _distillation(prepared: PreparedTraining) -> dict[str, Any]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from loraprune.processes.ranks import num_processes
 from loraprune.recipes.steps.record import training_settings
 
 if TYPE_CHECKING:
@@ -21,13 +23,23 @@ _STATE_FILE = "loraprune_run.json"
 
 _ROWS_LOOKED_AT = 64
 
+_SHARED_OUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
+"""What may differ in a run that goes on with another number of processes."""
+
 
 def _facts(prepared: PreparedTraining) -> dict[str, Any]:
     """What shapes a run beside what is pruned and the adapter: training arguments and data, as plain values."""
     training = training_settings(prepared.arguments, prepared.max_length)
     share = 0.0 if prepared.teacher is None else prepared.teacher.share
     facts: dict[str, Any] = {**training, "distill": share, "data": _fingerprint(prepared.train_rows)}
-    return facts
+    return facts | {"processes": num_processes()}
+
+
+def _by_steps(facts: dict[str, Any]) -> dict[str, Any]:
+    """Facts in which the sequences of a step are counted, however they are shared out."""
+    sizes = [facts[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps") if name in facts]
+    others = {name: value for name, value in facts.items() if name not in _SHARED_OUT}
+    return others | {"sequences in a step": math.prod((*sizes, facts.get("processes", 1)))}
 
 
 def _fingerprint(rows: Dataset) -> str:
@@ -46,7 +58,7 @@ class RememberRun(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Write it into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if folder.is_dir():
+        if folder.is_dir() and state.is_world_process_zero:
             (folder / _STATE_FILE).write_text(json.dumps(self._facts), encoding="utf-8")
 
 
@@ -62,6 +74,8 @@ def check_same_run(checkpoint: Path, prepared: PreparedTraining) -> None:
     if prepared.options.allow_changes or not path.is_file():
         return
     before, now = json.loads(path.read_text(encoding="utf-8")), _facts(prepared)
+    if before.get("processes", 1) != now["processes"]:
+        before, now = _by_steps(before), _by_steps(now)
     changed = [f"{name}: {before[name]} -> {now[name]}" for name in now if name in before and before[name] != now[name]]
     if changed:
         raise ValueError(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from transformers import TrainerCallback
 
+from loraprune.processes.ranks import is_main, on_any
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import STATE_FILE, last_checkpoint
@@ -116,6 +117,8 @@ def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
     States that are half saved go in any case.
     """
     saved = last_checkpoint(run_dir) if prepared.options.output else None
+    if not is_main():
+        return saved
     if saved is None and run_dir.is_dir():
         shutil.rmtree(run_dir)
     for path in run_dir.glob("checkpoint-[0-9]*"):
@@ -167,6 +170,7 @@ class StopOnInterrupt(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Ask for a save and a stop once a signal came."""
+        self.requested = on_any(self.requested)  # processes of one run hear of it at different times
         if self.requested and state.global_step < state.max_steps:
             control.should_save = args.save_strategy != "no" and not self._pruning.is_skipping
             control.should_training_stop = True

@@ -1,0 +1,1 @@
+"""Several processes that share one run: who writes, what all agree on, and sums over all of them."""

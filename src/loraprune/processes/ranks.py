@@ -1,0 +1,151 @@
+"""The processes of a run that a launcher such as torchrun started; one process alone is a group of one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
+    import torch
+
+T = TypeVar("T")
+
+WAIT = timedelta(hours=6)
+"""How long a process waits for the others: one of them may save or measure a large model meanwhile."""
+
+
+class OtherProcessError(Exception):
+    """Another process of the run failed, and has said why."""
+
+
+def launched() -> int:
+    """How many processes the launcher has started, from its environment; torch is not needed for that."""
+    try:
+        return max(int(os.environ.get("WORLD_SIZE", "1")), 1)
+    except ValueError:
+        return 1
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes and speaks."""
+    return launched() == 1 or int(os.environ.get("RANK", "0")) == 0
+
+
+def join() -> None:
+    """Meet the other processes, where there are some and this was not done yet."""
+    if launched() == 1:
+        return
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        import torch
+
+        accelerated = torch.cuda.is_available()
+        if accelerated:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo", timeout=WAIT)
+
+
+def leave() -> None:
+    """Take leave of the other processes."""
+    if launched() > 1:
+        import torch.distributed as dist
+
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def num_processes() -> int:
+    """How many processes work together now."""
+    import torch.distributed as dist
+
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def wait() -> None:
+    """Go on when all have come to here."""
+    from_main(lambda: None)
+
+
+def from_main(make: Callable[[], T]) -> T:
+    """What the first process makes; the others get a copy.
+
+    Raises:
+        OtherProcessError: in the others, where the first one raised an error of its own.
+    """
+    if num_processes() == 1:
+        return make()
+    import torch.distributed as dist
+
+    box: list[object] = [None, False]
+    try:
+        if dist.get_rank() == 0:
+            box = [make(), True]
+    finally:
+        dist.broadcast_object_list(box, src=0)
+    if not box[1]:
+        raise OtherProcessError("Another process of this run failed.")
+    return box[0]  # type: ignore[return-value]
+
+
+@contextmanager
+def entered_by_main(context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
+    """Enter a context in the first process alone; where that fails, the others fail as well."""
+    with ExitStack() as stack:
+
+        def enter() -> None:
+            stack.enter_context(context())
+
+        from_main(enter)
+        yield
+
+
+def on_any(flag: bool) -> bool:
+    """Whether a flag is set in any of the processes."""
+    if num_processes() == 1:
+        return flag
+    import torch
+
+    (found,) = summed(torch.tensor([float(flag)])).tolist()
+    return bool(found > 0)
+
+
+def summed(values: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor over all processes, the same in each of them."""
+    if num_processes() == 1:
+        return values
+    import torch.distributed as dist
+
+    total = values.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def averaged_gradient(gradient: torch.Tensor) -> torch.Tensor:
+    """The gradient of the common loss, of gradients of each process's own.
+
+    A Trainer averages the gradients of the processes, so that each process's own part of the loss counts as many times
+    as much in its own backward pass as there are processes.
+    """
+    return gradient if num_processes() == 1 else summed(gradient) / num_processes()
+
+
+def mean_square(total: torch.Tensor, sequences: int) -> torch.Tensor:
+    """Mean over the sequences of all processes of squared gradients.
+
+    Args:
+        total: sum of the squares over the sequences of this process.
+        sequences: how many these were.
+    """
+    processes = num_processes()
+    if processes == 1:
+        return total / sequences
+    import torch
+
+    joined = summed(torch.cat([total.flatten(), total.new_tensor([float(sequences)])]))
+    return (joined[:-1] / (joined[-1] * processes**2)).view_as(total)

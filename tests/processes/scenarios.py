@@ -1,0 +1,142 @@
+"""Runs that tests make in one process and in several, and what is compared of them.
+
+As a script: run scenarios by their names in the process that a launcher started, and write down what came of them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import loraprune
+from loraprune import PruningCallback, PruningConfig, RunOptions
+from loraprune.processes.ranks import OtherProcessError, is_main, join, leave, num_processes
+from loraprune.tasks.options import LoraOptions
+
+EARLY: dict[str, Any] = {"cuts": 2, "prune_start": 0.2, "prune_end": 0.5, "ratio": 0.5, "repair": "none"}
+FIRST: dict[str, Any] = {"prune_start": 0.0, "cuts": 1, "ratio": 0.5, "calibration_sequences": 16}
+
+SCENARIOS: dict[str, dict[str, Any]] = {
+    **{name: {"pruning": {**EARLY, "criterion": name}} for name in ("fisher", "lora", "magnitude", "wanda", "flap")},
+    **{
+        f"taylor {form}": {"pruning": {**EARLY, "criterion": "taylor", "taylor_form": form}}
+        for form in ("squared", "first", "second", "mix", "vectorize")
+    },
+    "refit": {"pruning": {**EARLY, "repair": "refit"}},
+    "stream": {"pruning": {**EARLY, "repair": "stream"}},
+    "blocks": {"pruning": {**EARLY, "dimensions": ("blocks",)}},
+    "hidden": {"pruning": {**EARLY, "dimensions": ("hidden",)}},
+    "masks": {"pruning": {**EARLY, "apply": "mask"}},
+    "osscar first": {"pruning": {**FIRST, "criterion": "osscar", "repair": "stream"}},
+    "distill": {"pruning": {**EARLY}, "options": {"distill": 0.5}},
+    "pst": {"pruning": {"criterion": "pst", "ratio": 0.5}},
+    "recover": {},
+    "own trainer": {"own": True},
+    "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
+}
+
+
+def own_trainer(model: str, data: str, *, processes: int) -> dict[str, Any]:
+    """A user's own Trainer with the callback."""
+    from datasets import load_dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    callback = PruningCallback(PruningConfig(**EARLY))
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = SFTConfig(
+            output_dir=folder,
+            max_steps=8,
+            per_device_train_batch_size=2,
+            gradient_accumulation_steps=4 // processes,
+            max_length=32,
+            learning_rate=2e-3,
+            logging_steps=1,
+            seed=3,
+            use_cpu=True,
+            save_strategy="no",
+            report_to="none",
+        )
+        trainer = SFTTrainer(
+            AutoModelForCausalLM.from_pretrained(model),
+            args=arguments,
+            train_dataset=load_dataset("json", data_files=data, split="train"),
+            processing_class=AutoTokenizer.from_pretrained(model),
+            peft_config=LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM"),
+            callbacks=[callback],
+        )
+        callback.lead_(trainer)
+        trainer.train()
+    assert callback.run is not None
+    merged: Any = trainer.model.merge_and_unload()  # type: ignore[union-attr, operator]
+    return {**_found(merged, callback.history), "plan": callback.run.plan.to_json(), "steps": callback.steps}
+
+
+def _found(model: Any, history: Any) -> dict[str, Any]:
+    ids = torch.arange(3, 19)[None]
+    with torch.no_grad():
+        logits = model.eval()(ids).logits
+    return {"losses": [point["loss"] for point in history], "logits": logits[0, -1].tolist()}
+
+
+def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> dict[str, Any]:
+    """What came of a scenario, with the same sequences in each of eight steps however many processes there are."""
+    scenario = SCENARIOS[name]
+    if "own" in scenario:
+        return own_trainer(model, data, processes=processes)
+    training = {
+        "max_steps": 8,
+        "per_device_train_batch_size": 2,
+        "gradient_accumulation_steps": 4 // processes,
+        "max_length": 32,
+        "learning_rate": 2e-3,
+        "logging_steps": 1,
+        "seed": 3,
+        **scenario.get("training", {}),
+        **options.pop("training", {}),
+    }
+    given: dict[str, Any] = {
+        "training": training,
+        "lora": LoraOptions(r=4),
+        "options": RunOptions(
+            **{"eval_sequences": 4, "latency": False, "report": False, **scenario.get("options", {}), **options}
+        ),
+    }
+    if "pruning" in scenario:
+        result = loraprune.prune(model, data, PruningConfig(**scenario["pruning"]), **given)
+    else:
+        result = loraprune.recover(model, data, **given)
+    return {
+        **_found(result.model, result.metrics["history"]),
+        "plan": result.plan.to_json(),
+        "perplexity": result.metrics["pruned"]["perplexity"],
+        "steps": result.metrics["steps"],
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """``scenarios.py MODEL DATA RESULTS NAME [NAME ...]``; each name may have options as JSON behind it."""
+    model, data, results, *names = arguments
+    found: dict[str, Any] = {}
+    join()
+    for name in names:
+        name, _, options = name.partition("@")
+        try:
+            found[name] = run(name, model, data, processes=num_processes(), **json.loads(options or "{}"))
+        except (ValueError, OtherProcessError) as error:
+            found[name] = {"error": f"{type(error).__name__}: {error}"}
+    rank = os.environ.get("RANK", "0")
+    Path(f"{results}.{rank}").write_text(json.dumps(found), encoding="utf-8")
+    leave()
+    assert is_main() == (rank == "0")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,112 @@
+"""What processes of one run tell each other; with one process, all of it is nothing."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from loraprune.cli.main import COMMANDS, IN_PARALLEL, main
+from loraprune.processes import ranks
+
+WORKER = """
+import json, sys
+import torch
+from loraprune.calibration.features import FeatureStatistics
+from loraprune.processes import ranks
+
+ranks.join()
+import torch.distributed as dist
+rank = dist.get_rank()
+rows = torch.arange(12.0).view(6, 2)[rank :: 3]
+statistics = FeatureStatistics(moment=False)
+statistics.add(rows)
+found = {
+    "count": ranks.num_processes(),
+    "main": ranks.is_main(),
+    "summed": ranks.summed(torch.tensor([1.0, rank])).tolist(),
+    "gradient": ranks.averaged_gradient(torch.tensor([float(rank)])).tolist(),
+    "squares": ranks.mean_square(torch.tensor([9.0, 18.0]) * (rank + 1), rank + 1).tolist(),
+    "any": [ranks.on_any(rank == 2), ranks.on_any(False)],
+    "from main": ranks.from_main(lambda: f"made by {rank}"),
+    "mean": statistics.over_processes_().mean.tolist(),
+    "rows": statistics.rows,
+}
+try:
+    ranks.from_main(lambda: 1 / 0)
+except (ZeroDivisionError, ranks.OtherProcessError) as error:
+    found["error"] = type(error).__name__
+ranks.wait()
+ranks.leave()
+print(json.dumps(found) + "\\n", end="", flush=True)
+with open(f"{sys.argv[1]}.{rank}", "w") as file:
+    json.dump(found, file)
+"""
+
+
+@pytest.fixture(scope="module")
+def told(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, object]]:
+    """What each of three processes found."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "worker.py").write_text(WORKER, encoding="utf-8")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "3"]
+    done = subprocess.run([*launch, str(folder / "worker.py"), str(folder / "found")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(Path(f"{folder}/found.{rank}").read_text()) for rank in range(3)]
+
+
+def test_all_three_meet_and_the_first_one_is_the_main_one(told: list[dict[str, object]]) -> None:
+    assert [found["count"] for found in told] == [3, 3, 3]
+    assert [found["main"] for found in told] == [True, False, False]
+
+
+def test_sums_are_the_same_everywhere(told: list[dict[str, object]]) -> None:
+    for found in told:
+        assert found["summed"] == [3.0, 3.0]
+        assert found["gradient"] == [1.0]
+        # 54 over 6 sequences, of gradients that each process has three times too large.
+        assert found["squares"] == pytest.approx([54 / 6 / 9, 108 / 6 / 9])
+        assert found["any"] == [True, False]
+        assert found["from main"] == "made by 0"
+
+
+def test_statistics_are_those_of_all_rows(told: list[dict[str, object]]) -> None:
+    for found in told:
+        assert found["rows"] == 6
+        assert found["mean"] == pytest.approx([5.0, 6.0])
+
+
+def test_an_error_of_the_first_one_ends_the_others(told: list[dict[str, object]]) -> None:
+    assert [found["error"] for found in told] == ["ZeroDivisionError", "OtherProcessError", "OtherProcessError"]
+
+
+def test_one_process_is_a_group_of_one() -> None:
+    values = torch.tensor([2.0, 3.0])
+    assert ranks.num_processes() == ranks.launched() == 1
+    assert ranks.is_main()
+    assert ranks.summed(values) is values
+    assert ranks.averaged_gradient(values) is values
+    assert ranks.mean_square(values, 2).tolist() == [1.0, 1.5]
+    assert ranks.on_any(True)
+    assert not ranks.on_any(False)
+    assert ranks.from_main(lambda: 7) == 7
+    ranks.join()
+    ranks.wait()
+    ranks.leave()
+
+
+@pytest.mark.parametrize("command", [name for name in COMMANDS if name not in IN_PARALLEL])
+def test_commands_that_cannot_share_their_work_say_so_once(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for rank, said in (("0", f"error: loraprune {command} works in one process, and 2 were started."), ("1", "")):
+        monkeypatch.setenv("RANK", rank)
+        assert main([command, "x"]) == 2
+        error = capsys.readouterr().err
+        assert said in error
+        assert bool(error) == bool(said)
