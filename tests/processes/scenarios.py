@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import loraprune
-from loraprune import PruningCallback, PruningConfig, RunOptions
+from loraprune import OneshotConfig, PruningCallback, PruningConfig, RunOptions
 from loraprune.processes.ranks import OtherProcessError, is_main, join, leave, num_processes
 from loraprune.tasks.options import LoraOptions
 
@@ -37,6 +37,15 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "distill": {"pruning": {**EARLY}, "options": {"distill": 0.5}},
     "pst": {"pruning": {"criterion": "pst", "ratio": 0.5}},
     "recover": {},
+    "oneshot": {"oneshot": {"ratio": 0.4}},
+    "oneshot uniform": {"oneshot": {"ratio": 0.4, "allocation": "uniform"}},
+    "oneshot readers": {"oneshot": {"ratio": 0.4, "repair": "stream+readers"}},
+    "oneshot flap": {"oneshot": {"ratio": 0.4, "criterion": "flap", "repair": "bias", "allocation": "global"}},
+    "oneshot fisher": {"oneshot": {"ratio": 0.4, "criterion": "fisher", "repair": "refit", "allocation": "balanced"}},
+    "oneshot blocks": {"oneshot": {"ratio": 0.4, "dimensions": ("blocks",)}},
+    "oneshot wanda": {"oneshot": {"sparsity": "2:4", "criterion": "wanda"}},
+    "oneshot sparsegpt": {"oneshot": {"sparsity": 0.5}},
+    "oneshot of one row": {"oneshot": {"ratio": 0.4, "calibration_sequences": 1, "allocation": "uniform"}},
     "own trainer": {"own": True},
     "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
 }
@@ -86,11 +95,21 @@ def _found(model: Any, history: Any) -> dict[str, Any]:
     return {"losses": [point["loss"] for point in history], "logits": logits[0, -1].tolist()}
 
 
+def without_training(model: str, data: str, values: dict[str, Any], **options: Any) -> dict[str, Any]:
+    config = OneshotConfig(**{"calibration_sequences": 19, "max_length": 32, **values})
+    given = RunOptions(**{"eval_sequences": 4, "latency": False, "report": False, **options})
+    result = loraprune.oneshot(model, data, config, options=given)
+    perplexity = result.metrics["pruned"]["perplexity"]
+    return {**_found(result.model, []), "plan": result.plan.to_json(), "perplexity": perplexity, "steps": 8}
+
+
 def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> dict[str, Any]:
     """What came of a scenario, with the same sequences in each of eight steps however many processes there are."""
     scenario = SCENARIOS[name]
     if "own" in scenario:
         return own_trainer(model, data, processes=processes)
+    if "oneshot" in scenario:
+        return without_training(model, data, scenario["oneshot"], **options)
     training = {
         "max_steps": 8,
         "per_device_train_batch_size": 2,

@@ -27,19 +27,11 @@ from loraprune.record.claims import claimed
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 USUAL = (
-    "fisher",
-    "taylor squared",
-    "taylor second",
-    "wanda",
-    "refit",
-    "osscar first",
-    "distill",
-    "pst",
-    "recover",
-    "own trainer",
+    *("fisher", "taylor squared", "taylor second", "wanda", "refit", "osscar first", "distill", "pst", "recover"),
+    *("own trainer", "oneshot", "oneshot sparsegpt"),
 )
 NAMES = [
-    pytest.param(name, marks=() if name in (*USUAL, "own trainer") else pytest.mark.full, id=name)
+    pytest.param(name, marks=() if name in USUAL else pytest.mark.full, id=name)
     for name in scenarios.SCENARIOS
 ]
 

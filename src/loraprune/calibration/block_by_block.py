@@ -17,6 +17,7 @@ from torch import nn
 from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of, watched_features
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_model
+from loraprune.processes.ranks import num_processes, own_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -128,9 +129,16 @@ def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], A
 
 
 class CalibrationPass(ABC):
-    """A way to run a model on calibration data and to see what enters one of its layers."""
+    """A way to run a model on calibration data and to see what enters one of its layers.
+
+    Attributes:
+        is_shared: whether each process of a run has a part of the data; statistics are those of all of it.
+        first_row: number of the first row (token) of this process's part.
+    """
 
     _model: PreTrainedModel
+    is_shared = False
+    first_row = 0
 
     @abstractmethod
     def _runs(self) -> Sequence[Callable[[], Any]]:
@@ -153,12 +161,12 @@ class CalibrationPass(ABC):
             moment: also the second moment.
             rows: of the inputs, counted over all runs, that are looked at.
         """
-        statistics, seen = FeatureStatistics(moment=moment), 0
+        statistics, seen = FeatureStatistics(moment=moment), self.first_row
         for args in _inputs_of(self._model, module_name, self._runs()):
             inputs = args[0].flatten(0, -2)
             statistics.add(inputs[part_of(rows, seen)])
             seen += len(inputs)
-        return statistics
+        return statistics.over_processes_() if self.is_shared else statistics
 
     @torch.no_grad()
     def features_of(self, module_names: Sequence[str], *, moment: bool) -> dict[str, FeatureStatistics]:
@@ -166,7 +174,11 @@ class CalibrationPass(ABC):
 
         A layer that no calibration data reached has no entry.
         """
-        return watched_features(self._model, module_names, self._runs(), moment=moment)
+        found = watched_features(self._model, module_names, self._runs(), moment=moment)
+        if self.is_shared:
+            for statistics in {id(found[name]): found[name] for name in module_names if name in found}.values():
+                statistics.over_processes_()
+        return found
 
     @torch.no_grad()
     def routed_tokens(self, module_name: str) -> RoutedTokens:
@@ -178,7 +190,8 @@ class LayerwisePass(CalibrationPass):
     """Hidden states of a calibration set, moved forward one decoder block at a time.
 
     Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
-    block. The model must be in evaluation mode; no gradient is kept.
+    block. The model must be in evaluation mode; no gradient is kept. Several processes of one run each take a part of
+    the sequences, if there are enough of them and the model is no mixture of experts; all have to do the same then.
 
     Args:
         model: the model or the ``PeftModel`` around it.
@@ -203,6 +216,14 @@ class LayerwisePass(CalibrationPass):
         self._structure = structure
         self._home = next(self._model.parameters()).device
         self._device = self._home if device is None else device
+        self._sequences = len(sequences)
+        mixture = any(dimension.of_experts for dimension in structure)
+        self.is_shared = not mixture and len(sequences) >= num_processes() > 1
+        if self.is_shared:
+            ordered = sorted(sequences, key=len, reverse=True)  # as batches are
+            mine = own_part(len(ordered))
+            self.first_row = sum(len(sequence) for sequence in ordered[: mine.start])
+            sequences = ordered[mine]
         self._calls = [
             _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
         ]
@@ -210,8 +231,8 @@ class LayerwisePass(CalibrationPass):
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences there are."""
-        return sum(len(calls.hidden) for calls in self._calls)
+        """How many sequences there are, in all processes."""
+        return self._sequences
 
     def _block(self) -> nn.Module:
         return self._model.get_submodule(self._structure.blocks[self.layer])

@@ -54,7 +54,8 @@ class FeatureStatistics:
         if num_processes() > 1:
             assert self._sum is not None
             assert self._squares is not None
-            assert self._products is None
+            if self._products is not None:
+                self._products = summed(self._products)
             rows = self._sum.new_tensor([float(self.rows)])
             total = summed(torch.cat([self._sum, self._squares, rows]))
             self._sum, self._squares = total[: len(self._sum)], total[len(self._sum) : -1]

@@ -14,6 +14,7 @@ from loraprune.calibration.features import ALL_ROWS, part_of
 from loraprune.calibration.least_squares import Moments, combined
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.processes.ranks import on_any, summed
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -192,6 +193,7 @@ class StreamTargets:
         self._after = {name: [] for name in self.writers}
         self._reading = _Reading()
         readers = stream_readers(self._model, self._structure, layer) if self._with_readers else []
+        fault = None
         for hidden, output, outputs in self._dense.advance_watching(lambda: self._watched(readers)):
             stream = hidden.float()
             for name in self.writers:
@@ -202,10 +204,14 @@ class StreamTargets:
             added = torch.linalg.vector_norm(output.float() - hidden.float())
             rounding = 2 * torch.finfo(output.dtype).eps * torch.linalg.vector_norm(output.float())
             if not torch.linalg.vector_norm(stream - output.float()) <= _TOLERANCE * added + rounding:
-                raise NoStreamError(
+                fault = NoStreamError(
                     "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."
                 )
+                if not self._dense.is_shared:
+                    break
+        if on_any(fault is not None):
+            raise fault or NoStreamError("Another process has seen a block that does more than to add to a stream.")
 
     @torch.no_grad()
     def look_past_block(self) -> None:
@@ -245,7 +251,7 @@ class StreamTargets:
         """
         leader = self._reading.leaders[names[0]]
         moment, between = torch.zeros(()), torch.zeros(())
-        seen = count = 0
+        seen, count = cut.first_row, 0
         for (args, _), dense in zip(cut.entering(leader), self._reading.inputs[leader], strict=True):
             x = args[0].flatten(0, -2)
             part = part_of(rows, seen)
@@ -254,6 +260,9 @@ class StreamTargets:
             moment = moment.to(x.device) + x.T @ x
             between = between.to(x.device) + wanted.T @ x
             count += len(x)
+        if cut.is_shared:
+            moment, between = summed(moment), summed(between)
+            count = round(float(summed(torch.tensor(float(count)))))
         return moment / count, between / count, count
 
     @torch.no_grad()
@@ -280,9 +289,11 @@ class StreamTargets:
         before = self.writers[: self.writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
         count = sum(target.flatten(0, -2).shape[0] for target in self._after[name])
+        if cut.is_shared:
+            count = round(float(summed(torch.tensor(float(count)))))
         halves = [slice(0, count // 2), slice(count // 2, count)]
         sums = [_Sums() for _ in halves]
-        seen = 0
+        seen = cut.first_row
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
@@ -297,6 +308,9 @@ class StreamTargets:
                     part = part_of(half, seen)
                     found.add(x[part], wanted[part])
                 seen += len(x)
+        if cut.is_shared:
+            for found in sums:
+                found.over_processes_()
         return {
             (half.start, half.stop): found.moments() for half, found in zip(halves, sums, strict=True) if found.rows
         }
@@ -313,12 +327,15 @@ class _Sums:
 
     def add(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
         """Add rows."""
-        if len(x) == 0:
-            return
         self.cross = self.cross.to(x.device) + wanted.T @ x
         self.moment = self.moment.to(x.device) + x.T @ x
         self.square = self.square.to(x.device) + wanted.square().sum(dtype=torch.float64)
         self.rows += len(x)
+
+    def over_processes_(self) -> None:
+        """Add up what all processes of a run have seen."""
+        self.moment, self.cross, self.square = summed(self.moment), summed(self.cross), summed(self.square)
+        self.rows = round(float(summed(torch.tensor(float(self.rows)))))
 
     def moments(self) -> Moments:
         """Means over the rows."""

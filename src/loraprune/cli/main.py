@@ -27,7 +27,7 @@ COMMANDS = {
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
-IN_PARALLEL = ("prune", "recover")
+IN_PARALLEL = ("prune", "recover", "oneshot")
 """Commands that torchrun and ``accelerate launch`` may start in several processes."""
 
 USAGE = """usage: loraprune COMMAND [options]

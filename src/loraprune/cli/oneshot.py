@@ -26,6 +26,7 @@ from loraprune.cli.options import (
 from loraprune.cli.parsing import Parser, parsed
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
 from loraprune.cli.training_options import AMOUNTS, ARCHITECTURE, goals, inputs, settle_amount
+from loraprune.processes.ranks import is_main
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.numbers import percent
 from loraprune.tasks.options import RunOptions
@@ -181,7 +182,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
             progress=progress,
         )
     show_oneshot_result(results_console(), result)
-    if form != "dense":
+    if form != "dense" and is_main():
         assert options.output is not None
         export_sparse(options.output, form, overwrite=options.overwrite)
     return 0

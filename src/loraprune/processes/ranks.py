@@ -126,6 +126,16 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def own_part(length: int) -> slice:
+    """The part of so many things that falls to this process; parts are alike, and follow each other."""
+    if num_processes() == 1:
+        return slice(0, length)
+    import torch.distributed as dist
+
+    rank, processes = dist.get_rank(), num_processes()
+    return slice(length * rank // processes, length * (rank + 1) // processes)
+
+
 def averaged_gradient(gradient: torch.Tensor) -> torch.Tensor:
     """The gradient of the common loss, of gradients of each process's own.
 

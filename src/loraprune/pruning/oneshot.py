@@ -19,6 +19,7 @@ from loraprune.importance.configs import AtConsumers
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
 from loraprune.layers.unwrap import eval_mode
+from loraprune.processes.ranks import from_main
 from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
@@ -175,7 +176,8 @@ def _chooser(model: nn.Module, criterion: object, seen: Scores) -> GroupChooser 
     def choose(dimension: PrunableDimension, count: int, kept: int, calibration: CalibrationPass) -> Sequence[int]:
         scores = consumer_scores(at_consumers, model, dimension, count, calibration)
         seen[dimension.name] = scores
-        return Choice((dimension,), scores.view(dimension.strata, -1)).kept(kept // dimension.strata)
+        choice = Choice((dimension,), scores.view(dimension.strata, -1))
+        return from_main(lambda: choice.kept(kept // dimension.strata))
 
     return choose
 

@@ -18,6 +18,7 @@ from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
+from loraprune.processes.ranks import entered_by_main, is_main, join, wait
 from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, Groups
 from loraprune.pruning.oneshot import prune_, settled_repair
@@ -117,9 +118,13 @@ def oneshot(
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
     )
-    with claimed(inputs.options.output):
+    join()
+    with entered_by_main(lambda: claimed(inputs.options.output)):
         prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
-        return _run(prepared, progress)
+        wait()
+        result = _run(prepared, progress)
+        wait()
+        return result
 
 
 def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
@@ -269,7 +274,7 @@ def _finish(
         notes=notes_of(prepared, pruned.plan, metrics),
     )
     card = card_of(record, prepared.structure, runtimes_of(finished))
-    if prepared.options.output is not None:
+    if prepared.options.output is not None and is_main():
         record, report = _save(prepared, finished, record, report, card, phases)
     return OneshotResult(
         model=finished,

@@ -1,0 +1,114 @@
+"""What a second process is worth: training steps and a one-shot run in one process and in two, one thread each.
+
+    python benchmarks/processes.py
+
+On a Llama of 58 million parameters. The same sequences are in each step, and the same calibration
+data are looked at. The ratio is the time of one process over that of two; the variants take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+
+import loraprune
+from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune.processes.ranks import is_main, join, leave, num_processes
+
+SEQUENCES, TOKENS = 8, 256
+
+
+class _Seconds(TrainerCallback):
+    """Notes when steps end."""
+
+    def __init__(self) -> None:
+        self.ends: list[float] = []
+
+    def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
+        self.ends.append(time.perf_counter())
+
+
+def _data(folder: Path, rows: int) -> Path:
+    generator = torch.Generator().manual_seed(1)
+    path = folder / "rows.jsonl"
+    with path.open("w") as file:
+        for _ in range(rows):
+            ids = torch.randint(3, 1000, (TOKENS,), generator=generator).tolist()
+            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
+    return path
+
+
+def _work(folder: Path, steps: int, calibration: int) -> None:
+    """In each process: train, prune without training, and write down the seconds."""
+    from datasets import load_dataset
+
+    torch.set_num_threads(1)
+    join()
+    rows = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
+    quiet = RunOptions(eval_sequences=0, latency=False, report=False)
+    seconds = _Seconds()
+    training = {
+        "max_steps": steps,
+        "per_device_train_batch_size": SEQUENCES // num_processes(),
+        "max_length": TOKENS,
+        "logging_steps": steps,
+        "save_strategy": "no",
+    }
+    pruning = PruningConfig(ratio=0.5, prune_start=0.9, prune_end=1.0, cuts=1, repair="none")
+    loraprune.prune(_model(), rows, pruning, training=training, options=quiet, callbacks=[seconds])
+    config = OneshotConfig(ratio=0.5, allocation="uniform", calibration_sequences=calibration, max_length=TOKENS)
+    started = time.perf_counter()
+    loraprune.oneshot(_model(), rows, config, options=quiet)
+    one_shot = time.perf_counter() - started
+    step = statistics.median(b - a for a, b in zip(seconds.ends[1:-2], seconds.ends[2:-1], strict=True))
+    if is_main():
+        (folder / "seconds.json").write_text(json.dumps({"step": step, "oneshot": one_shot}))
+    leave()
+
+
+def _model() -> torch.nn.Module:
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=12, **sizes))
+
+
+def main() -> None:
+    """Measure, and print the ratios."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--calibration-sequences", type=int, default=32)
+    parser.add_argument("--worker", type=Path)
+    options = parser.parse_args()
+    if options.worker:
+        _work(options.worker, options.steps, options.calibration_sequences)
+        return
+    found: dict[int, dict[str, list[float]]] = {count: {"step": [], "oneshot": []} for count in (1, 2)}
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        _data(folder, SEQUENCES * (options.steps + options.calibration_sequences))
+        for _ in range(options.rounds):
+            for count, times in found.items():
+                launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
+                command = [*launch, __file__, "--worker", scratch, "--steps", str(options.steps)]
+                further = ["--calibration-sequences", str(options.calibration_sequences)]
+                subprocess.run([*command, *further], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+                for name, value in json.loads((folder / "seconds.json").read_text()).items():
+                    times[name].append(value)
+    for name in ("step", "oneshot"):
+        one, two = (statistics.median(found[count][name]) for count in (1, 2))
+        print(f"{name}: {one:.2f} s in one process, {two:.2f} s in two: {one / two:.2f} times as fast")
+
+
+if __name__ == "__main__":
+    main()
