@@ -46,19 +46,20 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "oneshot wanda": {"oneshot": {"sparsity": "2:4", "criterion": "wanda"}},
     "oneshot sparsegpt": {"oneshot": {"sparsity": 0.5}},
     "oneshot of one row": {"oneshot": {"ratio": 0.4, "calibration_sequences": 1, "allocation": "uniform"}},
-    "own trainer": {"own": True},
+    "own trainer": {"own": EARLY},
+    "own trainer, cut first": {"own": {**FIRST, "criterion": "osscar", "repair": "stream"}},
     "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
 }
 
 
-def own_trainer(model: str, data: str, *, processes: int) -> dict[str, Any]:
+def own_trainer(model: str, data: str, pruning: dict[str, Any], *, processes: int) -> dict[str, Any]:
     """A user's own Trainer with the callback."""
     from datasets import load_dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    callback = PruningCallback(PruningConfig(**EARLY))
+    callback = PruningCallback(PruningConfig(**pruning))
     with tempfile.TemporaryDirectory() as folder:
         arguments = SFTConfig(
             output_dir=folder,
@@ -107,7 +108,7 @@ def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> 
     """What came of a scenario, with the same sequences in each of eight steps however many processes there are."""
     scenario = SCENARIOS[name]
     if "own" in scenario:
-        return own_trainer(model, data, processes=processes)
+        return own_trainer(model, data, scenario["own"], processes=processes)
     if "oneshot" in scenario:
         return without_training(model, data, scenario["oneshot"], **options)
     training = {

@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
 USUAL = (
     *("fisher", "taylor squared", "taylor second", "wanda", "refit", "osscar first", "distill", "pst", "recover"),
-    *("own trainer", "oneshot", "oneshot sparsegpt"),
+    *("own trainer", "own trainer, cut first", "oneshot", "oneshot sparsegpt"),
 )
 NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.full, id=name) for name in scenarios.SCENARIOS]
 
@@ -182,7 +182,7 @@ def test_another_number_of_sequences_in_a_step_is_refused(deep: Path, texts: Pat
 
 
 def arguments(**values: Any) -> Any:
-    return SimpleNamespace(**{"world_size": 2, "deepspeed": None, "fsdp": [], **values})
+    return SimpleNamespace(**{"world_size": 2, "deepspeed": None, "fsdp": [], "torch_compile": False, **values})
 
 
 @pytest.mark.parametrize(
@@ -190,6 +190,7 @@ def arguments(**values: Any) -> Any:
     [
         ({"fsdp": ["full_shard"]}, PruningConfig(), "goes with plain data parallelism"),
         ({"deepspeed": "config.json"}, PruningConfig(), "goes with plain data parallelism"),
+        ({"torch_compile": True}, PruningConfig(), "does not go with torch_compile"),
         ({}, PruningConfig(criterion="compresso"), "'compresso' learns its gates in one process"),
         ({}, PruningConfig(), r"call callback.lead_\(trainer\) before trainer.train\(\)"),
     ],

@@ -99,11 +99,18 @@ def test_one_process_is_a_group_of_one() -> None:
     ranks.leave()
 
 
+def test_what_another_job_left_in_the_environment_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert ranks.launched() == 1
+    assert ranks.is_main()
+
+
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in IN_PARALLEL])
 def test_commands_that_cannot_share_their_work_say_so_once(
     command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("LOCAL_RANK", "0")
     for rank, said in (("0", f"error: loraprune {command} works in one process, and 2 were started."), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert main([command, "x"]) == 2

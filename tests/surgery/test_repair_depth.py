@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 import torch
-from tests.checkpoints import tiny_checkpoint
+from tests.checkpoints import tiny_checkpoint, tiny_tokenizer
 from tests.models import logits_of, tiny_model
 from torch import nn
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GraniteConfig
 
 import loraprune
 from loraprune import OneshotConfig, RunOptions
@@ -108,12 +108,9 @@ class TestRecipe:
     def test_where_blocks_do_more_than_add_nothing_is_repaired(
         self, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
-        granite = pytest.importorskip("transformers").GraniteConfig
-        from tests.checkpoints import tiny_tokenizer
-
         tokenizer = tiny_tokenizer()
         values = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 4}
-        config = granite(vocab_size=len(tokenizer), num_key_value_heads=2, residual_multiplier=0.5, **values)
+        config = GraniteConfig(vocab_size=len(tokenizer), num_key_value_heads=2, residual_multiplier=0.5, **values)
         AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
         tokenizer.save_pretrained(tmp_path)
         caplog.set_level(logging.INFO, logger="loraprune")
@@ -121,3 +118,14 @@ class TestRecipe:
         result = loraprune.oneshot(tmp_path, data, asked, options=RunOptions(eval_sequences=0, latency=False))
         assert result.metrics["pruning"]["repair"] == "none"
         assert "so that nothing is repaired" in caplog.text
+
+
+def test_a_cut_of_ones_own_is_made_without_repair_where_blocks_do_more_than_add() -> None:
+    config = GraniteConfig(
+        vocab_size=40, hidden_size=32, intermediate_size=48, num_hidden_layers=5, num_attention_heads=4,
+        num_key_value_heads=2, residual_multiplier=0.5,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    dense = AutoModelForCausalLM.from_config(config).eval()
+    repaired, plain = without(dense, {2}, Stream()), without(dense, {2}, NoRepair())
+    torch.testing.assert_close(logits_of(repaired, FRESH), logits_of(plain, FRESH))

@@ -343,8 +343,10 @@ def _missing(info: Any) -> set[str]:
 
 
 def default_device() -> torch.device:
-    """The first accelerator, or the CPU."""
-    return torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
+    """The first accelerator, or that of this process of a run; without any, the CPU."""
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
 
 
 # How a checkpoint can be quantized while it is loaded: names of ours, and what transformers calls them.

@@ -109,6 +109,8 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("LORAPRUNE_TRACEBACK"):
             raise
+        if isinstance(error, OSError) and not is_main():  # the disk of one node, say, of which no other process knows
+            print(f"error: {one_line(str(error))}", file=sys.stderr)
         print_line(console, f"error: {error}", "red")
         return WRONG_INVOCATION
 

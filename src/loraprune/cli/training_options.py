@@ -90,9 +90,13 @@ def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence
         ValueError: several were given in the same place.
     """
     known = (*known, "target_kv_cache")
-    if any(given.get(name) is not None for name in known):
+    asked = {name for name in known if given.get(name) is not None}
+    if asked:
+        kept = asked
+        if not asked & {"ratio", "widths", "sparsity"}:  # a smaller cache goes with the others
+            kept = asked | ({"target_kv_cache"} if asked != {"target_kv_cache"} else set(known[2:]) - {"sparsity"})
         for name in known:
-            if name not in given:
+            if name not in kept:
                 values.pop(name, None)
     found = [name for name in known if values.get(name) is not None]
     if "target_kv_cache" in found and not {"ratio", "widths", "sparsity"} & set(found):

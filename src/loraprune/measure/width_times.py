@@ -40,6 +40,9 @@ SECONDS = 60.0
 
 LEAST, MOST, WARMUP = 3, 15, 2
 
+LEAST_LEFT = 0.02
+"""Share of a block's time that its narrowest form takes at least."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimedWork:
@@ -95,6 +98,7 @@ class WidthTimes:
     def seconds(self, widths: Widths) -> float:
         """Expected of a model of these widths: what each kind saves is added up."""
         saved = sum(self.block - _between(table, widths[kind]) for kind, table in self.tables.items())
+        saved = min(saved, (1.0 - LEAST_LEFT) * self.block)  # times are noisy, and no block takes none
         return self.outside + widths.get("blocks", self.blocks) * self.block - self.open * saved
 
     def speedup(self, widths: Widths) -> float:
@@ -156,6 +160,7 @@ def time_widths(
             for blocks in (few, more)
         )
     full = {kind: widest(structure, kind) for kind in kinds}
+    protected = tuple(sorted(structure.protected))
     narrow = {
         (kind, width): {**full, kind: width}
         for kind in kinds
@@ -164,7 +169,7 @@ def time_widths(
     _check_room(dense, len(narrow), device)
     timed: dict[object, PreTrainedModel] = {"dense": dense, "deep": deep}
     for key, widths in narrow.items():
-        timed[key] = _cut_copy(dense, kinds, widths, legal)
+        timed[key] = _cut_copy(dense, kinds, widths, legal, protected if few == depth else ())
     seconds = _quickest({key: work.contender(model) for key, model in timed.items()})
     block = (seconds["deep"] - seconds["dense"]) / (more - few) if more > few else seconds["dense"]
     block = max(block, 1e-9)
@@ -172,15 +177,14 @@ def time_widths(
     tables: dict[str, dict[int, float]] = {kind: {full[kind]: block} for kind in kinds}
     for key in narrow:
         kind, width = key
-        tables[kind][width] = max(seconds[key] - outside, 0.0)
+        tables[kind][width] = min(max(seconds[key] - outside, 0.0), block)
     alike = more > few
-    protected = len({d.layer for d in structure if d.layer in structure.protected})
     return WidthTimes(
         work=work.in_words(dense),
         outside=outside,
         block=block,
         blocks=depth if alike else 1,
-        open=depth - protected if alike else 1,
+        open=depth - len(protected) if alike else 1,
         tables=tables,
     )
 
@@ -203,7 +207,9 @@ def _timed_widths(kind: str, most: int, legal: LegalWidths) -> Iterator[int]:
     yield from sorted({smaller[round(step * (len(smaller) - 1) / (TIMED_WIDTHS - 1))] for step in range(TIMED_WIDTHS)})
 
 
-def _cut_copy(dense: PreTrainedModel, kinds: Sequence[str], widths: Widths, legal: LegalWidths) -> PreTrainedModel:
+def _cut_copy(
+    dense: PreTrainedModel, kinds: Sequence[str], widths: Widths, legal: LegalWidths, keep_layers: Sequence[int]
+) -> PreTrainedModel:
     """A copy of other widths that shares embeddings and head with the first one."""
     shared = {}
     for get in (dense.get_input_embeddings, dense.get_output_embeddings):
@@ -211,7 +217,7 @@ def _cut_copy(dense: PreTrainedModel, kinds: Sequence[str], widths: Widths, lega
             end = get()
             shared[id(end)] = end
     model = copy.deepcopy(dense, shared)
-    structure = describe(model, list(kinds))
+    structure = describe(model, list(kinds), tuple(keep_layers))
     full = Plan.full(structure)
     equal = {dimension.name: torch.ones(dimension.num_groups) for dimension in structure}
     to = allocate(structure, full, equal, 1.0, replace(legal, only=(widths,)), "uniform")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -12,6 +14,8 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
 
     import torch
+
+logger = logging.getLogger("loraprune")
 
 T = TypeVar("T")
 
@@ -24,7 +28,14 @@ class OtherProcessError(Exception):
 
 
 def launched() -> int:
-    """How many processes the launcher has started, from its environment; torch is not needed for that."""
+    """How many processes work together, or will once they have met; torch is not needed for that.
+
+    What a launcher says counts where it says it whole: ``WORLD_SIZE`` alone may be left of another job.
+    """
+    if _have_met():
+        return num_processes()
+    if not {"RANK", "LOCAL_RANK"} <= os.environ.keys():
+        return 1
     try:
         return max(int(os.environ.get("WORLD_SIZE", "1")), 1)
     except ValueError:
@@ -33,7 +44,19 @@ def launched() -> int:
 
 def is_main() -> bool:
     """Whether this process is the one that writes and speaks."""
-    return launched() == 1 or int(os.environ.get("RANK", "0")) == 0
+    if _have_met():
+        import torch.distributed as dist
+
+        return dist.get_rank() == 0
+    return launched() == 1 or os.environ["RANK"] == "0"
+
+
+def _have_met() -> bool:
+    if "torch" not in sys.modules:
+        return False
+    import torch.distributed as dist
+
+    return dist.is_available() and dist.is_initialized()
 
 
 def join() -> None:
@@ -45,6 +68,7 @@ def join() -> None:
     if not dist.is_initialized():
         import torch
 
+        logger.info("Waiting for %d processes", launched())
         accelerated = torch.cuda.is_available()
         if accelerated:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
@@ -122,6 +146,11 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     import torch.distributed as dist
 
     total = values.detach().clone()
+    if total.device.type == "cpu" and "cpu:" not in str(dist.get_backend_config()):
+        # A group that accelerate has made carries tensors of the accelerator alone.
+        carried = total.to("cuda")
+        dist.all_reduce(carried)
+        return carried.to(total)
     dist.all_reduce(total)
     return total
 

@@ -197,6 +197,7 @@ class PruningCallback(TrainerCallback):
         if self._calibration is None and needed and self.config.target.ratio > 0.0:
             self._calibration = self._draw(model, kwargs["train_dataloader"])
         _check_router_loss(model, self.run)
+        cut_before = len(self.run.records)
         self._pruner = Pruner.of(
             self.run,
             model,
@@ -205,6 +206,8 @@ class PruningCallback(TrainerCallback):
             gradient_accumulation_steps=args.gradient_accumulation_steps,
         )
         check_same_everywhere(self.run)
+        if len(self.run.records) > cut_before and self._cuts:
+            set_up_anew_(self._trainer)
         self._pruner.steps = self._logged = state.global_step
         self._pruner.skipped_steps = self.skipped_steps
         spent = self.history[-1]["seconds"] if self.history else 0.0

@@ -14,6 +14,7 @@ from loraprune.allocation.measured_widths import WidthTrial
 from loraprune.allocation.target import Target
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.stability import stability
+from loraprune.processes.ranks import from_main
 from loraprune.structure.plan import Plan
 from loraprune.surgery.output_error import ConsumerError
 from loraprune.surgery.refit import CutHooks, cut_and_repair_
@@ -136,7 +137,7 @@ class Groups:
         if scores is not None:
             stable = stability(self.structure, self.plan.kept, self.importance, scores)
             self.remember(scores)
-        after = self.allocated(scores or self._equal_scores(), ratio)
+        after = from_main(lambda: self.allocated(scores or self._equal_scores(), ratio))
         errors: list[ConsumerError] = []
         if tools.masks is not None:
             tools.masks.apply(after)

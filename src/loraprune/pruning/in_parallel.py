@@ -28,6 +28,8 @@ def check_parallel(args: TrainingArguments, config: PruningConfig, trainer: Trai
             "Pruning in several processes goes with plain data parallelism (DDP), where each holds the whole model; "
             "FSDP and DeepSpeed share it out. Leave fsdp and deepspeed out."
         )
+    if args.torch_compile:
+        raise ValueError("Pruning in several processes does not go with torch_compile. Leave it out.")
     if config.criterion.learns:
         raise ValueError(
             f"The criterion {config.criterion_name!r} learns its gates in one process, and this run has "

@@ -22,7 +22,7 @@ from loraprune.calibration.block_by_block import (
 from loraprune.calibration.features import ALL_ROWS
 from loraprune.calibration.least_squares import Moments, NotPositiveDefiniteError, held_back_columns
 from loraprune.calibration.progress import Progress
-from loraprune.calibration.residual_stream import NoStreamError, StreamTargets
+from loraprune.calibration.residual_stream import NoStreamError, StreamTargets, has_stream
 from loraprune.layers.axes import axis_length
 from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.structure.describe import describe
@@ -135,7 +135,7 @@ def cut_and_repair_(
     if calibration and blocks and isinstance(repair, Stream):
         now = describe(model, ["blocks"])
         sequences = token_sequences(now, calibration)
-        if sequences is not None:
+        if sequences is not None and has_stream(model, now, calibration, hooks.device):
             stay = after.positions_in(before).get(blocks[0].name, range(len(now.blocks)))
             repair_gaps_(model, now, stay, sequences, repair.damping, device=hooks.device, progress=hooks.progress)
     if not calibration or structure.spans_blocks or nothing_to_do:

@@ -13,6 +13,7 @@ from transformers import AutoConfig, TrainerCallback
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, PruningConfig, RunOptions
+from loraprune.cli.training_options import settle_amount
 from loraprune.measure.width_times import WidthTimes
 from loraprune.recipes.steps import goals
 
@@ -149,6 +150,9 @@ def test_tuning_reaches_a_speed_too_and_goes_on_with_the_same_widths(
     training = {**QUICK, "save_steps": 2}
     with pytest.raises(RuntimeError, match="in the middle"):
         loraprune.prune(checkpoint, data, config, training=training, options=out, callbacks=[Stops()])
+    with pytest.raises(ValueError, match=r"goals: \{'speedup': 1.5\} -> \{'speedup': 1.2\}"):
+        again = replace(out, resume=True, speedup=1.2)
+        loraprune.prune(checkpoint, data, config, training=training, options=again)
     monkeypatch.setattr(WidthTimes, "speedup", lambda self, widths: 1.0)  # now, nothing would be fast enough
     result = loraprune.prune(checkpoint, data, config, training=training, options=replace(out, resume=True))
     ((heads,), (channels,)) = widths_of(result).values()
@@ -196,3 +200,39 @@ def test_whole_blocks_can_make_it_faster(tmp_path: Path, data: Path, monkeypatch
     config = OneshotConfig(ratio=0.5, dimensions=("blocks",), calibration_sequences=8, max_length=32)
     result = cut(deep, data, config, speedup=1.3)
     assert result.model.config.num_hidden_layers == 2  # 3 blocks are 4.5 / 3.5 = 1.29 times as fast
+
+
+def test_layers_that_keep_everything_count_in_the_cache(tmp_path: Path, data: Path) -> None:
+    deep = tiny_checkpoint(tmp_path / "deep", num_hidden_layers=4)
+    config = OneshotConfig(ratio=0.5, keep_layers=(0,), calibration_sequences=8, max_length=32)
+    result = cut(deep, data, config, target_kv_cache=0.5)
+    heads = result.plan.counts(result.structure, "heads")
+    assert heads[0] == 4
+    assert sum(heads) <= 0.5 * 16
+
+
+def test_sizes_of_quantized_results_are_not_known(checkpoint: Path, data: Path) -> None:
+    options = RunOptions(target_size="100kB", quantization="torchao-int8", keep_quantized=True)
+    with pytest.raises(ValueError, match="target_size and speedup are those of a result in 16 or 32 bits"):
+        loraprune.prune(checkpoint, data, PruningConfig(repair="none"), training=QUICK, options=options)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "given", "left"),
+    [
+        ({"speedup": 1.5, "target_kv_cache": 0.5}, {"speedup": 2.0}, {"speedup": 2.0, "target_kv_cache": 0.5}),
+        ({"speedup": 1.5, "target_kv_cache": 0.5}, {"target_kv_cache": 0.3}, {"speedup": 1.5, "target_kv_cache": 0.3}),
+        ({"speedup": 1.5, "target_kv_cache": 0.5}, {"ratio": 0.3}, {"ratio": 0.3}),
+        ({"ratio": 0.3}, {"target_kv_cache": 0.3}, {"target_kv_cache": 0.3}),
+        ({"ratio": 0.3}, {"target_size": "1MB"}, {"target_size": "1MB"}),
+        ({"target_params": 9}, {"target_size": "1MB"}, {"target_size": "1MB"}),
+        ({"ratio": 0.3}, {}, {"ratio": 0.3}),
+    ],
+    ids=str,
+)
+def test_an_amount_on_the_command_line_replaces_what_it_does_not_go_with(
+    recipe: dict[str, Any], given: dict[str, Any], left: dict[str, Any]
+) -> None:
+    values = recipe | given
+    settle_amount(values, given)
+    assert values == left

@@ -48,11 +48,14 @@ def widths_of_smaller_cache(
         )
     measured: dict[int, int] = {}
 
-    def cache(widths: Widths) -> int:
-        heads = widths["heads"]
+    def all_cut(heads: int) -> int:
         if heads not in measured:
             measured[heads] = _cache_of(shapes, heads, dtype)
         return measured[heads]
+
+    def cache(widths: Widths) -> int:
+        kept = len(structure.protected) / len(structure.blocks)  # layers that keep all of their heads
+        return round(kept * all_cut(dense["heads"]) + (1 - kept) * all_cut(widths["heads"]))
 
     dense = {kind: widest(structure, kind) for kind in structure.kinds}
     legal = target.legal_widths(structure)

@@ -13,6 +13,7 @@ from loraprune.measure.benchmark.random_inputs import InputSize
 from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.smaller_cache import widths_of_smaller_cache
 from loraprune.measure.width_times import SpeedGoal, TimedWork, time_widths
+from loraprune.processes.ranks import from_main
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.structure.given_widths import write_widths
@@ -75,6 +76,11 @@ def settle_goals(
     """
     check_goals(options)
     goal = None
+    if options.keep_quantized and not (options.target_size is None and options.speedup is None):
+        raise ValueError(
+            "target_size and speedup are those of a result in 16 or 32 bits, and keep_quantized was given. Leave one "
+            "out, or say target_params."
+        )
     if options.target_params is not None:
         config = _with_ratio(config, ratio_for_parameters(structure, options.target_params))
     elif options.target_size is not None:
@@ -86,7 +92,9 @@ def settle_goals(
     if options.speedup is not None:
         assert shapes is not None
         legal = replace(config.target, widths=None).legal_widths(structure)
-        goal = _speed_goal(shapes, legal, options, source, dtype)
+        timed = shapes
+        # No two processes of a run would measure the same times.
+        goal = from_main(lambda: _speed_goal(timed, legal, options, source, dtype))
         if begun is None:
             found = widths_within(structure, legal, lambda widths: goal.times.speedup(widths) >= goal.asked)
             if not found:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from transformers import TrainerCallback
 
 from loraprune.processes.ranks import num_processes
+from loraprune.recipes.steps.goals import GOALS
 from loraprune.recipes.steps.record import training_settings
 
 if TYPE_CHECKING:
@@ -32,7 +33,8 @@ def _facts(prepared: PreparedTraining) -> dict[str, Any]:
     training = training_settings(prepared.arguments, prepared.max_length)
     share = 0.0 if prepared.teacher is None else prepared.teacher.share
     facts: dict[str, Any] = {**training, "distill": share, "data": _fingerprint(prepared.train_rows)}
-    return facts | {"processes": num_processes()}
+    goals = {name: value for name in GOALS if (value := getattr(prepared.options, name)) is not None}
+    return facts | {"processes": num_processes(), "goals": goals}
 
 
 def _by_steps(facts: dict[str, Any]) -> dict[str, Any]:
