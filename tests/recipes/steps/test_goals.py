@@ -150,8 +150,8 @@ def test_tuning_reaches_a_speed_too_and_goes_on_with_the_same_widths(
     training = {**QUICK, "save_steps": 2}
     with pytest.raises(RuntimeError, match="in the middle"):
         loraprune.prune(checkpoint, data, config, training=training, options=out, callbacks=[Stops()])
+    again = replace(out, resume=True, speedup=1.2)
     with pytest.raises(ValueError, match=r"goals: \{'speedup': 1.5\} -> \{'speedup': 1.2\}"):
-        again = replace(out, resume=True, speedup=1.2)
         loraprune.prune(checkpoint, data, config, training=training, options=again)
     monkeypatch.setattr(WidthTimes, "speedup", lambda self, widths: 1.0)  # now, nothing would be fast enough
     result = loraprune.prune(checkpoint, data, config, training=training, options=replace(out, resume=True))
