@@ -72,6 +72,7 @@ class TestOptionsOfOneKind:
         "dimensions": ("heads",),
         "cuts": 1,
         "channel_multiple": 1,
+        "widths": "heads=1",
         "head_counts": "config",
         "taylor_form": "squared",
         "group_reduction": "sum",
