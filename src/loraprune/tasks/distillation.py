@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.metrics.perplexity import IGNORED
+from loraprune.processes.ranks import num_processes
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Trainer
@@ -106,8 +107,8 @@ def distilling(trainer_class: type[Trainer], teacher: Teacher) -> type[Trainer]:
             total = summed_loss(outputs.logits[:, :-1], wanted_BTV[:, :-1], labels_BT, teacher.share)
             counted = (labels_BT != IGNORED).sum() if num_items_in_batch is None else num_items_in_batch
             loss = total / torch.as_tensor(counted, device=total.device).clamp(min=1)
-            if num_items_in_batch is not None and self.args.average_tokens_across_devices:
-                loss = loss * self.accelerator.num_processes  # gradients are averaged over the processes
+            if num_items_in_batch is not None and num_processes() > 1 and self.args.average_tokens_across_devices:
+                loss = loss * num_processes()  # gradients are averaged over the processes
             if with_router:
                 steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
                 loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
