@@ -38,7 +38,7 @@ def wait_for(process: subprocess.Popen[str], beginning: str) -> None:
     raise AssertionError(f"no line began with {beginning!r}")
 
 
-@pytest.mark.parametrize("command", ["prune", pytest.param("recover", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("command", ["prune", pytest.param("recover", marks=[pytest.mark.slow, pytest.mark.full])])
 def test_sigterm_saves_and_resume_finishes(command: str, checkpoint: Path, data: Path, tmp_path: Path) -> None:
     arguments = [command, checkpoint, "--data", data, "-o", "out", *SHORT, "--eval-sequences=0"]
     process = start(tmp_path, *arguments)
@@ -70,6 +70,7 @@ def test_sigterm_leaves_nothing_of_a_command_without_states(checkpoint: Path, da
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_sigterm_ends_a_comparison_of_criteria(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     arguments = ["compare-criteria", checkpoint, "--data", data, "--criteria", "fisher,magnitude", *SHORT[:2]]

@@ -26,10 +26,7 @@ from loraprune.record.claims import claimed
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-USUAL = (
-    *("fisher", "taylor squared", "taylor second", "wanda", "refit", "osscar first", "distill", "pst", "recover"),
-    *("own trainer", "own trainer, cut first", "oneshot", "oneshot sparsegpt"),
-)
+USUAL = ("fisher", "taylor squared", "wanda", "osscar first", "distill", "pst", "own trainer, cut first", "oneshot")
 NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.full, id=name) for name in scenarios.SCENARIOS]
 
 pytestmark = pytest.mark.slow
