@@ -2,7 +2,7 @@
 
     python benchmarks/processes.py
 
-On a Llama of 58 million parameters. The same sequences are in each step, and the same calibration
+On a Llama of about 60 million parameters. The same sequences are in each step, and the same calibration
 data are looked at. The ratio is the time of one process over that of two; the variants take turns.
 """
 
@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import json
+import keyword
 import os
+import random
 import statistics
 import subprocess
 import sys
@@ -19,10 +21,11 @@ import time
 from pathlib import Path
 
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import loraprune
 from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune.data.demo import demo_model
 from loraprune.processes.ranks import is_main, join, leave, num_processes
 
 SEQUENCES, TOKENS = 8, 256
@@ -38,23 +41,26 @@ class _Seconds(TrainerCallback):
         self.ends.append(time.perf_counter())
 
 
-def _data(folder: Path, rows: int) -> Path:
-    generator = torch.Generator().manual_seed(1)
-    path = folder / "rows.jsonl"
-    with path.open("w") as file:
+def _prepare(folder: Path, rows: int) -> None:
+    """A model with random weights, the bundled model's tokenizer, and rows of random words."""
+    tokenizer = AutoTokenizer.from_pretrained(demo_model())
+    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
+    torch.manual_seed(0)
+    config = LlamaConfig(vocab_size=len(tokenizer), num_key_value_heads=12, **sizes)
+    LlamaForCausalLM(config).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    draw = random.Random(1)
+    with (folder / "rows.jsonl").open("w") as file:
         for _ in range(rows):
-            ids = torch.randint(3, 1000, (TOKENS,), generator=generator).tolist()
-            file.write(json.dumps({"input_ids": ids, "labels": ids}) + "\n")
-    return path
+            text = " ".join(draw.choice(keyword.kwlist) for _ in range(TOKENS))
+            file.write(json.dumps({"text": text}) + "\n")
 
 
 def _work(folder: Path, steps: int, calibration: int) -> None:
     """In each process: train, prune without training, and write down the seconds."""
-    from datasets import load_dataset
-
     torch.set_num_threads(1)
     join()
-    rows = load_dataset("json", data_files=str(folder / "rows.jsonl"), split="train")
+    model, rows = folder / "model", folder / "rows.jsonl"
     quiet = RunOptions(eval_sequences=0, latency=False, report=False)
     seconds = _Seconds()
     training = {
@@ -65,21 +71,15 @@ def _work(folder: Path, steps: int, calibration: int) -> None:
         "save_strategy": "no",
     }
     pruning = PruningConfig(ratio=0.5, prune_start=0.9, prune_end=1.0, cuts=1, repair="none")
-    loraprune.prune(_model(), rows, pruning, training=training, options=quiet, callbacks=[seconds])
+    loraprune.prune(model, rows, pruning, training=training, options=quiet, callbacks=[seconds])
     config = OneshotConfig(ratio=0.5, allocation="uniform", calibration_sequences=calibration, max_length=TOKENS)
     started = time.perf_counter()
-    loraprune.oneshot(_model(), rows, config, options=quiet)
+    loraprune.oneshot(model, rows, config, options=quiet)
     one_shot = time.perf_counter() - started
     step = statistics.median(b - a for a, b in zip(seconds.ends[1:-2], seconds.ends[2:-1], strict=True))
     if is_main():
         (folder / "seconds.json").write_text(json.dumps({"step": step, "oneshot": one_shot}))
     leave()
-
-
-def _model() -> torch.nn.Module:
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 8, "num_attention_heads": 12}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=1024, num_key_value_heads=12, **sizes))
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
     found: dict[int, dict[str, list[float]]] = {count: {"step": [], "oneshot": []} for count in (1, 2)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _data(folder, SEQUENCES * (options.steps + options.calibration_sequences))
+        _prepare(folder, SEQUENCES * (options.steps + options.calibration_sequences))
         for _ in range(options.rounds):
             for count, times in found.items():
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]

@@ -54,3 +54,11 @@ def test_every_script_finds_what_it_imports(script: Path, monkeypatch: pytest.Mo
         for name in set(sys.modules) - before:
             if Path(str(getattr(sys.modules[name], "__file__", None) or "/")).parent == script.parent:
                 del sys.modules[name]
+
+
+@pytest.mark.full
+@pytest.mark.slow
+def test_the_benchmark_of_two_processes_prints_both_ratios() -> None:
+    shown = run("benchmarks/processes.py", "--rounds", "1", "--steps", "5", "--calibration-sequences", "2")
+    for label in ("step", "oneshot"):
+        assert re.search(rf"^{label}: .* times as fast$", shown, re.MULTILINE), label
