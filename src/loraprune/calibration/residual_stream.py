@@ -14,7 +14,7 @@ from loraprune.calibration.features import ALL_ROWS, part_of
 from loraprune.calibration.least_squares import Moments, combined
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.processes.ranks import on_any, summed
+from loraprune.processes.ranks import on_any, summed, total
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -261,8 +261,7 @@ class StreamTargets:
             between = between.to(x.device) + wanted.T @ x
             count += len(x)
         if cut.is_shared:
-            moment, between = summed(moment), summed(between)
-            count = round(float(summed(torch.tensor(float(count)))))
+            moment, between, count = summed(moment), summed(between), total(count)
         return moment / count, between / count, count
 
     @torch.no_grad()
@@ -290,7 +289,7 @@ class StreamTargets:
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
         count = sum(target.flatten(0, -2).shape[0] for target in self._after[name])
         if cut.is_shared:
-            count = round(float(summed(torch.tensor(float(count)))))
+            count = total(count)
         halves = [slice(0, count // 2), slice(count // 2, count)]
         sums = [_Sums() for _ in halves]
         seen = cut.first_row
@@ -335,7 +334,7 @@ class _Sums:
     def over_processes_(self) -> None:
         """Add up what all processes of a run have seen."""
         self.moment, self.cross, self.square = summed(self.moment), summed(self.cross), summed(self.square)
-        self.rows = round(float(summed(torch.tensor(float(self.rows)))))
+        self.rows = total(self.rows)
 
     def moments(self) -> Moments:
         """Means over the rows."""

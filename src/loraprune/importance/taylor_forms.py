@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.layers.lora import effective_weight, row_blocks
-from loraprune.processes.ranks import averaged_gradient, num_processes, summed
+from loraprune.processes.ranks import averaged_gradient, num_processes, summed, total
 
 if TYPE_CHECKING:
     from torch import nn
@@ -128,7 +128,7 @@ class LayerTaylor:
         """Importance of each position along each side since the last call, float32; None without a backward pass."""
         if self._sequences == 0:
             return None
-        sequences = round(float(summed(torch.tensor(float(self._sequences)))))
+        sequences = total(self._sequences)
         if self._gradient is not None:
             device = next(self._module.parameters()).device
             rows, columns = self._gradient.shape
@@ -138,9 +138,9 @@ class LayerTaylor:
                 self._add_up(block, rows, gradient, squares)
         elif self._form in ADDITIVE:
             of_all = self._of_all if self._form == "second" else averaged_gradient
-            self._sums = {side: of_all(total) for side, total in self._sums.items()}
+            self._sums = {side: of_all(added) for side, added in self._sums.items()}
         factor = sequences if self._form == "second" else 1
-        taken = {side: total.abs() * factor for side, total in self._sums.items()}
+        taken = {side: added.abs() * factor for side, added in self._sums.items()}
         self.clear()
         return taken
 

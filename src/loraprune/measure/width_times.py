@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 
     from loraprune.measure.estimation.shape_models import ShapeModels
 
-PHASES = ("prefill", "decode")
-"""What may be timed: the forward pass over a prompt, or one token after another behind it."""
-
 TIMED_WIDTHS = 6
 """Widths of each kind that are timed, beside the dense one; between them times are interpolated."""
 
@@ -49,7 +46,7 @@ class TimedWork:
     """What is timed.
 
     Attributes:
-        phase: one of :data:`PHASES`.
+        phase: ``prefill``, the forward pass over a prompt, or ``decode``, one token after another behind it.
         size: batch, and tokens of the prompt.
     """
 

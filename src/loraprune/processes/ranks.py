@@ -155,6 +155,15 @@ def summed(values: torch.Tensor) -> torch.Tensor:
     return total
 
 
+def total(number: int) -> int:
+    """The sum of a number over all processes."""
+    if num_processes() == 1:
+        return number
+    import torch
+
+    return round(float(summed(torch.tensor(float(number)))))
+
+
 def own_part(length: int) -> slice:
     """The part of so many things that falls to this process; parts are alike, and follow each other."""
     if num_processes() == 1:

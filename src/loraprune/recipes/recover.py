@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.prune import PruneResult, run, run_folder
 from loraprune.recipes.steps.check import prepare
-from loraprune.recipes.steps.goals import GOALS
+from loraprune.recipes.steps.goals import given_goal
 from loraprune.recipes.steps.prepared import RunInputs
 from loraprune.tasks.options import LoraOptions, RunOptions
 
@@ -67,9 +67,9 @@ def recover(
         BadResultError: the result is no better than chance; ``allow_bad_result`` writes it.
     """
     options = options or RunOptions()
-    for name in GOALS:
-        if getattr(options, name) is not None:
-            raise ValueError(f"{name} was given, and recovery removes nothing. Leave it out, or use prune.")
+    goal = given_goal(options)
+    if goal is not None:
+        raise ValueError(f"{goal} was given, and recovery removes nothing. Leave it out, or use prune.")
     inputs = RunInputs(
         training=training,
         lora=lora,

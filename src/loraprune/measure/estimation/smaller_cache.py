@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from loraprune.measure.estimation.forward import forward_size
@@ -61,8 +60,7 @@ def widths_of_smaller_cache(
     legal = target.legal_widths(structure)
     limit = wanted * cache(dense) if isinstance(wanted, float) else int(wanted or 0)
     if alone:
-        free = replace(legal, only=())
-        candidates = [{**dense, "heads": heads} for heads in reversed(free.counts["heads"]) if heads < dense["heads"]]
+        candidates = [{**dense, "heads": heads} for heads in reversed(legal.counts["heads"]) if heads < dense["heads"]]
     else:
         candidates = final_candidates(structure, dense, target.ratio, legal)
     found = [widths for widths in candidates if cache(widths) <= limit]

@@ -19,7 +19,7 @@ from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import widths_begun_with
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
-from loraprune.recipes.steps.goals import GOALS, check_goals, settle_goals
+from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
@@ -240,11 +240,9 @@ def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfi
     Raises:
         ValueError: something asked for needs a smaller model.
     """
-    for name in GOALS:
-        if getattr(options, name) is not None:
-            raise ValueError(
-                f"{name} was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio."
-            )
+    goal = given_goal(options)
+    if goal is not None:
+        raise ValueError(f"{goal} was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio.")
     if options.unrecovered:
         raise ValueError(
             "measure_unrecovered was given, and the criterion 'pst' has no cut to measure without tuning. Leave it out."

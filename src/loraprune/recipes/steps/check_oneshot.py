@@ -16,7 +16,7 @@ from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.width_times import SpeedGoal
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_result_folder
-from loraprune.recipes.steps.goals import GOALS, check_goals, settle_goals
+from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
@@ -93,12 +93,9 @@ def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -
             "would save little. Leave the quantization out."
         )
     check_goals(options)
-    if isinstance(oneshot, SparseConfig):
-        for name in GOALS:
-            if getattr(options, name) is not None:
-                raise ValueError(
-                    f"{name} says how much smaller the model becomes, and a sparsity leaves its size alone."
-                )
+    goal = given_goal(options)
+    if goal is not None and isinstance(oneshot, SparseConfig):
+        raise ValueError(f"{goal} says how much smaller the model becomes, and a sparsity leaves its size alone.")
 
 
 def _missing_data(oneshot: OneshotConfig | SparseConfig) -> str:

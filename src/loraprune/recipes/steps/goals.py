@@ -38,6 +38,11 @@ GOALS = ("target_params", "target_size", "target_kv_cache", "speedup")
 Config = TypeVar("Config", PruningConfig, OneshotConfig)
 
 
+def given_goal(options: RunOptions) -> str | None:
+    """The first of the goals that were given; None without any."""
+    return next((name for name in GOALS if getattr(options, name) is not None), None)
+
+
 def check_goals(options: RunOptions) -> None:
     """Refuse several ways to say how much goes.
 
