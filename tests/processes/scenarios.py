@@ -50,6 +50,12 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "own trainer, cut first": {"own": {**FIRST, "criterion": "osscar", "repair": "stream"}},
     "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
 }
+SHARED = ("fisher", "lora", "magnitude", "wanda", "flap", "refit", "stream", "blocks", "hidden", "masks", "distill")
+SHARED += (*(name for name in SCENARIOS if name.startswith("taylor")), "recover", "checkpointing")
+SCENARIOS |= {
+    f"shared out: {name}": {**SCENARIOS[name], "options": {**SCENARIOS[name].get("options", {}), "fsdp": 2}}
+    for name in SHARED
+}
 
 
 def own_trainer(model: str, data: str, pruning: dict[str, Any], *, processes: int) -> dict[str, Any]:
@@ -91,6 +97,8 @@ def own_trainer(model: str, data: str, pruning: dict[str, Any], *, processes: in
 
 
 def _found(model: Any, history: Any) -> dict[str, Any]:
+    if model.device.type == "meta":  # the first process has the weights
+        return {"losses": [point["loss"] for point in history], "logits": []}
     ids = torch.arange(3, 19)[None]
     with torch.no_grad():
         logits = model.eval()(ids).logits
@@ -123,12 +131,13 @@ def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> 
         **scenario.get("training", {}),
         **options.pop("training", {}),
     }
+    settings = {"eval_sequences": 4, "latency": False, "report": False, **scenario.get("options", {}), **options}
+    if processes == 1:
+        settings.pop("fsdp", None)
     given: dict[str, Any] = {
         "training": training,
         "lora": LoraOptions(r=4),
-        "options": RunOptions(
-            **{"eval_sequences": 4, "latency": False, "report": False, **scenario.get("options", {}), **options}
-        ),
+        "options": RunOptions(**settings),
     }
     if "pruning" in scenario:
         result = loraprune.prune(model, data, PruningConfig(**scenario["pruning"]), **given)

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import nn
 
+from loraprune.processes.sharding import whole
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -48,7 +50,7 @@ def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
 def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, torch.dtype, int, int]]:
     """Name, dtype, number of NaN and number of infinities of each tensor that is not finite."""
     for name, tensor in tensors:
-        nans, infinities = _count(tensor)
+        nans, infinities = _count(whole(tensor))
         if nans or infinities:
             yield name, tensor.dtype, nans, infinities
 

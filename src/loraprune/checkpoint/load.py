@@ -24,6 +24,7 @@ from loraprune.checkpoint.reading import (
 from loraprune.checkpoint.reading import (
     CheckpointError as CheckpointError,
 )
+from loraprune.checkpoint.sharded import sharing, take_over_
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.checkpoint.weight_files import check_weight_files
 from loraprune.data.encoding import longest_input
@@ -277,6 +278,7 @@ def load_model(
     revision: str | None = None,
     quantization: str | None = None,
     quantized: bool = False,
+    sharded: bool = False,
 ) -> PreTrainedModel:
     """Load a checkpoint's weights onto a device, by a class of transformers; quantize them on the way if asked to.
 
@@ -289,6 +291,7 @@ def load_model(
         revision: of a hub checkpoint.
         quantization: one of :data:`~loraprune.checkpoint.load.QUANTIZATIONS`, or None.
         quantized: whether the checkpoint itself is quantized.
+        sharded: share the weights out among the processes of the run; each reads its own part.
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
@@ -297,7 +300,7 @@ def load_model(
     import transformers
 
     check_weight_files(name)
-    further: dict[str, Any] = {"device_map": {"": device}} if quantized else {}
+    further: dict[str, Any] = sharing() if sharded else {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."
@@ -312,12 +315,14 @@ def load_model(
             use_safetensors=True,
             output_loading_info=True,
         )
-    missing = sorted(_missing(info))
+    missing = sorted(info["missing_keys"] if isinstance(info, dict) else info.missing_keys)
     if missing:
         raise CheckpointError(
             f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
         )
-    placed: PreTrainedModel = model if "device_map" in further else model.to(device)
+    if sharded:
+        take_over_(model)
+    placed: PreTrainedModel = model if further else model.to(device)
     prepare_(placed)
     mend_tied_(placed, name, said=not _is_local(name))  # of a folder, it was said when the config was read
     return placed
@@ -335,11 +340,6 @@ def _shapes_agree(name: str) -> Iterator[None]:
             f"{name} holds tensors of other shapes than its config.json says. Correct that, or fetch the checkpoint "
             "again."
         ) from error
-
-
-def _missing(info: Any) -> set[str]:
-    keys = info["missing_keys"] if isinstance(info, dict) else info.missing_keys
-    return set(keys)
 
 
 def default_device() -> torch.device:

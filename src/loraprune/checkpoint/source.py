@@ -283,7 +283,13 @@ class ModelSource:
         return fingerprints.joined_fingerprint(*parts)
 
     def load(
-        self, dtype: torch.dtype, device: torch.device, *, quantization: str | None = None, merge: bool = True
+        self,
+        dtype: torch.dtype,
+        device: torch.device,
+        *,
+        quantization: str | None = None,
+        merge: bool = True,
+        sharded: bool = False,
     ) -> PreTrainedModel:
         """The model with its weights, in evaluation mode, whichever way it was saved; one in memory as it is.
 
@@ -292,6 +298,7 @@ class ModelSource:
             device: to load onto.
             quantization: one of :data:`~loraprune.checkpoint.load.QUANTIZATIONS`, or None.
             merge: merge an adapter into its base; otherwise the model is peft's around it.
+            sharded: share the weights out among the processes of the run (FSDP2).
 
         Raises:
             CheckpointError: weights are missing or broken, or an adapter does not fit its base.
@@ -313,6 +320,7 @@ class ModelSource:
                 revision=self.checkpoint_revision,
                 quantization=quantization,
                 quantized=self.quantized,
+                sharded=sharded,
             )
         if self.adapter is not None:
             model = with_adapter(model, self.adapter, self.name, merge=merge, dtype=dtype)

@@ -13,6 +13,7 @@ from loraprune.cli.training_options import (
     ARCHITECTURE,
     DISTILLATION,
     LORA,
+    PROCESSES,
     Invocation,
     TrainingCommand,
     goals,
@@ -61,6 +62,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "LoRA": LORA,
     "distillation": DISTILLATION,
+    "several processes (torchrun, accelerate launch)": PROCESSES,
     "what is measured and kept": (
         *declared(RunOptions, "run", "latency", "measure_unrecovered"),
         *kept("the unmerged adapter and the plan"),

@@ -11,6 +11,7 @@ from loraprune.cli.training_options import (
     ARCHITECTURE,
     DISTILLATION,
     LORA,
+    PROCESSES,
     Invocation,
     TrainingCommand,
     kept,
@@ -31,6 +32,7 @@ _GROUPS: dict[str, tuple[Option, ...]] = {
     ),
     "LoRA": LORA,
     "distillation": DISTILLATION,
+    "several processes (torchrun, accelerate launch)": PROCESSES,
     "what is kept": kept("the unmerged adapter"),
 }  # fmt: skip
 

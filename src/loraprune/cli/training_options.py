@@ -111,6 +111,9 @@ def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence
 
 LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")
 
+PROCESSES = declared(RunOptions, "run", "fsdp")
+"""How processes of one launcher share the work."""
+
 DISTILLATION = declared(RunOptions, "run", "distill", "teacher")
 
 ARCHITECTURE = option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path)
@@ -318,7 +321,7 @@ class TrainingCommand:
         values = with_new_names(read, old) | given
         self.settle(values, given)
         for name in REMEDIES:
-            if name in values:
+            if name in values and name not in options:
                 check_taken(name)
         return values
 

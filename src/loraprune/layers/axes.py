@@ -12,6 +12,7 @@ from torch import nn
 from loraprune.architectures.spec import Axis
 from loraprune.layers.quantized import is_quantized, shape_of, weight_rows
 from loraprune.layers.unwrap import base_layer
+from loraprune.processes.sharding import whole
 
 STACKED_DIMS: dict[Axis, int] = {"experts": 0, "output": 1, "input": 2}
 
@@ -124,7 +125,8 @@ def base_weight(layer: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
     """Some rows of what a linear layer multiplies with, shape ``(rows, in)``, in 32 bits. A new tensor."""
     if is_quantized(layer):
         return weight_rows(layer, rows)
-    return weight_oi(layer)[rows].detach().to(torch.float32, copy=True)
+    weight: torch.Tensor = whole(layer.weight)  # type: ignore[arg-type]
+    return (weight.T if is_transposed(layer) else weight)[rows].detach().to(torch.float32, copy=True)
 
 
 def is_matrix(module: Any, parameter: str = "weight") -> bool:

@@ -12,6 +12,7 @@ from transformers import DefaultFlowCallback, TrainerCallback
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.calibration.progress import ProgressOf
 from loraprune.layers.unwrap import base_model
+from loraprune.processes.sharding import is_sharded
 from loraprune.pruning.before_training import cut_first_, is_due, looks_at_data
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration
 from loraprune.pruning.config import PruningConfig
@@ -334,8 +335,11 @@ class PruningCallback(TrainerCallback):
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         """Put the state of pruning into the checkpoint that the Trainer just wrote."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
-        if self.run is not None and folder.is_dir() and state.is_world_process_zero:
-            save_state(self.run, kwargs["model"], folder, self.history, self.skipped_steps)
+        if self.run is None or not (state.is_world_process_zero or is_sharded(kwargs["model"])):
+            return
+        tensors = self.run.tensors(kwargs["model"])  # in all processes, where they share out the weights
+        if folder.is_dir() and state.is_world_process_zero:
+            save_state(self.run, tensors, folder, self.history, self.skipped_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

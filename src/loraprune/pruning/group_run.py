@@ -20,6 +20,7 @@ from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized, is_quantized_model, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.processes.ranks import num_processes, summed
+from loraprune.processes.sharding import apart, whole, whole_weights
 from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
 from loraprune.pruning.run import PruningRun
@@ -328,9 +329,9 @@ class GroupRun(PruningRun):
                 layer = base_layer(base.get_submodule(member.module))
                 weight = self._changed_weight(dimension, member, layer)
                 if weight is not None:
-                    found[f"{member.module}.{member.parameter}"] = weight.detach().cpu().contiguous()
+                    found[f"{member.module}.{member.parameter}"] = whole(weight).detach().cpu().contiguous()
                 if self.refits and isinstance(self.config.repair, Bias) and member is dimension.consumer:
-                    found[f"{member.module}.bias"] = layer.bias.detach().cpu().contiguous()
+                    found[f"{member.module}.bias"] = whole(layer.bias).detach().cpu().contiguous()
         return found
 
     def _changed_weight(self, dimension: PrunableDimension, member: Member, layer: Any) -> torch.Tensor | None:
@@ -347,12 +348,14 @@ class GroupRun(PruningRun):
 def restore_weights_(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
     """Give a model the base weights that cuts had changed; see :meth:`GroupRun.repaired_weights`."""
     base = base_model(model)
-    for name, weight in tensors.items():
-        if not name.startswith("weight/"):
-            continue
-        module, _, parameter = name.removeprefix("weight/").rpartition(".")
-        layer = base_layer(base.get_submodule(module))
-        if is_quantized(layer) and parameter == "weight":
-            set_weight_(layer, weight)
-        else:
-            getattr(layer, parameter).data.copy_(weight)
+    with apart(base):
+        for name, weight in tensors.items():
+            if not name.startswith("weight/"):
+                continue
+            module, _, parameter = name.removeprefix("weight/").rpartition(".")
+            layer = base_layer(base.get_submodule(module))
+            if is_quantized(layer) and parameter == "weight":
+                set_weight_(layer, weight)
+                continue
+            with whole_weights(layer):
+                getattr(layer, parameter).data.copy_(weight)

@@ -21,6 +21,7 @@ from loraprune.pruning.run import PruningRun
 from loraprune.record.atomic import write_text
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
 STATE_FILE = "loraprune_state.json"
@@ -48,13 +49,17 @@ def run_values(run: PruningRun, further: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def save_state(
-    run: PruningRun, model: nn.Module, folder: Path, history: list[dict[str, Any]], skipped_steps: list[int]
+    run: PruningRun,
+    tensors: dict[str, torch.Tensor],
+    folder: Path,
+    history: list[dict[str, Any]],
+    skipped_steps: list[int],
 ) -> None:
     """Write the state of a run, history and skipped steps into a checkpoint folder.
 
     The JSON file comes last and appears at once: a checkpoint without it is not complete.
     """
-    save_file(run.tensors(model), folder / TENSOR_FILE)
+    save_file(tensors, folder / TENSOR_FILE)
     state = run_values(run, {"history": history, "skipped_steps": skipped_steps})
     # Options may be numbers of NumPy, as of a sweep.
     write_text(folder / STATE_FILE, json.dumps(state, default=lambda value: value.item()))

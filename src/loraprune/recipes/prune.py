@@ -14,9 +14,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from safetensors.torch import save_file
-
-from loraprune.checkpoint.adapter import FACTS_FILE, MASKS_FILE, REFITTED_FILE, facts_text
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import save_checkpoint
 from loraprune.processes.ranks import entered_by_main, is_main, join, wait
@@ -25,9 +22,9 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.group_run import GroupRun
 from loraprune.pruning.phase_timer import BASE, DENSE, LOADING, MERGING, PREPARING, RESULT, SCORING_AND_CUTTING, WRITING
-from loraprune.pruning.pst import PstRun
 from loraprune.pruning.resume import last_checkpoint
 from loraprune.recipes.result import RunResult
+from loraprune.recipes.steps.adapter_copy import adapter_copy
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.goals import speed_notes
@@ -43,6 +40,7 @@ from loraprune.recipes.steps.record import (
     tried_widths,
     with_phases,
 )
+from loraprune.recipes.steps.sharded import made_whole, shared_among
 from loraprune.recipes.steps.train import build_trainer, remove_unsaved, train
 from loraprune.recipes.steps.verify import load_back_check
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
@@ -166,7 +164,7 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
     wait()
     pruning = PruningCallback(prepared.pruning)
     phases = pruning.phases
-    logger.info("Loading %s", prepared.name)
+    logger.info("Loading %s%s", prepared.name, shared_among(prepared.options))
     with phases.timed(LOADING):
         model = prepared.load_model()
         teacher = prepared.load_teacher(model)
@@ -231,6 +229,7 @@ def _finish(
     with phases.timed(RESULT):
         fits = is_measurable(prepared, merged)
         metrics = measure_pruned(prepared, merged, base.measures, pruning.run.plan, sizes_only=not fits)
+    merged = made_whole(prepared, merged, pruning.run)
     if base.zeros.are_sparsity or prepared.unstructured:
         metrics = _with_zeros(metrics, prepared, pruning, base.zeros, zeros)
     metrics = replace(
@@ -304,27 +303,6 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
 # What a run of the joint recipe leaves behind: report and notes, the adapter, and the folder of the result.
 
 _NOTED_DEVIATION = 0.002
-
-
-def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> Path | None:
-    """Save the adapter before it is merged, where that was asked for."""
-    if not (prepared.options.save_adapter and prepared.options.output and is_main()):
-        return None
-    folder = run_dir / "adapter"
-    model.save_pretrained(folder)
-    assert pruning.run is not None
-    course = facts_text(keeps_zeros=bool(prepared.keep_zeros))
-    if isinstance(pruning.run, PstRun):
-        save_file(pruning.run.masks(), folder / MASKS_FILE)
-    elif isinstance(pruning.run, GroupRun) and not prepared.recovery:
-        save_file(pruning.run.repaired_weights(model), folder / REFITTED_FILE)
-        course = facts_text(
-            plan=pruning.run.plan,
-            dimensions=prepared.pruning.target.dimensions,
-            keep_layers=prepared.pruning.target.keep_layers,
-        )
-    (folder / FACTS_FILE).write_text(course, encoding="utf-8")
-    return folder
 
 
 def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: PruningCallback, zeros: Zeros) -> ReportData:

@@ -10,6 +10,7 @@ from torch import nn
 
 from loraprune.layers.quantized import is_quantized
 from loraprune.layers.unwrap import base_model
+from loraprune.processes.sharding import whole
 from loraprune.sparsity.matrices import matrices_of
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ def zeros_of(model: nn.Module, structure: Structure) -> Zeros:
         for matrix in matrices_of(base_model(model), block):
             if is_quantized(matrix.module):
                 continue
-            weight = matrix.weight_oi()
+            weight = whole(matrix.weight_oi())
             found = weight.numel() - int(torch.count_nonzero(weight))
             weights[matrix.kind] = weights.get(matrix.kind, 0) + weight.numel()
             zeros[matrix.kind] = zeros.get(matrix.kind, 0) + found

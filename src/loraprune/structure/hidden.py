@@ -12,6 +12,7 @@ from loraprune.architectures import PREFIX
 from loraprune.architectures.spec import ArchitectureSpec, Axis
 from loraprune.layers.axes import axis_length, parameters_per_position
 from loraprune.layers.unwrap import base_layer, find_module
+from loraprune.processes.sharding import whole_weights
 from loraprune.structure.dimensions import WHOLE_MODEL, Member, PrunableDimension, Remembered
 
 if TYPE_CHECKING:
@@ -135,13 +136,14 @@ def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequ
         if member.axis != "norm":
             continue
         norm = base_layer(model.get_submodule(member.module))
-        weight = norm.weight.data
-        exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) * (num_groups / len(positions)) ** 0.5
-        rounded_off: torch.Tensor | None = getattr(norm, _ROUNDED_OFF, None)
-        if rounded_off is not None:
-            exact *= rounded_off.to(weight.device)[torch.as_tensor(positions, device=weight.device)]
-        weight.copy_(exact)
-        setattr(norm, _ROUNDED_OFF, torch.where(weight == 0, 1.0, exact / weight))
+        with whole_weights(norm):
+            weight = norm.weight.data
+            exact = weight.to(torch.promote_types(weight.dtype, torch.float32)) * (num_groups / len(positions)) ** 0.5
+            rounded_off: torch.Tensor | None = getattr(norm, _ROUNDED_OFF, None)
+            if rounded_off is not None:
+                exact *= rounded_off.to(weight.device)[torch.as_tensor(positions, device=weight.device)]
+            weight.copy_(exact)
+            setattr(norm, _ROUNDED_OFF, torch.where(weight == 0, 1.0, exact / weight))
 
 
 def hidden_writers(dimension: PrunableDimension) -> list[str]:

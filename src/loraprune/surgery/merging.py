@@ -12,6 +12,7 @@ from loraprune.layers.axes import base_weight
 from loraprune.layers.lora import lora_factors
 from loraprune.layers.quantized import exact_weight, is_quantized, is_quantized_model, quantized_layers
 from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.processes.sharding import apart, is_sharded, whole_weights
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,10 +27,23 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
 
     Its buffers stay as they are: rotary frequencies need their 32 bits.
     """
+    if is_sharded(model):
+        _cast_parts_(model, dtype)
+        return
     quantized = {id(layer.weight) for _, layer in quantized_layers(model)}
     for parameter in model.parameters():
         if id(parameter) not in quantized:
             parameter.data = parameter.data.to(dtype)
+
+
+def _cast_parts_(model: nn.Module, dtype: torch.dtype) -> None:
+    """The same for a model that is shared out, a layer at a time."""
+    with apart(model):
+        for module in model.modules():
+            if any(True for _ in module.parameters(recurse=False)):
+                with whole_weights(module):
+                    for parameter in module.parameters(recurse=False):
+                        parameter.data = parameter.data.to(dtype)
 
 
 @torch.no_grad()
@@ -57,8 +71,11 @@ def merged(
 def _merged_in_place(model: Any, dtype: torch.dtype | None) -> PreTrainedModel:
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    for module in [module for module in model.modules() if isinstance(module, BaseTunerLayer)]:
-        _merge_layer_(module, dtype)
+    tuned: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    with apart(base_model(model)):
+        for module in tuned:
+            with whole_weights(module):
+                _merge_layer_(module, dtype)
     plain: PreTrainedModel = model.unload()
     return plain
 

@@ -25,6 +25,7 @@ from loraprune.calibration.progress import Progress
 from loraprune.calibration.residual_stream import NoStreamError, StreamTargets, has_stream
 from loraprune.layers.axes import axis_length
 from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.processes.sharding import apart, whole_weights
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
@@ -142,7 +143,7 @@ def cut_and_repair_(
         slice_(model, structure, before, after, optimizer)
         return after
     cut = _Cut(structure, before, after, repair, optimizer, hooks)
-    with eval_mode(model):
+    with eval_mode(model), apart(base_model(model)):
         sequences = token_sequences(structure, calibration)
         if sequences is not None:
             if isinstance(repair, Stream):
@@ -176,18 +177,19 @@ class _Cut:
         self.hooks.progress(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
-            self._begin_block(layer)
-            for dimension in self._restoring(model, layer, changed, layerwise):
-                count = self.before.count(dimension.name)
-                positions: Sequence[int] = changed[dimension.name]
-                if self.hooks.choose is not None and dimension.tied is None:
-                    positions = self.hooks.choose(dimension, count, len(positions), layerwise)
-                made[dimension.name] = positions
-                weight = self._repair_(model, dimension, positions, count, layerwise)
-                slice_dimension_(model, dimension, positions, count, self.optimizer)
-                if weight is not None:
-                    set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
-            layerwise.advance()
+            with whole_weights(base_model(model).get_submodule(self.structure.blocks[layer])):
+                self._begin_block(layer)
+                for dimension in self._restoring(model, layer, changed, layerwise):
+                    count = self.before.count(dimension.name)
+                    positions: Sequence[int] = changed[dimension.name]
+                    if self.hooks.choose is not None and dimension.tied is None:
+                        positions = self.hooks.choose(dimension, count, len(positions), layerwise)
+                    made[dimension.name] = positions
+                    weight = self._repair_(model, dimension, positions, count, layerwise)
+                    slice_dimension_(model, dimension, positions, count, self.optimizer)
+                    if weight is not None:
+                        set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+                layerwise.advance()
             self.hooks.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
 

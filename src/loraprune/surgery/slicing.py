@@ -12,6 +12,7 @@ from torch import nn
 from loraprune.layers.axes import axis_length, base_weight, tensor_axes
 from loraprune.layers.quantized import is_quantized, keep_
 from loraprune.layers.unwrap import adapter_of, base_layer, base_model
+from loraprune.processes.sharding import apart, whole_weights
 from loraprune.structure.blocks import renumber_, write_depth_
 from loraprune.structure.dimensions import Member, PrunableDimension, Remembered
 from loraprune.structure.hidden import scale_norms_
@@ -201,9 +202,22 @@ def slice_member_(
     if isinstance(layer, nn.ModuleList):
         _slice_list_(layer, member.positions(groups, num_groups, len(layer)).tolist(), optimizer)
         return
-    if member.stacked or (member.axis == "experts" and getattr(layer, member.parameter).dim() == 3):
-        _slice_experts_(module, member, groups, num_groups, optimizer)
-        return
+    with whole_weights(module):
+        if member.stacked or (member.axis == "experts" and getattr(layer, member.parameter).dim() == 3):
+            _slice_experts_(module, member, groups, num_groups, optimizer)
+        else:
+            _slice_layer_(module, member, groups, num_groups, optimizer)
+
+
+def _slice_layer_(
+    module: Any,
+    member: Member,
+    groups: torch.Tensor,
+    num_groups: int,
+    optimizer: torch.optim.Optimizer | None,
+) -> None:
+    """Cut one side of a layer that holds its whole weights, and of its adapters."""
+    layer: Any = base_layer(module)
     index = member.positions(groups, num_groups, axis_length(module, member.axis, member.parameter))
     norms = _dora_norms(module) if member.axis == "input" else {}
     for found in tensor_axes(module, member.axis, member.parameter):
@@ -263,14 +277,15 @@ def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, op
         ValueError: ``after`` keeps something that ``before`` had given up.
     """
     changed = after.positions_in(before)
-    for dimension in structure:
-        if dimension.name not in changed:
-            continue
-        positions, count = changed[dimension.name], before.count(dimension.name)
-        slice_dimension_(model, dimension, positions, count, optimizer)
-        base: Any = base_model(model)
-        if dimension.kind == "hidden":
-            scale_norms_(base, dimension, positions, count)
-        if dimension.kind == "blocks":
-            renumber_(base.get_submodule(dimension.consumer.module))
-            write_depth_(base.config, structure.spec, positions, count)
+    base: Any = base_model(model)
+    with apart(base):
+        for dimension in structure:
+            if dimension.name not in changed:
+                continue
+            positions, count = changed[dimension.name], before.count(dimension.name)
+            slice_dimension_(model, dimension, positions, count, optimizer)
+            if dimension.kind == "hidden":
+                scale_norms_(base, dimension, positions, count)
+            if dimension.kind == "blocks":
+                renumber_(base.get_submodule(dimension.consumer.module))
+                write_depth_(base.config, structure.spec, positions, count)

@@ -94,6 +94,8 @@ class RunOptions:
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
         prompt: text that dense and pruned model go on from, for the report.
+        fsdp: 2 shares the weights of the base among the processes of the run (PyTorch's FSDP2), so that each GPU holds
+            a part of them; None: each process holds the whole model (DDP).
         distill: share of the loss, after the last cut, that is the divergence from the dense model (the rest is the
             usual cross-entropy), in [0, 1]; of causal language models. The dense model stays in memory.
         teacher: the dense model, where that is not the model of the run, or the one that its record names.
@@ -159,6 +161,13 @@ class RunOptions:
     verify: bool = setting(True, "load the saved result back and compare its outputs")
     latency: bool = setting(True, "measure the forward pass, dense and pruned")
     unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
+    fsdp: int | None = setting(
+        None,
+        "share the weights of the base among the processes of a launcher: 2, PyTorch's FSDP2",
+        within="[2, 2]",
+        why="2 is the version of PyTorch's FSDP",
+        shown="each process has all of them",
+    )
     distill: float | None = setting(
         None,
         "share of the loss, after the last cut, that is the divergence from the dense model, which stays in memory",
@@ -198,6 +207,11 @@ class RunOptions:
         if self.target_kv_cache is not None:
             value = share_or_bytes("target_kv_cache", self.target_kv_cache)
             object.__setattr__(self, "target_kv_cache", value)
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the processes share the weights of the base."""
+        return self.fsdp is not None
 
     @property
     def run_dir(self) -> Path | None:

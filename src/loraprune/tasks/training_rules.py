@@ -32,7 +32,7 @@ REMEDIES = {
     "auto_find_batch_size": _ANEW,
     "load_best_model_at_end": _ANEW,
     "torch_compile": _ANEW,
-    "fsdp": _ANEW,
+    "fsdp": "Say --fsdp 2 (RunOptions(fsdp=2)).",
     "deepspeed": _ANEW,
     "push_to_hub": _HUB,
     "hub_model_id": _HUB,

@@ -23,6 +23,7 @@ from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
+from loraprune.recipes.steps.sharded import check_adapter_shared, settle_sharing
 from loraprune.recipes.steps.teacher import find_teacher
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
@@ -60,6 +61,7 @@ def prepare(
     check_goals(options)
     checkpoint = check_folders(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     source, task = find_source(model, inputs)
+    options = settle_sharing(options, source, task, pruning)
     training = {} if inputs.training is None else inputs.training
     if pruning.unstructured:
         pruning, options = check_pst(pruning, options)
@@ -96,6 +98,7 @@ def prepare(
         lora_options=given if isinstance(given, LoraOptions) else None,
         teacher=find_teacher(options, source, task, arguments, recovery=recovery, prunes=pruning.target.ratio > 0.0),
     )
+    check_adapter_shared(options, structure, prepared.lora)
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))

@@ -84,7 +84,7 @@ def prepare_oneshot(
 
 def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -> None:
     """Refuse what only a run with training has, and two ways to say how much goes."""
-    for name in ("resume", "allow_changes", "keep_run", "save_adapter"):
+    for name in ("resume", "allow_changes", "keep_run", "save_adapter", "fsdp"):
         if getattr(options, name):
             raise ValueError(f"{name} is an option of runs with training, and this one has none. Leave it out.")
     if options.quantization is not None or options.keep_quantized:

@@ -181,7 +181,9 @@ class PreparedRun:
 
     def load_model(self) -> PreTrainedModel:
         """The model: the user's own, or the checkpoint's on the run's device, in the dtype to work in."""
-        return self.source.load(self.computed_dtype, self.device, quantization=self.options.quantization)
+        return self.source.load(
+            self.computed_dtype, self.device, quantization=self.options.quantization, sharded=self.options.sharded
+        )
 
 
 @dataclass(kw_only=True)

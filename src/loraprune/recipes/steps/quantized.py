@@ -17,6 +17,7 @@ from loraprune.layers.axes import base_weight
 from loraprune.layers.quantized import is_quantized_model, prepare_, quantized_layers, set_source_
 from loraprune.layers.unwrap import base_model
 from loraprune.measure.benchmark.memory import free_memory
+from loraprune.recipes.steps.sharded import merged_shares
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -109,6 +110,8 @@ def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun
     Raises:
         NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
     """
+    if prepared.options.sharded:
+        return merged_shares(prepared, model)
     quantized = is_quantized_model(model)
     quantization = base_model(model).config.quantization_config if quantized else None
     original = load_original(prepared) if quantized and prepared.options.quantization is not None else None

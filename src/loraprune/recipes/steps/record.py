@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from loraprune.record.report_data import ReportData
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
+    from loraprune.tasks.options import RunOptions
 
 ALWAYS_STATED = (
     "ratio",
@@ -269,13 +270,15 @@ def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
             **_further(prepared.lora),
         },
         **_distillation(prepared),
-        "training": training_settings(prepared.arguments, prepared.max_length) | _processes(),
+        "training": training_settings(prepared.arguments, prepared.max_length) | _processes(prepared.options),
     }
 
 
-def _processes() -> dict[str, int]:
-    """How many processes shared the run, where it was not one."""
-    return {} if num_processes() == 1 else {"processes": num_processes()}
+def _processes(options: RunOptions) -> dict[str, int]:
+    """How many processes shared the run, where it was not one, and whether they shared the weights."""
+    if num_processes() == 1:
+        return {}
+    return {"processes": num_processes()} | ({"fsdp": options.fsdp} if options.fsdp is not None else {})
 
 
 def _distillation(prepared: PreparedTraining) -> dict[str, Any]:

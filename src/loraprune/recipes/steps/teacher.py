@@ -27,11 +27,13 @@ class TeacherSource:
         source: the dense model.
         share: of the loss that follows it.
         quantization: that it is loaded with, as the run's own model is; None of other models.
+        sharded: whether the processes share its weights.
     """
 
     source: ModelSource
     share: float
     quantization: str | None = None
+    sharded: bool = False
 
     def load(self, dtype: torch.dtype, device: torch.device, model: PreTrainedModel) -> Teacher:
         """Load it.
@@ -44,7 +46,7 @@ class TeacherSource:
         if self.source.loaded is model:
             teacher = copy.deepcopy(model)
         else:
-            teacher = self.source.load(dtype, device, quantization=self.quantization)
+            teacher = self.source.load(dtype, device, quantization=self.quantization, sharded=self.sharded)
         teacher.requires_grad_(False)
         return Teacher(model=teacher.eval(), share=self.share)
 
@@ -75,7 +77,7 @@ def find_teacher(
     if options.teacher is not None:
         found = ModelSource.of(options.teacher, trust_remote_code=options.trust_remote_code, described=False)
     elif prunes:
-        return TeacherSource(source=source, share=share, quantization=options.quantization)
+        return TeacherSource(source=source, share=share, quantization=options.quantization, sharded=options.sharded)
     elif recovery:
         found = _model_before(source, options)
     else:
@@ -88,7 +90,7 @@ def find_teacher(
             f"The teacher {found.name} has {found.vocabulary} tokens, and {source.name} has {source.vocabulary}: they "
             "do not share a tokenizer. Name the model that this one was made from with --teacher, or say --distill 0."
         )
-    return TeacherSource(source=found, share=share)
+    return TeacherSource(source=found, share=share, sharded=options.sharded)
 
 
 def _check_goes_together(task: Task, arguments: TrainingArguments) -> None:

@@ -19,6 +19,7 @@ from loraprune.pruning.stopping import Stopping
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
+from loraprune.recipes.steps.sharded import let_replicate_
 from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.record.places import telling_of_failed_writes
 from loraprune.sparsity.masked_lora import keep_zeros_
@@ -53,6 +54,8 @@ def build_trainer(
     if teacher is not None:
         teacher.is_heard = lambda: pruning.run is not None and not pruning.run.pending
     trainer = prepared.trainer(model, callbacks, teacher)
+    if prepared.options.sharded:
+        let_replicate_(trainer)
     if prepared.keep_zeros:
         adapted: Any = trainer.model
         logger.info("LoRA keeps the zeros of %d of the weights that it adapts", keep_zeros_(adapted))

@@ -37,6 +37,11 @@ def settle_zeros(prepared: PreparedTraining, model: nn.Module, zeros: Zeros) -> 
             otherwise.
     """
     keeps = zeros.are_sparsity if prepared.keep_zeros is None else prepared.keep_zeros
+    if keeps and prepared.options.sharded:
+        raise ValueError(
+            f"{prepared.name} is sparse, and with --fsdp 2 its zeros cannot be kept. Say --no-keep-zeros, or leave "
+            "--fsdp out."
+        )
     if keeps:
         _check_trained_whole(prepared, model)
     if prepared.checkpoint is not None and prepared.recovery:

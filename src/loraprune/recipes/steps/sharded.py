@@ -1,0 +1,181 @@
+"""Runs whose base is shared out among the processes (FSDP2): what goes with that, and how the result becomes whole."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from packaging.version import Version
+from transformers import Trainer
+
+from loraprune.checkpoint.finite import check_finite
+from loraprune.checkpoint.save import finish
+from loraprune.checkpoint.sharded import forget_
+from loraprune.processes.ranks import is_main, launched
+from loraprune.processes.sharding import gather_
+from loraprune.surgery.merging import cast_, merged
+
+if TYPE_CHECKING:
+    from peft import LoraConfig
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from loraprune.checkpoint.source import ModelSource
+    from loraprune.pruning.config import PruningConfig
+    from loraprune.pruning.run import PruningRun
+    from loraprune.recipes.steps.prepared import PreparedTraining
+    from loraprune.structure.dimensions import Structure
+    from loraprune.tasks.options import RunOptions
+    from loraprune.tasks.task import Task
+
+OLDEST_TORCH = "2.8"
+"""With which transformers shares weights out."""
+
+
+def _says(name: str) -> bool:
+    return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
+
+
+def settle_strategy(options: RunOptions) -> RunOptions:
+    """Take over what ``accelerate launch`` was configured to do with the weights.
+
+    accelerate itself is not told: it wraps a model once, and after a cut its shapes are others.
+
+    Raises:
+        ValueError: it was configured to do something that a run cannot be part of.
+    """
+    if _says("ACCELERATE_USE_DEEPSPEED"):
+        raise ValueError(
+            "The accelerate configuration asks for DeepSpeed, which keeps the shapes that a model begins with. Choose "
+            "FSDP, version 2, in it, or leave that out and say --fsdp 2."
+        )
+    if not _says("ACCELERATE_USE_FSDP"):
+        return options
+    version = os.environ.get("FSDP_VERSION", "1")
+    if version != "2":
+        raise ValueError(
+            f"The accelerate configuration asks for FSDP, version {version}. Set fsdp_version: 2 in it, or say "
+            "--fsdp 2 and leave FSDP out of it."
+        )
+    del os.environ["ACCELERATE_USE_FSDP"]
+    return replace(options, fsdp=2)
+
+
+def settle_sharing(options: RunOptions, source: ModelSource, task: Task, pruning: PruningConfig) -> RunOptions:
+    """Make sure that the weights of a run can be shared out, where that is wanted, and leave out what needs them whole.
+
+    Raises:
+        ValueError: they cannot.
+    """
+    options = settle_strategy(options)
+    if not options.sharded:
+        return options
+    fault = _fault(options, source, task, pruning)
+    if fault is not None:
+        raise ValueError(f"With --fsdp 2, {fault}")
+    return replace(options, latency=False)
+
+
+def _fault(options: RunOptions, source: ModelSource, task: Task, pruning: PruningConfig) -> str | None:
+    """Why the weights of a run cannot be shared out; None where they can."""
+    if launched() == 1:
+        return "processes share the weights, and this run has one process. Start it with torchrun, or leave it out."
+    if Version(torch.__version__) < Version(OLDEST_TORCH) or not hasattr(
+        Trainer, "_sync_replicated_trainable_parameters"
+    ):
+        return f"PyTorch {OLDEST_TORCH} and a newer transformers are needed. Install them, or leave it out."
+    if task.name != "causal-lm":
+        return f"only causal language models are shared out, and this one is made for {task.name}. Leave it out."
+    if source.loaded is not None:
+        return "each process reads its own part of the weights. Pass the name of the checkpoint in place of the model."
+    if source.adapter is not None or source.packed or options.quantization is not None:
+        what = "quantized" if options.quantization is not None else "an adapter" if source.adapter else "packed"
+        return f"the base is a plain checkpoint in 16 or 32 bits, and this one is {what}. Leave it out."
+    if not getattr(source.shapes, "fsdp_plan", None):
+        return (
+            f"transformers has to know how models of type {source.config.model_type!r} are shared out, and does not. "
+            "Leave it out."
+        )
+    return _fault_of(options, pruning)
+
+
+def _fault_of(options: RunOptions, pruning: PruningConfig) -> str | None:
+    """The same of what is to be done."""
+    if pruning.unstructured:
+        return f"the criterion {pruning.criterion_name!r} would mask weights that are shared out. Leave it out."
+    if pruning.cuts_first and pruning.target.ratio > 0.0:
+        return (
+            "nothing is cut before the first step. Cut first (loraprune oneshot MODEL --data DATA -o PRUNED, which has "
+            "--offload for large models), and tune then (loraprune recover PRUNED --fsdp 2)."
+        )
+    if options.unrecovered:
+        return "a second model is not measured. Leave --measure-unrecovered out."
+    if options.speedup is not None:
+        return "blocks are not timed. Say --ratio or --widths in place of --speedup."
+    return None
+
+
+def check_adapter_shared(options: RunOptions, structure: Structure, lora: LoraConfig) -> None:
+    """Make sure that an adapter goes with a base that is shared out.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if not options.sharded:
+        return
+    if any(dimension.of_experts for dimension in structure):
+        raise ValueError(
+            "With --fsdp 2, mixtures of experts are not tuned: a step may leave out an expert in one process only, and "
+            "the others would wait for it. Leave it out."
+        )
+    plain = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
+    fault = next((name for name in plain if getattr(lora, name, None)), None)
+    if fault is None and lora.init_lora_weights not in (True, False, "gaussian"):
+        fault = "init_lora_weights"
+    if fault is not None:
+        raise ValueError(
+            f"With --fsdp 2, the adapter is plain LoRA that reads no weight of the base, and {fault} is "
+            f"{getattr(lora, fault)!r}. Leave one of them out."
+        )
+
+
+def shared_among(options: RunOptions) -> str:
+    """What is said of it where the weights are loaded."""
+    return f", shared out among {launched()} processes" if options.sharded else ""
+
+
+def let_replicate_(trainer: Any) -> None:
+    """Let a Trainer keep the adapter of a shared-out model alike in all processes, and save states as it always does.
+
+    transformers does the first for a model that it has loaded so, and then saves no state of the optimizer, which is
+    whole in every process here.
+    """
+    trainer.is_distributed_loading_by_transformers = True
+
+
+def merged_shares(prepared: PreparedTraining, model: nn.Module) -> PreTrainedModel:
+    """The result of a run before it is whole: merged, and fit to be measured by all processes together.
+
+    Raises:
+        NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
+    """
+    plain = merged(model, prepared.saved_dtype)
+    cast_(plain, prepared.saved_dtype)
+    plain.__dict__.pop("forward", None)  # trl's
+    if prepared.options.output is not None:
+        check_finite(plain)
+    return plain.eval()
+
+
+def made_whole(prepared: PreparedTraining, model: PreTrainedModel, run: PruningRun) -> PreTrainedModel:
+    """The result of a run, in the memory of the first process; of one that was not shared out, the model as it is.
+
+    The other processes have its shapes alone, on the device ``meta``.
+    """
+    if not prepared.options.sharded:
+        return model
+    gather_(model, keep=is_main())
+    forget_(model)
+    return finish(model, run.structure, run.plan, dtype=prepared.saved_dtype)
