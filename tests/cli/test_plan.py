@@ -12,7 +12,8 @@ from loraprune.cli.plan import plan_parser
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.measure.estimation.gpus import PRESETS
 
-NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio"}
+NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio", "gpus", "nodes", "strategy", "node_bandwidth",
+                "network_bandwidth"}  # fmt: skip
 """Options that a run does not have, or has for one value."""
 
 
@@ -64,6 +65,41 @@ def test_it_says_what_will_load_the_result(
     assert [text.startswith(start) for text, start in zip(found["loads_in"], (first, second), strict=False)] == [
         True
     ] * 2
+
+
+def test_several_gpus_are_told_apart_and_the_choice_of_a_strategy_is_explained(
+    run: Command, model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    done = run("plan", model, "--ratio", "0.5", "--gpus", "4", "--nodes", "2", "--batch-size", "2")
+    assert done.code == 0, done.err
+    for words in (
+        "On 2 nodes of 4 GPUs",
+        "copy in which gradients are averaged",
+        "to average gradients of the adapter",
+        "ddp, since one GPU holds the whole run",
+        "seconds of a step",
+        "speed-up",
+        "Nothing was measured",
+    ):
+        assert words in done.out
+    tables = [line for line in done.out.splitlines() if not line.endswith((".", "off", "on"))]
+    assert max(map(len, tables)) <= 80
+    assert "peak of a step" not in run("plan", model, "--gpus", "2", "--json").out
+
+
+def test_json_says_what_several_gpus_hold_and_send(run: Command, model: str) -> None:
+    words = ("plan", model, "--ratio", "0.25", "0.5", "--json", "--max-length", "64")
+    alone, low = json.loads(run(*words).out)[0], json.loads(run(*words, "--gpus", "2", "--strategy", "fsdp2").out)[0]
+    several = low.pop("several_gpus")
+    assert low == alone
+    assert (several["gpus"], several["nodes"], several["tokens"]) == (2, 1, 2 * 8 * 64)
+    for kind in several["kinds"]:
+        fit = kind["fit"]
+        assert (fit["strategy"], fit["fits"]) == ("fsdp2", True)
+        assert fit["memory"]["base"] < alone["memory"]["weights"] or fit["dtype"] == "float32"
+        assert fit["traffic"]["total"] == sum(fit["traffic"][name] for name in ("base", "gradients", "evidence"))
+        assert kind["oneshot"]["speed_up"] < kind["oneshot"]["limit"]
 
 
 def test_json_goes_to_a_file_too(run: Command, model: str, tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from loraprune.cli.console import (
 )
 from loraprune.cli.options import add_old_options, parameter_count, with_new_names
 from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.plan_several import add_cluster_options, cluster_of, show_memory_and_gpus
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.training_options import settle_amount
 from loraprune.measure.estimation.gpus import PRESETS
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
+    from loraprune.measure.estimation.cluster import ClusterConfig
+    from loraprune.measure.estimation.estimate import Estimator
     from loraprune.measure.estimation.result import Estimate, ModelSize
+    from loraprune.measure.estimation.scaling import Scaling
 
 PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "widths",
            "dimensions", "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
@@ -78,6 +82,7 @@ def plan_parser() -> Parser:
     run.add_argument("--load-in-4bit", action="store_true", help="quantize the base to NF4 (off)")
     run.add_argument("--quantization", help="bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8")
     run.add_argument("--device", help="cuda, or cpu to compare the estimate with a measurement on a CPU (cuda)")
+    add_cluster_options(parser)
     out = parser.add_argument_group("input and output")
     out.add_argument("--json", action="store_true", help="the same as JSON, in bytes, operations and seconds")
     out.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the JSON to a file, too")
@@ -128,18 +133,36 @@ def _run(options: argparse.Namespace) -> int:
     quiet_libraries()
     if options.architecture is not None:
         register(read_spec(options.architecture))
-    settings = _settings(options)
+    cluster, settings = cluster_of(given), _settings(options)
+    cluster.check(settings.quantization, settings.device)
     source = find_shapes(options.model, trust_remote_code=options.trust_remote_code, revision=options.revision)
     estimator = Estimator(source, settings)
     estimates = [estimator.estimate(ratio) for ratio in options.ratio or [None]]
-    text = json.dumps([found.to_json() for found in estimates], indent=2)
+    scalings = _scalings(estimator, cluster, options.ratio or [None])
+    text = json.dumps(_values(estimates, scalings), indent=2)
     if options.json:
         print(text)
     else:
-        _show(results_console(), estimates)
+        _show(results_console(), estimates, scalings)
     if options.output is not None:
         write_text(options.output, text + "\n")
     return 0
+
+
+def _scalings(estimator: Estimator, cluster: ClusterConfig, ratios: Sequence[float | None]) -> list[Scaling]:
+    """The run on several GPUs, for each ratio; empty with one GPU."""
+    if cluster.processes == 1:
+        return []
+    from loraprune.measure.estimation.scaling import scale
+
+    return [scale(estimator, cluster, ratio) for ratio in ratios]
+
+
+def _values(estimates: Sequence[Estimate], scalings: Sequence[Scaling]) -> list[dict[str, Any]]:
+    values = [found.to_json() for found in estimates]
+    for entry, scaling in zip(values, scalings, strict=False):
+        entry["several_gpus"] = scaling.to_json()
+    return values
 
 
 def _settings(options: argparse.Namespace) -> Any:
@@ -173,15 +196,22 @@ _GIB = 1024**3
 _KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN channels", "hidden": "hidden size"}
 
 
-def _show(console: Console, estimates: Sequence[Estimate]) -> None:
+def _show(console: Console, estimates: Sequence[Estimate], scalings: Sequence[Scaling]) -> None:
     """Print estimates of one model, one ratio after the other; what is the same is said once."""
     first = estimates[0]
     print_line(console, _headline(first))
+    if scalings:
+        several = scalings[0]
+        each = f"{several.nodes} nodes of {several.gpus} GPUs" if several.nodes > 1 else f"{several.gpus} GPUs"
+        print_line(console, f"On {each}: {several.tokens:,} tokens a step, all GPUs together.")
     console.print(_sizes(estimates))
-    console.print(_memory(estimates))
-    console.print(_gpus(first))
-    for line in _remedies(first):
-        print_line(console, line)
+    if scalings:
+        show_memory_and_gpus(console, scalings[0], first.before.file_bytes)
+    else:
+        console.print(_memory(estimates))
+        console.print(_gpus(first))
+        for line in _remedies(first):
+            print_line(console, line)
     for loads_in in dict.fromkeys(found.loads_in for found in estimates):
         show_runtimes(console, loads_in)
     for line in _lines(estimates):

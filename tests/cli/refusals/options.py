@@ -74,6 +74,19 @@ FOLLOWING: tuple[Wrong, ...] = (
     wrong("plan model --allocation measured", "before the first step", "balanced"),
 )
 
+SEVERAL_GPUS: tuple[Wrong, ...] = (
+    wrong("plan nowhere --gpus 0", "gpus is 0", "[1, 1024]"),
+    wrong("plan nowhere --nodes 0", "nodes is 0", "[1, 65536]"),
+    wrong("plan nowhere --gpus 8 --strategy fsdp", "strategy is 'fsdp'", "ddp, fsdp2"),
+    wrong("plan nowhere --strategy fsdp2", "there is one GPU", "gpus, nodes"),
+    wrong("plan nowhere --gpus 8 --strategy fsdp2 --load-in-4bit", "bnb-4bit", "Choose ddp"),
+    wrong("plan nowhere --gpus 8 --strategy fsdp2 --load-in-8bit", "bnb-8bit", "Choose ddp"),
+    wrong("plan nowhere --gpus 8 --node-bandwidth -1", "node_bandwidth is -1", "(0, inf)"),
+    wrong("plan nowhere --gpus 8 --network-bandwidth 50", "there is one node"),
+    wrong("plan nowhere --nodes 8 --node-bandwidth 50", "each node has one GPU"),
+    wrong("plan nowhere --gpus 8 --device cpu", "device is 'cpu'", "several GPUs"),
+)
+
 VALUES: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --ratio 3", "ratio", "[0, 1)"),
     wrong(f"{PRUNE} --ratio 0", "ratio is 0", "loraprune recover"),
@@ -175,4 +188,4 @@ TOGETHER: tuple[Wrong, ...] = (
     wrong("demo -o model", "model holds something else", "-o"),
 )
 
-TABLE = (*UNKNOWN, *FOLLOWING, *MISSING, *VALUES, *TRAINING, *TOGETHER)
+TABLE = (*UNKNOWN, *FOLLOWING, *SEVERAL_GPUS, *MISSING, *VALUES, *TRAINING, *TOGETHER)

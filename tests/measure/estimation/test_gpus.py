@@ -3,8 +3,9 @@ from __future__ import annotations
 import pytest
 
 from loraprune.measure.estimation.gpus import BANDWIDTH_SHARE, GIB, GPUS, UTILIZATION, Gpu, step_seconds
+from loraprune.measure.estimation.links import PCIE_4
 
-CARD = Gpu(name="card", memory=10.0, tflops=100, bandwidth=1000)
+CARD = Gpu(name="card", memory=10.0, tflops=100, bandwidth=1000, single=20, link=PCIE_4)
 
 
 def test_a_card_has_less_to_give_than_its_driver_reports() -> None:

@@ -14,15 +14,21 @@ from loraprune.allocation.allocate import ratio_for_parameters
 from loraprune.checkpoint.exports.overview import runtimes_after
 from loraprune.checkpoint.load import DTYPES
 from loraprune.checkpoint.source import ModelSource
+from loraprune.importance.configs import Taylor
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.depth import StepSize, step_size
 from loraprune.measure.estimation.forward import block_bytes, forward_size
+from loraprune.measure.estimation.frozen_base import frozen_base
 from loraprune.measure.estimation.gpus import GPUS, Gpu, step_seconds
+from loraprune.measure.estimation.oneshot_work import ONESHOT_LENGTH, OneshotWork, oneshot_work
 from loraprune.measure.estimation.refit import CalibrationSize
+from loraprune.measure.estimation.remedies import LEAST_BYTES, remedies
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
+from loraprune.measure.estimation.run_size import RunSize, TrainedModel
 from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.measure.estimation.smaller_cache import widths_of_smaller_cache
+from loraprune.measure.estimation.summed_evidence import evidence_bytes
 from loraprune.measure.estimation.target import TargetShapes, cut_size, find_target, whole_plan
 from loraprune.pruning.config import PruningConfig
 from loraprune.structure.matching_widths import ratio_of_most_even
@@ -83,6 +89,7 @@ class Estimator:
         pruning.criterion.check(self._structure, while_training=not pruning.cuts_first)
         self._stored = source.stored_dtype if settings.dtype is None else DTYPES[settings.dtype]
         self._settings = self._settled(settings)
+        self._oneshot_length = settings.max_length or min(ONESHOT_LENGTH, self._models.source.context or ONESHOT_LENGTH)
         self._adapted: dict[Any, tuple[Any, Structure]] = {}
         self._steps: dict[Any, StepSize] = {}
         self._blocks: dict[Any, int] = {}
@@ -141,6 +148,84 @@ class Estimator:
             loads_in=self._runtimes(settings.pruning),
         )
 
+    @property
+    def settings(self) -> EstimateConfig:
+        """Of the run, with what it would choose where nothing was said."""
+        return self._settings
+
+    def oneshot_work(self, ratio: float | None = None) -> OneshotWork | None:
+        """The arithmetic of ``loraprune oneshot`` with the same goal; None where there is none to share.
+
+        Raises:
+            ValueError: the ratio cannot be reached.
+        """
+        pruning = self._reaching(self._settings, ratio)
+        return oneshot_work(
+            self._models.source.shapes,
+            self._structure,
+            find_target(self._models, pruning).counts,
+            sequences=pruning.calibration_sequences,
+            tokens=self._oneshot_length,
+        )
+
+    def run_size(
+        self,
+        ratio: float | None = None,
+        *,
+        processes: int,
+        bfloat16: bool = True,
+        settings: EstimateConfig | None = None,
+    ) -> RunSize:
+        """The run as one of several processes sees it.
+
+        Args:
+            ratio: as for :meth:`estimate`.
+            processes: that share the run.
+            bfloat16: whether their GPUs compute in it.
+            settings: of another run of the same model; None takes those of the estimator.
+
+        Raises:
+            ValueError: the ratio cannot be reached.
+        """
+        settings = settings or self._settings
+        settings = replace(settings, pruning=self._reaching(settings, ratio))
+        target = find_target(self._models, settings.pruning)
+        dtype, settings = self._trained_in(settings, bfloat16)
+        nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
+        kept = isinstance(settings.pruning.criterion, Taylor)  # whole gradients, where there are other processes
+        step = self._step(settings, dtype, processes=min(processes, 2) if kept else 1)
+        plain = self._step(settings, dtype, listening=False)
+        after = self._step(settings, dtype, target, listening=False)
+        teacher = sum(self._teacher(settings, dtype))
+        following = self._size(nothing).forward_flops * settings.batch_size if settings.distill else 0.0
+
+        def trained(size: StepSize, shapes: TargetShapes | None, further: float, share: float) -> TrainedModel:
+            depth = len(self._structure.blocks) if shapes is None else shapes.depth
+            adapted = self._adapted[self._made_of(settings, dtype, shapes)]
+            return TrainedModel(
+                base=frozen_base(*adapted, depth),
+                gradients=size.adapter - size.states,
+                flops=size.flops + further,
+                forward_flops=self._size(shapes or nothing).forward_flops * settings.batch_size + further,
+                dequantized=self._dequantized(settings, dtype) * share,
+            )
+
+        listens = not settings.pruning.cuts_first and settings.pruning.target.ratio > 0.0
+        criterion = settings.pruning.criterion
+        return RunSize(
+            before=trained(step, None, 0.0, 1.0),
+            after=trained(after, target, following, 1 - target.ratio),
+            memory=StepMemory.of(step, plain, self._cut(settings, target, dtype, processes), teacher),
+            evidence=evidence_bytes(criterion, self._models.source.shapes, self._structure) if listens else 0,
+            micro_batches=settings.gradient_accumulation_steps,
+            tokens=settings.batch_size * (settings.max_length or 1),
+            dtype=str(dtype).removeprefix("torch."),
+        )
+
+    def _trained_in(self, settings: EstimateConfig, bfloat16: bool) -> tuple[torch.dtype, EstimateConfig]:
+        """The dtype of weights where there is bfloat16 or not, and the settings there."""
+        return (self._stored, settings) if bfloat16 else (torch.float32, replace(settings, bf16=False))
+
     def _runtimes(self, pruning: PruningConfig) -> tuple[str, ...]:
         """What will load the result."""
         plan = whole_plan(self._structure, pruning)
@@ -172,14 +257,21 @@ class Estimator:
         target: TargetShapes | None = None,
         *,
         listening: bool = True,
+        processes: int = 1,
     ) -> StepSize:
         """One training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
-        key = (made_of, depth, repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0))), listening)
+        key = (
+            made_of,
+            depth,
+            repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0))),
+            listening,
+            processes,
+        )
         if key not in self._steps:
             try:
-                simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening))
+                simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening, processes))
             except (RuntimeError, TypeError) as error:
                 # Code that looks at values, of which there are none.
                 raise ValueError(
@@ -192,13 +284,13 @@ class Estimator:
     def _made_of(self, settings: EstimateConfig, dtype: torch.dtype, target: TargetShapes | None) -> Any:
         """Make a model with its adapter, once; gives its key."""
         blocks = self._models.few if target is None else target.blocks
-        key = (None if target is None else target.ratio, blocks, dtype, settings.quantization)
+        key = (None if target is None else target.ratio, blocks, dtype, settings.quantization, repr(settings.lora))
         if key not in self._adapted:
             plan = None if target is None else target.plan
             self._adapted[key] = self._models.adapted(blocks, plan, dtype, settings)
         return key
 
-    def _step_settings(self, settings: EstimateConfig, listening: bool) -> StepSettings:
+    def _step_settings(self, settings: EstimateConfig, listening: bool, processes: int) -> StepSettings:
         rows, tokens = settings.batch_size, settings.max_length or 0
         return StepSettings(
             inputs=self._models.inputs(rows, tokens),
@@ -209,6 +301,7 @@ class Estimator:
             checkpointing=bool(settings.gradient_checkpointing),
             micro_batches=settings.gradient_accumulation_steps,
             criterion=settings.pruning.criterion if listening and not settings.pruning.cuts_first else None,
+            processes=processes,
         )
 
     def _size(self, target: TargetShapes) -> ModelSize:
@@ -233,7 +326,7 @@ class Estimator:
             cache_bytes=forward.cache / tokens if forward.cache else None,
         )
 
-    def _cut(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> float:
+    def _cut(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype, processes: int = 1) -> float:
         """Bytes at the fullest moment of a cut; 0 where nothing is refitted."""
 
         def block(data: CalibrationSize) -> int:
@@ -245,7 +338,7 @@ class Estimator:
             return self._blocks[key]
 
         step, (teacher, _) = self._step(settings, dtype), self._teacher(settings, dtype)
-        size = cut_size(self._models, settings, target, dtype, block)
+        size = cut_size(self._models, settings, target, dtype, block, processes)
         return step.weights + step.states + teacher + size if size else 0.0
 
     def _teacher(self, settings: EstimateConfig, dtype: torch.dtype) -> tuple[float, float]:
@@ -262,9 +355,7 @@ class Estimator:
         return max(step.peak + sum(self._teacher(settings, dtype)), self._cut(settings, target, dtype))
 
     def _fit(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, flops_after: float) -> GpuFit:
-        dtype = self._stored
-        if not gpu.bfloat16:
-            dtype, settings = torch.float32, replace(settings, bf16=False)
+        dtype, settings = self._trained_in(settings, gpu.bfloat16)
         needed = self._needed(settings, target, dtype)
         micro, traffic = settings.gradient_accumulation_steps, self._dequantized(settings, dtype)
         return GpuFit(
@@ -307,67 +398,3 @@ class Estimator:
             )
         if pruning.repairs and any(dimension.of_experts for dimension in self._structure):
             yield "The memory of refitting experts is not part of the estimate."
-
-
-LEAST_BYTES = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
-"""Bytes of a weight, at least."""
-
-
-# What a run can do without where it does not fit an accelerator: options that take less memory, mildest first.
-
-FEWER_SEQUENCES = 32
-LIGHTER = {
-    None: (("--load-in-8bit", "bnb-8bit"), ("--load-in-4bit", "bnb-4bit")),
-    "bnb-8bit": (("--load-in-4bit", "bnb-4bit"),),
-    "torchao-int8": (("--load-in-4bit", "bnb-4bit"),),
-    "bnb-4bit": (),
-}
-"""Quantizations that take less than the one there is, with the options that ask for them."""
-
-
-def remedies(settings: EstimateConfig, *, can_recompute: bool) -> Iterator[tuple[str, EstimateConfig]]:
-    """Ways to take less memory, each as command-line options and as settings.
-
-    Args:
-        settings: of the run that does not fit.
-        can_recompute: whether the model can compute activations again.
-    """
-    flags: list[str] = []
-    if can_recompute and not settings.gradient_checkpointing:
-        flags, settings = ["--gradient-checkpointing"], replace(settings, gradient_checkpointing=True)
-        yield from _with_fewer_sequences(flags, settings)
-    for batch in _batches(flags, settings):
-        yield from _with_fewer_sequences(*batch)
-    for flag, quantization in LIGHTER[settings.quantization]:
-        lighter = ([*flags, flag], replace(settings, quantization=quantization))
-        yield from _with_fewer_sequences(*lighter)
-        for batch in _batches(*lighter):
-            yield from _with_fewer_sequences(*batch)
-    yield from _without_refit(flags, settings)
-
-
-def _batches(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[list[str], EstimateConfig]]:
-    """The same step in micro-batches of one row."""
-    if settings.batch_size > 1:
-        rows = settings.batch_size * settings.gradient_accumulation_steps
-        more = f"--per-device-train-batch-size 1 --gradient-accumulation-steps {rows}"
-        yield [*flags, more], replace(settings, batch_size=1, gradient_accumulation_steps=rows)
-
-
-def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """The lightest base in micro-batches of one row, and no repair after a cut: what costs most quality comes last."""
-    if not settings.pruning.repairs:
-        return
-    if settings.quantization != "bnb-4bit":
-        flags, settings = [*flags, "--load-in-4bit"], replace(settings, quantization="bnb-4bit")
-    for more, changed in [*_batches(flags, settings), (flags, settings)][:1]:
-        yield " ".join([*more, "--repair none"]), replace(changed, pruning=changed.pruning.changed(repair="none"))
-
-
-def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """The same, and then with less calibration data for the refit."""
-    yield " ".join(flags), settings
-    pruning = settings.pruning
-    if pruning.repairs and pruning.calibration_sequences > FEWER_SEQUENCES:
-        fewer = pruning.changed(calibration_sequences=FEWER_SEQUENCES)
-        yield " ".join([*flags, f"--calibration-sequences {FEWER_SEQUENCES}"]), replace(settings, pruning=fewer)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from loraprune.measure.estimation.links import NVLINK_3, NVLINK_4, PCIE_3, PCIE_4, PCIE_5, Link
+
 _LLAMA: dict[str, Any] = {"model_type": "llama", "vocab_size": 32000, "max_position_embeddings": 2048}
 LLAMA_2: dict[str, Any] = {**_LLAMA, "max_position_embeddings": 4096}
 LLAMA_3: dict[str, Any] = {
@@ -42,6 +44,7 @@ PRESETS: dict[str, dict[str, Any]] = {
     "llama-2-70b": _shape(LLAMA_2, 8192, 28672, 80, 64, num_key_value_heads=8),
     "llama-3-8b": _shape(LLAMA_3, 4096, 14336, 32, 32),
     "llama-3-70b": _shape(LLAMA_3, 8192, 28672, 80, 64),
+    "llama-3.1-405b": _shape(LLAMA_3, 16384, 53248, 126, 128, max_position_embeddings=131072),
     "llama-3.2-1b": _shape(LLAMA_3, 2048, 8192, 16, 32, tie_word_embeddings=True, max_position_embeddings=131072),
     "llama-3.2-3b": _shape(LLAMA_3, 3072, 8192, 28, 24, tie_word_embeddings=True, max_position_embeddings=131072),
     "mistral-7b": _shape(
@@ -80,6 +83,8 @@ class Gpu:
         memory: GiB that the driver reports.
         tflops: peak of dense matrix products in bfloat16 with sums in 32 bits; without bfloat16, of 32 bits.
         bandwidth: of its memory, in GB a second.
+        single: the same in 32 bits without TF32, in which the moments and least squares of a repair are computed.
+        link: to other GPUs.
         bfloat16: whether it computes in bfloat16; ``loraprune prune`` trains in 32 bits where it does not.
     """
 
@@ -87,6 +92,8 @@ class Gpu:
     memory: float
     tflops: float
     bandwidth: float
+    single: float
+    link: Link
     bfloat16: bool = True
 
     @property
@@ -96,17 +103,17 @@ class Gpu:
 
 
 GPUS = (
-    Gpu(name="T4 16 GB", memory=15.0, tflops=8.1, bandwidth=320, bfloat16=False),
-    Gpu(name="L4 24 GB", memory=22.5, tflops=121, bandwidth=300),
-    Gpu(name="A10G 24 GB", memory=22.1, tflops=70, bandwidth=600),
-    Gpu(name="RTX 3090 24 GB", memory=24.0, tflops=71, bandwidth=936),
-    Gpu(name="RTX 4090 24 GB", memory=24.0, tflops=165, bandwidth=1008),
-    Gpu(name="RTX 5090 32 GB", memory=31.8, tflops=210, bandwidth=1792),
-    Gpu(name="A100 40 GB", memory=39.4, tflops=312, bandwidth=1555),
-    Gpu(name="L40S 48 GB", memory=44.7, tflops=362, bandwidth=864),
-    Gpu(name="A100 80 GB", memory=79.2, tflops=312, bandwidth=2039),
-    Gpu(name="H100 80 GB", memory=79.2, tflops=989, bandwidth=3350),
-    Gpu(name="H200 141 GB", memory=139.8, tflops=989, bandwidth=4800),
+    Gpu(name="T4 16 GB", memory=15.0, tflops=8.1, bandwidth=320, single=8.1, link=PCIE_3, bfloat16=False),
+    Gpu(name="L4 24 GB", memory=22.5, tflops=121, bandwidth=300, single=30.3, link=PCIE_4),
+    Gpu(name="A10G 24 GB", memory=22.1, tflops=70, bandwidth=600, single=35, link=PCIE_4),
+    Gpu(name="RTX 3090 24 GB", memory=24.0, tflops=71, bandwidth=936, single=35.6, link=PCIE_4),
+    Gpu(name="RTX 4090 24 GB", memory=24.0, tflops=165, bandwidth=1008, single=82.6, link=PCIE_4),
+    Gpu(name="RTX 5090 32 GB", memory=31.8, tflops=210, bandwidth=1792, single=104.8, link=PCIE_5),
+    Gpu(name="A100 40 GB", memory=39.4, tflops=312, bandwidth=1555, single=19.5, link=NVLINK_3),
+    Gpu(name="L40S 48 GB", memory=44.7, tflops=362, bandwidth=864, single=91.6, link=PCIE_4),
+    Gpu(name="A100 80 GB", memory=79.2, tflops=312, bandwidth=2039, single=19.5, link=NVLINK_3),
+    Gpu(name="H100 80 GB", memory=79.2, tflops=989, bandwidth=3350, single=67, link=NVLINK_4),
+    Gpu(name="H200 141 GB", memory=139.8, tflops=989, bandwidth=4800, single=67, link=NVLINK_4),
 )
 """By memory. Peaks and bandwidths are those of the vendor's data sheets: dense; of H100 and H200, the SXM cards."""
 

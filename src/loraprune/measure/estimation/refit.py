@@ -35,22 +35,29 @@ class CalibrationSize:
         tokens: of each.
         hidden: width of the hidden states.
         itemsize: bytes of one number of them.
+        processes: that share the sequences.
     """
 
     sequences: int
     tokens: int
     hidden: int
     itemsize: int
+    processes: int = 1
+
+    @property
+    def own(self) -> int:
+        """Sequences of the process that has most."""
+        return -(-self.sequences // self.processes)
 
     @property
     def kept(self) -> int:
         """Bytes of the hidden states that go from block to block."""
-        return self.sequences * self.tokens * self.hidden * self.itemsize
+        return self.own * self.tokens * self.hidden * self.itemsize
 
     @property
     def rows(self) -> int:
         """Sequences that go through a block at once."""
-        return min(max(TOKENS_PER_BATCH // self.tokens, 1), self.sequences)
+        return min(max(TOKENS_PER_BATCH // self.tokens, 1), self.own)
 
     @property
     def batch(self) -> int:

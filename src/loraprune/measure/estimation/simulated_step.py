@@ -44,6 +44,7 @@ class StepSettings:
         micro_batches: backward passes in a step.
         criterion: that listens; None is plain LoRA.
         states: tensors of a parameter's size that the optimizer keeps, in 32 bits.
+        processes: that the step is shared by; this is one of them.
     """
 
     inputs: Mapping[str, Any]
@@ -55,6 +56,7 @@ class StepSettings:
     micro_batches: int = 1
     criterion: CriterionConfig | None = field(default_factory=Fisher)
     states: int = 2
+    processes: int = 1
 
 
 def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
@@ -76,7 +78,7 @@ def _listening(model: nn.Module, structure: Structure, settings: StepSettings) -
         yield None
         return
     criterion = built_for(settings.criterion, structure)
-    tell_micro_batches(criterion, settings.micro_batches)
+    tell_micro_batches(criterion, settings.micro_batches * settings.processes)
     criterion.attach(model, structure)
     try:
         yield criterion

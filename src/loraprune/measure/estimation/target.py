@@ -32,6 +32,7 @@ def cut_size(
     target: TargetShapes,
     dtype: torch.dtype,
     block: Callable[[CalibrationSize], int],
+    processes: int = 1,
 ) -> int:
     """Bytes that the first cut takes beside weights and optimizer; 0 where nothing is refitted.
 
@@ -43,6 +44,7 @@ def cut_size(
         target: of the pruning.
         dtype: of the hidden states.
         block: says what a block makes in a forward pass on one batch of calibration data.
+        processes: of the run; the figure is that of one of them.
     """
     pruning = settings.pruning
     if not pruning.repairs or target.ratio == 0.0 or settings.max_length is None:
@@ -52,9 +54,17 @@ def cut_size(
         tokens=settings.max_length,
         hidden=models.structure.hidden_size,
         itemsize=dtype.itemsize,
+        processes=processes if shares_calibration(models, pruning.calibration_sequences, processes) else 1,
     )
     consumers = list(_consumers(models, target, _first_share(pruning)))
     return cut_bytes(consumers, data, block(data), device=settings.device) if consumers else 0
+
+
+def shares_calibration(models: ShapeModels, sequences: int, processes: int) -> bool:
+    """Whether processes share the calibration data: as :class:`loraprune.calibration.block_by_block.LayerwisePass`."""
+    structure = models.structure
+    mixture = any(dimension.of_experts for dimension in structure)
+    return structure.spec.decoder is not None and not mixture and sequences >= processes > 1
 
 
 def _first_share(pruning: PruningConfig) -> float:

@@ -1,0 +1,198 @@
+"""What ``loraprune plan`` says of a run on several GPUs: its options, and its tables."""
+
+from __future__ import annotations
+
+import argparse
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from loraprune.cli.console import plain_table, print_line
+from loraprune.measure.estimation.cluster import ClusterConfig
+from loraprune.options.field import rule_of
+from loraprune.record.numbers import file_size, percent, significant
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from loraprune.measure.estimation.scaling import GpuScaling, Scaling
+    from loraprune.measure.estimation.several_gpus import ClusterFit
+
+_GIB = 1024**3
+_KINDS: dict[str, Callable[[str], Any]] = {"int": int, "str | None": str, "float | None": float}
+
+
+def add_cluster_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how many GPUs share the run."""
+    group = parser.add_argument_group("several GPUs (docs/scaling.md)")
+    for field in fields(ClusterConfig):
+        rule = rule_of(field)
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            type=_KINDS[str(field.type)],
+            metavar="|".join(rule.choices) if rule.choices else None,
+            help=f"{rule.help} ({rule.shown or field.default})",
+        )
+
+
+def cluster_of(given: Mapping[str, Any]) -> ClusterConfig:
+    """The GPUs that the options name.
+
+    Raises:
+        ValueError: there are no such GPUs.
+    """
+    return ClusterConfig(**{field.name: given[field.name] for field in fields(ClusterConfig) if field.name in given})
+
+
+def show_memory_and_gpus(console: Console, scaling: Scaling, weights: int) -> None:
+    """Print what each GPU holds and sends, and which kinds of GPUs the run fits; ``weights`` are bytes of the model."""
+    strategies = {
+        kind.fit.strategy: kind.fit for kind in scaling.kinds if kind.fit.dtype == scaling.kinds[-1].fit.dtype
+    }
+    found = [strategies[name] for name in sorted(strategies)]
+    console.print(_memory(found))
+    console.print(_traffic(found))
+    console.print(_gpus(scaling))
+    for line in _reasons(scaling.kinds):
+        print_line(console, line)
+    holding = [kind.fit for kind in scaling.kinds if kind.fit.fits]
+    if holding:
+        console.print(_speeds(holding))
+        for line in _limits(holding):
+            print_line(console, line)
+    if any(kind.oneshot for kind in scaling.kinds):
+        console.print(_oneshot(scaling))
+        line = f"oneshot keeps the whole model, {_gib(weights)} GiB, in each process: on its GPU, or with --offload"
+        print_line(console, f"{line} in the machine's memory.")
+    for line in _assumptions():
+        print_line(console, line, "dim")
+
+
+def _gib(value: float) -> str:
+    return f"{value / _GIB:.2f}" if value < 10 * _GIB else f"{value / _GIB:.1f}"
+
+
+def _memory(fits: Sequence[ClusterFit]) -> Table:
+    table = plain_table("memory of a step on each GPU, GiB", *(fit.strategy for fit in fits))
+    for label, name in (
+        ("weights of the base that it keeps", "base"),
+        ("weights that are gathered for a while", "gathered"),
+        ("adapter, gradients, optimizer", "adapter"),
+        ("copy in which gradients are averaged", "averaging"),
+        ("activations that wait", "activations"),
+        ("loss, backward pass of a block", "temporary"),
+        ("criterion", "criterion"),
+        ("dense model that is followed", "teacher"),
+        ("peak of a step", "step"),
+        ("peak of the first cut, with refit", "cut"),
+    ):
+        values = [getattr(fit.memory, name) for fit in fits]
+        if name in ("teacher", "cut") and not any(values):
+            continue
+        table.add_row(label, *map(_gib, values), style="bold" if name == "step" else None)
+    return table
+
+
+def _traffic(fits: Sequence[ClusterFit]) -> Table:
+    table = plain_table("what each GPU sends in a step", *(fit.strategy for fit in fits))
+    for label, name in (
+        ("to gather the base, forwards and backwards", "base"),
+        ("to average gradients of the adapter", "gradients"),
+        ("to add up what the criterion has seen", "evidence"),
+        ("all", "total"),
+    ):
+        table.add_row(
+            label, *(_bytes(getattr(fit.traffic, name)) for fit in fits), style="bold" if name == "total" else None
+        )
+    return table
+
+
+def _bytes(value: float) -> str:
+    return file_size(round(value)) if value else "0"
+
+
+def _gpus(scaling: Scaling) -> Table:
+    table = plain_table("GPU", "strategy", "has, GiB", "needs", "fits")
+    for kind in scaling.kinds:
+        fit = kind.fit
+        mark = Text("\N{CHECK MARK}", "green") if fit.fits else Text("\N{BALLOT X}", "red")
+        table.add_row(fit.gpu, fit.strategy, f"{fit.usable / _GIB:.1f}", f"{fit.memory.peak / _GIB:.1f}", mark)
+    return table
+
+
+def _speeds(fits: Sequence[ClusterFit]) -> Table:
+    table = plain_table("seconds of a step", "computing", "sending", "both", "tokens/s", "after the cuts")
+    for fit in fits:
+        seconds = (fit.time.computing, fit.time.communication, fit.time.step)
+        table.add_row(
+            fit.gpu,
+            *(significant(value, 2) for value in seconds),
+            f"{fit.tokens_a_second:,.0f}",
+            f"{fit.tokens_after:,.0f}",
+        )
+    return table
+
+
+def _grouped(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
+    """Sentences with the GPUs that they are true of, those of the same sentence together."""
+    names = defaultdict(list)
+    for sentence, gpu in pairs:
+        names[sentence].append(gpu)
+    return (f"{sentence}: {', '.join(gpus)}." for sentence, gpus in names.items())
+
+
+def _reasons(kinds: Sequence[GpuScaling]) -> Iterator[str]:
+    """Why each strategy, and what would make the run fit."""
+    yield from _grouped((f"{kind.fit.strategy}, since {kind.fit.reason}", kind.fit.gpu) for kind in kinds)
+    yield from _grouped((_way_out(kind), kind.fit.gpu) for kind in kinds if not kind.fit.fits)
+
+
+def _way_out(kind: GpuScaling) -> str:
+    ways = [] if kind.fits_from is None else [f"from {kind.fits_from:,} GPUs"]
+    ways += [] if kind.remedy is None else [f"with {kind.remedy}"]
+    return f"It fits {', or '.join(ways)}" if ways else "Neither more GPUs nor an option that was tried makes it fit"
+
+
+def _limits(fits: Sequence[ClusterFit]) -> Iterator[str]:
+    """How far the run scales."""
+    yield from _grouped((_limit(fit), fit.gpu) for fit in fits)
+    yield from _grouped(
+        (f"With {fit.least_tokens:,.0f} tokens a micro-batch, sending would take as long as computing", fit.gpu)
+        for fit in fits
+        if fit.strategy == "fsdp2"
+    )
+
+
+def _limit(fit: ClusterFit) -> str:
+    from loraprune.measure.estimation.several_gpus import MOST_GPUS
+
+    if fit.outgrown_at is None:
+        return f"Computing takes longer than sending up to {MOST_GPUS:,} GPUs at least"
+    return f"Sending takes longer than computing from {fit.outgrown_at:,} GPUs"
+
+
+def _oneshot(scaling: Scaling) -> Table:
+    table = plain_table("seconds of oneshot", "shared", "not", "sums", "on all", "speed-up", "at most")
+    for kind in scaling.kinds:
+        time = kind.oneshot
+        if time is not None:
+            seconds = (time.shared, time.alone, time.communication, time.total)
+            table.add_row(
+                kind.fit.gpu, *(significant(value, 2) for value in seconds), f"{time.speed_up:.1f}", f"{time.limit:.1f}"
+            )
+    return table
+
+
+def _assumptions() -> Iterator[str]:
+    from loraprune.measure.estimation.links import COLLECTIVE_SHARE
+    from loraprune.measure.estimation.several_gpus import COMMUNICATOR
+
+    yield (
+        f"Sending assumes {percent(COLLECTIVE_SHARE)} of the bandwidths of data sheets (or of --node-bandwidth and "
+        f"--network-bandwidth) and rings of NCCL, whose buffers take {COMMUNICATOR:g} GiB. fsdp2 gathers a block while "
+        "the one before it is computed. Nothing was measured on several GPUs. docs/scaling.md says more."
+    )

@@ -1,0 +1,86 @@
+"""GPUs that share a run: how many, how they are connected, and how the work is shared out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraprune.measure.estimation.links import Link, Ring
+from loraprune.options.field import check_fields, setting
+
+STRATEGIES = ("ddp", "fsdp2")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The GPUs of a run.
+
+    Attributes:
+        gpus: of each node.
+        nodes: how many.
+        strategy: ``ddp`` (each GPU holds the whole model) or ``fsdp2`` (the frozen base is shared out); None is ddp
+            where one GPU holds the run, else fsdp2.
+        node_bandwidth: GB a second that a GPU sends to another one of its node; None is that of the GPU's data sheet.
+        network_bandwidth: GB a second that a node sends to other nodes, by all of its adapters; None is that of a usual
+            node with such GPUs.
+    """
+
+    gpus: int = setting(1, "GPUs of each node", within="[1, 1024]")
+    nodes: int = setting(1, "nodes", within="[1, 65536]")
+    strategy: str | None = setting(
+        None,
+        "ddp: each GPU holds the whole model; fsdp2: the frozen base is shared out",
+        choices=STRATEGIES,
+        shown="ddp where one GPU holds the run, else fsdp2",
+    )
+    node_bandwidth: float | None = setting(
+        None, "GB/s from GPU to GPU in a node, in one direction", within="(0, inf)", shown="that of the data sheet"
+    )
+    network_bandwidth: float | None = setting(
+        None,
+        "GB/s from a node to the others, by all of its adapters, in one direction",
+        within="(0, inf)",
+        shown="that of a usual node",
+    )
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if self.processes == 1:
+            for name in ("strategy", "node_bandwidth", "network_bandwidth"):
+                if getattr(self, name) is not None:
+                    raise ValueError(
+                        f"{name} was given, and there is one GPU. Say how many share the run: gpus, nodes."
+                    )
+        if self.node_bandwidth is not None and self.gpus == 1:
+            raise ValueError("node_bandwidth was given, and each node has one GPU. Leave it out, or raise gpus.")
+        if self.network_bandwidth is not None and self.nodes == 1:
+            raise ValueError("network_bandwidth was given, and there is one node. Leave it out, or raise nodes.")
+
+    @property
+    def processes(self) -> int:
+        """One for each GPU."""
+        return self.gpus * self.nodes
+
+    def check(self, quantization: str | None, device: str) -> None:
+        """Make sure that a run can be shared out that way.
+
+        Raises:
+            ValueError: it cannot.
+        """
+        if self.processes > 1 and device != "cuda":
+            raise ValueError(f"device is {device!r}, and several GPUs share the run. Leave device out.")
+        if self.strategy == "fsdp2" and quantization is not None:
+            raise ValueError(
+                f"strategy is 'fsdp2', and the base is quantized ({quantization}): quantized weights cannot be shared "
+                "out. Choose ddp, or leave the quantization out."
+            )
+
+    def ring(self, link: Link, gpus: int | None = None, nodes: int | None = None) -> Ring:
+        """The GPUs as a ring; with other numbers of them, connected in the same way."""
+        gpus, nodes = gpus or self.gpus, nodes or self.nodes
+        return Ring(
+            gpus=gpus,
+            nodes=nodes,
+            within=self.node_bandwidth or link.within,
+            between=self.network_bandwidth or link.between(gpus),
+            hop=link.hop,
+        )

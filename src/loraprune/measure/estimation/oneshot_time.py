@@ -1,0 +1,61 @@
+"""How much faster ``loraprune oneshot`` becomes on several GPUs: part of its work is shared, part is not."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from loraprune.measure.estimation.gpus import Gpu, step_seconds
+from loraprune.measure.estimation.links import Ring
+from loraprune.measure.estimation.oneshot_work import OneshotWork
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneshotTime:
+    """Seconds of one cut of all blocks, without loading, measuring and saving.
+
+    Attributes:
+        shared: what the processes share, as one of them would take for all of it.
+        alone: what each process works out by itself.
+        communication: until moments are added up.
+        total: on all GPUs.
+        speed_up: against one GPU.
+        limit: the speed-up that no number of GPUs exceeds.
+    """
+
+    shared: float
+    alone: float
+    communication: float
+    total: float
+    speed_up: float
+    limit: float
+
+
+def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> OneshotTime:
+    """Seconds of a one-shot run on several GPUs; with fewer sequences than GPUs, nothing is shared.
+
+    Args:
+        work: of the run.
+        gpu: the kind.
+        ring: all of them.
+        sequences: of the calibration data.
+    """
+    passes = step_seconds(work.passes, gpu)
+    moments, alone = (in_single_seconds(flops, gpu) for flops in (work.moments, work.solves))
+    shared, processes = passes + moments, ring.processes
+    split = sequences >= processes > 1
+    part = -(-sequences // processes) / sequences if split else 1.0
+    communication = ring.sum_seconds(work.summed, work.sums) if split else 0.0
+    total = part * shared + alone + communication
+    return OneshotTime(
+        shared=shared,
+        alone=alone,
+        communication=communication,
+        total=total,
+        speed_up=(shared + alone) / total,
+        limit=(shared + alone) / alone,
+    )
+
+
+def in_single_seconds(flops: float, gpu: Gpu) -> float:
+    """Seconds of operations in 32 bits."""
+    return step_seconds(flops * gpu.tflops / gpu.single, gpu)

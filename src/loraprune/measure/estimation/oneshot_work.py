@@ -1,0 +1,165 @@
+"""The arithmetic of ``loraprune oneshot`` by default (osscar, the repair stream), and what processes share of it.
+
+Calibration sequences are shared out: forward passes of blocks and second moments. What follows from the moments is
+worked out by each process: the order of elimination and the least squares. Between the two, moments are added up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from loraprune.calibration.least_squares import STRONGER_DAMPING, are_few
+from loraprune.importance.osscar import MOST_ROUNDS
+from loraprune.layers.axes import is_matrix, matrix_shape
+from loraprune.layers.unwrap import base_layer
+from loraprune.surgery.repairs import Stream
+
+if TYPE_CHECKING:
+    from loraprune.structure.dimensions import Structure
+
+ONESHOT_LENGTH = 2048
+"""Tokens of a row of calibration data at most, where nothing is said."""
+
+_SINGLE, _DOUBLE = 4, 8
+_HALVES = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrunedConsumer:
+    """A layer that reads what is pruned.
+
+    Attributes:
+        outputs: of the layer.
+        inputs: before the cut.
+        kept: inputs after it.
+        groups: before the cut.
+        before: parameters of the block's linear layers that come before it.
+        attended: features that attention puts together before it.
+    """
+
+    outputs: int
+    inputs: int
+    kept: int
+    groups: int
+    before: int
+    attended: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class OneshotWork:
+    """Floating point operations and bytes of a one-shot run on one cut of all blocks.
+
+    Attributes:
+        passes: operations of forward passes, in the model's dtype; shared.
+        moments: operations of second moments, in 32 bits; shared.
+        solves: operations of elimination and least squares, in 32 bits; not shared.
+        summed: bytes of the moments that are added up over the processes.
+        sums: operations in which they are.
+    """
+
+    passes: float
+    moments: float
+    solves: float
+    summed: float
+    sums: int
+
+
+def elimination_flops(layer: PrunedConsumer) -> float:
+    """Operations of :func:`loraprune.importance.osscar.osscar_group_scores`."""
+    o, i, size = layer.outputs, layer.inputs, layer.inputs // layer.groups
+    at_once = -(-layer.groups // MOST_ROUNDS)
+    rounds, d = -(-layer.groups // at_once), at_once * size
+    errors = layer.groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
+    looking = (2 * d) ** 3 / 3 + (2 * d) ** 2 * o if at_once > 1 else 0.0
+    removing = d**3 / 3 + d**2 * (o + i) + 2 * o * d * i + 2 * i * d * i
+    return i**3 + rounds * (errors + looking + removing)
+
+
+def least_squares_flops(layer: PrunedConsumer, rows: int) -> float:
+    """Operations of :func:`loraprune.calibration.least_squares.held_back_columns` with a target, and of its error."""
+    o, i, k = layer.outputs, layer.inputs, layer.kept
+    equations = 2 * o * k**2 + 2 * k * (i - k) * o
+    solving = k**3 / 3 + 2 * k**2 * o
+    loss = 2 * k**2 * o
+    ridges = 1 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
+    # Each half is solved with each ridge and judged on the other one, as is the plain cut.
+    search = _HALVES * (ridges * (solving + loss) + loss)
+    searches = 2 if are_few(rows, i) else 1
+    return 3 * equations + searches * search + _HALVES * solving + 2 * solving + 2 * loss
+
+
+def oneshot_work(
+    model: Any, structure: Structure, counts: Mapping[str, int], *, sequences: int, tokens: int
+) -> OneshotWork | None:
+    """What a run takes whose widths are given (``--allocation uniform``); None where it is not shared, or not this one.
+
+    Args:
+        model: without an adapter; shapes are enough.
+        structure: its description.
+        counts: groups of each dimension that stay.
+        sequences: of the calibration data, in all processes.
+        tokens: of each.
+    """
+    if structure.spec.decoder is None or structure.spans_blocks or any(d.of_experts for d in structure):
+        return None
+    rows = sequences * tokens
+    passes = moments = solves = summed = 0.0
+    sums = 0
+    for layer, name in enumerate(structure.blocks):
+        block = model.get_submodule(name)
+        linear = sum(matrix_shape(base_layer(m))[0] * matrix_shape(base_layer(m))[1] for m in _linear(block))
+        found = list(_consumers(model, structure, counts, layer, name))
+        attended = sum(consumer.attended for consumer in found[:1])
+        # The dense block, and the cut one to move on.
+        left = linear - sum(d.parameters_per_group * (d.num_groups - counts[d.name]) for d in structure.of_layer(layer))
+        passes += rows * (2 * (linear + left) + 4 * tokens * (attended + found[-1].attended if found else 0))
+        for consumer in found:
+            # Once for the scores and once for the repair.
+            passes += 2 * rows * (2 * consumer.before + 4 * tokens * consumer.attended)
+            o, i = consumer.outputs, consumer.inputs
+            moments += rows * (2 * 2 * i**2 + 2 * o * i)
+            solves += elimination_flops(consumer) + least_squares_flops(consumer, rows)
+            summed += i**2 * _SINGLE + (2 * i + 1) * _DOUBLE + _HALVES * ((i**2 + o * i) * _SINGLE + _DOUBLE)
+            sums += 2 + _HALVES * 3
+    return OneshotWork(passes=passes, moments=moments, solves=solves, summed=summed, sums=sums)
+
+
+def _linear(block: Any) -> list[Any]:
+    return [module for module in block.modules() if is_matrix(module)]
+
+
+def _consumers(
+    model: Any, structure: Structure, counts: Mapping[str, int], layer: int, block: str
+) -> Iterator[PrunedConsumer]:
+    """Consumers of a block's dimensions, with what runs before them once the dimensions before are cut.
+
+    Attention reads as many features as it gives.
+    """
+    attended = cut = 0
+    for dimension in structure.of_layer(layer):
+        consumer = model.get_submodule(dimension.consumer.module)
+        outputs, inputs = matrix_shape(base_layer(consumer))
+        if "heads" in dimension.kind:
+            attended = inputs
+        before = -cut
+        for module in _linear(model.get_submodule(block)):
+            if module is consumer:
+                break
+            rows, columns = matrix_shape(base_layer(module))
+            before += rows * columns
+        gone = dimension.num_groups - counts[dimension.name]
+        if not gone:
+            continue
+        kept = inputs - gone * dimension.consumer.group_size
+        yield PrunedConsumer(
+            outputs=outputs,
+            inputs=inputs,
+            kept=kept,
+            groups=dimension.num_groups,
+            before=before,
+            attended=attended,
+        )
+        cut += gone * dimension.parameters_per_group
+        attended = min(attended, kept) if "heads" in dimension.kind else attended
