@@ -81,7 +81,7 @@ SEVERAL_GPUS: tuple[Wrong, ...] = (
     wrong("plan nowhere --strategy fsdp2", "there is one GPU", "gpus, nodes"),
     wrong("plan nowhere --gpus 8 --strategy fsdp2 --load-in-4bit", "bnb-4bit", "Choose ddp"),
     wrong("plan nowhere --gpus 8 --strategy fsdp2 --load-in-8bit", "bnb-8bit", "Choose ddp"),
-    wrong("plan nowhere --gpus 8 --node-bandwidth -1", "node_bandwidth is -1", "(0, inf)"),
+    wrong("plan nowhere --gpus 8 --node-bandwidth -1", "node_bandwidth is -1", "above 0"),
     wrong("plan nowhere --gpus 8 --network-bandwidth 50", "there is one node"),
     wrong("plan nowhere --nodes 8 --node-bandwidth 50", "each node has one GPU"),
     wrong("plan nowhere --gpus 8 --device cpu", "device is 'cpu'", "several GPUs"),
