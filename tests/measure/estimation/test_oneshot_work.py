@@ -71,6 +71,7 @@ def test_what_grows_with_the_data_is_shared_and_the_rest_is_solved_by_each_proce
     assert said_of_many.solves == said_of_few.solves
 
 
+@pytest.mark.full
 def test_on_few_tokens_more_is_solved() -> None:
     flops, said = counted(6)
     assert flops == pytest.approx(said.passes + said.moments + said.solves, rel=0.03)
