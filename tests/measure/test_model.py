@@ -118,6 +118,14 @@ class TestWrongCheckpoints:
         with pytest.raises(ValueError, match=name):
             named_device(name)
 
+    def test_one_device_for_several_processes_is_refused(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        assert named_device("cpu:0").type == "cpu"
+        for name, value in (("RANK", "1"), ("LOCAL_RANK", "1"), ("WORLD_SIZE", "2")):
+            monkeypatch.setenv(name, value)
+        assert named_device("cpu").type == "cpu"
+        with pytest.raises(ValueError, match=r"--device cpu:0 is one device, and each of the 2 processes"):
+            named_device("cpu:0")
+
 
 class TestFingerprint:
     def test_it_is_that_of_the_files_and_not_of_their_place(self, checkpoint: Path, tmp_path: Path) -> None:

@@ -51,8 +51,9 @@ def test_accuracy_and_loss_are_those_of_all_examples_at_once() -> None:
 
 
 def test_the_first_rows_alone_can_be_had() -> None:
-    assert [len(batch["labels"]) for batch in held_out([0] * 40).batches(35)] == [32, 3]
-    assert [len(batch["labels"]) for batch in held_out([0] * 4).batches(35)] == [4]
+    rows = held_out([0] * 40)
+    assert [len(rows.batch(part)["labels"]) for part in rows.parts(35)] == [32, 3]
+    assert held_out([0] * 4).parts(35) == [range(4)]
 
 
 def test_pixels_take_the_dtype_of_the_model_and_labels_keep_theirs() -> None:

@@ -24,7 +24,8 @@ def of_rows(pixels: torch.Tensor, dtype: torch.dtype = torch.float32, label: int
 
     data = DataFingerprint(HeldOutRows(rows=Dataset.from_dict({"row": [0]}), collator=collate))
     assert isinstance(data.held_out, HeldOutRows)
-    (batch,) = data.held_out.batches()
+    (part,) = data.held_out.parts()
+    batch = data.held_out.batch(part)
     assert torch.equal(batch["pixel_values"], pixels.to(dtype))
     return data.value
 

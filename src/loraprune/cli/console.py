@@ -17,6 +17,7 @@ from rich.text import Text
 
 from loraprune.cli.terminal import clean, one_line
 from loraprune.processes.ranks import OtherProcessError, is_main
+from loraprune.processes.sharing import is_of_another, is_told
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
@@ -109,10 +110,15 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("LORAPRUNE_TRACEBACK"):
             raise
-        if isinstance(error, OSError) and not is_main():  # the disk of one node, say, of which no other process knows
+        # The disk of one node, say, of which no other process knows.
+        if isinstance(error, OSError) and not is_main() and not is_told(error):
             print(f"error: {one_line(str(error))}", file=sys.stderr)
         print_line(console, f"error: {error}", "red")
         return WRONG_INVOCATION
+    except Exception as error:
+        if is_of_another(error):
+            return FAILED
+        raise
 
 
 def results_console() -> Console:

@@ -116,6 +116,7 @@ def _run(values: dict[str, Any], console: Console) -> int:
     from loraprune.cli.progress import StepsProgress
     from loraprune.measure.evaluation.config import EvaluationConfig
     from loraprune.measure.evaluation.evaluate import evaluate
+    from loraprune.processes.ranks import from_main
     from loraprune.report.evaluation import show_entries
 
     quiet_libraries()
@@ -127,7 +128,7 @@ def _run(values: dict[str, Any], console: Console) -> int:
         results = evaluate(models, config, progress=progress)
     out = results_console()
     show_entries(out, results.entries)
-    if _kept(results, config.output):
+    if from_main(lambda: _kept(results, config.output)):
         print_line(out, f"Results: {config.output}")
         return 0
     print_line(console, f"error: {config.output} does not hold all results.", "red")

@@ -6,6 +6,7 @@ import torch
 
 from loraprune.checkpoint.load import DTYPES, CheckpointError, default_device
 from loraprune.checkpoint.source import ModelSource
+from loraprune.processes.ranks import launched
 from loraprune.tasks.registry import TaskError, task_of_source
 
 
@@ -66,10 +67,10 @@ def measuring_dtype(source: ModelSource, asked: torch.dtype | str | None, device
 
 
 def named_device(name: str | None) -> torch.device:
-    """A device by its name, or the first accelerator, or the CPU.
+    """A device by its name, or the first accelerator, or the CPU; in one of several processes, its own accelerator.
 
     Raises:
-        ValueError: this machine or this torch has no such device.
+        ValueError: this machine or this torch has no such device, or several processes would share it.
     """
     if name is None:
         return default_device()
@@ -78,6 +79,11 @@ def named_device(name: str | None) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise ValueError(f"There is no device {name!r} here: {str(error).splitlines()[0]}") from error
+    if ":" in name and launched() > 1:
+        raise ValueError(
+            f"--device {name} is one device, and each of the {launched()} processes takes its own. Leave it out, or "
+            f"say --device {device.type}."
+        )
     if device.type == "meta":
         raise ValueError("The device 'meta' computes nothing. Use cpu, or an accelerator such as cuda:0.")
     return device

@@ -10,9 +10,12 @@ import torch
 
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import IGNORED, HeldOutRows, on_device
+from loraprune.processes.sharing import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraprune.calibration.progress import Progress
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,26 +39,45 @@ class TargetQuality:
 
 @torch.no_grad()
 def target_quality(
-    model: PreTrainedModel, held_out: HeldOutRows, tokenizer: PreTrainedTokenizerBase, *, generated: int
+    model: PreTrainedModel,
+    held_out: HeldOutRows,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    generated: int,
+    shared: bool = False,
+    progress: Progress | None = None,
 ) -> TargetQuality:
-    """Measure likelihoods of all held-out targets, and generate the first ``generated`` of them."""
+    """Measure likelihoods of all held-out targets, and generate the first ``generated`` of them.
+
+    Args:
+        model: encoder–decoder.
+        held_out: rows, one at least.
+        tokenizer: of the model.
+        generated: how many targets are generated.
+        shared: share the batches out among the processes of the run, all of which call this with the same rows.
+        progress: told of rows, of which each that is generated counts twice.
+    """
     device = next(model.parameters()).device
-    total, count = 0.0, 0
+    read, written = held_out.parts(), held_out.parts(generated)
+    batches = [*read, *written]
+
+    def of_batch(number: int) -> tuple[float, int] | list[bool]:
+        """Loss and tokens of a batch that is read, or whether each target of one is written."""
+        inputs = on_device(held_out.batch(batches[number]), device, model.dtype)
+        if number >= len(read):
+            return _matches(model, inputs, tokenizer)
+        logits, labels = model(**inputs).logits.float(), inputs["labels"]
+        loss = torch.nn.functional.cross_entropy(
+            logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORED
+        )
+        return loss.item(), int((labels != IGNORED).sum())
+
+    sizes = [len(batch) for batch in batches]
     with eval_mode(model):
-        for batch in held_out.batches():
-            inputs = on_device(batch, device, model.dtype)
-            logits = model(**inputs).logits.float()
-            labels = inputs["labels"]
-            total += torch.nn.functional.cross_entropy(
-                logits.flatten(0, 1), labels.flatten(), reduction="sum", ignore_index=IGNORED
-            ).item()
-            count += int((labels != IGNORED).sum())
-        matches = [
-            match
-            for batch in held_out.batches(generated)
-            for match in _matches(model, on_device(batch, device, model.dtype), tokenizer)
-        ]
-    loss = total / count
+        found: list[Any] = made_of_each(len(batches), of_batch, shared=shared, sizes=sizes, progress=progress)
+    count = sum(tokens for _, tokens in found[: len(read)])
+    loss = math.fsum(nll for nll, _ in found[: len(read)]) / count
+    matches = [match for batch in found[len(read) :] for match in batch]
     return TargetQuality(
         loss=loss,
         perplexity=math.exp(loss) if loss < 700.0 else math.inf,
@@ -101,16 +123,29 @@ class Accuracy:
 
 
 @torch.no_grad()
-def accuracy(model: PreTrainedModel, held_out: HeldOutRows) -> Accuracy:
-    """Measure a classifier; losses are summed in 32 bits whatever its dtype."""
-    device = next(model.parameters()).device
-    right, total, count = 0, 0.0, 0
+def accuracy(
+    model: PreTrainedModel, held_out: HeldOutRows, *, shared: bool = False, progress: Progress | None = None
+) -> Accuracy:
+    """Measure a classifier; losses are computed in 32 bits whatever its dtype.
+
+    Args:
+        model: on its device.
+        held_out: rows, one at least.
+        shared: share the batches out among the processes of the run, all of which call this with the same rows.
+        progress: told of rows.
+    """
+    device, parts = next(model.parameters()).device, held_out.parts()
+
+    def of_batch(number: int) -> tuple[int, float, int]:
+        """Right answers, the loss, and examples."""
+        inputs = on_device(held_out.batch(parts[number]), device, model.dtype)
+        labels = inputs.pop("labels")
+        logits = model(**inputs).logits.float()
+        loss = torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+        return int((logits.argmax(-1) == labels).sum()), loss, len(labels)
+
+    sizes = [len(part) for part in parts]
     with eval_mode(model):
-        for batch in held_out.batches():
-            inputs = on_device(batch, device, model.dtype)
-            labels = inputs.pop("labels")
-            logits = model(**inputs).logits.float()
-            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
-            right += int((logits.argmax(-1) == labels).sum())
-            count += len(labels)
-    return Accuracy(accuracy=right / count, loss=total / count, num_examples=count)
+        found = made_of_each(len(parts), of_batch, shared=shared, sizes=sizes, progress=progress)
+    right, count = sum(hits for hits, _, _ in found), sum(examples for _, _, examples in found)
+    return Accuracy(accuracy=right / count, loss=math.fsum(nll for _, nll, _ in found) / count, num_examples=count)

@@ -14,6 +14,7 @@ from loraprune.compat.renamed import renamed_keywords
 from loraprune.data.encoding import encode_prompt, longest_input
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
+from loraprune.processes.sharing import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -120,6 +121,7 @@ def complete_prompts(
     prompts: Sequence[str],
     writing: Writing | None = None,
     *,
+    shared: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
     """Go on from each prompt, without repeating it; an encoder–decoder model writes its target for it.
@@ -132,19 +134,20 @@ def complete_prompts(
         tokenizer: of the model.
         prompts: one or more.
         writing: how; None: greedily, 64 tokens.
+        shared: share the prompts out among the processes of the run, all of which call this with the same prompts.
         progress: hears of every completion.
 
     Raises:
         ValueError: the tokenizer makes no token of a prompt.
     """
-    writing = writing or Writing()
-    completions = []
+    how = writing or Writing()
     with eval_mode(model):
-        for number, prompt in enumerate(prompts, start=1):
-            completions.append(_complete(model, tokenizer, prompt, writing))
-            if progress is not None:
-                progress(number, len(prompts))
-    return completions
+        return made_of_each(
+            len(prompts),
+            lambda number: _complete(model, tokenizer, prompts[number], how),
+            shared=shared,
+            progress=progress,
+        )
 
 
 def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, writing: Writing) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +13,7 @@ from accelerate.utils import send_to_device
 from loraprune.calibration.block_by_block import equal_length_batches
 from loraprune.data.encoding import text_and_segment_opening, tokenize
 from loraprune.layers.unwrap import eval_mode
+from loraprune.processes.sharing import made_of_each
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -108,31 +109,37 @@ def pack_text(
 
 
 @torch.no_grad()
-def perplexity(model: PreTrainedModel, held_out: HeldOut) -> Perplexity:
-    """Measure the perplexity of a model; likelihoods are summed in 32 bits whatever its dtype.
+def perplexity(model: PreTrainedModel, held_out: HeldOut, *, shared: bool = False) -> Perplexity:
+    """Measure the perplexity of a model; likelihoods are computed in 32 bits whatever its dtype.
+
+    Args:
+        model: on its device.
+        held_out: sequences.
+        shared: share the batches out among the processes of the run, all of which call this with the same sequences.
 
     Raises:
         ValueError: no token is left to predict.
     """
     device = next(model.parameters()).device
-    total = 0.0
-    num_tokens = lost = 0
     tokens = min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // model.config.vocab_size)
+    batches = equal_length_batches([torch.stack(pair, -1) for pair in held_out.sequences], tokens)
+
+    def of_batch(number: int) -> tuple[float, int, int]:
+        """Loss, tokens predicted, and sequences whose loss is not finite."""
+        ids, labels = batches[number].unbind(-1)
+        targets = labels[:, 1:].to(device)
+        logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
+        loss = torch.nn.functional.cross_entropy(
+            logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
+        ).item()
+        return loss, int((targets != IGNORED).sum()), 0 if math.isfinite(loss) else _num_not_finite(logits, targets)
+
     with eval_mode(model):
-        for pairs in equal_length_batches([torch.stack(pair, -1) for pair in held_out.sequences], tokens):
-            ids, labels = pairs.unbind(-1)
-            targets = labels[:, 1:].to(device)
-            logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
-            loss = torch.nn.functional.cross_entropy(
-                logits.float().flatten(0, 1), targets.flatten(), reduction="sum", ignore_index=IGNORED
-            ).item()
-            if not math.isfinite(loss):
-                lost += _num_not_finite(logits, targets)
-            total += loss
-            num_tokens += int((targets != IGNORED).sum())
+        found = made_of_each(len(batches), of_batch, shared=shared)
+    num_tokens, lost = sum(tokens for _, tokens, _ in found), sum(lost for _, _, lost in found)
     if num_tokens == 0:
         raise ValueError("The held-out data has no token to predict.")
-    mean = total / num_tokens
+    mean = math.fsum(loss for loss, _, _ in found) / num_tokens
     bits_per_byte = None
     if held_out.num_bytes:
         all_tokens = sum(int((labels != IGNORED).sum()) for _, labels in held_out.sequences)
@@ -173,11 +180,14 @@ class HeldOutRows:
     def __len__(self) -> int:
         return len(self.rows)
 
-    def batches(self, count: int | None = None) -> Iterator[dict[str, Any]]:
-        """Batches in the rows' order; of the first ``count`` rows alone where that is given."""
+    def parts(self, count: int | None = None) -> list[range]:
+        """Numbers of the rows of each batch, in their order; of the first ``count`` rows alone where that is given."""
         total = len(self) if count is None else min(count, len(self))
-        for start in range(0, total, ROWS_PER_BATCH):
-            yield self.collator([self.rows[i] for i in range(start, min(start + ROWS_PER_BATCH, total))])
+        return [range(start, min(start + ROWS_PER_BATCH, total)) for start in range(0, total, ROWS_PER_BATCH)]
+
+    def batch(self, numbers: range) -> dict[str, Any]:
+        """The batch of some rows."""
+        return self.collator([self.rows[number] for number in numbers])
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

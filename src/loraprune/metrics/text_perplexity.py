@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +13,7 @@ import torch
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import LOGITS_PER_BATCH
 from loraprune.metrics.windows import Windows
+from loraprune.processes.sharing import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -47,7 +50,12 @@ class TextPerplexity:
 
 
 def text_perplexity(
-    model: PreTrainedModel, windows: Windows, *, batch_size: int | None = None, progress: Progress | None = None
+    model: PreTrainedModel,
+    windows: Windows,
+    *,
+    batch_size: int | None = None,
+    shared: bool = False,
+    progress: Progress | None = None,
 ) -> TextPerplexity:
     """Measure a model on windows of a text.
 
@@ -58,12 +66,13 @@ def text_perplexity(
         model: on its device.
         windows: of the text.
         batch_size: windows in a batch; None begins with one that should fit and halves it until it does.
+        shared: share the batches out among the processes of the run, all of which call this with the same windows.
         progress: told how many tokens are done.
 
     Raises:
         ValueError: there is no memory for a single window.
     """
-    total = _summed(model, windows, batch_size, progress or (lambda done, of: None))
+    total = math.fsum(_losses(model, windows, batch_size, shared, progress or (lambda done, of: None)))
     count = windows.num_scored
     return TextPerplexity(
         perplexity=_exp(total / count),
@@ -80,30 +89,46 @@ def _exp(value: float) -> float:
     return math.exp(value) if value < LARGEST_EXPONENT else math.inf if not math.isnan(value) else math.nan
 
 
-def _summed(model: Any, windows: Windows, batch_size: int | None, progress: Progress) -> float:
-    """The negative log-likelihood of all scored tokens, in nats."""
+def _losses(model: Any, windows: Windows, batch_size: int | None, shared: bool, progress: Progress) -> list[float]:
+    """The negative log-likelihood of the scored tokens of each window, in nats."""
+    count, length = len(windows.ids_WL), windows.length
+    size = batch_size or starting_batch_size(model, length)
+    batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
+    progress(0, count * length)
+    of_batch = _halved_to_fit(model, windows, batch_size, size)
+    with eval_mode(model), torch.no_grad():
+        found = made_of_each(
+            len(batches),
+            lambda number: of_batch(batches[number]),
+            shared=shared,
+            sizes=[len(batch) * length for batch in batches],
+            progress=progress,
+        )
+    return list(chain.from_iterable(found))
+
+
+def _halved_to_fit(model: Any, windows: Windows, batch_size: int | None, size: int) -> Callable[[range], list[float]]:
+    """Measures batches; where memory does not suffice for one, it and those after it are halved until it does."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
-    count, done, total = len(windows.ids_WL), 0, 0.0
-    size = batch_size or starting_batch_size(model, windows.length)
-    progress(0, count * windows.length)
-    with eval_mode(model), torch.no_grad():
-        while done < count:
+    def measure(batch: range) -> list[float]:
+        nonlocal size
+        found: list[float] = []
+        while len(found) < len(batch):
             try:
-                total += _batch_nll(model, windows, done, done + size)
+                found += _batch_losses(model, windows, batch[len(found) :][:size])
+                continue
             except Exception as error:
                 if not should_reduce_batch_size(error):
                     raise
                 if size == 1 or batch_size is not None:
                     raise _no_memory(batch_size, windows.length) from error
-            else:
-                done = min(done + size, count)
-                progress(done * windows.length, count * windows.length)
-                continue
             # Out of reach of the error, which holds on to the tensors of the failed batch.
             size //= 2
             clear_device_cache(garbage_collection=True)
-    return total
+        return found
+
+    return measure
 
 
 def _no_memory(batch_size: int | None, length: int) -> ValueError:
@@ -123,14 +148,14 @@ def starting_batch_size(model: Any, length: int) -> int:
     return max(1, min(tokens, LOGITS_PER_BATCH // width) // length)
 
 
-def _batch_nll(model: Any, windows: Windows, start: int, end: int) -> float:
-    ids = windows.ids_WL[start:end].to(next(model.parameters()).device)
+def _batch_losses(model: Any, windows: Windows, batch: range) -> list[float]:
+    ids = windows.ids_WL[batch.start : batch.stop].to(next(model.parameters()).device)
     logits = model(input_ids=ids, use_cache=False).logits
-    total = 0.0
-    for row, first in enumerate(windows.first_scored[start:end]):
+    found = []
+    for row, first in enumerate(windows.first_scored[batch.start : batch.stop]):
         # One window at a time: logits in 32 bits take more memory than all else.
         losses = torch.nn.functional.cross_entropy(
             logits[row, first - 1 : -1].float(), ids[row, first:], reduction="none"
         )
-        total += losses.cpu().double().sum().item()  # not every accelerator has 64 bits
-    return total
+        found.append(losses.cpu().double().sum().item())  # not every accelerator has 64 bits
+    return found

@@ -59,8 +59,15 @@ def _have_met() -> bool:
     return dist.is_available() and dist.is_initialized()
 
 
-def join() -> None:
-    """Meet the other processes, where there are some and this was not done yet."""
+def join(*, on_cpu: bool = False) -> None:
+    """Meet the other processes, where there are some and this was not done yet.
+
+    Args:
+        on_cpu: GPUs are not used; else each process takes one of its own.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes on this machine.
+    """
     if launched() == 1:
         return
     import torch.distributed as dist
@@ -69,10 +76,28 @@ def join() -> None:
         import torch
 
         logger.info("Waiting for %d processes", launched())
-        accelerated = torch.cuda.is_available()
+        accelerated = torch.cuda.is_available() and not on_cpu
         if accelerated:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+            _take_gpu(torch.cuda.device_count())
         dist.init_process_group("cpu:gloo,cuda:nccl" if accelerated else "gloo", timeout=WAIT)
+
+
+def _take_gpu(available: int) -> None:
+    """Take the GPU of this process.
+
+    Raises:
+        ValueError: there are fewer GPUs than processes on this machine.
+    """
+    import torch
+
+    own = int(os.environ.get("LOCAL_RANK", "0"))
+    here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), own + 1)
+    if here > available:
+        raise ValueError(
+            f"{here} processes were started on this machine, which has {available} GPUs, and each process takes one. "
+            f"Start {available}, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU."
+        )
+    torch.cuda.set_device(own)
 
 
 def leave() -> None:

@@ -137,7 +137,8 @@ class CausalLM(Task):
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Perplexity, and what it was measured on."""
         assert isinstance(held_out, HeldOut)
-        return {key: value for key, value in asdict(perplexity(model, held_out)).items() if value is not None}
+        found = asdict(perplexity(model, held_out, shared=True))
+        return {key: value for key, value in found.items() if value is not None}
 
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
         """One sequence."""

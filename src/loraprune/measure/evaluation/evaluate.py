@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,8 @@ from loraprune.measure.evaluation.kinds import (
 from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
 from loraprune.measure.model import check_measurable, measuring_dtype, named_device
 from loraprune.metrics.texts import find_texts, read_text
+from loraprune.processes.ranks import from_main, is_main, join, num_processes
+from loraprune.processes.sharing import together
 from loraprune.record.provenance import machine_description, timestamp, versions
 from loraprune.tasks.registry import task_of_source
 
@@ -50,13 +53,15 @@ def evaluate(
 ) -> Results:
     """Measure models, one after the other, and keep every figure with what it belongs to.
 
+    Processes of one run share the work; all of them have to call this. The first one writes.
+
     Everything is checked before the first weights are loaded. Where an output file is named, each figure is written as
     soon as there is one; what the file holds already, of the same model, data and settings, is not measured again.
 
     Args:
         models: folders or hub names, adapters among them; one or several.
         config: what to evaluate on.
-        progress: called with what is being measured, finished steps and all steps.
+        progress: called with what is being measured, finished steps and all steps; in the first process alone.
 
     Returns:
         The figures that were asked for, model by model.
@@ -68,8 +73,29 @@ def evaluate(
     names = list(dict.fromkeys(str(model) for model in _listed(models)))
     if not names:
         raise ValueError("No model was named. Give a checkpoint's folder or its hub name.")
+    join(on_cpu=config.device == "cpu")
+    device, file, found, evaluations = together(lambda: _checked(names, config))
+    told = progress if progress is not None and is_main() else lambda what, done, total: None
+    entries: list[Entry] = []
+    try:
+        for number, model in enumerate(found):
+            if number:
+                # Models are full of cycles, so that the one before may still be there.
+                clear_device_cache(garbage_collection=True)
+            entries += _of_model(model, evaluations, config, device, file, told)
+    except BaseException:
+        if file.num_kept:
+            logger.warning("What was measured until now is in %s.", file.path)
+        raise
+    return Results(tuple(entries))
+
+
+def _checked(
+    names: Sequence[str], config: EvaluationConfig
+) -> tuple[torch.device, ResultsFile, list[ModelSource], tuple[Evaluation, ...]]:
+    """Where is measured, the file of results (none but in the first process), the models, and what is measured."""
     device = named_device(config.device)
-    file = ResultsFile(config.output, force=config.force)
+    file = ResultsFile(config.output if is_main() else None, force=config.force)
     found = [
         check_measurable(
             ModelSource.of_any(
@@ -82,19 +108,7 @@ def evaluate(
         )
         for name in names
     ]
-    evaluations = plan_evaluations(config, found, device)
-    entries: list[Entry] = []
-    try:
-        for number, model in enumerate(found):
-            if number:
-                # Models are full of cycles, so that the one before may still be there.
-                clear_device_cache(garbage_collection=True)
-            entries += _of_model(model, evaluations, config, device, file, progress or (lambda what, done, total: None))
-    except BaseException:
-        if file.num_kept:
-            logger.warning("What was measured until now is in %s.", file.path)
-        raise
-    return Results(tuple(entries))
+    return device, file, found, plan_evaluations(config, found, device)
 
 
 def _listed(models: str | Path | Sequence[str | Path]) -> Sequence[str | Path]:
@@ -123,7 +137,7 @@ def _of_model(
             settings=evaluation.settings(model) | where,
             data=evaluation.data,
         )
-        known = file.find(blank.key)
+        known = from_main(partial(file.find, blank.key))
         if known is not None:
             logger.info("%s: %s is in %s, from %s", model.name, blank.label, file.path, known.created)
             # Under the name of today: the same model may have been elsewhere.
@@ -131,10 +145,10 @@ def _of_model(
             continue
         if loaded is None:
             logger.info("Loading %s", model.name)
-            loaded = model.load(dtype, device)
+            loaded = together(partial(model.load, dtype, device))
         logger.info("%s: measuring %s", model.name, blank.label)
         started = time.time()
-        values = evaluation.measure(model, loaded, progress)
+        values = together(partial(evaluation.measure, model, loaded, progress))
         entry = replace(
             blank,
             parameters=loaded.num_parameters(),
@@ -142,11 +156,20 @@ def _of_model(
             created=timestamp(),
             seconds=round(time.time() - started, 3),
             versions=_versions(blank.kind),
-            machine=machine_description(),
+            machine=machine_description() | _processes(),
         )
-        file.add(entry)
-        entries.append(entry)
+        entries.append(from_main(partial(_kept, file, entry)))
     return entries
+
+
+def _kept(file: ResultsFile, entry: Entry) -> Entry:
+    file.add(entry)
+    return entry
+
+
+def _processes() -> dict[str, int]:
+    """How many processes shared the work, where there were several."""
+    return {} if num_processes() == 1 else {"processes": num_processes()}
 
 
 def _versions(kind: str) -> dict[str, str]:

@@ -60,7 +60,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
-        """The figures by name, of a model that was checked.
+        """The figures by name, of a model that was checked, the same in all processes of a run, which share the work.
 
         Args:
             source: of the model.

@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import sys
+from abc import abstractmethod
 from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.calibration.progress import ProgressOf
+from loraprune.calibration.progress import Progress, ProgressOf
 from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.evaluation.config import EvaluationConfig
 from loraprune.measure.evaluation.evaluation import (
@@ -93,13 +95,14 @@ class RowsEvaluation(Evaluation):
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Figures of the model's task."""
-        # A text is read and then written.
-        passes = 2 if self.kind == "targets" else 1
         what = f"{self.name} {task_of_source(source).row_name}"
-        return self._figures(source, model, _counted(self._held_out[source.name], passes, progress, what))
+        return self._figures(source, model, self._held_out[source.name], partial(progress, what))
 
-    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
-        raise NotImplementedError
+    @abstractmethod
+    def _figures(
+        self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows, progress: Progress
+    ) -> dict[str, Any]:
+        """The figures by name."""
 
 
 class AccuracyEvaluation(RowsEvaluation):
@@ -108,8 +111,10 @@ class AccuracyEvaluation(RowsEvaluation):
     kind = "accuracy"
     tasks = CLASSIFIERS
 
-    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
-        return asdict(accuracy(model, rows))
+    def _figures(
+        self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows, progress: Progress
+    ) -> dict[str, Any]:
+        return asdict(accuracy(model, rows, shared=True, progress=progress))
 
 
 class TargetsEvaluation(RowsEvaluation):
@@ -118,21 +123,11 @@ class TargetsEvaluation(RowsEvaluation):
     kind = "targets"
     tasks = (TEXT_TO_TEXT,)
 
-    def _figures(self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows) -> dict[str, Any]:
-        return asdict(target_quality(model, rows, source.tokenizer, generated=len(rows)))
-
-
-def _counted(held_out: HeldOutRows, passes: int, progress: ProgressOf, what: str) -> HeldOutRows:
-    """The same rows; making a batch tells how many went by before."""
-    collator, total, done = held_out.collator, passes * len(held_out), 0
-
-    def collate(rows: list[Any]) -> dict[str, Any]:
-        nonlocal done
-        done += len(rows)
-        progress(what, done, total)
-        return collator(rows)
-
-    return replace(held_out, collator=collate)
+    def _figures(
+        self, source: ModelSource, model: PreTrainedModel, rows: HeldOutRows, progress: Progress
+    ) -> dict[str, Any]:
+        found = target_quality(model, rows, source.tokenizer, generated=len(rows), shared=True, progress=progress)
+        return asdict(found)
 
 
 def _place(source: str) -> Path:
@@ -195,7 +190,8 @@ class PromptsEvaluation(Evaluation):
             source.tokenizer,
             self._prompts,
             self._writing,
-            progress=lambda done, total: progress("completions", done, total),
+            shared=True,
+            progress=partial(progress, "completions"),
         )
         pairs = zip(self._prompts, texts, strict=True)
         return {"completions": [{"prompt": prompt, "completion": text} for prompt, text in pairs]}
@@ -241,6 +237,7 @@ class TaskEvaluation(Evaluation):
             batch_size=self._config.batch_size or "auto",
             max_length=self._config.max_length,
             seed=self._config.seed,
+            shared=True,
             progress=progress,
         )
         return score.to_values()
@@ -286,6 +283,7 @@ class TextEvaluation(Evaluation):
             model,
             self._windows[source.name],
             batch_size=self._config.batch_size,
-            progress=lambda done, total: progress(f"{label} tokens", done, total),
+            shared=True,
+            progress=partial(progress, f"{label} tokens"),
         )
         return asdict(measured)

@@ -6,10 +6,12 @@ Imports lm-eval; whoever imports this module has checked that it is there.
 from __future__ import annotations
 
 import copy
+import json
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Sequence
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from lm_eval.models.huggingface import HFLM
@@ -18,23 +20,27 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from loraprune.data.encoding import opened, opening_ids
+from loraprune.metrics.tasks.lm_eval import own_random_numbers
+from loraprune.processes.sharing import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from loraprune.calibration.progress import Progress
 
+Answer = TypeVar("Answer")
 Request = tuple[Any, list[int], list[int]]
 """What was asked in words, the tokens of the context, and those of the continuation that is scored."""
 
 
 class HarnessModel(HFLM):
-    """lm-eval's own model of transformers with four things changed.
+    """lm-eval's own model of transformers with five things changed.
 
     Batches hold about ``tokens_per_batch`` tokens instead of a number that is found by trying; likelihoods are taken
     from a softmax in 32 bits whatever the dtype; a continuation that is longer than the model's context is cut on the
     left instead of failing; and of what a tokenizer adds to a text, a causal model is given what opens it alone: an
-    end is part neither of a context nor of an answer.
+    end is part neither of a context nor of an answer. And batches are made here, each the same in one process and in
+    several, so that processes can share them out; what is drawn in one begins with a seed of its own.
 
     Attributes:
         num_requests: log-likelihoods asked for.
@@ -50,6 +56,8 @@ class HarnessModel(HFLM):
         tokens_per_batch: int,
         batch_size: int | None = None,
         max_length: int | None = None,
+        seed: int = 0,
+        shared: bool = False,
         progress: Progress | None = None,
     ) -> None:
         self._opening = opening_ids(tokenizer)
@@ -65,23 +73,13 @@ class HarnessModel(HFLM):
         if self._max_length > context:
             raise ValueError(f"--max-length is {max_length}, and the model reads {context} tokens at most.")
         self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # nothing to warn of: long requests are cut here
-        if batch_size is None:
-            self.batch_size_per_gpu = max(1, tokens_per_batch // self.max_length)
-        self._by_tokens, self._tokens_per_batch = batch_size is None, tokens_per_batch
-        self._batch, self._batch_end = 1, 0
-        self._progress = progress
+        self._batch_size = batch_size or max(1, tokens_per_batch // self.max_length)
+        self.batch_size_per_gpu = self._batch_size
+        self._tokens_per_batch = tokens_per_batch if batch_size is None else None
+        self._seed, self._shared, self._progress = seed, shared, progress
         self.num_requests = 0
         self.num_truncated = 0
         self.num_not_finite = 0
-
-    def _batch_scheduler(self, pos: int, n_reordered_requests: Sequence[Request]) -> int:
-        """Requests in the batch that the one at ``pos`` is in: the longest come first, and the first one counts."""
-        if pos == 0 or pos >= self._batch_end:
-            _, context, continuation = n_reordered_requests[pos]
-            length = min(len(context) + len(continuation), self.max_length + 1)
-            self._batch = max(1, self._tokens_per_batch // length)
-            self._batch_end = pos + self._batch
-        return self._batch
 
     def tok_encode(
         self,
@@ -116,10 +114,11 @@ class HarnessModel(HFLM):
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Likelihoods of whole texts; lm-eval itself puts one token before each."""
         opening, self._opening = self._opening, []
+        self.batch_size_per_gpu = sys.maxsize  # all windows of all texts, of which batches are made here
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm)
         finally:
-            self._opening = opening
+            self._opening, self.batch_size_per_gpu = opening, self._batch_size
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         """Tokens of both; at least one is left for the continuation, which some tokenizers merge into the context."""
@@ -133,17 +132,61 @@ class HarnessModel(HFLM):
     def _loglikelihood_tokens(
         self, requests: Sequence[Request], disable_tqdm: bool = False, override_bs: int | None = None
     ) -> list[tuple[float, bool]]:
-        fitting, fixed = [self._fit(request) for request in requests], self.batch_size_per_gpu
-        self._hear(len(requests))
-        if self._by_tokens:
-            self.batch_size_per_gpu = "auto"  # leaves it to the scheduler, but for whole texts (override_bs)
-        try:
-            answers = super()._loglikelihood_tokens(fitting, disable_tqdm=disable_tqdm, override_bs=override_bs)
-        finally:
-            self.batch_size_per_gpu = fixed
+        fitting = [self._fit(request) for request in requests]
+        ask = super()._loglikelihood_tokens
+
+        def answer(places: Sequence[int]) -> list[tuple[float, bool]]:
+            fixed, self.batch_size_per_gpu = self.batch_size_per_gpu, "auto"  # all at once
+            try:
+                return ask([fitting[place] for place in places], disable_tqdm, override_bs=len(places))
+            finally:
+                self.batch_size_per_gpu = fixed
+
+        answers = self._answers(len(requests), self._batches(fitting), answer)
         self.num_requests += len(answers)
         self.num_not_finite += sum(math.isnan(likelihood) for likelihood, _ in answers)
         return answers
+
+    def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
+        """Places of the requests of each batch, the longest first; what one forward pass answers is together."""
+        groups: dict[Any, list[int]] = {}
+        for place, (_, context, continuation) in enumerate(requests):
+            alike = tuple(context + continuation[:-1]) if self.backend == "causal" else place
+            groups.setdefault(alike, []).append(place)
+
+        def tokens(places: Sequence[int]) -> list[int]:
+            _, context, continuation = requests[max(places, key=lambda place: len(requests[place][2]))]
+            return context + continuation
+
+        passes = sorted(groups.values(), key=lambda places: (-len(tokens(places)), tokens(places)))
+        batches = []
+        while passes:
+            size = self._batch_size
+            if self._tokens_per_batch is not None:
+                size = max(1, self._tokens_per_batch // min(len(tokens(passes[0])), self.max_length + 1))
+            batches.append([place for places in passes[:size] for place in places])
+            passes = passes[size:]
+        return batches
+
+    def _answers(
+        self, count: int, batches: Sequence[Sequence[int]], answer: Callable[[Sequence[int]], list[Answer]]
+    ) -> list[Answer]:
+        """Answers to so many requests, in their order; batches hold the places of requests, and are shared out."""
+        if self._progress is not None:
+            self._progress(0, count)
+        found = made_of_each(
+            len(batches),
+            lambda number: answer(batches[number]),
+            shared=self._shared,
+            sizes=[len(batch) for batch in batches],
+            progress=self._progress,
+        )
+        at = {
+            place: one
+            for places, answers in zip(batches, found, strict=True)
+            for place, one in zip(places, answers, strict=True)
+        }
+        return [at[place] for place in range(count)]
 
     def _fit(self, request: Request) -> Request:
         words, context, continuation = request
@@ -159,22 +202,18 @@ class HarnessModel(HFLM):
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Text that the model writes."""
-        self._hear(len(requests))
-        return super().generate_until(requests, disable_tqdm=disable_tqdm)
+        write = super().generate_until
+        alike: dict[str, list[int]] = {}
+        for place, request in enumerate(requests):
+            alike.setdefault(json.dumps(request.args[1], sort_keys=True, default=str), []).append(place)
+        batches = []
+        for places in alike.values():
+            contexts = {place: requests[place].args[0] for place in places}
+            ordered = sorted(places, key=lambda place: (-len(self.tok_encode(contexts[place])), contexts[place]))
+            batches += [ordered[start : start + self._batch_size] for start in range(0, len(ordered), self._batch_size)]
 
-    def _hear(self, total: int) -> None:
-        """Tell of every answer, which lm-eval offers to a cache."""
-        if self._progress is not None:
-            self._progress(0, total)
-            self.set_cache_hook(_Answers(self._progress, total))
+        def answer(places: Sequence[int]) -> list[str]:
+            with own_random_numbers(self._seed + places[0]):
+                return write([requests[place] for place in places], disable_tqdm)
 
-
-class _Answers:
-    """Takes the place of lm-eval's cache of answers: keeps none, and tells how many there are."""
-
-    def __init__(self, progress: Progress, total: int) -> None:
-        self._progress, self._done, self._total = progress, 0, total
-
-    def add_partial(self, *_: Any) -> None:
-        self._done += 1
-        self._progress(self._done, self._total)
+        return self._answers(len(requests), batches, answer)

@@ -41,6 +41,7 @@ class TaskOptions(TypedDict, total=False):
         batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
         max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
         seed: of the few-shot examples that are drawn, and of sampling where a task samples.
+        shared: share the requests out among the processes of the run, all of which call this with the same task.
         progress: hears of every answered request.
     """
 
@@ -48,6 +49,7 @@ class TaskOptions(TypedDict, total=False):
     batch_size: int | Literal["auto"]
     max_length: int | None
     seed: int
+    shared: bool
     progress: ProgressOf | None
 
 
@@ -89,6 +91,7 @@ def score_task(
     batch_size: int | Literal["auto"] = "auto",
     max_length: int | None = None,
     seed: int = 0,
+    shared: bool = False,
     progress: ProgressOf | None = None,
 ) -> TaskScore:
     """Score a model in one task; the arguments are those of :func:`score_tasks`.
@@ -113,6 +116,8 @@ def score_task(
                     tokens_per_batch=tokens,
                     batch_size=None if batch_size == "auto" else batch_size,
                     max_length=max_length,
+                    seed=seed,
+                    shared=shared,
                     progress=work,
                 )
                 return _score(task, _evaluate(scorer, task.harness, limit), scorer)

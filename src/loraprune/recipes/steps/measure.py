@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +18,8 @@ from loraprune.measure.benchmark.memory import free_memory
 from loraprune.measure.width_times import work_latency
 from loraprune.metrics.completions import Writing, complete_prompts
 from loraprune.metrics.fingerprint import DataFingerprint
+from loraprune.processes.ranks import on_any
+from loraprune.processes.sharing import together
 from loraprune.record.run_record import ModelMeasures, RunMetrics
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_
@@ -63,7 +66,7 @@ def in_place_to_measure(prepared: PreparedRun, model: PreTrainedModel) -> Iterat
         yield True
         return
     needed = model.num_parameters() * model.dtype.itemsize
-    if needed * 1.2 > free_memory(prepared.computing):
+    if on_any(needed * 1.2 > free_memory(prepared.computing)):  # measuring is shared: all do it, or none
         logger.info("The model is too large to be measured on %s.", prepared.computing)
         yield False
         return
@@ -102,7 +105,7 @@ def measure_pruned(
         return metrics
     for measure in (_in_working_dtype, _final_quality, _unrecovered_quality, _latency):
         try:
-            metrics = measure(prepared, merged, plan, metrics)
+            metrics = together(partial(measure, prepared, merged, plan, metrics))
         except (RuntimeError, MemoryError, ValueError) as error:
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
