@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
@@ -13,6 +13,7 @@ from loraprune.cli.console import results_console
 from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.training_options import ARCHITECTURE, LORA, Invocation, TrainingCommand, sources
+from loraprune.processes.ranks import from_main, join
 from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
@@ -84,15 +85,9 @@ def _work(asked: Invocation) -> None:
 
     values = asked.values
     output: Path | None = values.get("output")
+    join()
     if output is not None:
-        read = ("model", "data", "tokenizer", "image_processor", "config", "architecture")
-        check_file(
-            output,
-            example="agreement.json",
-            what="agreement of criteria",
-            holds=b'"agreement"',
-            inputs=[values.get(name) for name in read],
-        )
+        from_main(lambda: _check_output(output, values))
     progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)
     try:
         comparison = compare_criteria(
@@ -112,8 +107,20 @@ def _work(asked: Invocation) -> None:
     console.print(agreement_table(comparison))
     console.print(CAPTION, highlight=False, markup=False, soft_wrap=True)
     if output is not None:
-        write_text(output, json.dumps(comparison.to_json(), indent=2) + "\n")
+        text = json.dumps(comparison.to_json(), indent=2) + "\n"
+        from_main(lambda: write_text(output, text))
         console.print(f"Agreement: {output}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _check_output(output: Path, values: Mapping[str, Any]) -> None:
+    read = ("model", "data", "tokenizer", "image_processor", "config", "architecture")
+    check_file(
+        output,
+        example="agreement.json",
+        what="agreement of criteria",
+        holds=b'"agreement"',
+        inputs=[values.get(name) for name in read],
+    )
 
 
 def agreement_table(comparison: CriteriaComparison) -> Table:

@@ -27,7 +27,7 @@ COMMANDS = {
     "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
 }
 
-IN_PARALLEL = ("prune", "recover", "oneshot")
+IN_PARALLEL = ("prune", "recover", "oneshot", "eval", "compare-criteria")
 """Commands that torchrun and ``accelerate launch`` may start in several processes."""
 
 USAGE = """usage: loraprune COMMAND [options]
@@ -89,7 +89,7 @@ def _run(arguments: list[str]) -> int:
         if is_main():
             print(
                 f"error: loraprune {command} works in one process, and {launched()} were started. Start it without the "
-                f"launcher; {' and '.join(IN_PARALLEL)} can share their work.",
+                f"launcher; {', '.join(IN_PARALLEL[:-1])} and {IN_PARALLEL[-1]} can share their work.",
                 file=sys.stderr,
             )
         return 2

@@ -11,6 +11,7 @@ from transformers import TrainerCallback
 
 from loraprune.importance.moving_average import MovingAverage, Scores, averaged, updated
 from loraprune.importance.whole_blocks import tell_micro_batches
+from loraprune.processes.ranks import num_processes
 from loraprune.pruning.errors import TrainingDivergedError
 from loraprune.pruning.pruner import gradients_finite
 from loraprune.structure.plan import Plan
@@ -53,7 +54,8 @@ class ListeningCallback(TrainerCallback):
     ) -> None:
         """Start to gather evidence."""
         for criterion in self._criteria.values():
-            tell_micro_batches(criterion, args.gradient_accumulation_steps)
+            # Those of all processes: what is squared or made positive comes after the sum over them.
+            tell_micro_batches(criterion, args.gradient_accumulation_steps * num_processes())
             criterion.attach(kwargs["model"], self._structure)
 
     def on_pre_optimizer_step(

@@ -18,7 +18,10 @@ from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
 from loraprune.options.field import check_fields, setting
 from loraprune.options.flat import options_of
+from loraprune.processes.ranks import join
+from loraprune.processes.sharing import together
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.in_parallel import check_parallel
 from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
@@ -187,6 +190,8 @@ def compare_criteria(
 ) -> CriteriaComparison:
     """Compare which groups criteria would remove, from one run that all of them watch; nothing is removed.
 
+    Processes of one run share the sequences of each step; all of them have to call this.
+
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
         dataset: in any form that :func:`loraprune.prune` takes.
@@ -216,15 +221,29 @@ def compare_criteria(
         image_processor=image_processor,
         collator=collator,
     )
+    join()
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        prepared = prepare(model, dataset, config.tuning(), inputs, Path(scratch))
-        for criterion in config.configs().values():
-            criterion.check(prepared.structure)
-        # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
-        legal = legal_widths(prepared.structure, channel_multiple=1, head_counts="any")
-        for ratio in config.ratios:
-            check_reachable(prepared.structure, ratio, legal, config.allocation)
+        prepared, legal = together(lambda: _prepared(model, dataset, config, inputs, Path(scratch)))
         return _compare(prepared, config, legal, callbacks)
+
+
+def _prepared(
+    model: str | Path | PreTrainedModel,
+    dataset: str | Path | Dataset,
+    config: ComparisonConfig,
+    inputs: RunInputs,
+    scratch: Path,
+) -> tuple[PreparedTraining, LegalWidths]:
+    """What is tuned, and the widths that count, all of it checked."""
+    prepared = prepare(model, dataset, config.tuning(), inputs, scratch)
+    check_parallel(prepared.arguments, config.tuning(), None)
+    for criterion in config.configs().values():
+        criterion.check(prepared.structure)
+    # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
+    legal = legal_widths(prepared.structure, channel_multiple=1, head_counts="any")
+    for ratio in config.ratios:
+        check_reachable(prepared.structure, ratio, legal, config.allocation)
+    return prepared, legal
 
 
 def _compare(
