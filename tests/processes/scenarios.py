@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tests.processes.measured import MEASURED, failing
 
 import loraprune
 from loraprune import OneshotConfig, PruningCallback, PruningConfig, RunOptions
@@ -113,8 +114,17 @@ def without_training(model: str, data: str, values: dict[str, Any], **options: A
     return {**_found(result.model, []), "plan": result.plan.to_json(), "perplexity": perplexity, "steps": 8}
 
 
+def measured_folder(data: str) -> Path:
+    """Beside the texts: what is measured on."""
+    return Path(data).with_name("measured")
+
+
 def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> dict[str, Any]:
     """What came of a scenario, with the same sequences in each of eight steps however many processes there are."""
+    if name in MEASURED:
+        return {"measured": MEASURED[name](model, measured_folder(data), processes)}
+    if name == "failing":
+        return {"measured": failing(model, measured_folder(data), processes)}
     scenario = SCENARIOS[name]
     if "own" in scenario:
         return own_trainer(model, data, scenario["own"], processes=processes)

@@ -17,7 +17,7 @@ import pytest
 import torch
 from filelock import FileLock
 from tests.checkpoints import tiny_checkpoint, write_texts
-from tests.processes import scenarios
+from tests.processes import measured, scenarios
 from transformers import AutoModelForCausalLM
 
 from loraprune import PruningCallback, PruningConfig
@@ -30,11 +30,14 @@ USUAL = ("fisher", "taylor squared", "wanda", "osscar first", "distill", "pst", 
 USUAL += ("shared out: stream", "shared out: lora")
 NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.full, id=name) for name in scenarios.SCENARIOS]
 
+QUICK = ("everything", "one of each", "known figures", "criteria")
+MEASURED = [pytest.param(name, marks=() if name in QUICK else pytest.mark.full, id=name) for name in measured.MEASURED]
+
 pytestmark = pytest.mark.slow
 
 
 def environment() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return {**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'src'}", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +47,9 @@ def deep(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=120)
+    texts = write_texts(tmp_path_factory.mktemp("data") / "texts.jsonl", count=120)
+    measured.prepare(scenarios.measured_folder(str(texts)))
+    return texts
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +77,7 @@ def _launched(request: pytest.FixtureRequest, deep: Path, texts: Path, folder: P
     }
     taken = "magnitude@" + json.dumps({"output": str(folder / "taken")})
     written = "flap@" + json.dumps({"output": str(folder / "written")})
-    names = [*sorted(asked - {"magnitude", "flap"}), taken, written]
+    names = [*sorted(asked - {"magnitude", "flap"}), taken, written, "failing"]
     with claimed(folder / "taken"):
         script = [str(ROOT / "tests/processes/scenarios.py"), str(deep), str(texts), str(folder / "found"), *names]
         done = subprocess.run([*LAUNCH, *script], capture_output=True, text=True, env=environment(), cwd=ROOT)
@@ -96,6 +101,17 @@ def test_two_processes_do_what_one_does(name: str, of_two: list[dict[str, Any]],
         # Where weights are shared out, the first process has the result.
         logits = [] if place > 0 and name.startswith("shared out") else pytest.approx(alone["logits"], abs=1e-3)
         assert together["logits"] == logits
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_two_processes_measure_what_one_does(name: str, of_two: list[dict[str, Any]], deep: Path, texts: Path) -> None:
+    alone = json.loads(json.dumps(scenarios.run(name, str(deep), str(texts), processes=1)))
+    for together in (rank[name] for rank in of_two):
+        assert together == alone
+
+
+def test_what_one_process_fails_at_is_said_by_the_first_one_in_the_same_words(of_two: list[dict[str, Any]]) -> None:
+    assert [rank["failing"]["error"] for rank in of_two] == ["ValueError: the disk is on fire"] * 2
 
 
 def test_an_output_that_another_run_writes_to_is_refused_in_all_processes(of_two: list[dict[str, Any]]) -> None:
@@ -180,6 +196,29 @@ def test_another_number_of_sequences_in_a_step_is_refused(deep: Path, texts: Pat
     done = subprocess.run([*alone, "--resume"], env=environment(), capture_output=True, text=True)
     assert done.returncode == 2
     assert "sequences in a step: 4 -> 2" in done.stderr
+
+
+@pytest.mark.full
+def test_the_command_line_evaluates_in_three_processes_and_speaks_once(deep: Path, texts: Path, tmp_path: Path) -> None:
+    folder = scenarios.measured_folder(str(texts))
+    wanted = ("--ppl", str(folder / "notes.txt"), "--tasks", str(folder / "contexts.jsonl"), "--max-length", "32")
+    three = [*LAUNCH[:-1], "3", "-m", "loraprune", "eval", str(deep)]
+    one = [sys.executable, "-m", "loraprune", "eval", str(deep)]
+    shown, values = [], []
+    for command in (one, three):
+        out = tmp_path / f"{len(command)}.json"
+        asked = [*command, *wanted, "-o", str(out), "-q"]
+        done = subprocess.run(asked, capture_output=True, text=True, env=environment())
+        assert done.returncode == 0, done.stderr
+        shown.append(done.stdout.replace(out.name, ""))
+        values.append([entry["values"] for entry in json.loads(out.read_text())["entries"]])
+    assert shown[0] == shown[1]
+    assert values[0] == values[1]
+    wrong = [*three, *wanted, "--device", "cpu:0", "-o", str(tmp_path / "none.json")]
+    done = subprocess.run(wrong, capture_output=True, text=True, env=environment())
+    assert done.returncode != 0
+    assert done.stderr.count("error: --device cpu:0 is one device") == 1
+    assert not (tmp_path / "none.json").exists()
 
 
 # What cannot be shared.

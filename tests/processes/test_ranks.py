@@ -17,7 +17,7 @@ WORKER = """
 import json, sys
 import torch
 from loraprune.calibration.features import FeatureStatistics
-from loraprune.processes import ranks
+from loraprune.processes import ranks, sharing
 
 ranks.join()
 import torch.distributed as dist
@@ -40,6 +40,32 @@ try:
     ranks.from_main(lambda: 1 / 0)
 except (ZeroDivisionError, ranks.OtherProcessError) as error:
     found["error"] = type(error).__name__
+told = []
+found["each"] = [
+    sharing.made_of_each(
+        count, lambda number: [number, rank], shared=shared, sizes=[2] * count, progress=lambda *step: told.append(step)
+    )
+    for count, shared in ((7, True), (2, True), (0, True), (2, False), (100, True))
+]
+found["told"] = told
+
+
+def fail(number):
+    if number == 4:
+        raise KeyError("no such thing")
+    return number
+
+
+for name, work in (
+    ("failed each", lambda: sharing.made_of_each(200, fail, shared=True)),
+    ("failed together", lambda: sharing.together(lambda: [][rank] if rank == 2 else rank)),
+    ("failed before sharing", lambda: sharing.together(lambda: 1 / rank and sharing.made_of_each(9, abs, shared=True))),
+):
+    try:
+        work()
+    except Exception as error:
+        found[name] = [type(error).__name__, str(error), sharing.is_told(error), sharing.is_of_another(error)]
+found["together"] = sharing.together(lambda: rank)
 ranks.wait()
 ranks.leave()
 print(json.dumps(found) + "\\n", end="", flush=True)
@@ -82,6 +108,54 @@ def test_statistics_are_those_of_all_rows(told: list[dict[str, object]]) -> None
 
 def test_an_error_of_the_first_one_ends_the_others(told: list[dict[str, object]]) -> None:
     assert [found["error"] for found in told] == ["ZeroDivisionError", "OtherProcessError", "OtherProcessError"]
+
+
+def test_work_is_dealt_out_in_turn_and_what_is_made_is_in_order(told: list[dict[str, object]]) -> None:
+    for rank, found in enumerate(told):
+        seven, two, none, alone, hundred = found["each"]  # type: ignore[misc]
+        assert seven == [[number, number % 3] for number in range(7)]
+        assert (two, none) == ([[0, 0], [1, 1]], [])
+        assert alone == [[0, rank], [1, rank]]
+        assert hundred == [[number, number % 3] for number in range(100)]
+        assert found["together"] == rank
+    assert told[0]["told"][:5] == [[6, 14], [12, 14], [14, 14], [4, 4], [2, 4]]  # type: ignore[index]
+
+
+def test_an_error_of_one_process_is_raised_by_all_with_its_words(told: list[dict[str, object]]) -> None:
+    words = "KeyError: 'no such thing'"
+    assert [found["failed each"] for found in told] == [
+        ["Exception", words, True, True],
+        ["KeyError", "'no such thing'", True, False],
+        ["Exception", words, True, True],
+    ]
+    assert [found["failed together"][:1] for found in told] == [["Exception"], ["Exception"], ["IndexError"]]  # type: ignore[index]
+    zero, *others = (found["failed before sharing"] for found in told)
+    assert zero == ["ZeroDivisionError", "division by zero", True, False]
+    assert others == [["ArithmeticError", "division by zero", True, True]] * 2
+
+
+@pytest.mark.parametrize(
+    ("started", "own", "available", "message"),
+    [("4", "0", 2, "4 processes were started on this machine, which has 2 GPUs"), (None, "3", 2, "4 processes were")],
+)
+def test_more_processes_than_gpus_are_refused(
+    started: str | None, own: str, available: int, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LOCAL_RANK", own)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    if started is not None:
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", started)
+    with pytest.raises(ValueError, match=message):
+        ranks._take_gpu(available)
+
+
+def test_each_process_takes_the_gpu_of_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[int] = []
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    monkeypatch.setattr(torch.cuda, "set_device", taken.append)
+    ranks._take_gpu(2)
+    assert taken == [1]
 
 
 def test_one_process_is_a_group_of_one() -> None:
