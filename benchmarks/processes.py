@@ -1,9 +1,10 @@
-"""What a second process is worth: training steps and a one-shot run in one process and in two, one thread each.
+"""What a second process is worth: training, a one-shot run and an evaluation, in one process and in two.
 
     python benchmarks/processes.py
 
-On a Llama of about 60 million parameters. The same sequences are in each step, and the same calibration
-data are looked at. The ratio is the time of one process over that of two; the variants take turns.
+On a Llama of about 60 million parameters, one thread a process. The same sequences are in each step, the same
+calibration data are looked at, and the same segments are measured. The ratio is the time of one process over that of
+two; the variants take turns.
 """
 
 from __future__ import annotations
@@ -24,11 +25,12 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
 
 import loraprune
-from loraprune import OneshotConfig, PruningConfig, RunOptions
+from loraprune import EvaluationConfig, OneshotConfig, PruningConfig, RunOptions
 from loraprune.data.demo import demo_model
 from loraprune.processes.ranks import is_main, join, leave, num_processes
 
 SEQUENCES, TOKENS = 8, 256
+WORK = ("step", "oneshot", "eval")
 
 
 class _Seconds(TrainerCallback):
@@ -56,8 +58,8 @@ def _prepare(folder: Path, rows: int) -> None:
             file.write(json.dumps({"text": text}) + "\n")
 
 
-def _work(folder: Path, steps: int, calibration: int) -> None:
-    """In each process: train, prune without training, and write down the seconds."""
+def _work(folder: Path, steps: int, calibration: int, segments: int) -> None:
+    """In each process: train, prune without training, evaluate, and write down the seconds."""
     torch.set_num_threads(1)
     join()
     model, rows = folder / "model", folder / "rows.jsonl"
@@ -76,9 +78,11 @@ def _work(folder: Path, steps: int, calibration: int) -> None:
     started = time.perf_counter()
     loraprune.oneshot(model, rows, config, options=quiet)
     one_shot = time.perf_counter() - started
+    text = EvaluationConfig(ppl=(str(rows),), max_length=TOKENS, batch_size=SEQUENCES, limit=segments)
+    (entry,) = loraprune.evaluate(model, text).entries
     step = statistics.median(b - a for a, b in zip(seconds.ends[1:-2], seconds.ends[2:-1], strict=True))
     if is_main():
-        (folder / "seconds.json").write_text(json.dumps({"step": step, "oneshot": one_shot}))
+        (folder / "seconds.json").write_text(json.dumps({"step": step, "oneshot": one_shot, "eval": entry.seconds}))
     leave()
 
 
@@ -88,24 +92,26 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=10)
     parser.add_argument("--calibration-sequences", type=int, default=32)
+    parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--worker", type=Path)
     options = parser.parse_args()
     if options.worker:
-        _work(options.worker, options.steps, options.calibration_sequences)
+        _work(options.worker, options.steps, options.calibration_sequences, options.segments)
         return
-    found: dict[int, dict[str, list[float]]] = {count: {"step": [], "oneshot": []} for count in (1, 2)}
+    found: dict[int, dict[str, list[float]]] = {count: {name: [] for name in WORK} for count in (1, 2)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        _prepare(folder, SEQUENCES * (options.steps + options.calibration_sequences))
+        _prepare(folder, SEQUENCES * (options.steps + options.calibration_sequences) + options.segments)
         for _ in range(options.rounds):
             for count, times in found.items():
                 launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(count)]
                 command = [*launch, __file__, "--worker", scratch, "--steps", str(options.steps)]
                 further = ["--calibration-sequences", str(options.calibration_sequences)]
+                further += ["--segments", str(options.segments)]
                 subprocess.run([*command, *further], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
                 for name, value in json.loads((folder / "seconds.json").read_text()).items():
                     times[name].append(value)
-    for name in ("step", "oneshot"):
+    for name in WORK:
         one, two = (statistics.median(found[count][name]) for count in (1, 2))
         print(f"{name}: {one:.2f} s in one process, {two:.2f} s in two: {one / two:.2f} times as fast")
 
