@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from loraprune.processes.ranks import OtherProcessError, num_processes
 
-T = TypeVar("T")
+Made = TypeVar("Made")
 
 _STRETCHES = 16
 """How many times processes meet while they work on something that is shared: an error is heard of no later."""
@@ -19,7 +19,7 @@ _KINDS = (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError)
 """What an error of another process becomes: the first of these that it is."""
 
 
-def together(make: Callable[[], T]) -> T:
+def together(make: Callable[[], Made]) -> Made:
     """What this process makes; where one of the processes fails, all of them do.
 
     All have to call it. An error is raised in the process that it comes from, and in the others with the same words.
@@ -31,7 +31,7 @@ def together(make: Callable[[], T]) -> T:
     """
     if num_processes() == 1:
         return make()
-    box: list[T] = []
+    box: list[Made] = []
 
     def keep() -> None:
         box.append(make())
@@ -42,12 +42,12 @@ def together(make: Callable[[], T]) -> T:
 
 def made_of_each(
     count: int,
-    make: Callable[[int], T],
+    make: Callable[[int], Made],
     *,
     shared: bool,
     sizes: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
-) -> list[T]:
+) -> list[Made]:
     """What is made of each of so many things, in their order.
 
     Args:
@@ -67,9 +67,9 @@ def made_of_each(
         rank = dist.get_rank()
     weights = [1] * count if sizes is None else sizes
     done, total = 0, sum(weights)
-    made: list[T] = []
+    made: list[Made] = []
 
-    def one(number: int) -> T:
+    def one(number: int) -> Made:
         nonlocal done
         found = make(number)
         done += weights[number] * processes  # the others are about as far
@@ -89,16 +89,16 @@ def made_of_each(
     return made
 
 
-def _each(make: Callable[[int], T], numbers: Iterable[int]) -> list[T]:
+def _each(make: Callable[[int], Made], numbers: Iterable[int]) -> list[Made]:
     return [make(number) for number in numbers]
 
 
-def _gathered(make: Callable[[], T]) -> list[T]:
+def _gathered(make: Callable[[], Made]) -> list[Made]:
     """What each process makes, in the order of the processes; where one of them fails, all do."""
     import torch.distributed as dist
 
     error: Exception | None = None
-    mine: T | None = None
+    mine: Made | None = None
     try:
         mine = make()
     except Exception as raised:
