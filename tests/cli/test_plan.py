@@ -87,6 +87,7 @@ def test_several_gpus_are_told_apart_and_the_choice_of_a_strategy_is_explained(
     assert max(map(len, tables)) <= 80
 
 
+@pytest.mark.full
 def test_json_says_what_several_gpus_hold_and_send(run: Command, model: str) -> None:
     words = ("plan", model, "--json", "--max-length", "64")
     alone, low = json.loads(run(*words).out)[0], json.loads(run(*words, "--gpus", "2", "--strategy", "fsdp2").out)[0]

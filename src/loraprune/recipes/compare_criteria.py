@@ -237,6 +237,8 @@ def _prepared(
     """What is tuned, and the widths that count, all of it checked."""
     prepared = prepare(model, dataset, config.tuning(), inputs, scratch)
     check_parallel(prepared.arguments, config.tuning(), None)
+    if prepared.options.sharded:
+        raise ValueError("Criteria are compared on models that each process holds whole. Leave FSDP out.")
     for criterion in config.configs().values():
         criterion.check(prepared.structure)
     # Nothing is saved, so that widths need not be ones that a config or a kernel likes.

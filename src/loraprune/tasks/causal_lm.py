@@ -12,6 +12,7 @@ import torch
 from loraprune.checkpoint.load import give_pad_token_
 from loraprune.data.formats import PreparedRows, prepare_dataset
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, perplexity
+from loraprune.processes.sharding import is_sharded
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.distillation import Teacher, distilling
@@ -137,7 +138,7 @@ class CausalLM(Task):
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
         """Perplexity, and what it was measured on."""
         assert isinstance(held_out, HeldOut)
-        found = asdict(perplexity(model, held_out, shared=True))
+        found = asdict(perplexity(model, held_out, shared=not is_sharded(model)))
         return {key: value for key, value in found.items() if value is not None}
 
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:

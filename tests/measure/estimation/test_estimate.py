@@ -36,6 +36,7 @@ def fit(found: Estimate, gpu: str) -> bool:
     return entry.fits
 
 
+@pytest.mark.full
 def test_seventy_billion_parameters_fit_one_card_of_80_gb_in_4_bits_alone() -> None:
     estimator = Estimator(find_shapes(SEVENTY), EstimateConfig(quantization="bnb-4bit"))
     in_4_bits = estimator.estimate()
@@ -176,6 +177,7 @@ def test_remedies_go_from_mild_to_severe_and_each_is_a_run() -> None:
         assert ("--load-in-8bit" in words) == (settings.quantization == "bnb-8bit")
 
 
+@pytest.mark.full
 def test_what_a_remedy_says_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     (card,) = [gpu for gpu in GPUS if gpu.name == "RTX 4090 24 GB"]
     monkeypatch.setattr("loraprune.measure.estimation.estimate.GPUS", (card,))

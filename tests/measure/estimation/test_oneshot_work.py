@@ -64,6 +64,7 @@ def counted(sequences: int) -> tuple[float, OneshotWork]:
     return counter.get_total_flops(), work
 
 
+@pytest.mark.full
 def test_what_grows_with_the_data_is_shared_and_the_rest_is_solved_by_each_process() -> None:
     (few, said_of_few), (many, said_of_many) = counted(ENOUGH), counted(2 * ENOUGH)
     assert many - few == pytest.approx(said_of_few.passes + said_of_few.moments, rel=0.01)

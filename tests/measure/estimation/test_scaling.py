@@ -40,6 +40,7 @@ def on(estimator: Estimator, gpus: int, nodes: int = 1, gpu: Gpu = H100, **furth
     return kind
 
 
+@pytest.mark.full
 def test_under_ddp_each_gpu_holds_all_and_a_copy_of_the_gradients(small: Estimator) -> None:
     size, alone = small.run_size(processes=8), small.estimate().memory
     memory = memory_of(size, "ddp", 8)
@@ -110,6 +111,7 @@ def test_ddp_is_chosen_where_one_gpu_holds_the_run_and_fsdp2_elsewhere(small: Es
     assert on(small, 8, gpu=large).fit.strategy == "ddp"
 
 
+@pytest.mark.full
 def test_more_gpus_or_lighter_options_are_named_where_they_help(small: Estimator) -> None:
     tight = holding(memory_of(small.run_size(processes=2), "fsdp2", 2).peak / GIB - 0.01)
     two = on(small, 2, gpu=tight)
