@@ -3,11 +3,13 @@
     python benchmarks/gpu.py                      # all three tables
     python benchmarks/gpu.py resources --only lora fisher
     python benchmarks/gpu.py smoke                # does everything run here at all?
+    python benchmarks/gpu.py processes            # and with a process on each GPU?
 
 ``resources`` (LoRAPrune's Tables 4 and 6): seconds an iteration at micro-batch 1, and peak memory, before any cut.
 ``latency`` (Table 3): a forward pass, adapter merged and not, dense and cut at random with uniform widths.
 ``memory`` (Table 1): peak memory of a quantized LLaMA-65B: as many layers as fit, and a line to all of them.
 ``smoke``: two steps of a tiny model with every criterion on every base; a line for each.
+``processes``: short runs under torchrun (DDP, FSDP2, one-shot) against the same in one process; a line for each.
 
 Finished rows are read back from ``--out``, so that an interrupted run goes on; what failed is tried again. A row that
 cannot run says why, and the others go on. ``--device cpu --preset tiny`` shows the tables in miniature.
@@ -30,6 +32,7 @@ from typing import Any
 import gpu_rows
 import torch
 from gpu_model import PRESETS, Shape
+from gpu_processes import try_processes
 from gpu_smoke import smoke
 
 PARTS: dict[str, tuple[str, tuple[str, ...], Callable[[Shape, str, argparse.Namespace], dict[str, Any]]]] = {
@@ -145,10 +148,13 @@ TABLES = {"resources": resources_table, "latency": latency_table, "memory": memo
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", nargs="?", choices=(*PARTS, "smoke"), help="one table; all of them by default")
+    parser.add_argument(
+        "part", nargs="?", choices=(*PARTS, "smoke", "processes"), help="one table; all of them by default"
+    )
     parser.add_argument("--preset", choices=tuple(PRESETS), help="LLaMA-7B; for memory LLaMA-65B")
     parser.add_argument("--layers", type=int, help="fewer layers than the preset has")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--processes", type=int, help="of the part with that name (one for each GPU)")
     parser.add_argument("--only", nargs="+", help="rows (in smoke: criteria) whose names begin so")
     parser.add_argument("--out", type=Path, default=Path("build/gpu.jsonl"))
     parser.add_argument("--length", type=int, default=512, help="tokens of a training sequence")
@@ -170,6 +176,11 @@ def main() -> None:
     print(header(options), flush=True)
     if options.part == "smoke":
         raise SystemExit(smoke(options.device, options.only))
+    if options.part == "processes":
+        count = options.processes or (torch.cuda.device_count() if options.device == "cuda" else 2)
+        if count < 2:
+            raise SystemExit(f"Several processes need a GPU each, and there is {count}. Try it with --device cpu.")
+        raise SystemExit(try_processes(options.device, count))
     options.out.parent.mkdir(parents=True, exist_ok=True)
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     found = False

@@ -1,4 +1,4 @@
-"""The files of examples/: scripts that a shell reads, options that are known, configurations that say what they should."""
+"""The files of examples/: scripts that a shell reads, with known options, and configurations for accelerate."""
 
 from __future__ import annotations
 

@@ -36,6 +36,14 @@ def modules(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.mark.full
 @pytest.mark.slow
+def test_every_run_in_several_processes_gives_what_one_process_gives() -> None:
+    shown = run("benchmarks/gpu.py", "processes", "--device", "cpu")
+    lines = [line for line in shown.splitlines() if line.startswith(("pass", "FAIL"))]
+    assert [line.split()[0] for line in lines] == ["pass"] * 5, shown
+
+
+@pytest.mark.full
+@pytest.mark.slow
 def test_every_table_is_printed_and_a_second_run_reads_the_rows_back(tmp_path: Path) -> None:
     pytest.importorskip("bitsandbytes")
     out = tmp_path / "rows.jsonl"
