@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -143,3 +145,27 @@ class TestWeights:
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
         with pytest.raises(CheckpointError, match=r"1 are missing, the first is model\.layers\.1\.mlp\.down_proj"):
             load_model(str(tmp_path), torch.float32, CPU)
+
+
+@pytest.mark.full
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the system does not say which memory is mapped")
+def test_weights_in_their_own_dtype_are_mapped_and_not_read(tmp_path: Path) -> None:
+    checkpoint = tiny_checkpoint(tmp_path / "large", hidden_size=1024, intermediate_size=8192, num_hidden_layers=4)
+    script = f"""
+import torch
+from pathlib import Path
+from loraprune.checkpoint.source import ModelSource
+
+def own():
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon")]
+    return int(line.split()[1]) * 1024
+
+source = ModelSource.of({str(checkpoint)!r})
+shapes = source.shapes
+before = own()
+model = source.load(torch.float32, torch.device("cpu"))
+print((own() - before) / sum(p.nbytes for p in model.parameters()))
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert float(done.stdout.split()[-1]) < 0.5

@@ -6,6 +6,7 @@ and writes down how far it is from one that no process shares.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -35,6 +36,12 @@ def _tuned(model: Any) -> Any:
     return tuned
 
 
+def _wrapped_parameters() -> int:
+    """How many parameters FSDP2 keeps something of."""
+    gc.collect()
+    return sum(type(each).__name__ == "FSDPParam" for each in gc.get_objects())
+
+
 def _loss(model: Any) -> torch.Tensor:
     return model(input_ids=IDS).logits.float().logsumexp(-1).mean()
 
@@ -57,6 +64,12 @@ def _course(folder: Path, *, shared: bool) -> dict[str, Any]:
     loss.backward()
     grown = sum(float(p.grad.abs().sum()) for p in tuned.parameters() if p.grad is not None)
     found |= {"after": loss.item(), "gradients": grown, "sharded": is_sharded(tuned)}
+    tuned.zero_grad()
+    del loss
+    if shared:
+        found["left_over"] = _wrapped_parameters() - sum(not p.requires_grad for p in tuned.parameters())
+    tuned.load_state_dict(tuned.state_dict())
+    found["loaded"] = _loss(tuned).item()
     plain: Any = merged(tuned, torch.float32)
     with torch.no_grad():
         found["merged"] = _loss(plain).item()

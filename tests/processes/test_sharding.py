@@ -40,8 +40,9 @@ def test_a_shared_out_model_is_cut_and_merged_like_a_whole_one(name: str, found:
         shared = rank[name]["shared"]
         assert shared["share"] == pytest.approx(0.5, abs=0.01)
         assert shared["sharded"]
+        assert shared["left_over"] == 0, "of the weights before the cut"
         assert not shared["config"], "the result says nothing of processes"
-        for value in ("before", "after", "gradients", "merged"):
+        for value in ("before", "after", "loaded", "gradients", "merged"):
             assert shared[value] == pytest.approx(alone[value], rel=1e-5)
     assert found[0][name]["shared"]["whole"] == pytest.approx(alone["whole"], rel=1e-5)
     assert "whole" not in found[1][name]["shared"]

@@ -150,6 +150,12 @@ def _unwrap_(module: Any) -> None:
         module.__dict__.pop(key, None)
     _composable_state._module_state_mapping.pop(module, None)
     module.__class__ = type(module).__mro__[2]
+    for inner in module.modules():
+        for hooks in (inner._state_dict_pre_hooks, inner._load_state_dict_pre_hooks, inner._load_state_dict_post_hooks):
+            for key, hook in list(hooks.items()):
+                # They hold the weights as they were, and would put them back.
+                if getattr(getattr(hook, "hook", hook), "__module__", "").startswith("torch.distributed.fsdp"):
+                    del hooks[key]
 
 
 def gather_(model: nn.Module, *, keep: bool) -> None:
