@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import torch
 
+from loraprune.processes.sharing import made_of_each
+
 DAMPING_ATTEMPTS = 4
 LEAST_RAISED_DAMPING = 1e-4
 
@@ -137,10 +139,23 @@ def _best_ridge(
         damping: the least ridge.
     """
     first, second = halves
-    losses: dict[float | None, float] = {None: wanted[1].loss(before[0]) + wanted[0].loss(before[1])}
-    for ridge in (damping, *(stronger for stronger in STRONGER_DAMPING if stronger > damping)):
-        changes = before[0] + first.change(ridge), before[1] + second.change(ridge)
-        losses[ridge] = wanted[1].loss(changes[0]) + wanted[0].loss(changes[1])
+    ridges = (None, damping, *(stronger for stronger in STRONGER_DAMPING if stronger > damping))
+
+    def lost(number: int) -> float | None:
+        """Under one ridge; None where a half has no Cholesky factor."""
+        ridge, changes = ridges[number], before
+        try:
+            if ridge is not None:
+                changes = before[0] + first.change(ridge), before[1] + second.change(ridge)
+        except NotPositiveDefiniteError:
+            return None
+        return wanted[1].loss(changes[0]) + wanted[0].loss(changes[1])
+
+    losses = {}
+    for ridge, loss in zip(ridges, made_of_each(len(ridges), lost, shared=True), strict=True):
+        if loss is None:
+            raise NotPositiveDefiniteError("The second moment of half of the inputs is not positive definite.")
+        losses[ridge] = loss
     return min(losses, key=lambda ridge: losses[ridge])
 
 

@@ -12,6 +12,8 @@ from loraprune.calibration.least_squares import (
 )
 
 MOST_ROUNDS = 256
+LETS_GO = 8
+"""How many times, at even distances, an elimination lets go of the columns that it has removed."""
 _WIDEST_IN_64_BITS = 2048
 # At least two rounding steps of 32 bits, so that scores which differ by as much stay apart.
 TIE_BREAK = 2.0**-22
@@ -23,7 +25,7 @@ class _Elimination:
     """The consumer refitted to the columns that are left, and the inverse of their damped second moment.
 
     Columns stand group by group, so that the blocks of all groups are views; columns of no group come last and stay.
-    What belongs to removed groups is zero.
+    What belongs to removed groups is zero, and is let go of when there is enough of it.
 
     Args:
         weight_OI: the consumer; changed.
@@ -35,6 +37,7 @@ class _Elimination:
     def __init__(self, weight_OI: torch.Tensor, inverse_II: torch.Tensor, groups: int, size: int) -> None:
         self.weight_OI, self.inverse_II = weight_OI, inverse_II
         self.groups, self.size = groups, size
+        self.numbers_G = torch.arange(groups, device=weight_OI.device)
         self.removed_G = torch.zeros(groups, dtype=torch.bool, device=weight_OI.device)
         self.broken = torch.zeros((), dtype=torch.bool, device=weight_OI.device)
 
@@ -73,7 +76,7 @@ class _Elimination:
             chosen: groups in the order of their removal.
             remove: whether to remove them as well.
         """
-        columns = (chosen[:, None] * self.size + torch.arange(self.size, device=chosen.device)).flatten()
+        columns = self._columns(chosen)
         rows_DI = self.inverse_II[columns]
         factor_DD = self._factor(rows_DI[:, columns])
         halves_DO = torch.linalg.solve_triangular(factor_DD, self.weight_OI[:, columns].T, upper=False)
@@ -86,6 +89,18 @@ class _Elimination:
             self.inverse_II[:, columns] = 0
             self.removed_G[chosen] = True
         return halves_DO.square().sum(1).unflatten(0, (len(chosen), self.size)).sum(1)
+
+    def _columns(self, groups: torch.Tensor) -> torch.Tensor:
+        return (groups[:, None] * self.size + torch.arange(self.size, device=groups.device)).flatten()
+
+    def _let_go(self, left: int) -> None:
+        """Go on with the groups that are left, so many, and the columns of no group."""
+        kept = self.removed_G.byte().argsort(stable=True)[:left]
+        others = torch.arange(self.groups * self.size, len(self.inverse_II), device=kept.device)
+        columns = torch.cat([self._columns(kept), others])
+        self.weight_OI = self.weight_OI[:, columns]
+        self.inverse_II = self.inverse_II[columns][:, columns]
+        self.numbers_G, self.removed_G, self.groups = self.numbers_G[kept], self.removed_G[kept], left
 
     def choose(self, count: int, left: int) -> torch.Tensor:
         """The groups to remove next, cheapest first.
@@ -100,14 +115,21 @@ class _Elimination:
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor] | None:
         """Remove everything: groups in the order of their removal, and their errors; None where rounding broke it."""
-        at_once = -(-self.groups // MOST_ROUNDS)
-        order, errors = [], []
-        for done in range(0, self.groups, at_once):
-            left = self.groups - done
-            order.append(self.choose(min(at_once, left), left))
-            errors.append(self.marginal_errors(order[-1], remove=True))
+        total, order, errors = self.groups, [], []
+        at_once = -(-total // MOST_ROUNDS)
+        for left in range(total, 0, -at_once):
+            chosen = self.choose(min(at_once, left), left)
+            order.append(self.numbers_G[chosen])
+            errors.append(self.marginal_errors(chosen, remove=True))
+            if lets_go(total, self.groups, left - len(chosen)):
+                self._let_go(left - len(chosen))
         errors_G = torch.cat(errors)
         return None if self.broken or not torch.isfinite(errors_G).all() else (torch.cat(order), errors_G)
+
+
+def lets_go(total: int, groups: int, left: int) -> bool:
+    """Whether an elimination that began with ``total`` groups and holds ``groups`` goes on with those left alone."""
+    return left > 0 and (groups - left) * LETS_GO >= total
 
 
 def _as_scores(order_G: torch.Tensor, errors_G: torch.Tensor) -> torch.Tensor:

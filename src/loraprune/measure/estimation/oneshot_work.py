@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprune.calibration.least_squares import STRONGER_DAMPING, are_few
-from loraprune.importance.osscar import MOST_ROUNDS
+from loraprune.importance.osscar import MOST_ROUNDS, lets_go
 from loraprune.layers.axes import is_matrix, matrix_shape
 from loraprune.layers.unwrap import base_layer
 from loraprune.surgery.repairs import Stream
@@ -68,13 +68,18 @@ class OneshotWork:
 
 def elimination_flops(layer: PrunedConsumer) -> float:
     """Operations of :func:`loraprune.importance.osscar.osscar_group_scores`."""
-    o, i, size = layer.outputs, layer.inputs, layer.inputs // layer.groups
+    o, groups, size = layer.outputs, layer.groups, layer.inputs // layer.groups
     at_once = -(-layer.groups // MOST_ROUNDS)
-    rounds, d = -(-layer.groups // at_once), at_once * size
-    errors = layer.groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
+    d = at_once * size
     looking = (2 * d) ** 3 / 3 + (2 * d) ** 2 * o if at_once > 1 else 0.0
-    removing = d**3 / 3 + d**2 * (o + i) + 2 * o * d * i + 2 * i * d * i
-    return i**3 + rounds * (errors + looking + removing)
+    found = float(layer.inputs**3)
+    for left in range(layer.groups, 0, -at_once):
+        i = groups * size
+        errors = groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
+        found += errors + looking + d**3 / 3 + d**2 * (o + i) + 2 * o * d * i + 2 * i * d * i
+        if lets_go(layer.groups, groups, left - at_once):
+            groups = left - at_once
+    return found
 
 
 def least_squares_flops(layer: PrunedConsumer, rows: int) -> float:
