@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,13 +11,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig
 from tests.processes.test_in_parallel import LAUNCH, ROOT, environment
 from tests.zoo import ROWS
 from transformers import AutoModelForCausalLM
 
-from loraprune import PruningConfig, RunOptions
+from loraprune import PruningConfig, RunOptions, describe
 from loraprune.processes.sharding import apart, is_shard, is_sharded, whole, whole_weights
-from loraprune.recipes.steps.sharded import settle_sharing, settle_strategy
+from loraprune.recipes.steps.sharded import check_adapter_shared, settle_sharing, settle_strategy
 
 NAMES = [row.name for row in ROWS if row.auto is AutoModelForCausalLM]
 
@@ -80,6 +82,17 @@ def source(**values: Any) -> Any:
     return SimpleNamespace(**{**usual, **values})
 
 
+class Own:
+    name = "own"
+    every_step = comparable = True
+
+    def attach(self, model: Any, structure: Any) -> None: ...
+
+    def scores(self, plan: Any) -> None: ...
+
+    def detach(self) -> None: ...
+
+
 @pytest.mark.parametrize(
     ("options", "of_source", "task", "pruning", "message"),
     [
@@ -92,6 +105,7 @@ def source(**values: Any) -> Any:
         ({}, {}, "causal-lm", {"prune_start": 0.0, "cuts": 1}, "Cut first .loraprune oneshot"),
         ({"unrecovered": True}, {}, "causal-lm", {}, "Leave --measure-unrecovered out"),
         ({"speedup": 1.5}, {}, "causal-lm", {}, "Say --ratio or --widths"),
+        ({}, {}, "causal-lm", {"criterion": Own()}, "a criterion of your own"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
@@ -107,6 +121,34 @@ def test_what_cannot_be_shared_out_is_refused(
         settle_sharing(*given)
 
 
+@pytest.mark.parametrize(
+    ("lora", "message"),
+    [
+        ({"use_dora": True}, "use_dora is True"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights is 'pissa'"),
+        ({"bias": "all"}, "bias is 'all'"),
+        ({"target_modules": ["q_proj", "lm_head"]}, "names the embedding or the head"),
+        ({"target_modules": r".*embed_tokens"}, "names the embedding or the head"),
+    ],
+    ids=str,
+)
+def test_an_adapter_that_is_more_than_plain_lora_is_refused(lora: Any, message: str) -> None:
+    shapes = next(row for row in ROWS if row.name == "llama").model()
+    rest = (RunOptions(fsdp=2), describe(shapes))
+    check_adapter_shared(*rest, LoraConfig(target_modules=["q_proj"]), PruningConfig(), shapes)
+    with pytest.raises(ValueError, match=message):
+        check_adapter_shared(*rest, LoraConfig(**{"target_modules": ["q_proj"], **lora}), PruningConfig(), shapes)
+    check_adapter_shared(RunOptions(), describe(shapes), LoraConfig(**lora), PruningConfig(), shapes)
+
+
+@pytest.mark.parametrize(("name", "message"), [("mixtral", "mixtures of experts"), ("bloom", "Say --repair none")])
+def test_a_model_that_cannot_be_cut_in_parts_is_refused(name: str, message: str) -> None:
+    shapes = next(row for row in ROWS if row.name == name).model()
+    with pytest.raises(ValueError, match=message):
+        check_adapter_shared(RunOptions(fsdp=2), describe(shapes), LoraConfig(), PruningConfig(), shapes)
+
+
 def test_what_can_be_shared_out_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
@@ -118,11 +160,13 @@ def test_what_can_be_shared_out_is_not_timed(monkeypatch: pytest.MonkeyPatch) ->
 def test_the_configuration_of_accelerate_is_taken_over(monkeypatch: pytest.MonkeyPatch) -> None:
     assert settle_strategy(RunOptions()).fsdp is None
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    monkeypatch.setenv("LORAPRUNE_USE_FSDP", "")
     with pytest.raises(ValueError, match=r"FSDP, version 1\. Set fsdp_version: 2"):
         settle_strategy(RunOptions())
     monkeypatch.setenv("FSDP_VERSION", "2")
     assert settle_strategy(RunOptions()).fsdp == 2
-    assert settle_strategy(RunOptions()).fsdp is None, "accelerate would wrap the model, too"
+    assert "ACCELERATE_USE_FSDP" not in os.environ, "accelerate would wrap the model, too"
+    assert settle_strategy(RunOptions()).fsdp == 2, "as in the first run"
     monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
     with pytest.raises(ValueError, match="asks for DeepSpeed"):
         settle_strategy(RunOptions())

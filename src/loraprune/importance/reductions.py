@@ -10,6 +10,7 @@ import torch
 from loraprune.layers.axes import matrix_shape
 from loraprune.layers.lora import num_experts, row_blocks
 from loraprune.layers.unwrap import base_layer
+from loraprune.processes.sharding import whole_for_reading
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,12 +36,13 @@ def over_rows(
     rows, columns = matrix_shape(layer)
     per_row = torch.zeros(rows, device=layer.weight.device)
     per_column = torch.zeros(columns, device=layer.weight.device)
-    for block in row_blocks(rows, columns):
-        of_weights = importance(block)
-        if member.axis == "output":
-            per_row[block] = of_weights.sum(1)
-        else:
-            per_column += of_weights.sum(0)
+    with whole_for_reading(layer):
+        for block in row_blocks(rows, columns):
+            of_weights = importance(block)
+            if member.axis == "output":
+                per_row[block] = of_weights.sum(1)
+            else:
+                per_column += of_weights.sum(0)
     return member.group_sums(per_row if member.axis == "output" else per_column, num_groups)
 
 

@@ -60,7 +60,7 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     yield
     if not shards:
         return
-    from torch.distributed.tensor import Shard, distribute_tensor
+    from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
     again: dict[int, nn.Parameter] = {}
     for owner, name, shard in shards:
@@ -69,9 +69,27 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
             continue
         if id(now) not in again:
             part = distribute_tensor(now.data, shard.device_mesh, [Shard(0)], src_data_rank=None)
+            # A copy: in some versions of PyTorch a part is a view, which would keep the whole in memory.
+            own = part.to_local().clone()
+            part = DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
             again[id(now)] = nn.Parameter(part, requires_grad=now.requires_grad)
         owner._parameters[name] = again[id(now)]
     del plain
+
+
+@contextmanager
+def whole_for_reading(module: nn.Module) -> Iterator[None]:
+    """Let a module hold its whole weights for the length of a block; what becomes of them is forgotten.
+
+    For what looks at a weight several times, each of which would gather it. All processes have to do the same.
+    """
+    shards = _shards(module)
+    _make_whole_(shards)
+    try:
+        yield
+    finally:
+        for owner, name, shard in shards:
+            owner._parameters[name] = shard
 
 
 def _make_whole_(shards: list[tuple[nn.Module, str, Any]]) -> dict[int, nn.Parameter]:
@@ -117,6 +135,8 @@ def apart(model: nn.Module) -> Iterator[None]:
     del shards
     yield
     _wrap_(root, mesh, trained)
+    if mesh.device_type == "cuda":
+        torch.cuda.empty_cache()  # of streams that are not used any more
 
 
 def _wrap_(root: nn.Module, mesh: Any, trained: set[nn.Parameter]) -> None:
@@ -151,6 +171,8 @@ def _unwrap_(module: Any) -> None:
     _composable_state._module_state_mapping.pop(module, None)
     module.__class__ = type(module).__mro__[2]
     for inner in module.modules():
+        for mark in ("_is_fsdp_managed_module", "_fsdp_use_orig_params"):
+            inner.__dict__.pop(mark, None)
         for hooks in (inner._state_dict_pre_hooks, inner._load_state_dict_pre_hooks, inner._load_state_dict_post_hooks):
             for key, hook in list(hooks.items()):
                 # They hold the weights as they were, and would put them back.

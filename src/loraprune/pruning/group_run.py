@@ -19,7 +19,7 @@ from loraprune.layers.axes import axis_length
 from loraprune.layers.lora import check_tied_adapters, has_variant
 from loraprune.layers.quantized import is_quantized, is_quantized_model, prepare_, set_weight_, source_of
 from loraprune.layers.unwrap import base_layer, base_model
-from loraprune.processes.ranks import num_processes, summed
+from loraprune.processes.ranks import is_main, num_processes, summed
 from loraprune.processes.sharding import apart, whole, whole_weights
 from loraprune.pruning.calibration_data import warn_of_few_tokens
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
@@ -321,18 +321,26 @@ class GroupRun(PruningRun):
     def repaired_weights(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Base weights that a repair, or gates folded in, have changed: neither the model before nor the plan has them.
 
+        Where processes share out the weights, all of them have to ask, and the first one gets them.
+
         Of quantized layers, what was quantized last, refit or not: it depends on the cuts on the way, too.
         """
-        base, found = base_model(model), {}
+        base = base_model(model)
+        found: dict[str, torch.Tensor | None] = {}
+
+        def on_main(weight: torch.Tensor) -> torch.Tensor | None:
+            full = whole(weight)
+            return full.detach().cpu().contiguous() if full is weight or is_main() else None
+
         for dimension in self.structure if self.records else ():
             for member in dimension.all_members:
                 layer = base_layer(base.get_submodule(member.module))
                 weight = self._changed_weight(dimension, member, layer)
                 if weight is not None:
-                    found[f"{member.module}.{member.parameter}"] = whole(weight).detach().cpu().contiguous()
+                    found[f"{member.module}.{member.parameter}"] = on_main(weight)
                 if self.refits and isinstance(self.config.repair, Bias) and member is dimension.consumer:
-                    found[f"{member.module}.bias"] = whole(layer.bias).detach().cpu().contiguous()
-        return found
+                    found[f"{member.module}.bias"] = on_main(layer.bias)
+        return {name: value for name, value in found.items() if value is not None}
 
     def _changed_weight(self, dimension: PrunableDimension, member: Member, layer: Any) -> torch.Tensor | None:
         weight: torch.Tensor | None = source_of(layer)

@@ -26,7 +26,8 @@ def check_parallel(args: TrainingArguments, config: PruningConfig, trainer: Trai
     if args.deepspeed is not None or args.fsdp:
         raise ValueError(
             "Pruning in several processes goes with plain data parallelism (DDP), where each holds the whole model; "
-            "FSDP and DeepSpeed share it out. Leave fsdp and deepspeed out."
+            "FSDP and DeepSpeed share it out. Leave fsdp and deepspeed out; loraprune prune and recover share it out "
+            "with --fsdp 2 (RunOptions(fsdp=2))."
         )
     if args.torch_compile:
         raise ValueError("Pruning in several processes does not go with torch_compile. Leave it out.")

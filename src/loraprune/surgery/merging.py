@@ -38,6 +38,8 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
 
 def _cast_parts_(model: nn.Module, dtype: torch.dtype) -> None:
     """The same for a model that is shared out, a layer at a time."""
+    if all(parameter.dtype == dtype for parameter in model.parameters()):
+        return
     with apart(model):
         for module in model.modules():
             if any(True for _ in module.parameters(recurse=False)):

@@ -143,14 +143,15 @@ def cut_and_repair_(
         slice_(model, structure, before, after, optimizer)
         return after
     cut = _Cut(structure, before, after, repair, optimizer, hooks)
-    with eval_mode(model), apart(base_model(model)):
+    with eval_mode(model):
         sequences = token_sequences(structure, calibration)
-        if sequences is not None:
+        if sequences is None:
+            return cut.at_once_(model, WholeModelPass(model, calibration))
+        with apart(base_model(model)):
             if isinstance(repair, Stream):
                 readers = isinstance(repair, StreamAndReaders)
                 cut.targets = StreamTargets(model, structure, sequences, hooks.device, readers=readers)
             return cut.block_by_block_(model, LayerwisePass(model, structure, sequences, hooks.device))
-        return cut.at_once_(model, WholeModelPass(model, calibration))
 
 
 @dataclass

@@ -98,7 +98,7 @@ def prepare(
         lora_options=given if isinstance(given, LoraOptions) else None,
         teacher=find_teacher(options, source, task, arguments, recovery=recovery, prunes=pruning.target.ratio > 0.0),
     )
-    check_adapter_shared(options, structure, prepared.lora)
+    check_adapter_shared(options, structure, prepared.lora, pruning, source.shapes)
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))

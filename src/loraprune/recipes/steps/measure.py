@@ -105,8 +105,12 @@ def measure_pruned(
         return metrics
     for measure in (_in_working_dtype, _final_quality, _unrecovered_quality, _latency):
         try:
-            metrics = together(partial(measure, prepared, merged, plan, metrics))
+            found = partial(measure, prepared, merged, plan, metrics)
+            # Where weights are shared out, a process that fails leaves the others in a gather: it has to end them.
+            metrics = found() if prepared.options.sharded else together(found)
         except (RuntimeError, MemoryError, ValueError) as error:
+            if prepared.options.sharded:
+                raise
             # The run is done: for want of memory, say, one measure is missing, and not the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
     cast_(merged, prepared.saved_dtype)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 from packaging.version import Version
-from transformers import Trainer
 
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish
 from loraprune.checkpoint.sharded import forget_
+from loraprune.importance.criterion_config import OwnCriterion
 from loraprune.processes.ranks import is_main, launched
 from loraprune.processes.sharding import gather_
 from loraprune.surgery.merging import cast_, merged
@@ -34,6 +35,9 @@ OLDEST_TORCH = "2.8"
 """With which transformers shares weights out."""
 
 
+_TAKEN_OVER = "LORAPRUNE_USE_FSDP"
+
+
 def _says(name: str) -> bool:
     return os.environ.get(name, "").lower() in ("1", "true", "yes", "on")
 
@@ -52,7 +56,7 @@ def settle_strategy(options: RunOptions) -> RunOptions:
             "FSDP, version 2, in it, or leave that out and say --fsdp 2."
         )
     if not _says("ACCELERATE_USE_FSDP"):
-        return options
+        return replace(options, fsdp=2) if _says(_TAKEN_OVER) else options
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise ValueError(
@@ -60,6 +64,7 @@ def settle_strategy(options: RunOptions) -> RunOptions:
             "--fsdp 2 and leave FSDP out of it."
         )
     del os.environ["ACCELERATE_USE_FSDP"]
+    os.environ[_TAKEN_OVER] = "true"  # for the next run of this process
     return replace(options, fsdp=2)
 
 
@@ -82,10 +87,10 @@ def _fault(options: RunOptions, source: ModelSource, task: Task, pruning: Prunin
     """Why the weights of a run cannot be shared out; None where they can."""
     if launched() == 1:
         return "processes share the weights, and this run has one process. Start it with torchrun, or leave it out."
-    if Version(torch.__version__) < Version(OLDEST_TORCH) or not hasattr(
-        Trainer, "_sync_replicated_trainable_parameters"
-    ):
-        return f"PyTorch {OLDEST_TORCH} and a newer transformers are needed. Install them, or leave it out."
+    if Version(torch.__version__) < Version(OLDEST_TORCH):
+        return (
+            f"PyTorch {OLDEST_TORCH} or newer is needed, and this is {torch.__version__}. Install it, or leave it out."
+        )
     if task.name != "causal-lm":
         return f"only causal language models are shared out, and this one is made for {task.name}. Leave it out."
     if source.loaded is not None:
@@ -105,6 +110,8 @@ def _fault_of(options: RunOptions, pruning: PruningConfig) -> str | None:
     """The same of what is to be done."""
     if pruning.unstructured:
         return f"the criterion {pruning.criterion_name!r} would mask weights that are shared out. Leave it out."
+    if isinstance(pruning.criterion, OwnCriterion):
+        return "a criterion of your own would read weights that are shared out. Choose one of ours, or leave it out."
     if pruning.cuts_first and pruning.target.ratio > 0.0:
         return (
             "nothing is cut before the first step. Cut first (loraprune oneshot MODEL --data DATA -o PRUNED, which has "
@@ -117,19 +124,40 @@ def _fault_of(options: RunOptions, pruning: PruningConfig) -> str | None:
     return None
 
 
-def check_adapter_shared(options: RunOptions, structure: Structure, lora: LoraConfig) -> None:
-    """Make sure that an adapter goes with a base that is shared out.
+def check_adapter_shared(
+    options: RunOptions, structure: Structure, lora: LoraConfig, pruning: PruningConfig, shapes: PreTrainedModel
+) -> None:
+    """Make sure that an adapter and a repair go with a base that is shared out.
+
+    Args:
+        options: of the run.
+        structure: of the model.
+        lora: of the adapter.
+        pruning: of the run.
+        shapes: the model on the device ``meta``.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     if not options.sharded:
         return
+    if structure.spec.decoder is None and pruning.repairs and pruning.target.ratio > 0.0:
+        raise ValueError(
+            f"With --fsdp 2, blocks are repaired one by one, and those of a {structure.spec.model_type} model hand "
+            "each other more than hidden states. Say --repair none."
+        )
     if any(dimension.of_experts for dimension in structure):
         raise ValueError(
             "With --fsdp 2, mixtures of experts are not tuned: a step may leave out an expert in one process only, and "
             "the others would wait for it. Leave it out."
         )
+    if _targets_embeddings(lora, shapes):
+        raise ValueError(
+            "With --fsdp 2, the adapter is on layers of the blocks, and target_modules names the embedding or the "
+            "head. Leave it out."
+        )
+    if lora.bias != "none":
+        raise ValueError(f"With --fsdp 2, biases of the base are not trained, and bias is {lora.bias!r}. Leave it out.")
     plain = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
     fault = next((name for name in plain if getattr(lora, name, None)), None)
     if fault is None and lora.init_lora_weights not in (True, False, "gaussian"):
@@ -139,6 +167,16 @@ def check_adapter_shared(options: RunOptions, structure: Structure, lora: LoraCo
             f"With --fsdp 2, the adapter is plain LoRA that reads no weight of the base, and {fault} is "
             f"{getattr(lora, fault)!r}. Leave one of them out."
         )
+
+
+def _targets_embeddings(lora: LoraConfig, shapes: PreTrainedModel) -> bool:
+    """Whether an adapter is on the embedding or the head."""
+    ends: Any = (shapes.get_input_embeddings(), shapes.get_output_embeddings())
+    names = [name for name, module in shapes.named_modules() if any(module is end for end in ends if end is not None)]
+    targets = lora.target_modules or ()
+    if isinstance(targets, str):
+        return targets != "all-linear" and any(re.fullmatch(targets, name) for name in names)
+    return any(name == target or name.endswith(f".{target}") for name in names for target in targets)
 
 
 def shared_among(options: RunOptions) -> str:
