@@ -15,7 +15,7 @@ from loraprune import OneshotConfig
 from loraprune.measure.estimation.gpus import GPUS
 from loraprune.measure.estimation.links import Ring
 from loraprune.measure.estimation.oneshot_time import oneshot_time
-from loraprune.measure.estimation.oneshot_work import OneshotWork, oneshot_work
+from loraprune.measure.estimation.oneshot_work import RIDGES, OneshotWork, oneshot_work
 from loraprune.pruning.groups import Groups
 from loraprune.pruning.oneshot import prune_
 from loraprune.structure.describe import describe
@@ -68,15 +68,15 @@ def counted(sequences: int) -> tuple[float, OneshotWork]:
 def test_what_grows_with_the_data_is_shared_and_the_rest_is_solved_by_each_process() -> None:
     (few, said_of_few), (many, said_of_many) = counted(ENOUGH), counted(2 * ENOUGH)
     assert many - few == pytest.approx(said_of_few.passes + said_of_few.moments, rel=0.01)
-    assert 2 * few - many == pytest.approx(said_of_few.solves, rel=0.03)
+    assert 2 * few - many == pytest.approx(said_of_few.solves + said_of_few.tried, rel=0.03)
     assert said_of_many.solves == said_of_few.solves
 
 
 @pytest.mark.full
 def test_on_few_tokens_more_is_solved() -> None:
     flops, said = counted(6)
-    assert flops == pytest.approx(said.passes + said.moments + said.solves, rel=0.03)
-    assert said.solves > counted(ENOUGH)[1].solves
+    assert flops == pytest.approx(said.passes + said.moments + said.solves + said.tried, rel=0.03)
+    assert said.tried > counted(ENOUGH)[1].tried
 
 
 def test_moments_of_both_repairs_and_scores_are_added_up() -> None:
@@ -99,5 +99,12 @@ def test_the_speed_up_ends_at_what_is_not_shared() -> None:
     assert times[0].total == times[0].shared + alone
     assert times[1].total == pytest.approx(times[0].shared / 8 + alone)
     assert 1.0 == times[0].speed_up < times[1].speed_up < times[2].speed_up < times[2].limit
+    ridges = OneshotWork(passes=0.0, moments=0.0, solves=1e14, tried=7e14, summed=0.0, sums=0)
+    one, two, many = (
+        oneshot_time(ridges, gpu, Ring(gpus=n, nodes=1, within=1, between=1, hop=0), 128) for n in (1, 2, 128)
+    )
+    tried = 7e14 / RIDGES  # of one ridge
+    assert one.total / two.total == pytest.approx((1e14 + 7e14) / (1e14 + -(-RIDGES // 2) * tried))
+    assert many.speed_up == pytest.approx(many.limit)
     # With fewer sequences than processes, each looks at all of them.
     assert oneshot_time(work, gpu, Ring(gpus=8, nodes=1, within=1, between=1, hop=0), 7).speed_up == 1.0

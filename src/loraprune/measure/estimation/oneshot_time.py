@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loraprune.measure.estimation.gpus import Gpu, step_seconds
 from loraprune.measure.estimation.links import Ring
-from loraprune.measure.estimation.oneshot_work import OneshotWork
+from loraprune.measure.estimation.oneshot_work import RIDGES, OneshotWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,7 +15,7 @@ class OneshotTime:
 
     Attributes:
         shared: what the processes share, as one of them would take for all of it.
-        alone: what each process works out by itself.
+        alone: what each process works out by itself, with its part of the ridges that are tried.
         communication: until moments are added up.
         total: on all GPUs.
         speed_up: against one GPU.
@@ -40,8 +40,10 @@ def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> One
         sequences: of the calibration data.
     """
     passes = step_seconds(work.passes, gpu)
-    moments, alone = (in_single_seconds(flops, gpu) for flops in (work.moments, work.solves))
+    moments, solves, tried = (in_single_seconds(flops, gpu) for flops in (work.moments, work.solves, work.tried))
     shared, processes = passes + moments, ring.processes
+    alone = solves + tried * -(-RIDGES // processes) / RIDGES
+    everything = shared + solves + tried
     split = sequences >= processes > 1
     part = -(-sequences // processes) / sequences if split else 1.0
     communication = ring.sum_seconds(work.summed, work.sums) if split else 0.0
@@ -51,8 +53,8 @@ def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> One
         alone=alone,
         communication=communication,
         total=total,
-        speed_up=(shared + alone) / total,
-        limit=(shared + alone) / alone,
+        speed_up=everything / total,
+        limit=everything / (solves + tried / RIDGES),
     )
 
 

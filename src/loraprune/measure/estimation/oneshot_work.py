@@ -1,7 +1,8 @@
 """The arithmetic of ``loraprune oneshot`` by default (osscar, the repair stream), and what processes share of it.
 
 Calibration sequences are shared out: forward passes of blocks and second moments. What follows from the moments is
-worked out by each process: the order of elimination and the least squares. Between the two, moments are added up.
+worked out by each process: the order of elimination and the least squares. Ridges that are tried are shared out, too.
+In between, moments are added up.
 """
 
 from __future__ import annotations
@@ -55,6 +56,8 @@ class OneshotWork:
         passes: operations of forward passes, in the model's dtype; shared.
         moments: operations of second moments, in 32 bits; shared.
         solves: operations of elimination and least squares, in 32 bits; not shared.
+        tried: operations of least squares under the :data:`RIDGES` that are tried, in 32 bits; shared by that many
+            processes.
         summed: bytes of the moments that are added up over the processes.
         sums: operations in which they are.
     """
@@ -62,6 +65,7 @@ class OneshotWork:
     passes: float
     moments: float
     solves: float
+    tried: float = 0.0
     summed: float
     sums: int
 
@@ -82,17 +86,24 @@ def elimination_flops(layer: PrunedConsumer) -> float:
     return found
 
 
-def least_squares_flops(layer: PrunedConsumer, rows: int) -> float:
-    """Operations of :func:`loraprune.calibration.least_squares.held_back_columns` with a target, and of its error."""
+RIDGES = 2 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
+"""Ridges that are tried, with none at all among them."""
+
+
+def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]:
+    """Operations of :func:`loraprune.calibration.least_squares.held_back_columns` with a target, and of its error.
+
+    Returns:
+        Those that each process does, and those of the ridges that are tried.
+    """
     o, i, k = layer.outputs, layer.inputs, layer.kept
     equations = 2 * o * k**2 + 2 * k * (i - k) * o
     solving = k**3 / 3 + 2 * k**2 * o
     loss = 2 * k**2 * o
-    ridges = 1 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
     # Each half is solved with each ridge and judged on the other one, as is the plain cut.
-    search = _HALVES * (ridges * (solving + loss) + loss)
+    search = _HALVES * ((RIDGES - 1) * (solving + loss) + loss)
     searches = 2 if are_few(rows, i) else 1
-    return 3 * equations + searches * search + _HALVES * solving + 2 * solving + 2 * loss
+    return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, searches * search
 
 
 def oneshot_work(
@@ -110,7 +121,7 @@ def oneshot_work(
     if structure.spec.decoder is None or structure.spans_blocks or any(d.of_experts for d in structure):
         return None
     rows = sequences * tokens
-    passes = moments = solves = summed = 0.0
+    passes = moments = solves = tried = summed = 0.0
     sums = 0
     for layer, name in enumerate(structure.blocks):
         block = model.get_submodule(name)
@@ -125,10 +136,12 @@ def oneshot_work(
             passes += 2 * rows * (2 * consumer.before + 4 * tokens * consumer.attended)
             o, i = consumer.outputs, consumer.inputs
             moments += rows * (2 * 2 * i**2 + 2 * o * i)
-            solves += elimination_flops(consumer) + least_squares_flops(consumer, rows)
+            fitted, searched = least_squares_flops(consumer, rows)
+            solves += elimination_flops(consumer) + fitted
+            tried += searched
             summed += i**2 * _SINGLE + (2 * i + 1) * _DOUBLE + _HALVES * ((i**2 + o * i) * _SINGLE + _DOUBLE)
             sums += 2 + _HALVES * 3
-    return OneshotWork(passes=passes, moments=moments, solves=solves, summed=summed, sums=sums)
+    return OneshotWork(passes=passes, moments=moments, solves=solves, tried=tried, summed=summed, sums=sums)
 
 
 def _linear(block: Any) -> list[Any]:
