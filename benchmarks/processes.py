@@ -90,11 +90,13 @@ def main() -> None:
     """Measure, and print the ratios."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--steps", type=int, default=10, help="five or more: the first and the last are not timed")
     parser.add_argument("--calibration-sequences", type=int, default=32)
     parser.add_argument("--segments", type=int, default=64)
     parser.add_argument("--worker", type=Path)
     options = parser.parse_args()
+    if options.steps < 5:
+        parser.error(f"--steps is {options.steps}; at least 5 are needed")
     if options.worker:
         _work(options.worker, options.steps, options.calibration_sequences, options.segments)
         return
