@@ -131,6 +131,7 @@ def test_a_target_in_parameters_is_met() -> None:
     assert found.after.parameters == pytest.approx(800_000_000, rel=0.01)
 
 
+@pytest.mark.full
 def test_blocks_layers_that_stay_and_the_hidden_size_can_be_planned(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("loraprune.measure.estimation.estimate.GPUS", ())
     config = find_shapes("llama-3.2-1b").config
@@ -253,6 +254,7 @@ def test_what_the_model_cannot_do_is_refused(values: dict[str, object], message:
         estimate("llama-7b", EstimateConfig(**values))  # type: ignore[arg-type]
 
 
+@pytest.mark.full
 def test_published_resources_of_the_paper_lie_near(monkeypatch: pytest.MonkeyPatch) -> None:
     """LoRAPrune (arXiv 2305.18403), Table 6: LLaMA-7B 18.3 GB; 8 bits 13.8 GB. Batch and length are not told."""
     monkeypatch.setattr("loraprune.measure.estimation.estimate.GPUS", ())
