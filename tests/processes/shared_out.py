@@ -19,7 +19,7 @@ from tests.zoo.row import Row
 from transformers import AutoModelForCausalLM
 
 from loraprune import Plan, describe
-from loraprune.checkpoint.sharded import forget_, sharing, take_over_
+from loraprune.checkpoint.sharded import forget_, sharded_loading, take_over_
 from loraprune.processes.ranks import from_main, is_main, join, leave, wait
 from loraprune.processes.sharding import apart, gather_, is_shard, is_sharded, whole, whole_weights
 from loraprune.surgery.merging import merged
@@ -48,7 +48,7 @@ def _loss(model: Any) -> torch.Tensor:
 
 def _course(folder: Path, *, shared: bool) -> dict[str, Any]:
     """Losses and gradients of a model before and after a cut, and the sum of its merged weights."""
-    further = sharing() if shared else {}
+    further = sharded_loading() if shared else {}
     model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **further).eval()
     found: dict[str, Any] = {}
     if shared:
@@ -85,7 +85,7 @@ def _course(folder: Path, *, shared: bool) -> dict[str, Any]:
 
 def _opened_twice(folder: Path) -> dict[str, Any]:
     """What is changed while it is open stays; opening again, or taking apart again, does nothing."""
-    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **sharing()).eval()
+    model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, **sharded_loading()).eval()
     take_over_(model)
     head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
     tied = head.weight is embedding.weight

@@ -17,7 +17,7 @@ WORKER = """
 import json, sys
 import torch
 from loraprune.calibration.features import FeatureStatistics
-from loraprune.processes import ranks, sharing
+from loraprune.processes import ranks, shared_work
 
 ranks.join()
 import torch.distributed as dist
@@ -42,7 +42,7 @@ except (ZeroDivisionError, ranks.OtherProcessError) as error:
     found["error"] = type(error).__name__
 told = []
 found["each"] = [
-    sharing.made_of_each(
+    shared_work.made_of_each(
         count, lambda number: [number, rank], shared=shared, sizes=[2] * count, progress=lambda *step: told.append(step)
     )
     for count, shared in ((7, True), (2, True), (0, True), (2, False), (100, True))
@@ -57,15 +57,18 @@ def fail(number):
 
 
 for name, work in (
-    ("failed each", lambda: sharing.made_of_each(200, fail, shared=True)),
-    ("failed together", lambda: sharing.together(lambda: [][rank] if rank == 2 else rank)),
-    ("failed before sharing", lambda: sharing.together(lambda: 1 / rank and sharing.made_of_each(9, abs, shared=True))),
+    ("failed each", lambda: shared_work.made_of_each(200, fail, shared=True)),
+    ("failed together", lambda: shared_work.together(lambda: [][rank] if rank == 2 else rank)),
+    (
+        "failed before sharing",
+        lambda: shared_work.together(lambda: 1 / rank and shared_work.made_of_each(9, abs, shared=True)),
+    ),
 ):
     try:
         work()
     except Exception as error:
-        found[name] = [type(error).__name__, str(error), sharing.is_told(error), sharing.is_of_another(error)]
-found["together"] = sharing.together(lambda: rank)
+        found[name] = [type(error).__name__, str(error), shared_work.is_told(error), shared_work.is_of_another(error)]
+found["together"] = shared_work.together(lambda: rank)
 ranks.wait()
 ranks.leave()
 print(json.dumps(found) + "\\n", end="", flush=True)

@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 
 from loraprune import PruningConfig, RunOptions, describe
 from loraprune.processes.sharding import apart, is_shard, is_sharded, whole, whole_weights
-from loraprune.recipes.steps.sharded import check_adapter_shared, settle_sharing, settle_strategy
+from loraprune.recipes.steps.sharded import check_shareable, settle_sharing, settle_strategy
 
 NAMES = [row.name for row in ROWS if row.auto is AutoModelForCausalLM]
 
@@ -136,17 +136,17 @@ def test_what_cannot_be_shared_out_is_refused(
 def test_an_adapter_that_is_more_than_plain_lora_is_refused(lora: Any, message: str) -> None:
     shapes = next(row for row in ROWS if row.name == "llama").model()
     rest = (RunOptions(fsdp=2), describe(shapes))
-    check_adapter_shared(*rest, LoraConfig(target_modules=["q_proj"]), PruningConfig(), shapes)
+    check_shareable(*rest, LoraConfig(target_modules=["q_proj"]), PruningConfig(), shapes)
     with pytest.raises(ValueError, match=message):
-        check_adapter_shared(*rest, LoraConfig(**{"target_modules": ["q_proj"], **lora}), PruningConfig(), shapes)
-    check_adapter_shared(RunOptions(), describe(shapes), LoraConfig(**lora), PruningConfig(), shapes)
+        check_shareable(*rest, LoraConfig(**{"target_modules": ["q_proj"], **lora}), PruningConfig(), shapes)
+    check_shareable(RunOptions(), describe(shapes), LoraConfig(**lora), PruningConfig(), shapes)
 
 
 @pytest.mark.parametrize(("name", "message"), [("mixtral", "mixtures of experts"), ("bloom", "Say --repair none")])
 def test_a_model_that_cannot_be_cut_in_parts_is_refused(name: str, message: str) -> None:
     shapes = next(row for row in ROWS if row.name == name).model()
     with pytest.raises(ValueError, match=message):
-        check_adapter_shared(RunOptions(fsdp=2), describe(shapes), LoraConfig(), PruningConfig(), shapes)
+        check_shareable(RunOptions(fsdp=2), describe(shapes), LoraConfig(), PruningConfig(), shapes)
 
 
 def test_what_can_be_shared_out_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from loraprune.processes.sharing import made_of_each
+from loraprune.processes.shared_work import made_of_each
 
 DAMPING_ATTEMPTS = 4
 LEAST_RAISED_DAMPING = 1e-4

@@ -24,7 +24,7 @@ from loraprune.checkpoint.reading import (
 from loraprune.checkpoint.reading import (
     CheckpointError as CheckpointError,
 )
-from loraprune.checkpoint.sharded import sharing, take_over_
+from loraprune.checkpoint.sharded import sharded_loading, take_over_
 from loraprune.checkpoint.tied_weights import mend_tied_
 from loraprune.checkpoint.weight_files import check_weight_files
 from loraprune.data.encoding import longest_input
@@ -300,7 +300,7 @@ def load_model(
     import transformers
 
     check_weight_files(name)
-    further: dict[str, Any] = sharing() if sharded else {"device_map": {"": device}} if quantized else {}
+    further: dict[str, Any] = sharded_loading() if sharded else {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
     remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."

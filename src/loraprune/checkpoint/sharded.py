@@ -8,7 +8,7 @@ from loraprune.processes.ranks import num_processes
 from loraprune.processes.sharding import apart
 
 
-def sharing() -> dict[str, Any]:
+def sharded_loading() -> dict[str, Any]:
     """What ``from_pretrained`` has to be told."""
     from transformers.distributed import DistributedConfig
 

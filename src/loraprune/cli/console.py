@@ -17,7 +17,7 @@ from rich.text import Text
 
 from loraprune.cli.terminal import clean, one_line
 from loraprune.processes.ranks import OtherProcessError, is_main
-from loraprune.processes.sharing import is_of_another, is_told
+from loraprune.processes.shared_work import is_of_another, is_told
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError

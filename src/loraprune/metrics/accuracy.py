@@ -10,7 +10,7 @@ import torch
 
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.perplexity import IGNORED, HeldOutRows, on_device
-from loraprune.processes.sharing import made_of_each
+from loraprune.processes.shared_work import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

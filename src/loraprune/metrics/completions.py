@@ -14,7 +14,7 @@ from loraprune.compat.renamed import renamed_keywords
 from loraprune.data.encoding import encode_prompt, longest_input
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
-from loraprune.processes.sharing import made_of_each
+from loraprune.processes.shared_work import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

@@ -13,7 +13,7 @@ from accelerate.utils import send_to_device
 from loraprune.calibration.block_by_block import equal_length_batches
 from loraprune.data.encoding import text_and_segment_opening, tokenize
 from loraprune.layers.unwrap import eval_mode
-from loraprune.processes.sharing import made_of_each
+from loraprune.processes.shared_work import made_of_each
 
 if TYPE_CHECKING:
     from datasets import Dataset

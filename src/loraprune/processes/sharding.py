@@ -8,7 +8,7 @@ weights (:func:`whole_weights`) and is changed. At the end, the blocks are wrapp
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -56,7 +56,7 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
     All processes have to do the same. A module that is not shared out stays as it is.
     """
     shards = _shards(module)
-    plain = _make_whole_(shards)
+    _make_whole_(shards)
     yield
     if not shards:
         return
@@ -74,7 +74,6 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
             part = DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
             again[id(now)] = nn.Parameter(part, requires_grad=now.requires_grad)
         owner._parameters[name] = again[id(now)]
-    del plain
 
 
 @contextmanager
@@ -92,14 +91,15 @@ def whole_for_reading(module: nn.Module) -> Iterator[None]:
             owner._parameters[name] = shard
 
 
-def _make_whole_(shards: list[tuple[nn.Module, str, Any]]) -> dict[int, nn.Parameter]:
-    """Put whole parameters in the place of shared-out ones; tied ones stay tied."""
+def _make_whole_(
+    shards: list[tuple[nn.Module, str, Any]], placed: Callable[[torch.Tensor], torch.Tensor] = lambda full: full
+) -> None:
+    """Put whole parameters in the place of shared-out ones; tied ones stay tied. ``placed`` says where they go."""
     found: dict[int, nn.Parameter] = {}
     for owner, name, shard in shards:
         if id(shard) not in found:
-            found[id(shard)] = nn.Parameter(whole(shard), requires_grad=shard.requires_grad)
+            found[id(shard)] = nn.Parameter(placed(whole(shard)), requires_grad=shard.requires_grad)
         owner._parameters[name] = found[id(shard)]
-    return found
 
 
 def _wrapped(model: nn.Module) -> list[Any]:
@@ -123,10 +123,7 @@ def apart(model: nn.Module) -> Iterator[None]:
         yield
         return
     root = wrapped[0]
-    for module in wrapped:
-        module.reshard()
-    for module in wrapped:
-        _unwrap_(module)
+    _unwrap_all_(wrapped)
     shards = _shards(root)
     mesh = shards[0][2].device_mesh
     trained = {parameter for parameter in root.parameters() if parameter.requires_grad and not is_shard(parameter)}
@@ -158,6 +155,13 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from _blocks(child)
 
 
+def _unwrap_all_(wrapped: list[Any]) -> None:
+    for module in wrapped:
+        module.reshard()
+    for module in wrapped:
+        _unwrap_(module)
+
+
 def _unwrap_(module: Any) -> None:
     """Undo ``fully_shard``, for which PyTorch has no function: hooks, state and class."""
     from torch.distributed import _composable_state
@@ -187,16 +191,7 @@ def gather_(model: nn.Module, *, keep: bool) -> None:
         model: shared out; all processes have to call this.
         keep: whether this process is to have the weights. The others are left with shapes (on the device ``meta``).
     """
-    wrapped = _wrapped(model)
-    for module in wrapped:
-        module.reshard()
-    for module in wrapped:
-        _unwrap_(module)
-    found: dict[int, nn.Parameter] = {}
-    for owner, name, shard in _shards(model):
-        if id(shard) not in found:
-            full = whole(shard)
-            full = full.cpu() if keep else torch.empty_like(full, device="meta")
-            found[id(shard)] = nn.Parameter(full, requires_grad=False)
-        owner._parameters[name] = found[id(shard)]
-    model.to("cpu" if keep else "meta")
+    _unwrap_all_(_wrapped(model))
+    place = "cpu" if keep else "meta"
+    _make_whole_(_shards(model), lambda full: full.to(place))
+    model.to(place)

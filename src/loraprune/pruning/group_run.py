@@ -321,7 +321,7 @@ class GroupRun(PruningRun):
     def repaired_weights(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Base weights that a repair, or gates folded in, have changed: neither the model before nor the plan has them.
 
-        Where processes share out the weights, all of them have to ask, and the first one gets them.
+        All processes of a run have to ask, as they may share out the weights, and the first one gets them.
 
         Of quantized layers, what was quantized last, refit or not: it depends on the cuts on the way, too.
         """
@@ -330,7 +330,7 @@ class GroupRun(PruningRun):
 
         def on_main(weight: torch.Tensor) -> torch.Tensor | None:
             full = whole(weight)
-            return full.detach().cpu().contiguous() if full is weight or is_main() else None
+            return full.detach().cpu().contiguous() if is_main() else None
 
         for dimension in self.structure if self.records else ():
             for member in dimension.all_members:

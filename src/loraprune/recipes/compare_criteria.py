@@ -19,7 +19,7 @@ from loraprune.importance.whole_blocks import built_for
 from loraprune.options.field import check_fields, setting
 from loraprune.options.flat import options_of
 from loraprune.processes.ranks import join
-from loraprune.processes.sharing import together
+from loraprune.processes.shared_work import together
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.in_parallel import check_parallel
 from loraprune.pruning.watching import ListeningCallback

@@ -32,7 +32,7 @@ from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
 from loraprune.measure.model import check_measurable, measuring_dtype, named_device
 from loraprune.metrics.texts import find_texts, read_text
 from loraprune.processes.ranks import from_main, is_main, join, num_processes
-from loraprune.processes.sharing import together
+from loraprune.processes.shared_work import together
 from loraprune.record.provenance import machine_description, timestamp, versions
 from loraprune.tasks.registry import task_of_source
 

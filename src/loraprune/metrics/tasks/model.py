@@ -21,7 +21,7 @@ from transformers.tokenization_utils_base import VERY_LARGE_INTEGER
 
 from loraprune.data.encoding import opened, opening_ids
 from loraprune.metrics.tasks.lm_eval import own_random_numbers
-from loraprune.processes.sharing import made_of_each
+from loraprune.processes.shared_work import made_of_each
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase

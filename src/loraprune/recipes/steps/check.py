@@ -23,7 +23,7 @@ from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
 from loraprune.recipes.steps.quantized import check_quantized_base, check_same_quantization
 from loraprune.recipes.steps.same_run import check_same_run
-from loraprune.recipes.steps.sharded import check_adapter_shared, settle_sharing
+from loraprune.recipes.steps.sharded import check_shareable, settle_sharing
 from loraprune.recipes.steps.teacher import find_teacher
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
@@ -98,20 +98,25 @@ def prepare(
         lora_options=given if isinstance(given, LoraOptions) else None,
         teacher=find_teacher(options, source, task, arguments, recovery=recovery, prunes=pruning.target.ratio > 0.0),
     )
-    check_adapter_shared(options, structure, prepared.lora, pruning, source.shapes)
+    check_shareable(options, structure, prepared.lora, pruning, source.shapes)
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))
+    _check_prepared(prepared)
+    return prepared
+
+
+def _check_prepared(prepared: PreparedTraining) -> None:
+    """Make sure that each process has a row, and that a run that is resumed is the one that was begun."""
     if len(prepared.train_rows) < num_processes():
         raise ValueError(
             f"There are {len(prepared.train_rows)} rows to train on, and {num_processes()} processes. Start fewer "
             "processes."
         )
-    if checkpoint is not None:
-        check_same_adapter(checkpoint, prepared.lora, source.name)
-        check_same_quantization(checkpoint, options.quantization)
-        check_same_run(checkpoint, prepared)
-    return prepared
+    if prepared.checkpoint is not None:
+        check_same_adapter(prepared.checkpoint, prepared.lora, prepared.name)
+        check_same_quantization(prepared.checkpoint, prepared.options.quantization)
+        check_same_run(prepared.checkpoint, prepared)
 
 
 def _adapter(

@@ -19,7 +19,7 @@ from loraprune.measure.width_times import work_latency
 from loraprune.metrics.completions import Writing, complete_prompts
 from loraprune.metrics.fingerprint import DataFingerprint
 from loraprune.processes.ranks import on_any
-from loraprune.processes.sharing import together
+from loraprune.processes.shared_work import together
 from loraprune.record.run_record import ModelMeasures, RunMetrics
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_

@@ -8,7 +8,6 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
-from packaging.version import Version
 
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish
@@ -87,7 +86,7 @@ def _fault(options: RunOptions, source: ModelSource, task: Task, pruning: Prunin
     """Why the weights of a run cannot be shared out; None where they can."""
     if launched() == 1:
         return "processes share the weights, and this run has one process. Start it with torchrun, or leave it out."
-    if Version(torch.__version__) < Version(OLDEST_TORCH):
+    if torch.__version__ < OLDEST_TORCH:  # which compares versions, not texts
         return (
             f"PyTorch {OLDEST_TORCH} or newer is needed, and this is {torch.__version__}. Install it, or leave it out."
         )
@@ -124,7 +123,7 @@ def _fault_of(options: RunOptions, pruning: PruningConfig) -> str | None:
     return None
 
 
-def check_adapter_shared(
+def check_shareable(
     options: RunOptions, structure: Structure, lora: LoraConfig, pruning: PruningConfig, shapes: PreTrainedModel
 ) -> None:
     """Make sure that an adapter and a repair go with a base that is shared out.
