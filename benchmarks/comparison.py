@@ -244,7 +244,7 @@ def table(rows: list[dict[str, Any]], name: str) -> str:
     lines = [
         f"\n### {name}",
         f"{rows[0]['budget']}; perplexity at {length}-token "
-        "segments, in brackets what was really removed where it is more than a point off",
+        "segments, in brackets: the share really removed, if it is more than a point off",
         "",
         "| | " + " | ".join(f"{ratio:.0%}" for ratio in ratios) + " |",
         "|---|" + "---|" * len(ratios),
