@@ -146,7 +146,7 @@ def test_every_option_is_told_in_the_documentation() -> None:
     options = [
         option for action in compare_parser()._actions for option in action.option_strings if option.startswith("--")
     ]
-    assert {option for option in options if option not in page} == {"--help", "--output", "--quiet"}
+    assert {option for option in options if option not in page} == {"--help", "--help-all", "--output", "--quiet"}
 
 
 def test_records_alone_are_compared_without_torch(two: list[Path]) -> None:

@@ -58,7 +58,7 @@ def test_ratios_that_are_no_numbers_are_refused(run: Command, checkpoint: Path, 
 
 
 def test_help_lists_the_options(run: Command) -> None:
-    finished = run("compare-criteria", "--help")
+    finished = run("compare-criteria", "--help-all")
     assert finished.code == 0
     for flag in ("--criteria", "--ratios", "--steps", "--allocation", "--average-decay", "--output"):
         assert flag in finished.out

@@ -131,7 +131,7 @@ class TestWrong:
     def test_without_anything_the_usage_is_shown(self, run: Command) -> None:
         finished = run("eval")
         assert finished.code == 2
-        assert "usage: loraprune eval MODEL..." in finished.out
+        assert "usage: loraprune eval MODEL..." in finished.err
 
     def test_an_adapter_whose_base_is_missing_is_never_scored(
         self, run: Command, checkpoint: Path, notes: Path

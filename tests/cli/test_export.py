@@ -219,5 +219,5 @@ def test_help_loads_nothing_heavy() -> None:
         "    print(sorted({'torch', 'transformers', 'gguf', 'onnx', 'numpy'} & set(sys.modules)))\n"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "--pre-tokenizer" in printed
+    assert "--outtype" in printed
     assert printed.splitlines()[-1] == "[]"

@@ -609,10 +609,10 @@ class TestWrongInvocation:
     def test_without_arguments_the_usage_is_shown(self, run: Command) -> None:
         finished = run("oneshot")
         assert finished.code == 2
-        assert "usage: loraprune oneshot MODEL" in finished.out
+        assert "usage: loraprune oneshot MODEL" in finished.err
 
     def test_help_lists_every_option(self, run: Command) -> None:
-        finished = run("oneshot", "--help")
+        finished = run("oneshot", "--help-all")
         assert finished.code == 0
         for option in ONESHOT_OPTIONS.values():
             assert option.flag in finished.out

@@ -12,7 +12,7 @@ from loraprune.cli.plan import plan_parser
 from loraprune.cli.prune import PRUNE_OPTIONS
 from loraprune.measure.estimation.gpus import PRESETS
 
-NOT_OF_PRUNE = {"json", "device", "help", "dtype", "ratio", "gpus", "nodes", "strategy", "node_bandwidth",
+NOT_OF_PRUNE = {"json", "device", "help", "help_all", "dtype", "ratio", "gpus", "nodes", "strategy", "node_bandwidth",
                 "network_bandwidth"}  # fmt: skip
 """Options that a run does not have, or has for one value."""
 

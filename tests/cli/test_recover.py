@@ -241,10 +241,10 @@ class TestWrongInvocation:
 
 
 def test_help_shows_the_options_of_this_command_and_none_of_pruning(run: Command) -> None:
-    finished = run("recover", "--help")
+    finished = run("recover", "--help-all")
     assert finished.code == 0
     assert "usage: loraprune recover MODEL --data DATA -o OUT [options]" in finished.out
-    assert "zero stay zero" in " ".join(finished.out.split())
+    assert "Zero weights stay zero" in " ".join(finished.out.split())
     own, others = set(recover_command.RECOVER_OPTIONS), set(prune_command.PRUNE_OPTIONS)
     assert all(option.flag in finished.out for option in recover_command.RECOVER_OPTIONS.values())
     assert own - others == {"keep_zeros"}

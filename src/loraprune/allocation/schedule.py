@@ -83,16 +83,16 @@ class Schedule:
         every: optimizer steps from one cut to the next, in place of a number of cuts.
     """
 
-    start: float = setting(0.1, "fraction of the run before the first cut", flat="prune_start")
+    start: float = setting(0.1, "time of the first cut, as a fraction of the run", flat="prune_start")
     end: float = setting(
         None,
-        "fraction of the run at which the last cut is made; 0: all before the first step, as oneshot cuts",
+        "time of the last cut, as a fraction of the run; 0 cuts before training, as oneshot does",
         flat="prune_end",
         shown="0.3; 0 with --prune-start 0 --cuts 1",
     )
     cuts: int = setting(5, "number of cuts", within="[1, 1000000]")
     every: int | None = setting(
-        None, "instead of a number of cuts: steps from one to the next", flat="cut_every", within="[1, inf)"
+        None, "optimizer steps between two cuts, instead of --cuts", flat="cut_every", within="[1, inf)"
     )
 
     def __post_init__(self) -> None:

@@ -46,32 +46,33 @@ class Target:
 
     ratio: float = setting(
         0.5,
-        "share of the prunable parameters that goes: fewer heads and channels",
+        "share of the prunable parameters to remove, between 0 and 1",
         within="[0, 1)",
         why="the share of prunable weights that goes",
     )
     allocation: str | None = setting(
         None,
-        "measured: head and channel counts are tried on calibration data, before training; balanced: attention and "
-        "FFN share the cut as their importance says; uniform: both lose the same share; global: layers compete too, "
-        "and their widths differ",
+        "how to divide the cut: measured tries widths on calibration data, balanced follows importance, uniform "
+        "takes equal shares, global lets layers differ",
         choices=ALLOCATIONS,
     )
     widths: str | None = setting(
-        None, "instead of a ratio: what each layer keeps, such as heads=3,channels=1120 (KV heads); ';' between choices"
+        None, "widths to keep in each layer, such as heads=3,channels=1120 (KV heads); separate alternatives with ';'"
     )
     dimensions: tuple[str, ...] | None = setting(
         None,
-        "kinds of dimensions to prune, such as query_heads,channels, or whole blocks, or hidden for the hidden size",
-        shown="by family; loraprune inspect lists them",
+        "kinds of structure to prune, such as query_heads,channels, or blocks, or hidden (the hidden size)",
+        shown="by model family; loraprune inspect lists them",
     )
     keep_layers: tuple[int | str, ...] = setting(
-        (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
+        (), "layers to leave unpruned, such as 0-3,-1, or 10% for the first tenth", shown="none"
     )
-    channel_multiple: int | None = setting(None, "round FFN widths to a multiple", within="[1, inf)", shown="by size")
+    channel_multiple: int | None = setting(
+        None, "multiple that FFN widths are rounded to", within="[1, inf)", shown="by size"
+    )
     head_counts: HeadCounts = setting(
         "config",
-        "config: head counts that the model's config accepts; any: export a Llama as a Mistral if need be",
+        "head counts to allow: those that the model's config accepts, or any, which may save a Llama as a Mistral",
         choices=HEAD_COUNTS,
     )
 

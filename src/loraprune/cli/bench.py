@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,23 @@ from rich.table import Table
 from rich.text import Text
 
 from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.options import SWITCH, Option, fields_of, names, option
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.declared import declared
+from loraprune.cli.options import (
+    MODEL_HELP,
+    SWITCH,
+    Option,
+    OptionGroups,
+    add_option,
+    by_name,
+    fields_of,
+    names,
+    option,
+)
+from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.cli.shared_options import QUIET
 from loraprune.record import numbers
 from loraprune.record.atomic import check_file, write_text
+from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -25,106 +37,98 @@ if TYPE_CHECKING:
     from loraprune.measure.benchmark.result import BenchFigure, BenchResult
 
 
-_GROUPS: dict[str, tuple[Option, ...]] = {
-    "what is measured": (
-        option("profile", "bench", "inference: prefill and decoding; training: a step of plain LoRA, of each "
-               "criterion, with masks and with slices (inference)"),
-        option("tokens", "bench", "tokens of a sequence (2048, in training 512, or the context if that is shorter)",
-               type=int),
-        option("batch_size", "bench", "sequences or images of a pass (1)", type=int),
-        option("decode_batch", "bench", "sequences that are decoded at once (1 8)", type=int, nargs="+", metavar="N"),
-        option("decoding", "call", "measure decoding (on)", **SWITCH),
-        option("new_tokens", "bench", "tokens that a timed run decodes for each sequence (16)", type=int),
-        option("repeats", "bench", "timed passes, runs or steps of each model (100, in training 20)", type=int),
-        option("warmup", "bench", "passes, runs or steps before them (10, in training 2)", type=int),
-    ),
-    "where and how": (
-        option("device", "bench", "cpu, cuda or cuda:N (the first accelerator, or the CPU)"),
-        option("threads", "bench", "CPU threads (torch's own number)", type=int),
-        option("dtype", "bench", "float32, bfloat16 or float16 (the first model's own; on a CPU float32)"),
-        option("attn_implementation", "bench", "sdpa, eager, flash_attention_2, ... (each model's own)"),
-        option("one_at_a_time", "bench", "load one model after the other, for want of memory; they take no turns (off)",
+_GROUPS: OptionGroups = {
+    "most used": (
+        option("against_base", "bench", "compare with the dense model's shapes and random weights",
                **SWITCH),
-        option("seed", "bench", "of random input and weights (42)", type=int),
+        option("profile", "bench", "inference (prefill and decoding) or training (steps of LoRA with each criterion) "
+               "(default: inference)"),
+        option("tokens", "bench", "tokens in a sequence (default: 2048, in training 512, or the context if shorter)",
+               type=int),
+        option("batch_size", "bench", "sequences or images in a batch (default: 1)", type=int),
+        option("decode_batch", "bench", "batch sizes for decoding (default: 1 8)", type=int, nargs="+", metavar="N"),
+        option("repeats", "bench", "timed calls of each model (default: 100, in training 20)", type=int),
+        option("device", "bench", "cpu, cuda or cuda:N (default: the first accelerator)"),
+        option("dtype", "bench", "float32, bfloat16 or float16 (default: the first model's; float32 on a CPU)"),
+        option("output", "call", "file for all figures and raw times", type=Path, metavar="FILE.json"),
+        QUIET,
+    ),
+    "details": (
+        option("decoding", "call", "measure decoding (default: on)", **SWITCH),
+        option("new_tokens", "bench", "tokens to decode for each sequence (default: 16)", type=int),
+        option("warmup", "bench", "calls before the timed ones (default: 10, in training 2)", type=int),
+        option("threads", "bench", "CPU threads (default: torch's own number)", type=int),
+        option("attn_implementation", "bench", "sdpa, eager, flash_attention_2, ... (default: each model's own)"),
+        option("one_at_a_time", "bench", "load models one after the other: less memory, less exact ratios", **SWITCH),
+        option("seed", "bench", "random seed for inputs and weights (default: 42)", type=int),
     ),
     "models": (
-        option("against_base", "bench", "first the dense shapes that the model was pruned from, with random weights; "
-               "their config is enough (off)", **SWITCH),
-        option("base", "bench", "base of an adapter, or of --against-base, in place of the one that the folder names"),
-        option("trust_remote_code", "bench", "run code that a checkpoint brings (off)", **SWITCH),
-        option("revision", "bench", "branch, tag or commit of a hub checkpoint"),
+        option("base", "bench", "base model of an adapter or for --against-base (default: the one that MODEL names)"),
+        *declared(RunOptions, "bench", "revision", "trust_remote_code"),
     ),
-    "of the profile training": (
-        option("criteria", "bench", "criteria to time, such as fisher,lora (all that score groups)", type=names),
-        option("ratio", "bench", "sparsity ratio of masks and slices (0.5)", type=float),
-        option("accumulation", "bench", "passes in a step (1)", type=int),
-        option("bf16", "bench", "bf16 autocast (on where an accelerator has it)", **SWITCH),
-        option("gradient_checkpointing", "bench", "compute activations again (on on an accelerator)", **SWITCH),
-        option("quantization", "bench", "bnb-8bit, bnb-4bit or torchao-int8 base (none)"),
-        option("lora_r", "bench", "rank of LoRA (8)", type=int),
-        option("offload_grads", "bench", "of taylor: gradients are kept in the machine's memory (off)", **SWITCH),
-    ),
-    "what comes out": (
-        option("output", "call", "file for all figures with their raw times", type=Path, metavar="FILE.json"),
-        option("quiet", "call", "results only", **SWITCH),
+    "with --profile training": (
+        option("criteria", "bench", "criteria to time, such as fisher,lora (default: all)", type=names),
+        option("ratio", "bench", "share of parameters to remove with masks and slices (default: 0.5)", type=float),
+        option("accumulation", "bench", "batches in an optimizer step (default: 1)", type=int),
+        option("bf16", "bench", "bfloat16 autocast (default: on if the accelerator supports it)", **SWITCH),
+        option("gradient_checkpointing", "bench", "recompute activations to save memory (default: on with an "
+               "accelerator)", **SWITCH),
+        option("quantization", "bench", "quantize the base model: bnb-8bit, bnb-4bit or torchao-int8 (default: none)"),
+        option("lora_r", "bench", "rank of the LoRA adapter (default: 8)", type=int),
+        option("offload_grads", "bench", "criterion taylor: keep gradients in CPU memory", **SWITCH),
     ),
 }  # fmt: skip
 
-_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
+_OPTIONS: dict[str, Option] = by_name(_GROUPS)
 
 
 # The command.
 
 
-_DESCRIPTION = """Measure prefill and decoding (or, with --profile training, a training step) of one or several models
-that are loaded at once and take turns, so that their ratios are fair on a noisy machine. Adapters are measured unmerged
-and merged. Random input; nothing is downloaded but models."""
+_DESCRIPTION = """Measure speed, memory and operations of models. They take turns, so a busy machine does not distort
+their ratios. Inputs are random."""
 
 _EXAMPLES = """examples:
-  loraprune bench DENSE PRUNED -o bench.json
-  loraprune bench PRUNED --against-base
-  loraprune bench DENSE --profile training --criteria fisher,lora --tokens 512
+  loraprune bench MODEL pruned -o bench.json
+  loraprune bench pruned --against-base
+  loraprune bench MODEL --profile training --criteria fisher,lora --tokens 512
 """
 
 
 def bench_parser() -> Parser:
     """Models and options, without defaults: those stand beside ``BenchConfig``."""
     made = Parser(
-        prog="loraprune bench",
+        "loraprune bench",
         usage="loraprune bench MODEL... [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
     )
-    made.add_argument("models", nargs="*", metavar="MODEL", help="folders or hub names of checkpoints or adapters; "
-                      "the first is what the others are compared with")  # fmt: skip
+    made.add_argument("models", nargs="*", metavar="MODEL", help=f"{MODEL_HELP}, or folder of an adapter; the others "
+                      "are compared with the first")  # fmt: skip
     for title, options in _GROUPS.items():
         group = made.add_argument_group(title)
         for item in options:
-            short = [f"-{item.name[0]}"] if item.name in ("output", "quiet") else []
-            group.add_argument(
-                *short, item.flag, dest=item.name, default=argparse.SUPPRESS, help=item.help, **item.extra
-            )
+            add_option(group, item)
     return made
 
 
 def bench_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        bench_parser().print_help() if arguments else bench_parser().print_usage()
-        return 0 if arguments else 2
+    parser = bench_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(arguments, console))
+    return report_errors(console, lambda: _run(parser, arguments, console))
 
 
-def _values(arguments: Sequence[str]) -> dict[str, Any]:
+def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """The given options.
 
     Raises:
         ValueError: one is unknown (the nearest known one is suggested) or wrong, or no model was given.
     """
-    values = vars(parsed(bench_parser(), arguments))
+    values = vars(parsed(parser, arguments))
     if not values["models"]:
         raise ValueError("No model was given. Name one or several: loraprune bench DENSE PRUNED.")
     if values.get("decoding") is False:
@@ -142,8 +146,8 @@ def _values(arguments: Sequence[str]) -> dict[str, Any]:
     return values
 
 
-def _run(arguments: Sequence[str], console: Console) -> int:
-    values = _values(arguments)
+def _run(parser: Parser, arguments: Sequence[str], console: Console) -> int:
+    values = _values(parser, arguments)
 
     from loraprune.measure.benchmark.bench import bench
     from loraprune.measure.benchmark.config import BenchConfig

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
@@ -23,58 +22,51 @@ NAMED_OTHERS = 8
 def compare_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune compare",
-        allow_abbrev=False,
-        usage="loraprune compare RUN… [options]",
-        description="Hold the quality of several runs against their parameters, latency and training time, and mark "
-        "what no other run beats (the Pareto front). Nothing is measured: the figures are those of the runs' own "
-        "records, and of files of `loraprune eval` and `loraprune bench`. Figures that do not compare are kept apart.",
+        "loraprune compare",
+        usage="loraprune compare RUN... [options]",
+        description="Compare the quality of several runs with their parameters, latency and training time, and mark "
+        "the runs that no other beats (the Pareto front). Nothing is measured: the figures come from the records of "
+        "the runs and from results of loraprune eval and loraprune bench.",
+        epilog="examples:\n  loraprune compare pruned-20 pruned-50 --evaluation results.json -o comparison.html\n",
     )
-    parser.add_argument(
-        "runs", nargs="*", metavar="RUN", help="folder that prune, oneshot or recover wrote, or of a model in the files"
-    )
-    parser.add_argument(
-        "--evaluation", nargs="+", default=[], action="extend", type=Path, metavar="FILE",
-        help="results of loraprune eval; evaluation.json in a RUN is read unasked",
-    )  # fmt: skip
-    parser.add_argument(
-        "--bench", nargs="+", default=[], action="extend", type=Path, metavar="FILE",
-        help="results of loraprune bench, used in place of the latencies in the records",
-    )  # fmt: skip
-    parser.add_argument(
-        "--quality", metavar="NAME",
-        help="measure, such as perplexity, accuracy, wikitext2@2048 or piqa:acc_norm (the one that most runs share)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--latency", metavar="NAME",
-        help="what was timed: recorded, or prefill, decoding, decoding@8 of a benchmark (what is known of most runs)",
-    )  # fmt: skip
-    parser.add_argument("--names", nargs="+", metavar="NAME", help="what the runs are called, in order (their folders)")
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="page with table and picture (none)")
-    parser.add_argument("--picture", type=Path, metavar="FILE", help="the picture alone: .svg, .png or .pdf (none)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="everything as JSON (none)")
-    parser.add_argument("-q", "--quiet", action="store_true", help="no hints, only table and notes")
+    parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or of a model in the result files")
+    most = parser.add_argument_group("most used")
+    most.add_argument("--evaluation", nargs="+", default=[], action="extend", type=Path, metavar="FILE",
+                      help="results of loraprune eval; evaluation.json in a RUN is read without this")  # fmt: skip
+    most.add_argument("--bench", nargs="+", default=[], action="extend", type=Path, metavar="FILE",
+                      help="results of loraprune bench, used instead of the latencies in the records")  # fmt: skip
+    most.add_argument("--quality", metavar="NAME", help="measure to compare, such as perplexity, accuracy, "
+                      "wikitext2@2048 or piqa:acc_norm (default: the one that most runs share)")  # fmt: skip
+    most.add_argument("--latency", metavar="NAME", help="latency to compare: recorded, or prefill, decoding or "
+                      "decoding@8 of a benchmark (default: the one that most runs share)")  # fmt: skip
+    most.add_argument("--names", nargs="+", metavar="NAME", help="names of the runs, in order (default: their folders)")
+    most.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="page with table and figure "
+                      "(default: none)")  # fmt: skip
+    most.add_argument("--picture", type=Path, metavar="FILE", help="the figure as .svg, .png or .pdf (default: none)")
+    most.add_argument("--json", type=Path, metavar="FILE", help="everything as JSON (default: none)")
+    most.add_argument("-q", "--quiet", action="store_true", help="print no hints")
     return parser
 
 
 def compare_command(arguments: Sequence[str]) -> int:
     """Run the command."""
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        compare_parser().print_help() if arguments else compare_parser().print_usage(sys.stderr)
-        return 0 if arguments else 2
+    parser = compare_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(_options(arguments), arguments))
+    return report_errors(console, lambda: _run(_options(parser, arguments), arguments))
 
 
-def _options(arguments: Sequence[str]) -> argparse.Namespace:
+def _options(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """What was given.
 
     Raises:
         ValueError: an option is unknown or misses its value, or no run is named.
     """
-    options = parsed(compare_parser(), arguments)
+    options = parsed(parser, arguments)
     if not options.runs:
-        raise ValueError("No run was given. Name runs before the options: loraprune compare RUN… --evaluation FILE.")
+        raise ValueError("No run was given. Name runs before the options: loraprune compare RUN... --evaluation FILE.")
     return options
 
 

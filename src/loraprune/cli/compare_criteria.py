@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from rich.text import Text
 
 from loraprune.cli.console import results_console
-from loraprune.cli.options import SWITCH, Option, fields_of, names, numbers, option
+from loraprune.cli.options import Option, OptionGroups, by_name, fields_of, names, numbers, option
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
-from loraprune.cli.training_options import ARCHITECTURE, LORA, Invocation, TrainingCommand, sources
+from loraprune.cli.shared_options import CONFIG, FILES, HUB, LENGTH, LORA, OPTIMIZATION, QUIET, TEXTS, data_option
+from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.processes.ranks import from_main, join
 from loraprune.record.atomic import check_file, write_text
 
@@ -24,50 +25,42 @@ if TYPE_CHECKING:
 
 # The options of ``loraprune compare-criteria`` that are not training options, declared once.
 
-_DATA = (
-    *("data", "tokenizer", "image_processor", "split", "data_name"),
-    *("answers_only", "bos", "trust_remote_code", "revision"),
-)
-"""Options of a training run that say what goes in; nothing of a comparison is measured or resumed."""
-
-SHARED = (
-    "dimensions",
-    "keep_layers",
-    "average_decay",
-    "average_bias_correction",
-    "lora_form",
-    "taylor_form",
-    "group_reduction",
-    "offload_grads",
-)
+SHARED = ("dimensions", "keep_layers")
 """Options of ``loraprune prune`` that mean the same here."""
 
-QUANTIZED = ("load_in_8bit", "load_in_4bit", "quantization")
+_SHARED_DETAILS = (
+    *("taylor_form", "lora_form", "group_reduction", "offload_grads", "average_decay", "average_bias_correction"),
+)
 
-_GROUPS: dict[str, tuple[Option, ...]] = {
-    "what goes in and where it goes": (
-        *(item for item in sources("") if item.name in _DATA),
-        option("output", "call", "JSON file of the agreement (none)", type=Path),
+_GROUPS: OptionGroups = {
+    "most used": (
+        data_option("training data"),
+        option("output", "call", "JSON file for the figures (default: none)", type=Path, metavar="FILE.json"),
+        option("criteria", "pruning", "criteria to compare, at least two (default: lora,fisher,taylor)", type=names),
+        option("ratios", "pruning", "ratios to compare at (default: 0.1,0.2,0.3,0.4,0.5)", type=numbers),
+        option("steps", "pruning", "training steps to collect scores over (default: 20)", type=int),
+        *LENGTH[2:],
+        CONFIG,
     ),
     "comparison": (
-        option("criteria", "pruning", "criteria, at least two; the first is compared with the others first "
-               "(lora,fisher,taylor)", type=names),
-        option("ratios", "pruning", "sparsity ratios (0.1,0.2,0.3,0.4,0.5)", type=numbers),
-        option("steps", "pruning", "training steps that the criteria watch (20)", type=int),
-        option("allocation", "pruning", "uniform: every criterion removes equally many groups of each layer; "
-               "balanced, global: as many as its scores say (uniform)"),
-        *(PRUNE_OPTIONS[name] for name in SHARED if name in PRUNE_OPTIONS),
-        ARCHITECTURE,
+        *(PRUNE_OPTIONS[name] for name in SHARED),
+        option("allocation", "pruning", "how to divide the cut: uniform removes the same share of each layer; balanced "
+               "and global follow the scores (default: uniform)"),
     ),
-    "quantized base": tuple(PRUNE_OPTIONS[name] for name in QUANTIZED if name in PRUNE_OPTIONS),
+    "data": (*FILES, *TEXTS),
+    "training": OPTIMIZATION[:8],
     "LoRA": LORA,
-    "what is shown": (option("quiet", "call", "results only", **SWITCH),),
+    "quantized base model": tuple(PRUNE_OPTIONS[name] for name in ("load_in_8bit", "load_in_4bit", "quantization")),
+    "model": HUB,
+    "output": (QUIET,),
 }  # fmt: skip
 
-_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
+_RARE: OptionGroups = {"details of criteria": tuple(PRUNE_OPTIONS[name] for name in _SHARED_DETAILS)}
 
-_DESCRIPTION = """Tune a model for some steps while several criteria watch, and show which share of the groups that one
-would remove the other would remove too, by kind of dimension and sparsity ratio. Nothing is removed."""
+_OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
+
+_DESCRIPTION = """Train a model for some steps while several criteria score its groups, and print how many of the groups
+that one criterion would remove the others would remove too. The model is not changed."""
 
 CAPTION = """Share of the removed groups that both criteria remove, mean over the layers; in brackets what groups
 drawn at random would have in common."""
@@ -151,8 +144,9 @@ _COMMAND = TrainingCommand(
     name="compare-criteria",
     description=_DESCRIPTION,
     usage="loraprune compare-criteria MODEL --data DATA [options]",
-    example="loraprune compare-criteria MODEL --data DATA",
+    example="loraprune compare-criteria MODEL --data train.jsonl --criteria fisher,taylor",
     groups=_GROUPS,
+    rare=_RARE,
     work=_work,
     settle=settle_quantization,
     needs=("model", "data"),

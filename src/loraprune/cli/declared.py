@@ -93,16 +93,16 @@ def _choices(field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 
 def _help(field: dataclasses.Field[Any], usual: Any, name: str) -> str:
-    """The help of an option with its default."""
+    """The help of an option with its default; a switch is off unless help says otherwise."""
     rule = rule_of(field)
     value = getattr(usual, name if isinstance(usual, Flat) else field.name)
     shown = rule.shown
-    if shown is None and value is not None:
+    if shown is None and value is not None and value is not False:
         shown = _shown(value)
-    return rule.help if shown is None else f"{rule.help} ({shown})"
+    return rule.help if shown is None else f"{rule.help} (default: {shown})"
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
+    if value is True:
+        return "on"
     return f"{value:g}" if isinstance(value, float) else str(getattr(value, "name", value))

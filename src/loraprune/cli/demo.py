@@ -8,29 +8,36 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 
 
 def demo_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune demo",
+        "loraprune demo",
         usage="loraprune demo [options]",
-        description="Prune the bundled model to half its heads and channels while LoRA tunes it on the standard "
-        "library's text, and show what that did. No network, no GPU, a few minutes.",
+        description="Prune the bundled model to half its heads and channels during LoRA fine-tuning, on the text of "
+        "Python's standard library, and show the result. It needs no network and no GPU, and takes a few minutes.",
     )
-    parser.add_argument("-o", "--output", type=Path, default=Path("loraprune-demo"), help="default: loraprune-demo")
-    parser.add_argument("--ratio", type=float, default=0.5, help="share of heads and channels that goes (0.5)")
-    parser.add_argument("--max-steps", type=int, default=None, help="optimizer steps (160)")
-    parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("-q", "--quiet", action="store_true", help="results only")
+    most = parser.add_argument_group("most used")
+    most.add_argument("-o", "--output", type=Path, default=Path("loraprune-demo"), metavar="OUT", help="folder for the "
+                      "result (default: loraprune-demo)")  # fmt: skip
+    most.add_argument("--ratio", type=float, default=0.5, help="share of the prunable parameters to remove, between 0 "
+                      "and 1 (default: 0.5)")  # fmt: skip
+    most.add_argument("--max-steps", type=int, help="optimizer steps (default: 160)")
+    most.add_argument("--seed", type=int, default=42, help="random seed (default: 42)")
+    most.add_argument("-q", "--quiet", action="store_true", help="print results only")
     return parser
 
 
 def demo_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = demo_parser()
+    shown = help_shown(parser, arguments, needs_arguments=False)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(parsed(demo_parser(), arguments), console, list(arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments), console, list(arguments)))
 
 
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]

@@ -8,23 +8,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.options import MODEL_HELP
+from loraprune.cli.parsing import Parser, help_shown, parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from loraprune.measure.evaluation.results import Results
 
-_DESCRIPTION = """Measure models: perplexity of texts, tasks, completions of prompts, accuracy on labelled data.
+_DESCRIPTION = """Measure models: perplexity of texts, tasks, completions of prompts, accuracy on labelled data. Without
+options, measure perplexity on WikiText-2.
 
-MODEL is a checkpoint's folder or hub name, or those of a LoRA adapter. Of several models, all are compared with the
-first. Figures are kept in a file with the data, the settings and the versions that they belong to, and what is there
-already is not measured again. With nothing asked for, perplexity is measured on WikiText-2."""
+If you pass several models, all are compared with the first. Results are kept in a file, and what it already holds is
+not measured again."""
 _EXAMPLES = """examples:
-  loraprune eval MODEL --ppl wikitext2 ptb c4
-  loraprune eval DENSE PRUNED --ppl wikitext2=wiki.test.raw notes.txt --tasks commonsense
-  loraprune eval DENSE PRUNED --tasks piqa items.jsonl --prompts "Once upon a time" --limit 100
-  loraprune eval CLASSIFIER --data images/
+  loraprune eval MODEL pruned --ppl wikitext2 --tasks piqa
+  loraprune eval pruned --ppl notes.txt --prompts "Once upon a time"
+  loraprune eval classifier --data images/
 """
 DEFAULT_OUTPUT = Path("evaluation.json")
 
@@ -32,53 +32,51 @@ DEFAULT_OUTPUT = Path("evaluation.json")
 def eval_parser() -> Parser:
     """The options of the command; what was not given is left to the configuration."""
     parser = Parser(
-        prog="loraprune eval",
+        "loraprune eval",
+        usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [--prompts [TEXT...]] [--data DATA] [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [--prompts [TEXT...]] [--data DATA] [options]",
-        allow_abbrev=False,
-        argument_default=argparse.SUPPRESS,
     )
-    parser.add_argument("models", nargs="*", metavar="MODEL", help="a checkpoint's folder or its hub name")
-    add = parser.add_argument_group("what is measured").add_argument
-    add("--ppl", nargs="+", metavar="TEXT", help="perplexity: wikitext2, ptb, c4, a text file, or NAME=FILE; a file "
-        "under the name of a set is a local copy of it")  # fmt: skip
+    parser.argument_default = argparse.SUPPRESS
+    parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{MODEL_HELP}, or folder of an adapter")
+    add = parser.add_argument_group("most used").add_argument
+    add("--ppl", nargs="+", metavar="TEXT", help="texts for perplexity: wikitext2, ptb, c4, a text file, or NAME=FILE "
+        "for a local copy of a named text")  # fmt: skip
     add("--tasks", nargs="+", metavar="TASK", help="tasks of lm-eval, commonsense (the seven of the LoRAPrune paper), "
         "mmlu, or files of items")  # fmt: skip
-    add("--prompts", nargs="*", metavar="TEXT", help="texts to go on from, or a file of them (without any: our own)")
-    add("--data", metavar="DATA", help="of classifiers, labelled images or texts; of encoder–decoder models, pairs; in "
-        "the forms that loraprune prune takes")  # fmt: skip
-    add = parser.add_argument_group("how").add_argument
-    add("--max-length", type=int, metavar="N", help="tokens of a segment of text (2048, or the smallest context), of "
-        "a task's request and of a row (the context)")  # fmt: skip
-    add("--bos", metavar="{auto,always,never}", help="where the beginning-of-sequence token is; auto: before a text, "
-        "as the tokenizer does; always: before every segment (auto)")  # fmt: skip
-    add("--stride", type=int, metavar="N", help="tokens between the starts of segments; only the last N of a segment "
-        "are scored (segments one after the other)")  # fmt: skip
-    add("--limit", type=int, metavar="N", help="only the first segments, items and rows")
-    add("--num-fewshot", type=int, metavar="N", help="examples before an item of a task (as the task says)")
-    add("--split", help="of a hub data set or a folder given as --data (validation)")
-    add("--data-name", metavar="NAME", help="configuration of a hub data set given as --data")
-    add("--batch-size", metavar="N", type=_batch_size, help="segments or requests at once, or auto; changes no figure "
-        "(auto)")  # fmt: skip
-    add("--seed", type=int, metavar="N", help="of examples and tokens that are drawn (42)")
+    add("--prompts", nargs="*", metavar="TEXT", help="prompts to complete, or a file of them (default: built-in "
+        "prompts)")  # fmt: skip
+    add("--data", metavar="DATA", help="labelled images or texts for a classifier, or pairs for an encoder-decoder "
+        "model, in the formats of loraprune prune")  # fmt: skip
+    add("--limit", type=int, help="number of segments, items and rows to measure on (default: all)")
+    add("--num-fewshot", type=int, help="examples before each item of a task (default: the task's own)")
+    add("-o", "--output", type=Path, metavar="FILE.json", help="file for the results (default: evaluation.json)")
+    add("--force", action="store_true", help="measure again what the file already holds")
+    add("--dtype", metavar="{float32,bfloat16,float16}", help="data type to compute in (default: the checkpoint's; "
+        "float32 on a CPU)")  # fmt: skip
+    add("--device", help="device, such as cpu or cuda:1 (default: the first accelerator)")
+    add("-q", "--quiet", action="store_true", help="print results only")
+    add = parser.add_argument_group("texts and rows").add_argument
+    add("--max-length", type=int, help="tokens in a segment of text (default: 2048, or the smallest context)")
+    add("--stride", type=int, help="tokens between the starts of segments; only the last N of each are scored "
+        "(default: segments do not overlap)")  # fmt: skip
+    add("--bos", metavar="{auto,always,never}", help="where to put the beginning-of-sequence token: auto follows the "
+        "tokenizer, always puts it before every segment (default: auto)")  # fmt: skip
+    add("--batch-size", metavar="N", type=_batch_size, help="segments or requests in a batch, or auto; does not change "
+        "the figures (default: auto)")  # fmt: skip
+    add("--split", help="split of --data if it is a Hub dataset or a folder (default: validation)")
+    add("--data-name", help="configuration of the Hub dataset in --data")
     add = parser.add_argument_group("completions").add_argument
-    add("--max-new-tokens", type=int, metavar="N", help="of a completion (64)")
-    add("--sample", action="store_true", help="draw tokens (takes the likeliest)")
-    add("--temperature", type=float, metavar="T", help="of drawn tokens (1)")
-    add("--top-p", type=float, metavar="P", help="draw from the likeliest tokens of this share (1)")
+    add("--max-new-tokens", type=int, help="tokens to generate (default: 64)")
+    add("--sample", action="store_true", help="draw tokens at random instead of taking the most likely one")
+    add("--temperature", type=float, help="temperature with --sample (default: 1)")
+    add("--top-p", type=float, help="probability mass to draw from with --sample (default: 1)")
+    add("--seed", type=int, help="random seed for few-shot examples and --sample (default: 42)")
     add = parser.add_argument_group("models").add_argument
-    add("--dtype", metavar="{float32,bfloat16,float16}", help="to compute in (the checkpoint's; float32 on a CPU)")
-    add("--device", help="such as cpu or cuda:1 (the first accelerator)")
-    add("--tokenizer", metavar="NAME", help="checkpoint to take the tokenizer from (MODEL's own)")
-    add("--base", metavar="NAME", help="base of an adapter (the one that it names)")
-    add("--revision", help="branch, tag or commit of hub checkpoints")
-    add("--trust-remote-code", action="store_true", help="run code that checkpoints bring (off)")
-    add = parser.add_argument_group("results").add_argument
-    add("-o", "--output", type=Path, metavar="FILE.json", help="to keep results in (evaluation.json)")
-    add("--force", action="store_true", help="measure again what the file holds already")
-    add("-q", "--quiet", action="store_true", help="results only")
+    add("--tokenizer", metavar="MODEL", help="checkpoint to take the tokenizer from (default: MODEL)")
+    add("--base", help="base model of an adapter (default: the one that the adapter names)")
+    add("--revision", help="branch, tag or commit of Hub checkpoints")
+    add("--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoints")
     return parser
 
 
@@ -93,9 +91,9 @@ def _batch_size(text: str) -> int | None:
 def eval_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = eval_parser()
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        parser.print_help() if arguments else parser.print_usage()
-        return 0 if arguments else 2
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(_values(parser, arguments), console))
 

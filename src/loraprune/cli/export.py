@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult
@@ -21,40 +21,36 @@ _FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
 def export_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune export",
+        "loraprune export",
         usage="loraprune export CHECKPOINT --format FORMAT [-o PATH] [options]",
-        description="Write a checkpoint in a format that another runtime loads: a GGUF file for llama.cpp and the "
-        "programs built on it, an ONNX file for onnxruntime; and of a checkpoint with 2:4 zeros, a folder of packed "
-        "weights for torch's semi-structured tensors, or one in the compressed-tensors layout for vLLM.",
-    )
-    parser.add_argument("checkpoint", type=Path, help="folder that `loraprune prune` or save_pretrained wrote")
-    parser.add_argument("--format", required=True, metavar=f"{{{','.join(_FORMATS)}}}", help="of the result")
-    parser.add_argument(
-        "-o",
-        "--output",
-        type=Path,
-        default=None,
-        metavar="PATH",
-        help="file or folder to write (default: model-OUTTYPE.gguf or model.onnx in the checkpoint's folder; for the "
-        "2:4 formats a folder beside it, CHECKPOINT-FORMAT)",
+        description="Write a checkpoint in the format of another runtime: GGUF for llama.cpp, ONNX for onnxruntime, "
+        "and for 2:4 weights semi-structured (torch) or compressed-tensors (vLLM).",
+        epilog="examples:\n  loraprune export pruned --format gguf --outtype q8_0\n",
     )
     parser.add_argument(
-        "--outtype", default=None, metavar="{f16,f32,q8_0}", help="GGUF: numbers of the matrices (default: f16)"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder that loraprune or save_pretrained wrote, or demo"
     )
-    parser.add_argument(
-        "--pre-tokenizer",
-        default=None,
-        metavar="NAME",
-        help="GGUF: llama.cpp's way to cut text, for a byte-level tokenizer that equals none of them",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    most = parser.add_argument_group("most used")
+    most.add_argument("--format", required=True, metavar=f"{{{','.join(_FORMATS)}}}", help="format of the result")
+    most.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or folder to write (default: a file in "
+                      "CHECKPOINT; for 2:4 formats the folder CHECKPOINT-FORMAT)")  # fmt: skip
+    most.add_argument("--outtype", metavar="{f16,f32,q8_0}", help="GGUF: data type of the matrices (default: f16)")
+    most.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
+    rare = parser.add_argument_group("details of GGUF")
+    rare.add_argument("--pre-tokenizer", metavar="NAME", help="pre-tokenizer of llama.cpp, for a byte-level tokenizer "
+                      "that is not recognized")  # fmt: skip
+    parser.rare = {"details of GGUF"}
     return parser
 
 
 def export_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = export_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(export_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -20,8 +20,8 @@ from loraprune.cli.console import (
     results_console,
     show_runtimes,
 )
-from loraprune.cli.options import indices, names
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.options import SHAPES_HELP, indices, names
+from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
 from loraprune.record.places import check_place
@@ -39,27 +39,36 @@ if TYPE_CHECKING:
 def inspect_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune inspect",
+        "loraprune inspect",
         usage="loraprune inspect MODEL [options]",
-        description="Show what can be pruned in a model: dimensions, groups, parameters a group, and what stays. Of a "
-        "model that loraprune does not know: its layers, and a start for a description. "
-        "Reads the config alone; no weights are loaded.",
+        description="Show what can be pruned in a model: dimensions, groups and their parameters. Weights are not "
+        "loaded. For an unknown model family, print its layers and a draft of a description.",
+        epilog="examples:\n  loraprune inspect demo\n  loraprune inspect llama-2-7b --json\n",
     )
-    parser.add_argument("model", help="a checkpoint's folder or its hub name")
-    parser.add_argument("--dimensions", type=names, help="kinds of dimensions to prune, such as query_heads,channels")
-    parser.add_argument("--keep-layers", type=indices, default=(), help="layers that keep everything, such as 0,1,-1")
-    parser.add_argument("--architecture", type=Path, metavar="FILE.yaml", help="description of the model's family")
-    parser.add_argument("--draft", type=Path, metavar="FILE.yaml", help="write the description, or a start for one")
-    parser.add_argument("--json", action="store_true", help="the same as JSON, with every layer")
-    parser.add_argument("--revision", default=None, help="branch, tag or commit of a hub checkpoint")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
+    parser.add_argument("model", metavar="MODEL", help=SHAPES_HELP)
+    most = parser.add_argument_group("most used")
+    most.add_argument("--dimensions", type=names, help="kinds of structure to prune, such as query_heads,channels "
+                      "(default: those of the model family)")  # fmt: skip
+    most.add_argument("--keep-layers", type=indices, default=(), help="layers to leave unpruned, such as 0-3,-1 or "
+                      "10%% (default: none)")  # fmt: skip
+    most.add_argument("--json", action="store_true", help="print JSON, with every layer")
+    family = parser.add_argument_group("unknown model families")
+    family.add_argument("--draft", type=Path, metavar="FILE.yaml", help="write a description, or a draft of one")
+    family.add_argument("--architecture", type=Path, metavar="FILE.yaml", help="read a description")
+    hub = parser.add_argument_group("model")
+    hub.add_argument("--revision", help="branch, tag or commit of a Hub checkpoint")
+    hub.add_argument("--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint")
     return parser
 
 
 def inspect_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = inspect_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(inspect_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

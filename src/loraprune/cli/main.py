@@ -11,40 +11,58 @@ from loraprune import __version__
 from loraprune.processes.ranks import is_main, launched, leave
 from loraprune.pruning.stopping import STOPPED, Stopping, exit_code, raise_stop
 
-COMMANDS = {
-    "demo": "prune the bundled model to half its heads and channels, in a few minutes on a CPU",
-    "prune": "prune a checkpoint while LoRA tunes it",
-    "recover": "tune a pruned or sparse checkpoint with LoRA; weights that are zero stay zero",
-    "compare-criteria": "show how far criteria agree on which heads and channels go; nothing is removed",
-    "oneshot": "prune a checkpoint without training: fewer heads and channels, or weights that are zero",
-    "eval": "measure models: perplexity, tasks, completions, accuracy; results are kept in a file",
-    "plan": "say what pruning will take and give, and which GPUs it fits, without loading weights",
-    "inspect": "show what can be pruned in a model, without loading its weights",
-    "bench": "measure speed, memory and operations of models that take turns",
-    "report": "make the report of a finished run again, with what was measured of it since",
-    "compare": "hold the quality of runs against parameters, latency and training time; the Pareto front is marked",
-    "verify": "say whether a result is whole: checksums, shapes, finite weights, a forward pass",
-    "export": "write a checkpoint for llama.cpp or onnxruntime, or its 2:4 weights in formats of their own",
+_GROUPS = {
+    "prune": {
+        "demo": "prune the bundled model in a few minutes on a CPU",
+        "prune": "prune a model during LoRA fine-tuning",
+        "oneshot": "prune a model on calibration data, without training",
+        "recover": "tune a pruned or sparse model with LoRA",
+    },
+    "measure": {
+        "eval": "measure perplexity, tasks, completions and accuracy",
+        "bench": "measure speed, memory and operations",
+        "compare": "compare quality, size and speed of several runs",
+        "compare-criteria": "show how far pruning criteria agree on what to remove",
+    },
+    "look": {
+        "inspect": "show what can be pruned in a model",
+        "plan": "estimate size, memory and time of a pruned model",
+        "verify": "check that a result is complete and loads",
+        "report": "make the report of a finished run again",
+    },
+    "ship": {
+        "export": "convert a checkpoint for llama.cpp, onnxruntime or vLLM",
+    },
 }
+
+COMMANDS = {name: text for commands in _GROUPS.values() for name, text in commands.items()}
+"""What each command does, in the order of the help."""
 
 IN_PARALLEL = ("prune", "recover", "oneshot", "eval", "compare-criteria")
 """Commands that torchrun and ``accelerate launch`` may start in several processes."""
 
-USAGE = """usage: loraprune COMMAND [options]
+_USAGE = """usage: loraprune COMMAND [options]
 
-Structured pruning of large language models while they are fine-tuned with LoRA.
+Structured pruning of large language models during LoRA fine-tuning.
 
-commands:
 {commands}
+examples:
+  loraprune plan llama-2-7b
+  loraprune prune MODEL --data train.jsonl --ratio 0.5 -o pruned
+  loraprune eval MODEL pruned --ppl wikitext2
 
-loraprune COMMAND --help shows the options of a command; loraprune --version the version.
+loraprune COMMAND --help shows the options of a command.
 """
 
 
 def usage() -> str:
     """The text of ``loraprune --help``."""
     width = max(map(len, COMMANDS))
-    return USAGE.format(commands="\n".join(f"  {name:{width}}  {text}" for name, text in COMMANDS.items()))
+    groups = (
+        f"{title}:\n" + "".join(f"  {name:{width}}  {text}\n" for name, text in commands.items())
+        for title, commands in _GROUPS.items()
+    )
+    return _USAGE.format(commands="\n".join(groups))
 
 
 def _quiet_optional_libraries() -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import argparse
 import shlex
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
@@ -15,17 +13,29 @@ from loraprune.cli.console import open_console, quiet_libraries, report_errors, 
 from loraprune.cli.declared import declared
 from loraprune.cli.export import export_sparse, sparse_folder
 from loraprune.cli.options import (
-    SWITCH,
     Option,
+    OptionGroups,
     add_options,
+    by_name,
     fields_of,
     old_names,
     option,
     with_new_names,
 )
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
-from loraprune.cli.training_options import AMOUNTS, ARCHITECTURE, goals, inputs, settle_amount
+from loraprune.cli.shared_options import (
+    AMOUNTS,
+    CONFIG,
+    FILES,
+    HUB,
+    MEASURED,
+    QUIET,
+    data_option,
+    goals,
+    output_option,
+    settle_amount,
+)
 from loraprune.processes.ranks import is_main
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.record.numbers import percent
@@ -52,81 +62,76 @@ def _zeros(*names: str) -> tuple[Option, ...]:
     return declared(SparseConfig, "oneshot", *names, usual=_SPARSITY)
 
 
-_GROUPS: dict[str, tuple[Option, ...]] = {
-    "what goes in and where it goes": (
-        *inputs("calibration data"),
-        option("output", "run", "folder of the pruned checkpoint", type=Path),
-        *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
-        option("overwrite", "run", "replace what the output folder holds (off)", **SWITCH),
-        *declared(RunOptions, "run", "allow_bad_result"),
-        *declared(RunOptions, "run", "trust_remote_code", "revision"),
-    ),
-    "how much goes: one of these": (
-        *_groups("ratio", "widths"),
-        *goals(),
+_GROUPS: OptionGroups = {
+    "most used": (
+        data_option("calibration data"),
+        output_option("pruned checkpoint"),
+        *_groups("ratio"),
         *_zeros("sparsity"),
+        *_groups("criterion", "repair", "calibration_sequences", "max_length"),
+        CONFIG,
+        *declared(RunOptions, "run", "overwrite"),
     ),
-    "how": (*_groups("criterion", "keep_layers", "damping"), ARCHITECTURE),
-    "how, with --ratio": _groups(
-        *("repair", "allocation", "dimensions", "taylor_form", "group_reduction", "offload_grads", "cuts"),
-        *("channel_multiple", "head_counts"),
-    ),
-    "how, with --sparsity": (
-        *_zeros("within", "variant", "order", "block_size"),
+    "instead of --ratio": (*_groups("widths"), *goals()),
+    "with --ratio": _groups("dimensions", "keep_layers", "allocation", "cuts"),
+    "with --sparsity": (
         option(
             "format",
             "call",
-            "dense: a plain checkpoint with zeros; for 2:4 also semi-structured (torch, on hardware that has it) or "
-            "compressed-tensors (dense)",
+            "file format; semi-structured (torch) and compressed-tensors (vLLM) need --sparsity 2:4 (default: dense)",
             choices=_FORMATS,
         ),
+        *_zeros("within", "variant", "order", "block_size"),
     ),
-    "calibration": (
-        *_groups("calibration_sequences", "max_length", "seed", "offload"),
-        *declared(RunOptions, "run", "bos"),
+    "data": (*FILES, *declared(RunOptions, "run", "bos"), *MEASURED),
+    "run": _groups("offload", "seed"),
+    "result": (
+        *declared(RunOptions, "run", "latency", "dtype", "prompt", "report", "verify", "allow_bad_result"),
+        QUIET,
     ),
-    "what is measured and kept": (
-        *declared(RunOptions, "run", "latency", "dtype", "verify", "prompt", "report"),
-        option("quiet", "call", "results only", **SWITCH),
+    "model": HUB,
+}
+
+_RARE: OptionGroups = {
+    "details of pruning": _groups(
+        *("taylor_form", "group_reduction", "offload_grads", "channel_multiple", "head_counts", "damping")
     ),
 }
 
-ONESHOT_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
+ONESHOT_OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
 
 
 # The command.
 
 
-_DESCRIPTION = """Prune a model on calibration data, without training.
-
-With --ratio, heads and channels go and the model becomes smaller; with --sparsity, weights become zero."""
+_DESCRIPTION = """Prune a model on calibration data, without training. --ratio removes heads and channels and makes the
+model smaller; --sparsity sets single weights to zero."""
 _EXAMPLES = """examples:
-  loraprune oneshot MODEL --data DATA --ratio 0.2 -o OUT
-  loraprune oneshot MODEL --data DATA --criterion sparsegpt --sparsity 2:4 -o OUT
-  loraprune oneshot MODEL --criterion magnitude --sparsity 0.5 -o OUT
+  loraprune oneshot MODEL --data texts.jsonl --ratio 0.2 -o pruned
+  loraprune oneshot MODEL --data texts.jsonl --sparsity 2:4 -o sparse
+  loraprune oneshot MODEL --criterion magnitude --sparsity 0.5 -o sparse
 """
 
 
 def oneshot_parser() -> Parser:
     """The options of the command; nothing has a default."""
     parser = Parser(
-        prog="loraprune oneshot",
+        "loraprune oneshot",
+        usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
-        allow_abbrev=False,
     )
-    add_options(parser, _GROUPS)
+    add_options(parser, {**_GROUPS, **_RARE})
+    parser.rare = set(_RARE)
     return parser
 
 
 def oneshot_command(arguments: Sequence[str]) -> int:
     """Run the command."""
     parser = oneshot_parser()
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        parser.print_help() if arguments else parser.print_usage()
-        return 0 if arguments else 2
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
     return report_errors(console, lambda: _run(_values(parser, arguments), console, arguments))
 

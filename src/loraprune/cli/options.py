@@ -7,7 +7,6 @@ import logging
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 logger = logging.getLogger("loraprune")
@@ -119,23 +118,42 @@ def with_new_names(values: Mapping[str, Any], old_names: Collection[str]) -> dic
 OptionGroups = Mapping[str, Iterable[Option]]
 """Options by the title of their group."""
 
+MODEL_HELP = "folder of a checkpoint, Hub name, or demo (the bundled model)"
 
-def add_options(parser: argparse.ArgumentParser, groups: OptionGroups) -> None:
-    """Add every option, in its group, without defaults: what was not given must not hide a recipe's value."""
-    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, help="a checkpoint's folder or its hub name")
-    parser.add_argument("--config", default=argparse.SUPPRESS, type=Path, metavar="RECIPE.yaml",
-                        help="recipe file, or the name of a published recipe: the same names as the options; options "
-                        "given here win")  # fmt: skip
+SHAPES_HELP = "folder of a checkpoint, Hub name, config.json, demo (the bundled model), or a preset such as llama-2-7b"
+
+OF_TRL = "training"
+"""Target of the options that trl's own configuration reads; our parsers know them for help alone."""
+
+
+def by_name(*groups: OptionGroups) -> dict[str, Option]:
+    """The options of groups that are our own, by name."""
+    every = (option for some in groups for options in some.values() for option in options)
+    return {option.name: option for option in every if option.target != OF_TRL}
+
+
+def add_options(parser: argparse.ArgumentParser, groups: OptionGroups, *, training: bool = False) -> None:
+    """Add every option, in its group, without defaults: what was not given must not hide a recipe's value.
+
+    Args:
+        parser: to add to.
+        groups: options by the title of their group.
+        training: add those that trl reads, too: for help.
+    """
+    parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
     for title, options in groups.items():
         group = parser.add_argument_group(title)
         for option in options:
-            flags = [option.flag]
-            if option.name in ("output", "quiet"):
-                flags.insert(0, f"-{option.name[0]}")
-            group.add_argument(
-                *flags, dest=option.name, default=argparse.SUPPRESS, help=option.help.replace("%", "%%"), **option.extra
-            )
+            if option.target != OF_TRL or training:
+                add_option(group, option)
     add_old_options(parser, old_names(option for options in groups.values() for option in options))
+
+
+def add_option(group: argparse._ActionsContainer, option: Option) -> None:
+    """Add one option, without a default."""
+    short = {"output": ["-o"], "quiet": ["-q"]}.get(option.name, [])
+    help = option.help.replace("%", "%%")
+    group.add_argument(*short, option.flag, dest=option.name, default=argparse.SUPPRESS, help=help, **option.extra)
 
 
 def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: str) -> dict[str, Any]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from importlib import import_module
 from typing import NoReturn
+
+from loraprune.cli.help_format import HelpFormatter, page_width
 
 
 class ArgumentError(Exception):
@@ -14,17 +18,97 @@ class ArgumentError(Exception):
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose complaints can be put in our words.
+    """A parser whose help starts with what is used most, and whose complaints can be put in our words.
+
+    Args:
+        prog: the words that call the command.
+        usage: the shortest way to call it.
+        description: what it does.
+        epilog: examples, printed last.
 
     Attributes:
         further: options that the command takes beside those of the parser.
+        rare: titles of groups that only ``--help-all`` shows.
     """
 
-    further: Sequence[str] = ()
+    def __init__(
+        self, prog: str, *, usage: str | None = None, description: str | None = None, epilog: str | None = None
+    ) -> None:
+        super().__init__(
+            prog=prog,
+            usage=usage,
+            description=description and fill_paragraphs(description),
+            epilog=epilog,
+            formatter_class=HelpFormatter,
+            allow_abbrev=False,
+            add_help=False,
+        )
+        self.further: Sequence[str] = ()
+        self.rare: set[str] = set()
+        self._everything = False
+        self._positionals.title = "arguments"
+        self.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
+        self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
         """Complain."""
         raise ArgumentError(message)
+
+    def format_help(self) -> str:
+        """The help page: without the rare groups, and with a last line that says how to see them."""
+        groups = self._action_groups
+        hidden = [group for group in groups if group.title in self.rare and not self._everything]
+        self._action_groups = [group for group in groups if group not in hidden]
+        try:
+            page = super().format_help()
+        finally:
+            self._action_groups = groups
+        options = sum(action.help != argparse.SUPPRESS for group in hidden for action in group._group_actions)
+        more = f"{options} more option{'s' if options > 1 else ''}"
+        return page + (f"\n{self.prog} --help-all shows {more}.\n" if options else "")
+
+    def print_full_help(self) -> None:
+        """Print the help page with every group."""
+        self._everything = True
+        self.print_help()
+
+
+class _HelpAll(argparse.Action):
+    """``--help-all``: help with the rare groups, too."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
+        assert isinstance(parser, Parser)
+        parser.print_full_help()
+        parser.exit()
+
+
+def fill_paragraphs(text: str) -> str:
+    """A text whose paragraphs are lines of the width of a help page."""
+    return "\n\n".join(textwrap.fill(" ".join(part.split()), page_width()) for part in text.split("\n\n"))
+
+
+def help_shown(parser: Parser, arguments: Sequence[str], *, needs_arguments: bool = True) -> int | None:
+    """Answer a command line that asks for help, or that is empty.
+
+    Args:
+        parser: of the command.
+        arguments: the command line after the command.
+        needs_arguments: whether the command does nothing without any.
+
+    Returns:
+        The exit code; None where the command is to run.
+    """
+    if "--help-all" in arguments:
+        parser.print_full_help()
+        return 0
+    if "-h" in arguments or "--help" in arguments:
+        parser.print_help()
+        return 0
+    if not arguments and needs_arguments:
+        parser.print_usage(sys.stderr)
+        print(f"error: nothing was given ({parser.prog} --help lists the options)", file=sys.stderr)
+        return 2
+    return None
 
 
 def with_dashes(argument: str) -> str:

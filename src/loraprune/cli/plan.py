@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,11 @@ from loraprune.cli.console import (
     results_console,
     show_runtimes,
 )
-from loraprune.cli.options import add_old_options, parameter_count, with_new_names
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.options import SHAPES_HELP, add_old_options, parameter_count, with_new_names
+from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.plan_several import add_cluster_options, cluster_of, show_memory_and_gpus
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
-from loraprune.cli.training_options import settle_amount
+from loraprune.cli.shared_options import settle_amount
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
@@ -44,6 +45,9 @@ PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_
 _OLD = ("refit",)
 """Old names of options, of those in :data:`~loraprune.cli.options.OLD_OPTIONS`."""
 
+_MAIN = ("criterion", "dimensions", "keep_layers", "allocation", "repair", "calibration_sequences")
+"""Those of them that most runs set."""
+
 RUN = ("target_params", "target_size", "target_kv_cache", "max_length", "gradient_accumulation_steps",
        "gradient_checkpointing", "dtype", "bf16", "device", "batch_size", "distill")  # fmt: skip
 """The same for the run."""
@@ -52,45 +56,51 @@ RUN = ("target_params", "target_size", "target_kv_cache", "max_length", "gradien
 def plan_parser() -> Parser:
     """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
     parser = Parser(
-        prog="loraprune plan",
+        "loraprune plan",
         usage="loraprune plan MODEL [options]",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        description="Say what loraprune prune will take and give, from a model's config alone: shapes, parameters, "
-        "memory,\ntime, and which GPUs it fits. No weights are loaded; every figure is an estimate (docs/planning.md).",
-        epilog="presets, shapes of well-known models that need no hub (a folder of the same name wins):\n"
-        + _wrapped(PRESETS),
+        description="Estimate size, memory and time of a pruned model, and which GPUs the run fits, without loading "
+        "weights. docs/planning.md explains the figures.",
+        epilog="presets, shapes of well-known models (a local folder of the same name wins):\n" + _wrapped(PRESETS),
     )
     switch: dict[str, Any] = {"action": argparse.BooleanOptionalAction, "default": None}
-    add = parser.add_argument
-    add("model", help="a checkpoint's folder or its hub name, a config.json, or a preset")
-    what = parser.add_argument_group("pruning")
-    what.add_argument("--ratio", type=float, nargs="+", help="share of the prunable parameters that goes; several are "
-                      "compared (0.5)")  # fmt: skip
-    what.add_argument("--target-params", type=parameter_count, help="instead of a ratio: parameters of the result, "
-                      "such as 4.5B")  # fmt: skip
-    _add_as_in_prune(what, ("target_size", "target_kv_cache", *PRUNING))
+    parser.add_argument("model", metavar="MODEL", help=SHAPES_HELP)
+    most = parser.add_argument_group("most used")
+    most.add_argument("--ratio", type=float, nargs="+", help="share of the prunable parameters to remove; give several "
+                      "to compare them (default: 0.5)")  # fmt: skip
+    most.add_argument("--per-device-train-batch-size", "--batch-size", dest="batch_size", type=int, metavar="N",
+                      help="rows in a batch on each device (default: 8)")  # fmt: skip
+    most.add_argument("--max-length", type=int, help="tokens in a row (default: 1024, or the model's context)")
+    most.add_argument("--load-in-8bit", action="store_true", help="quantize the base model to 8 bits")
+    most.add_argument("--load-in-4bit", action="store_true", help="quantize the base model to 4 bits (NF4)")
+    most.add_argument("--json", action="store_true", help="print JSON, in bytes, operations and seconds")
+    most.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="also write the JSON to a file")
+    other = parser.add_argument_group("instead of --ratio")
+    other.add_argument("--target-params", type=parameter_count, help=PRUNE_OPTIONS["target_params"].help)
+    _add_as_in_prune(other, ("target_size", "target_kv_cache", "widths"))
+    _add_as_in_prune(parser.add_argument_group("pruning"), _MAIN)
     run = parser.add_argument_group("training")
-    run.add_argument("--per-device-train-batch-size", "--batch-size", dest="batch_size", type=int, help="rows in a "
-                     "micro-batch (8)")  # fmt: skip
-    run.add_argument("--gradient-accumulation-steps", type=int, help="micro-batches in a step (1)")
-    run.add_argument("--max-length", type=int, help="tokens of a row (1024, or the model's context)")
-    run.add_argument("--gradient-checkpointing", help="compute activations again in the backward pass (on)", **switch)
-    run.add_argument("--bf16", help="matrix products in bfloat16 (on)", **switch)
-    run.add_argument("--dtype", help="that the checkpoint is stored in: bfloat16, float16 or float32 (its config's)")
+    run.add_argument("--gradient-accumulation-steps", type=int, help="batches in an optimizer step (default: 1)")
+    run.add_argument("--gradient-checkpointing", help="recompute activations to save memory (default: on)", **switch)
+    run.add_argument("--bf16", help="bfloat16 autocast (default: on)", **switch)
+    run.add_argument("--dtype", help="data type of the weights: bfloat16, float16 or float32 (default: the config's)")
+    run.add_argument("--quantization", help=PRUNE_OPTIONS["quantization"].help)
+    run.add_argument("--device", help="cuda, or cpu to compare with a measurement on a CPU (default: cuda)")
     _add_as_in_prune(run, ("lora_r", "lora_target_modules", "distill"))
-    run.add_argument("--load-in-8bit", action="store_true", help="quantize the base by LLM.int8 of bitsandbytes (off)")
-    run.add_argument("--load-in-4bit", action="store_true", help="quantize the base to NF4 (off)")
-    run.add_argument("--quantization", help="bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8")
-    run.add_argument("--device", help="cuda, or cpu to compare the estimate with a measurement on a CPU (cuda)")
     add_cluster_options(parser)
-    out = parser.add_argument_group("input and output")
-    out.add_argument("--json", action="store_true", help="the same as JSON, in bytes, operations and seconds")
-    out.add_argument("-o", "--output", type=Path, metavar="FILE.json", help="write the JSON to a file, too")
-    out.add_argument("--architecture", type=Path, metavar="FILE.yaml", help="description of the model's family")
-    out.add_argument("--revision", default=None, help="branch, tag or commit of a hub checkpoint")
-    out.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
+    model = parser.add_argument_group("model")
+    model.add_argument("--revision", help=PRUNE_OPTIONS["revision"].help)
+    model.add_argument("--trust-remote-code", action="store_true", help=_plain("trust_remote_code"))
+    model.add_argument("--architecture", type=Path, metavar="FILE.yaml", help=PRUNE_OPTIONS["architecture"].help)
+    rare = "details of pruning"
+    _add_as_in_prune(parser.add_argument_group(rare), [name for name in PRUNING if name not in (*_MAIN, "widths")])
+    parser.rare = {rare}
     add_old_options(parser, _OLD)
     return parser
+
+
+def _plain(name: str) -> str:
+    """The help of an option of ``loraprune prune`` without its default."""
+    return PRUNE_OPTIONS[name].help.partition(" (default")[0]
 
 
 def _add_as_in_prune(group: Any, names: Iterable[str]) -> None:
@@ -101,15 +111,17 @@ def _add_as_in_prune(group: Any, names: Iterable[str]) -> None:
 
 
 def _wrapped(items: Any) -> str:
-    import textwrap
-
-    return textwrap.fill(", ".join(items), 96, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
+    return textwrap.fill(", ".join(items), 78, initial_indent="  ", subsequent_indent="  ", break_on_hyphens=False)
 
 
 def plan_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = plan_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(plan_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

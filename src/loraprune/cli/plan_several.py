@@ -28,14 +28,14 @@ _KINDS: dict[str, Callable[[str], Any]] = {"int": int, "str | None": str, "float
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how many GPUs share the run."""
-    group = parser.add_argument_group("several GPUs (docs/scaling.md)")
+    group = parser.add_argument_group("several GPUs")
     for field in fields(ClusterConfig):
         rule = rule_of(field)
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
             type=_KINDS[str(field.type)],
             metavar="|".join(rule.choices) if rule.choices else None,
-            help=f"{rule.help} ({rule.shown or field.default})",
+            help=f"{rule.help} (default: {rule.shown or field.default})",
         )
 
 

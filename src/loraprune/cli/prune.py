@@ -8,19 +8,26 @@ from typing import Any
 
 from loraprune.cli.console import results_console
 from loraprune.cli.declared import declared, nested
-from loraprune.cli.options import SWITCH, Option, fields_of, option
-from loraprune.cli.training_options import (
-    ARCHITECTURE,
+from loraprune.cli.options import SWITCH, Option, OptionGroups, by_name, fields_of, option
+from loraprune.cli.shared_options import (
+    CONFIG,
     DISTILLATION,
+    FILES,
+    HUB,
+    LENGTH,
     LORA,
+    MEASURED,
+    OPTIMIZATION,
     PROCESSES,
-    Invocation,
-    TrainingCommand,
+    RESUMING,
+    TEXTS,
+    data_option,
     goals,
     kept,
+    output_option,
     settle_amount,
-    sources,
 )
+from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.importance.configs import Compresso, Pst
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions, RunOptions
@@ -28,48 +35,54 @@ from loraprune.tasks.options import LoraOptions, RunOptions
 # The options of ``loraprune prune`` that are not training options, declared once and grouped as they are used.
 
 _SHORT = {
-    "load_in_8bit": "quantize the base by LLM.int8 of bitsandbytes while it is pruned (off)",
-    "load_in_4bit": "quantize the base to NF4 with double quantization (off)",
+    "load_in_8bit": "quantize the base model to 8 bits with bitsandbytes during the run",
+    "load_in_4bit": "quantize the base model to 4 bits (NF4) with bitsandbytes during the run",
 }
 
-_GROUPS: dict[str, tuple[Option, ...]] = {
-    "what goes in and where it goes": sources("pruned checkpoint"),
-    "pruning": (
-        *declared(PruningConfig, "pruning", "ratio"),
-        *declared(PruningConfig, "pruning", "widths"),
-        *goals(),
-        *declared(
-            PruningConfig,
-            "pruning",
-            *("criterion", "taylor_form", "group_reduction", "offload_grads", "lora_form"),
-            *("allocation", "dimensions", "keep_layers"),
-        ),
-        ARCHITECTURE,
-        *declared(
-            PruningConfig,
-            "pruning",
-            *("prune_start", "prune_end", "cuts", "cut_every", "repair", "damping", "calibration_sequences"),
-            *("channel_multiple", "head_counts", "average_decay", "average_bias_correction", "apply"),
-            "max_skipped_steps",
-            old={"repair": "refit", "damping": "refit_damping", "head_counts": "head_rounding"},
-        ),
+
+def _pruning(*names: str) -> tuple[Option, ...]:
+    old = {"repair": "refit", "damping": "refit_damping", "head_counts": "head_rounding"}
+    return declared(PruningConfig, "pruning", *names, old=old)
+
+
+_GROUPS: OptionGroups = {
+    "most used": (
+        data_option("training data"),
+        output_option("pruned checkpoint"),
+        *_pruning("ratio", "criterion"),
+        *LENGTH,
+        CONFIG,
+        *RESUMING,
     ),
-    "criterion pst (single weights become zero)": nested(Pst),
-    "criterion compresso": nested(Compresso),
-    "quantized base": (
+    "instead of --ratio": (*_pruning("widths"), *goals()),
+    "pruning": _pruning(
+        *("dimensions", "keep_layers", "allocation", "repair", "calibration_sequences"),
+        *("cuts", "prune_start", "prune_end"),
+    ),
+    "data": (*FILES, *TEXTS, *MEASURED),
+    "training": OPTIMIZATION,
+    "LoRA": LORA,
+    "quantized base model": (
         *(option(name, "call", help, **SWITCH) for name, help in _SHORT.items()),
         *declared(RunOptions, "run", "quantization", "keep_quantized"),
     ),
-    "LoRA": LORA,
-    "distillation": DISTILLATION,
-    "several processes (torchrun, accelerate launch)": PROCESSES,
-    "what is measured and kept": (
-        *declared(RunOptions, "run", "latency", "measure_unrecovered"),
-        *kept("the unmerged adapter and the plan"),
-    ),
+    "result": (*declared(RunOptions, "run", "latency"), *kept("the unmerged adapter and the pruning plan")),
+    "model": HUB,
 }
 
-PRUNE_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
+_RARE: OptionGroups = {
+    "distillation": DISTILLATION,
+    "several processes (torchrun, accelerate launch)": PROCESSES,
+    "details of pruning": (
+        *_pruning("taylor_form", "lora_form", "group_reduction", "offload_grads", "channel_multiple", "head_counts"),
+        *_pruning("cut_every", "damping", "average_decay", "average_bias_correction", "apply", "max_skipped_steps"),
+    ),
+    "details of runs": declared(RunOptions, "run", "allow_changes", "measure_unrecovered"),
+    "criterion pst (sets single weights to zero)": nested(Pst),
+    "criterion compresso": nested(Compresso),
+}
+
+PRUNE_OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
 
 
 def prune_command(arguments: Sequence[str]) -> int:
@@ -178,10 +191,11 @@ def _work(asked: Invocation) -> None:
 
 _COMMAND = TrainingCommand(
     name="prune",
-    description="Prune a model while LoRA tunes it, and write an ordinary checkpoint with fewer heads and channels.",
-    usage="loraprune prune MODEL --data DATA [--ratio 0.5] -o OUT [options]",
-    example="loraprune prune MODEL --data DATA -o OUT",
+    description="Prune a model during LoRA fine-tuning, and write a checkpoint with fewer heads and channels.",
+    usage="loraprune prune MODEL --data DATA -o OUT [options]",
+    example="loraprune prune MODEL --data train.jsonl --ratio 0.3 -o pruned",
     groups=_GROUPS,
+    rare=_RARE,
     work=_work,
     settle=_settle,
     check=_configured,

@@ -6,41 +6,64 @@ from collections.abc import Sequence
 
 from loraprune.cli.console import results_console
 from loraprune.cli.declared import declared
-from loraprune.cli.options import SWITCH, Option, fields_of, option
-from loraprune.cli.training_options import (
-    ARCHITECTURE,
+from loraprune.cli.options import SWITCH, Option, OptionGroups, by_name, fields_of, option
+from loraprune.cli.shared_options import (
+    CONFIG,
     DISTILLATION,
+    FILES,
+    HUB,
+    LENGTH,
     LORA,
+    MEASURED,
+    OPTIMIZATION,
     PROCESSES,
-    Invocation,
-    TrainingCommand,
+    RESUMING,
+    TEXTS,
+    data_option,
     kept,
-    sources,
+    output_option,
 )
+from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions, RunOptions
 
 # The options of ``loraprune recover`` that are not training options, declared once and grouped as they are used.
 
-_GROUPS: dict[str, tuple[Option, ...]] = {
-    "what goes in and where it goes": sources("tuned checkpoint"),
-    "recovery": (
-        option("keep_zeros", "recovery", "weights of the blocks' linear layers that are zero stay zero, in training "
-               "and in the merge (on where the model is sparse)", **SWITCH),
-        *declared(PruningConfig, "recovery", "max_skipped_steps"),
-        ARCHITECTURE,
+_GROUPS: OptionGroups = {
+    "most used": (
+        data_option("training data"),
+        output_option("tuned checkpoint"),
+        *LENGTH,
+        CONFIG,
+        *RESUMING,
     ),
-    "LoRA": LORA,
     "distillation": DISTILLATION,
-    "several processes (torchrun, accelerate launch)": PROCESSES,
-    "what is kept": kept("the unmerged adapter"),
-}  # fmt: skip
+    "training": OPTIMIZATION,
+    "LoRA": LORA,
+    "data": (*FILES, *TEXTS, *MEASURED),
+    "result": kept("the unmerged adapter"),
+    "model": HUB,
+}
 
-RECOVER_OPTIONS: dict[str, Option] = {item.name: item for group in _GROUPS.values() for item in group}
+_RARE: OptionGroups = {
+    "several processes (torchrun, accelerate launch)": PROCESSES,
+    "details of runs": (
+        option(
+            "keep_zeros",
+            "recovery",
+            "keep zero weights of the blocks' linear layers at zero, in training and in the merge (default: on if the "
+            "model is sparse)",
+            **SWITCH,
+        ),
+        *declared(PruningConfig, "recovery", "max_skipped_steps"),
+        *declared(RunOptions, "run", "allow_changes"),
+    ),
+}
+
+RECOVER_OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
 
 _DESCRIPTION = """Tune a pruned or sparse model with LoRA, and write an ordinary checkpoint with the adapter merged.
-
-Weights of the blocks' linear layers that are zero stay zero, so that a 2:4 checkpoint stays 2:4."""
+Zero weights stay zero: a 2:4 checkpoint stays 2:4."""
 
 
 def recover_command(arguments: Sequence[str]) -> int:
@@ -76,8 +99,9 @@ _COMMAND = TrainingCommand(
     name="recover",
     description=_DESCRIPTION,
     usage="loraprune recover MODEL --data DATA -o OUT [options]",
-    example="loraprune recover MODEL --data DATA -o OUT",
+    example="loraprune recover pruned --data train.jsonl -o tuned",
     groups=_GROUPS,
+    rare=_RARE,
     work=_work,
 )
 

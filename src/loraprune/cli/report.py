@@ -8,44 +8,48 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from loraprune.recipes.report import ReportAgain
 
-_DESCRIPTION = """Make the report of a finished run again, and add what `loraprune eval` measured of the run and of the
-model that it began with. evaluation.json in the folder of the run counts by itself."""
+_DESCRIPTION = """Make the report of a finished run again. Results of loraprune eval are added: evaluation.json in the
+folder of the run, and the files that you name."""
 _EXAMPLES = """examples:
-  loraprune eval MODEL OUT --ppl wikitext2 --tasks piqa -o results.json
-  loraprune report OUT --evaluation results.json
+  loraprune eval MODEL pruned --ppl wikitext2 --tasks piqa -o results.json
+  loraprune report pruned --evaluation results.json
 """
 
 
 def report_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune report",
+        "loraprune report",
+        usage="loraprune report RUN [--evaluation FILE ...] [-o FILE.html] [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        usage="loraprune report RUN [--evaluation FILE ...] [-o FILE.html] [options]",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder that a run wrote, or the report.json in it")
-    parser.add_argument("--evaluation", metavar="FILE", type=Path, nargs="+", action="extend", default=[],
-                        help="results of loraprune eval")  # fmt: skip
-    parser.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="the page (default: RUN/report.html)")
-    parser.add_argument("--card", action="store_true", help="also put the results into the table of RUN/README.md")
-    parser.add_argument("--open", action="store_true", help="open the page in the browser")
-    parser.add_argument("-q", "--quiet", action="store_true", help="results only")
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, or the report.json in it")
+    most = parser.add_argument_group("most used")
+    most.add_argument("--evaluation", metavar="FILE", type=Path, nargs="+", action="extend", default=[],
+                      help="results of loraprune eval")  # fmt: skip
+    most.add_argument("-o", "--output", type=Path, metavar="FILE.html", help="page to write (default: RUN/report.html)")
+    most.add_argument("--open", action="store_true", help="open the page in the browser")
+    most.add_argument("--card", action="store_true", help="also add the results to the model card, RUN/README.md")
+    most.add_argument("-q", "--quiet", action="store_true", help="print results only")
     return parser
 
 
 def report_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = report_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(parsed(report_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

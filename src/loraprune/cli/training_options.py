@@ -1,4 +1,4 @@
-"""The options that all commands that train share, declared once; ``target`` says what each one sets."""
+"""Commands that train: their own options and those of trl, from a recipe and from the command line."""
 
 from __future__ import annotations
 
@@ -8,139 +8,27 @@ import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors
-from loraprune.cli.declared import declared
 from loraprune.cli.options import (
-    SWITCH,
     Option,
     OptionGroups,
     add_options,
+    by_name,
     old_names,
-    option,
-    parameter_count,
     with_new_names,
 )
-from loraprune.cli.parsing import ArgumentError, Parser, check_dashes, complaint, flags_of, with_dashes
+from loraprune.cli.parsing import ArgumentError, Parser, check_dashes, complaint, flags_of, help_shown, with_dashes
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
 from loraprune.cli.training_names import training_names
-from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.training_rules import REMEDIES
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 
-def sources(result: str) -> tuple[Option, ...]:
-    """What goes in and where it goes.
-
-    Args:
-        result: what the output folder holds, for the help text: ``"pruned checkpoint"``.
-    """
-    return (
-        *inputs("training data"),
-        option("output", "run", f"folder of the {result}", type=Path),
-        *declared(RunOptions, "run", "split", "eval_split", "data_name", "eval_data", "eval_sequences"),
-        *declared(RunOptions, "run", "answers_only", "bos", "overwrite", "resume"),
-        *declared(RunOptions, "run", "allow_changes", "allow_bad_result", "trust_remote_code", "revision"),
-    )
-
-
-def inputs(data: str) -> tuple[Option, ...]:
-    """Data, and what turns them into the model's input; ``data`` says what for: ``"training data"``."""
-    return (
-        option(
-            "data",
-            "call",
-            f"{data}: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files or of images by class, or a "
-            "hub data set",
-        ),
-        option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
-        option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
-    )
-
-
-AMOUNTS = ("ratio", "widths", "target_params", "target_size", "speedup")
-"""Options of which one says how much goes; a smaller cache (``target_kv_cache``) goes with the last three of them."""
-
-
-def goals() -> tuple[Option, ...]:
-    """What the result is to be, instead of a ratio."""
-    first, *others = declared(
-        *(RunOptions, "run", "target_params", "target_size", "target_kv_cache"),
-        *("speedup", "speedup_phase", "speedup_tokens", "speedup_batch"),
-    )
-    return (option("target_params", "run", first.help, type=parameter_count), *others)
-
-
-def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence[str] = AMOUNTS) -> str | None:
-    """Let an amount on the command line replace that of a recipe.
-
-    Args:
-        values: recipe and command line together; changed.
-        given: the command line's.
-        known: options that say how much goes.
-
-    Returns:
-        The option that says it, or None.
-
-    Raises:
-        ValueError: several were given in the same place.
-    """
-    known = (*known, "target_kv_cache")
-    asked = {name for name in known if given.get(name) is not None}
-    if asked:
-        kept = asked
-        if not asked & {"ratio", "widths", "sparsity"}:  # a smaller cache goes with the others
-            kept = asked | ({"target_kv_cache"} if asked != {"target_kv_cache"} else set(known[2:]) - {"sparsity"})
-        for name in known:
-            if name not in kept:
-                values.pop(name, None)
-    found = [name for name in known if values.get(name) is not None]
-    if "target_kv_cache" in found and not {"ratio", "widths", "sparsity"} & set(found):
-        found = [name for name in found if name != "target_kv_cache"] or found
-    if set(found) == {"ratio", "sparsity"}:
-        return "ratio"  # the configuration says what each of them does
-    if len(found) > 1:
-        first, second = (f"--{name.replace('_', '-')}" for name in found[:2])
-        raise ValueError(f"{first} and {second} both say how much is to go. Give one of them.")
-    return found[0] if found else None
-
-
-LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")
-
-PROCESSES = declared(RunOptions, "run", "fsdp")
-"""How processes of one launcher share the work."""
-
-DISTILLATION = declared(RunOptions, "run", "distill", "teacher")
-
-ARCHITECTURE = option("architecture", "call", "YAML description of a family that loraprune does not know", type=Path)
-
-
-def kept(adapter: str) -> tuple[Option, ...]:
-    """What is kept of a run.
-
-    Args:
-        adapter: what ``--save-adapter`` saves.
-    """
-    return (
-        *declared(RunOptions, "run", "dtype", "verify", "prompt", "report"),
-        option("save_adapter", "run", f"also save {adapter} (off)", **SWITCH),
-        *declared(RunOptions, "run", "keep_run"),
-        option("quiet", "call", "results only", **SWITCH),
-    )
-
-
-TRAINING_HELP = """training options, as trl's SFTConfig names them (nearly all of its fields can be given):
-  --max-steps, --num-train-epochs (2), --per-device-train-batch-size (8), --gradient-accumulation-steps (1),
-  --learning-rate (by size), --lr-scheduler-type (cosine), --warmup-steps (0.05), --weight-decay, --max-grad-norm,
-  --max-length (1024, or the model's context), --seed (42), --bf16, --gradient-checkpointing,
-  --logging-steps (5), --save-steps (100), --report-to (none), ...
-"""
-
-# A command that trains: its own options and those of trl, from a recipe and from the command line.
+_FURTHER = "All other fields of trl's SFTConfig are options too, such as --optim NAME."
 
 Settle = Callable[[dict[str, Any], dict[str, Any]], None]
 
@@ -179,7 +67,7 @@ class TrainingCommand:
         name: as typed.
         description: what it does.
         usage: the shortest way to call it, and ``example``: with nothing but what is needed.
-        groups: its options.
+        groups: its options, and ``rare``: those that only ``--help-all`` shows.
         work: does it.
         needs: options that must be given.
         settle: changes the values (its first argument) where options exclude each other; the second argument holds
@@ -192,6 +80,7 @@ class TrainingCommand:
     usage: str
     example: str
     groups: OptionGroups
+    rare: OptionGroups
     work: Callable[[Invocation], None]
     settle: Settle = _as_they_are
     check: Callable[[dict[str, Any]], object] = lambda values: None
@@ -204,30 +93,24 @@ class TrainingCommand:
 
     @property
     def options(self) -> dict[str, Option]:
-        """By name."""
-        return {item.name: item for group in self.groups.values() for item in group}
+        """By name; without those that trl reads."""
+        return by_name(self.groups, self.rare)
 
     def main(self, arguments: Sequence[str]) -> int:
         """Run the command."""
         arguments = [with_dashes(argument) for argument in arguments]
-        if not arguments or "-h" in arguments or "--help" in arguments:
-            parser = self.help_parser()
-            parser.print_help() if arguments else parser.print_usage()
-            return 0 if arguments else 2
+        shown = help_shown(self.help_parser(), arguments)
+        if shown is not None:
+            return shown
         console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
         return report_errors(console, lambda: self._run(arguments, console))
 
     def help_parser(self) -> Parser:
-        """The parser that shows help: our options, without the seconds that trl takes to import."""
-        parser = Parser(
-            prog=self.prog,
-            description=self.description,
-            epilog=TRAINING_HELP,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            usage=self.usage,
-        )
-        add_options(parser, self.groups)
-        parser.further = re.findall(r"--[a-z-]+", TRAINING_HELP)
+        """The parser that shows help: our options, and the main ones of trl, without the seconds of its import."""
+        epilog = f"{_FURTHER}\n\nexamples:\n  {self.example}\n"
+        parser = Parser(self.prog, description=self.description, epilog=epilog, usage=self.usage)
+        add_options(parser, {**self.groups, **self.rare}, training=True)
+        parser.rare = set(self.rare)
         return parser
 
     def _run(self, arguments: Sequence[str], console: Console) -> int:
@@ -257,8 +140,8 @@ class TrainingCommand:
         Raises:
             ValueError: a value is not one that an option of ours takes, or one that is needed was not given.
         """
-        parser = Parser(prog=self.prog, allow_abbrev=False)
-        add_options(parser, self.groups)
+        parser = Parser(self.prog)
+        add_options(parser, {**self.groups, **self.rare})
         try:
             check_dashes(arguments, flags_of(parser))
             found, further = parser.parse_known_args(arguments)
@@ -292,7 +175,7 @@ class TrainingCommand:
 
     def _check_needed(self, values: Mapping[str, Any], without: Sequence[str] = ()) -> None:
         for name, remedy in (
-            ("model", f"Name a checkpoint: {self.example}."),
+            ("model", f"Name a checkpoint: {self.usage.removesuffix(' [options]')}."),
             ("data", "Name the training data with --data."),
             ("output", "Name the folder of the result with -o."),
         ):
@@ -308,7 +191,7 @@ class TrainingCommand:
             ValueError: a name is unknown (the nearest known one is suggested) or is set another way here; a recipe's
                 value is not one that the option takes.
         """
-        parser = full_parser(self.prog, self.groups)
+        parser = full_parser(self.prog, {**self.groups, **self.rare})
         try:
             given = vars(parser.parse_args(arguments))
         except ArgumentError as error:

@@ -7,26 +7,34 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
-from loraprune.cli.parsing import Parser, parsed
+from loraprune.cli.parsing import Parser, help_shown, parsed
 
 
 def verify_parser() -> Parser:
     """The options of the command."""
     parser = Parser(
-        prog="loraprune verify",
+        "loraprune verify",
         usage="loraprune verify OUT [options]",
-        description="Say whether a checkpoint is whole: its weight files against the checksums in pruning.json, finite "
-        "weights, shapes against the config, and a forward pass. One line a check; exit code 1 where one fails.",
+        description="Check a checkpoint: checksums in pruning.json, finite weights, shapes against the config, and a "
+        "forward pass. Print one line for each check; the exit code is 1 if one fails.",
+        epilog="examples:\n  loraprune verify pruned\n",
     )
     parser.add_argument("folder", metavar="OUT", type=Path, help="folder that loraprune or save_pretrained wrote")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that the checkpoint brings (off)")
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--trust-remote-code", action="store_true", help="run Python code that comes with the checkpoint"
+    )
     return parser
 
 
 def verify_command(arguments: Sequence[str]) -> int:
     """Run the command."""
+    parser = verify_parser()
+    shown = help_shown(parser, arguments)
+    if shown is not None:
+        return shown
     console = open_console()
-    return report_errors(console, lambda: _run(parsed(verify_parser(), arguments)))
+    return report_errors(console, lambda: _run(parsed(parser, arguments)))
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -26,6 +26,7 @@ TaylorForm = Literal["squared", "first", "second", "mix", "vectorize"]
 TAYLOR_FORMS: tuple[str, ...] = get_args(TaylorForm)
 GroupReduction = Literal["sum", "mean", "max", "prod", "first", "last"]
 GROUP_REDUCTIONS: tuple[str, ...] = get_args(GroupReduction)
+_REDUCTION_HELP = "criteria taylor, lora and magnitude: how the scores of a group's layers are combined"
 Ramp = Literal["linear", "cubic"]
 RAMPS: tuple[str, ...] = get_args(Ramp)
 
@@ -67,16 +68,11 @@ class LoraGuided(CriterionConfig):
     needs_training = "scores groups by the gradients of an adapter that has learnt something"
     form: str = setting(
         "squared",
-        "criterion lora as in the paper (squared) or its code (absolute)",
+        "criterion lora: score of the paper (squared) or of its code (absolute)",
         choices=LORA_FORMS,
         flat="lora_form",
     )
-    reduction: str = setting(
-        "sum",
-        "taylor, lora and magnitude: sum, mean, max, prod, first or last of the layers of a group",
-        choices=GROUP_REDUCTIONS,
-        flat="group_reduction",
-    )
+    reduction: str = setting("sum", _REDUCTION_HELP, choices=GROUP_REDUCTIONS, flat="group_reduction")
 
     def build(self, seed: int = 0) -> Criterion:
         from loraprune.importance.lora import LoraCriterion
@@ -111,12 +107,12 @@ class Taylor(CriterionConfig):
     sums_weights = True
     form: str = setting(
         "squared",
-        "criterion taylor: squared (LoRAPrune's vanilla one), or LLM-Pruner's first, second, mix, vectorize",
+        "criterion taylor: squared is LoRAPrune's, the others are LLM-Pruner's",
         choices=TAYLOR_FORMS,
         flat="taylor_form",
     )
-    reduction: str = setting("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
-    offload: bool = setting(False, "taylor: gradients that wait do so in the machine's memory", flat="offload_grads")
+    reduction: str = setting("sum", _REDUCTION_HELP, choices=GROUP_REDUCTIONS, flat="group_reduction")
+    offload: bool = setting(False, "criterion taylor: keep gradients in CPU memory", flat="offload_grads")
 
     def build(self, seed: int = 0) -> Criterion:
         from loraprune.importance.taylor import TaylorCriterion
@@ -136,7 +132,7 @@ class Magnitude(CriterionConfig):
     reads_data = False
     reads_effective_weights = True
     sums_weights = True
-    reduction: str = setting("sum", choices=GROUP_REDUCTIONS, flat="group_reduction")
+    reduction: str = setting("sum", _REDUCTION_HELP, choices=GROUP_REDUCTIONS, flat="group_reduction")
 
     def build(self, seed: int = 0) -> Criterion:
         from loraprune.importance.magnitude import MagnitudeCriterion
@@ -295,20 +291,24 @@ class Compresso(CriterionConfig):
     learns = True
     nested = True
     needs_training = "learns its gates up to the cut"
-    learning_rate: float = setting(0.5, "of the gates", within="(0, inf)", why="with less the gates learn nothing")
+    learning_rate: float = setting(
+        0.5, "learning rate of the gates", within="(0, inf)", why="with less the gates learn nothing"
+    )
     multiplier_learning_rate: float = setting(
-        0.5, "of the Lagrange multipliers", within="(0, inf)", why="with less the gates learn nothing"
+        0.5, "learning rate of the Lagrange multipliers", within="(0, inf)", why="with less the gates learn nothing"
     )
     warmup: float = setting(
         0.5,
-        "share of the steps before the cut over which the target rises",
+        "share of the steps before the cut in which the target ratio rises",
         within="[0, 1]",
         why="a share of the steps",
     )
-    ramp: str = setting("linear", "how it rises", choices=RAMPS)
-    initial_drop: float = setting(0.01, "how far gates are closed at the start", within="(0, 1)", why="such as 0.01")
+    ramp: str = setting("linear", "shape of that rise", choices=RAMPS)
+    initial_drop: float = setting(
+        0.01, "share by which gates are closed at the start", within="(0, 1)", why="such as 0.01"
+    )
     prompt: str | None = setting(
-        None, "text before every row of the data, or 'default' for ours", flat="pruning_prompt", shown="none"
+        None, "text to put before every row, or 'default' for the built-in one", flat="pruning_prompt", shown="none"
     )
 
     def __post_init__(self) -> None:
@@ -353,10 +353,14 @@ class Pst(CriterionConfig):
     unstructured = True
     nested = True
     needs_training = "learns its scores while the adapter is trained"
-    rank: int = setting(8, "rank of the learnt part of the scores", within="[1, 65536]")
-    low_rank_weight: float = setting(1.0, "alpha1: what the low-rank part counts", within="[0, inf)")
-    structured_weight: float = setting(1.0, "alpha2: what the parts of rows and columns count", within="[0, inf)")
-    learning_rate: float | None = setting(None, "of the scores", within="(0, inf)", shown="that of the adapter")
+    rank: int = setting(8, "rank of the low-rank part of the scores", within="[1, 65536]")
+    low_rank_weight: float = setting(1.0, "weight of the low-rank part of the scores (alpha1)", within="[0, inf)")
+    structured_weight: float = setting(
+        1.0, "weight of the row and column parts of the scores (alpha2)", within="[0, inf)"
+    )
+    learning_rate: float | None = setting(
+        None, "learning rate of the scores", within="(0, inf)", shown="that of the adapter"
+    )
 
 
 GROUP_CRITERIA: dict[str, type[CriterionConfig]] = {

@@ -72,24 +72,24 @@ class PruningConfig(Flat):
     target: Target
     criterion: CriterionConfig = setting(
         None,
-        "fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; osscar before the first step; "
-        "position keeps the first of whole blocks",
+        "score that decides what goes: fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; before "
+        "training also osscar, for blocks also position",
     )
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair = setting(
         None,
-        "what is done to layers after a cut: refit (least squares: what each gave itself), stream (towards the "
-        "residual stream before the cut), stream+readers (what reads it, too), bias (FLAP's compensation) or none",
+        "fit of the remaining weights after a cut: refit (to each layer's output), stream (to the residual stream), "
+        "stream+readers, bias (FLAP) or none",
     )
-    calibration_sequences: int = setting(128, "training sequences that the repair looks at", within="[0, 1000000]")
-    average_decay: float = setting(0.9, "moving average of the scores, lambda", within="[0, 1)")
-    average_bias_correction: bool = setting(True, "divide out the average's start from zero")
+    calibration_sequences: int = setting(128, "rows of training data that the repair uses", within="[0, 1000000]")
+    average_decay: float = setting(0.9, "decay of the moving average of scores", within="[0, 1)")
+    average_bias_correction: bool = setting(True, "correct the moving average for its start at zero")
     apply: Literal["slice", "mask"] = setting(
         "slice",
-        "slice: cut tensors while training; mask: multiply with zeros, cut at the end",
+        "slice cuts tensors during training; mask multiplies with zeros and cuts at the end",
         choices=("slice", "mask"),
     )
-    max_skipped_steps: int = setting(5, "steps in a row with NaN or Inf before the run stops", within="[0, inf)")
+    max_skipped_steps: int = setting(5, "consecutive steps with NaN or Inf that stop the run", within="[0, inf)")
     seed: int = 42
 
     parts: ClassVar = {

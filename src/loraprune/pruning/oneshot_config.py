@@ -65,14 +65,10 @@ def _refuse_own_criterion(criterion: object) -> NoReturn:
 class _Calibrated(Flat):
     """What both kinds of pruning without training have in common."""
 
-    calibration_sequences: int = setting(128, "rows of the data that are looked at", within="[1, 1000000]")
-    max_length: int | None = setting(
-        None, "tokens of a row at most", within="[1, inf)", shown="2048, or the model's context"
-    )
-    seed: int = setting(42, "of what is drawn from the data", within=SEEDS)
-    offload: bool = setting(
-        False, "keep weights and hidden states in the machine's memory, and one block at a time on the accelerator"
-    )
+    calibration_sequences: int = setting(128, "rows of calibration data", within="[1, 1000000]")
+    max_length: int | None = setting(None, "tokens in a row", within="[1, inf)", shown="2048, or the model's context")
+    seed: int = setting(42, "random seed", within=SEEDS)
+    offload: bool = setting(False, "keep the model in CPU memory, with one block at a time on the accelerator")
 
     @property
     def name(self) -> str:
@@ -111,14 +107,15 @@ class SparseConfig(_Calibrated):
         offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
     """
 
-    criterion: ZeroingMethod = setting(None, "with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs")
+    criterion: ZeroingMethod = setting(
+        None, "score that decides which weights become zero: sparsegpt, wanda, magnitude, wanda+obs or magnitude+obs"
+    )
     sparsity: str | float = setting(
         0.5,
-        "share of weights that become zero, such as 0.5, or N:M, such as 2:4 (N of every M consecutive weights of a "
-        "row)",
+        "share of the weights to set to zero, or a pattern N:M such as 2:4 (N of every M weights in a row)",
     )
     keep_layers: tuple[int | str, ...] = setting(
-        (), "layers that keep everything, such as 0-3,-1; 10%: the first tenth", shown="none"
+        (), "layers to leave unpruned, such as 0-3,-1, or 10% for the first tenth", shown="none"
     )
 
     parts: ClassVar = {
@@ -187,16 +184,16 @@ class OneshotConfig(_Calibrated):
     target: Target = field(default_factory=Target)
     criterion: CriterionConfig = setting(
         None,
-        "with --ratio: osscar, fisher, taylor, flap, wanda, magnitude, random, and of whole blocks position; with "
-        "--sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs",
-        shown="osscar; fisher for blocks and the hidden size; sparsegpt",
+        "score that decides what goes: osscar, fisher, taylor, flap, wanda, magnitude, random, for blocks also "
+        "position; with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs",
+        shown="osscar; fisher for blocks and the hidden size; sparsegpt with --sparsity",
     )
     repair: Repair = setting(
         None,
-        "stream: least squares towards the dense model's residual stream; stream+readers: q, k, v, gate and up, too; "
-        "refit: towards each layer's own output; bias: the mean of what goes; none",
+        "fit of the remaining weights after a cut: stream (to the residual stream), stream+readers, refit (to each "
+        "layer's output), bias (FLAP) or none",
     )
-    cuts: int = setting(1, "steps in which the ratio is reached, scored anew before each", within="[1, 1000000]")
+    cuts: int = setting(1, "number of cuts; groups are scored again before each", within="[1, 1000000]")
 
     parts: ClassVar = {
         "target": Part({"target": Target}),

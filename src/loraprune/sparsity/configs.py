@@ -53,7 +53,7 @@ class WholeMask(ZeroingMethod):
     usual: ClassVar[str] = "row"
     within: str | None = setting(
         None,
-        "of wanda and magnitude: compare the weights of a row, or of the matrix",
+        "criteria wanda and magnitude: compare weights within a row or a matrix",
         choices=WITHIN,
         shown="wanda: row, magnitude: matrix",
     )
@@ -87,7 +87,7 @@ class WandaMask(WholeMask):
 
     name = "wanda"
     evidence = Evidence.NORMS
-    variant: bool = setting(False, "of wanda: rows lose the same share of their scores")
+    variant: bool = setting(False, "criterion wanda: remove the same share of the scores of each row")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -108,7 +108,7 @@ class WithUpdates(ZeroingMethod):
         block_size: columns that are compared with each other, and updated together.
     """
 
-    damping: float = setting(0.01, "of sparsegpt and the masks with updates", within="[0, 1)", idle=True)
+    damping: float = setting(0.01, "ridge of sparsegpt, wanda+obs and magnitude+obs", within="[0, 1)", idle=True)
     block_size: int = setting(128, "columns that sparsegpt compares and updates together", within="[1, inf)")
 
     def compared_weights(self, rows: int, width: int) -> int:
@@ -136,7 +136,7 @@ class MaskWithUpdates(WithUpdates):
     mask: ClassVar[type[WholeMask]] = WholeMask
     order: str = setting(
         "sequential",
-        "of wanda+obs and magnitude+obs: sequential chooses the weights before any update, iterative block by block",
+        "criteria wanda+obs and magnitude+obs: choose weights before any update, or block by block",
         choices=ORDERS,
     )
     within: str | None = setting(None, choices=WITHIN)

@@ -33,7 +33,7 @@ class LeastSquares(Repair):
     """
 
     damping: float = setting(
-        0.01, "ridge of the least squares (and of osscar) as a share of the mean diagonal", within="[0, inf)", idle=True
+        0.01, "ridge of the repair and of osscar, as a share of the mean diagonal", within="[0, inf)", idle=True
     )
 
 

@@ -35,14 +35,23 @@ class LoraOptions:
     """
 
     r: int | None = setting(
-        None, "rank", within="[1, inf)", flat="lora_r", shown="a quarter of the hidden size, from 8 to 64"
+        None,
+        "rank of the adapter",
+        within="[1, inf)",
+        flat="lora_r",
+        shown="a quarter of the hidden size, from 8 to 64",
     )
-    alpha: int = setting(16, "alpha", within="[1, 1000000]", flat="lora_alpha")
-    dropout: float = setting(0.0, "dropout", within="[0, 1)", flat="lora_dropout")
+    alpha: int = setting(
+        16, "LoRA alpha: the update is scaled by alpha / rank", within="[1, 1000000]", flat="lora_alpha"
+    )
+    dropout: float = setting(0.0, "dropout on the input of the adapter", within="[0, 1)", flat="lora_dropout")
     target_modules: Sequence[str] | None = setting(
-        None, "layers to adapt", flat="lora_target_modules", shown="all projections of the blocks"
+        None,
+        "layers to adapt, such as q_proj v_proj",
+        flat="lora_target_modules",
+        shown="all projections of the blocks",
     )
-    experts: bool = setting(False, "adapt the stacked experts of a mixture too", flat="lora_experts")
+    experts: bool = setting(False, "also adapt the stacked experts of a mixture", flat="lora_experts")
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -104,83 +113,89 @@ class RunOptions:
         command: what the user typed, for the record.
     """
 
-    output: Path | None = setting(None, "folder of the result")
-    split: str = setting("train", "split of a hub data set")
-    eval_split: str = setting("validation", "split of a hub data set given as --eval-data")
-    data_name: str | None = setting(None, "configuration of a hub data set")
+    output: Path | None = setting(None, "folder for the result")
+    split: str = setting("train", "split of --data if it is a Hub dataset or a folder")
+    eval_split: str = setting("validation", "split of --eval-data if it is a Hub dataset or a folder")
+    data_name: str | None = setting(None, "configuration of a Hub dataset")
     eval_data: str | Path | Dataset | None = setting(
-        None, "data to measure on", shown="a twentieth of the data of the run"
+        None, "data to measure the model on", shown="5 % of --data, held out"
     )
     eval_sequences: int | None = setting(
-        None, "rows to measure on, 0 for none", within="[0, inf)", shown="64; 1000 for classifiers"
+        None,
+        "maximum number of rows to measure on; 0 measures nothing",
+        within="[0, inf)",
+        shown="64; 1000 for classifiers",
     )
-    answers_only: bool = setting(True, "of instructions and chats, train on the answers alone")
+    answers_only: bool = setting(True, "train only on the answers of instructions and chats")
     bos: str = setting(
         "auto",
-        "beginning-of-sequence token: before texts as the tokenizer does, or every row and block",
+        "where to put the beginning-of-sequence token: auto follows the tokenizer, always means every row and block",
         choices=BOS_CHOICES,
     )
-    overwrite: bool = setting(False, "replace what the output folder holds, and forget an interrupted run")
-    allow_bad_result: bool = setting(False, "keep a result of missing cuts, or one no better than chance")
-    resume: bool = setting(False, "go on with the interrupted run of this output folder")
-    allow_changes: bool = setting(False, "resume with other data or training options than the run began with")
-    trust_remote_code: bool = setting(False, "run code that the checkpoint brings")
-    revision: str | None = setting(None, "branch, tag or commit of a hub checkpoint")
-    target_params: int | None = setting(
-        None, "instead of a ratio: parameters of the result, such as 4.5B", within="[1, inf)"
+    overwrite: bool = setting(False, "replace an earlier result in the output folder, and discard an interrupted run")
+    allow_bad_result: bool = setting(False, "write the result even if cuts are missing or it is no better than chance")
+    resume: bool = setting(False, "continue the interrupted run of this output folder")
+    allow_changes: bool = setting(
+        False, "with --resume, accept data and training options that differ from those of the first start"
     )
-    target_size: int | str | None = setting(None, "instead of a ratio: size of the result's weights, such as 500MB")
+    trust_remote_code: bool = setting(False, "run Python code that comes with the checkpoint")
+    revision: str | None = setting(None, "branch, tag or commit of a Hub checkpoint")
+    target_params: int | None = setting(None, "number of parameters of the result, such as 4.5B", within="[1, inf)")
+    target_size: int | str | None = setting(None, "size of the result's weights on disk, such as 500MB")
     target_kv_cache: float | str | None = setting(
         None,
-        "instead of a ratio: cache of keys and values: a share of the dense one, or the size for one sequence as long "
-        "as the context, such as 64MB; takes KV heads alone, or bounds them beside another goal",
+        "size of the KV cache: a share of the dense model's, such as 0.5, or a size for one full context, such as 64MB",
     )
     speedup: float | None = setting(
         None,
-        "instead of a ratio: how many times as fast the result is to be on this machine, such as 1.5",
+        "speed-up over the dense model on this machine, such as 1.5",
         within="(1, 1000]",
         why="a speed-up says how many times as fast the result is",
     )
     speedup_phase: str = setting(
-        "prefill", "what is to be fast: prefill (a forward pass over a prompt) or decode", choices=("prefill", "decode")
+        "prefill",
+        "what --speedup times: a pass over a prompt, or decoding token by token",
+        choices=("prefill", "decode"),
     )
     speedup_tokens: int | None = setting(
-        None, "tokens of that prompt", within="[1, inf)", shown="2048, or the model's context"
+        None, "tokens in the prompt that --speedup times", within="[1, inf)", shown="2048, or the model's context"
     )
-    speedup_batch: int = setting(1, "sequences at once", within="[1, 1000000]")
+    speedup_batch: int = setting(1, "sequences in the batch that --speedup times", within="[1, 1000000]")
     quantization: str | None = setting(
-        None, "bnb-8bit or bnb-4bit, which the two switches stand for, or torchao-int8", shown="none"
+        None, "quantization of the base model: bnb-8bit, bnb-4bit or torchao-int8", shown="none"
     )
-    keep_quantized: bool = setting(False, "save the result quantized, too, instead of in the checkpoint's dtype")
+    keep_quantized: bool = setting(False, "save the result quantized instead of in the checkpoint's data type")
     dtype: str | None = setting(
         None,
-        "that the result is saved in",
+        "data type of the saved result",
         choices=("float32", "bfloat16", "float16"),
         shown="the checkpoint's",
     )
-    verify: bool = setting(True, "load the saved result back and compare its outputs")
-    latency: bool = setting(True, "measure the forward pass, dense and pruned")
-    unrecovered: bool = setting(False, "also measure the same cut without tuning", flat="measure_unrecovered")
+    verify: bool = setting(True, "load the saved result and compare its outputs with the model in memory")
+    latency: bool = setting(True, "measure the latency of the dense and the pruned model")
+    unrecovered: bool = setting(False, "also measure the pruned model without tuning", flat="measure_unrecovered")
     fsdp: int | None = setting(
         None,
-        "share the weights of the base among the processes of a launcher: 2, PyTorch's FSDP2",
+        "shard the base model's weights across the processes; 2 stands for PyTorch's FSDP2",
         within="[2, 2]",
         why="2 is the version of PyTorch's FSDP",
-        shown="each process has all of them",
+        shown="each process holds all weights",
     )
     distill: float | None = setting(
         None,
-        "share of the loss, after the last cut, that is the divergence from the dense model, which stays in memory",
+        "share of the loss that follows the dense model after the last cut, from 0 to 1",
         within="[0, 1]",
         shown="0",
     )
     teacher: str | Path | None = setting(
-        None, "dense model to follow", shown="MODEL before the first cut; in recover the one that MODEL was made from"
+        None,
+        "dense model to follow",
+        shown="MODEL before the first cut; in recover, the model that MODEL was pruned from",
     )
-    prompt: str | None = setting(None, "text that both models go on from, for the report")
+    prompt: str | None = setting(None, "text that the dense and the pruned model complete in the report")
     report: bool = setting(True, "write report.html and report.json")
-    save_adapter: bool = setting(False, "also save the unmerged adapter and the plan")
-    keep_run: bool = setting(False, "keep the run's checkpoints after the end")
+    save_adapter: bool = setting(False, "also save the unmerged adapter and the pruning plan")
+    keep_run: bool = setting(False, "keep the saved states of the run after its end")
     command: str | None = None
 
     def __post_init__(self) -> None:

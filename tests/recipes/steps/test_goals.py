@@ -13,7 +13,7 @@ from transformers import AutoConfig, TrainerCallback
 
 import loraprune
 from loraprune import OneshotConfig, OneshotResult, PruningConfig, RunOptions
-from loraprune.cli.training_options import settle_amount
+from loraprune.cli.shared_options import settle_amount
 from loraprune.measure.width_times import WidthTimes
 from loraprune.recipes.steps import goals
 

@@ -24,20 +24,23 @@ class ClusterConfig:
             node with such GPUs.
     """
 
-    gpus: int = setting(1, "GPUs of each node", within="[1, 1024]")
-    nodes: int = setting(1, "nodes", within="[1, 65536]")
+    gpus: int = setting(1, "GPUs in each node", within="[1, 1024]")
+    nodes: int = setting(1, "number of nodes", within="[1, 65536]")
     strategy: str | None = setting(
         None,
-        "ddp: each GPU holds the whole model; fsdp2: the frozen base is shared out",
+        "ddp keeps the whole model on each GPU; fsdp2 shards the base model",
         choices=STRATEGIES,
-        shown="ddp where one GPU holds the run, else fsdp2",
+        shown="ddp if one GPU holds the run, else fsdp2",
     )
     node_bandwidth: float | None = setting(
-        None, "GB/s from GPU to GPU in a node, in one direction", within="(0, inf)", shown="that of the data sheet"
+        None,
+        "bandwidth between two GPUs of a node, in GB/s and one direction",
+        within="(0, inf)",
+        shown="from the data sheet",
     )
     network_bandwidth: float | None = setting(
         None,
-        "GB/s from a node to the others, by all of its adapters, in one direction",
+        "bandwidth between a node and the others, in GB/s and one direction",
         within="(0, inf)",
         shown="that of a usual node",
     )
