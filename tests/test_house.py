@@ -26,7 +26,7 @@ SHORT = {
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",
     "pruning/errors.py": "the errors of runs",
-    "cli/terminal.py": "what is taken out of a text",
+    "display/terminal.py": "what is taken out of a text",
 }
 """Files with fewer lines, and what they are."""
 

@@ -15,9 +15,10 @@ from rich.text import Text
 from tests.cli.conftest import Command
 from tests.sample_reports import sample_report
 
-from loraprune.cli.console import CleanConsole, print_line, show_report
+from loraprune.cli.console import show_report
 from loraprune.cli.main import COMMANDS
-from loraprune.cli.terminal import REPLACEMENT, clean, one_line
+from loraprune.display.console import CleanConsole, print_line
+from loraprune.display.terminal import REPLACEMENT, clean, one_line
 from loraprune.record.report_data import Completion
 
 NASTY = "a\x1b]0;owned\x07\x1b[31mb\x9b2Jc\rd\N{RIGHT-TO-LEFT OVERRIDE}e\N{FIRST STRONG ISOLATE}f\x00g\x7f[red]:smile:"

@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.declared import declared
 from loraprune.cli.options import (
     MODEL_HELP,
@@ -27,6 +27,7 @@ from loraprune.cli.options import (
 )
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.shared_options import QUIET
+from loraprune.display.console import print_line
 from loraprune.record import numbers
 from loraprune.record.atomic import check_file, write_text
 from loraprune.tasks.options import RunOptions

@@ -72,7 +72,7 @@ def compare_criteria_command(arguments: Sequence[str]) -> int:
 
 
 def _work(asked: Invocation) -> None:
-    from loraprune.cli.progress import TrainingProgress
+    from loraprune.display.training import TrainingProgress
     from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
     from loraprune.tasks.options import LoraOptions, RunOptions
 
@@ -81,7 +81,7 @@ def _work(asked: Invocation) -> None:
     join()
     if output is not None:
         from_main(lambda: _check_output(output, values))
-    progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)
+    progress = TrainingProgress(asked.console, quiet=asked.quiet)
     try:
         comparison = compare_criteria(
             values["model"],

@@ -10,15 +10,15 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.console import Console, ConsoleOptions, RenderableType
-from rich.segment import Segment
+from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.cli.terminal import clean, one_line
+from loraprune.display.console import CleanConsole, ConsoleHandler, print_line
+from loraprune.display.terminal import one_line
 from loraprune.processes.ranks import OtherProcessError, is_main
 from loraprune.processes.shared_work import is_of_another, is_told
-from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.errors import DryRunError, InterruptedRunError
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
 
@@ -34,30 +34,6 @@ WRONG_INVOCATION = 2
 FAILED = 1
 
 
-class CleanConsole(Console):
-    """A console whose texts are no markup, and of which nothing but its own styles controls the terminal."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(markup=False, emoji=False, **options)
-
-    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As the parent does, with each text clean."""
-        for text, style, control in super().render(renderable, options):
-            yield Segment(text if control else clean(text), style, control)
-
-
-class _ConsoleHandler(logging.Handler):
-    """Prints log records as plain lines, above a live display where there is one."""
-
-    def __init__(self, console: Console) -> None:
-        super().__init__()
-        self._console = console
-
-    def emit(self, record: logging.LogRecord) -> None:
-        style = "yellow" if record.levelno >= logging.WARNING else "dim"
-        print_line(self._console, record.getMessage(), style)
-
-
 def open_console(*, quiet: bool = False) -> Console:
     """A console on standard error for progress and messages; results go to standard output.
 
@@ -67,7 +43,7 @@ def open_console(*, quiet: bool = False) -> Console:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     console = CleanConsole(stderr=True, quiet=not is_main())
     logger = logging.getLogger("loraprune")
-    logger.handlers = [_ConsoleHandler(console)]
+    logger.handlers = [ConsoleHandler(console)]
     logger.propagate = False
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
@@ -96,6 +72,9 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     """Run a command's work; what the user can mend becomes one line and an exit code."""
     try:
         return work()
+    except DryRunError as error:
+        print_line(console, error, "dim")
+        return 0
     except InterruptedRunError as error:
         print_line(console, error, "yellow")
         return STOPPED
@@ -124,11 +103,6 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
 def results_console() -> Console:
     """A console on standard output, for what the command was asked for."""
     return CleanConsole(file=sys.stdout, quiet=not is_main())
-
-
-def print_line(console: Console, text: object, style: str | None = None) -> None:
-    """Print a text in one line: nothing in it is markup, and a terminal alone breaks it."""
-    console.print(one_line(str(text)), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def plain_table(*headings: str, left: int = 1, header_style: str = "table.header") -> Table:

@@ -42,7 +42,6 @@ def demo_command(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # type: ignore[no-untyped-def]
     from loraprune.cli.console import show_result
-    from loraprune.cli.progress import TrainingProgress
     from loraprune.data.demo import demo_model
     from loraprune.options.field import check_within
     from loraprune.recipes.demo import run_demo
@@ -53,16 +52,12 @@ def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # 
         check_within("--max-steps", options.max_steps, "[1, 1000000]")
     quiet_libraries()
     training = {"seed": options.seed} | ({"max_steps": options.max_steps} if options.max_steps is not None else {})
-    progress = TrainingProgress(console, quiet=options.quiet)
-    try:
-        result = run_demo(
-            options.output,
-            ratio=options.ratio,
-            training=training,
-            callbacks=[progress],
-            command=shlex.join(["loraprune", "demo", *arguments]),
-        )
-    finally:
-        progress.close()
+    result = run_demo(
+        options.output,
+        ratio=options.ratio,
+        training=training,
+        command=shlex.join(["loraprune", "demo", *arguments]),
+        verbosity="warnings" if options.quiet else "progress",
+    )
     show_result(results_console(), result)
     return 0

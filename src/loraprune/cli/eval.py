@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import FAILED, open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.options import MODEL_HELP
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -111,7 +112,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(values: dict[str, Any], console: Console) -> int:
-    from loraprune.cli.progress import StepsProgress
+    from loraprune.display.steps import StepsProgress
     from loraprune.measure.evaluation.config import EvaluationConfig
     from loraprune.measure.evaluation.evaluate import evaluate
     from loraprune.processes.ranks import from_main

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.cli.console import open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from loraprune.cli.console import (
     open_console,
     plain_table,
-    print_line,
     quiet_libraries,
     report_errors,
     results_console,
@@ -22,6 +21,7 @@ from loraprune.cli.console import (
 )
 from loraprune.cli.options import SHAPES_HELP, indices, names
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 from loraprune.record.atomic import write_text
 from loraprune.record.numbers import short_count
 from loraprune.record.places import check_place

@@ -70,7 +70,7 @@ _GROUPS: OptionGroups = {
         *_zeros("sparsity"),
         *_groups("criterion", "repair", "calibration_sequences", "max_length"),
         CONFIG,
-        *declared(RunOptions, "run", "overwrite"),
+        *declared(RunOptions, "run", "overwrite", "dry_run"),
     ),
     "instead of --ratio": (*_groups("widths"), *goals()),
     "with --ratio": _groups("dimensions", "keep_layers", "allocation", "cuts"),
@@ -164,7 +164,6 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> int:
     config = OneshotConfig(**fields_of(ONESHOT_OPTIONS, values, "oneshot"))  # before anything large is imported
     from loraprune.architectures import read_spec, register
-    from loraprune.cli.progress import StepsProgress
     from loraprune.recipes.oneshot import oneshot
 
     quiet_libraries()
@@ -176,16 +175,15 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     )
     form = values.get("format", "dense")
     _check_format(form, values["model"], config, options)
-    with StepsProgress(console, quiet=bool(values.get("quiet"))) as progress:
-        result = oneshot(
-            values["model"],
-            values.get("data"),
-            config,
-            tokenizer=values.get("tokenizer"),
-            image_processor=values.get("image_processor"),
-            options=options,
-            progress=progress,
-        )
+    result = oneshot(
+        values["model"],
+        values.get("data"),
+        config,
+        tokenizer=values.get("tokenizer"),
+        image_processor=values.get("image_processor"),
+        options=options,
+        verbosity="warnings" if values.get("quiet") else "progress",
+    )
     show_oneshot_result(results_console(), result)
     if form != "dense" and is_main():
         assert options.output is not None

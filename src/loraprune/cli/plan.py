@@ -14,7 +14,6 @@ from rich.text import Text
 from loraprune.cli.console import (
     open_console,
     plain_table,
-    print_line,
     quiet_libraries,
     report_errors,
     results_console,
@@ -25,6 +24,7 @@ from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.plan_several import add_cluster_options, cluster_of, show_memory_and_gpus
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import settle_amount
+from loraprune.display.console import print_line
 from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant

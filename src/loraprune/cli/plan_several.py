@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from loraprune.cli.console import plain_table, print_line
+from loraprune.cli.console import plain_table
+from loraprune.display.console import print_line
 from loraprune.measure.estimation.cluster import ClusterConfig
 from loraprune.options.field import rule_of
 from loraprune.record.numbers import file_size, percent, significant

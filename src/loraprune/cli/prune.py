@@ -166,26 +166,21 @@ def _configured(values: dict[str, Any]) -> tuple[PruningConfig, LoraOptions, Run
 
 def _work(asked: Invocation) -> None:
     from loraprune.cli.console import show_result
-    from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.prune import prune
 
     values = asked.values
     config, lora, options = _configured(values)
-    progress = TrainingProgress(asked.console, quiet=asked.quiet)
-    try:
-        result = prune(
-            values["model"],
-            values["data"],
-            config,
-            training=asked.training,
-            lora=lora,
-            tokenizer=values.get("tokenizer"),
-            image_processor=values.get("image_processor"),
-            options=replace(options, command=asked.command),
-            callbacks=[progress],
-        )
-    finally:
-        progress.close()
+    result = prune(
+        values["model"],
+        values["data"],
+        config,
+        training=asked.training,
+        lora=lora,
+        tokenizer=values.get("tokenizer"),
+        image_processor=values.get("image_processor"),
+        options=replace(options, command=asked.command),
+        verbosity=asked.verbosity,
+    )
     show_result(results_console(), result)
 
 

@@ -73,25 +73,20 @@ def recover_command(arguments: Sequence[str]) -> int:
 
 def _work(asked: Invocation) -> None:
     from loraprune.cli.console import show_result
-    from loraprune.cli.progress import TrainingProgress
     from loraprune.recipes.recover import recover
 
     values = asked.values
-    progress = TrainingProgress(asked.console, quiet=asked.quiet, prunes=False)
-    try:
-        result = recover(
-            values["model"],
-            values["data"],
-            **fields_of(RECOVER_OPTIONS, values, "recovery"),
-            training=asked.training,
-            lora=LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
-            tokenizer=values.get("tokenizer"),
-            image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command),
-            callbacks=[progress],
-        )
-    finally:
-        progress.close()
+    result = recover(
+        values["model"],
+        values["data"],
+        **fields_of(RECOVER_OPTIONS, values, "recovery"),
+        training=asked.training,
+        lora=LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
+        tokenizer=values.get("tokenizer"),
+        image_processor=values.get("image_processor"),
+        options=RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command),
+        verbosity=asked.verbosity,
+    )
     show_result(results_console(), result)
 
 

@@ -44,7 +44,7 @@ def output_option(result: str) -> Option:
 
 QUIET = option("quiet", "call", "print results only", **SWITCH)
 
-RESUMING = declared(RunOptions, "run", "resume", "overwrite")
+RESUMING = declared(RunOptions, "run", "resume", "overwrite", "dry_run")
 
 MEASURED = declared(RunOptions, "run", "eval_data", "eval_split", "eval_sequences")
 

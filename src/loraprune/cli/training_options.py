@@ -58,6 +58,11 @@ class Invocation:
         """Whether results are all that is wanted."""
         return bool(self.values.get("quiet"))
 
+    @property
+    def verbosity(self) -> str:
+        """What of the run is shown, in the words of the recipes."""
+        return "warnings" if self.quiet else "progress"
+
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingCommand:

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraprune.cli.console import FAILED, open_console, print_line, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import FAILED, open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 
 
 def verify_parser() -> Parser:

@@ -11,3 +11,7 @@ class BadResultError(ArithmeticError):
 
 class TrainingDivergedError(ArithmeticError):
     """Loss or gradients stayed NaN or Inf; the last good state is saved."""
+
+
+class DryRunError(Exception):
+    """A dry run ends where the work would start: everything was checked, and nothing was done."""

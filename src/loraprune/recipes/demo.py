@@ -44,6 +44,7 @@ def run_demo(
     training: Mapping[str, Any] | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     command: str | None = None,
+    verbosity: str = "warnings",
 ) -> PruneResult:
     """Prune the bundled model to ``output``, replacing what an earlier demo left there.
 
@@ -75,6 +76,7 @@ def run_demo(
                 training={**_TRAINING, **(training or {})},
                 options=replace(options, eval_data=str(held_out)),
                 callbacks=callbacks,
+                verbosity=verbosity,
             )
         except InterruptedRunError:
             if options.run_dir is not None:

@@ -16,6 +16,7 @@ from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.finite import check_finite
 from loraprune.checkpoint.save import finish, save_checkpoint
 from loraprune.compat.renamed import renamed_keywords
+from loraprune.display.shown import run_display
 from loraprune.importance.moving_average import Scores
 from loraprune.metrics.perplexity import Collator
 from loraprune.processes.ranks import entered_by_main, is_main, join, wait
@@ -30,6 +31,7 @@ from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, tried_widths, with_phases
 from loraprune.recipes.steps.verify import load_back_check
@@ -90,9 +92,10 @@ def oneshot(
     *,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
     options: RunOptions | None = None,
-    progress: ProgressOf = lambda what, done, total: None,
+    progress: ProgressOf | None = None,
     image_processor: Any = None,
     collator: Collator | None = None,
+    verbosity: str = "warnings",
 ) -> OneshotResult:
     """Prune a model on calibration data, without training.
 
@@ -103,9 +106,11 @@ def oneshot(
         config: what to prune, and how; the default is half of the prunable parameters, by the default method.
         tokenizer: of the model; None loads it from the checkpoint.
         options: where the result goes, what is measured, and so on.
-        progress: called with what is being done, finished steps and all steps.
+        progress: called with the work in progress, its finished steps and all of its steps; replaces the display of
+            ``verbosity``.
         image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
         collator: makes batches of rows in place of the task's own; data of images may then have any columns.
+        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
 
     Returns:
         The pruned model in memory, and its folder if one was asked for.
@@ -114,15 +119,18 @@ def oneshot(
         ValueError: something given is wrong; raised before any long work.
         ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
         BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
+        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
     """
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
     )
     join()
-    with entered_by_main(lambda: claimed(inputs.options.output)):
+    claim = entered_by_main(lambda: claimed(None if inputs.options.dry_run else inputs.options.output))
+    with run_display(verbosity) as display, claim:
         prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
         wait()
-        result = _run(prepared, progress)
+        show_outlook(prepared, display)
+        result = _run(prepared, progress or display.steps)
         wait()
         return result
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import save_checkpoint
+from loraprune.display.shown import RunDisplay, run_display
 from loraprune.processes.ranks import entered_by_main, is_main, join, wait
 from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.config import PruningConfig
@@ -30,6 +31,7 @@ from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
+from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.steps.record import (
@@ -81,6 +83,7 @@ def prune(
     callbacks: Sequence[TrainerCallback] = (),
     image_processor: Any = None,
     collator: Collator | None = None,
+    verbosity: str = "warnings",
 ) -> PruneResult:
     """Prune a model while LoRA tunes it.
 
@@ -102,6 +105,7 @@ def prune(
         callbacks: further callbacks of the Trainer.
         image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
         collator: makes batches of rows in place of the task's own; data of images may then have any columns.
+        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
 
     Returns:
         The pruned model in memory, and its folder if one was asked for.
@@ -111,6 +115,7 @@ def prune(
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
         BadResultError: cuts are missing, or the result is no better than chance; ``allow_bad_result`` writes it.
+        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
     """
     inputs = RunInputs(
         training=training,
@@ -120,9 +125,9 @@ def prune(
         image_processor=image_processor,
         collator=collator,
     )
-    with run_folder(inputs.options) as run_dir:
+    with run_display(verbosity) as display, run_folder(inputs.options) as run_dir:
         prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
-        return run(prepared, run_dir, callbacks)
+        return run(prepared, run_dir, callbacks, display)
 
 
 @contextmanager
@@ -132,7 +137,7 @@ def run_folder(options: RunOptions) -> Iterator[Path]:
     No other run writes to the output, or to this folder, until the block ends.
     """
     join()
-    claim = entered_by_main(lambda: claimed(options.output))
+    claim = entered_by_main(lambda: claimed(None if options.dry_run else options.output))
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch, claim:
         yield options.run_dir or Path(scratch)
         wait()
@@ -154,9 +159,12 @@ class _Base:
     generation_config: Any
 
 
-def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCallback]) -> PruneResult:
+def run(
+    prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCallback], display: RunDisplay
+) -> PruneResult:
     """Train, merge, measure and save; see :func:`prune`."""
     started = time.time()
+    outlook = show_outlook(prepared, display)
     wait()
     if prepared.options.overwrite and prepared.checkpoint is None and is_main():
         # Only now that everything was checked: an interrupted run is worth something.
@@ -189,10 +197,11 @@ def run(prepared: PreparedTraining, run_dir: Path, callbacks: Sequence[TrainerCa
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
         with phases.timed(SCORING_AND_CUTTING):
-            pruning.cut_first_(model, calibration)
+            pruning.cut_first_(model, calibration, display.steps)
     try:
         with phases.timed(PREPARING):
-            trainer = build_trainer(prepared, model, pruning, callbacks, teacher)
+            progress = display.training(pruning, work=None if outlook is None else outlook.work)
+            trainer = build_trainer(prepared, model, pruning, [*callbacks, progress], teacher)
     except BaseException:
         remove_unsaved(run_dir, prepared)
         raise

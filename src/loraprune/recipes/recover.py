@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprune.display.shown import run_display
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.prune import PruneResult, run, run_folder
 from loraprune.recipes.steps.check import prepare
@@ -35,6 +36,7 @@ def recover(
     callbacks: Sequence[TrainerCallback] = (),
     image_processor: Any = None,
     collator: Collator | None = None,
+    verbosity: str = "warnings",
 ) -> PruneResult:
     """Tune a pruned or sparse model by LoRA, and merge the adapter.
 
@@ -55,6 +57,7 @@ def recover(
         callbacks: further callbacks of the Trainer.
         image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
         collator: makes batches of rows in place of the task's own; data of images may then have any columns.
+        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
 
     Returns:
         The tuned model in memory, and its folder if one was asked for. Its plan keeps all groups; the metrics call
@@ -65,6 +68,7 @@ def recover(
         InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
         BadResultError: the result is no better than chance; ``allow_bad_result`` writes it.
+        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
     """
     options = options or RunOptions()
     goal = given_goal(options)
@@ -79,6 +83,6 @@ def recover(
         collator=collator,
     )
     pruning = PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps)
-    with run_folder(inputs.options) as run_dir:
+    with run_display(verbosity) as display, run_folder(inputs.options) as run_dir:
         prepared = prepare(model, dataset, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
-        return run(prepared, run_dir, callbacks)
+        return run(prepared, run_dir, callbacks, display)

@@ -66,6 +66,7 @@ class RunOptions:
     Attributes:
         output: folder of the finished checkpoint; None keeps the result in memory only.
         overwrite: replace an output folder that holds something, and forget an interrupted run.
+        dry_run: check everything, show what the run would do, and stop with ``DryRunError``; nothing is written.
         resume: go on with the interrupted run of this output folder.
         allow_changes: of a run that is resumed: take data and training arguments that differ from those it began with.
         allow_bad_result: write a result, too, of which cuts are missing or that is no better than chance.
@@ -134,6 +135,7 @@ class RunOptions:
     )
     overwrite: bool = setting(False, "replace an earlier result in the output folder, and discard an interrupted run")
     allow_bad_result: bool = setting(False, "write the result even if cuts are missing or it is no better than chance")
+    dry_run: bool = setting(False, "check everything, show what the run would do, and stop")
     resume: bool = setting(False, "continue the interrupted run of this output folder")
     allow_changes: bool = setting(
         False, "with --resume, accept data and training options that differ from those of the first start"

@@ -6,8 +6,8 @@ import itertools
 import pytest
 from rich.console import Console
 
-from loraprune.cli import progress
-from loraprune.cli.progress import PLAIN_LINES, StepsProgress
+from loraprune.display import steps as progress
+from loraprune.display.steps import PLAIN_LINES, StepsProgress
 
 
 @pytest.fixture(autouse=True)

@@ -1,0 +1,1 @@
+"""What a user sees before and during a run."""

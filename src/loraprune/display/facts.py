@@ -1,0 +1,32 @@
+"""Facts with a label, as lines that fit a terminal of 80 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Iterator
+
+from loraprune.display.console import COLUMNS
+from loraprune.display.terminal import one_line
+
+_INDENT = 2
+_LABEL = 10
+
+
+def fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Lines of a block: its title, then each fact behind its label; long facts go on below themselves.
+
+    Args:
+        title: first line.
+        facts: labels of at most ten characters, and texts; a fact without text is left out.
+    """
+    yield from textwrap.wrap(one_line(title), COLUMNS, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+    for label, text in facts:
+        if text:
+            yield from textwrap.wrap(
+                one_line(text),
+                COLUMNS,
+                initial_indent=f"{'':{_INDENT}}{label:{_LABEL}} ",
+                subsequent_indent=" " * (_INDENT + _LABEL + 1),
+                break_on_hyphens=False,
+                break_long_words=False,
+            )

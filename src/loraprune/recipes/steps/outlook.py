@@ -1,0 +1,203 @@
+"""What a run is about to do, in a few lines: shown before it starts, and all that a dry run shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from loraprune.display.shown import RunDisplay
+from loraprune.display.time_left import StepWork
+from loraprune.measure.benchmark.memory import free_memory
+from loraprune.measure.estimation.this_machine import flops_per_second
+from loraprune.processes.ranks import num_processes
+from loraprune.pruning.errors import DryRunError
+from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
+from loraprune.recipes.steps.outlook_cost import ExpectedCost, oneshot_cost, planned_steps, training_cost
+from loraprune.recipes.steps.outlook_data import data_facts, row_lengths
+from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
+from loraprune.record.numbers import count, duration, file_size
+from loraprune.structure.widths import widest
+
+if TYPE_CHECKING:
+    from loraprune.measure.estimation.result import Estimate
+    from loraprune.recipes.steps.prepared import PreparedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outlook:
+    """What a run is about to do.
+
+    Attributes:
+        title: recipe and model.
+        facts: labels and texts.
+        work: operations of an optimizer step, if known.
+    """
+
+    title: str
+    facts: tuple[tuple[str, str], ...]
+    work: StepWork | None = None
+
+
+def training_outlook(prepared: PreparedTraining) -> Outlook:
+    """Say what a run of ``prune`` or ``recover`` is about to do."""
+    arguments = prepared.arguments
+    lengths = row_lengths(prepared.train_rows)
+    cost, steps = training_cost(prepared, lengths), planned_steps(prepared)
+    ratio = prepared.pruning.target.ratio
+    cuts = prepared.pruning.schedule.cut_times(steps, ratio)
+    dtype = torch.bfloat16 if arguments.bf16 else prepared.computed_dtype
+    name = "recover" if prepared.recovery else "prune"
+    return Outlook(
+        title=f"{name} {prepared.name}",
+        facts=(
+            ("model", _model(prepared)),
+            ("data", data_facts(prepared, lengths, arguments.per_device_train_batch_size)),
+            ("pruning", "" if prepared.recovery else _pruning(prepared, cost)),
+            ("cuts", "" if prepared.recovery else _cuts([cut.step for cut in cuts], prepared)),
+            ("training", _training(prepared, steps)),
+            ("memory", _memory(prepared, cost)),
+            ("time", "" if cost is None else _time(prepared, cost.flops(steps, cuts), dtype)),
+            ("output", _output(prepared)),
+        ),
+        work=None if cost is None else cost.work,
+    )
+
+
+def oneshot_outlook(prepared: PreparedOneshot) -> Outlook:
+    """Say what a run of ``oneshot`` is about to do."""
+    lengths = row_lengths(prepared.train_rows)
+    cost = oneshot_cost(prepared, lengths)
+    return Outlook(
+        title=f"oneshot {prepared.name}",
+        facts=(
+            ("model", _model(prepared)),
+            ("data", data_facts(prepared, lengths) if prepared.oneshot.needs_data else "none is needed"),
+            ("pruning", _oneshot(prepared, prepared.oneshot)),
+            ("memory", _memory(prepared, cost)),
+            ("time", _time(prepared, cost.flops(0), prepared.computed_dtype)),
+            ("output", _output(prepared)),
+        ),
+    )
+
+
+def _model(prepared: PreparedRun) -> str:
+    structure = prepared.structure
+    dtype = str(prepared.computed_dtype).removeprefix("torch.")
+    base = f" with a base in {prepared.options.quantization}" if prepared.options.quantization else ""
+    where = "the CPU" if prepared.computing.type == "cpu" else str(prepared.computing)
+    processes = f", {num_processes()} processes" if num_processes() > 1 else ""
+    parameters = f"{count(structure.num_parameters)} parameters"
+    return f"{structure.spec.model_type}, {parameters}; {dtype}{base} on {where}{processes}"
+
+
+def _pruning(prepared: PreparedTraining, cost: ExpectedCost | None) -> str:
+    """How much goes of what, and by which criterion."""
+    pruning, structure = prepared.pruning, prepared.structure
+    if pruning.unstructured:
+        return f"{pruning.target.ratio:.1%} of the weights that LoRA adapts become zero (criterion pst)"
+    estimate = None if cost is None else cost.estimate
+    how = f"criterion {pruning.criterion_name}, allocation {pruning.target.allocation}, repair {pruning.repair.name}"
+    amount = f"ratio {pruning.target.ratio:.3g}: {count(pruning.target.ratio * structure.prunable_parameters)}"
+    widths = "" if estimate is None else _widths(estimate)
+    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters go{widths}; {how}"
+
+
+def _widths(estimate: Estimate) -> str:
+    """Widths before and after an even split, which is the mean of any other one."""
+    before, after = estimate.before, estimate.after
+    changed = [
+        f"{_called(kind)} {_span(before.widths[kind])} to {_span(after.widths[kind])}"
+        for kind in before.widths
+        if before.widths[kind] != after.widths[kind]
+    ]
+    if before.blocks != after.blocks:
+        changed.append(f"blocks {before.blocks} to {after.blocks}")
+    return f" (about {', '.join(changed)})" if changed else ""
+
+
+def _called(kind: str) -> str:
+    return {"heads": "KV heads", "hidden": "hidden size"}.get(kind, kind.replace("_", " "))
+
+
+def _span(widths: tuple[int, int]) -> str:
+    return f"{widths[0]:,}" if widths[0] == widths[1] else f"{widths[0]:,}-{widths[1]:,}"
+
+
+def _cuts(steps: list[int], prepared: PreparedTraining) -> str:
+    """When cuts are made."""
+    what = "masks" if prepared.unstructured else "cuts"
+    if not steps:
+        return "none"
+    if steps == [0]:
+        return "all before the first step"
+    if len(steps) == 1:
+        return f"1, after step {steps[0]}"
+    listed = ", ".join(map(str, steps)) if len(steps) <= 6 else f"{steps[0]} to {steps[-1]}"
+    return f"{len(steps)} {what}, after steps {listed}"
+
+
+def _training(prepared: PreparedTraining, steps: int) -> str:
+    arguments = prepared.arguments
+    rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
+    warm_up = arguments.warmup_steps
+    shown = f"{warm_up:.0%} of the steps" if 0 < warm_up < 1 else f"{warm_up:g} steps"
+    schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
+    parts = [
+        f"{steps:,} step{'' if steps == 1 else 's'} of {rows} row{'' if rows == 1 else 's'}",
+        f"learning rate {arguments.learning_rate:g} ({schedule}, warm-up {shown})",
+        f"LoRA rank {prepared.lora.r}",
+    ]
+    if prepared.teacher is not None:
+        parts.append(f"{prepared.teacher.share:.0%} of the loss follows {prepared.teacher.source.name}")
+    return ", ".join(parts)
+
+
+def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) -> str:
+    """How much goes of what, and how."""
+    if isinstance(config, SparseConfig):
+        return f"sparsity {config.pattern} of the blocks' linear layers, criterion {config.name}; shapes stay"
+    structure, ratio = prepared.structure, config.target.ratio
+    kinds = ", ".join(f"{widest(structure, kind):,} {_called(kind)}" for kind in structure.kinds)
+    amount = f"ratio {ratio:.3g}: {count(ratio * structure.prunable_parameters)}"
+    how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
+    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters go (of {kinds} a layer); {how}"
+
+
+def _memory(prepared: PreparedRun, cost: ExpectedCost | None) -> str:
+    if cost is None:
+        return "not estimated for this model"
+    free = free_memory(prepared.computing)
+    short = "; that is more than is free" if cost.memory > free else ""
+    return f"about {file_size(cost.memory)}, {file_size(free)} are free{short}"
+
+
+def _time(prepared: PreparedRun, flops: float, dtype: torch.dtype) -> str:
+    seconds = flops / flops_per_second(prepared.computing, dtype)
+    return f"about {duration(seconds)} on this machine, loading and saving not counted"
+
+
+def _output(prepared: PreparedRun) -> str:
+    options = prepared.options
+    if options.output is None:
+        return "none: the result stays in memory"
+    dtype = str(prepared.saved_dtype).removeprefix("torch.")
+    replaced = ", replaces what is there" if options.overwrite and options.output.exists() else ""
+    return f"{options.output} ({dtype}{replaced})"
+
+
+def show_outlook(prepared: PreparedTraining | PreparedOneshot, display: RunDisplay) -> Outlook | None:
+    """Show what a run is about to do, if progress is shown or the run is a dry one.
+
+    Raises:
+        DryRunError: it is a dry run, which ends here.
+    """
+    dry = prepared.options.dry_run
+    if display.quiet and not dry:
+        return None
+    outlook = training_outlook(prepared) if isinstance(prepared, PreparedTraining) else oneshot_outlook(prepared)
+    display.facts(outlook.title, outlook.facts, asked=dry)
+    if dry:
+        raise DryRunError("Dry run: everything was checked, and nothing was done.")
+    return outlook
