@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tests.checkpoints import byte_model, sentences, tiny_tokenizer
+from tests.checkpoints import CONTEXT, VOCABULARY, byte_model, sentences, tiny_tokenizer
 from tests.metrics.tasks.conftest import choice_items, context_items, write_items
+from tests.models import randomize_
 from tests.tasks.models import byte_tokenizer, opinions, reversals, tiny_bert, tiny_t5, word_tokenizer
+from transformers import AutoModelForCausalLM, MixtralConfig
 
 from loraprune import EvaluationConfig, evaluate
 from loraprune.metrics.tasks import check_tasks, load_task, score_task
@@ -25,12 +27,25 @@ def prepare(folder: Path) -> None:
     write_items(folder / "choices.jsonl", choice_items(80))
     write_items(folder / "contexts.jsonl", context_items(5))
     for name, model, tokenizer, rows in (
+        ("mixture", mixture(), tiny_tokenizer(), None),
         ("bert", tiny_bert(), word_tokenizer(), opinions(70)),
         ("t5", tiny_t5(), byte_tokenizer(), reversals(40)),
     ):
         model.save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
-        rows.to_json(folder / f"{name}.jsonl")
+        if rows is not None:
+            rows.to_json(folder / f"{name}.jsonl")
+
+
+def mixture() -> Any:
+    """A causal model with 8 experts a block, two for each token."""
+    sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 2, "max_position_embeddings": CONTEXT}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4}
+    model = AutoModelForCausalLM.from_config(
+        MixtralConfig(vocab_size=VOCABULARY, num_local_experts=8, **sizes, **heads)
+    )
+    randomize_(model, 0)
+    return model
 
 
 def _values(model: str | Path, **config: Any) -> list[Any]:

@@ -43,10 +43,28 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "oneshot readers": {"oneshot": {"ratio": 0.4, "repair": "stream+readers"}},
     "oneshot flap": {"oneshot": {"ratio": 0.4, "criterion": "flap", "repair": "bias", "allocation": "global"}},
     "oneshot fisher": {"oneshot": {"ratio": 0.4, "criterion": "fisher", "repair": "refit", "allocation": "balanced"}},
+    **{
+        f"oneshot taylor {form}": {
+            "oneshot": {"ratio": 0.4, "criterion": "taylor", "taylor_form": form, "repair": "none"},
+        }
+        for form in ("squared", "first", "second", "mix", "vectorize")
+    },
     "oneshot blocks": {"oneshot": {"ratio": 0.4, "dimensions": ("blocks",)}},
     "oneshot wanda": {"oneshot": {"sparsity": "2:4", "criterion": "wanda"}},
     "oneshot sparsegpt": {"oneshot": {"sparsity": 0.5}},
     "oneshot of one row": {"oneshot": {"ratio": 0.4, "calibration_sequences": 1, "allocation": "uniform"}},
+    "oneshot fisher of one row": {"oneshot": {"ratio": 0.4, "criterion": "fisher", "calibration_sequences": 1}},
+    **{
+        f"oneshot of experts, {name}": {"of": "mixture", "oneshot": {**{"allocation": "uniform"}, **values}}
+        for name, values in {
+            "osscar": {"ratio": 0.4, "repair": "refit"},
+            "few tokens": {"ratio": 0.4, "repair": "stream", "calibration_sequences": 2, "max_length": 4},
+            "whole": {"ratio": 0.25, "dimensions": ("experts",)},
+            "fisher": {"ratio": 0.4, "criterion": "fisher", "repair": "refit"},
+            "taylor": {"ratio": 0.4, "criterion": "taylor", "repair": "none"},
+        }.items()
+    },
+    "oneshot of experts, sparsegpt": {"of": "mixture", "oneshot": {"sparsity": 0.5}},
     "own trainer": {"own": EARLY},
     "own trainer, cut first": {"own": {**FIRST, "criterion": "osscar", "repair": "stream"}},
     "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
@@ -129,7 +147,8 @@ def run(name: str, model: str, data: str, *, processes: int, **options: Any) -> 
     if "own" in scenario:
         return own_trainer(model, data, scenario["own"], processes=processes)
     if "oneshot" in scenario:
-        return without_training(model, data, scenario["oneshot"], **options)
+        of = str(measured_folder(data) / scenario["of"]) if "of" in scenario else model
+        return without_training(of, data, scenario["oneshot"], **options)
     training = {
         "max_steps": 8,
         "per_device_train_batch_size": 2,

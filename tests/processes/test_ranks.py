@@ -33,9 +33,14 @@ found = {
     "squares": ranks.mean_square(torch.tensor([9.0, 18.0]) * (rank + 1), rank + 1).tolist(),
     "any": [ranks.on_any(rank == 2), ranks.on_any(False)],
     "from main": ranks.from_main(lambda: f"made by {rank}"),
+    "count so far": ranks.before_this(torch.tensor([1, 10 * rank])).tolist(),
+    "total": ranks.total(2**24 + rank),
     "mean": statistics.over_processes_().mean.tolist(),
     "rows": statistics.rows,
 }
+with ranks.each_alone():
+    found["alone"] = [ranks.num_processes(), ranks.own_part(5).stop, ranks.summed(torch.ones(1)).item()]
+found["alone"].append(ranks.num_processes())
 try:
     ranks.from_main(lambda: 1 / 0)
 except (ZeroDivisionError, ranks.OtherProcessError) as error:
@@ -100,7 +105,16 @@ def test_sums_are_the_same_everywhere(told: list[dict[str, object]]) -> None:
         # 54 over 6 sequences, of gradients that each process has three times too large.
         assert found["squares"] == pytest.approx([54 / 6 / 9, 108 / 6 / 9])
         assert found["any"] == [True, False]
+        assert found["total"] == 3 * 2**24 + 3  # more than 32 bits count exactly
         assert found["from main"] == "made by 0"
+
+
+def test_a_process_knows_what_those_before_it_count(told: list[dict[str, object]]) -> None:
+    assert [found["count so far"] for found in told] == [[0, 0], [1, 0], [2, 10]]
+
+
+def test_for_a_while_each_process_is_the_only_one(told: list[dict[str, object]]) -> None:
+    assert [found["alone"] for found in told] == [[1, 5, 1.0, 3]] * 3
 
 
 def test_statistics_are_those_of_all_rows(told: list[dict[str, object]]) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of, watched_features
 from loraprune.calibration.routed_tokens import RoutedTokens
-from loraprune.layers.unwrap import base_model
+from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.processes.ranks import num_processes, own_part
 
 if TYPE_CHECKING:
@@ -183,7 +183,9 @@ class CalibrationPass(ABC):
     @torch.no_grad()
     def routed_tokens(self, module_name: str) -> RoutedTokens:
         """What stacked experts are called with as the model is now."""
-        return RoutedTokens(list(_inputs_of(self._model, module_name, self._runs())))
+        calls = list(_inputs_of(self._model, module_name, self._runs()))
+        layer: Any = base_layer(self._model.get_submodule(module_name))
+        return RoutedTokens(calls, len(layer.down_proj), shared=self.is_shared)
 
 
 class LayerwisePass(CalibrationPass):
@@ -191,7 +193,7 @@ class LayerwisePass(CalibrationPass):
 
     Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
     block. The model must be in evaluation mode; no gradient is kept. Several processes of one run each take a part of
-    the sequences, if there are enough of them and the model is no mixture of experts; all have to do the same then.
+    the sequences, if there are enough of them; all have to do the same then.
 
     Args:
         model: the model or the ``PeftModel`` around it.
@@ -217,8 +219,7 @@ class LayerwisePass(CalibrationPass):
         self._home = next(self._model.parameters()).device
         self._device = self._home if device is None else device
         self._sequences = len(sequences)
-        mixture = any(dimension.of_experts for dimension in structure)
-        self.is_shared = not mixture and len(sequences) >= num_processes() > 1
+        self.is_shared = len(sequences) >= num_processes() > 1
         if self.is_shared:
             ordered = sorted(sequences, key=len, reverse=True)  # as batches are
             mine = own_part(len(ordered))

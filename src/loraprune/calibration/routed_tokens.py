@@ -11,6 +11,7 @@ from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of
 from loraprune.layers.experts import expert_hidden, up_parameter
 from loraprune.layers.lora import effective_expert_weight
 from loraprune.layers.unwrap import base_layer
+from loraprune.processes.ranks import before_this
 
 if TYPE_CHECKING:
     from torch import nn
@@ -22,16 +23,31 @@ class RoutedTokens:
     Args:
         calls: for each batch the hidden states ``(tokens, hidden)``, and for each token its experts and their weights,
             both ``(tokens, k)``.
+        experts: how many there are; not needed unless ``shared``.
+        shared: each process of a run has a part of the tokens; statistics are those of all of them, and all processes
+            have to ask for the same ones.
     """
 
-    def __init__(self, calls: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]) -> None:
-        self._calls = calls
+    def __init__(
+        self,
+        calls: Sequence[tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+        experts: int = 0,
+        *,
+        shared: bool = False,
+    ) -> None:
+        self._calls, self._shared = calls, shared
+        # How many tokens of each expert the processes before this one have.
+        self._before: list[int] = [0] * experts
+        if shared:
+            routed = torch.cat([top_k_index.flatten() for _, top_k_index, _ in calls])
+            self._before = before_this(torch.bincount(routed, minlength=experts)[:experts]).tolist()
 
     def _of(self, expert: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Hidden states of the tokens that are routed to an expert, with the weights of their routing."""
         for hidden, top_k_index, top_k_weights in self._calls:
             rows, columns = (top_k_index == expert).nonzero(as_tuple=True)
-            if len(rows):
+            # Of shared tokens also none: other processes may have some, and sums need a shape.
+            if len(rows) or self._shared:
                 yield hidden[rows].float(), top_k_weights[rows, columns, None].float()
 
     def _inside(self, module: nn.Module, expert: int, *, weighted: bool) -> Iterator[torch.Tensor]:
@@ -54,7 +70,7 @@ class RoutedTokens:
         """
         down = parameter == "down_proj"
         inside = self._inside(module, expert, weighted=False) if down else (hidden for hidden, _ in self._of(expert))
-        return _gathered(inside, moment=moment)
+        return self._gathered(inside, moment=moment)
 
     @torch.no_grad()
     def weighted_features(
@@ -70,12 +86,16 @@ class RoutedTokens:
             moment: also the second moment, shape ``(channels, channels)``.
             rows: of those that are routed to the expert.
         """
-        return _gathered(self._inside(module, expert, weighted=True), moment=moment, rows=rows)
+        first = self._before[expert] if self._shared else 0
+        return self._gathered(self._inside(module, expert, weighted=True), moment=moment, rows=rows, first=first)
 
-
-def _gathered(inputs: Iterator[torch.Tensor], *, moment: bool, rows: slice = ALL_ROWS) -> FeatureStatistics | None:
-    statistics, seen = FeatureStatistics(moment=moment), 0
-    for batch in inputs:
-        statistics.add(batch[part_of(rows, seen)])
-        seen += len(batch)
-    return statistics if statistics.rows else None
+    def _gathered(
+        self, inputs: Iterator[torch.Tensor], *, moment: bool, rows: slice = ALL_ROWS, first: int = 0
+    ) -> FeatureStatistics | None:
+        statistics, seen = FeatureStatistics(moment=moment), first
+        for batch in inputs:
+            statistics.add(batch[part_of(rows, seen)])
+            seen += len(batch)
+        if self._shared:
+            statistics.over_processes_()
+        return statistics if statistics.rows else None

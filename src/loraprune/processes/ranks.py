@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from datetime import timedelta
 from typing import TYPE_CHECKING, TypeVar
 
@@ -21,6 +22,9 @@ T = TypeVar("T")
 
 WAIT = timedelta(hours=6)
 """How long a process waits for the others: one of them may save or measure a large model meanwhile."""
+
+
+_alone = ContextVar("alone", default=False)
 
 
 class OtherProcessError(Exception):
@@ -113,7 +117,17 @@ def num_processes() -> int:
     """How many processes work together now."""
     import torch.distributed as dist
 
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
+
+
+@contextmanager
+def each_alone() -> Iterator[None]:
+    """Let every process do all of the work, as if it were the only one: nothing is shared out or added up."""
+    token = _alone.set(True)
+    try:
+        yield
+    finally:
+        _alone.reset(token)
 
 
 def wait() -> None:
@@ -186,7 +200,19 @@ def total(number: int) -> int:
         return number
     import torch
 
-    return round(float(summed(torch.tensor(float(number)))))
+    return int(summed(torch.tensor(number)))
+
+
+def before_this(counts: torch.Tensor) -> torch.Tensor:
+    """The sum of a tensor of whole numbers over the processes that come before this one."""
+    if num_processes() == 1:
+        return counts.new_zeros(counts.shape)
+    import torch.distributed as dist
+
+    rank = dist.get_rank()
+    of_each = counts.new_zeros(num_processes(), *counts.shape)
+    of_each[rank] = counts
+    return summed(of_each)[:rank].sum(0)
 
 
 def own_part(length: int) -> slice:

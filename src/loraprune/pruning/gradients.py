@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,6 +20,8 @@ from loraprune.importance.moving_average import Scores
 from loraprune.importance.taylor import base_gradients, taylor_scores
 from loraprune.importance.whole_blocks import block_by_block, built_for, joined_scores
 from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.processes.ranks import averaged_gradient, each_alone, num_processes, own_part
+from loraprune.processes.shared_work import together
 from loraprune.structure.plan import Plan
 
 if TYPE_CHECKING:
@@ -36,6 +39,58 @@ def _batches(calibration: Calibration) -> Iterator[dict[str, Any]]:
     for batch in equal_length_batches(sequences, TOKENS_PER_GRADIENT):
         yield {"input_ids": batch, "labels": batch, "use_cache": False}
     yield from (dict(item) for item in calibration if not isinstance(item, torch.Tensor))
+
+
+def _own(calibration: Calibration) -> Calibration:
+    """The part of this process: sequences of like lengths, or batches."""
+    sequences = sorted((item for item in calibration if isinstance(item, torch.Tensor)), key=len, reverse=True)
+    ordered: Calibration = [*sequences, *(item for item in calibration if not isinstance(item, torch.Tensor))]
+    return ordered[own_part(len(ordered))]
+
+
+def _rows(batch: Mapping[str, Any]) -> int:
+    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))
+
+
+@dataclass(frozen=True)
+class _Losses:
+    """The losses that gradients are taken of.
+
+    Attributes:
+        batches: of this process.
+        sequences: in all processes.
+        progress: hears how many batches are done, and how many there are.
+    """
+
+    batches: Sequence[Mapping[str, Any]]
+    sequences: int
+    progress: Progress
+
+    def go_back_from_(self, model: Any, *, each_alone: bool) -> None:
+        """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them.
+
+        With several processes the gradients are as many times as large, as a Trainer makes them: evidence divides by
+        that where it is added up.
+
+        Raises:
+            ValueError: the calibration data give no loss.
+        """
+        together(lambda: self._go_back_from_(model, 1 if each_alone else self.sequences))
+
+    def _go_back_from_(self, model: Any, divisor: int) -> None:
+        device = next(model.parameters()).device
+        self.progress(0, len(self.batches))
+        for done, batch in enumerate(self.batches, 1):
+            loss = model(**send_to_device(dict(batch), device)).loss
+            if loss is None:
+                raise ValueError(
+                    "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or "
+                    "choose a method without gradients, such as flap."
+                )
+            # The loss of a batch is its mean. A criterion that looks at activations alone leaves it without a gradient.
+            if loss.requires_grad:
+                (loss * _rows(batch) * num_processes() / divisor).backward()
+            self.progress(done, len(self.batches))
 
 
 @contextmanager
@@ -96,7 +151,8 @@ def gradient_scores(
 ) -> Scores:
     """Score the groups that a model has now by the loss on calibration data.
 
-    Every sequence (or image) counts the same: the loss is its own mean.
+    Every sequence (or image) counts the same: the loss is its own mean. Several processes of one run each take a part
+    of them, if there are enough; a criterion of the user's own sees all of them in each process.
 
     Args:
         model: at ``plan``.
@@ -113,11 +169,11 @@ def gradient_scores(
         ArithmeticError: they give NaN or Inf.
     """
     base: Any = base_model(model)
-    batches = list(_batches(calibration))
-    if isinstance(config, Taylor) and _has_experts(base, structure):
-        found = _of_experts(base, structure, plan, batches, config, progress)
-    else:
-        found = _listening(base, structure, plan, batches, config, progress)
+    shared = len(calibration) >= num_processes() and not isinstance(config, OwnCriterion)
+    make = _of_experts if isinstance(config, Taylor) and _has_experts(base, structure) else _listening
+    with nullcontext() if shared else each_alone():
+        sequences = sum(1 if isinstance(item, torch.Tensor) else _rows(item) for item in calibration)
+        found = make(base, structure, plan, _Losses(list(_batches(_own(calibration))), sequences, progress), config)
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise ArithmeticError(
             "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
@@ -148,9 +204,8 @@ def _listening(
     base: Any,
     structure: Structure,
     plan: Plan,
-    batches: list[dict[str, Any]],
+    losses: _Losses,
     config: CriterionConfig,
-    progress: Progress,
 ) -> Scores:
     """Scores by a criterion that listens to the backward passes."""
     criterion: Criterion = built_for(config, structure)
@@ -161,7 +216,7 @@ def _listening(
         with _backward_ready(base, structure):
             if own:  # it may let the parameters that it reads ask for gradients
                 criterion.attach(base, structure)
-            _run_backward(base, batches, each_alone=isinstance(config, Fisher), progress=progress)
+            losses.go_back_from_(base, each_alone=isinstance(config, Fisher))
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
@@ -176,11 +231,11 @@ def _of_experts(
     base: Any,
     structure: Structure,
     plan: Plan,
-    batches: list[dict[str, Any]],
-    config: Taylor,
-    progress: Progress,
+    losses: _Losses,
+    config: CriterionConfig,
 ) -> Scores:
     """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
+    assert isinstance(config, Taylor)
     if config.form not in ("squared", "first") or config.offload:
         raise ValueError(
             "Of stacked experts the method 'taylor' has the forms squared and first, and their gradients stay with the "
@@ -189,29 +244,10 @@ def _of_experts(
     if "blocks" in structure.kinds:
         # The weights of a block are those of all of its layers.
         alone = block_by_block(base, structure)
-        return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), batches, config, progress))
+        return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), losses, config))
     with _backward_ready(base, structure), base_gradients(base, structure):
-        _run_backward(base, batches, each_alone=False, progress=progress)
+        losses.go_back_from_(base, each_alone=False)
+        for weight in base.parameters():
+            if weight.requires_grad and num_processes() > 1:
+                weight.grad = averaged_gradient(torch.zeros_like(weight) if weight.grad is None else weight.grad)
         return taylor_scores(base, structure, plan, config.form, config.reduction)
-
-
-def _run_backward(model: Any, batches: Sequence[dict[str, Any]], *, each_alone: bool, progress: Progress) -> None:
-    """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them."""
-    device = next(model.parameters()).device
-    total = sum(_rows(batch) for batch in batches)
-    progress(0, len(batches))
-    for done, batch in enumerate(batches, 1):
-        loss = model(**send_to_device(dict(batch), device)).loss
-        if loss is None:
-            raise ValueError(
-                "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or choose "
-                "a method without gradients, such as flap."
-            )
-        # The loss of a batch is its mean. A criterion that looks at activations alone leaves it without a gradient.
-        if loss.requires_grad:
-            (loss * _rows(batch) / (1 if each_alone else total)).backward()
-        progress(done, len(batches))
-
-
-def _rows(batch: dict[str, Any]) -> int:
-    return next(len(value) for value in batch.values() if isinstance(value, torch.Tensor))

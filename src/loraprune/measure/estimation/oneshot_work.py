@@ -109,7 +109,9 @@ def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]
 def oneshot_work(
     model: Any, structure: Structure, counts: Mapping[str, int], *, sequences: int, tokens: int
 ) -> OneshotWork | None:
-    """What a run takes whose widths are given (``--allocation uniform``); None where it is not shared, or not this one.
+    """What a run takes whose widths are given (``--allocation uniform``).
+
+    None for mixtures of experts, and where it is not shared or not this one.
 
     Args:
         model: without an adapter; shapes are enough.

@@ -33,7 +33,7 @@ class GpuScaling:
         fit: of ``loraprune prune``.
         fits_from: the least number of GPUs that it fits, where it does not fit these; None where no number is enough.
         remedy: options with which it fits these; None where it fits, or where none of those tried is enough.
-        oneshot: seconds of ``loraprune oneshot``; None where its data are not shared.
+        oneshot: seconds of ``loraprune oneshot``; None where that is not known.
     """
 
     fit: ClusterFit

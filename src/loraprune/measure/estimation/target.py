@@ -62,9 +62,7 @@ def cut_size(
 
 def shares_calibration(models: ShapeModels, sequences: int, processes: int) -> bool:
     """Whether processes share the calibration data: as :class:`loraprune.calibration.block_by_block.LayerwisePass`."""
-    structure = models.structure
-    mixture = any(dimension.of_experts for dimension in structure)
-    return structure.spec.decoder is not None and not mixture and sequences >= processes > 1
+    return models.structure.spec.decoder is not None and sequences >= processes > 1
 
 
 def _first_share(pruning: PruningConfig) -> float:
