@@ -15,9 +15,11 @@ for _name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
 
 import pytest
 import torch
+from huggingface_hub import constants
 from hypothesis import HealthCheck, settings
 from tests.checkpoints import tiny_checkpoint, write_texts
 from tests.finished_run import finished_run
+from tests.hub_server import TOKEN, StandInHub, stand_in_hub
 from tests.models import tiny_model
 from transformers import PreTrainedModel
 
@@ -58,6 +60,16 @@ settings.register_profile(
     "loraprune", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("loraprune")
+
+
+@pytest.fixture
+def own_hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[StandInHub]:
+    """The hub is a stand-in on this machine, and the login is its own."""
+    with stand_in_hub() as found:
+        monkeypatch.setattr(constants, "ENDPOINT", found.endpoint)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("HF_TOKEN", TOKEN)
+        yield found
 
 
 @pytest.fixture(autouse=True)

@@ -47,7 +47,7 @@ class TestTraining:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"push_to_hub": True}, "push_to_hub is not a training argument of a run.*hf upload"),
+            ({"push_to_hub": True}, "push_to_hub is not a training argument of a run.*push_to_hub=NAME"),
             ({"hub_model_id": "me/x"}, "hub_model_id"),
             ({"output_dir": "x"}, "output_dir"),
             ({"deepspeed": {"a": 1}}, "deepspeed"),

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
-import huggingface_hub
 import pytest
 import torch
 from tests.finished_run import CONFIG, QUICK
+from tests.hub_server import TOKEN, StandInHub
 from trl import SFTConfig
 
 import loraprune
 from loraprune import OneshotConfig, OutputExistsError, PruneResult, RunOptions, oneshot, prune
+from loraprune.recipes.steps import push
+
+CUT = OneshotConfig(criterion="magnitude", ratio=0.3, repair="none")
 
 
 def files_of(folder: Path) -> set[str]:
@@ -50,34 +52,52 @@ def test_an_existing_folder_is_replaced_only_when_asked_for(finished: PruneResul
     assert not {"plan.json", "report.html"} & files_of(tmp_path)
 
 
-class Hub:
-    """Remembers what was published."""
-
-    uploads: list[dict[str, Any]]
-
-    def __init__(self, token: Any = None) -> None:
-        Hub.uploads = [{"token": token}]
-
-    def create_repo(self, repo_id: str, **options: Any) -> Any:
-        Hub.uploads[0] |= options
-        return SimpleNamespace(repo_id=f"me/{repo_id}")
-
-    def upload_folder(self, *, folder_path: Path, **options: Any) -> Any:
-        Hub.uploads[0] |= options | {"files": files_of(folder_path)}
-        return SimpleNamespace(commit_url="hub/commit/1")
+def test_a_result_is_published_in_one_commit(checkpoint: Path, own_hub: StandInHub) -> None:
+    result = oneshot(checkpoint, config=CUT, options=RunOptions(eval_sequences=0, latency=False))
+    address = result.push_to_hub("smaller", private=True, token=TOKEN)
+    assert address.startswith(f"{own_hub.endpoint}/me/smaller/commit/")
+    assert own_hub.private == {"me/smaller"}
+    assert len(own_hub.branches) == 1
+    files = own_hub.files["me/smaller"]
+    assert files.keys() >= {"config.json", "model.safetensors", "pruning.json", "README.md", "tokenizer.json"}
 
 
-def test_a_result_is_published_in_one_commit(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", Hub)
-    result = oneshot(
-        checkpoint,
-        config=OneshotConfig(criterion="magnitude", ratio=0.3, repair="none"),
-        options=RunOptions(eval_sequences=0, latency=False),
-    )
-    assert result.push_to_hub("smaller", private=True, token="secret") == "hub/commit/1"
-    (upload,) = Hub.uploads
-    assert upload["files"] >= {"config.json", "model.safetensors", "pruning.json", "README.md", "tokenizer.json"}
-    assert (upload["repo_id"], upload["private"], upload["token"]) == ("me/smaller", True, "secret")
+class TestAPushAtTheEnd:
+    """``RunOptions(push_to_hub=NAME)``."""
+
+    def options(self, tmp_path: Path, **further: Any) -> RunOptions:
+        return RunOptions(output=tmp_path / "out", push_to_hub="smaller", latency=False, eval_sequences=0, **further)
+
+    def test_the_folder_is_pushed_as_it_is(self, checkpoint: Path, own_hub: StandInHub, tmp_path: Path) -> None:
+        result = oneshot(checkpoint, config=CUT, options=self.options(tmp_path, hub_revision="half"))
+        assert result.pushed is not None
+        assert own_hub.branches == ["half"]
+        assert own_hub.files["me/smaller"] == {path.name: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+
+    def test_a_failure_loses_nothing(
+        self, checkpoint: Path, own_hub: StandInHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        own_hub.refuses_commits = True
+        result = oneshot(checkpoint, config=CUT, options=self.options(tmp_path))
+        assert result.pushed is None
+        assert f"push it again: loraprune push {tmp_path / 'out'} smaller" in caplog.text
+        assert (tmp_path / "out" / "model.safetensors").is_file()
+
+    def test_a_missing_login_is_told_before_the_run(
+        self, checkpoint: Path, own_hub: StandInHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("HF_TOKEN", "another")
+        with pytest.raises(ValueError, match="hf auth login"):
+            oneshot(checkpoint, config=CUT, options=self.options(tmp_path))
+        assert not (tmp_path / "out").exists()
+
+    def test_other_processes_push_nothing(
+        self, own_hub: StandInHub, finished: PruneResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        finished.save_pretrained(tmp_path / "out")
+        monkeypatch.setattr(push, "is_main", lambda: False)
+        assert push.pushed(finished, self.options(tmp_path)).pushed is None
+        assert own_hub.files == {}
 
 
 def test_training_may_be_an_object_of_the_trainers_arguments(checkpoint: Path, data: Path, tmp_path: Path) -> None:

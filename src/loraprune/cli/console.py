@@ -23,12 +23,10 @@ from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
-    from transformers import PreTrainedModel
-
     from loraprune.recipes.prune import PruneResult
+    from loraprune.recipes.result import RunResult
     from loraprune.record.report_data import ReportData
+    from loraprune.tasks.options import RunOptions
 
 WRONG_INVOCATION = 2
 FAILED = 1
@@ -119,7 +117,7 @@ def plain_table(*headings: str, left: int = 1, header_style: str = "table.header
 def show_result(console: Console, result: PruneResult) -> None:
     """Print the table, the completions, what to know, and where things are."""
     show_report(console, result.report)
-    show_end(console, result.report, result.output, result.model)
+    show_end(console, result)
 
 
 def show_report(console: Console, report: ReportData) -> None:
@@ -139,18 +137,31 @@ def show_report(console: Console, report: ReportData) -> None:
                 console.print(Text("\n".join("  " + line for line in text.rstrip().splitlines()) + "\n"))
 
 
-def show_end(console: Console, report: ReportData, output: Path | None, model: PreTrainedModel) -> None:
+def show_end(console: Console, result: RunResult) -> None:
     """Print what to know, and where things are."""
     from loraprune.checkpoint.exports.overview import runtimes_of
 
-    for note in report.notes:
+    for note in result.report.notes:
         console.print(Text(note, style="yellow"))
-    if output is not None:
-        print_line(console, f"Checkpoint: {output}")
-        page = output / "report.html"
+    if result.output is not None:
+        print_line(console, f"Checkpoint: {result.output}")
+        page = result.output / "report.html"
         if page.is_file():
             print_line(console, f"Report:     {page}")
-        show_runtimes(console, runtimes_of(model))
+        if result.pushed is not None:
+            print_line(console, f"On the hub: {result.pushed}")
+        show_runtimes(console, runtimes_of(result.model))
+
+
+def check_pushed(result: RunResult, options: RunOptions) -> None:
+    """Say at the end that a push failed, which was told with its reason before the result was shown.
+
+    Raises:
+        WriteError: it failed.
+    """
+    target = options.hub_target()
+    if target is not None and result.output is not None and result.pushed is None and is_main():
+        raise WriteError(f"The result is not on the hub. Push it again: {target.command(result.output)}")
 
 
 def show_runtimes(console: Console, runtimes: Iterable[str], label: str = "Loads in:") -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.cli.push import add_target, push_now, target_of
 from loraprune.display.console import print_line
 
 if TYPE_CHECKING:
@@ -37,6 +38,9 @@ def export_parser() -> Parser:
                       "CHECKPOINT; for 2:4 formats the folder CHECKPOINT-FORMAT)")  # fmt: skip
     most.add_argument("--outtype", metavar="{f16,f32,q8_0}", help="GGUF: data type of the matrices (default: f16)")
     most.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
+    hub = parser.add_argument_group("hub")
+    hub.add_argument("--push-to-hub", metavar="NAME", help="push the result to this name on the Hub")
+    add_target(hub)
     rare = parser.add_argument_group("details of GGUF")
     rare.add_argument("--pre-tokenizer", metavar="NAME", help="pre-tokenizer of llama.cpp, for a byte-level tokenizer "
                       "that is not recognized")  # fmt: skip
@@ -57,20 +61,25 @@ def export_command(arguments: Sequence[str]) -> int:
 def _run(options: argparse.Namespace) -> int:
     _check(options)
     quiet_libraries()
+    target = None if options.push_to_hub is None else target_of(options)
     folder: Path = options.checkpoint
     if options.format == "gguf":
-        _gguf(options, folder)
+        written = _gguf(options, folder)
     elif options.format == "onnx":
         from loraprune.checkpoint.exports.onnx import write_onnx
 
         onnx_result = write_onnx(folder, options.output or folder / "model.onnx", overwrite=options.overwrite)
         _show(_onnx_lines(onnx_result), ())
+        written = onnx_result.file
     else:
-        export_sparse(folder, options.format, options.output, overwrite=options.overwrite)
+        written = options.output or sparse_folder(folder, options.format)
+        export_sparse(folder, options.format, written, overwrite=options.overwrite)
+    if target is not None:
+        push_now(target, written, card=folder / "README.md")
     return 0
 
 
-def _gguf(options: argparse.Namespace, folder: Path) -> None:
+def _gguf(options: argparse.Namespace, folder: Path) -> Path:
     from loraprune.checkpoint.exports.gguf.file import write_gguf
 
     outtype = options.outtype or "f16"
@@ -82,6 +91,7 @@ def _gguf(options: argparse.Namespace, folder: Path) -> None:
         overwrite=options.overwrite,
     )
     _show(_gguf_lines(result), result.notes)
+    return result.file
 
 
 def sparse_folder(folder: Path, form: str) -> Path:
@@ -115,6 +125,10 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(f"There is no format {options.format!r}; choose {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.")
     if not options.checkpoint.is_dir():
         raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
+    if options.push_to_hub is None and (options.private is not None or options.hub_revision is not None):
+        raise ValueError(
+            "--private and --hub-revision are about a push. Say --push-to-hub NAME, too, or leave them out."
+        )
     if options.format != "gguf":
         for name in ("outtype", "pre_tokenizer"):
             if getattr(options, name) is not None:

@@ -32,6 +32,7 @@ _GROUPS = {
     },
     "ship": {
         "export": "convert a checkpoint for llama.cpp, onnxruntime or vLLM",
+        "push": "upload a result to the Hugging Face Hub",
     },
 }
 

@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console, show_end, show_report
+from loraprune.cli.console import (
+    check_pushed,
+    open_console,
+    quiet_libraries,
+    report_errors,
+    results_console,
+    show_end,
+    show_report,
+)
 from loraprune.cli.declared import declared
 from loraprune.cli.export import export_sparse, sparse_folder
 from loraprune.cli.options import (
@@ -30,6 +38,7 @@ from loraprune.cli.shared_options import (
     FILES,
     HUB,
     MEASURED,
+    PUSH,
     QUIET,
     data_option,
     goals,
@@ -87,6 +96,7 @@ _GROUPS: OptionGroups = {
     "run": _groups("offload", "seed"),
     "result": (
         *declared(RunOptions, "run", "latency", "dtype", "prompt", "report", "verify", "allow_bad_result"),
+        *PUSH,
         QUIET,
     ),
     "model": HUB,
@@ -188,6 +198,7 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
     if form != "dense" and is_main():
         assert options.output is not None
         export_sparse(options.output, form, overwrite=options.overwrite)
+    check_pushed(result, options)
     return 0
 
 
@@ -244,4 +255,4 @@ def show_oneshot_result(console: Console, result: OneshotResult) -> None:
     show_report(console, result.report)
     if result.matrices:
         console.print(sparsity_table(result.matrices))
-    show_end(console, result.report, result.output, result.model)
+    show_end(console, result)

@@ -165,11 +165,12 @@ def _configured(values: dict[str, Any]) -> tuple[PruningConfig, LoraOptions, Run
 
 
 def _work(asked: Invocation) -> None:
-    from loraprune.cli.console import show_result
+    from loraprune.cli.console import check_pushed, show_result
     from loraprune.recipes.prune import prune
 
     values = asked.values
     config, lora, options = _configured(values)
+    options = replace(options, command=asked.command)
     result = prune(
         values["model"],
         values["data"],
@@ -178,10 +179,11 @@ def _work(asked: Invocation) -> None:
         lora=lora,
         tokenizer=values.get("tokenizer"),
         image_processor=values.get("image_processor"),
-        options=replace(options, command=asked.command),
+        options=options,
         verbosity=asked.verbosity,
     )
     show_result(results_console(), result)
+    check_pushed(result, options)
 
 
 _COMMAND = TrainingCommand(

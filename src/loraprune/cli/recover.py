@@ -72,10 +72,11 @@ def recover_command(arguments: Sequence[str]) -> int:
 
 
 def _work(asked: Invocation) -> None:
-    from loraprune.cli.console import show_result
+    from loraprune.cli.console import check_pushed, show_result
     from loraprune.recipes.recover import recover
 
     values = asked.values
+    options = RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command)
     result = recover(
         values["model"],
         values["data"],
@@ -84,10 +85,11 @@ def _work(asked: Invocation) -> None:
         lora=LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
         tokenizer=values.get("tokenizer"),
         image_processor=values.get("image_processor"),
-        options=RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command),
+        options=options,
         verbosity=asked.verbosity,
     )
     show_result(results_console(), result)
+    check_pushed(result, options)
 
 
 _COMMAND = TrainingCommand(

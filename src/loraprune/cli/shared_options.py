@@ -118,6 +118,9 @@ PROCESSES = declared(RunOptions, "run", "fsdp")
 DISTILLATION = declared(RunOptions, "run", "distill", "teacher")
 
 
+PUSH = declared(RunOptions, "run", "push_to_hub", "private", "hub_revision")
+
+
 def kept(adapter: str) -> tuple[Option, ...]:
     """Options about the result.
 
@@ -128,6 +131,7 @@ def kept(adapter: str) -> tuple[Option, ...]:
         *declared(RunOptions, "run", "dtype", "prompt", "report", "verify", "allow_bad_result"),
         option("save_adapter", "run", f"also save {adapter}", **SWITCH),
         *declared(RunOptions, "run", "keep_run"),
+        *PUSH,
         QUIET,
     )
 

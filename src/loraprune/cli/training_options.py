@@ -239,7 +239,8 @@ def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
     description: Any = SFTConfig
     parser = Parser(description, prog=prog, allow_abbrev=False, conflict_handler="resolve")
     add_options(parser, groups)
-    switches = {field.name for field in fields(SFTConfig) if "bool" in str(field.type)}
+    own = {item.name for group in groups.values() for item in group}
+    switches = {field.name for field in fields(SFTConfig) if "bool" in str(field.type)} - own
     for action in parser._actions:
         action.default = argparse.SUPPRESS
         action.required = False

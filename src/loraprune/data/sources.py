@@ -65,6 +65,12 @@ def load_source(data: str, *, split: str = "train", name: str | None = None, all
     return _load_hub(data, split, name)
 
 
+def hub_data_set(data: object) -> str | None:
+    """The name that :func:`load_source` asks the hub for; None of data that is here."""
+    here = not isinstance(data, str) or Path(data).expanduser().exists()
+    return None if here or not _HUB_NAME.fullmatch(str(data)) else str(data)
+
+
 def _near_names(path: Path) -> str:
     """Say what a mistyped path may have meant."""
     folder = path.parent

@@ -33,6 +33,7 @@ from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
 from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
+from loraprune.recipes.steps.push import pushed
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, tried_widths, with_phases
 from loraprune.recipes.steps.verify import load_back_check
 from loraprune.record.claims import claimed
@@ -126,13 +127,14 @@ def oneshot(
     )
     join()
     claim = entered_by_main(lambda: claimed(None if inputs.options.dry_run else inputs.options.output))
-    with run_display(verbosity) as display, claim:
-        prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
-        wait()
-        show_outlook(prepared, display)
-        result = _run(prepared, progress or display.steps)
-        wait()
-        return result
+    with run_display(verbosity) as display:
+        with claim:
+            prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
+            wait()
+            show_outlook(prepared, display)
+            result = _run(prepared, progress or display.steps)
+            wait()
+        return pushed(result, inputs.options)
 
 
 def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
@@ -281,7 +283,7 @@ def _finish(
         prompt=prepared.options.prompt,
         notes=notes_of(prepared, pruned.plan, metrics),
     )
-    card = card_of(record, prepared.structure, runtimes_of(finished))
+    card = card_of(record, prepared.structure, runtimes_of(finished), **prepared.origins())
     if prepared.options.output is not None and is_main():
         record, report = _save(prepared, finished, record, report, card, phases)
     return OneshotResult(

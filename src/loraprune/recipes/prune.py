@@ -33,6 +33,7 @@ from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
 from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
+from loraprune.recipes.steps.push import pushed
 from loraprune.recipes.steps.quantized import attach_originals_, finished_model, is_measurable, quantization_notes
 from loraprune.recipes.steps.record import (
     dimensions_of,
@@ -125,9 +126,11 @@ def prune(
         image_processor=image_processor,
         collator=collator,
     )
-    with run_display(verbosity) as display, run_folder(inputs.options) as run_dir:
-        prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
-        return run(prepared, run_dir, callbacks, display)
+    with run_display(verbosity) as display:
+        with run_folder(inputs.options) as run_dir:
+            prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
+            result = run(prepared, run_dir, callbacks, display)
+        return pushed(result, inputs.options)
 
 
 @contextmanager
@@ -254,7 +257,7 @@ def _finish(
     check_result(prepared, metrics, pruning, kept_state(last_checkpoint(run_dir)))
     record = record_of(prepared, run_settings(prepared), training_recipe(prepared), metrics, pruning.run.plan)
     report = joint_report(prepared, record, pruning, base.zeros)
-    card = card_of(record, prepared.structure, runtimes_of(merged))
+    card = card_of(record, prepared.structure, runtimes_of(merged), **prepared.origins())
     if prepared.options.output is not None and is_main():
         record, report = write_result(prepared, merged, record, report, card, pruning, adapter, run_dir)
         if not prepared.options.keep_run:

@@ -13,6 +13,7 @@ from loraprune.recipes.prune import PruneResult, run, run_folder
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.goals import given_goal
 from loraprune.recipes.steps.prepared import RunInputs
+from loraprune.recipes.steps.push import pushed
 from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
@@ -83,6 +84,8 @@ def recover(
         collator=collator,
     )
     pruning = PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps)
-    with run_display(verbosity) as display, run_folder(inputs.options) as run_dir:
-        prepared = prepare(model, dataset, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
-        return run(prepared, run_dir, callbacks, display)
+    with run_display(verbosity) as display:
+        with run_folder(inputs.options) as run_dir:
+            prepared = prepare(model, dataset, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
+            result = run(prepared, run_dir, callbacks, display)
+        return pushed(result, inputs.options)

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprune.checkpoint.publish import HubTarget
 from loraprune.checkpoint.save import check_disk_space, save_checkpoint
 from loraprune.record.codec import encode
 from loraprune.record.replaceable import check_output
@@ -35,6 +36,7 @@ class RunResult:
         run_record: what was done, and all measures: what ``pruning.json`` holds.
         card: text of the model card.
         output: folder of the checkpoint, or None.
+        pushed: address of the commit on the hub, where the run pushed its result.
     """
 
     model: PreTrainedModel
@@ -46,6 +48,7 @@ class RunResult:
     card: str = field(repr=False)
     output: Path | None = None
     image_processor: Any = None
+    pushed: str | None = None
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
@@ -103,21 +106,20 @@ class RunResult:
         Args:
             repo_id: ``organization/name``, or a name of your own; made where it does not exist.
             private: whether a repository that is made is private; None is the account's default.
-            token: of the hub; None is the one that ``hf auth login`` stored.
+            token: of the hub; None is that of ``HF_TOKEN``, or the one that ``hf auth login`` stored.
             commit_message: of the commit.
             revision: branch to commit to; None is the main one.
             report: whether the report is published too.
 
         Returns:
             The address of the commit.
-        """
-        from huggingface_hub import HfApi
 
-        api = HfApi(token=token)
-        name = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
+        Raises:
+            ValueError: there is no login, it may not write there, or the hub is switched off or out of reach.
+            WriteError: the hub did not take the result.
+        """
+        target = HubTarget(name=repo_id, private=private, revision=revision, token=token)
+        target.check()
         with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
             folder = self.save_pretrained(Path(scratch) / "model", report=report)
-            commit = api.upload_folder(
-                repo_id=name, folder_path=folder, commit_message=commit_message, revision=revision
-            )
-        return str(commit.commit_url)
+            return target.push(folder, message=commit_message)

@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import yaml
 
 from loraprune.importance.configs import Compresso
+from loraprune.report.card_metadata import card_metadata
 from loraprune.report.from_record import shown_measures, task_of
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.task import CARD_FORMATS, Measure
@@ -57,13 +57,6 @@ def _all_widths(widths: Mapping[str, Sequence[int]], structure: Structure) -> st
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
 
-def _front(base: str, tag: str) -> str:
-    """What the hub reads: tags, and the base model where it is one of the hub's."""
-    is_hub_name = base.count("/") == 1 and not base.startswith((".", "/", "~")) and not Path(base).exists()
-    hub_name = f"base_model: {base}\n" if is_hub_name else ""
-    return f"---\nlibrary_name: transformers\n{hub_name}tags: [loraprune, {tag}]\n---\n"
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Words:
     """Words that depend on the recipe.
@@ -92,19 +85,28 @@ def _base_name(record: RunRecord) -> str:
     return record.base_model.rstrip("/").rpartition("/")[2]
 
 
-def card_of(record: RunRecord, structure: Structure, runtimes: Sequence[str]) -> str:
+def card_of(
+    record: RunRecord,
+    structure: Structure,
+    runtimes: Sequence[str],
+    *,
+    data: str | None = None,
+    revision: str | None = None,
+) -> str:
     """Write the card of a run.
 
     Args:
         record: of the run.
         structure: of the model before it.
         runtimes: what loads the result, and how.
+        data: name of a data set on the hub that the run read.
+        revision: of the base on the hub.
     """
     task, words = task_of(record), _words(record, structure)
     rows = "".join(_row(record.metrics, measure) for measure in shown_measures(task.measures, record.metrics))
     command = f"```\n{record.command}\n```\n\n" if record.command else ""
     recipe = yaml.safe_dump(dict(record.recipe), sort_keys=False, allow_unicode=True, width=100)
-    return f"""{_front(record.base_model, words.tag)}# {_base_name(record)}, {words.title}
+    return f"""{card_metadata(record, [words.tag], data=data, revision=revision)}# {_base_name(record)}, {words.title}
 
 {words.what} {_loading(task.auto_class, runtimes)}
 

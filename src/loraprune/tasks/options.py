@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     from datasets import Dataset
 
+    from loraprune.checkpoint.publish import HubTarget
+
 
 @dataclass(frozen=True, kw_only=True)
 class LoraOptions:
@@ -109,6 +111,10 @@ class RunOptions:
         distill: share of the loss, after the last cut, that is the divergence from the dense model (the rest is the
             usual cross-entropy), in [0, 1]; of causal language models. The dense model stays in memory.
         teacher: the dense model, where that is not the model of the run, or the one that its record names.
+        push_to_hub: name of the repository on the hub that the finished folder is pushed to; the login is checked
+            before the run.
+        private: whether a repository that the push makes is private; None is the account's default.
+        hub_revision: branch that is pushed to; None is the main one.
         trust_remote_code: run code that a checkpoint brings.
         revision: of a hub checkpoint.
         command: what the user typed, for the record.
@@ -196,6 +202,13 @@ class RunOptions:
     )
     prompt: str | None = setting(None, "text that the dense and the pruned model complete in the report")
     report: bool = setting(True, "write report.html and report.json")
+    push_to_hub: str | None = setting(
+        None, "push the result to this name on the Hub; the login is checked at the start"
+    )
+    private: bool | None = setting(
+        None, "make the repository on the Hub private", shown="as the account's settings say"
+    )
+    hub_revision: str | None = setting(None, "branch on the Hub to push to", shown="main")
     save_adapter: bool = setting(False, "also save the unmerged adapter and the pruning plan")
     keep_run: bool = setting(False, "keep the saved states of the run after its end")
     command: str | None = None
@@ -212,10 +225,23 @@ class RunOptions:
             check_quantization(self.quantization)
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes is about a run that is resumed. Say --resume, too, or leave it out.")
+        self._check_push()
         if self.output is None and self.resume:
             raise ValueError("A run without an output folder leaves nothing to resume from.")
         if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):
             raise ValueError(f"The output {self.output} is the folder that you are in, or above it. Name a new folder.")
+
+    def _check_push(self) -> None:
+        """Make sure that there is something to push, and a name that the hub takes."""
+        if self.push_to_hub is None and (self.private is not None or self.hub_revision is not None):
+            raise ValueError(
+                "private and hub_revision are about a push. Say --push-to-hub NAME, too, or leave them out."
+            )
+        if self.push_to_hub is not None and self.output is None:
+            raise ValueError(
+                "A run without an output folder leaves nothing to push. Name one, or leave push_to_hub out."
+            )
+        self.hub_target()
 
     def _read_sizes(self) -> None:
         """Turn sizes that were given as texts into numbers."""
@@ -229,6 +255,18 @@ class RunOptions:
     def sharded(self) -> bool:
         """Whether the processes share the weights of the base."""
         return self.fsdp is not None
+
+    def hub_target(self) -> HubTarget | None:
+        """Where the result is pushed to, or None.
+
+        Raises:
+            ValueError: the hub takes no such name.
+        """
+        if self.push_to_hub is None:
+            return None
+        from loraprune.checkpoint.publish import HubTarget
+
+        return HubTarget(name=self.push_to_hub, private=self.private, revision=self.hub_revision)
 
     @property
     def run_dir(self) -> Path | None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from loraprune.data.formats import PreparedRows
-from loraprune.data.sources import load_source
+from loraprune.data.sources import hub_data_set, load_source
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.tasks.task import Setup, Task
 
@@ -32,12 +32,14 @@ class SplitRows:
         train: those to train on.
         held_out: those to measure on, or None.
         collator: of the Trainer; None leaves it to the Trainer.
+        hub_data: name of the training data on the hub, where it comes from there.
     """
 
     prepared: PreparedRows
     train: Dataset
     held_out: HeldOut | HeldOutRows | None
     collator: Collator | None
+    hub_data: str | None = None
 
 
 def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: int) -> SplitRows:
@@ -49,19 +51,20 @@ def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: in
     prepared = _prepared(task, dataset, setup.options.split, setup)
     tell_of_lost_rows(prepared)
     rows = prepared.dataset
-    collator = task.collator(prepared, setup)
+    collator, hub_data = task.collator(prepared, setup), hub_data_set(dataset)
     wanted = _wanted(task, setup)
     if wanted == 0 or setup.options.eval_data is not None:
         held_out = rows_to_measure_on(task, setup).held_out
-        return SplitRows(prepared=prepared, train=rows, held_out=held_out, collator=collator)
+        return SplitRows(prepared=prepared, train=rows, held_out=held_out, collator=collator, hub_data=hub_data)
     count = min(wanted, len(rows) // HELD_OUT_SHARE)
     if count == 0:
         names = " and ".join(measure.label.lower() for measure in task.measures if measure.of_quality)
         logger.info("The data is too short to hold some of it out: %s is not measured.", names)
-        return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator)
+        return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator, hub_data=hub_data)
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = task.held_out(rows.select(sorted(order[:count])), collator)
-    return SplitRows(prepared=prepared, train=rows.select(sorted(order[count:])), held_out=held_out, collator=collator)
+    train = rows.select(sorted(order[count:]))
+    return SplitRows(prepared=prepared, train=train, held_out=held_out, collator=collator, hub_data=hub_data)
 
 
 def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:

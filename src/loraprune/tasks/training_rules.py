@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from transformers import TrainingArguments
 
 _ANEW = "It does not go together with a model whose layers this command changes."
-_HUB = "It would upload states of the run in place of the result. Upload that afterwards: hf upload NAME OUT."
+_HUB = "It would upload states of the run. Push the result: --push-to-hub NAME (RunOptions(push_to_hub=NAME))."
 REMEDIES = {
     "output_dir": "Say -o/--output.",
     "resume_from_checkpoint": "Say --resume.",

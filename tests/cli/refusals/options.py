@@ -36,6 +36,11 @@ UNKNOWN: tuple[Wrong, ...] = (
 )
 
 MISSING: tuple[Wrong, ...] = (
+    wrong(f"{PRUNE} --private", "private and hub_revision are about a push", "--push-to-hub NAME"),
+    wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "about a push", "--push-to-hub NAME"),
+    wrong("export model --format gguf --private", "about a push", "--push-to-hub NAME"),
+    wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is no name of a model on the hub"),
+    wrong("push model", "arguments are required: NAME", "loraprune push OUT NAME"),
     wrong("prune --data data.jsonl -o out", "No model was given", "loraprune prune MODEL --data DATA -o OUT"),
     wrong("prune model -o out", "No data was given", "--data"),
     wrong("recover model --data data.jsonl", "No output was given", "-o"),
@@ -143,9 +148,9 @@ TRAINING: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --per-device-train-batch-size 0", "per_device_train_batch_size is 0"),
     wrong(f"{PRUNE} --dataloader-num-workers 9999999", "dataloader_num_workers", "1024"),
     wrong(f"{PRUNE} --neftune-noise-alpha nan", "neftune_noise_alpha is nan"),
-    wrong(f"{PRUNE} --push-to-hub", "--push-to-hub", "hf upload"),
-    wrong(f"{RECOVER} --hub-model-id me/x", "--hub-model-id", "hf upload"),
-    wrong(f"{PRUNE} --hub-token abc", "--hub-token", "hf upload"),
+    wrong(f"{PRUNE} --push-to-hub", "--push-to-hub: expected one argument"),
+    wrong(f"{RECOVER} --hub-model-id me/x", "--hub-model-id", "--push-to-hub NAME"),
+    wrong(f"{PRUNE} --hub-token abc", "--hub-token", "--push-to-hub NAME"),
     wrong(f"{PRUNE} --optim nothing", "--optim: invalid choice: 'nothing'", "adamw_torch"),
     wrong(f"{PRUNE} --optim adafactor", "adafactor", "adamw_torch"),
     wrong(f"{RECOVER} --optim lomo", "'lomo'", "lomo"),

@@ -18,6 +18,7 @@ from tests.cli.refusals.wrong import Wrong, wrong
 from loraprune.data import hub
 
 NO_MODEL = ("owner/name", "cannot be reached", "Name a folder")
+NO_PUSH = ("pushed to me/x", "cannot be reached", "loraprune push OUT NAME")
 
 TABLE = (
     wrong("plan owner/name", *NO_MODEL),
@@ -40,6 +41,10 @@ TABLE = (
     wrong("prune model --data data.jsonl --tokenizer owner/name -o out", "owner/name", "--tokenizer"),
     wrong("eval model --ppl data.jsonl --tokenizer owner/name", "owner/name", "--tokenizer"),
     wrong("eval model --ppl wikitext2", "wikitext2", "cannot be reached", "wikitext2=FILE"),
+    wrong("oneshot model --data data.jsonl --ratio 0.5 -o out --push-to-hub me/x", *NO_PUSH),
+    wrong("recover model --data data.jsonl -o out --push-to-hub me/x --private", *NO_PUSH),
+    wrong("export model --format gguf --push-to-hub me/x", *NO_PUSH),
+    wrong("push model me/x", *NO_PUSH),
     wrong("eval model", "wikitext2", "cannot be reached", "wikitext2=FILE"),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 
 from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space
+from loraprune.processes.ranks import from_main
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import last_checkpoint, usable_checkpoint
 from loraprune.record.places import check_place, place_of
@@ -22,6 +24,8 @@ from loraprune.tasks.options import RunOptions
 if TYPE_CHECKING:
     from peft import LoraConfig
     from transformers import TrainingArguments
+
+logger = logging.getLogger("loraprune")
 
 
 def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
@@ -60,7 +64,7 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
 
 
 def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:
-    """Make sure that the result may be written, and that replacing a folder deletes nothing that the run reads.
+    """Make sure that the result may be written and pushed, and that nothing is deleted that the run reads.
 
     Args:
         options: of the run.
@@ -72,6 +76,9 @@ def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:
     model = place_of(inputs[0])
     if isinstance(inputs[0], (str, Path)) and model is not None and options.output.resolve().is_relative_to(model):
         raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")
+    target = options.hub_target()
+    if target is not None:
+        logger.info("The result will be pushed to %s", from_main(target.check))
 
 
 def check_space(

@@ -179,6 +179,10 @@ class PreparedRun:
         source = self.source
         return base_pruning(source.name, source.revision) if source.loaded is None else base_pruning_of(source.loaded)
 
+    def origins(self) -> dict[str, str | None]:
+        """What the card tells of the hub: the data set that the run read, and the revision of the model."""
+        return {"data": self.rows.hub_data, "revision": self.source.revision}
+
     def load_model(self) -> PreTrainedModel:
         """The model: the user's own, or the checkpoint's on the run's device, in the dtype to work in."""
         return self.source.load(
