@@ -49,7 +49,7 @@ def test_a_dry_run_says_what_the_run_would_do_and_writes_nothing(
     assert ("training" in labels) == (command != "oneshot")
 
 
-@pytest.mark.parametrize("name", thinned(list(FURTHER), 2))
+@pytest.mark.parametrize("name", thinned(list(FURTHER), 1))
 def test_every_kind_of_run_has_an_outlook(
     name: str, run: Command, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
@@ -64,6 +64,7 @@ def test_a_dry_run_refuses_what_the_run_would_refuse(
     assert "--optim adafactor" in found.err
 
 
+@pytest.mark.full
 def test_a_run_shows_the_same_block_first_and_a_quiet_one_does_not(
     run: Command, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:

@@ -36,6 +36,10 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "masks": {"pruning": {**EARLY, "apply": "mask"}},
     "osscar first": {"pruning": {**FIRST, "criterion": "osscar", "repair": "stream"}},
     "distill": {"pruning": {**EARLY}, "options": {"distill": 0.5}},
+    "evaluated": {
+        "pruning": {**EARLY},
+        "options": {"eval_steps": 2, "early_stopping_patience": 4, "load_best": True},
+    },
     "pst": {"pruning": {"criterion": "pst", "ratio": 0.5}},
     "recover": {},
     "oneshot": {"oneshot": {"ratio": 0.4}},
@@ -69,8 +73,21 @@ SCENARIOS: dict[str, dict[str, Any]] = {
     "own trainer, cut first": {"own": {**FIRST, "criterion": "osscar", "repair": "stream"}},
     "checkpointing": {"pruning": {**EARLY}, "training": {"gradient_checkpointing": True}},
 }
-SHARED = ("fisher", "lora", "magnitude", "wanda", "flap", "refit", "stream", "blocks", "hidden", "masks", "distill")
-SHARED += (*(name for name in SCENARIOS if name.startswith("taylor")), "recover", "checkpointing")
+SHARED = (
+    "fisher",
+    "lora",
+    "magnitude",
+    "wanda",
+    "flap",
+    "refit",
+    "stream",
+    "blocks",
+    "hidden",
+    "masks",
+    "distill",
+    "evaluated",
+)
+SHARED += (*(name for name in SCENARIOS if name.startswith("taylor")), "recover", "checkpointing", "evaluated")
 SCENARIOS |= {
     f"shared out: {name}": {**SCENARIOS[name], "options": {**SCENARIOS[name].get("options", {}), "fsdp": 2}}
     for name in SHARED

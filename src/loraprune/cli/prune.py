@@ -12,6 +12,7 @@ from loraprune.cli.options import SWITCH, Option, OptionGroups, by_name, fields_
 from loraprune.cli.shared_options import (
     CONFIG,
     DISTILLATION,
+    EVALUATIONS,
     FILES,
     HUB,
     LENGTH,
@@ -60,7 +61,7 @@ _GROUPS: OptionGroups = {
         *("cuts", "prune_start", "prune_end"),
     ),
     "data": (*FILES, *TEXTS, *MEASURED),
-    "training": OPTIMIZATION,
+    "training": (*OPTIMIZATION, *EVALUATIONS),
     "LoRA": LORA,
     "quantized base model": (
         *(option(name, "call", help, **SWITCH) for name, help in _SHORT.items()),

@@ -10,6 +10,7 @@ from loraprune.cli.options import SWITCH, Option, OptionGroups, by_name, fields_
 from loraprune.cli.shared_options import (
     CONFIG,
     DISTILLATION,
+    EVALUATIONS,
     FILES,
     HUB,
     LENGTH,
@@ -38,7 +39,7 @@ _GROUPS: OptionGroups = {
         *RESUMING,
     ),
     "distillation": DISTILLATION,
-    "training": OPTIMIZATION,
+    "training": (*OPTIMIZATION, *EVALUATIONS),
     "LoRA": LORA,
     "data": (*FILES, *TEXTS, *MEASURED),
     "result": kept("the unmerged adapter"),

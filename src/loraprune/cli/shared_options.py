@@ -46,6 +46,8 @@ QUIET = option("quiet", "call", "print results only", **SWITCH)
 
 RESUMING = declared(RunOptions, "run", "resume", "overwrite", "dry_run")
 
+EVALUATIONS = declared(RunOptions, "run", "eval_steps", "early_stopping_patience", "load_best")
+
 MEASURED = declared(RunOptions, "run", "eval_data", "eval_split", "eval_sequences")
 
 FILES = (

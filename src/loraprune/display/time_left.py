@@ -79,7 +79,9 @@ class Course:
 
     def evaluations_after(self, step: int) -> int:
         """Number of evaluations still to be made after a step."""
-        return self.steps // self.eval_steps - step // self.eval_steps if self.eval_steps else 0
+        if not self.eval_steps or step >= self.steps:
+            return 0
+        return -(-self.steps // self.eval_steps) - step // self.eval_steps  # the last step has one
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -28,6 +28,7 @@ from loraprune.recipes.result import RunResult
 from loraprune.recipes.steps.adapter_copy import adapter_copy
 from loraprune.recipes.steps.calibrate import draw_rows
 from loraprune.recipes.steps.check import prepare
+from loraprune.recipes.steps.evaluation import Evaluations
 from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result, cuts_missing, kept_state
 from loraprune.recipes.steps.measure import measure_dense, measure_pruned
@@ -49,7 +50,7 @@ from loraprune.recipes.steps.verify import load_back_check
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.claims import claimed
 from loraprune.record.codec import decode, encode
-from loraprune.record.report_data import HistoryPoint, ReportData
+from loraprune.record.report_data import EvaluationPoint, HistoryPoint, ReportData
 from loraprune.record.run_record import ModelMeasures, PruningCourse, RunMetrics, RunRecord, SparsityCourse
 from loraprune.report.card import card_of
 from loraprune.report.from_record import importance_of, report_of, write_run_page
@@ -203,14 +204,19 @@ def run(
             pruning.cut_first_(model, calibration, display.steps)
     try:
         with phases.timed(PREPARING):
-            progress = display.training(pruning, work=None if outlook is None else outlook.work)
+            progress = display.training(
+                pruning,
+                work=None if outlook is None else outlook.work,
+                eval_steps=prepared.options.eval_steps or 0,
+            )
+            evaluations = Evaluations(prepared, pruning, progress.evaluated)
             trainer = build_trainer(prepared, model, pruning, [*callbacks, progress], teacher)
     except BaseException:
         remove_unsaved(run_dir, prepared)
         raise
-    train(trainer, pruning, prepared, run_dir)
+    train(trainer, pruning, prepared, run_dir, evaluations)
     try:
-        return _finish(prepared, trainer, pruning, base, run_dir, started)
+        return _finish(prepared, trainer, pruning, base, run_dir, started, evaluations.points)
     except KeyboardInterrupt:
         saved = remove_unsaved(run_dir, prepared)
         how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
@@ -227,6 +233,7 @@ def _finish(
     base: _Base,
     run_dir: Path,
     started: float,
+    evaluations: Sequence[EvaluationPoint],
 ) -> PruneResult:
     """Merge, measure and save."""
     assert pruning.run is not None
@@ -249,6 +256,7 @@ def _finish(
         pruning=None if prepared.recovery or prepared.unstructured else _cuts(prepared, pruning),
         steps=pruning.steps,
         history=tuple(HistoryPoint(**point) for point in pruning.history),
+        evaluations=tuple(evaluations) or None,
         skipped_steps=tuple(pruning.skipped_steps),
         data=prepared.rows.prepared.facts,
         seconds=time.time() - started + phases.earlier,

@@ -23,6 +23,7 @@ _CHECKPOINT = (
     "adapter_model.bin",
     "loraprune_*.json",
     "loraprune_state.safetensors",
+    "loraprune_best.safetensors",
     "refitted_base_weights.safetensors",
     "pst_masks.safetensors",
     "pruning.json",

@@ -91,6 +91,27 @@ class HistoryPoint:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluationPoint:
+    """Measures on held-out rows after a training step.
+
+    Attributes:
+        step: after which the model was measured.
+        loss: in nats; ``perplexity`` and ``accuracy``: of tasks that have them.
+        after_cuts: whether all cuts were made by then.
+        taken: whether the result has the adapter of this step, and not that of the last one.
+        seconds: duration of the evaluation.
+    """
+
+    step: int
+    loss: float
+    perplexity: float | None = None
+    accuracy: float | None = None
+    after_cuts: bool = True
+    taken: bool = False
+    seconds: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Cut:
     """One cut: removed share after it, and for each kind of dimension the groups kept, layer by layer.
 
@@ -204,6 +225,7 @@ class ReportData:
         rows: measures before and after, in the order shown.
         steps: training steps that were made; None in a report that does not know, whose last logged step counts.
         history: the training steps that were logged; empty for a training-free run.
+        evaluations: measures on held-out rows during training.
         cuts: the cuts in the order made.
         layers: widths of the result.
         importance: scores by name of prunable dimension.
@@ -229,6 +251,7 @@ class ReportData:
     rows: tuple[Row, ...] = ()
     steps: int | None = None
     history: tuple[HistoryPoint, ...] = ()
+    evaluations: tuple[EvaluationPoint, ...] = ()
     cuts: tuple[Cut, ...] = ()
     layers: tuple[LayerWidth, ...] = ()
     importance: Mapping[str, Importance] = field(default_factory=dict)

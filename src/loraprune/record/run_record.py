@@ -11,7 +11,7 @@ from typing import Any
 from loraprune.record import atomic
 from loraprune.record.checksums import checksums
 from loraprune.record.codec import LEFT_OUT, decode, encode, read_json
-from loraprune.record.report_data import Cut, HistoryPoint
+from loraprune.record.report_data import Cut, EvaluationPoint, HistoryPoint
 
 RECORD_FILE = "pruning.json"
 RECORD_VERSION = 1
@@ -150,8 +150,8 @@ class MatrixRecord:
 
     Attributes:
         name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
-        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before.
-        seconds: that it took, without the calibration data's way through the block.
+        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before;
+            ``seconds``: that it took, without the calibration data's way through the block.
         error: squared error of its outputs as a share of the squared outputs, where the method knows it.
         damping: that its updates needed, where the method has any.
     """
@@ -203,7 +203,7 @@ class RunMetrics:
         dense: the model before the run; ``pruned``: the result; ``unrecovered``: cut alike, and nothing else done.
         calibration: how much a run without training looked at; ``data``: what became of the rows.
         pruning: of a run that removes groups; ``sparsity``: of one that makes or finds zeros.
-        steps: training steps; ``history``: those that were logged; ``skipped_steps``: because of NaN or Inf.
+        steps: training steps; ``history``: those logged; ``evaluations``: on held-out rows; ``skipped_steps``: NaN.
         seconds: of the whole run; ``phases``: by phase, in their order.
     """
 
@@ -215,6 +215,7 @@ class RunMetrics:
     sparsity: SparsityCourse | None = field(default=None, metadata=LEFT_OUT)
     steps: int | None = field(default=None, metadata=LEFT_OUT)
     history: tuple[HistoryPoint, ...] | None = field(default=None, metadata=LEFT_OUT)
+    evaluations: tuple[EvaluationPoint, ...] | None = field(default=None, metadata=LEFT_OUT)
     skipped_steps: tuple[int, ...] | None = field(default=None, metadata=LEFT_OUT)
     data: Mapping[str, object] | None = field(default=None, metadata=LEFT_OUT)
     seconds: float | None = field(default=None, metadata=LEFT_OUT)
@@ -262,8 +263,7 @@ class History:
 
     Attributes:
         base_model: that the run began with.
-        created: time of the run.
-        recipe: ``"prune"``, ``"oneshot"`` or ``"recover"``.
+        created: time of the run; ``recipe``: ``"prune"``, ``"oneshot"`` or ``"recover"``.
         method: name of the criterion.
         ratio: removed share; ``pattern`` and ``sparsity``: of a sparse model, its zeros and their share.
         base_pruning: the same of the run before that.

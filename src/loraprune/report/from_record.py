@@ -154,6 +154,7 @@ def report_of(
         rows=_rows_of(record),
         steps=metrics.steps,
         history=metrics.history or (),
+        evaluations=metrics.evaluations or (),
         cuts=_cuts_of(metrics),
         layers=widths_of(dimensions, record.plan) or zeroed_layers(matrices),
         importance=importance or {},

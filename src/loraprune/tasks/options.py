@@ -82,6 +82,11 @@ class RunOptions:
             some of the training data.
         eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and
             1000 for classifiers.
+        eval_steps: steps of training from one evaluation on the held-out rows to the next; None evaluates before and
+            after training only.
+        early_stopping_patience: evaluations without improvement after which training stops; those before the last cut
+            do not count. None never stops early.
+        load_best: keep the adapter of the evaluation after the last cut that had the lowest loss.
         split: split of the training data (of a hub data set or a folder).
         eval_split: split of ``eval_data``, likewise.
         data_name: configuration of a hub data set.
@@ -141,6 +146,16 @@ class RunOptions:
     )
     overwrite: bool = setting(False, "replace an earlier result in the output folder, and discard an interrupted run")
     allow_bad_result: bool = setting(False, "write the result even if cuts are missing or it is no better than chance")
+    eval_steps: int | None = setting(
+        None, "evaluate on the held-out rows every N steps of training", within="[1, inf)", shown="off"
+    )
+    early_stopping_patience: int | None = setting(
+        None,
+        "stop after N evaluations without improvement, counted from the last cut",
+        within="[1, inf)",
+        shown="off",
+    )
+    load_best: bool = setting(False, "keep the adapter of the best evaluation after the last cut, not the last adapter")
     dry_run: bool = setting(False, "check everything, show what the run would do, and stop")
     resume: bool = setting(False, "continue the interrupted run of this output folder")
     allow_changes: bool = setting(
@@ -223,6 +238,9 @@ class RunOptions:
             from loraprune.checkpoint.load import check_quantization
 
             check_quantization(self.quantization)
+        for name in ("early_stopping_patience", "load_best"):
+            if getattr(self, name) and self.eval_steps is None:
+                raise ValueError(f"{name} compares evaluations during training, and there are none. Add --eval-steps.")
         if self.allow_changes and not self.resume:
             raise ValueError("allow_changes is about a run that is resumed. Say --resume, too, or leave it out.")
         self._check_push()

@@ -18,6 +18,7 @@ from loraprune.processes.ranks import num_processes
 from loraprune.pruning.callback import SLICEABLE_OPTIMIZERS
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import widths_begun_with
+from loraprune.recipes.steps.evaluation import check_evaluations
 from loraprune.recipes.steps.folders import check_folders, check_same_adapter, check_space
 from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs, find_source
@@ -103,6 +104,7 @@ def prepare(
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
     prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))
     _check_prepared(prepared)
+    check_evaluations(prepared)
     return prepared
 
 

@@ -32,6 +32,8 @@ def _facts(prepared: PreparedTraining) -> dict[str, Any]:
     """What shapes a run beside what is pruned and the adapter: training arguments and data, as plain values."""
     training = training_settings(prepared.arguments, prepared.max_length)
     share = 0.0 if prepared.teacher is None else prepared.teacher.share
+    options = prepared.options
+    training |= {name: getattr(options, name) for name in ("eval_steps", "early_stopping_patience", "load_best")}
     facts: dict[str, Any] = {**training, "distill": share, "data": _fingerprint(prepared.train_rows)}
     goals = {name: value for name in GOALS if (value := getattr(prepared.options, name)) is not None}
     return facts | {"processes": num_processes(), "goals": goals}

@@ -16,6 +16,7 @@ from loraprune.pruning.callback import PruningCallback
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.pruning.resume import STATE_FILE, last_checkpoint
 from loraprune.pruning.stopping import Stopping
+from loraprune.recipes.steps.evaluation import Evaluations
 from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
@@ -75,16 +76,23 @@ def build_trainer(
     return trainer
 
 
-def train(trainer: Trainer, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> None:
+def train(
+    trainer: Trainer,
+    pruning: PruningCallback,
+    prepared: PreparedTraining,
+    run_dir: Path,
+    evaluations: Evaluations,
+) -> None:
     """Train to the end, or raise when the user stops."""
+    evaluations.attach_(trainer)
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
     logger.info("Training on %d %s: %s", len(prepared.train_rows), prepared.task.row_name, _in_words(prepared))
     stopped = False
     pruning.phases.begin()
     try:
-        if prepared.checkpoint is not None and _training_is_over(prepared.checkpoint):
-            _take_finished_adapter(trainer, pruning, prepared.checkpoint)
+        if prepared.checkpoint is not None and (evaluations.stopped or _training_is_over(prepared.checkpoint)):
+            _take_finished_adapter(trainer, pruning, prepared.checkpoint, evaluations)
         else:
             with telling_of_failed_writes(f"The state of the run in {run_dir}", _WAY_ON):
                 trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
@@ -136,13 +144,16 @@ def _training_is_over(checkpoint: Path) -> bool:
     return bool(state["global_step"] >= state["max_steps"])
 
 
-def _take_finished_adapter(trainer: Trainer, pruning: PruningCallback, checkpoint: Path) -> None:
+def _take_finished_adapter(
+    trainer: Trainer, pruning: PruningCallback, checkpoint: Path, evaluations: Evaluations
+) -> None:
     """Load the last adapter: the Trainer itself would do one step too many."""
     assert pruning.run is not None
     assert trainer.model is not None
     pruning.steps = _step_of(checkpoint)
-    pruning.run.begin(trainer.model, pruning.steps)
+    pruning.run.begin(trainer.model, pruning.run.total_steps or pruning.steps)
     trainer._load_from_checkpoint(str(checkpoint))
+    evaluations.take_best_(trainer.model)
     pruning.run.end()
 
 

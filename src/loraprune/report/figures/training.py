@@ -43,6 +43,10 @@ def training_figure(data: ReportData) -> Figure:
         caption = "Vertical lines mark cuts: expect a rise of the loss there, and a fall while what is left is tuned."
     if len(data.history) >= _MIN_AVERAGED:
         caption += " The strong line is a moving average that does not reach over them, the faint one the loss itself."
+    if data.evaluations:
+        caption += " Dots: loss on held-out rows."
+        taken = next((point.step for point in data.evaluations if point.taken), None)
+        caption += "" if taken is None else f" The result has the adapter of step {taken}."
     what = "Loss" if not _prunes(data) else "Loss and size" if data.headline.sparsity is None else "Loss and zeros"
     return Figure(title=f"{what} over the run", markup=_picture(data), caption=caption, full=True)
 
@@ -77,9 +81,20 @@ def _draw_loss(data: ReportData, axes: Axes) -> None:
     if not any(map(math.isfinite, losses)):
         axes.text(0.5, 0.5, "no finite loss", transform=axes.transAxes, ha="center", va="center")
         axes.set_yticks([])
+    _draw_evaluations(data, axes)
     axes.set_title("Loss")
     last = numbers.significant(data.history[-1].loss)
     axes.set_title(f"{last} at the end" if last != numbers.MISSING else "", loc="right")
+
+
+def _draw_evaluations(data: ReportData, axes: Axes) -> None:
+    """Mark the loss on held-out rows; a full dot is the step whose adapter the result has."""
+    points = [point for point in data.evaluations if math.isfinite(point.loss)]
+    if points:
+        axes.plot([p.step for p in points], [p.loss for p in points], color=CUT, linewidth=1.5, zorder=2.5)
+        for point in points:
+            face = CUT if point.taken else CARD
+            axes.plot(point.step, point.loss, "o", color=CUT, markerfacecolor=face, markersize=5, zorder=3)
 
 
 def _draw_share(data: ReportData, axes: Axes) -> None:
@@ -136,6 +151,8 @@ def training_description(data: ReportData) -> str:
     first, last = data.history[0], data.history[-1]
     steps = f"{data.steps or last.step:,} training steps"
     loss = f"from {numbers.significant(first.loss)} to {numbers.significant(last.loss)}"
+    if data.evaluations:
+        loss += f", on held-out rows {numbers.significant(data.evaluations[-1].loss)}"
     if not _prunes(data):
         return f"Loss over {steps}, {loss}."
     share = f"from {numbers.percent(first.ratio)} to {numbers.percent(last.ratio)}"
