@@ -14,7 +14,7 @@ INSTALLED := $(VENV)/.loraprune-installed
 INSTALLED_DEV := $(VENV)/.loraprune-installed-dev
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint clean
+.PHONY: help demo test lint docs clean
 
 help: ## list these targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' $(MAKEFILE_LIST) | awk -F'|' '{ printf "%-12s %s\n", $$1, $$2 }'
@@ -32,8 +32,12 @@ lint: $(INSTALLED_DEV) ## check style, format, types and the direction of import
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+docs: $(INSTALLED_DEV) ## build the documentation as a website in site/; broken links fail; needs no network
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --quiet --strict
+	@echo "open site/index.html"
+
 clean: ## remove caches and packaging leftovers (not the environment, not your runs)
-	rm -rf build/lib build/bdist.* dist src/*.egg-info
+	rm -rf build/lib build/bdist.* dist site src/*.egg-info
 	rm -rf .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find $(wildcard src scripts tests benchmarks) -type d -name __pycache__ -prune -exec rm -rf {} +
 
