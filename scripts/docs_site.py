@@ -10,6 +10,7 @@ import argparse
 import dataclasses
 import posixpath
 import re
+import textwrap
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -152,9 +153,9 @@ def command_page(command: str) -> str:
         rows = [row_of(action) for action in group._group_actions if action.help != argparse.SUPPRESS]
         if rows:
             lines += [heading(group.title or ""), "", "| option | meaning |", "|---|---|", *rows, ""]
-    if parser.epilog:
-        title, _, rest = parser.epilog.partition("\n")
-        lines += [heading(title), "", "```", rest.rstrip(), "```", ""]
+    for part in (parser.epilog or "").strip().split("\n\n"):
+        title, colon, rest = part.partition(":\n")
+        lines += [heading(title), "", "```", textwrap.dedent(rest).rstrip(), "```", ""] if colon else [part, ""]
     if parser.further:
         lines += [further_options({flag for action in parser._actions for flag in action.option_strings})]
     return "\n".join(lines)
@@ -162,7 +163,7 @@ def command_page(command: str) -> str:
 
 def heading(title: str) -> str:
     """A title of argparse as a heading."""
-    return f"## {title[:1].upper()}{title[1:].rstrip(':')}".replace("Positional arguments", "Arguments")
+    return f"## {title[:1].upper()}{title[1:]}"
 
 
 def row_of(action: argparse.Action) -> str:
@@ -179,7 +180,7 @@ def further_options(own: set[str]) -> str:
 
     flags = {name: f"--{name.replace('_', '-')}" for name in training_fields() if name not in REMEDIES}
     listed = ", ".join(f"`{flag}`" for flag in sorted(flags.values()) if flag not in own)
-    return f"All of them, with the meaning and the type that trl and transformers give them: {listed}.\n"
+    return f"## Training options\n\nWith the meaning and the type that trl and transformers give them: {listed}.\n"
 
 
 def python_page(title: str, module: str, names: tuple[str, ...]) -> str:

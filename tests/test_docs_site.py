@@ -62,8 +62,8 @@ def test_every_public_name_is_specified_on_one_page(reference: dict[str, str]) -
 
 def test_options_of_a_configuration_come_with_their_defaults(reference: dict[str, str]) -> None:
     page = reference["reference/python/configuration.md"]
-    assert re.search(r"^\| `cuts` \| `5` \| number of cuts \|$", page, re.MULTILINE)
-    assert re.search(r"^\| `criterion` \| `'fisher'` \| fisher, ", page, re.MULTILINE)
+    assert re.search(r"^\| `cuts` \| `5` \| \S", page, re.MULTILINE)
+    assert re.search(r"^\| `criterion` \| `'fisher'` \| \S", page, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
