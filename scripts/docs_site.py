@@ -59,11 +59,20 @@ PYTHON_PAGES = {
 MODULE_PAGES = {"criteria": ("Criteria", criteria), "repairs": ("Repairs", repairs)}
 """Public modules that have a page of their own."""
 
+TRAINING_COMMANDS = ("prune", "recover", "compare-criteria")
+"""Commands that take the fields of trl's SFTConfig as options."""
+
 NEEDED = {"OneshotConfig": {"ratio": 0.5}}
 """Options without a default, and any value of them."""
 
 ALIASES = {"CompressoOptions"}
 """Old names, which stand beside the new ones."""
+
+
+def on_config(config: MkDocsConfig) -> MkDocsConfig:
+    """Complete the navigation."""
+    config.nav = filled(config.nav)
+    return config
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -120,6 +129,21 @@ def relinked(markdown: str, site_path: str) -> str:
     return "".join(parts)
 
 
+def filled(nav: Any) -> Any:
+    """A navigation in which each page that heads a part of the reference is followed by the pages of that part."""
+    parts: dict[str, list[Any]] = {
+        "reference/command-line/index.md": [{name: f"reference/command-line/{name}.md"} for name in COMMANDS],
+        "reference/python/index.md": [
+            {title: f"reference/python/{page}.md"} for page, (title, _) in (PYTHON_PAGES | MODULE_PAGES).items()
+        ],
+    }
+    if isinstance(nav, str):
+        return [nav, *parts[nav]] if nav in parts else nav
+    if isinstance(nav, list):
+        return [filled(entry) for entry in nav]
+    return {title: filled(entry) for title, entry in nav.items()}
+
+
 def reference_pages() -> Iterator[tuple[str, str]]:
     """The pages that are made from the code: where each is, and its text."""
     yield (
@@ -156,7 +180,7 @@ def command_page(command: str) -> str:
     for part in (parser.epilog or "").strip().split("\n\n"):
         title, colon, rest = part.partition(":\n")
         lines += [heading(title), "", "```", textwrap.dedent(rest).rstrip(), "```", ""] if colon else [part, ""]
-    if parser.further:
+    if command in TRAINING_COMMANDS:
         lines += [further_options({flag for action in parser._actions for flag in action.option_strings})]
     return "\n".join(lines)
 
