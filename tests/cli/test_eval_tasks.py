@@ -51,6 +51,35 @@ def test_two_models_are_scored_compared_and_kept(
     assert json.loads(output.read_text(encoding="utf-8"))["entries"] == entries
 
 
+def test_prompts_and_tasks_go_through_the_chat_template(
+    run: Command, models: tuple[Path, Path], files: list[Path], tmp_path: Path
+) -> None:
+    output = tmp_path / "results.json"
+    command = (
+        "eval",
+        models[0],
+        "--tasks",
+        files[0],
+        "--prompts",
+        "the old",
+        "--max-new-tokens",
+        "3",
+        "-o",
+        output,
+        "-q",
+    )
+    assert run(*command).code == 0
+    finished = run(*command, "--apply-chat-template", "--system-prompt", "Be short.")
+    assert finished.code == 0, finished.err
+    assert "chat template, behind this system prompt: Be short." in " ".join(finished.out.split())
+    entries = json.loads(output.read_text(encoding="utf-8"))["entries"]
+    asked = [(entry["settings"].get("chat_template"), entry["settings"].get("system_prompt")) for entry in entries]
+    assert asked == [(None, None)] * 2 + [(True, "Be short.")] * 2
+    plain, chat = (entry["values"]["completions"] for entry in entries if entry["kind"] == "completions")
+    assert plain[0]["prompt"] == chat[0]["prompt"] == "the old"
+    assert plain != chat
+
+
 def test_ties_are_noted_and_kept(
     run: Command, models: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -61,12 +61,17 @@ def eval_parser() -> Parser:
     add("--max-length", type=int, help="tokens in a segment of text (default: 2048, or the smallest context)")
     add("--stride", type=int, help="tokens between the starts of segments; only the last N of each are scored "
         "(default: segments do not overlap)")  # fmt: skip
-    add("--bos", metavar="{auto,always,never}", help="where to put the beginning-of-sequence token: auto follows the "
-        "tokenizer, always puts it before every segment (default: auto)")  # fmt: skip
+    add("--bos", nargs="?", const="always", metavar="{auto,always,never}", help="where to put the "
+        "beginning-of-sequence token: auto follows the tokenizer, always (or no value) puts it before every segment "
+        "(default: auto)")  # fmt: skip
+    add("--no-bos", dest="bos", action="store_const", const="never", help="the same as --bos never")
     add("--batch-size", metavar="N", type=_batch_size, help="segments or requests in a batch, or auto; does not change "
         "the figures (default: auto)")  # fmt: skip
     add("--split", help="split of --data if it is a Hub dataset or a folder (default: validation)")
     add("--data-name", help="configuration of the Hub dataset in --data")
+    add = parser.add_argument_group("tasks and completions").add_argument
+    add("--apply-chat-template", action="store_true", help="ask through the chat template of each model")
+    add("--system-prompt", metavar="TEXT", help="system message before each conversation")
     add = parser.add_argument_group("completions").add_argument
     add("--max-new-tokens", type=int, help="tokens to generate (default: 64)")
     add("--sample", action="store_true", help="draw tokens at random instead of taking the most likely one")

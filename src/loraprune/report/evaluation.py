@@ -41,10 +41,21 @@ def show_entries(console: Console, entries: Sequence[Entry]) -> None:
         console.print(scores)
     show_completions(console, columns)
     notes = task_notes(columns)
+    notes += _chat_notes(entries)
     if any(_tokenizers_differ(row) for row in rows.values()):
         notes.append("The models cut text into different tokens: compare them per word or by bits per byte.")
     for note in notes:
         console.print(Text(note, style="yellow"))
+
+
+def _chat_notes(entries: Sequence[Entry]) -> list[str]:
+    """That prompts were written by chat templates, and behind which system prompt."""
+    systems = {entry.settings.get("system_prompt") for entry in entries if entry.settings.get("chat_template")}
+    return [
+        "Tasks and prompts were asked through the model's chat template"
+        + ("." if system is None else f", behind this system prompt: {system}")
+        for system in sorted(systems, key=str)
+    ]
 
 
 def short_names(models: Sequence[str]) -> list[str]:

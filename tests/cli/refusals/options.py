@@ -45,6 +45,8 @@ MISSING: tuple[Wrong, ...] = (
     wrong("prune model -o out", "No data was given", "--data"),
     wrong("recover model --data data.jsonl", "No output was given", "-o"),
     wrong("oneshot model --data data.jsonl --ratio 0.4", "No output was given", "-o"),
+    wrong("eval model --ppl data.jsonl --apply-chat-template", "for tasks and completions", "--tasks or --prompts"),
+    wrong("eval model --prompts hello --system-prompt short", "Say --apply-chat-template"),
     wrong("eval --ppl data.jsonl model", "No model was given", "before the options"),
     wrong("bench --tokens 3", "No model was given", "loraprune bench DENSE PRUNED"),
     wrong("compare --evaluation data.jsonl", "No run was given", "loraprune compare RUN"),

@@ -68,6 +68,8 @@ def test_a_newer_figure_takes_the_place_of_the_older_one() -> None:
         ({"max_length": 64, "stride": 64}, "ptb@64"),
         ({"max_length": 64, "stride": 16}, "ptb@64/16"),
         ({"max_length": 64, "stride": None, "limit": 10}, "ptb@64, first 10"),
+        ({"max_length": 64, "bos": True}, "ptb@64, BOS"),
+        ({"max_length": 64, "bos": False, "limit": 10}, "ptb@64, no BOS, first 10"),
         ({}, "ptb"),
     ],
 )
@@ -77,6 +79,7 @@ def test_a_perplexity_is_never_printed_without_its_length(settings: dict[str, An
 
 def test_the_label_of_a_task_is_its_name() -> None:
     assert entry(kind="task", name="piqa", settings={"max_length": 64}).label == "piqa"
+    assert entry(kind="task", name="piqa", settings={"chat_template": True}).label == "piqa, chat"
 
 
 @pytest.mark.parametrize(

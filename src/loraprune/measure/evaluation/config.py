@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from loraprune.checkpoint.load import DTYPES
 from loraprune.data.encoding import BOS_CHOICES
@@ -31,6 +32,9 @@ class EvaluationConfig:
         batch_size: None finds one that fits.
         limit: segments, items of a task, and rows to measure at most.
         num_fewshot: examples before an item; None leaves it to the task.
+        apply_chat_template: ask tasks and prompts as user messages, written by each model's own chat template; examples
+            of tasks become turns of the conversation.
+        system_prompt: content of a system message before those.
         max_new_tokens: that a prompt is gone on with.
         sample: draw the tokens of completions, instead of taking the likeliest.
         temperature: of drawn tokens; ``top_p``: share of the likeliest that are drawn from.
@@ -57,6 +61,8 @@ class EvaluationConfig:
     batch_size: int | None = setting(None, within="[1, inf)")
     limit: int | None = setting(None, within="[1, inf)")
     num_fewshot: int | None = setting(None, within="[0, inf)")
+    apply_chat_template: bool = False
+    system_prompt: str | None = None
     max_new_tokens: int = 64
     sample: bool = False
     temperature: float | None = None
@@ -88,6 +94,7 @@ class EvaluationConfig:
         if self.dtype is not None and self.dtype not in DTYPES:
             raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
         self._check_sampling()
+        self._check_chat()
 
     def _check_stride(self) -> None:
         if self.stride is not None and self.max_length is not None and self.stride >= self.max_length:
@@ -100,6 +107,20 @@ class EvaluationConfig:
         for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
             if value is not None and not self.sample:
                 raise ValueError(f"{_flag(name)} is for drawn completions. Say --sample, or leave it out.")
+
+    def _check_chat(self) -> None:
+        if self.system_prompt is not None and not self.apply_chat_template:
+            raise ValueError("--system-prompt is written by a chat template. Say --apply-chat-template, too.")
+        if self.system_prompt is not None and not self.system_prompt.strip():
+            raise ValueError("The system prompt is empty. Write one, or leave --system-prompt out.")
+        if self.apply_chat_template and not self.tasks and self.prompts is None:
+            raise ValueError("--apply-chat-template is for tasks and completions. Say --tasks or --prompts, too.")
+
+    @property
+    def chat_settings(self) -> dict[str, Any]:
+        """What a figure depends on, where prompts are written by a chat template."""
+        system = {} if self.system_prompt is None else {"system_prompt": self.system_prompt}
+        return {"chat_template": True, **system} if self.apply_chat_template else {}
 
     @property
     def asks_for_nothing(self) -> bool:

@@ -16,6 +16,7 @@ import torch
 
 from loraprune.calibration.progress import Progress, ProgressOf
 from loraprune.checkpoint.source import ModelSource
+from loraprune.data.chat_prompt import chat_prompt, check_chat_template
 from loraprune.measure.evaluation.config import EvaluationConfig
 from loraprune.measure.evaluation.evaluation import (
     Evaluation,
@@ -162,6 +163,7 @@ class PromptsEvaluation(Evaluation):
     option = "--prompts"
 
     def __init__(self, config: EvaluationConfig) -> None:
+        self._config = config
         self._prompts = list(read_prompts(config.prompts or DEFAULT_PROMPTS))
         drawn = {"temperature": config.temperature, "top_p": config.top_p}
         self._writing = Writing(
@@ -174,21 +176,26 @@ class PromptsEvaluation(Evaluation):
         self.name, self.data = "prompts", {"prompts": len(self._prompts), "sha256": digest}
 
     def check(self, model: ModelSource) -> None:
-        """The model must know the prompts' tokens."""
+        """The model must know the prompts' tokens, and its tokenizer a chat template that is to be used."""
+        if self._config.apply_chat_template:
+            check_chat_template(model.tokenizer, model.name, self._config.system_prompt)
         check_tokens(model, self._prompts, "a prompt")
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """How tokens are chosen."""
         drawn = self._writing.sample
         written = {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
-        return written | encoding_of(model)
+        return written | encoding_of(model) | self._config.chat_settings
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Prompts with their completions."""
+        prompts = self._prompts
+        if self._config.apply_chat_template:
+            prompts = [chat_prompt(source.tokenizer, prompt, self._config.system_prompt) for prompt in prompts]
         texts = complete_prompts(
             model,
             source.tokenizer,
-            self._prompts,
+            prompts,
             self._writing,
             shared=True,
             progress=partial(progress, "completions"),
@@ -220,11 +227,13 @@ class TaskEvaluation(Evaluation):
             self._loaded = load_task(self._chosen)
             self.data = dict(self._loaded.data)
         check_tokens(model, texts_of(self._loaded), f"the task {self.name}")
+        if self._config.apply_chat_template:
+            check_chat_template(model.tokenizer, model.name, self._config.system_prompt)
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
         """Shots, limit, seed, and the tokens that the model is given at most."""
         given = {name: getattr(self._config, name) for name in ("limit", "max_length", "seed")}
-        return {"num_fewshot": self._chosen.num_fewshot, **given, **encoding_of(model)}
+        return {"num_fewshot": self._chosen.num_fewshot, **given, **encoding_of(model), **self._config.chat_settings}
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Its metrics with standard errors, and counts."""
@@ -237,6 +246,8 @@ class TaskEvaluation(Evaluation):
             batch_size=self._config.batch_size or "auto",
             max_length=self._config.max_length,
             seed=self._config.seed,
+            chat=self._config.apply_chat_template,
+            system_prompt=self._config.system_prompt,
             shared=True,
             progress=progress,
         )

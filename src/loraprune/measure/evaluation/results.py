@@ -78,13 +78,18 @@ class Entry:
     def label(self) -> str:
         """The name as it is printed.
 
-        With it, of perplexity, the segment length, and the stride where that is another one; and that only the first
-        segments, items or rows were measured, where that is so.
+        With it, of perplexity, the segment length, and the stride where that is another one; whether segments begin
+        with a token of their own, where that is not as the tokenizer does it; that a chat template wrote the prompts;
+        and that only the first segments, items or rows were measured, where that is so.
         """
         length, stride, limit = (self.settings.get(name) for name in ("max_length", "stride", "limit"))
         label = self.name
         if self.kind == "perplexity" and length is not None:
             label += f"@{length}" + (f"/{stride}" if stride not in (None, length) else "")
+            bos = self.settings.get("bos")
+            label += "" if bos is None else ", BOS" if bos else ", no BOS"
+        if self.settings.get("chat_template"):
+            label += ", chat"
         return label if limit is None else f"{label}, first {limit}"
 
 

@@ -41,6 +41,8 @@ class TaskOptions(TypedDict, total=False):
         batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
         max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
         seed: of the few-shot examples that are drawn, and of sampling where a task samples.
+        chat: ask as in a conversation, by the tokenizer's chat template; examples become turns of it.
+        system_prompt: content of a system message before it.
         shared: share the requests out among the processes of the run, all of which call this with the same task.
         progress: hears of every answered request.
     """
@@ -49,6 +51,8 @@ class TaskOptions(TypedDict, total=False):
     batch_size: int | Literal["auto"]
     max_length: int | None
     seed: int
+    chat: bool
+    system_prompt: str | None
     shared: bool
     progress: ProgressOf | None
 
@@ -91,6 +95,8 @@ def score_task(
     batch_size: int | Literal["auto"] = "auto",
     max_length: int | None = None,
     seed: int = 0,
+    chat: bool = False,
+    system_prompt: str | None = None,
     shared: bool = False,
     progress: ProgressOf | None = None,
 ) -> TaskScore:
@@ -120,7 +126,7 @@ def score_task(
                     shared=shared,
                     progress=work,
                 )
-                return _score(task, _evaluate(scorer, task.harness, limit), scorer)
+                return _score(task, _evaluate(scorer, task.harness, limit, chat, system_prompt), scorer)
             except RuntimeError as error:
                 if not should_reduce_batch_size(error):
                     raise
@@ -138,14 +144,23 @@ def _prepare_(task: Any, num_fewshot: int | None, seed: int) -> None:
     task.set_fewshot_seed(seed=seed)
 
 
-def _evaluate(scorer: Any, tasks: Mapping[str, Any], limit: int | None) -> Mapping[str, Any]:
+def _evaluate(
+    scorer: Any, tasks: Mapping[str, Any], limit: int | None, chat: bool, system_prompt: str | None
+) -> Mapping[str, Any]:
     from lm_eval.api.metrics import acc_all, mean
     from lm_eval.evaluator import evaluate
 
     # Errors of a mean are computed. Others would be drawn by 100,000 resamplings in processes of their own: left out.
     known = all(how in (mean, acc_all) for task in tasks["tasks"].values() for how in task.aggregation().values())
     results: Mapping[str, Any] = evaluate(
-        scorer, tasks, limit=limit, bootstrap_iters=1 if known else 0, log_samples=False
+        scorer,
+        tasks,
+        limit=limit,
+        bootstrap_iters=1 if known else 0,
+        log_samples=False,
+        apply_chat_template=chat,
+        fewshot_as_multiturn=chat,  # as lm-eval's own command does
+        system_instruction=system_prompt,
     )
     return results
 
