@@ -147,7 +147,7 @@ def test_scores_are_finite_positive_and_all_different(seed, size, damping, token
     weight[:, positions[4]] = 0
     inputs[:, positions[6]] = 0
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(osscar, "_WIDEST_IN_64_BITS", 10 if wide else 2048)
+        patch.setattr(osscar, "WIDEST_IN_64_BITS", 10 if wide else 2048)
         scores = scores_of(weight, inputs, positions, damping)
     assert scores.dtype == torch.float32
     assert torch.isfinite(scores).all()
@@ -166,7 +166,7 @@ def test_groups_of_no_weight_at_all_get_different_scores():
 def test_wide_layers_in_32_bits_get_nearly_the_same_scores(monkeypatch):
     weight, inputs, positions = case(40, 2, rows=30)
     expected = scores_of(weight, inputs, positions, 0.01)
-    monkeypatch.setattr(osscar, "_WIDEST_IN_64_BITS", 79)
+    monkeypatch.setattr(osscar, "WIDEST_IN_64_BITS", 79)
     actual = scores_of(weight, inputs, positions, 0.01)
     torch.testing.assert_close(actual, expected, rtol=1e-3, atol=0)
     assert not torch.equal(actual, expected)
@@ -238,3 +238,14 @@ def test_an_elimination_that_no_damping_helps_is_refused(monkeypatch):
     monkeypatch.setattr(osscar._Elimination, "run", lambda self: None)
     with pytest.raises(NotPositiveDefiniteError, match="too close to singular"):
         osscar_group_scores(torch.ones(2, 4), torch.eye(4), torch.arange(4)[:, None], 0.01)
+
+
+@pytest.mark.parametrize("rounds", [100, 300])
+def test_columns_that_are_subtracted_together_go_in_the_order_of_those_that_are_subtracted_at_once(monkeypatch, rounds):
+    monkeypatch.setattr(osscar, "MOST_ROUNDS", rounds)
+    weight, inputs, positions = case(300, 1, others=2, rows=30, tokens=900)
+    together = scores_of(weight, inputs, positions, 0.01)
+    monkeypatch.setattr(osscar, "_MOST_PUT_BY", 0)
+    at_once = scores_of(weight, inputs, positions, 0.01)
+    assert together.argsort().tolist() == at_once.argsort().tolist()
+    torch.testing.assert_close(together, at_once)

@@ -138,24 +138,24 @@ def _best_ridge(
         wanted: what all changes together are judged by, of each half.
         damping: the least ridge.
     """
-    first, second = halves
     ridges = (None, damping, *(stronger for stronger in STRONGER_DAMPING if stronger > damping))
+    tried = [(ridge, half) for ridge in ridges for half in range(len(halves))]
 
     def lost(number: int) -> float | None:
-        """Under one ridge; None where a half has no Cholesky factor."""
-        ridge, changes = ridges[number], before
+        """Of what is fitted on one half under one ridge; None where that half has no Cholesky factor."""
+        (ridge, half), change = tried[number], before[tried[number][1]]
         try:
             if ridge is not None:
-                changes = before[0] + first.change(ridge), before[1] + second.change(ridge)
+                change = change + halves[half].change(ridge)
         except NotPositiveDefiniteError:
             return None
-        return wanted[1].loss(changes[0]) + wanted[0].loss(changes[1])
+        return wanted[1 - half].loss(change)
 
-    losses = {}
-    for ridge, loss in zip(ridges, made_of_each(len(ridges), lost, shared=True), strict=True):
+    losses = dict.fromkeys(ridges, 0.0)
+    for (ridge, _), loss in zip(tried, made_of_each(len(tried), lost, shared=True), strict=True):
         if loss is None:
             raise NotPositiveDefiniteError("The second moment of half of the inputs is not positive definite.")
-        losses[ridge] = loss
+        losses[ridge] += loss
     return min(losses, key=lambda ridge: losses[ridge])
 
 

@@ -15,7 +15,7 @@ from loraprune import OneshotConfig
 from loraprune.measure.estimation.gpus import GPUS
 from loraprune.measure.estimation.links import Ring
 from loraprune.measure.estimation.oneshot_time import oneshot_time
-from loraprune.measure.estimation.oneshot_work import RIDGES, OneshotWork, oneshot_work
+from loraprune.measure.estimation.oneshot_work import FITS, OneshotWork, oneshot_work
 from loraprune.pruning.groups import Groups
 from loraprune.pruning.oneshot import prune_
 from loraprune.structure.describe import describe
@@ -103,8 +103,8 @@ def test_the_speed_up_ends_at_what_is_not_shared() -> None:
     one, two, many = (
         oneshot_time(ridges, gpu, Ring(gpus=n, nodes=1, within=1, between=1, hop=0), 128) for n in (1, 2, 128)
     )
-    tried = 7e14 / RIDGES  # of one ridge
-    assert one.total / two.total == pytest.approx((1e14 + 7e14) / (1e14 + -(-RIDGES // 2) * tried))
+    tried = 7e14 / FITS  # of one fit
+    assert one.total / two.total == pytest.approx((1e14 + 7e14) / (1e14 + -(-FITS // 2) * tried))
     assert many.speed_up == pytest.approx(many.limit)
     # With fewer sequences than processes, each looks at all of them.
     assert oneshot_time(work, gpu, Ring(gpus=8, nodes=1, within=1, between=1, hop=0), 7).speed_up == 1.0

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from loraprune.measure.estimation.gpus import Gpu, step_seconds
 from loraprune.measure.estimation.links import Ring
-from loraprune.measure.estimation.oneshot_work import RIDGES, OneshotWork
+from loraprune.measure.estimation.oneshot_work import FITS, OneshotWork
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> One
     passes = step_seconds(work.passes, gpu)
     moments, solves, tried = (in_single_seconds(flops, gpu) for flops in (work.moments, work.solves, work.tried))
     shared, processes = passes + moments, ring.processes
-    alone = solves + tried * -(-RIDGES // processes) / RIDGES
+    alone = solves + tried * -(-FITS // processes) / FITS
     everything = shared + solves + tried
     split = sequences >= processes > 1
     part = -(-sequences // processes) / sequences if split else 1.0
@@ -54,7 +54,7 @@ def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> One
         communication=communication,
         total=total,
         speed_up=everything / total,
-        limit=everything / (solves + tried / RIDGES),
+        limit=everything / (solves + tried / FITS),
     )
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from loraprune.calibration.least_squares import STRONGER_DAMPING, are_few
-from loraprune.importance.osscar import MOST_ROUNDS, lets_go
+from loraprune.importance.osscar import MOST_ROUNDS, WIDEST_IN_64_BITS, lets_go, subtracts
 from loraprune.layers.axes import is_matrix, matrix_shape
 from loraprune.layers.unwrap import base_layer
 from loraprune.surgery.repairs import Stream
@@ -56,8 +56,7 @@ class OneshotWork:
         passes: operations of forward passes, in the model's dtype; shared.
         moments: operations of second moments, in 32 bits; shared.
         solves: operations of elimination and least squares, in 32 bits; not shared.
-        tried: operations of least squares under the :data:`RIDGES` that are tried, in 32 bits; shared by that many
-            processes.
+        tried: operations of the :data:`FITS` that are tried, in 32 bits; shared by that many processes.
         summed: bytes of the moments that are added up over the processes.
         sums: operations in which they are.
     """
@@ -74,20 +73,30 @@ def elimination_flops(layer: PrunedConsumer) -> float:
     """Operations of :func:`loraprune.importance.osscar.osscar_group_scores`."""
     o, groups, size = layer.outputs, layer.groups, layer.inputs // layer.groups
     at_once = -(-layer.groups // MOST_ROUNDS)
-    d = at_once * size
-    looking = (2 * d) ** 3 / 3 + (2 * d) ** 2 * o if at_once > 1 else 0.0
+    d, put_by = at_once * size, 0
     found = float(layer.inputs**3)
     for left in range(layer.groups, 0, -at_once):
         i = groups * size
-        errors = groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
-        found += errors + looking + d**3 / 3 + d**2 * (o + i) + 2 * o * d * i + 2 * i * d * i
-        if lets_go(layer.groups, groups, left - at_once):
+        found += groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
+        # Columns that are looked at, if more than go, and those that go.
+        for k in (2 * d, d) if at_once > 1 else (d,):
+            found += k**3 / 3 + k**2 * o + 2 * k * put_by * (k + o)
+        found += d**2 * i + 2 * d * put_by * i
+        goes_on = lets_go(layer.groups, groups, left - at_once)
+        subtracted = subtracts(put_by, d, size, in_64_bits=layer.inputs <= WIDEST_IN_64_BITS)
+        if not subtracted:
+            found += 2 * d * (o * i + o * put_by + put_by * i + o * d + d * i)
+        put_by += d
+        if subtracted or goes_on:
+            found, put_by = found + 2 * put_by * i * (i + o), 0
+        if goes_on:
             groups = left - at_once
     return found
 
 
-RIDGES = 2 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
-"""Ridges that are tried, with none at all among them."""
+_RIDGES = 2 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
+FITS = _HALVES * _RIDGES
+"""Least squares that are tried: each half of the rows with each ridge, and without."""
 
 
 def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]:
@@ -101,7 +110,7 @@ def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]
     solving = k**3 / 3 + 2 * k**2 * o
     loss = 2 * k**2 * o
     # Each half is solved with each ridge and judged on the other one, as is the plain cut.
-    search = _HALVES * ((RIDGES - 1) * (solving + loss) + loss)
+    search = _HALVES * ((_RIDGES - 1) * (solving + loss) + loss)
     searches = 2 if are_few(rows, i) else 1
     return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, searches * search
 
