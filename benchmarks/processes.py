@@ -4,7 +4,8 @@
 
 On a Llama of about 60 million parameters, one thread a process. The same sequences are in each step, the same
 calibration data are looked at, and the same segments are measured. The ratio is the time of one process over that of
-two; the variants take turns.
+two; the variants take turns. Seconds of CPU are those that a process computes, without the time that it waits: other
+work on the machine changes them less. Of two processes they are those of the busier one.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -27,20 +29,30 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCa
 import loraprune
 from loraprune import EvaluationConfig, OneshotConfig, PruningConfig, RunOptions
 from loraprune.data.demo import demo_model
-from loraprune.processes.ranks import is_main, join, leave, num_processes
+from loraprune.processes.ranks import join, leave, num_processes
 
 SEQUENCES, TOKENS = 8, 256
 WORK = ("step", "oneshot", "eval")
+CLOCKS = (time.perf_counter, time.process_time)
 
 
 class _Seconds(TrainerCallback):
     """Notes when steps end."""
 
     def __init__(self) -> None:
-        self.ends: list[float] = []
+        self.ends: list[tuple[float, ...]] = []
 
     def on_step_end(self, args: object, state: object, control: object, **kwargs: object) -> None:
-        self.ends.append(time.perf_counter())
+        self.ends.append(_now())
+
+
+def _now() -> tuple[float, ...]:
+    """The time, and the CPU time of this process."""
+    return tuple(clock() for clock in CLOCKS)
+
+
+def _since(start: tuple[float, ...]) -> list[float]:
+    return [now - then for now, then in zip(_now(), start, strict=True)]
 
 
 def _prepare(folder: Path, rows: int) -> None:
@@ -75,14 +87,17 @@ def _work(folder: Path, steps: int, calibration: int, segments: int) -> None:
     pruning = PruningConfig(ratio=0.5, prune_start=0.9, prune_end=1.0, cuts=1, repair="none")
     loraprune.prune(model, rows, pruning, training=training, options=quiet, callbacks=[seconds])
     config = OneshotConfig(ratio=0.5, allocation="uniform", calibration_sequences=calibration, max_length=TOKENS)
-    started = time.perf_counter()
+    started = _now()
     loraprune.oneshot(model, rows, config, options=quiet)
-    one_shot = time.perf_counter() - started
+    one_shot = _since(started)
     text = EvaluationConfig(ppl=(str(rows),), max_length=TOKENS, batch_size=SEQUENCES, limit=segments)
+    started = _now()
     (entry,) = loraprune.evaluate(model, text).entries
-    step = statistics.median(b - a for a, b in zip(seconds.ends[1:-2], seconds.ends[2:-1], strict=True))
-    if is_main():
-        (folder / "seconds.json").write_text(json.dumps({"step": step, "oneshot": one_shot, "eval": entry.seconds}))
+    evaluated = [entry.seconds, _since(started)[1]]  # CPU with loading
+    ends = list(zip(*seconds.ends[1:-1], strict=True))
+    step = [statistics.median(b - a for a, b in pairwise(clock)) for clock in ends]
+    found = {"step": step, "oneshot": one_shot, "eval": evaluated}
+    (folder / f"seconds.{os.environ['RANK']}.json").write_text(json.dumps(found))
     leave()
 
 
@@ -100,7 +115,7 @@ def main() -> None:
     if options.worker:
         _work(options.worker, options.steps, options.calibration_sequences, options.segments)
         return
-    found: dict[int, dict[str, list[float]]] = {count: {name: [] for name in WORK} for count in (1, 2)}
+    found: dict[int, dict[str, list[list[float]]]] = {count: {name: [] for name in WORK} for count in (1, 2)}
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         _prepare(folder, SEQUENCES * (options.steps + options.calibration_sequences) + options.segments)
@@ -111,11 +126,13 @@ def main() -> None:
                 further = ["--calibration-sequences", str(options.calibration_sequences)]
                 further += ["--segments", str(options.segments)]
                 subprocess.run([*command, *further], check=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
-                for name, value in json.loads((folder / "seconds.json").read_text()).items():
-                    times[name].append(value)
+                took = [json.loads((folder / f"seconds.{rank}.json").read_text()) for rank in range(count)]
+                for name in WORK:
+                    times[name].append([max(values) for values in zip(*(each[name] for each in took), strict=True)])
     for name in WORK:
-        one, two = (statistics.median(found[count][name]) for count in (1, 2))
-        print(f"{name}: {one:.2f} s in one process, {two:.2f} s in two: {one / two:.2f} times as fast")
+        for number, unit in enumerate(("s", "s of CPU")):
+            one, two = (statistics.median(took[number] for took in found[count][name]) for count in (1, 2))
+            print(f"{name}: {one:.2f} {unit} in one process, {two:.2f} in each of two: {one / two:.2f} times as fast")
 
 
 if __name__ == "__main__":

@@ -62,4 +62,5 @@ def test_the_benchmark_of_two_processes_prints_its_ratios() -> None:
     sizes = ("--steps", "5", "--calibration-sequences", "2", "--segments", "16")
     shown = run("benchmarks/processes.py", "--rounds", "1", *sizes)
     for label in ("step", "oneshot", "eval"):
-        assert re.search(rf"^{label}: .* times as fast$", shown, re.MULTILINE), label
+        assert re.search(rf"^{label}: .* s in one process, .* times as fast$", shown, re.MULTILINE), label
+        assert re.search(rf"^{label}: .* s of CPU in one process, .* times as fast$", shown, re.MULTILINE), label

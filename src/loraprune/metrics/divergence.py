@@ -10,6 +10,7 @@ import torch
 from accelerate.utils import send_to_device
 
 from loraprune.layers.unwrap import eval_mode
+from loraprune.processes.shared_work import made_of_each
 
 if TYPE_CHECKING:
     from torch import nn
@@ -44,17 +45,26 @@ class Divergence:
             self._rows.append(inputs)
             self._logits.append(logits.to("cpu", torch.bfloat16))
 
-    def of(self, model: nn.Module) -> float:
-        """Nats a token (or a classified row) that a model is away from the first one; infinite where it gives NaN."""
-        total = count = 0.0
-        for inputs, wanted in zip(self._rows, self._logits, strict=True):
-            given = _logits(model, inputs)
-            for part, first in zip(given.split(_ROWS_AT_ONCE), wanted.split(_ROWS_AT_ONCE), strict=True):
-                logs = part.float().log_softmax(-1)
-                before = first.to(part.device).float().log_softmax(-1)
-                total += float((before.exp() * (before - logs)).sum(dtype=torch.float64))
-            count += len(given)
-        return math.inf if math.isnan(total) else total / count
+    def of(self, model: nn.Module, *, shared: bool = False) -> float:
+        """Nats a token (or a classified row) that a model is away from the first one; infinite where it gives NaN.
+
+        Args:
+            model: the same in all processes.
+            shared: share the rows out among the processes, all of which have to call this.
+        """
+        made = made_of_each(len(self._rows), lambda number: self._of_row(model, number), shared=shared)
+        total = sum(part for parts in made for part in parts)
+        return math.inf if math.isnan(total) else total / sum(len(wanted) for wanted in self._logits)
+
+    def _of_row(self, model: nn.Module, number: int) -> list[float]:
+        """Sums over parts of a row."""
+        sums = []
+        given, wanted = _logits(model, self._rows[number]), self._logits[number]
+        for part, first in zip(given.split(_ROWS_AT_ONCE), wanted.split(_ROWS_AT_ONCE), strict=True):
+            logs = part.float().log_softmax(-1)
+            before = first.to(part.device).float().log_softmax(-1)
+            sums.append(float((before.exp() * (before - logs)).sum(dtype=torch.float64)))
+        return sums
 
 
 @torch.no_grad()

@@ -13,7 +13,6 @@ from loraprune.allocation.measured_widths import WidthTrial, search_widths
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.layers.unwrap import base_model
 from loraprune.metrics.divergence import Divergence, held_back
-from loraprune.processes.ranks import from_main
 
 if TYPE_CHECKING:
     from loraprune.pruning.groups import Groups
@@ -52,8 +51,7 @@ def try_widths(
         divergence = divergence or Divergence(model, judging)
         with _on_copies(model, groups.structure):
             cut_(widths, fitted[::FITTED_SHARE])
-            judge = divergence
-            return from_main(lambda: judge.of(model))  # all processes have to go on alike
+            return divergence.of(model, shared=True)
 
     return search_widths(groups.structure, groups.target.ratio, groups.legal_widths(), measure)
 
