@@ -32,6 +32,9 @@ def test_a_configuration_says_how_weights_are_held(config: Path) -> None:
     if "fsdp" in config.name:
         assert values["distributed_type"] == "FSDP"
         assert values["fsdp_config"]["fsdp_version"] == 2
+    elif "zero" in config.name:
+        assert values["distributed_type"] == "DEEPSPEED"
+        assert values["deepspeed_config"] == {"zero_stage": 3}
     else:
         assert values["distributed_type"] == "MULTI_GPU"
         assert "fsdp_config" not in values

@@ -8,7 +8,7 @@ weights (:func:`whole_weights`) and is changed. At the end, the blocks are wrapp
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -39,7 +39,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return found
 
 
-def _shards(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+def shards_of(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
     """Shared-out parameters of a module: who owns them, under which name. A tied one is there for each owner."""
     return [
         (owner, name, parameter)
@@ -55,20 +55,29 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
     All processes have to do the same. A module that is not shared out stays as it is.
     """
-    shards = _shards(module)
-    _make_whole_(shards)
+    shards = shards_of(module)
+    make_whole_(shards)
     yield
-    if not shards:
-        return
+    if shards:
+        share_again_([(owner, name) for owner, name, _ in shards], shards[0][2].device_mesh)
+
+
+def share_again_(places: Sequence[tuple[nn.Module, str]], mesh: Any) -> None:
+    """Share out whole parameters, which all processes have alike.
+
+    Args:
+        places: modules, and names of parameters that they own. Those that have gone are left out; tied ones stay tied.
+        mesh: of the processes.
+    """
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
     again: dict[int, nn.Parameter] = {}
-    for owner, name, shard in shards:
+    for owner, name in places:
         now: Any = owner._parameters.get(name)
         if now is None:
             continue
         if id(now) not in again:
-            part = distribute_tensor(now.data, shard.device_mesh, [Shard(0)], src_data_rank=None)
+            part = distribute_tensor(now.data, mesh, [Shard(0)], src_data_rank=None)
             # A copy: in some versions of PyTorch a part is a view, which would keep the whole in memory.
             own = part.to_local().clone()
             part = DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
@@ -82,8 +91,8 @@ def whole_for_reading(module: nn.Module) -> Iterator[None]:
 
     For what looks at a weight several times, each of which would gather it. All processes have to do the same.
     """
-    shards = _shards(module)
-    _make_whole_(shards)
+    shards = shards_of(module)
+    make_whole_(shards)
     try:
         yield
     finally:
@@ -91,7 +100,7 @@ def whole_for_reading(module: nn.Module) -> Iterator[None]:
             owner._parameters[name] = shard
 
 
-def _make_whole_(
+def make_whole_(
     shards: list[tuple[nn.Module, str, Any]], placed: Callable[[torch.Tensor], torch.Tensor] = lambda full: full
 ) -> None:
     """Put whole parameters in the place of shared-out ones; tied ones stay tied. ``placed`` says where they go."""
@@ -124,11 +133,11 @@ def apart(model: nn.Module) -> Iterator[None]:
         return
     root = wrapped[0]
     _unwrap_all_(wrapped)
-    shards = _shards(root)
+    shards = shards_of(root)
     mesh = shards[0][2].device_mesh
     trained = {parameter for parameter in root.parameters() if parameter.requires_grad and not is_shard(parameter)}
-    inside = {id(module) for block in _blocks(root) for module in block.modules()}
-    _make_whole_([shard for shard in shards if id(shard[0]) not in inside])
+    inside = {id(module) for block in blocks_of(root) for module in block.modules()}
+    make_whole_([shard for shard in shards if id(shard[0]) not in inside])
     del shards
     yield
     _wrap_(root, mesh, trained)
@@ -140,19 +149,19 @@ def _wrap_(root: nn.Module, mesh: Any, trained: set[nn.Parameter]) -> None:
     """Wrap the blocks of a model, and what is around them; what is trained stays whole in every process."""
     from torch.distributed.fsdp import fully_shard
 
-    for block in _blocks(root):
-        _make_whole_(_shards(block))
+    for block in blocks_of(root):
+        make_whole_(shards_of(block))
         fully_shard(block, mesh=mesh, reshard_after_forward=True, ignored_params=trained)
     fully_shard(root, mesh=mesh, reshard_after_forward=False, ignored_params=trained)
 
 
-def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
     """The blocks of a model: entries of lists of modules that are in no such list themselves, as experts are."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
         else:
-            yield from _blocks(child)
+            yield from blocks_of(child)
 
 
 def _unwrap_all_(wrapped: list[Any]) -> None:
@@ -193,5 +202,5 @@ def gather_(model: nn.Module, *, keep: bool) -> None:
     """
     _unwrap_all_(_wrapped(model))
     place = "cpu" if keep else "meta"
-    _make_whole_(_shards(model), lambda full: full.to(place))
+    make_whole_(shards_of(model), lambda full: full.to(place))
     model.to(place)

@@ -166,7 +166,8 @@ class PruningCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Describe the model, fix the schedule, start to gather evidence."""
-        check_parallel(args, self.config, self._trainer)
+        cut = self.run is not None and self.config.cuts_first and not is_due(self.run)
+        check_parallel(args, self.config, self._trainer, cuts_later=self.config.target.ratio > 0.0 and not cut)
         if args.load_best_model_at_end and self.config.target.ratio > 0.0:
             raise ValueError(
                 "load_best_model_at_end may bring back an adapter from before a cut, which no longer fits the model. "

@@ -113,7 +113,8 @@ class GroupRun(PruningRun):
     def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
         """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
         self._model, self._calibration = model, calibration
-        self._check_widths(model)
+        if self.config.target.ratio > 0.0:
+            self._check_widths(model)
         check_tied_adapters(model)
         self._check_variants(model)
         self.set_total_steps(total_steps)

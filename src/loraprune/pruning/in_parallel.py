@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from loraprune.pruning.run import PruningRun
 
 
-def check_parallel(args: TrainingArguments, config: PruningConfig, trainer: Trainer | None) -> None:
+def check_parallel(
+    args: TrainingArguments, config: PruningConfig, trainer: Trainer | None, *, cuts_later: bool = True
+) -> None:
     """Make sure that a run of several processes can be pruned.
 
     Raises:
@@ -23,7 +25,7 @@ def check_parallel(args: TrainingArguments, config: PruningConfig, trainer: Trai
     """
     if args.world_size == 1:
         return
-    if args.deepspeed is not None or args.fsdp:
+    if (args.deepspeed is not None and cuts_later) or args.fsdp:
         raise ValueError(
             "Pruning in several processes goes with plain data parallelism (DDP), where each holds the whole model; "
             "FSDP and DeepSpeed share it out. Leave fsdp and deepspeed out; loraprune prune and recover share it out "

@@ -47,6 +47,7 @@ def training_arguments(
     *,
     run_dir: Path,
     collator: Collator | None = None,
+    deepspeed: Mapping[str, Any] | None = None,
 ) -> tuple[TrainingArguments, int | None]:
     """Complete what the user gave to the arguments of the task's Trainer.
 
@@ -62,7 +63,9 @@ def training_arguments(
     """
     if isinstance(given, Mapping):
         check_given(given, task.arguments_class())
-        arguments, max_length = _from_values(task, given, source, run_dir, collator)
+        arguments, max_length = _from_values(
+            task, given if deepspeed is None else {**given, "deepspeed": deepspeed}, source, run_dir, collator
+        )
     else:
         arguments, max_length = _from_object(task, given, source, run_dir)
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):

@@ -34,7 +34,7 @@ REMEDIES = {
     "load_best_model_at_end": "Say --load-best (RunOptions(load_best=True)).",
     "torch_compile": _ANEW,
     "fsdp": "Say --fsdp 2 (RunOptions(fsdp=2)).",
-    "deepspeed": _ANEW,
+    "deepspeed": "Configure it for accelerate launch (distributed_type: DEEPSPEED).",
     "push_to_hub": _HUB,
     "hub_model_id": _HUB,
     "hub_token": _HUB,

@@ -26,6 +26,7 @@ from loraprune.recipes.steps.quantized import check_quantized_base, check_same_q
 from loraprune.recipes.steps.same_run import check_same_run
 from loraprune.recipes.steps.sharded import check_shareable, settle_sharing
 from loraprune.recipes.steps.teacher import find_teacher
+from loraprune.recipes.steps.zero import settle_zero, unseen_by_transformers, zero_config
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -62,12 +63,16 @@ def prepare(
     check_goals(options)
     checkpoint = check_folders(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     source, task = find_source(model, inputs)
-    options = settle_sharing(options, source, task, pruning)
     training = {} if inputs.training is None else inputs.training
+    zero = zero_config()
+    options = settle_sharing(settle_zero(zero, options, source, pruning, training), source, task, pruning)
     if pruning.unstructured:
         pruning, options = check_pst(pruning, options)
-    arguments, max_length = training_arguments(task, training, source, run_dir=run_dir, collator=inputs.collator)
-    if options.output is None:
+    with unseen_by_transformers():
+        arguments, max_length = training_arguments(
+            task, training, source, run_dir=run_dir, collator=inputs.collator, deepspeed=zero
+        )
+    if options.output is None or zero is not None:
         arguments.save_strategy = "no"
     elif options.keep_run and arguments.save_strategy == "no":
         raise ValueError("keep_run was given, and save_strategy is 'no': the run has no states to keep. Leave one out.")

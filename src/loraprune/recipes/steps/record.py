@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from loraprune.record.report_data import ReportData
     from loraprune.structure.dimensions import Structure
     from loraprune.structure.plan import Plan
-    from loraprune.tasks.options import RunOptions
 
 ALWAYS_STATED = (
     "ratio",
@@ -270,15 +269,17 @@ def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
             **_further(prepared.lora),
         },
         **_distillation(prepared),
-        "training": training_settings(prepared.arguments, prepared.max_length) | _processes(prepared.options),
+        "training": training_settings(prepared.arguments, prepared.max_length) | _processes(prepared),
     }
 
 
-def _processes(options: RunOptions) -> dict[str, int]:
-    """How many processes shared the run, where it was not one, and whether they shared the weights."""
+def _processes(prepared: PreparedTraining) -> dict[str, int]:
+    """Number of processes that shared the run, if it was not one, and how they shared weights and states."""
     if num_processes() == 1:
         return {}
-    return {"processes": num_processes()} | ({"fsdp": options.fsdp} if options.fsdp is not None else {})
+    found, fsdp, zero = {"processes": num_processes()}, prepared.options.fsdp, prepared.arguments.deepspeed
+    found |= {"fsdp": fsdp} if fsdp is not None else {}
+    return found | ({"zero_stage": zero["zero_optimization"]["stage"]} if isinstance(zero, dict) else {})
 
 
 def _distillation(prepared: PreparedTraining) -> dict[str, Any]:

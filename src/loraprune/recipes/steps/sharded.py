@@ -49,11 +49,6 @@ def settle_strategy(options: RunOptions) -> RunOptions:
     Raises:
         ValueError: it was configured to do something that a run cannot be part of.
     """
-    if _says("ACCELERATE_USE_DEEPSPEED"):
-        raise ValueError(
-            "The accelerate configuration asks for DeepSpeed, which keeps the shapes that a model begins with. Choose "
-            "FSDP, version 2, in it, or leave that out and say --fsdp 2."
-        )
     if not _says("ACCELERATE_USE_FSDP"):
         return replace(options, fsdp=2) if _says(_TAKEN_OVER) else options
     version = os.environ.get("FSDP_VERSION", "1")

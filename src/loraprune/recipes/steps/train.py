@@ -21,6 +21,7 @@ from loraprune.recipes.steps.prepared import PreparedTraining
 from loraprune.recipes.steps.quantized import RememberQuantization, adapter_in_32_bits_
 from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
 from loraprune.recipes.steps.sharded import let_replicate_
+from loraprune.recipes.steps.zero import zero_engine
 from loraprune.recipes.steps.zeros import RememberKeeping
 from loraprune.record.places import telling_of_failed_writes
 from loraprune.sparsity.masked_lora import keep_zeros_
@@ -55,7 +56,7 @@ def build_trainer(
     if teacher is not None:
         teacher.is_heard = lambda: pruning.run is not None and not pruning.run.pending
     trainer = prepared.trainer(model, callbacks, teacher)
-    if prepared.options.sharded:
+    if prepared.options.sharded and prepared.arguments.deepspeed is None:
         let_replicate_(trainer)
     if prepared.keep_zeros:
         adapted: Any = trainer.model
@@ -94,7 +95,8 @@ def train(
         if prepared.checkpoint is not None and (evaluations.stopped or _training_is_over(prepared.checkpoint)):
             _take_finished_adapter(trainer, pruning, prepared.checkpoint, evaluations)
         else:
-            with telling_of_failed_writes(f"The state of the run in {run_dir}", _WAY_ON):
+            writing = telling_of_failed_writes(f"The state of the run in {run_dir}", _WAY_ON)
+            with writing, zero_engine(trainer, pruning):
                 trainer.train(resume_from_checkpoint=str(prepared.checkpoint) if prepared.checkpoint else None)
     except KeyboardInterrupt:
         stopped = True
