@@ -18,6 +18,7 @@ from tests.checkpoints import tiny_checkpoint, write_texts
 
 import loraprune
 from loraprune import architectures, criteria, repairs
+from loraprune.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("examples/*.md"))]
@@ -178,6 +179,20 @@ def test_messages_that_troubleshooting_quotes_are_those_of_the_package() -> None
     parts = [part.strip() for quote in quoted for part in quote.split("…")]
     assert [part for part in parts if part not in messages] == []
     assert len(quoted) > 15
+
+
+@pytest.mark.full
+def test_the_guide_to_a_7b_quotes_what_plan_prints(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (ROOT / "docs/guides/ship-7b-on-24gb.md").read_text(encoding="utf-8")
+    command, quoted = re.findall(r"^```\nloraprune (plan .+)\n```\n+```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    monkeypatch.setenv("COLUMNS", "120")
+    assert main(command.split()) == 0
+    printed = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    rows = [" ".join(line.split()) for line in quoted.splitlines() if line.strip(" ─")]
+    assert [row for row in rows if row not in printed] == []
+    assert len(rows) > 15
 
 
 def test_every_family_that_can_be_pruned_is_listed() -> None:
