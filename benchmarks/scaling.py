@@ -12,13 +12,13 @@ import argparse
 from collections.abc import Iterator
 from typing import Any
 
+from loraprune.checkpoint.shapes import find_shapes
 from loraprune.cli.console import quiet_libraries
 from loraprune.measure.estimation.cluster import ClusterConfig
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.estimate import Estimator
 from loraprune.measure.estimation.gpus import GIB, GPUS
 from loraprune.measure.estimation.scaling import GpuScaling, scale
-from loraprune.measure.estimation.shape_models import find_shapes
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions
 

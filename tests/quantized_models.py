@@ -10,8 +10,9 @@ import torch
 from tests.models import tiny_model
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from loraprune.checkpoint.load import QUANTIZATIONS, quantization_config
+from loraprune.checkpoint.load import quantization_config
 from loraprune.layers.quantized import prepare_
+from loraprune.options.precision import QUANTIZATIONS
 
 WIDTHS: dict[str, Any] = {
     "hidden_size": 128,

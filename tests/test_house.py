@@ -25,6 +25,7 @@ SHORT = {
     "architectures/convnext.py": "a page of constants",
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",
+    "options/precision.py": "names of number formats",
     "pruning/errors.py": "the errors of runs",
     "display/terminal.py": "what is taken out of a text",
 }

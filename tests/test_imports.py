@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import subprocess
 import sys
 from inspect import isclass
+from pathlib import Path
 
 import pytest
+from tests.thinned import thinned
 
 import loraprune
 
@@ -53,6 +56,11 @@ print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") i
         ("oneshot model --data rows.jsonl -o out --ratio nan", "ratio is nan; it must lie between 0 and 1"),
         ("oneshot model -o out --sparsity 2:1", "N must be at least 1 and less than M"),
         ("prune model --data rows.jsonl --max-steps 5", "No output was given. Name the folder of the result with -o."),
+        ("bench model --profile trainin", "Did you mean 'training'?"),
+        ("eval model --dtype float8", "dtype is 'float8'; choose one of"),
+        ("plan llama-2-7b --strategy ddp", "strategy was given, and there is one GPU"),
+        ("compare-criteria model --data rows.jsonl --criteria lora", "needs at least two criteria"),
+        ("prune llama-2-7b --data rows.jsonl -o out", "llama-2-7b is a preset"),
         ("recover model -o out", "No data was given. Name the training data with --data."),
     ],
 )
@@ -64,7 +72,64 @@ def test_mistakes_in_options_of_ours_are_told_of_at_once(command: str, message: 
         code, seconds, *loaded = done.stdout.split()
         assert (code, loaded) == ("2", [])
         taken.append(float(seconds))
-    assert min(taken) < 1.0
+    assert min(taken) < 0.5
+
+
+LOADED = """
+import sys
+from loraprune.cli.main import main
+code = main(sys.argv[1:])
+print(code, *sorted({"datasets", "peft", "trl"} & set(sys.modules)), file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    thinned([("inspect llama-2-7b", ""), ("plan llama-3.2-1b", "peft"), ("verify demo", "")]),
+)
+def test_a_command_imports_no_large_library_that_it_does_not_need(command: str, needed: str) -> None:
+    done = subprocess.run([sys.executable, "-c", LOADED, *command.split()], capture_output=True, text=True)
+    first, *_, last = done.stderr.splitlines()
+    assert first == f"loraprune {loraprune.__version__} · {command}"
+    assert last.split() == ["0", *needed.split()]
+
+
+UNTIL_IMPORTS = """
+import sys
+sys.modules["transformers"] = None
+from loraprune.cli.main import main
+try:
+    main(sys.argv[1:])
+except ModuleNotFoundError:
+    print("torch" in sys.modules, file=sys.stderr)
+"""
+
+
+@pytest.mark.parametrize(
+    "command",
+    thinned(
+        [
+            "prune model --data demo -o out",
+            "eval model",
+            "plan model",
+            "oneshot model --data demo --ratio 0.5 -o out",
+            "bench model",
+            "recover model --data demo -o out",
+            "compare-criteria model --data demo",
+            "inspect model",
+            "demo",
+            "verify model",
+            "report model",
+        ],
+        3,
+    ),
+)
+def test_a_command_says_that_it_begins_before_torch_is_imported(command: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", UNTIL_IMPORTS, *command.split()], capture_output=True, text=True, cwd=tmp_path
+    )
+    words = " ".join(itertools.takewhile(lambda word: not word.startswith("-"), command.split()))
+    assert done.stderr.splitlines() == [f"loraprune {loraprune.__version__} · {words}", "False"]
 
 
 @pytest.mark.parametrize("name", sorted(loraprune._HOMES))

@@ -37,7 +37,8 @@ if TYPE_CHECKING:
     from loraprune.pruning.errors import BadResultError, InterruptedRunError, TrainingDivergedError
     from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
     from loraprune.pruning.pruner import Pruner
-    from loraprune.recipes.compare_criteria import ComparisonConfig, CriteriaComparison, compare_criteria
+    from loraprune.recipes.compare_criteria import CriteriaComparison, compare_criteria
+    from loraprune.recipes.comparison_config import ComparisonConfig
     from loraprune.recipes.oneshot import OneshotResult, oneshot
     from loraprune.recipes.prune import PruneResult, prune
     from loraprune.recipes.recover import recover
@@ -119,7 +120,7 @@ _HOMES = {
     "BenchFileError": "loraprune.measure.benchmark.result",
     "BenchResult": "loraprune.measure.benchmark.result",
     "CheckpointError": "loraprune.checkpoint.load",
-    "ComparisonConfig": "loraprune.recipes.compare_criteria",
+    "ComparisonConfig": "loraprune.recipes.comparison_config",
     "CriteriaComparison": "loraprune.recipes.compare_criteria",
     "DescriptionError": "loraprune.architectures.values",
     "Estimate": "loraprune.measure.estimation.result",

@@ -79,6 +79,16 @@ def test_an_unknown_command_is_refused_with_those_there_are(run: Command) -> Non
     assert (finished.code, finished.out) == (2, "")
     assert "there is no command 'prun'; choose one of" in finished.err
     assert all(name in finished.err for name in COMMANDS)
+    assert "Did you mean 'prune'?" in finished.err
+    assert "Did you mean" not in run("foobarbaz").err
+
+
+def test_the_versions_and_the_device_are_named_for_a_bug_report(run: Command) -> None:
+    finished = run("env")
+    assert finished.code == 0
+    named = [line.split()[0] for line in finished.out.splitlines()]
+    assert {"python", "loraprune", "torch", "transformers", "peft", "trl", "accelerate", "device"} <= set(named)
+    assert f"loraprune     {loraprune.__version__}" in finished.out
 
 
 def test_a_command_without_arguments_shows_how_it_is_used(run: Command) -> None:

@@ -7,10 +7,10 @@ import pytest
 from tests.cli.conftest import Command
 from tests.models import tiny_config
 
+from loraprune.checkpoint.names import PRESETS
 from loraprune.cli.options import OLD_OPTIONS
 from loraprune.cli.plan import plan_parser
 from loraprune.cli.prune import PRUNE_OPTIONS
-from loraprune.measure.estimation.gpus import PRESETS
 
 NOT_OF_PRUNE = {"json", "device", "help", "help_all", "dtype", "ratio", "gpus", "nodes", "strategy", "node_bandwidth",
                 "network_bandwidth"}  # fmt: skip

@@ -85,7 +85,7 @@ def test_a_wrong_value_is_refused(changes: dict[str, Any], message: str) -> None
 
 def test_criteria_that_learn_masks_are_refused() -> None:
     from loraprune.importance.configs import CRITERIA
-    from loraprune.recipes.compare_criteria import LEARNING
+    from loraprune.recipes.comparison_config import LEARNING
 
     for name in set(CRITERIA) & set(LEARNING):
         with pytest.raises(ValueError, match="learns masks of its own"):

@@ -13,13 +13,13 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from loraprune.checkpoint.names import expanded
 from loraprune.checkpoint.reading import ADAPTER_CONFIG, CheckpointError, reason_of
 from loraprune.checkpoint.save import finish
 from loraprune.checkpoint.weight_files import MODEL_FILES
 from loraprune.layers.unwrap import base_layer
 from loraprune.record.codec import read_json
 from loraprune.record.history import stored_file
-from loraprune.sparsity.masked_lora import keep_zeros_
 from loraprune.sparsity.masked_product import unpacked
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -91,6 +91,7 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
         CheckpointError: it has no weights in safetensors, names no base, is of a kind that cannot be merged, or lies
             in one folder with a whole model.
     """
+    name = expanded(name)
     folder = _folder_of(name, revision)
     if folder is None:
         return None
@@ -198,6 +199,8 @@ def with_adapter(
             _restore_refitted_(model, adapter.folder)
         peft_model = _attached(model, adapter.folder, name)
         if adapter.keeps_zeros:
+            from loraprune.sparsity.masked_lora import keep_zeros_  # late: peft takes seconds to import
+
             keep_zeros_(peft_model)
     except CheckpointError:
         raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +29,12 @@ from loraprune.checkpoint.weight_files import check_weight_files
 from loraprune.data.encoding import longest_input
 from loraprune.data.hub import hub_or_cache
 from loraprune.layers.quantized import prepare_
+from loraprune.options.precision import DTYPE_NAMES, check_quantization
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in DTYPE_NAMES}
 
 
 _AUTO_CLASSES = {
@@ -289,7 +289,7 @@ def load_model(
         auto_class: that loads it.
         trust_remote_code: run code that it brings.
         revision: of a hub checkpoint.
-        quantization: one of :data:`~loraprune.checkpoint.load.QUANTIZATIONS`, or None.
+        quantization: one of :data:`~loraprune.options.precision.QUANTIZATIONS`, or None.
         quantized: whether the checkpoint itself is quantized.
         sharded: share the weights out among the processes of the run; each reads its own part.
 
@@ -351,32 +351,12 @@ def default_device() -> torch.device:
 
 # How a checkpoint can be quantized while it is loaded: names of ours, and what transformers calls them.
 
-QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
-"""Names, and the package that each one needs."""
-
-
-def check_quantization(name: str | None) -> None:
-    """Make sure that a quantization exists and that its package is there.
-
-    Raises:
-        ValueError: it does not, or is not.
-    """
-    if name is None:
-        return
-    if name not in QUANTIZATIONS:
-        raise ValueError(f"quantization is {name!r}; choose one of {', '.join(QUANTIZATIONS)}.")
-    package = QUANTIZATIONS[name]
-    if find_spec(package) is None:
-        raise ValueError(
-            f'The quantization {name!r} needs {package}, which is not installed: pip install "loraprune[quantization]".'
-        )
-
 
 def quantization_config(name: str, dtype: torch.dtype) -> Any:
     """What transformers wants to know of a quantization.
 
     Args:
-        name: one of :data:`QUANTIZATIONS`.
+        name: one of :data:`~loraprune.options.precision.QUANTIZATIONS`.
         dtype: to compute in.
     """
     check_quantization(name)

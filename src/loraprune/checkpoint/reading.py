@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from loraprune.architectures import UnsupportedArchitectureError, unsupported
+from loraprune.checkpoint.names import DEMO, PRESETS
 from loraprune.data.hub import missing_hub
+from loraprune.options.near import did_you_mean, near_names
 from loraprune.record.codec import read_json
 
 MODEL_CONFIG = "config.json"
@@ -132,8 +134,18 @@ def explain_config_error(error: Exception, name: str, values: Mapping[str, Any] 
             reason = "no model of the hub can have that name"
         raise CheckpointError(
             f"{name} is no folder here and not in the hub's cache, and {reason}. Name a folder that save_pretrained "
-            "wrote, or a model that the hub has."
+            f"wrote, or a model that the hub has.{_near_model(name)}"
         ) from error
+
+
+def _near_model(name: str) -> str:
+    """What a mistyped name may have meant: a folder beside it, the bundled model, or a preset."""
+    path = Path(name)
+    beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
+    near = near_names(path.name, beside)
+    if near:
+        return f" Did you mean {path.parent / near[0]}?"
+    return did_you_mean(name, (DEMO, *PRESETS)) if "/" not in name else ""
 
 
 # What a folder may hold in place of a model.

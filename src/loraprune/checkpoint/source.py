@@ -28,6 +28,7 @@ from loraprune.checkpoint.load import (
     meta_model,
     working_dtype,
 )
+from loraprune.checkpoint.names import check_no_preset, expanded
 from loraprune.checkpoint.reading import reading
 from loraprune.checkpoint.weight_files import check_weight_files, dtype_in_files
 
@@ -90,7 +91,7 @@ class ModelSource:
         """
         further: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
         if isinstance(model, (str, Path)):
-            name = _expanded(model)
+            name = _checkpoint_of(model)
             config = agreeing(load_config(name, described=described, quantized=quantized, **further), name, revision)
             return cls(name=name, config=config, checkpoint=name, given_tokenizer=tokenizer, **further)
         config = copy.deepcopy(model.config)
@@ -125,7 +126,7 @@ class ModelSource:
         Raises:
             CheckpointError: there is no such checkpoint, or an adapter's base is missing or an adapter itself.
         """
-        name = _expanded(name)
+        name = _checkpoint_of(name)
         adapter = find_adapter(name, base=base, revision=revision)
         if adapter is None:
             if base is not None:
@@ -260,7 +261,7 @@ class ModelSource:
         if given is not None and not isinstance(given, (str, Path)):
             return given
         if given is not None:
-            return load_tokenizer(str(given), trust_remote_code=self.trust_remote_code)
+            return load_tokenizer(expanded(given), trust_remote_code=self.trust_remote_code)
         if self.adapter is not None and (self.adapter.folder / "tokenizer_config.json").is_file():
             return load_tokenizer(str(self.adapter.folder), trust_remote_code=self.trust_remote_code)
         if self.checkpoint is None:
@@ -330,8 +331,14 @@ class ModelSource:
         return loaded
 
 
-def _expanded(name: str | Path) -> str:
-    return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+def _checkpoint_of(name: str | Path) -> str:
+    """What a model's name stands for.
+
+    Raises:
+        ValueError: it is a preset, which has no weights.
+    """
+    check_no_preset(name)
+    return expanded(name)
 
 
 def _identity(name: str, revision: str | None) -> str:

@@ -12,7 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.checkpoint.names import check_no_preset
+from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.declared import declared
 from loraprune.cli.options import (
     MODEL_HELP,
@@ -28,6 +29,7 @@ from loraprune.cli.options import (
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.shared_options import QUIET
 from loraprune.display.console import print_line
+from loraprune.measure.benchmark.config import BenchConfig
 from loraprune.record import numbers
 from loraprune.record.atomic import check_file, write_text
 from loraprune.tasks.options import RunOptions
@@ -149,12 +151,12 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(parser: Parser, arguments: Sequence[str], console: Console) -> int:
     values = _values(parser, arguments)
-
-    from loraprune.measure.benchmark.bench import bench
-    from loraprune.measure.benchmark.config import BenchConfig
-
-    quiet_libraries()
     config = BenchConfig(**fields_of(_OPTIONS, values, "bench"))
+    for model in values["models"]:
+        check_no_preset(model)
+    begin("bench", *values["models"])
+    from loraprune.measure.benchmark.bench import bench
+
     progress = BenchProgress(console, quiet=bool(values.get("quiet")))
     command = shlex.join(["loraprune", "bench", *arguments])
     try:

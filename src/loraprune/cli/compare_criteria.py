@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,9 @@ from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import CONFIG, FILES, HUB, LENGTH, LORA, OPTIMIZATION, QUIET, TEXTS, data_option
 from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.processes.ranks import from_main, join
+from loraprune.recipes.comparison_config import ComparisonConfig
 from loraprune.record.atomic import check_file, write_text
+from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -71,12 +74,25 @@ def compare_criteria_command(arguments: Sequence[str]) -> int:
     return _COMMAND.main(arguments)
 
 
+def _configured(values: dict[str, Any]) -> tuple[ComparisonConfig, LoraOptions, RunOptions]:
+    """What was asked for, checked.
+
+    Raises:
+        ValueError: a value is none that an option takes, or options do not go together.
+    """
+    return (
+        ComparisonConfig(**fields_of(_OPTIONS, values, "pruning")),
+        LoraOptions(**fields_of(_OPTIONS, values, "lora")),
+        RunOptions(**fields_of(_OPTIONS, values, "run")),
+    )
+
+
 def _work(asked: Invocation) -> None:
     from loraprune.display.training import TrainingProgress
-    from loraprune.recipes.compare_criteria import ComparisonConfig, compare_criteria
-    from loraprune.tasks.options import LoraOptions, RunOptions
+    from loraprune.recipes.compare_criteria import compare_criteria
 
     values = asked.values
+    config, lora, options = _configured(values)
     output: Path | None = values.get("output")
     join()
     if output is not None:
@@ -86,12 +102,12 @@ def _work(asked: Invocation) -> None:
         comparison = compare_criteria(
             values["model"],
             values["data"],
-            ComparisonConfig(**fields_of(_OPTIONS, values, "pruning")),
+            config,
             training=asked.training,
-            lora=LoraOptions(**fields_of(_OPTIONS, values, "lora")),
+            lora=lora,
             tokenizer=values.get("tokenizer"),
             image_processor=values.get("image_processor"),
-            options=RunOptions(**fields_of(_OPTIONS, values, "run"), command=asked.command),
+            options=replace(options, command=asked.command),
             callbacks=[progress],
         )
     finally:
@@ -149,6 +165,7 @@ _COMMAND = TrainingCommand(
     rare=_RARE,
     work=_work,
     settle=settle_quantization,
+    check=_configured,
     needs=("model", "data"),
 )
 

@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loraprune._version import __version__
 from loraprune.display.console import CleanConsole, ConsoleHandler, print_line
 from loraprune.display.terminal import one_line
 from loraprune.processes.ranks import OtherProcessError, is_main
@@ -54,12 +55,21 @@ def open_console(*, quiet: bool = False) -> Console:
     return console
 
 
-def quiet_libraries() -> None:
-    """Switch off the progress bars and chatter of the libraries; our own display takes their place."""
-    import datasets
+def begin(*words: object) -> None:
+    """Say what begins, before the libraries are imported, which takes seconds; then keep the libraries quiet.
+
+    Their progress bars and chatter are switched off: our own display takes their place.
+
+    Args:
+        words: the command and its models; none prints nothing.
+    """
+    if words:
+        logging.getLogger("loraprune").info("loraprune %s · %s", __version__, " ".join(map(str, words)))
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # read by datasets when it is imported
+    if "datasets" in sys.modules:
+        sys.modules["datasets"].disable_progress_bars()
     import transformers
 
-    datasets.disable_progress_bars()
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
     # bitsandbytes says it of every layer whose input is not in 16 bits, as on a CPU.

@@ -7,7 +7,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 
 
@@ -50,7 +50,7 @@ def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # 
     check_within("--ratio", options.ratio, "(0, 1)", "the share of heads and channels that goes")
     if options.max_steps is not None:
         check_within("--max-steps", options.max_steps, "[1, 1000000]")
-    quiet_libraries()
+    begin("demo")
     training = {"seed": options.seed} | ({"max_steps": options.max_steps} if options.max_steps is not None else {})
     result = run_demo(
         options.output,

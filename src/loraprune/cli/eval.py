@@ -7,10 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loraprune.cli.console import FAILED, open_console, quiet_libraries, report_errors, results_console
+from loraprune.checkpoint.names import check_no_preset
+from loraprune.cli.console import FAILED, begin, open_console, report_errors, results_console
 from loraprune.cli.options import MODEL_HELP
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
+from loraprune.measure.evaluation.config import EvaluationConfig
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -117,17 +119,18 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 
 def _run(values: dict[str, Any], console: Console) -> int:
-    from loraprune.display.steps import StepsProgress
-    from loraprune.measure.evaluation.config import EvaluationConfig
-    from loraprune.measure.evaluation.evaluate import evaluate
-    from loraprune.processes.ranks import from_main
-    from loraprune.report.evaluation import show_entries
-
-    quiet_libraries()
     quiet = values.pop("quiet", False)
     models = values.pop("models")
     values.setdefault("output", DEFAULT_OUTPUT)
     config = EvaluationConfig(**values)
+    for model in models:
+        check_no_preset(model)
+    begin("eval", *models)
+    from loraprune.display.steps import StepsProgress
+    from loraprune.measure.evaluation.evaluate import evaluate
+    from loraprune.processes.ranks import from_main
+    from loraprune.report.evaluation import show_entries
+
     with StepsProgress(console, quiet=quiet, rates=True) as progress:
         results = evaluate(models, config, progress=progress)
     out = results_console()

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.push import add_target, push_now, target_of
 from loraprune.display.console import print_line
+from loraprune.options.near import did_you_mean
 
 if TYPE_CHECKING:
     from loraprune.checkpoint.exports.gguf.file import GgufResult
@@ -30,7 +31,7 @@ def export_parser() -> Parser:
         epilog="examples:\n  loraprune export pruned --format gguf --outtype q8_0\n",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder that loraprune or save_pretrained wrote, or demo"
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="folder that loraprune or save_pretrained wrote"
     )
     most = parser.add_argument_group("most used")
     most.add_argument("--format", required=True, metavar=f"{{{','.join(_FORMATS)}}}", help="format of the result")
@@ -60,7 +61,7 @@ def export_command(arguments: Sequence[str]) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     _check(options)
-    quiet_libraries()
+    begin("export", options.checkpoint)
     target = None if options.push_to_hub is None else target_of(options)
     folder: Path = options.checkpoint
     if options.format == "gguf":
@@ -122,7 +123,10 @@ def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwr
 
 def _check(options: argparse.Namespace) -> None:
     if options.format not in _FORMATS:
-        raise ValueError(f"There is no format {options.format!r}; choose {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.")
+        near = did_you_mean(options.format, _FORMATS)
+        raise ValueError(
+            f"There is no format {options.format!r}; choose {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.{near}"
+        )
     if not options.checkpoint.is_dir():
         raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
     if options.push_to_hub is None and (options.private is not None or options.hub_revision is not None):

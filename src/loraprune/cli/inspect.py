@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from loraprune.cli.console import (
+    begin,
     open_console,
     plain_table,
-    quiet_libraries,
     report_errors,
     results_console,
     show_runtimes,
@@ -72,16 +72,16 @@ def inspect_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from loraprune.architectures import UnsupportedArchitectureError, read_spec, register, spec_for
-    from loraprune.checkpoint.source import ModelSource
-
-    quiet_libraries()
     if options.draft is not None:
         check_place(options.draft)
         if options.draft.exists():
             raise ValueError(f"{options.draft} exists. Name a new file with --draft.")
+    begin(*(() if options.json else ("inspect", options.model)))
+    from loraprune.architectures import UnsupportedArchitectureError, read_spec, register, spec_for
+    from loraprune.checkpoint.shapes import find_shapes
+
     spec = None if options.architecture is None else read_spec(options.architecture)
-    source = ModelSource.of(
+    source = find_shapes(
         options.model, trust_remote_code=options.trust_remote_code, revision=options.revision, described=False
     )
     if spec is not None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
 
 from loraprune import __version__
+from loraprune.options.near import did_you_mean
 from loraprune.processes.ranks import is_main, launched, leave
 from loraprune.pruning.stopping import STOPPED, Stopping, exit_code, raise_stop
 
@@ -29,6 +31,7 @@ _GROUPS = {
         "plan": "estimate size, memory and time of a pruned model",
         "verify": "check that a result is complete and loads",
         "report": "make the report of a finished run again",
+        "env": "print versions and device, for a bug report",
     },
     "ship": {
         "export": "convert a checkpoint for llama.cpp, onnxruntime or vLLM",
@@ -74,6 +77,10 @@ def _quiet_optional_libraries() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 and 143 stopped)."""
+    if "_ARGCOMPLETE" in os.environ:
+        from loraprune.cli.completion import answer_shell
+
+        answer_shell()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with Stopping(raise_stop) as stopping:
         try:
@@ -99,8 +106,8 @@ def _run(arguments: list[str]) -> int:
         return 0
     if command not in COMMANDS:
         print(
-            f"loraprune: there is no command {command!r}; choose one of {', '.join(COMMANDS)} "
-            "(loraprune --help says what they do)",
+            f"error: there is no command {command!r}; choose one of {', '.join(COMMANDS)}."
+            f"{did_you_mean(command, COMMANDS)} (loraprune --help says what they do)",
             file=sys.stderr,
         )
         return 2

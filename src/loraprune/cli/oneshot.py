@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 from rich import box
 from rich.table import Table
 
+from loraprune.checkpoint.names import check_no_preset
 from loraprune.cli.console import (
+    begin,
     check_pushed,
     open_console,
-    quiet_libraries,
     report_errors,
     results_console,
     show_end,
@@ -173,16 +174,17 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> int:
     config = OneshotConfig(**fields_of(ONESHOT_OPTIONS, values, "oneshot"))  # before anything large is imported
-    from loraprune.architectures import read_spec, register
-    from loraprune.recipes.oneshot import oneshot
-
-    quiet_libraries()
-    check_recipe_stays(values)
-    if values.get("architecture") is not None:
-        register(read_spec(values["architecture"]))
     options = RunOptions(
         **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
     )
+    check_recipe_stays(values)
+    check_no_preset(values["model"])
+    begin("oneshot", values["model"])
+    from loraprune.architectures import read_spec, register
+    from loraprune.recipes.oneshot import oneshot
+
+    if values.get("architecture") is not None:
+        register(read_spec(values["architecture"]))
     form = values.get("format", "dense")
     _check_format(form, values["model"], config, options)
     result = oneshot(

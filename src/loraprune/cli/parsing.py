@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import difflib
+import itertools
+import re
 import sys
 import textwrap
 from collections.abc import Iterable, Sequence
@@ -11,6 +12,7 @@ from importlib import import_module
 from typing import NoReturn
 
 from loraprune.cli.help_format import HelpFormatter, page_width
+from loraprune.options.near import near_names
 
 
 class ArgumentError(Exception):
@@ -132,6 +134,11 @@ def parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
         raise ValueError(complaint(str(error), parser.prog, flags, parser.usage)) from None
 
 
+def models_in(arguments: Sequence[str]) -> Sequence[str]:
+    """What stands before the options of a command line: the names of models."""
+    return tuple(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
+
+
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
     """The long options of a parser, as typed."""
     return [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
@@ -164,6 +171,10 @@ def complaint(message: str, prog: str, flags: Sequence[str], usage: str | None =
 
 def suggestion(message: str, flags: Sequence[str]) -> str:
     """What to say of an option that a parser does not know."""
+    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    if choice is not None:
+        near = near_names(choice[1], [name.strip("' ") for name in choice[2].split(",")])
+        return f"; did you mean {near[0]}?" if near else ""
     marker = "unrecognized arguments: "
     if marker not in message:
         return ""
@@ -174,7 +185,7 @@ def suggestion(message: str, flags: Sequence[str]) -> str:
     owners = owners_of(flag)
     if owners:
         return f"; {owners}"
-    near = difflib.get_close_matches(flag, flags, n=1)
+    near = near_names(flag, flags)
     return f"; did you mean {near[0]}?" if near else ""
 
 

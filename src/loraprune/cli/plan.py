@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
+from loraprune.checkpoint.names import PRESETS
 from loraprune.cli.console import (
+    begin,
     open_console,
     plain_table,
-    quiet_libraries,
     report_errors,
     results_console,
     show_runtimes,
@@ -25,7 +26,6 @@ from loraprune.cli.plan_several import add_cluster_options, cluster_of, show_mem
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import settle_amount
 from loraprune.display.console import print_line
-from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.numbers import MISSING, count, file_size, percent, significant
 
@@ -138,15 +138,15 @@ def _run(options: argparse.Namespace) -> int:
             holds=b'"step_flops"',
             inputs=(options.model, options.architecture),
         )
-    from loraprune.architectures import read_spec, register
-    from loraprune.measure.estimation.estimate import Estimator
-    from loraprune.measure.estimation.shape_models import find_shapes
-
-    quiet_libraries()
-    if options.architecture is not None:
-        register(read_spec(options.architecture))
     cluster, settings = cluster_of(given), _settings(options)
     cluster.check(settings.quantization, settings.device)
+    begin(*(() if options.json else ("plan", options.model)))
+    from loraprune.architectures import read_spec, register
+    from loraprune.checkpoint.shapes import find_shapes
+    from loraprune.measure.estimation.estimate import Estimator
+
+    if options.architecture is not None:
+        register(read_spec(options.architecture))
     source = find_shapes(options.model, trust_remote_code=options.trust_remote_code, revision=options.revision)
     estimator = Estimator(source, settings)
     estimates = [estimator.estimate(ratio) for ratio in options.ratio or [None]]

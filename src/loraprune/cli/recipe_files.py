@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import difflib
 import re
 import reprlib
 from collections.abc import Collection, Iterable, Mapping
@@ -15,6 +14,7 @@ import yaml
 
 from loraprune.cli.options import Option, indices, names, numbers
 from loraprune.cli.parsing import ArgumentError, owners_of
+from loraprune.options.near import did_you_mean
 from loraprune.record.replaceable import check_apart
 
 _LARGEST = 1 << 20
@@ -206,7 +206,6 @@ def check_known(recipe: Iterable[str], known: Collection[str]) -> None:
     """
     for name in recipe:
         if name not in known:
-            near = difflib.get_close_matches(name, sorted(known), n=1)
             owners = owners_of("--" + name.replace("_", "-"))
-            hint = f" {owners}." if owners else f" Did you mean {near[0]!r}?" if near else " Leave it out."
+            hint = f" {owners}." if owners else did_you_mean(name, sorted(known)) or " Leave it out."
             raise ValueError(f"The recipe has an unknown option {name!r}.{hint}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 from loraprune.cli.console import results_console
 from loraprune.cli.declared import declared
@@ -72,18 +74,31 @@ def recover_command(arguments: Sequence[str]) -> int:
     return _COMMAND.main(arguments)
 
 
+def _configured(values: dict[str, Any]) -> tuple[LoraOptions, RunOptions]:
+    """What was asked for, checked.
+
+    Raises:
+        ValueError: a value is none that an option takes, or options do not go together.
+    """
+    return (
+        LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
+        RunOptions(**fields_of(RECOVER_OPTIONS, values, "run")),
+    )
+
+
 def _work(asked: Invocation) -> None:
     from loraprune.cli.console import check_pushed, show_result
     from loraprune.recipes.recover import recover
 
     values = asked.values
-    options = RunOptions(**fields_of(RECOVER_OPTIONS, values, "run"), command=asked.command)
+    lora, options = _configured(values)
+    options = replace(options, command=asked.command)
     result = recover(
         values["model"],
         values["data"],
         **fields_of(RECOVER_OPTIONS, values, "recovery"),
         training=asked.training,
-        lora=LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),
+        lora=lora,
         tokenizer=values.get("tokenizer"),
         image_processor=values.get("image_processor"),
         options=options,
@@ -101,6 +116,7 @@ _COMMAND = TrainingCommand(
     groups=_GROUPS,
     rare=_RARE,
     work=_work,
+    check=_configured,
 )
 
 recover_parser = _COMMAND.help_parser

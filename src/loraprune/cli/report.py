@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def report_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    quiet_libraries()
+    begin("report", options.run)
     from loraprune.recipes.report import report_again
 
     made = report_again(options.run, options.evaluation, output=options.output, card=options.card)

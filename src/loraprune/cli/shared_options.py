@@ -29,7 +29,7 @@ def data_option(purpose: str) -> Option:
         "data",
         "call",
         f"{purpose}: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files, a folder of images by "
-        "class, or the Hub name of a dataset",
+        "class, the Hub name of a dataset, or demo (text of Python's standard library)",
     )
 
 

@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from loraprune.cli.console import open_console, quiet_libraries, report_errors
+from loraprune.checkpoint.names import check_no_preset
+from loraprune.cli.console import begin, open_console, report_errors
 from loraprune.cli.options import (
     Option,
     OptionGroups,
@@ -19,7 +20,16 @@ from loraprune.cli.options import (
     old_names,
     with_new_names,
 )
-from loraprune.cli.parsing import ArgumentError, Parser, check_dashes, complaint, flags_of, help_shown, with_dashes
+from loraprune.cli.parsing import (
+    ArgumentError,
+    Parser,
+    check_dashes,
+    complaint,
+    flags_of,
+    help_shown,
+    models_in,
+    with_dashes,
+)
 from loraprune.cli.recipe_files import check_known, check_recipe_stays, read_recipe, typed
 from loraprune.cli.training_names import training_names
 from loraprune.tasks.training_rules import REMEDIES
@@ -120,10 +130,13 @@ class TrainingCommand:
 
     def _run(self, arguments: Sequence[str], console: Console) -> int:
         self._check_own(arguments)
+        models = models_in(arguments)
+        for model in models:
+            check_no_preset(model)
+        begin(self.name, *models)
         options, training = self.options, training_fields()
         values = self._values(arguments, options, training)
         self._check_needed(values)
-        quiet_libraries()
         check_recipe_stays(values)
         if values.get("architecture") is not None:
             from loraprune.architectures import read_spec, register

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from loraprune.cli.console import FAILED, open_console, quiet_libraries, report_errors, results_console
+from loraprune.cli.console import FAILED, begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
 
@@ -39,10 +39,11 @@ def verify_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    quiet_libraries()
+    begin("verify", options.folder)
+    from loraprune.checkpoint.names import expanded
     from loraprune.recipes.verify import verify
 
-    facts = verify(options.folder, trust_remote_code=options.trust_remote_code)
+    facts = verify(Path(expanded(options.folder)), trust_remote_code=options.trust_remote_code)
     for fact in facts:
         print_line(results_console(), f"{fact.name + ':':14}{'ok' if fact.passed else 'FAILED'}, {fact.text}")
     return 0 if all(fact.passed for fact in facts) else FAILED

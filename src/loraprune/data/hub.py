@@ -65,12 +65,13 @@ def hub_or_cache(name: str) -> Iterator[None]:
     Args:
         name: a path, which needs no hub, or a name.
     """
-    import datasets
     from huggingface_hub import constants
 
     if Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE or missing_hub() is None:
         yield
         return
+    import datasets  # late: it takes a second to import, and only a missing hub needs it
+
     places: tuple[Any, ...] = (constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]
     try:

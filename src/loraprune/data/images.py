@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from datasets import ClassLabel, Dataset, Features
-from datasets import Image as ImageFeature
 
 from loraprune.data.labels import LABEL_COLUMNS, find_column
 
 if TYPE_CHECKING:
+    from datasets import Dataset
     from PIL.Image import Image
 
 PIXEL_COLUMN = "pixel_values"
@@ -138,6 +137,9 @@ def read_image_folder(folder: Path) -> Dataset:
     classes = class_folders(folder)
     assert classes
     files = [(file, number) for number, entry in enumerate(classes) for file in _images(entry)]
+    from datasets import ClassLabel, Dataset, Features  # late: it takes a second to import
+    from datasets import Image as ImageFeature
+
     return Dataset.from_dict(
         {"image": [str(file) for file, _ in files], "label": [number for _, number in files]},
         features=Features({"image": ImageFeature(), "label": ClassLabel(names=[entry.name for entry in classes])}),

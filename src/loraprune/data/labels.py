@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from numbers import Integral
 from typing import TYPE_CHECKING, Any
 
-from datasets import ClassLabel, Dataset
-
 if TYPE_CHECKING:
+    from datasets import Dataset
     from transformers import PretrainedConfig
 
 LABEL_COLUMNS = ("labels", "label")
@@ -53,6 +52,8 @@ def label_numbers(dataset: Dataset, column: str, labels: ModelLabels) -> dict[An
     """
     feature = dataset.features[column]
     titles: dict[Any, str] = {}
+    from datasets import ClassLabel  # late: it takes a second to import
+
     if isinstance(feature, ClassLabel) and set(feature.names) <= set(labels.numbers):
         titles = dict(enumerate(feature.names))
     found: dict[Any, int] = {}

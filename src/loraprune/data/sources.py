@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import difflib
 import json
 import re
 import sys
@@ -17,8 +16,10 @@ import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
 from datasets import Dataset
 
+from loraprune.data.demo import standard_library_text
 from loraprune.data.hub import hub_or_cache, missing_hub
 from loraprune.data.images import class_folders, read_image_folder
+from loraprune.options.near import near_names
 
 _SPLIT_WORDS: dict[str, frozenset[str]] = {
     "train": frozenset({"train", "training"}),
@@ -35,8 +36,8 @@ def load_source(data: str, *, split: str = "train", name: str | None = None, all
 
     Args:
         data: a .csv, .json, .jsonl, .parquet or .txt file, a folder with such files, a folder with one sub-folder of
-            images for each class (or with one such folder for each split), or the name of a data set on the hub. What
-            exists on disk wins over a hub name.
+            images for each class (or with one such folder for each split), the name of a data set on the hub, or
+            ``demo`` for the text of Python's standard library. What exists on disk wins over such names.
         split: split of a hub data set. In a folder it picks the files or the sub-folder named after it
             (``train-0.parquet``, ``stories_valid.jsonl``, ``test/``) or else those named after no split. A single file
             is taken whole.
@@ -56,6 +57,9 @@ def load_source(data: str, *, split: str = "train", name: str | None = None, all
         if "[" in split:
             raise ValueError(f"split={split!r} takes a slice of a hub data set, but {path} is on disk. Name the whole.")
         return _load_folder(path, split) if path.is_dir() else read_file(path)
+    if data == "demo":
+        train, held_out = standard_library_text()
+        return Dataset.from_dict({"text": train if split in _SPLIT_WORDS["train"] else held_out})
     if path.suffix.lower() in READERS or not _HUB_NAME.fullmatch(data):
         raise FileNotFoundError(f"{path} does not exist.{_near_names(path)}")
     if not allow_download:
@@ -77,8 +81,8 @@ def _near_names(path: Path) -> str:
     if not folder.is_dir():
         return f" There is no folder {folder} either."
     entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir() or entry.suffix.lower() in READERS]
-    stems = difflib.get_close_matches(path.stem, {entry.stem for entry in entries})  # all endings look alike
-    near = [str(entry) for entry in entries if entry.stem in stems]
+    stems = near_names(path.stem, sorted({entry.stem for entry in entries}), 3)  # all endings look alike
+    near = [str(entry) for entry in entries if entry.stem in stems] or near_names(str(path), ["demo"])
     return f" Did you mean {' or '.join(near)}?" if near else ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from loraprune.data.hub import hub_or_cache, missing_hub
+from loraprune.options.near import did_you_mean
 
 JSON_LINES = (".jsonl", ".ndjson")
 BETWEEN_DOCUMENTS = "\n\n"
@@ -151,8 +151,7 @@ def _find(argument: str) -> TextSource:
     if Path(argument).expanduser().is_dir():
         raise ValueError(f"{argument} is a folder and no text. If it is a model, name it before the options.")
     sets = ", ".join(TEXT_SETS)
-    near = difflib.get_close_matches(argument.lower(), TEXT_SETS, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(argument, TEXT_SETS)
     raise ValueError(
         f"There is no text {argument!r}: it is no file, and the sets that go by a name are {sets}.{hint} A local copy "
         "of a set is given as wikitext2=FILE."

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Any
 
+from loraprune.options.near import did_you_mean
+
 _RULE = "loraprune"
 
 SEEDS = "[0, 4294967295]"
@@ -79,7 +81,8 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         ValueError: it is none of them; the message lists them.
     """
     if value not in choices:
-        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.")
+        near = did_you_mean(str(value), choices)
+        raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.{near}")
 
 
 def check_within(name: str, value: Any, interval: str, why: str | None = None) -> None:

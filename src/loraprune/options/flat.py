@@ -8,6 +8,7 @@ from dataclasses import MISSING, dataclass, field, fields
 from typing import Any, ClassVar, TypeVar
 
 from loraprune.options.field import check_fields, flat_name, is_option, rule_of
+from loraprune.options.near import did_you_mean
 
 _Config = TypeVar("_Config", bound="Flat")
 
@@ -231,7 +232,8 @@ def _kind(what: str, part: Part, name: str | None) -> type[Any]:
     if name in part.refused:
         raise ValueError(part.refused[name])
     if name not in part.kinds:
-        raise ValueError(f"There is no {what} {name!r}; choose one of {', '.join(part.kinds)}.")
+        near = did_you_mean(name, part.kinds)
+        raise ValueError(f"There is no {what} {name!r}; choose one of {', '.join(part.kinds)}.{near}")
     return part.kinds[name]
 
 

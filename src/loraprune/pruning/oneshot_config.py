@@ -13,6 +13,7 @@ from loraprune.importance.configs import GROUP_CRITERIA, Pst
 from loraprune.importance.criterion_config import CriterionConfig, own_criterion
 from loraprune.options.field import SEEDS, setting
 from loraprune.options.flat import Flat, Part
+from loraprune.options.near import did_you_mean
 from loraprune.sparsity.configs import ZEROING_METHODS, Evidence, WandaMask, ZeroingMethod
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 from loraprune.structure.dimensions import WHOLE_KINDS
@@ -296,7 +297,8 @@ def _is_sparse(values: Mapping[str, Any]) -> bool:
     if criterion in (refused := OneshotConfig.parts["criterion"].refused) and criterion not in ZEROING_METHODS:
         raise ValueError(refused[criterion])
     if criterion not in ONESHOT_CRITERIA and criterion not in ZEROING_METHODS:
-        raise ValueError(f"There is no criterion {criterion!r}; choose one of {_EITHER}.")
+        near = did_you_mean(criterion, (*ONESHOT_CRITERIA, *ZEROING_METHODS))
+        raise ValueError(f"There is no criterion {criterion!r}; choose one of {_EITHER}.{near}")
     return criterion in ZEROING_METHODS
 
 

@@ -11,18 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.allocate import check_reachable
-from loraprune.allocation.target import BY_SCORES
-from loraprune.importance.configs import CRITERIA, GROUP_CRITERIA
-from loraprune.importance.criterion_config import CriterionConfig
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
-from loraprune.options.field import check_fields, setting
-from loraprune.options.flat import options_of
 from loraprune.processes.ranks import join
 from loraprune.processes.shared_work import together
-from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.in_parallel import check_parallel
 from loraprune.pruning.watching import ListeningCallback
+from loraprune.recipes.comparison_config import ComparisonConfig
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
 from loraprune.structure.dimensions import Structure
@@ -38,108 +33,6 @@ if TYPE_CHECKING:
     from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
-
-OPTIONS = ("lora_form", "taylor_form", "group_reduction", "offload_grads")
-"""Options of criteria, given flat."""
-
-LEARNING = ("compresso", "pst")
-"""Criteria that train something of their own: beside them, the others would not see the run that they see alone."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ComparisonConfig:
-    """Which criteria are compared, and how.
-
-    Attributes:
-        criteria: names, at least two; agreement is that of all pairs, those of the first one first.
-        ratios: sparsity ratios in (0, 1).
-        steps: optimizer steps that the criteria watch.
-        allocation: ``uniform`` has every criterion remove equally many groups of every layer; with ``balanced`` and
-            ``global`` they also differ in how many.
-        dimensions: kinds of dimensions; None takes the family's default.
-        keep_layers: layers that keep all of their groups.
-        average_decay: λ of the moving averages, in [0, 1).
-        average_bias_correction: divide out that the averages start at zero.
-        lora_form: of the criterion ``lora``; ``taylor_form`` and ``offload_grads``: of ``taylor``;
-            ``group_reduction``: of both and of ``magnitude``. As in :class:`loraprune.PruningConfig`.
-    """
-
-    criteria: tuple[str, ...] = ("lora", "fisher", "taylor")
-    ratios: tuple[float, ...] = (0.1, 0.2, 0.3, 0.4, 0.5)
-    steps: int = setting(20, within="[1, 2147483647]", why="the criteria need steps to look at")
-    allocation: str = "uniform"
-    dimensions: tuple[str, ...] | None = None
-    keep_layers: tuple[int | str, ...] = ()
-    average_decay: float = 0.9
-    average_bias_correction: bool = True
-    lora_form: str = "squared"
-    taylor_form: str = "squared"
-    group_reduction: str = "sum"
-    offload_grads: bool = False
-
-    def __post_init__(self) -> None:
-        for name in ("criteria", "ratios"):
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-        known = tuple(name for name in CRITERIA if name not in LEARNING)
-        for name in self.criteria:
-            if name in LEARNING:
-                raise ValueError(
-                    f"The criterion {name!r} learns masks of its own while the model is tuned, so that others beside "
-                    f"it would watch another run. Compare {', '.join(known)}."
-                )
-            if name not in known:
-                raise ValueError(f"There is no criterion {name!r}; choose of {', '.join(known)}.")
-            if self.criteria.count(name) > 1:
-                raise ValueError(f"The criterion {name!r} is named twice. Name each one once.")
-        if len(self.criteria) < 2:
-            named = f"only {self.criteria[0]!r}" if self.criteria else "none"
-            raise ValueError(f"A comparison needs at least two criteria, and {named} is named.")
-        wrong = [ratio for ratio in self.ratios if not 0.0 < ratio < 1.0]
-        if wrong or not self.ratios:
-            raise ValueError(
-                f"ratios are {', '.join(map(str, self.ratios)) or 'missing'}; give at least one, each between 0 and 1."
-            )
-        check_fields(self)
-        if self.allocation not in BY_SCORES:
-            raise ValueError(f"allocation is {self.allocation!r}; choose one of {', '.join(BY_SCORES)}.")
-        self._check_options()
-        self.tuning()
-
-    def _check_options(self) -> None:
-        """Make sure that every option means something to one of the criteria, and that all have values that exist."""
-        for name in OPTIONS:
-            value, owners = getattr(self, name), [kind for kind in GROUP_CRITERIA.values() if name in options_of(kind)]
-            default = options_of(owners[0])[name].default
-            if value != default and not any(kind.name in self.criteria for kind in owners):
-                raise ValueError(
-                    f"{name} is {value!r}, an option of {', '.join(kind.name for kind in owners)}, and the criteria "
-                    f"compared are {', '.join(self.criteria)}. Leave it out."
-                )
-            owners[0](**{options_of(owners[0])[name].name: value})  # which checks the value
-
-    def tuning(self) -> PruningConfig:
-        """The run that is watched, of which nothing is removed.
-
-        Raises:
-            ValueError: a value is wrong.
-        """
-        return PruningConfig(
-            ratio=0.0,
-            repair="none",
-            criterion="lora" if "lora" in self.criteria else "fisher",
-            dimensions=self.dimensions,
-            keep_layers=self.keep_layers,
-            average_decay=self.average_decay,
-        )
-
-    def configs(self) -> dict[str, CriterionConfig]:
-        """The criteria with their options, by name."""
-        found = {}
-        for name in self.criteria:
-            kind = GROUP_CRITERIA[name]
-            own = {field.name: getattr(self, flat) for flat, field in options_of(kind).items() if flat in OPTIONS}
-            found[name] = kind(**own)
-        return found
 
 
 @dataclass(frozen=True, kw_only=True)

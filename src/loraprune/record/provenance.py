@@ -6,6 +6,7 @@ import datetime
 import importlib.metadata
 import os
 import platform
+from collections.abc import Sequence
 from typing import Any
 
 from loraprune._version import __version__
@@ -19,10 +20,14 @@ def timestamp() -> str:
 _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "safetensors")
 
 
-def versions() -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result."""
+def versions(further: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of Python and of the packages that shape a result, of those that are installed.
+
+    Args:
+        further: packages to look up, too.
+    """
     found = {"python": platform.python_version(), "loraprune": __version__}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *further):
         try:
             found[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

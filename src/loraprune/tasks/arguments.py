@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.source import ModelSource
+from loraprune.options.near import did_you_mean
 from loraprune.processes.ranks import launched
 from loraprune.tasks.event_files import check_report_to
 from loraprune.tasks.training_rules import check_given, check_usable
@@ -189,9 +189,7 @@ def _check_names(task: Task, given: Mapping[str, Any], known: set[str]) -> None:
                 f"A run of {task.name} does not have the training option {name!r}, which is one of trl's for language "
                 "models. Leave it out."
             )
-        near = difflib.get_close_matches(name, sorted(allowed), n=1)
-        hint = f" Did you mean {near[0]!r}?" if near else ""
-        raise ValueError(f"There is no training option {name!r}.{hint}")
+        raise ValueError(f"There is no training option {name!r}.{did_you_mean(name, sorted(allowed))}")
 
 
 def check_length(max_length: int | None, context: int | None) -> None:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_
-from loraprune.data.formats import PreparedRows, prepare_dataset
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, perplexity
 from loraprune.processes.sharding import is_sharded
 from loraprune.record.report_data import Unit
@@ -31,6 +30,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+    from loraprune.data.formats import PreparedRows
 
 
 def _held_out(measures: ModelMeasures) -> str:
@@ -83,6 +84,8 @@ class CausalLM(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize; plain text is packed, of everything else the answers are trained."""
         assert setup.max_length is not None
+        from loraprune.data.formats import prepare_dataset  # late: datasets takes a second to import
+
         return prepare_dataset(
             rows,
             setup.processor,

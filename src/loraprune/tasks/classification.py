@@ -13,10 +13,8 @@ import torch
 
 from loraprune.checkpoint.load import give_pad_token_, load_image_processor
 from loraprune.checkpoint.source import ModelSource
-from loraprune.data.formats import PreparedRows
 from loraprune.data.images import PIXEL_COLUMN, ImageCollator, image_columns
 from loraprune.data.labels import ModelLabels, label_numbers
-from loraprune.data.sentences import prepare_sentences
 from loraprune.layers.unwrap import eval_mode
 from loraprune.metrics.accuracy import accuracy
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows, on_device
@@ -25,6 +23,8 @@ from loraprune.tasks.task import LATENCY_TOKENS, Setup, Task, Workload, classifi
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PretrainedConfig, PreTrainedModel
+
+    from loraprune.data.formats import PreparedRows
 
 logger = logging.getLogger("loraprune")
 
@@ -95,6 +95,8 @@ class ImageClassification(_Classification):
                     "The model has no image processor to resize and normalize images with. Pass image_processor= (an "
                     f"object or a checkpoint's name), or give finished input in a column {PIXEL_COLUMN!r}."
                 )
+        from loraprune.data.formats import PreparedRows  # late: datasets takes a second to import
+
         prepared = PreparedRows(
             dataset=rows,
             facts={"format": "images and labels", "images": len(rows), "labels": setup.source.config.num_labels},
@@ -189,6 +191,8 @@ class TextClassification(_Classification):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize texts or pairs of them."""
         assert setup.max_length is not None
+        from loraprune.data.sentences import prepare_sentences  # late: datasets takes a second to import
+
         return prepare_sentences(rows, setup.processor, setup.source.config, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:

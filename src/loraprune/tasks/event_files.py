@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 import logging
 import shutil
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from loraprune.options.near import did_you_mean
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -40,8 +41,7 @@ def check_report_to(arguments: TrainingArguments) -> None:
         if name in ("none", "all"):
             continue
         if name not in INTEGRATION_TO_CALLBACK:
-            near = difflib.get_close_matches(str(name), sorted(INTEGRATION_TO_CALLBACK), n=1)
-            hint = f" Did you mean {near[0]!r}?" if near else ""
+            hint = did_you_mean(str(name), sorted(INTEGRATION_TO_CALLBACK))
             known = ", ".join(sorted(INTEGRATION_TO_CALLBACK))
             raise ValueError(f"report_to is {name!r}, which is none of {known}.{hint}")
         packages = EVENT_PACKAGES.get(name, (name,))

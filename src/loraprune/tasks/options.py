@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.data.encoding import BOS_CHOICES
 from loraprune.options.field import check_fields, setting
+from loraprune.options.precision import DTYPE_NAMES, check_quantization
 from loraprune.options.sizes import byte_count, share_or_bytes
 from loraprune.record.places import check_kind
 
@@ -191,7 +192,7 @@ class RunOptions:
     dtype: str | None = setting(
         None,
         "data type of the saved result",
-        choices=("float32", "bfloat16", "float16"),
+        choices=DTYPE_NAMES,
         shown="the checkpoint's",
     )
     verify: bool = setting(True, "load the saved result and compare its outputs with the model in memory")
@@ -234,10 +235,7 @@ class RunOptions:
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())
             check_kind(self.output)
-        if self.quantization is not None:
-            from loraprune.checkpoint.load import check_quantization
-
-            check_quantization(self.quantization)
+        check_quantization(self.quantization)
         for name in ("early_stopping_patience", "load_best"):
             if getattr(self, name) and self.eval_steps is None:
                 raise ValueError(f"{name} compares evaluations during training, and there are none. Add --eval-steps.")

@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import give_pad_token_
-from loraprune.data.formats import PreparedRows
-from loraprune.data.pairs import prepare_pairs
 from loraprune.metrics.accuracy import target_quality
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
@@ -30,6 +28,8 @@ from loraprune.tasks.task import (
 if TYPE_CHECKING:
     from datasets import Dataset
     from transformers import PreTrainedModel, Trainer, TrainingArguments
+
+    from loraprune.data.formats import PreparedRows
 
 LATENCY_TARGET_TOKENS = 64
 
@@ -80,6 +80,8 @@ class TextToText(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize sources and targets."""
         assert setup.max_length is not None
+        from loraprune.data.pairs import prepare_pairs  # late: datasets takes a second to import
+
         return prepare_pairs(rows, setup.processor, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 
 from loraprune.checkpoint.source import ModelSource
-from loraprune.data.formats import PreparedRows
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
@@ -21,6 +20,8 @@ if TYPE_CHECKING:
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import PretrainedConfig, PreTrainedModel, Trainer, TrainerCallback, TrainingArguments
+
+    from loraprune.data.formats import PreparedRows
 
 LATENCY_TOKENS = 512
 

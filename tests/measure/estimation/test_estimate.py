@@ -11,10 +11,10 @@ from tests.zoo import ROWS
 from loraprune import Estimate, EstimateConfig, PruningConfig, estimate
 from loraprune.architectures import UnsupportedArchitectureError
 from loraprune.checkpoint.load import CheckpointError
+from loraprune.checkpoint.shapes import find_shapes
 from loraprune.measure.estimation.estimate import Estimator
 from loraprune.measure.estimation.gpus import GIB, GPUS
 from loraprune.measure.estimation.remedies import remedies
-from loraprune.measure.estimation.shape_models import find_shapes
 from loraprune.tasks.options import LoraOptions
 
 BY_NAME = {row.name: row for row in ROWS}

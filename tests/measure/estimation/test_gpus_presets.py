@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from loraprune.measure.estimation.gpus import PRESETS
-from loraprune.measure.estimation.shape_models import find_shapes
+from loraprune.checkpoint.names import PRESETS
+from loraprune.checkpoint.shapes import find_shapes
 
 PARAMETERS = {
     "llama-7b": 6_738_415_616,

@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 
 from loraprune import EstimateConfig, PruningConfig
+from loraprune.checkpoint.shapes import find_shapes
 from loraprune.measure.estimation.cluster import ClusterConfig
 from loraprune.measure.estimation.estimate import Estimator
 from loraprune.measure.estimation.gpus import CONTEXT, FRAGMENTED, GIB, GPUS, Gpu
 from loraprune.measure.estimation.scaling import GpuScaling, scale
 from loraprune.measure.estimation.several_gpus import COMMUNICATOR, chosen_strategy, memory_of, time_of, traffic_of
-from loraprune.measure.estimation.shape_models import find_shapes
 from loraprune.measure.estimation.summed_evidence import evidence_bytes
 from loraprune.structure.describe import describe
 from loraprune.tasks.options import LoraOptions

@@ -14,8 +14,9 @@ from accelerate.utils.memory import clear_device_cache
 from loraprune.calibration.progress import ProgressOf
 from loraprune.checkpoint.load import DTYPES
 from loraprune.layers.unwrap import base_model
-from loraprune.measure.benchmark.config import BenchConfig, circumstances, device_of, threads
+from loraprune.measure.benchmark.config import BenchConfig
 from loraprune.measure.benchmark.contenders import Contender, contenders_of, in_memory
+from loraprune.measure.benchmark.devices import circumstances, device_of, threads
 from loraprune.measure.benchmark.flops import CONVENTION
 from loraprune.measure.benchmark.inference import decoding, prefill
 from loraprune.measure.benchmark.memory import free_memory, weight_bytes

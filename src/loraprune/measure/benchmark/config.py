@@ -2,20 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from pathlib import Path
 from typing import Any
 
-import torch
-
-from loraprune.checkpoint.load import DTYPES, check_quantization, default_device
 from loraprune.importance.configs import CRITERIA
-from loraprune.measure.benchmark.memory import counter_of
-from loraprune.options.field import SEEDS, check_fields, check_within, setting
-from loraprune.record.provenance import machine_description, timestamp, versions
+from loraprune.options.field import SEEDS, check_choice, check_fields, check_within, setting
+from loraprune.options.precision import DTYPE_NAMES, check_quantization
 
 PROFILES = ("inference", "training")
 REPEATS = {"inference": 100, "training": 20}
@@ -99,7 +92,7 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         _one_of("profile", self.profile, PROFILES)
-        _one_of("dtype", self.dtype, tuple(DTYPES))
+        _one_of("dtype", self.dtype, DTYPE_NAMES)
         _one_of("attn_implementation", self.attn_implementation, _ATTENTION)
         check_fields(self)
         object.__setattr__(self, "decode_batch", tuple(dict.fromkeys(self.decode_batch)))
@@ -167,65 +160,5 @@ class BenchConfig:
 
 
 def _one_of(name: str, value: Any, choices: Sequence[str]) -> None:
-    if value is None or value in choices:
-        return
-    near = difflib.get_close_matches(str(value), choices, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
-    raise ValueError(f"{name} is {value!r}; choose one of {', '.join(choices)}.{hint}")
-
-
-# The device that a benchmark runs on, its threads, and what the record says of them.
-
-
-def circumstances(device: torch.device, command: str | None) -> dict[str, Any]:
-    """Machine, versions, time and command, for the record."""
-    machine = machine_description() | {
-        "device": str(device),
-        "device_name": device_name(device),
-        "memory_counter": counter_of(device),
-    }
-    created = timestamp()
-    return {"machine": machine, "versions": versions(), "created": created, "command": command}
-
-
-def device_name(device: torch.device) -> str:
-    """What an accelerator, or the CPU, calls itself."""
-    if device.type == "cuda":
-        return str(torch.cuda.get_device_name(device))
-    try:
-        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        lines = []
-    named = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
-    return named or "CPU"
-
-
-def device_of(name: str | None) -> torch.device:
-    """The device that was asked for.
-
-    Raises:
-        ValueError: there is none of that name here.
-    """
-    if name is None:
-        return default_device()
-    try:
-        device = torch.device(name)
-    except RuntimeError:
-        raise ValueError(f"device is {name!r}; name one like cpu, cuda or cuda:1.") from None
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device is {name!r}; speed is measured on a CPU or with CUDA.")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device is {name!r}, and this machine has {torch.cuda.device_count()} CUDA devices.")
-    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
-
-
-@contextmanager
-def threads(count: int | None) -> Iterator[None]:
-    """Let a CPU use that many threads for the length of a block; None leaves them as they are."""
-    before = torch.get_num_threads()
-    if count is not None:
-        torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
+    if value is not None:
+        check_choice(name, value, choices)

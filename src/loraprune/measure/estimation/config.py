@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from loraprune.checkpoint.load import DTYPES, QUANTIZATIONS
-from loraprune.options.field import check_fields, setting
+from loraprune.options.field import check_choice, check_fields, setting
+from loraprune.options.precision import DTYPE_NAMES, QUANTIZATIONS
 from loraprune.options.sizes import byte_count, share_or_bytes
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions
@@ -55,12 +55,11 @@ class EstimateConfig:
         if self.target_kv_cache is not None:
             share = share_or_bytes("target_kv_cache", self.target_kv_cache)
             object.__setattr__(self, "target_kv_cache", share)
-        if self.quantization is not None and self.quantization not in QUANTIZATIONS:
-            raise ValueError(f"quantization is {self.quantization!r}; choose one of {', '.join(QUANTIZATIONS)}.")
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
-        if self.device not in DEVICES:
-            raise ValueError(f"device is {self.device!r}; choose one of {', '.join(DEVICES)}.")
+        if self.quantization is not None:
+            check_choice("quantization", self.quantization, tuple(QUANTIZATIONS))
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, DTYPE_NAMES)
+        check_choice("device", self.device, DEVICES)
         if self.pruning.unstructured:
             raise ValueError(
                 "The criterion 'pst' makes single weights zero, so that the model keeps its shapes: there is nothing "

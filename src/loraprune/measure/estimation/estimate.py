@@ -13,6 +13,7 @@ import torch
 from loraprune.allocation.allocate import ratio_for_parameters
 from loraprune.checkpoint.exports.overview import runtimes_after
 from loraprune.checkpoint.load import DTYPES
+from loraprune.checkpoint.shapes import find_shapes
 from loraprune.checkpoint.source import ModelSource
 from loraprune.importance.configs import Taylor
 from loraprune.measure.estimation.config import EstimateConfig
@@ -25,7 +26,7 @@ from loraprune.measure.estimation.refit import CalibrationSize
 from loraprune.measure.estimation.remedies import LEAST_BYTES, remedies
 from loraprune.measure.estimation.result import Estimate, GpuFit, ModelSize, StepMemory
 from loraprune.measure.estimation.run_size import RunSize, TrainedModel
-from loraprune.measure.estimation.shape_models import ShapeModels, find_shapes
+from loraprune.measure.estimation.shape_models import ShapeModels
 from loraprune.measure.estimation.simulated_step import StepSettings, simulate
 from loraprune.measure.estimation.smaller_cache import widths_of_smaller_cache
 from loraprune.measure.estimation.summed_evidence import evidence_bytes
@@ -262,13 +263,8 @@ class Estimator:
         """One training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
-        key = (
-            made_of,
-            depth,
-            repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0))),
-            listening,
-            processes,
-        )
+        said = repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0)))
+        key = (made_of, depth, said, listening, processes)
         if key not in self._steps:
             try:
                 simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening, processes))

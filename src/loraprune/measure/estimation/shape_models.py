@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import copy
-import difflib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
 from loraprune.checkpoint.load import meta_model
-from loraprune.checkpoint.reading import CheckpointError, read_config_values, reading
 from loraprune.checkpoint.source import ModelSource
 from loraprune.importance.configs import LoraGuided
 from loraprune.measure.estimation.depth import FEW
-from loraprune.measure.estimation.gpus import PRESETS
 from loraprune.measure.estimation.quantized import quantize_shapes_
 from loraprune.structure.blocks import write_depth_
 from loraprune.structure.describe import describe
@@ -28,51 +23,7 @@ from loraprune.tasks.registry import tunable_task
 from loraprune.tasks.task import Task
 
 if TYPE_CHECKING:
-    from transformers import PretrainedConfig
-
     from loraprune.measure.estimation.config import EstimateConfig
-
-NEAR = 0.75
-"""How alike a name has to be to one of the presets for that to be what was meant."""
-
-
-def find_shapes(name: str, *, trust_remote_code: bool = False, revision: str | None = None) -> ModelSource:
-    """What a folder, a ``config.json``, a preset, or a name on the hub stands for.
-
-    Raises:
-        CheckpointError: there is no such thing.
-        UnsupportedArchitectureError: the family has no description.
-    """
-    path = Path(name).expanduser()
-    if path.is_file():
-        return ModelSource(name=name, config=_of_values(read_config_values(path), name))
-    if not path.exists() and name in PRESETS:
-        return ModelSource(name=name, config=_of_values(PRESETS[name], name))
-    if not path.exists() and "/" not in name:
-        near = difflib.get_close_matches(name.lower(), PRESETS, n=1, cutoff=NEAR)
-        if near:
-            raise CheckpointError(
-                f"There is no folder {name!r} and no preset of that name. Did you mean {near[0]!r}? "
-                "Models of the hub are named with their owner: OWNER/NAME."
-            )
-    return ModelSource.of(name, trust_remote_code=trust_remote_code, revision=revision)
-
-
-def _of_values(values: dict[str, Any], name: str) -> PretrainedConfig:
-    from transformers import CONFIG_MAPPING, AutoConfig
-
-    kind, further = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
-    if further.get("quantization_config"):
-        raise CheckpointError(
-            f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit say how it is "
-            "quantized while it is pruned."
-        )
-    if kind not in CONFIG_MAPPING:
-        raise UnsupportedArchitectureError(unsupported(kind))
-    with reading(f"The config of {name} cannot be read", f"Correct {name}.", values):
-        config: PretrainedConfig = AutoConfig.for_model(kind, **copy.deepcopy(further))
-    spec_for(config)
-    return config
 
 
 @dataclass(frozen=True, kw_only=True)

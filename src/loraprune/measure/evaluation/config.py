@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from loraprune.checkpoint.load import DTYPES
 from loraprune.data.encoding import BOS_CHOICES
 from loraprune.options.field import SEEDS, check_choice, check_fields, setting
+from loraprune.options.precision import DTYPE_NAMES
 
 DEFAULT_TEXT = "wikitext2"
 
@@ -91,8 +91,8 @@ class EvaluationConfig:
         check_choice("bos", self.bos, BOS_CHOICES)
         check_fields(self)
         self._check_stride()
-        if self.dtype is not None and self.dtype not in DTYPES:
-            raise ValueError(f"dtype is {self.dtype!r}; choose one of {', '.join(DTYPES)}.")
+        if self.dtype is not None:
+            check_choice("dtype", self.dtype, DTYPE_NAMES)
         self._check_sampling()
         self._check_chat()
 

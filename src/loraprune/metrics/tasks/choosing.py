@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import importlib.util
 import os
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 
 from loraprune.metrics.tasks.lm_eval import harness_index
 from loraprune.metrics.tasks.local import NUM_FEWSHOT, VERSION, LocalTask, read_items, read_subjects
+from loraprune.options.near import near_names
 
 COMMONSENSE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_challenge", "openbookqa")
 """The seven zero-shot tasks of the LoRAPrune paper (section 4.1)."""
@@ -113,7 +113,7 @@ def _near_files(path: Path) -> str:
     folder = path.parent
     if not folder.is_dir():
         return f" There is no folder {folder}."
-    near = difflib.get_close_matches(path.name, [entry.name for entry in folder.iterdir()], n=1)
+    near = near_names(path.name, [entry.name for entry in folder.iterdir()])
     return f" Did you mean {folder / near[0]}?" if near else ""
 
 
@@ -122,7 +122,7 @@ def _of_harness(name: str, num_fewshot: int | None) -> list[ChosenTask]:
     if entry is None:
         # Nearly all of the harness' names are subjects and languages of larger tasks; short names are the likely ones.
         known = sorted({*harness_index(), *GROUPS}, key=len)
-        near = difflib.get_close_matches(name, known, n=3)
+        near = near_names(name, known, 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""
         raise ValueError(
             f"There is no task {name!r}.{hint} Name a task of lm-eval, the group {', '.join(GROUPS)}, or a file with "

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.measure.evaluation.results import Entry
+from loraprune.options.near import near_names
 from loraprune.record import numbers
 from loraprune.record.provenance import timestamp, versions
 from loraprune.record.run_record import ModelMeasures
@@ -316,7 +316,7 @@ def named_quality(asked: str, figures: Figures) -> str:
     plain = [name for name in alike if ":" not in name] or alike
     if len(plain) == 1:
         return plain[0]
-    near = plain or difflib.get_close_matches(asked, known, n=1)
+    near = plain or near_names(asked, known)
     hint = f" Did you mean {' or '.join(repr(name) for name in near)}?" if near else ""
     raise ValueError(f"No run has a measure {asked!r}.{hint} {_overview(figures)}")
 

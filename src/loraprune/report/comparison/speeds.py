@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.options.near import did_you_mean
 from loraprune.record import numbers
 from loraprune.record.run_record import ModelMeasures
 from loraprune.report.comparison.qualities import Compared, ComparedModels
@@ -116,8 +116,7 @@ def check_latency(asked: str | None, sources: Sequence[SpeedSource]) -> None:
     names = list(dict.fromkeys(source.name for source in sources if source.speeds))
     if asked is None or asked in names:
         return
-    near = difflib.get_close_matches(asked, names, n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = did_you_mean(asked, names)
     known = f"there are {', '.join(names)}" if names else "nothing was timed; name files of `loraprune bench` (--bench)"
     raise ValueError(f"No latency is called {asked!r}: {known}.{hint}")
 

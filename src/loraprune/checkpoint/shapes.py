@@ -1,0 +1,64 @@
+"""Models of which a config is enough: folders, files, presets and names on the hub."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
+from loraprune.checkpoint.names import PRESETS, is_preset
+from loraprune.checkpoint.reading import CheckpointError, read_config_values, reading
+from loraprune.checkpoint.source import ModelSource
+from loraprune.options.near import near_names
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+
+def find_shapes(
+    name: str, *, described: bool = True, trust_remote_code: bool = False, revision: str | None = None
+) -> ModelSource:
+    """What a folder, a ``config.json``, a preset, or a name on the hub stands for; weights need not be there.
+
+    Args:
+        name: as typed.
+        described: whether the family must have a description.
+        trust_remote_code: run code that a checkpoint brings.
+        revision: of a hub checkpoint.
+
+    Raises:
+        CheckpointError: there is no such thing.
+        UnsupportedArchitectureError: the family has no description.
+    """
+    path = Path(name).expanduser()
+    if path.is_file():
+        return ModelSource(name=name, config=_of_values(read_config_values(path), name, described))
+    if is_preset(name):
+        return ModelSource(name=name, config=_of_values(PRESETS[name], name, described))
+    if not path.exists() and "/" not in name:
+        near = near_names(name, PRESETS)
+        if near:
+            raise CheckpointError(
+                f"There is no folder {name!r} and no preset of that name. Did you mean {near[0]!r}? "
+                "Models of the hub are named with their owner: OWNER/NAME."
+            )
+    return ModelSource.of(name, described=described, trust_remote_code=trust_remote_code, revision=revision)
+
+
+def _of_values(values: dict[str, Any], name: str, described: bool) -> PretrainedConfig:
+    from transformers import CONFIG_MAPPING, AutoConfig
+
+    kind, further = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
+    if further.get("quantization_config"):
+        raise CheckpointError(
+            f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit say how it is "
+            "quantized while it is pruned."
+        )
+    if kind not in CONFIG_MAPPING:
+        raise UnsupportedArchitectureError(unsupported(kind))
+    with reading(f"The config of {name} cannot be read", f"Correct {name}.", values):
+        config: PretrainedConfig = AutoConfig.for_model(kind, **copy.deepcopy(further))
+    if described:
+        spec_for(config)
+    return config

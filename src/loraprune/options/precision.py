@@ -1,0 +1,29 @@
+"""Names of number formats, known without importing torch."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from loraprune.options.field import check_choice
+
+DTYPE_NAMES = ("float32", "bfloat16", "float16")
+"""Data types that models are computed and saved in."""
+
+QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
+"""Names of quantizations, and the package that each one needs."""
+
+
+def check_quantization(name: str | None) -> None:
+    """Make sure that a quantization exists and that its package is installed.
+
+    Raises:
+        ValueError: there is no such quantization, or its package is missing.
+    """
+    if name is None:
+        return
+    check_choice("quantization", name, tuple(QUANTIZATIONS))
+    package = QUANTIZATIONS[name]
+    if find_spec(package) is None:
+        raise ValueError(
+            f'The quantization {name!r} needs {package}, which is not installed: pip install "loraprune[quantization]".'
+        )
