@@ -27,7 +27,7 @@ def _narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_options_that_are_used_most_come_first(command: str, run: Command) -> None:
     page = run(command, "--help").out
     heading = re.findall(r"^([\w -]+):$", page.partition("arguments:\n")[2] or page, re.MULTILINE)[0]
-    assert heading == ("model" if command == "verify" else "most used")
+    assert heading == {"verify": "model", "push": "hub"}.get(command, "most used")
     most = next(group for group in parser_of(command)._action_groups if group.title == heading)
     assert len(most._group_actions) <= 14
 

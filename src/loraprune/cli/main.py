@@ -78,9 +78,7 @@ def _quiet_optional_libraries() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 and 143 stopped)."""
     if "_ARGCOMPLETE" in os.environ:
-        from loraprune.cli.completion import answer_shell
-
-        answer_shell()
+        import_module("loraprune.cli.completion").answer_shell()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with Stopping(raise_stop) as stopping:
         try:
