@@ -2,8 +2,8 @@
 
     python scripts/kill_runs.py --rounds 20 --kind KILL --command prune
 
-Each round starts a command on a tiny model, kills it several times, starts it again (``prune`` and ``recover`` with
-``--resume`` where there is a state) and lets it end. The result has to be that of a run that was never stopped, bit for
+Each round starts a command on a tiny model, kills it several times, starts it again (with ``--resume`` where
+there is a state) and lets it end. The result has to be that of a run that was never stopped, bit for
 bit: every file but for times and pictures of them. In every second round an older result stands at the output, and has
 to be there, whole, until the new one takes its place. Prints a tally; the exit code is 1 where anything was wrong.
 """
@@ -35,6 +35,7 @@ from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 from loraprune.cli.main import main as loraprune
 from loraprune.data.demo import demo_model
 from loraprune.pruning.resume import last_checkpoint
+from loraprune.recipes.steps.oneshot_state import ONESHOT_RUN_FILE
 
 TRAINING = [
     *("--data=texts.jsonl", "--max-length=32", "--per-device-train-batch-size=2", "--eval-sequences=4", "-q"),
@@ -43,6 +44,10 @@ TRAINING = [
 ]
 PRUNE = [*TRAINING, "--calibration-sequences=8", "--no-latency"]
 ONESHOT = ["--criterion=magnitude", "-q"]
+BY_BLOCK = [
+    *("--data=texts.jsonl", "--max-length=32", "--calibration-sequences=16", "--eval-sequences=4"),
+    *("--cuts=2", "--allocation=balanced", "--no-latency", "-q"),
+]
 TIMES = {"created", "seconds", "phases", "command", "latency_ms", "tokens_per_second"}
 """Keys of pruning.json that differ between two runs of one command."""
 PICTURED = {"report.html", "report.json", "README.md"}
@@ -66,6 +71,9 @@ COMMANDS = {
     "recover": Command(["recover", "sparse", *TRAINING], ["recover", "sparse", *TRAINING, "--seed=7"], resumes=True),
     "oneshot": Command(
         ["oneshot", "model", *ONESHOT, "--sparsity=0.5"], ["oneshot", "model", *ONESHOT, "--sparsity=0.25"]
+    ),
+    "oneshot-by-block": Command(
+        ["oneshot", "model", *BY_BLOCK, "--ratio=0.5"], ["oneshot", "model", *BY_BLOCK, "--ratio=0.25"], resumes=True
     ),
     "export": Command(
         ["export", "model", "--format=gguf", "--pre-tokenizer=qwen2"],
@@ -150,6 +158,11 @@ def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
+def has_state(folder: Path) -> bool:
+    """Whether a run can be continued from a folder."""
+    return folder.is_dir() and (last_checkpoint(folder) is not None or (folder / ONESHOT_RUN_FILE).is_file())
+
+
 class Rounds:
     """Rounds of one command."""
 
@@ -218,7 +231,7 @@ class Rounds:
             return True
         if found != (self.older if over else {}):
             raise WrongError(f"{output}: neither the older result nor the new one: {self._different(output)}")
-        saved = last_checkpoint(self._run_folder(output)) is not None
+        saved = has_state(self._run_folder(output))
         self.tally["found a saved state" if saved else "found no state"] += 1
         return False
 
@@ -234,7 +247,7 @@ class Rounds:
     def _arguments(self, output: Path, *, resume: bool = True) -> list[str]:
         arguments = [*self.command.arguments, "-o", self.command.output]
         state = self._run_folder(output)
-        going_on = resume and self.command.resumes and state.is_dir() and last_checkpoint(state) is not None
+        going_on = resume and self.command.resumes and has_state(state)
         if output.exists():
             arguments.append("--overwrite")
         return [*arguments, "--resume"] if going_on else arguments

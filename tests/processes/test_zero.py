@@ -182,6 +182,7 @@ def settled(stage: int, *, options: Any = None, pruning: Any = None, training: A
         ({"pruning": {"criterion": "pst"}}, "'pst' does not work"),
         ({"options": {"output": "out", "resume": True}}, "Leave out --resume"),
         ({"options": {"output": "out", "keep_run": True}}, "Leave out --keep-run"),
+        ({"options": {"eval_steps": 2}}, "Leave out --eval-steps"),
         ({"options": {"quantization": "torchao-int8"}}, "a quantized base"),
         ({"training": SimpleNamespace()}, "Pass a mapping"),
     ],

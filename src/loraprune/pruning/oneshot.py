@@ -24,6 +24,7 @@ from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.pruning.gradients import gradient_scores
 from loraprune.pruning.groups import CutRecord, CutTools, Groups
 from loraprune.pruning.width_trials import try_widths
+from loraprune.record.saved_steps import SavedSteps
 from loraprune.surgery.refit import CutHooks, GroupChooser
 from loraprune.surgery.repairs import NoRepair, Refit, Repair, Stream
 
@@ -46,6 +47,7 @@ def prune_(
     seed: int = 0,
     device: torch.device | None = None,
     progress: ProgressOf = lambda what, done, total: None,
+    saved: SavedSteps | None = None,
 ) -> list[CutRecord]:
     """Cut a model to its target, in place.
 
@@ -63,19 +65,20 @@ def prune_(
         seed: of the criterion ``random``.
         device: to compute on, one block at a time, where that is not the model's.
         progress: hears how far the work is.
+        saved: what an interrupted run finished, and where to keep what this one finishes. Forward passes over
+            finished blocks are made again; scores, choices and repairs are not.
     """
-    records = []
-    scored = partial(_scored, model, seed=seed, device=device, progress=progress)
+    records, saved = [], saved or SavedSteps()
+    scored = partial(_scored, model, seed=seed, device=device, progress=progress, saved=saved)
     if groups.target.allocation == "measured" and not groups.structure.spans_blocks:
-        groups.trials = _tried(model, groups, calibration, scored, repair, device, progress)
+        groups.trials = _tried(model, groups, calibration, scored, repair, device, progress, saved)
     for cut in range(cuts):
         place = f" {cut + 1}/{cuts}" if cuts > 1 else ""
         ratio = groups.target.ratio * (cut + 1) / cuts
         scores = scored(groups, calibration, f"scoring{place}")
         told = partial(progress, f"cutting{place}")
-        records.append(
-            _cut_once_(model, groups, calibration, scores, ratio, repair, CutHooks(device=device, progress=told))
-        )
+        hooks = CutHooks(device=device, progress=told, saved=saved, name=f"cut{cut + 1}")
+        records.append(_cut_once_(model, groups, calibration, scores, ratio, repair, hooks))
     return records
 
 
@@ -88,12 +91,20 @@ def _scored(
     seed: int,
     device: torch.device | None,
     progress: ProgressOf,
+    saved: SavedSteps,
 ) -> Scores | None:
     """Scores of the model as it is; None where the cut itself scores block by block."""
     if _widths_follow_from_ratio(groups, calibration):
         return None
+    place = name.replace(" ", "-").replace("/", "-of-")
+    finished = saved.found(place)
+    if finished is not None:
+        home = next(model.parameters()).device if finished.facts["on_model"] else None
+        return {dimension: value.to(home or value.device) for dimension, value in finished.tensors.items()}
     make_pass = partial(calibration_pass, model, groups.structure, calibration, device)
-    return score_groups(model, groups, calibration, make_pass, seed=seed, progress=partial(progress, name))
+    scores = score_groups(model, groups, calibration, make_pass, seed=seed, progress=partial(progress, name))
+    saved.keep(place, scores, {"on_model": any(value.device.type != "cpu" for value in scores.values())})
+    return scores
 
 
 def _cut_once_(
@@ -107,7 +118,7 @@ def _cut_once_(
 ) -> CutRecord:
     """Choose, cut and repair."""
     before, seen = groups.plan, Scores()
-    tools = CutTools(hooks=replace(hooks, choose=_chooser(model, groups.criterion, seen)))
+    tools = CutTools(hooks=replace(hooks, choose=_chooser(model, groups.criterion, seen), seen=seen))
     record = groups.cut_(model, scores, ratio, repair=repair, calibration=calibration, tools=tools)
     groups.remember(seen, before)
     return record
@@ -121,6 +132,7 @@ def _tried(
     repair: Repair,
     device: torch.device | None,
     progress: ProgressOf,
+    saved: SavedSteps,
 ) -> tuple[WidthTrial, ...]:
     """Cut and repair the model to several widths for trial; scores of the whole model are taken once."""
     known: list[Scores | None] = []
@@ -134,7 +146,7 @@ def _tried(
         hooks = CutHooks(device=device, progress=partial(progress, f"trying {named}"))
         _cut_once_(model, trial, rows, known[0], groups.target.ratio, repair, hooks)
 
-    return try_widths(model, groups, calibration, cut_)
+    return try_widths(model, groups, calibration, cut_, saved)
 
 
 def settled_repair(

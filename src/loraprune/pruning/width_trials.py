@@ -13,6 +13,7 @@ from loraprune.allocation.measured_widths import WidthTrial, search_widths
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.layers.unwrap import base_model
 from loraprune.metrics.divergence import Divergence, held_back
+from loraprune.record.saved_steps import SavedSteps
 
 if TYPE_CHECKING:
     from loraprune.pruning.groups import Groups
@@ -27,7 +28,11 @@ FITTED_SHARE = 3
 
 
 def try_widths(
-    model: nn.Module, groups: Groups, calibration: Calibration, cut_: Callable[[Widths, Calibration], None]
+    model: nn.Module,
+    groups: Groups,
+    calibration: Calibration,
+    cut_: Callable[[Widths, Calibration], None],
+    saved: SavedSteps | None = None,
 ) -> tuple[WidthTrial, ...]:
     """Try the widths that meet the target of a model's groups; the model stays as it was.
 
@@ -36,6 +41,7 @@ def try_widths(
         groups: of the model, with their target.
         calibration: a part of it judges, a part of the rest repairs.
         cut_: cuts the model to widths and repairs it, in place, on the calibration data that it is given.
+        saved: trials that an interrupted run finished, and where to keep further ones.
 
     Returns:
         See :func:`loraprune.allocation.measured_widths.search_widths`; empty with fewer than :data:`HELD_BACK` rows,
@@ -48,10 +54,17 @@ def try_widths(
 
     def measure(widths: Widths) -> float:
         nonlocal divergence
+        name = "-".join(["trial", *(f"{kind}{width}" for kind, width in widths.items())])
+        finished = None if saved is None else saved.found(name)
+        if finished is not None:
+            return float(finished.facts["divergence"])
         divergence = divergence or Divergence(model, judging)
         with _on_copies(model, groups.structure):
             cut_(widths, fitted[::FITTED_SHARE])
-            return divergence.of(model, shared=True)
+            found = divergence.of(model, shared=True)
+        if saved is not None:
+            saved.keep(name, {}, {"divergence": found})
+        return found
 
     return search_widths(groups.structure, groups.target.ratio, groups.legal_widths(), measure)
 

@@ -31,6 +31,7 @@ from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.steps.oneshot_state import saved_steps
 from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
 from loraprune.recipes.steps.push import pushed
@@ -47,6 +48,7 @@ from loraprune.record.run_record import (
     RunRecord,
     SparsityCourse,
 )
+from loraprune.record.saved_steps import SavedSteps
 from loraprune.report.card import card_of
 from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.whole_model import sparsify_
@@ -118,6 +120,7 @@ def oneshot(
 
     Raises:
         ValueError: something given is wrong; raised before any long work.
+        InterruptedRunError: Ctrl-C; finished blocks are saved, and ``RunOptions(resume=True)`` goes on from there.
         ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
         BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
         DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
@@ -132,12 +135,13 @@ def oneshot(
             prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
             wait()
             show_outlook(prepared, display)
-            result = _run(prepared, progress or display.steps)
-            wait()
+            with saved_steps(prepared) as saved:
+                result = _run(prepared, progress or display.steps, saved)
+                wait()
         return pushed(result, inputs.options)
 
 
-def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
+def _run(prepared: PreparedOneshot, progress: ProgressOf, saved: SavedSteps) -> OneshotResult:
     """Load, measure, prune, measure again and save."""
     started, phases = time.time(), PhaseTimer()
     logger.info("Loading %s", prepared.name)
@@ -148,10 +152,10 @@ def _run(prepared: PreparedOneshot, progress: ProgressOf) -> OneshotResult:
     calibration = draw(prepared)
     if isinstance(prepared.oneshot, SparseConfig):
         with phases.timed(ZEROING):
-            pruned = _sparsified(prepared, prepared.oneshot, loaded, calibration, progress)
+            pruned = _sparsified(prepared, prepared.oneshot, loaded, calibration, progress, saved)
     else:
         with phases.timed(SCORING_AND_CUTTING):
-            pruned = _cut(prepared, prepared.oneshot, loaded, calibration, progress)
+            pruned = _cut(prepared, prepared.oneshot, loaded, calibration, progress, saved)
     return _finish(prepared, loaded, pruned, dense, calibration, started, phases)
 
 
@@ -161,6 +165,7 @@ def _sparsified(
     model: PreTrainedModel,
     calibration: Calibration,
     progress: ProgressOf,
+    saved: SavedSteps,
 ) -> _Pruned:
     """Weights become zero."""
     records = sparsify_(
@@ -170,6 +175,7 @@ def _sparsified(
         config.criterion,
         config.pattern,
         lambda done, total: progress(config.name, done, total),
+        saved,
     )
     return _Pruned(plan=Plan.full(prepared.structure), matrices=tuple(records))
 
@@ -180,6 +186,7 @@ def _cut(
     model: PreTrainedModel,
     calibration: Calibration,
     progress: ProgressOf,
+    saved: SavedSteps,
 ) -> _Pruned:
     """Heads and channels go."""
     warn_of_few_tokens(prepared.structure, calibration, config.repair, config.criterion)
@@ -196,6 +203,7 @@ def _cut(
         seed=config.seed,
         device=prepared.computing,
         progress=progress,
+        saved=saved,
     )
     return _Pruned(
         plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts), trials=groups.trials

@@ -69,6 +69,9 @@ _COMPANIONS = (
 )
 """What stands beside a checkpoint without being part of it."""
 
+_ONESHOT_STATE = ("oneshot_run.json", "oneshot_*.safetensors", "oneshot_*.tmp", ".oneshot_*.tmp")
+"""What a run without training keeps of its finished steps."""
+
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", "*.tmp")
 """What a Trainer adds in its checkpoints; a run that was killed may have left a file without its name."""
 
@@ -97,7 +100,7 @@ def _foreign(folder: Path, state: bool) -> Iterator[Path]:
         if path.is_symlink():
             yield path
         elif not path.is_dir():
-            if not _matches(path.name, _CHECKPOINT + _COMPANIONS):
+            if not _matches(path.name, _CHECKPOINT + _COMPANIONS + (_ONESHOT_STATE if state else ())):
                 yield path
         elif path.name == "runs":
             yield from (inner for inner in path.rglob("*") if not inner.is_dir() and ".tfevents." not in inner.name)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -16,6 +16,7 @@ from loraprune.calibration.least_squares import NotPositiveDefiniteError
 from loraprune.calibration.progress import Progress
 from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.record.run_record import MatrixRecord
+from loraprune.record.saved_steps import SavedSteps
 from loraprune.sparsity.configs import Evidence, MagnitudeMask, WithUpdates, ZeroingMethod
 from loraprune.sparsity.matrices import Matrix, matrices_of
 from loraprune.sparsity.methods import SparseMatrix, sparsify
@@ -57,6 +58,7 @@ def sparsify_(
     method: ZeroingMethod,
     pattern: SparsityPattern,
     progress: Progress = lambda done, total: None,
+    saved: SavedSteps | None = None,
 ) -> list[MatrixRecord]:
     """Make the linear layers of all blocks sparse, in place.
 
@@ -67,6 +69,7 @@ def sparsify_(
         method: what is done to each matrix.
         pattern: how many weights become zero, and where.
         progress: hears how many blocks are done, and how many there are.
+        saved: blocks that an interrupted run finished, and where to keep further ones.
 
     Returns:
         What became of each matrix, in their order.
@@ -75,18 +78,28 @@ def sparsify_(
         ArithmeticError: calibration data make NaN or Inf.
     """
     records: list[MatrixRecord] = []
-    troubles = Troubles()
+    troubles, saved = Troubles(), saved or SavedSteps()
     progress(0, len(structure.blocks))
     with eval_mode(model), torch.no_grad():
         for layer, block in enumerate(structure.blocks):
-            if layer not in structure.protected:
+            module = base_model(model).get_submodule(block)
+            finished = None if layer in structure.protected else saved.found(f"zeros-{layer}")
+            if finished is not None:
+                module.load_state_dict(dict(finished.tensors))
+                records += [MatrixRecord(**record) for record in finished.facts["records"]]
+                troubles.take_over(finished.facts["troubles"])
+            elif layer not in structure.protected:
                 matrices = list(matrices_of(base_model(model), block))
                 with_inputs = _with_inputs(matrices, calibration, method.evidence)
                 made = {
                     matrix.name: _sparsify_matrix_(matrix, layer, inputs, method, pattern, troubles)
                     for matrix, inputs in with_inputs
                 }
-                records += [made[matrix.name] for matrix in matrices]
+                of_block = [made[matrix.name] for matrix in matrices]
+                records += of_block
+                if saved.keeps:
+                    facts = {"records": [asdict(record) for record in of_block], "troubles": troubles.told()}
+                    saved.keep(f"zeros-{layer}", module.state_dict(), facts)
             if calibration is not None:
                 calibration.advance()
             progress(layer + 1, len(structure.blocks))
@@ -211,6 +224,15 @@ class Troubles:
         """
         self._names.setdefault(kind, []).append(name)
         self._first.setdefault(kind, what)
+
+    def told(self) -> dict[str, Any]:
+        """All that was noted, as plain values."""
+        return {"names": self._names, "first": self._first}
+
+    def take_over(self, told: Mapping[str, Any]) -> None:
+        """Go on from what :meth:`told` gave."""
+        self._names = {kind: list(names) for kind, names in told["names"].items()}
+        self._first = dict(told["first"])
 
     def warn(self) -> None:
         """Give one warning a kind."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -26,6 +26,7 @@ from loraprune.calibration.residual_stream import NoStreamError, StreamTargets, 
 from loraprune.layers.axes import axis_length
 from loraprune.layers.unwrap import base_model, eval_mode
 from loraprune.processes.sharding import apart, whole_weights
+from loraprune.record.saved_steps import SavedStep, SavedSteps
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.bias import compensate_
@@ -42,6 +43,8 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 logger = logging.getLogger("loraprune")
+
+_SCORES = "scores:"
 
 GroupChooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
 """Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
@@ -90,12 +93,18 @@ class CutHooks:
         device: to compute on, one block at a time, where that is not the model's.
         progress: hears how far a cut with repair is.
         noted: hears what the cut did to each consumer that least squares repair.
+        seen: last scores of the groups by dimension, which ``choose`` fills.
+        saved: blocks that an interrupted run finished, and where to keep further ones.
+        name: of the cut, among them.
     """
 
     choose: GroupChooser | None = None
     device: torch.device | None = None
     progress: Progress = lambda done, total: None
     noted: Noted = lambda error: None
+    seen: dict[str, torch.Tensor] = field(default_factory=dict)
+    saved: SavedSteps = field(default_factory=SavedSteps)
+    name: str = "cut"
 
 
 def cut_and_repair_(
@@ -166,6 +175,7 @@ class _Cut:
     hooks: CutHooks
     targets: StreamTargets | None = None
     _behind_a_cut: bool = False
+    _errors: list[ConsumerError] = field(default_factory=list)
 
     @property
     def damping(self) -> float:
@@ -178,21 +188,70 @@ class _Cut:
         self.hooks.progress(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
         for layer in range(len(self.structure.blocks)):
-            with whole_weights(base_model(model).get_submodule(self.structure.blocks[layer])):
+            block, name = base_model(model).get_submodule(self.structure.blocks[layer]), f"{self.hooks.name}-{layer}"
+            with whole_weights(block):
                 self._begin_block(layer)
-                for dimension in self._restoring(model, layer, changed, layerwise):
-                    count = self.before.count(dimension.name)
-                    positions: Sequence[int] = changed[dimension.name]
-                    if self.hooks.choose is not None and dimension.tied is None:
-                        positions = self.hooks.choose(dimension, count, len(positions), layerwise)
-                    made[dimension.name] = positions
-                    weight = self._repair_(model, dimension, positions, count, layerwise)
-                    slice_dimension_(model, dimension, positions, count, self.optimizer)
-                    if weight is not None:
-                        set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+                finished = self.hooks.saved.found(name)
+                if finished is not None:
+                    made |= self._take_over_(model, block, layer, finished)
+                else:
+                    positions = self._cut_block_(model, layer, changed, layerwise)
+                    made |= positions
+                    self._keep(name, block, positions)
                 layerwise.advance()
             self.hooks.progress(layer + 1, len(self.structure.blocks))
         return self.before.keep(made)
+
+    def _cut_block_(
+        self, model: nn.Module, layer: int, changed: Mapping[str, Sequence[int]], layerwise: LayerwisePass
+    ) -> dict[str, Sequence[int]]:
+        """Cut and repair a block; positions of the groups that stay, by dimension."""
+        made: dict[str, Sequence[int]] = {}
+        for dimension in self._restoring(model, layer, changed, layerwise):
+            count = self.before.count(dimension.name)
+            positions: Sequence[int] = changed[dimension.name]
+            if self.hooks.choose is not None and dimension.tied is None:
+                positions = self.hooks.choose(dimension, count, len(positions), layerwise)
+            made[dimension.name] = positions
+            weight = self._repair_(model, dimension, positions, count, layerwise)
+            slice_dimension_(model, dimension, positions, count, self.optimizer)
+            if weight is not None:
+                set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+        return made
+
+    def _keep(self, name: str, block: nn.Module, made: Mapping[str, Sequence[int]]) -> None:
+        """Keep a block that is finished."""
+        if not self.hooks.saved.keeps:
+            return
+        scores = {
+            f"{_SCORES}{dimension}": self.hooks.seen[dimension] for dimension in made if dimension in self.hooks.seen
+        }
+        facts = {
+            "kept": {dimension: [int(position) for position in positions] for dimension, positions in made.items()},
+            "errors": [asdict(error) for error in self._errors],
+            "behind_a_cut": self._behind_a_cut,
+        }
+        self.hooks.saved.keep(name, {**block.state_dict(), **scores}, facts)
+        self._errors.clear()
+
+    def _take_over_(
+        self, model: nn.Module, block: nn.Module, layer: int, finished: SavedStep
+    ) -> dict[str, Sequence[int]]:
+        """Bring a block to what an interrupted run made of it; positions of the groups that stay, by dimension."""
+        made: dict[str, Sequence[int]] = finished.facts["kept"]
+        for dimension in self.structure.of_layer(layer):
+            if dimension.name in made:
+                slice_dimension_(model, dimension, made[dimension.name], self.before.count(dimension.name), None)
+        tensors = finished.tensors
+        block.load_state_dict({key: value for key, value in tensors.items() if not key.startswith(_SCORES)})
+        device = next(block.parameters()).device
+        for key, value in tensors.items():
+            if key.startswith(_SCORES):
+                self.hooks.seen[key.removeprefix(_SCORES)] = value.to(device)
+        for error in finished.facts["errors"]:
+            self.hooks.noted(ConsumerError(**error))
+        self._behind_a_cut = finished.facts["behind_a_cut"]
+        return made
 
     def _restoring(
         self, model: nn.Module, layer: int, changed: Mapping[str, Sequence[int]], layerwise: LayerwisePass
@@ -294,8 +353,8 @@ class _Cut:
         shares = None if error is None else relative(error)
         if shares is not None:
             cut, repaired = shares
-            self.hooks.noted(
-                ConsumerError(
-                    dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
-                )
+            found = ConsumerError(
+                dimension=dimension.name, kind=dimension.kind, layer=dimension.layer, cut=cut, repaired=repaired
             )
+            self._errors.append(found)
+            self.hooks.noted(found)

@@ -17,6 +17,7 @@ from loraprune.measure.width_times import SpeedGoal
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_result_folder
 from loraprune.recipes.steps.goals import check_goals, given_goal, settle_goals
+from loraprune.recipes.steps.oneshot_state import check_oneshot_folder, check_same_oneshot, widths_of_begun_run
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs, find_source
 from loraprune.sparsity.whole_model import check_widths
 from loraprune.structure.describe import describe
@@ -46,6 +47,7 @@ def prepare_oneshot(
     options = inputs.options
     check_result_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     _check_options(oneshot, options)
+    check_oneshot_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
     if dataset is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))
     if isinstance(oneshot, SparseConfig):
@@ -73,18 +75,28 @@ def prepare_oneshot(
         goal=goal,
     )
     if options.output is not None:
-        check_disk_space(options.output, structure.num_parameters * prepared.saved_dtype.itemsize)
+        check_disk_space(
+            options.output, structure.num_parameters * prepared.saved_dtype.itemsize + _state_bytes(prepared)
+        )
     setup = prepared.setup(inputs.collator)
     if dataset is None:
         prepared.take_rows_(rows_to_measure_on(task, setup))
     else:
         prepared.take_rows_(split_rows(task, dataset, setup, oneshot.seed))
+    check_same_oneshot(prepared)
     return prepared
+
+
+def _state_bytes(prepared: PreparedOneshot) -> int:
+    """Bytes of the finished blocks that the state of a run holds, of every cut."""
+    cuts = getattr(prepared.oneshot, "cuts", 1)
+    size = prepared.structure.num_parameters * prepared.computed_dtype.itemsize
+    return cuts * size if prepared.oneshot.needs_data else 0
 
 
 def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -> None:
     """Refuse what only a run with training has, and two ways to say how much goes."""
-    for name in ("resume", "allow_changes", "keep_run", "save_adapter", "fsdp"):
+    for name in ("allow_changes", "keep_run", "save_adapter", "fsdp"):
         if getattr(options, name):
             raise ValueError(f"{name} is an option of runs with training, and this one has none. Leave it out.")
     if options.quantization is not None or options.keep_quantized:
@@ -121,7 +133,7 @@ def _check_groups(
     """With the ratio or the widths that a goal comes to, once it is sure that they can be met and repaired."""
     oneshot.criterion.check(structure, while_training=False)
     stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
-    oneshot, goal = settle_goals(oneshot, structure, source, options, stored)
+    oneshot, goal = settle_goals(oneshot, structure, source, options, stored, begun=widths_of_begun_run(options))
     target = oneshot.target
     if structure.spans_blocks and not oneshot.repair.reads_data:
         logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])

@@ -18,6 +18,7 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import last_checkpoint, usable_checkpoint
 from loraprune.record.places import check_place, place_of
 from loraprune.record.replaceable import check_apart, check_output, foreign_entries
+from loraprune.record.saved_steps import STEP_PREFIX
 from loraprune.structure.dimensions import Structure
 from loraprune.tasks.options import RunOptions
 
@@ -39,6 +40,30 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
     if output is None or run_dir is None:
         return None
     check_result_folder(options, inputs)
+    check_state_folder(options, inputs)
+    checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
+    if options.resume:
+        if checkpoint is None:
+            raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
+        return usable_checkpoint(run_dir)
+    others = checkpoint is not None or any(run_dir.glob(f"{STEP_PREFIX}*.safetensors"))
+    if others and not options.overwrite:
+        raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
+    return None
+
+
+def check_state_folder(options: RunOptions, inputs: Sequence[object]) -> None:
+    """Make sure that the state of a run may be kept beside its output.
+
+    Args:
+        options: of the run, which has an output.
+        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+
+    Raises:
+        ValueError: something else is there, or nothing can be written there.
+    """
+    run_dir = options.run_dir
+    assert run_dir is not None
     check_place(run_dir)
     check_apart(run_dir, inputs, around=False)
     if run_dir.is_file():
@@ -53,14 +78,6 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
             f"The state of the run goes to {run_dir}, but that folder holds something else ({foreign[0]}). Move it "
             "away, or name another output folder."
         )
-    checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
-    if options.resume:
-        if checkpoint is None:
-            raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
-        return usable_checkpoint(run_dir)
-    if checkpoint is not None and not options.overwrite:
-        raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
-    return None
 
 
 def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:

@@ -34,7 +34,7 @@ def _facts(prepared: PreparedTraining) -> dict[str, Any]:
     share = 0.0 if prepared.teacher is None else prepared.teacher.share
     options = prepared.options
     training |= {name: getattr(options, name) for name in ("eval_steps", "early_stopping_patience", "load_best")}
-    facts: dict[str, Any] = {**training, "distill": share, "data": _fingerprint(prepared.train_rows)}
+    facts: dict[str, Any] = {**training, "distill": share, "data": rows_fingerprint(prepared.train_rows)}
     goals = {name: value for name in GOALS if (value := getattr(prepared.options, name)) is not None}
     return facts | {"processes": num_processes(), "goals": goals}
 
@@ -46,7 +46,7 @@ def _by_steps(facts: dict[str, Any]) -> dict[str, Any]:
     return others | {"sequences in a step": math.prod((*sizes, facts.get("processes", 1)))}
 
 
-def _fingerprint(rows: Dataset) -> str:
+def rows_fingerprint(rows: Dataset) -> str:
     """Of rows to train on: how many there are, and a hash of some of them from beginning to end."""
     step = max(1, len(rows) // _ROWS_LOOKED_AT)
     some = rows.with_format("arrow")[list(range(0, len(rows), step))].to_pylist()

@@ -100,6 +100,8 @@ def settle_zero(
         fault = "a run cannot cut during training. Cut before the first step: --prune-start 0 --cuts 1."
     elif options.resume or options.keep_run:
         fault = f"a run saves no states. Leave out {'--resume' if options.resume else '--keep-run'}."
+    elif options.eval_steps is not None:
+        fault = "a run measures before and after training only. Leave out --eval-steps."
     elif options.quantization is not None or source.packed:
         fault = "a quantized base cannot be trained. Leave out the quantization."
     elif options.sharded and stage < 3:
