@@ -279,13 +279,13 @@ def test_wrong_options_are_named(wrong, message):
 def test_experts_are_refused():
     structure = describe(tiny_model("llama"))
     of_experts = replace(structure.dimensions[1], consumer=replace(structure.dimensions[1].consumer, stacked=True))
-    with pytest.raises(ValueError, match=r"layers\.0\.channels .* is of another sort. Leave channels out"):
+    with pytest.raises(ValueError, match=r"layers\.0\.channels .* is not of that type. Leave channels out"):
         check_gateable(replace(structure, dimensions=(of_experts,)))
 
 
 @pytest.mark.parametrize("kind", ["blocks", "hidden"])
 def test_what_spans_the_blocks_is_refused(kind):
-    with pytest.raises(ValueError, match=f"{kind} .* is of another sort. Leave {kind} out"):
+    with pytest.raises(ValueError, match=f"{kind} .* is not of that type. Leave {kind} out"):
         check_gateable(describe(tiny_model("llama"), [kind]))
 
 

@@ -119,9 +119,12 @@ class Odd(Counting):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"layers.0.heads": torch.ones(3)}, r"Odd gave scores of shape \(3,\) for layers.0.heads; it has 4 groups now"),
-        ({"layers.0.heads": [1.0] * 4}, "Odd gave scores of shape list for layers.0.heads"),
-        ({"layers.7.heads": torch.ones(4)}, "Odd gave scores of 'layers.7.heads', which is no dimension"),
+        (
+            {"layers.0.heads": torch.ones(3)},
+            r"Odd returned scores of shape \(3,\) for layers.0.heads, which has 4 groups now",
+        ),
+        ({"layers.0.heads": [1.0] * 4}, "Odd returned scores of shape list for layers.0.heads"),
+        ({"layers.7.heads": torch.ones(4)}, "Odd returned scores for 'layers.7.heads', which is not a dimension"),
     ],
 )
 def test_scores_that_fit_no_plan_are_refused(given: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -140,8 +143,8 @@ class Half:
     ("criterion", "message"),
     [
         (Taylor, r"The criterion is the class Taylor; give an object of it, Taylor\(...\)"),
-        (Half(), "An object of Half was given as the criterion, and lacks scores, detach, comparable, every_step"),
-        (3, "An object of int was given as the criterion"),
+        (Half(), "The criterion, an object of Half, lacks scores, detach, comparable, every_step"),
+        (3, "The criterion, an object of int, lacks"),
         ("tailor", "There is no criterion 'tailor'; choose one of fisher"),
     ],
 )

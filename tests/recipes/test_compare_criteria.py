@@ -98,7 +98,7 @@ def test_a_ratio_that_would_empty_a_layer_is_refused_before_training(checkpoint:
 
 
 def test_a_criterion_that_cannot_score_what_would_go_is_refused(checkpoint: Path, data: Path) -> None:
-    with pytest.raises(ValueError, match="'position' says which blocks come first"):
+    with pytest.raises(ValueError, match="'position' ranks whole blocks"):
         compared(checkpoint, data, config={"criteria": ("fisher", "position")})
 
 

@@ -141,7 +141,7 @@ def test_when_cuts_are_made_by_default() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"criterion": "lora", "prune_end": 0.0}, "an adapter that has learnt something"),
+        ({"criterion": "lora", "prune_end": 0.0}, "a trained adapter"),
         ({"criterion": "compresso", "prune_end": 0.0}, "learns its gates up to the cut"),
         ({"criterion": "pst", "prune_end": 0.0}, "learns its scores while the adapter is trained"),
         ({"criterion": "osscar", "prune_end": 0.3}, "Cut once, before the first step"),

@@ -87,7 +87,7 @@ def test_without_a_method_they_are_scored_by_fisher(kind: str) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("method", ["wanda", "flap", "osscar"])
 def test_methods_that_look_at_a_consumer_are_refused(kind: str, method: str, deep: Path, data: Path) -> None:
-    with pytest.raises(ValueError, match=f"'{method}' looks at the one layer that reads a group"):
+    with pytest.raises(ValueError, match=f"'{method}' scores a group by the one layer that reads it"):
         once(deep, data, dimensions=(kind,), criterion=method)
 
 
@@ -105,7 +105,7 @@ def test_places_are_a_criterion_for_blocks_alone(deep: Path, data: Path) -> None
 
 
 def test_the_absolute_form_of_lora_says_nothing_of_blocks(deep: Path, data: Path) -> None:
-    with pytest.raises(ValueError, match="all blocks would be equal"):
+    with pytest.raises(ValueError, match="all blocks would score the same"):
         joint(deep, data, dimensions=("blocks",), criterion="lora", lora_form="absolute")
 
 

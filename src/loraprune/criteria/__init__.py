@@ -1,4 +1,4 @@
-"""Criteria as objects: those of the package, and the protocol that one of your own fulfils."""
+"""Criteria as objects: those of the package, and the protocol for your own."""
 
 from __future__ import annotations
 

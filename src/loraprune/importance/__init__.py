@@ -1,1 +1,1 @@
-"""Importance of groups: one file a criterion, and the moving average and stability of scores."""
+"""Importance of groups: one file per criterion, plus the moving average and the stability of scores."""

@@ -1,4 +1,4 @@
-"""Baselines that look at nothing: random importance, and importance by place."""
+"""Baselines that read neither data nor weights: random importance, and importance by position."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 
 class RandomCriterion:
-    """One uniform random score a group, the same whenever it is asked for.
+    """One uniform random score per group, the same at every call.
 
     Args:
-        seed: two criteria with the same seed give the same scores.
+        seed: two criteria with the same seed return the same scores.
     """
 
     comparable = False
@@ -35,7 +35,7 @@ class RandomCriterion:
         self._structure = structure
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Scores of the groups that are left; a group keeps its score over all cuts."""
+        """Return the scores of the remaining groups; a group keeps its score through all cuts."""
         assert self._structure is not None
         scores: Scores = {}
         for dimension in self._structure:
@@ -49,11 +49,11 @@ class RandomCriterion:
         self._structure = None
 
 
-# Importance by place: the first blocks stay and the last ones go, whatever they compute.
+# Importance by position: the first blocks stay and the last ones are removed, whatever they compute.
 
 
 class PositionCriterion:
-    """Scores that fall with a block's number, so that the first n blocks stay: for whole blocks alone.
+    """Scores that fall with a block's number, so the first n blocks stay; for whole blocks only.
 
     Source: LLM-Pruner (arXiv 2305.11627), whose layer-wise mode keeps the first n layers.
     """
@@ -69,7 +69,7 @@ class PositionCriterion:
         self._structure = structure
 
     def scores(self, plan: Plan) -> Scores | None:
-        """The number of blocks after each one, and itself."""
+        """Return one score per block: the number of blocks from that block to the last one."""
         assert self._structure is not None
         return {
             dimension.name: torch.tensor(

@@ -1,4 +1,4 @@
-"""Compresso: hard-concrete gates on the groups, learnt together with LoRA under a target for the parameters.
+"""Compresso: hard-concrete gates on the groups, learned together with LoRA under a target for the parameters.
 
 Source: Guo et al. 2023 (arXiv 2310.05015), section 3.
 """
@@ -21,23 +21,23 @@ if TYPE_CHECKING:
     from loraprune.structure.plan import Plan
 
 SPREAD = 0.05
-"""Deviation of the first ``log α``: no two groups of a layer start alike."""
+"""Standard deviation of the initial ``log α``, which keeps any two groups of a layer from starting equal."""
 
 MOST = 6.0
-"""``log α`` stays within ±6, where a gate can still be turned by its gradient."""
+"""``log α`` stays within ±6, where the gradient of a gate is still large enough to move it."""
 
 
 class CompressoCriterion:
-    """The criterion ``compresso``: a gate on every group is learnt, and its probability to be open is the score.
+    """The criterion ``compresso``: learns a gate on every group; the probability that it is open gives the score.
 
-    The score of a group is ``P(z > 0)`` times its parameters, the expected number of parameters that it keeps. Per
-    parameter, as allocations compare groups of different kinds, that is the probability itself. One multiplier for
-    the whole model prices a parameter the same wherever it is, so that scores compare across kinds and layers.
+    The score of a group is ``P(z > 0)`` times its parameters, the expected number of parameters that it keeps.
+    Allocations compare groups of different kinds per parameter, which leaves the probability itself. One multiplier
+    for the whole model gives every parameter the same price, so scores compare across kinds and layers.
 
     Args:
         learning_rate, multiplier_learning_rate, warmup, ramp, initial_drop: see
             :class:`loraprune.importance.configs.Compresso`.
-        seed: of the first gates and of the samples.
+        seed: seed of the initial gates and of the samples.
     """
 
     comparable = True
@@ -64,7 +64,7 @@ class CompressoCriterion:
         self._ratio = 0.0
 
     def attach(self, model: nn.Module, structure: Structure) -> None:
-        """Put gates on the consumers; they are open until :meth:`begin`."""
+        """Put gates on the consumers; the gates stay open until :meth:`begin`."""
         self._structure, self._gates = structure, LearnedGates(model, structure)
         counts = self._gates.num_groups()
         self._sizes = list(counts.values())
@@ -84,17 +84,17 @@ class CompressoCriterion:
         )
 
     def begin(self, steps: int, ratio: float) -> None:
-        """Start to learn: the gates work from now on.
+        """Start learning: from now on the gates multiply their inputs.
 
         Args:
             steps: optimizer steps until the cut.
-            ratio: share of the prunable parameters that should go.
+            ratio: share of the prunable parameters to remove.
         """
         self._steps, self._ratio = steps, ratio
         self._sample()
 
     def _generator(self, step: int) -> torch.Generator:
-        # By step, so that a run that is resumed draws what the uninterrupted one draws.
+        # Seeded by step, so a resumed run draws what the uninterrupted run draws.
         return torch.Generator().manual_seed((self.seed * 1_000_003 + step + 1) % 2**63)
 
     def _named(self, values_G: torch.Tensor) -> dict[str, torch.Tensor]:
@@ -119,13 +119,13 @@ class CompressoCriterion:
         return (self._parameters_G.double().sum() - kept) / self._structure.prunable_parameters
 
     def learn(self, usable: bool = True) -> None:
-        """Turn the gates after the backward passes of a step, and draw those of the next one.
+        """Update the gates after the backward passes of a step, and sample the gates of the next step.
 
-        The gradient is that of ``loss + λ₁·(ŝ − t) + λ₂·(ŝ − t)²``. The loss knows ``log α`` through the sample
-        alone and the rest knows nothing else, so that both parts are computed apart and added up here.
+        The gradient is that of ``loss + λ₁·(ŝ − t) + λ₂·(ŝ − t)²``. The loss depends on ``log α`` only through the
+        sample, and the other terms depend only on ``log α``. The two parts are computed separately and added here.
 
         Args:
-            usable: whether loss and gradients of the step are finite; otherwise nothing is learnt from it.
+            usable: whether loss and gradients of the step are finite; otherwise the step teaches nothing.
         """
         assert self._gates is not None
         gradients = self._gates.take()
@@ -143,7 +143,7 @@ class CompressoCriterion:
 
     @torch.no_grad()
     def scores(self, plan: Plan) -> Scores | None:
-        """``P(z > 0)`` times the parameters of each group; of a protected layer, as of gates that never close."""
+        """Return ``P(z > 0)`` times the parameters of each group, with ``P = 1`` in protected layers."""
         assert self._structure is not None
         scores = {
             dimension.name: torch.full((plan.count(dimension.name),), float(dimension.parameters_per_group))
@@ -153,11 +153,11 @@ class CompressoCriterion:
 
     @torch.no_grad()
     def gates(self) -> dict[str, torch.Tensor]:
-        """The gates of evaluation mode, one value a group."""
+        """Return the gates of evaluation mode, one value per group."""
         return self._named(expected_gates(self.log_alpha_G))
 
     def state(self) -> dict[str, torch.Tensor]:
-        """Everything that has been learnt, for a checkpoint."""
+        """Return everything that has been learned, for a checkpoint."""
         tensors = {
             "log_alpha": self.log_alpha_G.detach().clone(),
             "multipliers": self.multipliers.detach().clone(),
@@ -169,7 +169,7 @@ class CompressoCriterion:
 
     @torch.no_grad()
     def restore(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Go on from what :meth:`state` gave, after :meth:`begin`."""
+        """Continue from what :meth:`state` returned; call this after :meth:`begin`."""
         self._step = int(tensors["step"])
         for name, parameter in (("log_alpha", self.log_alpha_G), ("multipliers", self.multipliers)):
             parameter.copy_(tensors[name])
@@ -180,7 +180,7 @@ class CompressoCriterion:
         self._sample()
 
     def detach(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         if self._gates is not None:
             self._gates.remove()
 
@@ -197,10 +197,10 @@ LOWEST, HIGHEST = -0.1, 1.1
 
 
 def sampled_gates(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tensor:
-    """A sample of each gate, differentiable in ``log_alpha``.
+    """Sample each gate, differentiably in ``log_alpha``.
 
     Args:
-        log_alpha: location of each gate: the higher, the likelier it is open.
+        log_alpha: location of each gate: the higher, the more likely it is open.
         uniform: samples from (0, 1), same shape.
     """
     noise = uniform.log() - (-uniform).log1p()
@@ -208,7 +208,7 @@ def sampled_gates(log_alpha: torch.Tensor, uniform: torch.Tensor) -> torch.Tenso
 
 
 def expected_gates(log_alpha: torch.Tensor) -> torch.Tensor:
-    """The gates of a model that is used rather than trained: no sample, and exactly 0 or 1 where a gate is sure."""
+    """Return the gates for evaluation: no sampling, and exactly 0 or 1 if a gate is certain."""
     return _stretched(log_alpha.sigmoid())
 
 
@@ -218,7 +218,7 @@ def keep_probability(log_alpha: torch.Tensor) -> torch.Tensor:
 
 
 def log_alpha_of(drop: float) -> float:
-    """The location at which ``log α = logit(1 − drop)``: where gates start that are open but for a share ``drop``."""
+    """Return ``log α = logit(1 − drop)``: the initial location of gates that are closed with probability ``drop``."""
     return math.log((1.0 - drop) / drop)
 
 
@@ -226,19 +226,19 @@ def _stretched(values: torch.Tensor) -> torch.Tensor:
     return (values * (HIGHEST - LOWEST) + LOWEST).clamp(0.0, 1.0)
 
 
-# The constraint that the expected share of removed parameters meets a target, as a Lagrangian.
+# The constraint that the expected share of removed parameters reaches a target, as a Lagrangian.
 #
 # Source: Wang, Wohlwend and Lei 2020 (arXiv 1910.04732), as in CoFi (Xia et al. 2022, arXiv 2204.00408) and Compresso
 # (arXiv 2310.05015).
 
 
 def expected_parameters(probabilities_G: torch.Tensor, parameters_G: torch.Tensor) -> torch.Tensor:
-    """``Σ_g P(z_g > 0) · parameters of g``, a scalar in 64 bits: a model may have 1e11 of them."""
+    """``Σ_g P(z_g > 0) · parameters of g``, a scalar in 64 bits: a model may have 1e11 parameters."""
     return (probabilities_G.double() * parameters_G.double()).sum()
 
 
 def lagrangian(removed: torch.Tensor, target: float, multipliers: torch.Tensor) -> torch.Tensor:
-    """``λ₁·(ŝ − t) + λ₂·(ŝ − t)²``: added to the loss, descended in the gates and ascended in the multipliers.
+    """``λ₁·(ŝ − t) + λ₂·(ŝ − t)²``: added to the loss, minimized over the gates and maximized over the multipliers.
 
     Args:
         removed: expected share ``ŝ`` of removed parameters, a scalar.
@@ -250,7 +250,7 @@ def lagrangian(removed: torch.Tensor, target: float, multipliers: torch.Tensor) 
 
 
 def target_at(step: int, steps: int, ratio: float, warmup: float, ramp: str) -> float:
-    """Target of a step (counted from 0) that rises from 0 to ``ratio`` over the first ``warmup`` of ``steps``."""
+    """Target at a step (counted from 0): rises from 0 to ``ratio`` over the first ``warmup`` of ``steps``."""
     rising = warmup * steps
     progress = min(step / rising, 1.0) if rising else 1.0
     return ratio * (progress if ramp == "linear" else 1.0 - (1.0 - progress) ** 3)

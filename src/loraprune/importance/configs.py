@@ -1,7 +1,7 @@
-"""The criteria as configurations: one class each, which checks its options, says what it reads, and builds itself.
+"""Configurations of the criteria: each class checks its options, declares what it reads, and builds the criterion.
 
-What does the work stands in a module of the same name beside this one; it is imported when it is built, so that a
-wrong option is told of before torch is imported.
+The implementations are in modules of the same names. They are imported when a criterion is built, so a wrong option is
+reported before torch is imported.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ DEFAULT_PROMPT = (
     "Some heads and channels of this model are being switched off while it learns. Parts that are missing now will not "
     "come back, so rely on those that are left, and answer as well as the whole model would."
 )
-"""Our own words; the prompt of Compresso's paper says the same at greater length."""
+"""Our own text; the prompt of the Compresso paper says the same at greater length."""
 
 
 @dataclass(frozen=True)
@@ -56,8 +56,8 @@ class LoraGuided(CriterionConfig):
     """The criterion of the LoRAPrune paper (arXiv 2305.18403, Eq. 4 and 10).
 
     Attributes:
-        form: ``squared`` is the paper's; ``absolute`` that of the authors' code.
-        reduction: how the scores of the layers of a group become one.
+        form: ``squared`` is the paper's form; ``absolute`` is that of the authors' code.
+        reduction: how the scores of a group's layers are combined.
     """
 
     name = "lora"
@@ -65,7 +65,7 @@ class LoraGuided(CriterionConfig):
     reads_gradients = True
     reads_effective_weights = True
     sums_weights = True
-    needs_training = "scores groups by the gradients of an adapter that has learnt something"
+    needs_training = "scores groups by the gradients of a trained adapter"
     form: str = setting(
         "squared",
         "criterion lora: score of the paper (squared) or of its code (absolute)",
@@ -83,8 +83,8 @@ class LoraGuided(CriterionConfig):
         super().check(structure, while_training=while_training)
         if self.form == "absolute" and "blocks" in structure.kinds:
             raise ValueError(
-                "lora_form='absolute' divides the scores of each layer by their norm over its groups, and a block's "
-                "layers have one group each: all blocks would be equal. Choose lora_form='squared'."
+                "lora_form='absolute' divides the scores of each layer by their norm over its groups. Each layer of a "
+                "block has one group, so all blocks would score the same. Choose lora_form='squared'."
             )
 
 
@@ -95,8 +95,8 @@ class Taylor(CriterionConfig):
     Attributes:
         form: ``squared`` (the LoRAPrune paper's vanilla criterion) or LLM-Pruner's ``first``, ``second``, ``mix`` and
             ``vectorize``; see :func:`loraprune.importance.taylor_forms.importance`.
-        reduction: how the scores of the layers of a group become one.
-        offload: gradients of the weights that wait for the end of a step do so in the machine's memory.
+        reduction: how the scores of a group's layers are combined.
+        offload: whether weight gradients that must be kept until the end of a step are kept in CPU memory.
     """
 
     name = "taylor"
@@ -125,7 +125,7 @@ class Magnitude(CriterionConfig):
     """Squared magnitude of the effective weights of each group.
 
     Attributes:
-        reduction: how the scores of the layers of a group become one.
+        reduction: how the scores of a group's layers are combined.
     """
 
     name = "magnitude"
@@ -142,10 +142,10 @@ class Magnitude(CriterionConfig):
 
 @dataclass(frozen=True)
 class AtConsumers(CriterionConfig):
-    """Base of the criteria that look at what enters the one layer that reads a dimension.
+    """Base of the criteria that score a dimension by the inputs of its consumer, the one layer that reads it.
 
     Attributes:
-        reads_moment: whether they need the second moment of the inputs rather than sums over each feature.
+        reads_moment: whether the criterion needs the second moment of the inputs rather than sums per feature.
     """
 
     at_consumers = True
@@ -156,11 +156,11 @@ class AtConsumers(CriterionConfig):
     def group_scores(
         self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
     ) -> torch.Tensor:
-        """Scores of the groups of one dimension, shape ``(groups,)``, float32.
+        """Return the scores of the groups of one dimension, shape ``(groups,)``, float32.
 
         Args:
             weight_OI: effective weight of the consumer.
-            inputs: what is known of its input features.
+            inputs: statistics of its input features.
             positions_GK: columns that belong to each group, int64.
         """
         raise NotImplementedError
@@ -173,7 +173,7 @@ class AtConsumers(CriterionConfig):
 
 @dataclass(frozen=True)
 class Wanda(AtConsumers):
-    """The size of a consumer's weights times the size of what they are multiplied with (arXiv 2306.11695)."""
+    """Magnitude of a consumer's weights times the magnitude of the inputs that they multiply (arXiv 2306.11695)."""
 
     name = "wanda"
 
@@ -187,7 +187,7 @@ class Wanda(AtConsumers):
 
 @dataclass(frozen=True)
 class Flap(AtConsumers):
-    """How much a consumer's output fluctuates because of each group (FLAP, arXiv 2312.11983)."""
+    """How much each group makes a consumer's output fluctuate (FLAP, arXiv 2312.11983)."""
 
     name = "flap"
 
@@ -199,7 +199,7 @@ class Flap(AtConsumers):
         return flap_group_scores(weight_OI, inputs.variance, positions_GK)
 
     def scaled(self, scores: Scores, allocation: str) -> tuple[Scores, Scale]:
-        """FLAP's own way to compare layers: standardized scores, in the order of their values."""
+        """Standardize the scores and compare layers by rank, as FLAP does for a global allocation."""
         from loraprune.importance.flap import standardized
 
         if allocation != "global":
@@ -209,21 +209,21 @@ class Flap(AtConsumers):
 
 @dataclass(frozen=True)
 class Osscar(AtConsumers):
-    """Greedy elimination by the error that the refit of the consumer leaves over (OSSCAR, arXiv 2403.12983).
+    """Greedy elimination by the error that remains after the consumer is refitted (OSSCAR, arXiv 2403.12983).
 
     Attributes:
-        damping: as that of the refit: ridge as a share of the mean diagonal of the second moment.
+        damping: ridge as a share of the mean diagonal of the second moment, as in the repair.
     """
 
     name = "osscar"
     reads_moment = True
-    too_slow = "compares groups by what the repair of their cut leaves over, which is too slow for every step"
+    too_slow = "compares groups by the error that remains after their repair, which is too slow at every step"
     damping: float = setting(0.01, within="[0, inf)", idle=True)
 
     def group_scores(
         self, weight_OI: torch.Tensor, inputs: FeatureStatistics, positions_GK: torch.Tensor
     ) -> torch.Tensor:
-        """Scores of the groups.
+        """Return the scores of the groups.
 
         Raises:
             NotPositiveDefiniteError: the second moment is not positive definite.
@@ -235,10 +235,10 @@ class Osscar(AtConsumers):
 
 @dataclass(frozen=True)
 class Random(CriterionConfig):
-    """One uniform random score a group.
+    """One uniform random score per group.
 
     Attributes:
-        seed: that of the run where it is None.
+        seed: seed of the scores; None takes that of the run.
     """
 
     name = "random"
@@ -253,7 +253,7 @@ class Random(CriterionConfig):
 
 @dataclass(frozen=True)
 class Position(CriterionConfig):
-    """Scores that fall with a block's number, so that the first n whole blocks stay (arXiv 2305.11627)."""
+    """Scores that fall with a block's number, so the first n whole blocks stay (arXiv 2305.11627)."""
 
     name = "position"
     reads_data = False
@@ -266,23 +266,24 @@ class Position(CriterionConfig):
     def check(self, structure: Structure, *, while_training: bool = True) -> None:
         if "blocks" not in structure.kinds:
             raise ValueError(
-                f"The criterion 'position' says which blocks come first, and the kinds pruned are "
+                f"The criterion 'position' ranks whole blocks, but the dimensions to prune are "
                 f"{', '.join(structure.kinds)}. Choose --dimensions blocks, or another criterion."
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compresso(CriterionConfig):
-    """Gates on the groups, learnt together with LoRA (arXiv 2310.05015); the last cut alone is made.
+    """Gates on the groups, learned together with LoRA (arXiv 2310.05015); only the last cut is carried out.
 
     Attributes:
-        learning_rate: of the gates (Adam).
-        multiplier_learning_rate: of the two Lagrange multipliers (Adam, ascending).
+        learning_rate: learning rate of the gates (Adam).
+        multiplier_learning_rate: learning rate of the two Lagrange multipliers (Adam, ascending).
         warmup: share of the steps before the cut over which the target rises from 0 to the ratio.
-        ramp: how it rises, ``linear`` (the authors') or ``cubic`` (fast at first).
-        initial_drop: ``log α`` starts at ``log((1 − drop) / drop)``: a small value is a gate that is nearly always
-            open.
-        prompt: text put before every row of the data (causal language models only), or ``default`` for ours.
+        ramp: shape of that rise, ``linear`` (as in the paper) or ``cubic`` (fast at first).
+        initial_drop: ``log α`` starts at ``log((1 − drop) / drop)``; with a small value the gates are nearly always
+            open at first.
+        prompt: text put before every row of the data (causal language models only), or ``default`` for the built-in
+            one.
     """
 
     name = "compresso"
@@ -299,13 +300,13 @@ class Compresso(CriterionConfig):
     )
     warmup: float = setting(
         0.5,
-        "share of the steps before the cut in which the target ratio rises",
+        "share of the steps before the cut over which the target ratio rises",
         within="[0, 1]",
         why="a share of the steps",
     )
     ramp: str = setting("linear", "shape of that rise", choices=RAMPS)
     initial_drop: float = setting(
-        0.01, "share by which gates are closed at the start", within="(0, 1)", why="such as 0.01"
+        0.01, "share of the gates that are closed at the start", within="(0, 1)", why="such as 0.01"
     )
     prompt: str | None = setting(
         None, "text to put before every row, or 'default' for the built-in one", flat="pruning_prompt", shown="none"
@@ -314,7 +315,7 @@ class Compresso(CriterionConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.prompt is not None and not self.prompt.strip():
-            raise ValueError("The pruning prompt is empty. Give a text, or leave the option out.")
+            raise ValueError("The pruning prompt is empty. Pass a text, or omit the option.")
 
     @property
     def prompt_text(self) -> str | None:
@@ -341,12 +342,13 @@ class Compresso(CriterionConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class Pst(CriterionConfig):
-    """Single weights become zero, by scores that are learnt with the adapter (PST, arXiv 2205.11005).
+    """Zeroes single weights, by scores that are learned with the adapter (PST, arXiv 2205.11005).
 
     Attributes:
-        rank: of the low-rank part U·V of the learnt scores.
-        low_rank_weight: α1, what that part counts; ``structured_weight``: α2, what rows and columns count.
-        learning_rate: of the scores, all through the run; None takes that of the adapter at every step.
+        rank: rank of the low-rank part U·V of the learned scores.
+        low_rank_weight: α1, weight of the low-rank part.
+        structured_weight: α2, weight of the row and column parts.
+        learning_rate: learning rate of the scores, constant over the run; None takes that of the adapter at each step.
     """
 
     name = "pst"
@@ -370,4 +372,4 @@ GROUP_CRITERIA: dict[str, type[CriterionConfig]] = {
 """Criteria that score groups, by name."""
 
 CRITERIA = tuple(name for name, kind in GROUP_CRITERIA.items() if not kind.too_slow)
-"""Names of those that can score groups while a model is trained."""
+"""Names of the criteria that can score groups during training."""

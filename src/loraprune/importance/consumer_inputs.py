@@ -1,4 +1,4 @@
-"""Criteria that look at what enters each consumer while the model is trained."""
+"""Criteria that score groups by the inputs of each consumer during training."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 def group_positions(dimension: PrunableDimension, num_groups: int, length: int) -> torch.Tensor:
     """Columns of the consumer that belong to each group, shape ``(groups, columns a group)``."""
-    # All groups at once: a layer has thousands of channels, and every step of a run asks.
+    # All groups in one tensor: a layer has thousands of channels, and this runs at every step.
     groups = torch.arange(num_groups)[:, None]
     parts, offset = [], 0
     for size in dimension.consumer.segments:
@@ -36,12 +36,12 @@ def group_positions(dimension: PrunableDimension, num_groups: int, length: int) 
 class FeatureCriterion:
     """Scores groups by the consumer's weights and the statistics of its inputs since the last step.
 
-    The statistics are those of the training's own forward passes, of tokens that are no padding where the model is
-    told which those are. The weight is the effective one, ``W + s·B·A``, at the time of scoring.
+    The statistics come from the training's own forward passes. Padding is left out if the model is given a mask. The
+    weight is the effective one, ``W + s·B·A``, at the time of scoring.
 
     Args:
-        name: of the criterion.
-        group_scores: scores the groups of one dimension, shape ``(groups,)``: from the consumer's weight, the
+        name: name of the criterion.
+        group_scores: scores the groups of one dimension, shape ``(groups,)``, from the consumer's weight, the
             statistics of its inputs and the columns that belong to each group.
     """
 
@@ -57,25 +57,25 @@ class FeatureCriterion:
         self._features: EnteringFeatures | None = None
 
     def attach(self, model: nn.Module, structure: Structure) -> None:
-        """Watch what enters the consumers.
+        """Watch the inputs of the consumers.
 
         Raises:
-            ValueError: a consumer is no linear layer.
+            ValueError: a consumer is not a linear layer.
         """
         base = base_model(model)
         for dimension in structure:
             consumer = dimension.consumer
             if not is_matrix(base.get_submodule(consumer.module), consumer.parameter):
                 raise ValueError(
-                    f"The criterion {self.name!r} scores groups by what enters one linear layer, and "
-                    f"{dimension.name} is read by {consumer.module}.{consumer.parameter}, which is none. Use the "
-                    "criterion 'fisher', or leave these out (--dimensions)."
+                    f"The criterion {self.name!r} scores groups by the inputs of one linear layer, but "
+                    f"{dimension.name} is read by {consumer.module}.{consumer.parameter}, which is not linear. Use the "
+                    "criterion 'fisher', or leave this kind out (--dimensions)."
                 )
         self._model, self._structure = base, structure
         self._features = EnteringFeatures(base, [dimension.consumer.module for dimension in structure])
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Scores from the forward passes since the last call; None where a consumer was not reached."""
+        """Return scores from the forward passes since the last call, or None if a consumer was not reached."""
         assert self._model is not None
         assert self._structure is not None
         assert self._features is not None
@@ -91,7 +91,7 @@ class FeatureCriterion:
         return scores
 
     def detach(self) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         if self._features is not None:
             self._features.remove()
         self._model = self._structure = self._features = None

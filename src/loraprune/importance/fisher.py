@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class FisherCriterion:
-    """The default criterion: exact gate gradients, one sequence at a time, at the cost of one product a consumer.
+    """The default criterion: exact gate gradients, one sequence at a time, at the cost of one product per consumer.
 
-    It reads neither the base weights nor their gradients nor LoRA's, so a quantized base is the same to it.
+    It reads neither the base weights nor their gradients nor those of LoRA, so the base may be quantized.
     """
 
     comparable = True
@@ -31,13 +31,13 @@ class FisherCriterion:
         self._probes = GateProbes(model, structure)
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Mean squares over the sequences since the last call."""
+        """Return mean squares over the sequences since the last call."""
         if self._probes is None:
             raise RuntimeError("The criterion is not attached to a model.")
         return self._probes.take() or None
 
     def detach(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         if self._probes is not None:
             self._probes.remove()
             self._probes = None

@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 def estimated_gradient(
     a: torch.Tensor, b: torch.Tensor, grad_a: torch.Tensor, grad_b: torch.Tensor, scaling: float
 ) -> torch.Tensor:
-    """Estimate of a weight's gradient, ``s·(gB·A + B·gA − gB·gA)``: how much one step of LoRA would change it.
+    """Estimate of a weight's gradient, ``s·(gB·A + B·gA − gB·gA)``: how much one step of LoRA would change the weight.
 
     Args:
         a: ``lora_A``, shape ``(r, in)``.
-        b: ``lora_B``, shape ``(out, r)``; some rows of it are enough, with the same rows of ``grad_b``.
+        b: ``lora_B``, shape ``(out, r)``; a subset of its rows is allowed, with the same rows of ``grad_b``.
         grad_a: gradient of ``a``.
         grad_b: gradient of ``b``.
         scaling: ``s = alpha / r``, by which LoRA multiplies ``B·A``.
@@ -41,7 +41,7 @@ def estimated_gradient(
 
 
 def _importance(weight: torch.Tensor, gradient: torch.Tensor, form: str) -> torch.Tensor:
-    """Importance of weights; both arguments have one shape, and the first is used up."""
+    """Importance of weights; both arguments have the same shape, and the first is modified in place."""
     importance = weight.mul_(gradient)
     return importance.square_() if form == "squared" else importance.abs_()
 
@@ -68,7 +68,7 @@ def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str
 
 
 def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
-    """Sum of the importance of the weights that one layer gives to each group; None without gradients."""
+    """Sum of the importance of one layer's weights in each group; None without gradients."""
     if is_stacked(base_layer(module), member.parameter):
         if not any(f.grad_a is not None for f in expert_factors(module, member.parameter, 0)):
             return None
@@ -86,10 +86,10 @@ def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) ->
 
 @torch.no_grad()
 def layer_importance(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:
-    """Importance that one layer gives to the groups of one of its sides, shape ``(num_groups,)``.
+    """Importance of the groups on one side of a layer, shape ``(num_groups,)``.
 
-    Rows (or experts) are taken one block after the other, so that no temporary is as large as the weight of a large
-    layer. None where LoRA does not adapt the layer or has no gradient yet.
+    Rows (or experts) are processed one block after the other, so no temporary is as large as the weight of a large
+    layer. Returns None if LoRA does not adapt the layer or has no gradient yet.
     """
     scores = _per_group(module, member, num_groups, form)
     if scores is None or form != "absolute":
@@ -98,7 +98,7 @@ def layer_importance(module: nn.Module, member: Member, num_groups: int, form: s
 
 
 def _is_adapted(module: nn.Module, parameter: str) -> bool:
-    """Whether LoRA adapts a parameter of a layer that has a place in the scores."""
+    """Whether a parameter counts in the scores and LoRA adapts it."""
     if is_stacked(base_layer(module), parameter):
         return bool(expert_factors(module, parameter, 0))
     return is_matrix(module, parameter) and bool(lora_factors(module))
@@ -107,13 +107,13 @@ def _is_adapted(module: nn.Module, parameter: str) -> bool:
 class LoraCriterion:
     """The criterion of the LoRAPrune paper (Eq. 4 and 10).
 
-    The scores are read after the Trainer's gradient clipping, as the public code reads them.
+    The scores are read after the Trainer's gradient clipping, as in the public code.
 
     Args:
-        form: ``squared`` is the paper's; ``absolute`` that of the authors' code, which takes absolute values and
-            divides each layer's scores by their L2 norm before it adds the layers of a group.
-        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`; the paper's
-            is the sum.
+        form: ``squared`` is the paper's form; ``absolute`` is that of the authors' code, which takes absolute values
+            and divides each layer's scores by their L2 norm before it adds the layers of a group.
+        reduction: how the scores of a group's layers are combined, see
+            :func:`loraprune.importance.reductions.reduced`; the paper sums them.
     """
 
     comparable = True
@@ -129,7 +129,7 @@ class LoraCriterion:
         """Remember the model; gradients are read from its parameters.
 
         Raises:
-            ValueError: a dimension has no layer that LoRA adapts, so that nothing can be said of it.
+            ValueError: LoRA adapts no layer of a dimension, so the dimension cannot be scored.
         """
         self._model, self._structure = base_model(model), structure
         for dimension in structure:
@@ -141,12 +141,12 @@ class LoraCriterion:
                     else "q, k, v, o, gate, up and down projections (--lora-target-modules)"
                 )
                 raise ValueError(
-                    f"The criterion 'lora' needs LoRA on at least one layer of every group, and {dimension.name} has "
+                    f"The criterion 'lora' needs LoRA on at least one layer of every group, but {dimension.name} has "
                     f"none. Adapt {which}, or use the criterion 'fisher'."
                 )
 
     def scores(self, plan: Plan) -> Scores | None:
-        """The layers' importance for each group; None before the first backward pass."""
+        """Return the layers' importance for each group; None before the first backward pass."""
         assert self._model is not None
         assert self._structure is not None
         scores: Scores = {}

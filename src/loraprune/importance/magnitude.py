@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def squared_magnitude(module: nn.Module, member: Member, num_groups: int) -> torch.Tensor:
-    """``Σ (W + s·B·A)²`` over the weights that one layer gives to each group, shape ``(num_groups,)``."""
+    """``Σ (W + s·B·A)²`` over one layer's weights in each group, shape ``(num_groups,)``."""
     if is_stacked(base_layer(module), member.parameter):
         return over_experts(
             module,
@@ -36,7 +36,8 @@ class MagnitudeCriterion:
     """Squared magnitude of the effective weights of each group: the data-free baseline.
 
     Args:
-        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
+        reduction: how the scores of a group's layers are combined, see
+            :func:`loraprune.importance.reductions.reduced`.
     """
 
     comparable = False
@@ -52,7 +53,7 @@ class MagnitudeCriterion:
         self._model, self._structure = base_model(model), structure
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Read the weights as they are now."""
+        """Score the current weights."""
         assert self._model is not None
         assert self._structure is not None
         scores: Scores = {}

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 Scores = dict[str, torch.Tensor]
-"""Importance of the groups kept so far: name of a dimension to a float32 tensor of shape ``(groups kept,)``."""
+"""Importance of the remaining groups: name of a dimension to a float32 tensor of shape ``(groups kept,)``."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class MovingAverage:
 
     Attributes:
         values: ``λ·G + (1−λ)·Ĝ`` summed from zero; empty before the first update.
-        updates: how many scores went in.
+        updates: number of updates so far.
     """
 
     values: Scores = field(default_factory=dict)
@@ -25,7 +25,7 @@ class MovingAverage:
 
 
 def updated(state: MovingAverage, scores: Scores, decay: float) -> MovingAverage:
-    """Take in the scores of one step: ``G_t = λ·G_{t−1} + (1−λ)·Ĝ_t`` with λ = ``decay``."""
+    """Add the scores of one step: ``G_t = λ·G_{t−1} + (1−λ)·Ĝ_t`` with λ = ``decay``."""
     values = {
         name: (1.0 - decay) * new + (decay * state.values[name].to(new.device) if name in state.values else 0.0)
         for name, new in scores.items()
@@ -34,14 +34,14 @@ def updated(state: MovingAverage, scores: Scores, decay: float) -> MovingAverage
 
 
 def averaged(state: MovingAverage, decay: float, bias_correction: bool = True) -> Scores:
-    """Read the average; with bias correction the start from zero is divided out, ``G_t / (1 − λ^t)``."""
+    """Return the average; bias correction divides by ``1 − λ^t`` to cancel the start from zero."""
     if not bias_correction or state.updates == 0:
         return dict(state.values)
     return {name: value / (1.0 - decay**state.updates) for name, value in state.values.items()}
 
 
 def selected(state: MovingAverage, positions: Mapping[str, Sequence[int]]) -> MovingAverage:
-    """Follow a cut: keep the entries of the groups that stay."""
+    """Keep the entries of the groups that remain after a cut."""
     values = {
         name: value[torch.as_tensor(positions[name], device=value.device)] if name in positions else value
         for name, value in state.values.items()

@@ -1,4 +1,4 @@
-"""Greedy elimination by the refit error itself: which groups, once removed and refitted, cost the output least."""
+"""Greedy elimination by the refit error: which groups, once removed and refitted, cost the output least."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from loraprune.calibration.least_squares import (
 
 MOST_ROUNDS = 256
 LETS_GO = 8
-"""How many times, at even distances, an elimination lets go of the columns that it has removed."""
+"""Number of times, evenly spaced, that an elimination drops the columns that it has removed."""
 WIDEST_IN_64_BITS = 2048
-"""Inputs of the widest layer for which an elimination computes in 64 bits."""
+"""Inputs of the widest layer that is computed in 64 bits."""
 _MOST_PUT_BY = 64
 # At least two rounding steps of 32 bits, so that scores which differ by as much stay apart.
 TIE_BREAK = 2.0**-22
@@ -24,18 +24,18 @@ _FLOOR = 2.0**-50
 
 
 class _Elimination:
-    """The consumer refitted to the columns that are left, and the inverse of their damped second moment.
+    """The consumer refitted to the remaining columns, and the inverse of their damped second moment.
 
-    Columns stand group by group, so that the blocks of all groups are views; columns of no group come last and stay.
-    What removals take from the two matrices is put by, and subtracted when there is enough of it: one large product is
-    faster than many thin ones. (In 32 bits, and with wide groups, it is subtracted at once.) Columns of removed groups
-    hold rounding errors, and go when there are enough of them.
+    Columns are ordered by group, so the blocks of all groups are views. Columns of no group come last and stay.
+    The updates of the two matrices are collected and subtracted together: one large product is faster than many thin
+    ones. (In 32 bits, and for groups of several columns, they are subtracted immediately.) Columns of removed groups
+    hold rounding errors; they are dropped once there are enough of them.
 
     Args:
-        weight_OI: the consumer.
-        inverse_II: ``P``; changed.
-        groups: how many there are.
-        size: columns of each.
+        weight_OI: weight of the consumer.
+        inverse_II: ``P``; modified in place.
+        groups: number of groups.
+        size: number of columns per group.
     """
 
     def __init__(self, weight_OI: torch.Tensor, inverse_II: torch.Tensor, groups: int, size: int) -> None:
@@ -47,27 +47,27 @@ class _Elimination:
         self._begin()
 
     def _begin(self) -> None:
-        """Nothing is put by: ``P`` and ``W`` are ``inverse_II`` and ``weight_IO``."""
+        """Start with no collected updates: ``P`` and ``W`` are ``inverse_II`` and ``weight_IO``."""
         self.taken_DI, self.given_DO = self.inverse_II[:0], self.weight_IO[:0]
         self.diagonal_I, self.squares_I = self.inverse_II.diagonal().clone(), self.weight_IO.square().sum(1)
 
     def _settle(self) -> None:
-        """Subtract what was put by."""
+        """Subtract the collected updates."""
         self.weight_IO.addmm_(self.taken_DI.T, self.given_DO, alpha=-1)
         self.inverse_II.addmm_(self.taken_DI.T, self.taken_DI, alpha=-1)
         self._begin()
 
     def _factor(self, blocks: torch.Tensor) -> torch.Tensor:
-        """Cholesky factors; that there is none is only remembered, since asking would wait for the device."""
+        """Cholesky factors; a failure is only recorded, because reading it would synchronize with the device."""
         factor, info = torch.linalg.cholesky_ex(blocks)
         self.broken |= (info != 0).any()
         return factor
 
     def errors(self) -> torch.Tensor:
-        """``tr(W_g (P_gg)⁻¹ W_gᵀ)``: what the removal of each group costs now; infinite for those removed."""
+        """``tr(W_g (P_gg)⁻¹ W_gᵀ)``: current cost of removing each group; infinite for removed groups."""
         by_group = (self.groups, self.size)
         length = self.groups * self.size
-        if self.size == 1:  # thousands of factors of one number each
+        if self.size == 1:  # thousands of 1×1 factors
             diagonal_G = self.diagonal_I[:length].masked_fill(self.removed_G, 1)
             self.broken |= (diagonal_G <= 0).any()
             errors_G = self.squares_I[:length].clamp_min(0) / diagonal_G
@@ -82,10 +82,10 @@ class _Elimination:
         return errors_G.masked_fill(self.removed_G, torch.inf)
 
     def marginal_errors(self, chosen: torch.Tensor, *, remove: bool = False) -> torch.Tensor:
-        """What each of several groups costs once those before it are removed and the rest is refitted.
+        """Cost of each of several groups once those before it are removed and the rest is refitted.
 
-        The factor of their joint block gives all of it at once: row k of ``L⁻¹ W_Kᵀ`` is what column k still holds
-        after the columns before it, over the root of its own entry of the inverse by then.
+        One factor of their joint block yields all costs: row k of ``L⁻¹ W_Kᵀ`` is the remainder of column k after the
+        columns before it, divided by the root of the column's own entry of the inverse at that point.
 
         Args:
             chosen: groups in the order of their removal.
@@ -104,7 +104,7 @@ class _Elimination:
         return halves_KO.square().sum(1).unflatten(0, (len(chosen), self.size)).sum(1)
 
     def _take(self, taken_KI: torch.Tensor, given_KO: torch.Tensor) -> None:
-        """Take ``taken_KIᵀ taken_KI`` from ``P``, and ``taken_KIᵀ given_KO`` from ``Wᵀ``."""
+        """Subtract ``taken_KIᵀ taken_KI`` from ``P``, and ``taken_KIᵀ given_KO`` from ``Wᵀ``."""
         settles = subtracts(len(self.taken_DI), len(taken_KI), self.size, in_64_bits=taken_KI.dtype == torch.float64)
         if not settles:
             before_KI = given_KO @ self.weight_IO.T - (given_KO @ self.given_DO.T) @ self.taken_DI
@@ -120,7 +120,7 @@ class _Elimination:
         return (groups[:, None] * self.size + torch.arange(self.size, device=groups.device)).flatten()
 
     def _let_go(self, left: int) -> None:
-        """Go on with the groups that are left, so many, and the columns of no group."""
+        """Keep only the ``left`` remaining groups and the columns of no group."""
         self._settle()
         kept = self.removed_G.byte().argsort(stable=True)[:left]
         others = torch.arange(self.groups * self.size, len(self.inverse_II), device=kept.device)
@@ -131,10 +131,10 @@ class _Elimination:
         self._begin()
 
     def choose(self, count: int, left: int) -> torch.Tensor:
-        """The groups to remove next, cheapest first.
+        """Choose the groups to remove next, cheapest first.
 
-        Of two groups that stand in for each other each is cheap, but not both. So where several go at once, twice as
-        many are looked at, and those are taken that are cheap after the ones before them, too.
+        If two groups can replace each other, each is cheap, but both together are not. So if a round removes several
+        groups, it considers twice as many and takes those that stay cheap after the ones before them.
         """
         looked_at = self.errors().argsort(stable=True)[: count if count == 1 else min(2 * count, left)]
         if len(looked_at) == count:
@@ -142,7 +142,7 @@ class _Elimination:
         return looked_at[self.marginal_errors(looked_at).argsort(stable=True)[:count]]
 
     def run(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Remove everything: groups in the order of their removal, and their errors; None where rounding broke it."""
+        """Remove everything; return the groups in order of removal and their errors, or None if rounding broke it."""
         total, order, errors = self.groups, [], []
         at_once = -(-total // MOST_ROUNDS)
         for left in range(total, 0, -at_once):
@@ -156,27 +156,27 @@ class _Elimination:
 
 
 def subtracts(put_by: int, taken: int, size: int, *, in_64_bits: bool) -> bool:
-    """Whether an elimination that takes columns subtracts them and all that it has put by.
+    """Whether an elimination subtracts all collected columns, including those that it takes now.
 
     Args:
-        put_by: columns before.
-        taken: columns now.
-        size: columns of a group.
-        in_64_bits: how it computes.
+        put_by: columns collected so far.
+        taken: columns taken now.
+        size: columns per group.
+        in_64_bits: whether it computes in 64 bits.
     """
     return size > 1 or not in_64_bits or put_by + 2 * taken > _MOST_PUT_BY
 
 
 def lets_go(total: int, groups: int, left: int) -> bool:
-    """Whether an elimination that began with ``total`` groups and holds ``groups`` goes on with those left alone."""
+    """Whether an elimination that began with ``total`` groups and holds ``groups`` drops all but those left."""
     return left > 0 and (groups - left) * LETS_GO >= total
 
 
 def _as_scores(order_G: torch.Tensor, errors_G: torch.Tensor) -> torch.Tensor:
-    """Scores, by group, that rise strictly in the order of removal and are about the errors.
+    """Scores by group that rise strictly in the order of removal and stay close to the errors.
 
-    The cumulative maximum alone leaves ties, which a ranking breaks by position. A relative increment for each place
-    in the order breaks them as the elimination did; over 10,000 groups it adds a quarter of a percent.
+    The cumulative maximum alone leaves ties, which a ranking breaks by position. A small relative increment per place
+    breaks them in the order of the elimination; over 10,000 groups it adds a quarter of a percent.
     """
     rising = errors_G.double() if errors_G.device.type != "mps" else errors_G
     rising = rising.cummax(0).values
@@ -191,30 +191,30 @@ def _as_scores(order_G: torch.Tensor, errors_G: torch.Tensor) -> torch.Tensor:
 def osscar_group_scores(
     weight_OI: torch.Tensor, moment_II: torch.Tensor, positions_GK: torch.Tensor, damping: float
 ) -> torch.Tensor:
-    """Error of the refitted consumer that each group's removal adds, when groups go greedily, the cheapest first.
+    """Error that the removal of each group adds to the refitted consumer, when groups are removed greedily.
 
     Backward elimination: with ``P = (H + δ·mean diagonal·I)⁻¹``, removing group g and refitting all other columns
-    adds ``tr(W_g (P_gg)⁻¹ W_gᵀ)``. The cheapest group goes, ``W`` and ``P`` follow, and so on until none is left. Up
-    to :data:`MOST_ROUNDS` groups go one by one; of more, equally many go in each of as many rounds, with their exact
-    joint error.
+    adds ``tr(W_g (P_gg)⁻¹ W_gᵀ)``. The cheapest group is removed, ``W`` and ``P`` are updated, and so on until none is
+    left. Up to :data:`MOST_ROUNDS` groups are removed one by one. If there are more, each of that many rounds removes
+    equally many groups, with their exact joint error.
 
-    Keeping the k groups with the highest scores is the greedy choice for every k, and the scores of the others add up
-    to about the error of the refit (to more where a removal cost less than one before it, since scores never fall).
+    Keeping the k groups with the highest scores is the greedy choice for every k. The scores of the others add up
+    to about the error of the refit, or to more if a removal cost less than one before it, since scores never fall.
 
     Args:
         weight_OI: effective weight of the consumer.
         moment_II: second moment ``H`` of its inputs.
         positions_GK: columns that belong to each group, int64. Columns of no group stay and are refitted.
-        damping: ``δ``, raised step by step as :func:`loraprune.calibration.least_squares.damped_cholesky` does where it
-            is too weak.
+        damping: ``δ``; if it is too weak, it is raised step by step as in
+            :func:`loraprune.calibration.least_squares.damped_cholesky`.
 
     Returns:
-        One score a group, float32, shape ``(groups,)``.
+        One score per group, float32, shape ``(groups,)``.
 
     Raises:
         NotPositiveDefiniteError: the moment cannot be factored even with raised damping.
 
-    Source: the layer-wise objective of OSSCAR (arXiv 2403.12983), without its local search; greedily by blocks as in
+    Source: the layer-wise objective of OSSCAR (arXiv 2403.12983), without its local search; greedy by blocks as in
     ZipLM (arXiv 2302.04089).
     """
     groups, size = positions_GK.shape
@@ -229,7 +229,7 @@ def osscar_group_scores(
         factor_II, used = damped_cholesky(moment_II, damping)
         inverse_II = torch.cholesky_inverse(factor_II)
         del factor_II
-        # As much as rounding can take from the diagonal while everything is removed.
+        # The most that rounding can subtract from the diagonal while everything is removed.
         inverse_II.diagonal().mul_(1 + 8 * torch.finfo(dtype).eps)
         found = _Elimination(weight_OI[:, columns].to(dtype), inverse_II, groups, size).run()
         if found is not None:

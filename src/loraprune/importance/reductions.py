@@ -1,4 +1,4 @@
-"""From an importance of every weight to one score a group: sums over rows and experts, reductions over layers."""
+"""From the importance of each weight to one score per group: sums over rows and experts, reductions over layers."""
 
 from __future__ import annotations
 
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 def over_rows(
     module: nn.Module, member: Member, num_groups: int, importance: Callable[[slice], torch.Tensor]
 ) -> torch.Tensor:
-    """Add up the importance of the weights that a linear layer gives to each group.
+    """Sum the importance of a linear layer's weights in each group.
 
     Args:
         module: the layer.
         member: one of its sides.
-        num_groups: groups along that side.
-        importance: of the weights in some rows of the layer, shape ``(rows, in)``.
-
-    Returns:
+        num_groups: number of groups along that side.
+        importance: returns the importance of the weights in some rows of the layer, shape ``(rows, in)``.
         Shape ``(num_groups,)``.
     """
     layer = base_layer(module)
@@ -49,13 +47,13 @@ def over_rows(
 def over_experts(
     module: nn.Module, member: Member, num_groups: int, importance: Callable[[int], torch.Tensor]
 ) -> torch.Tensor:
-    """Add up the importance of the weights that stacked experts give to each group.
+    """Sum the importance of the weights of stacked experts in each group.
 
     Args:
         module: the stacked experts.
         member: one of their sides.
-        num_groups: groups over all experts: their channels one expert after the other, or the experts themselves.
-        importance: of the weights of one expert, shape ``(out, in)``.
+        num_groups: number of groups over all experts: the channels of one expert after another, or the experts.
+        importance: returns the importance of the weights of one expert, shape ``(out, in)``.
 
     Returns:
         Shape ``(num_groups,)``.
@@ -72,18 +70,18 @@ def over_experts(
     return torch.cat(scores)
 
 
-# How the scores that the layers of a group give it become one.
+# Combining the scores of the layers of a group.
 
 
 @torch.no_grad()
 def reduced(parts_LG: Sequence[torch.Tensor], how: str = "sum") -> torch.Tensor:
-    """One score a group from the scores that each of the coupled layers gives it.
+    """Combine the scores of the coupled layers into one score per group.
 
     Args:
-        parts_LG: of every layer, not negative, shape ``(groups,)`` each; the consumer comes last.
-        how: ``sum``, ``mean`` or ``max``; ``prod``: the product, as the geometric mean, which puts groups in the same
-            order, keeps the unit of the scores, and stays in the range of 32 bits where the product would not;
-            ``first`` or ``last``: that layer alone.
+        parts_LG: scores of each layer, nonnegative, shape ``(groups,)`` each; the consumer comes last.
+        how: ``sum``, ``mean`` or ``max``; ``prod``: the product, computed as the geometric mean, which ranks groups in
+            the same order, keeps the unit of the scores and does not leave the range of 32 bits; ``first`` or
+            ``last``: the score of that layer only.
 
     Returns:
         Shape ``(groups,)``.

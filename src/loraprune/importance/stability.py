@@ -1,4 +1,4 @@
-"""How stable a ranking of groups is: rank correlation between the scores at one cut and at the next."""
+"""Stability of a ranking of groups: rank correlation between the scores at one cut and at the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def ranks(values: torch.Tensor) -> torch.Tensor:
-    """Ranks from 1, float64; equal values share the mean of their places.
+    """Ranks from 1, float64; equal values share the mean of their ranks.
 
     Args:
         values: 1-D, without NaN.
@@ -25,15 +25,15 @@ def ranks(values: torch.Tensor) -> torch.Tensor:
 
 
 def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> float | None:
-    """Spearman's rank correlation: Pearson's, of the ranks.
+    """Spearman's rank correlation: Pearson's correlation of the ranks.
 
     Args:
         first: 1-D scores.
         second: other scores of the same groups, in the same order.
 
     Returns:
-        In [−1, 1]; None where there is none: with fewer than two groups, with a score that is not finite, or where all
-        scores of one side are equal.
+        A value in [−1, 1]; None if it is undefined: fewer than two groups, a score that is not finite, or all scores
+        of one side equal.
     """
     if len(first) < 2 or not bool(torch.isfinite(first).all() and torch.isfinite(second).all()):
         return None
@@ -45,17 +45,17 @@ def rank_correlation(first: torch.Tensor, second: torch.Tensor) -> float | None:
 def stability(
     dimensions: Iterable[PrunableDimension], kept: Mapping[str, Sequence[int]], earlier: Scores, scores: Scores
 ) -> dict[str, float]:
-    """Rank correlation of scores with earlier ones, over the groups that have both: by kind, mean over the layers.
+    """Rank correlation of scores with earlier ones, over the groups that have both, averaged over the layers by kind.
 
     Args:
-        dimensions: of the model.
-        kept: groups that ``scores`` are of, by the numbers that they had at first.
-        earlier: last score of every group at the cut before, NaN of those that had none, shape ``(num_groups,)`` each;
+        dimensions: dimensions of the model.
+        kept: groups that ``scores`` refers to, by their original numbers.
+        earlier: last score of every group at the previous cut, NaN if it had none, shape ``(num_groups,)`` each;
             empty before the first cut.
-        scores: at this cut, shape ``(groups kept,)`` each.
+        scores: scores at this cut, shape ``(groups kept,)`` each.
 
     Returns:
-        Kinds with a correlation in one layer at least; layers without one do not count.
+        Correlation by kind, for kinds with a correlation in at least one layer; layers without one do not count.
     """
     found: dict[str, list[float]] = {}
     for dimension in dimensions:

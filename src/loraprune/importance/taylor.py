@@ -1,4 +1,4 @@
-"""Importance from the gradients of the weights themselves: the vanilla criterion, and LLM-Pruner's."""
+"""Importance from the gradients of the weights: the vanilla criterion, and those of LLM-Pruner."""
 
 from __future__ import annotations
 
@@ -32,20 +32,20 @@ def _weighted_members(model: nn.Module, members: tuple[Member, ...]) -> Iterator
 
 
 def _base_parameter(module: nn.Module, member: Member) -> Any:
-    """The base weight of a member as it is stored."""
+    """Base weight of a member, in its stored layout."""
     return getattr(base_layer(module), member.parameter)
 
 
 @contextmanager
 def base_gradients(model: nn.Module, structure: Structure) -> Iterator[None]:
-    """Let backward passes leave gradients in exactly the weights that :func:`taylor_scores` reads.
+    """Make backward passes leave gradients in exactly the weights that :func:`taylor_scores` reads.
 
-    No other parameter gets one meanwhile: embeddings, head and adapters would only take memory. Afterwards every
-    parameter requires gradients as it did before, and the weights have none. Gradients that the weights had before
-    are dropped, lest they be added to.
+    Inside, no other parameter receives a gradient: those of embeddings, head and adapters would only take memory.
+    Afterwards every parameter requires gradients as before, and the weights have none. Gradients that the weights had
+    before are dropped, so nothing is added to them.
 
     Raises:
-        ValueError: a weight cannot have a gradient, since it is quantized.
+        ValueError: a weight cannot have a gradient because it is quantized.
     """
     weights = {}
     for dimension in structure:
@@ -72,7 +72,7 @@ def base_gradients(model: nn.Module, structure: Structure) -> Iterator[None]:
 
 
 def _gradient(module: nn.Module, member: Member) -> torch.Tensor:
-    """Gradient of a member's base weight as (out, in) or, of stacked experts, (experts, out, in): a view."""
+    """Gradient of a member's base weight as a view, (out, in) or, for stacked experts, (experts, out, in)."""
     gradient: torch.Tensor | None = _base_parameter(module, member).grad
     if gradient is None:
         raise ValueError(
@@ -86,7 +86,7 @@ def _gradient(module: nn.Module, member: Member) -> torch.Tensor:
 
 @torch.no_grad()
 def summed_taylor(module: nn.Module, member: Member, num_groups: int, form: str = "squared") -> torch.Tensor:
-    """Sum of the importance of the weights that one layer gives to each group, shape ``(num_groups,)``.
+    """Sum of the importance of one layer's weights in each group, shape ``(num_groups,)``.
 
     ``form`` is ``squared`` or ``first``: see :func:`loraprune.importance.taylor_forms.importance`.
     """
@@ -108,19 +108,20 @@ def summed_taylor(module: nn.Module, member: Member, num_groups: int, form: str 
 def taylor_scores(
     model: nn.Module, structure: Structure, plan: Plan, form: str = "squared", reduction: str = "sum"
 ) -> Scores:
-    """Importance of all weights of all layers of each group, from the gradients that the base weights have now.
+    """Importance of each group, from the current gradients of the base weights of all of its layers.
 
-    ``W`` is the effective weight ``W + s·B·A``, and its gradient is that of the base weight, adapter or not.
+    ``W`` is the effective weight ``W + s·B·A``. Its gradient is that of the base weight, with or without an adapter.
 
     Args:
-        model: after one or several backward passes inside :func:`base_gradients`.
-        structure: of the model before any pruning.
-        plan: what the model is at.
+        model: model after one or several backward passes inside :func:`base_gradients`.
+        structure: structure of the model before any pruning.
+        plan: current plan of the model.
         form: ``squared`` or ``first``.
-        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
+        reduction: how the scores of a group's layers are combined, see
+            :func:`loraprune.importance.reductions.reduced`.
 
     Returns:
-        One score a group, float32, by name of the dimension.
+        One score per group, float32, by name of the dimension.
 
     Raises:
         ValueError: a weight has no gradient.
@@ -140,21 +141,22 @@ def taylor_scores(
 
 
 class TaylorCriterion:
-    """Importance from the exact gradient of every weight of a group, while the model is trained or without training.
+    """Importance from the exact gradient of every weight of a group, with or without training.
 
-    It costs a product a layer in the backward pass, of the size of the layer's own. Whether it costs memory depends on
-    the form and on the step: ``second`` and ``vectorize`` add up over micro-batches, and all forms are summed up at
-    once where a step has one micro-batch; else a gradient of every layer waits for the end of the step, on the layer's
-    device or in the machine's memory.
+    The backward pass computes one more product per layer, of the size of the layer's own. The memory depends on the
+    form and on the step. ``second`` and ``vectorize`` add up over micro-batches, and in a step with one micro-batch
+    all forms are summed immediately. Otherwise the gradient of every layer is kept until the end of the step, on the
+    layer's device or in CPU memory.
 
     Args:
-        form: see :func:`loraprune.importance.taylor_forms.importance`. For ``vectorize`` the sum is over one row (of a
-            consumer: one column) of the weight, and the absolute values of a group's rows are added.
-        reduction: of the layers of a group: see :func:`loraprune.importance.reductions.reduced`.
-        offload: gradients that wait do so in the machine's memory.
+        form: see :func:`loraprune.importance.taylor_forms.importance`. ``vectorize`` sums over one row of the weight
+            (one column for a consumer), and adds the absolute values of a group's rows.
+        reduction: how the scores of a group's layers are combined, see
+            :func:`loraprune.importance.reductions.reduced`.
+        offload: whether gradients that must be kept are kept in CPU memory.
 
     Attributes:
-        micro_batches: backward passes in a step, or None where that is not known.
+        micro_batches: backward passes per step, or None if unknown.
 
     Source: LoRAPrune (arXiv 2305.18403), section 3.2 and Table 6; LLM-Pruner (arXiv 2305.11627), section 3.2.
     """
@@ -173,10 +175,10 @@ class TaylorCriterion:
         self._listener: WeightGradients | None = None
 
     def attach(self, model: nn.Module, structure: Structure) -> None:
-        """Listen to every layer that has a part in a group.
+        """Listen to every layer that belongs to a group.
 
         Raises:
-            ValueError: groups lie in stacked experts.
+            ValueError: groups are inside stacked experts.
         """
         self.detach()
         base = base_model(model)
@@ -187,8 +189,8 @@ class TaylorCriterion:
             for module, member in _weighted_members(base, dimension.all_members):
                 if is_stacked(base_layer(module), member.parameter):
                     raise ValueError(
-                        f"The criterion 'taylor' cannot listen to the stacked experts of {member.module} in training. "
-                        "Use the criterion 'fisher', or 'taylor' in one shot."
+                        f"The criterion 'taylor' cannot listen to the stacked experts of {member.module} during "
+                        "training. Use the criterion 'fisher', or 'taylor' in one shot."
                     )
                 self._members[dimension.name].append(member)
                 sides.setdefault(member.module, {})[member.axis] = None
@@ -205,7 +207,7 @@ class TaylorCriterion:
         self._listener = WeightGradients(base, structure, {name: layer.add for name, layer in self._layers.items()})
 
     def scores(self, plan: Plan) -> Scores | None:
-        """Scores from the backward passes since the last call; None where some group saw none."""
+        """Return scores from the backward passes since the last call, or None if some group saw none."""
         assert self._structure is not None
         found = {name: layer.take() for name, layer in self._layers.items()}
         scores: Scores = {}
@@ -221,7 +223,7 @@ class TaylorCriterion:
         return scores
 
     def detach(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         if self._listener is not None:
             self._listener.remove()
         self._listener = self._structure = None

@@ -1,4 +1,4 @@
-"""First- and second-order importance of one layer's weights, from what entered it and the gradient of its output."""
+"""First- and second-order importance of one layer's weights, from its inputs and the gradient of its output."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ if TYPE_CHECKING:
     from torch import nn
 
 ADDITIVE = ("second", "vectorize")
-"""Forms that add up over micro-batches, so that no gradient has to wait for the end of the step."""
+"""Forms that add up over micro-batches, so no gradient must be kept until the end of the step."""
 
 
 def importance(weight: torch.Tensor, gradient: torch.Tensor, squares: torch.Tensor | None, form: str) -> torch.Tensor:
-    """Importance of single weights; all arguments and the result have one shape.
+    """Importance of single weights; all arguments and the result have the same shape.
 
     Args:
         weight: effective weights ``w``.
-        gradient: ``g``, of the mean loss.
+        gradient: ``g``, gradient of the mean loss.
         squares: mean over the sequences of the squared gradient of one sequence's loss, ``E[g_b²]``; for ``second`` and
             ``mix``.
         form: ``squared`` ``(w·g)²``, ``first`` ``|w·g|``, ``second`` ``w²·E[g_b²]``, ``mix``
-            ``|w·g − ½·w²·E[g_b²]|``, ``vectorize`` ``w·g`` with its sign, of which sums are taken.
+            ``|w·g − ½·w²·E[g_b²]|``, ``vectorize`` ``w·g`` with its sign, to be summed by the caller.
 
     Source: LoRAPrune (arXiv 2305.18403) for ``squared``, its vanilla criterion; LLM-Pruner (arXiv 2305.11627, Eq. 3 to
-    5, and its code) for the others. Half the Fisher information stands for the second-order term.
+    5, and its code) for the others. Half the Fisher information replaces the second-order term.
     """
     if form == "second":
         assert squares is not None
@@ -46,17 +46,17 @@ def importance(weight: torch.Tensor, gradient: torch.Tensor, squares: torch.Tens
 
 
 class LayerTaylor:
-    """Adds up the importance of one layer's weights along its sides, over the micro-batches of a step.
+    """Sums the importance of one layer's weights along its sides, over the micro-batches of a step.
 
-    Nothing as large as the weight is made unless gradients have to wait: those of a step with several micro-batches,
+    Nothing as large as the weight is allocated unless gradients must be kept: in a step with several micro-batches,
     for forms that do not add up.
 
     Args:
         module: the layer, or peft's wrapper around it.
-        sides: ``output``, ``input`` or both: where groups lie.
+        sides: sides on which groups lie: ``output``, ``input`` or both.
         form: see :func:`importance`.
-        at_once: a step has one micro-batch.
-        offload: gradients that wait do so in the machine's memory.
+        at_once: whether a step has only one micro-batch.
+        offload: whether gradients that must be kept are kept in CPU memory.
     """
 
     def __init__(
@@ -74,14 +74,14 @@ class LayerTaylor:
 
     @torch.no_grad()
     def add(self, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Take in one micro-batch: what entered the layer and the gradient of its output, one row a token."""
+        """Add one micro-batch: the layer's inputs and the gradient of its output, one row per token."""
         batch = inputs.shape[0]
         self._sequences += batch
         inputs = inputs.to(gradients.dtype)
         rows, columns = gradients.shape[-1], inputs.shape[-1]
         for block in row_blocks(rows, columns):
             if self._at_once:
-                # Of an additive form the factor of the sequences is put in at the end.
+                # Additive forms are multiplied by the number of sequences at the end.
                 count = 1 if self._form in ADDITIVE else batch
                 gradient, squares = self._of_rows(inputs, gradients[..., block])
                 scaled = None if squares is None else squares * count
@@ -90,7 +90,7 @@ class LayerTaylor:
                 self._keep(block, (rows, columns), inputs, gradients[..., block])
 
     def _of_rows(self, inputs: torch.Tensor, gradients: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Gradient of some rows of the weight, and the sum over sequences of the square of each one's part of it."""
+        """Gradient of some rows of the weight, and the sum over sequences of the squared gradient of each sequence."""
         if self._form not in ("second", "mix"):
             return (gradients.flatten(0, 1).T @ inputs.flatten(0, 1)).float(), None
         gradient = squares = None
@@ -112,7 +112,7 @@ class LayerTaylor:
                 total += of_weights.sum(0)
 
     def _keep(self, block: slice, shape: tuple[int, int], inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Put by the gradient in its own dtype, as autograd would, and squares in 32 bits."""
+        """Keep the gradient in its own dtype, as autograd would, and squares in 32 bits."""
         gradient, squares = self._of_rows(inputs, gradients)
         device = torch.device("cpu") if self._offload else gradients.device
         if self._gradient is None:
@@ -125,7 +125,7 @@ class LayerTaylor:
 
     @torch.no_grad()
     def take(self) -> dict[str, torch.Tensor] | None:
-        """Importance of each position along each side since the last call, float32; None without a backward pass."""
+        """Return the importance of each position along each side since the last call, float32; None without any."""
         if self._sequences == 0:
             return None
         sequences = total(self._sequences)
@@ -146,9 +146,9 @@ class LayerTaylor:
 
     @staticmethod
     def _of_all(squares: torch.Tensor) -> torch.Tensor:
-        """Squared gradients of single sequences, over all processes."""
+        """Squared gradients of single sequences, summed over all processes."""
         return squares if num_processes() == 1 else summed(squares) / num_processes() ** 2
 
     def clear(self) -> None:
-        """Forget what was added up."""
+        """Discard the sums."""
         self._sums, self._gradient, self._squares, self._sequences = {}, None, None, 0

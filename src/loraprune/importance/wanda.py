@@ -1,4 +1,4 @@
-"""Wanda for groups: the size of a consumer's weights times the size of what they are multiplied with."""
+"""Wanda for groups: magnitude of a consumer's weights times magnitude of the inputs that they multiply."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def wanda_group_scores(
         positions_GK: columns that belong to each group, int64.
 
     Returns:
-        One score a group, float32, shape ``(groups,)``.
+        One score per group, float32, shape ``(groups,)``.
 
-    Source: Wanda (arXiv 2306.11695), Eq. 1, added up over the group. The paper takes the norm over all tokens rather
-    than the root of the mean, which is one factor for the whole layer.
+    Source: Wanda (arXiv 2306.11695), Eq. 1, summed over the group. The paper takes the norm over all tokens rather
+    than the root of the mean, which differs by one factor for the whole layer.
     """
     norm_I = torch.linalg.vector_norm(weight_OI, ord=1, dim=0, dtype=torch.float32)
     score_I = norm_I * mean_square_I.to(torch.float32).sqrt()

@@ -1,4 +1,4 @@
-"""Scores of whole blocks by criteria that look at the weights of a group: those of all linear layers of the block."""
+"""Scores of whole blocks by criteria that read the weights of a group: the sum over all linear layers of the block."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 def _members(model: nn.Module, block: str) -> tuple[Member, ...]:
-    """All linear layers and stacked experts of a block, each with one group that has all of its weights."""
+    """All linear layers and stacked experts of a block, each as one group with all of its weights."""
     found = []
     for path, module in model.get_submodule(block).named_modules():
         if ".base_layer" in f".{path}" or ".lora_" in f".{path}":
@@ -38,7 +38,7 @@ def _members(model: nn.Module, block: str) -> tuple[Member, ...]:
 
 
 def block_by_block(model: nn.Module, structure: Structure) -> Structure:
-    """A structure in which each block that a model has now is a dimension with one group: all of its linear layers."""
+    """A structure in which each current block of a model is a dimension with one group: all of its linear layers."""
     (blocks,) = structure.of_kind("blocks")
     base = base_model(model)
     dimensions = []
@@ -60,16 +60,16 @@ def block_by_block(model: nn.Module, structure: Structure) -> Structure:
 
 
 def joined_scores(structure: Structure, scores: Scores) -> Scores:
-    """Scores of single blocks, in their order, as those of the one dimension that they are groups of."""
+    """Join the scores of single blocks, in order, into those of the dimension of which they are the groups."""
     (blocks,) = structure.of_kind("blocks")
     return {blocks.name: torch.cat(list(scores.values()))}
 
 
 class WholeBlocks:
-    """A criterion that reads weights, for whole blocks.
+    """Applies a criterion that reads weights to whole blocks.
 
     Args:
-        criterion: scores groups by their members.
+        criterion: criterion that scores groups by their members.
     """
 
     def __init__(self, criterion: Criterion) -> None:
@@ -86,12 +86,12 @@ class WholeBlocks:
         self.inner.attach(model, self._alone)
 
     def scores(self, plan: Plan) -> Scores | None:
-        """One score a block; None where the criterion has none yet."""
+        """Return one score per block, or None if the criterion has none yet."""
         assert self._model is not None
         assert self._structure is not None
         assert self._alone is not None
         (blocks,) = self._structure.of_kind("blocks")
-        if len(self._alone.dimensions) != plan.count(blocks.name):  # blocks are gone, and the others renumbered
+        if len(self._alone.dimensions) != plan.count(blocks.name):  # blocks were removed, the others renumbered
             self.inner.detach()
             self.attach(self._model, self._structure)
         scores = self.inner.scores(Plan.full(self._alone))
@@ -104,13 +104,13 @@ class WholeBlocks:
 
 
 def built_for(config: CriterionConfig, structure: Structure, seed: int = 0) -> Criterion:
-    """What scores by a criterion, for what is pruned: wrapped where whole blocks are; ``seed`` is that of the run."""
+    """Build a criterion for what is pruned, wrapped for whole blocks if needed; ``seed`` is that of the run."""
     criterion = config.build(seed)
     return WholeBlocks(criterion) if config.sums_weights and "blocks" in structure.kinds else criterion
 
 
 def tell_micro_batches(criterion: Criterion, count: int | None) -> None:
-    """Tell a criterion how many backward passes an optimizer step has, if it asks: it has ``micro_batches``."""
+    """Tell a criterion that has ``micro_batches`` how many backward passes an optimizer step has."""
     inner = criterion.inner if isinstance(criterion, WholeBlocks) else criterion
     if hasattr(inner, "micro_batches"):
         inner.micro_batches = count

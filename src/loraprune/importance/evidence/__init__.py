@@ -1,1 +1,1 @@
-"""What criteria look at, and the hooks that collect it."""
+"""Evidence for the criteria, and the hooks that collect it."""

@@ -15,14 +15,14 @@ from loraprune.processes.ranks import mean_square
 
 
 class StreamGates:
-    """One gate a channel, which multiplies that channel of the embedding and of every layer that adds to the stream.
+    """One gate per channel, which multiplies that channel of the embedding and of every layer that writes the stream.
 
-    The gradient of a gate is the sum over the writers, sequence by sequence, and is squared only then. Each writer
-    hears its part in the backward pass; the embedding, on which all others depend, hears it last.
+    The gradient of a gate is summed over the writers for each sequence, and squared only after that. The backward pass
+    reaches the writers first and the embedding last, because all others depend on it.
 
     Args:
-        embedding: writes to the stream first.
-        writers: the layers of the blocks that add to it.
+        embedding: first writer of the stream.
+        writers: layers of the blocks that add to the stream.
         anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
     """
 
@@ -53,23 +53,23 @@ class StreamGates:
         self._pending = None
 
     def take(self) -> torch.Tensor | None:
-        """Mean squares since the last call, shape ``(hidden,)``; None when there were none."""
+        """Return mean squares since the last call, shape ``(hidden,)``; None if there were none."""
         total, sequences = self._total, self._sequences
         self._pending = self._total = None
         self._sequences = 0
         return None if total is None else mean_square(total, sequences)
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         for handle in self._handles:
             handle.remove()
 
 
-# Gates on whole blocks: what each adds to the hidden states that come in.
+# Gates on whole blocks: on what each adds to its incoming hidden states.
 
 
 def entering(args: tuple[Any, ...], kwargs: dict[str, Any]) -> torch.Tensor:
-    """The hidden states that a block was called with."""
+    """Return the hidden states that a block was called with."""
     hidden: torch.Tensor = args[0] if args else kwargs["hidden_states"]
     return hidden
 
@@ -81,7 +81,7 @@ class BlockGates:
     tensors are kept for the backward pass anyway.
 
     Args:
-        blocks: the list of blocks; blocks that leave it take their gates along.
+        blocks: list of blocks; a block that is removed takes its gates along.
         anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
     """
 
@@ -104,14 +104,14 @@ class BlockGates:
         squares.add(after - before, gradients)
 
     def take(self) -> torch.Tensor | None:
-        """Mean squares since the last call, one for each block that there is now; None when there were none."""
-        # What is left of blocks that are gone is dropped, lest it keep them in memory.
+        """Return mean squares since the last call, one per remaining block; None if there were none."""
+        # Entries of removed blocks are dropped, because they would keep the blocks in memory.
         squares, self._squares = self._squares, {}
         taken = [squares[block].take() if block in squares else None for block in self._blocks]
         found = [value for value in taken if value is not None]
         return torch.cat(found) if len(found) == len(taken) else None
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         for handle in self._handles:
             handle.remove()

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 def sums_by_sequence(values: torch.Tensor, sequence: torch.Tensor, batch: int) -> torch.Tensor:
-    """Add up what belongs to tokens of the same sequence.
+    """Sum over the tokens of each sequence.
 
     Args:
         values: shape ``(tokens, features)``.
@@ -42,8 +42,8 @@ def channel_gate_gradients(
     routed to this expert. Same source as :func:`loraprune.importance.evidence.gate_squares.gate_gradients`.
 
     Args:
-        hidden: what enters the down projection, shape ``(tokens, channels)``.
-        gradients: of the loss with respect to it, same shape.
+        hidden: inputs of the down projection, shape ``(tokens, channels)``.
+        gradients: gradients of the loss with respect to them, same shape.
         sequence: the sequence of each token.
         batch: number of sequences.
 
@@ -56,14 +56,14 @@ def channel_gate_gradients(
 def expert_gate_gradients(
     weights: torch.Tensor, gradients: torch.Tensor, top_k_index: torch.Tensor, num_experts: int, batch: int
 ) -> torch.Tensor:
-    """The same for a gate on all that an expert contributes: ``∂L/∂c = Σ ∂L/∂w · w`` over its routing weights.
+    """Same for a gate on the whole output of an expert: ``∂L/∂c = Σ ∂L/∂w · w`` over its routing weights.
 
     Args:
         weights: routing weights, shape ``(tokens, k)``.
-        gradients: of the loss with respect to them, same shape.
-        top_k_index: the experts that they belong to, same shape.
-        num_experts: how many there are.
-        batch: number of sequences, each of which has equally many tokens.
+        gradients: gradients of the loss with respect to them, same shape.
+        top_k_index: experts that they belong to, same shape.
+        num_experts: number of experts.
+        batch: number of sequences, which all have the same number of tokens.
 
     Returns:
         Shape ``(batch, experts)``, float32.
@@ -80,24 +80,24 @@ class ExpertSquares:
         self._sequences = 0
 
     def add(self, squares: torch.Tensor, num_experts: int, expert: int | slice) -> None:
-        """Take in squares, summed over sequences: those of one expert ``(groups of an expert,)``, or of several."""
+        """Add squares, summed over sequences, of one expert ``(groups of an expert,)`` or of several."""
         if self._total is None:
             self._total = squares.new_zeros(num_experts, squares.shape[-1])
         self._total[expert] += squares
 
     def count(self, sequences: int) -> None:
-        """Take note of how many sequences were summed over."""
+        """Add to the number of sequences that were summed over."""
         self._sequences += sequences
 
     def take(self) -> torch.Tensor | None:
-        """Mean square over the sequences since the last call, shape ``(groups,)``; None when there were none."""
+        """Return the mean square over the sequences since the last call, shape ``(groups,)``; None without any."""
         total, sequences = self._total, self._sequences
         self._total, self._sequences = None, 0
         return None if total is None else mean_square(total.flatten(), sequences)
 
 
 class _Pass:
-    """One forward pass through the experts; its sequences are counted when its backward pass comes by."""
+    """One forward pass through the experts; its sequences are counted when its backward pass arrives."""
 
     def __init__(self, squares: ExpertSquares, batch: int, tokens: int, num_experts: int) -> None:
         self._squares = squares
@@ -124,7 +124,7 @@ class ExpertChannelGates:
     Args:
         module: the stacked experts, or peft's wrappers around them.
         anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
-        sequences: says how many sequences the running forward pass holds.
+        sequences: returns the number of sequences in the current forward pass.
     """
 
     def __init__(self, module: nn.Module, anchor: torch.Tensor, sequences: Callable[[], int]) -> None:
@@ -145,16 +145,16 @@ class ExpertChannelGates:
         return gate
 
     def take(self) -> torch.Tensor | None:
-        """Mean squares since the last call, the channels of the first expert first; None when there were none."""
+        """Return mean squares since the last call, ordered by expert and then by channel; None if there were none."""
         return self._squares.take()
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         self._tap.remove()
 
 
 class WholeExpertGates:
-    """Gates on the contribution of every expert of one block; arguments as :class:`ExpertChannelGates` has them."""
+    """Gates on the contribution of every expert of one block; for the arguments see :class:`ExpertChannelGates`."""
 
     def __init__(self, module: nn.Module, anchor: torch.Tensor, sequences: Callable[[], int]) -> None:
         self._layer: Any = base_layer(module)
@@ -178,15 +178,15 @@ class WholeExpertGates:
         self._squares.count(batch)
 
     def take(self) -> torch.Tensor | None:
-        """Mean squares since the last call, shape ``(experts,)``; None when there were none."""
+        """Return mean squares since the last call, shape ``(experts,)``; None if there were none."""
         return self._squares.take()
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         self._handle.remove()
 
 
-# How many sequences a block is running on: layers inside it may see the tokens of all of them in one row.
+# Number of sequences that a block runs on: layers inside it may see the tokens of all sequences in one row.
 
 
 def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
@@ -194,7 +194,7 @@ def _first_tensor(values: Iterable[Any]) -> torch.Tensor:
 
 
 class SequenceCounts:
-    """Sequences that each block was last called with, read off its hidden states.
+    """Number of sequences in the last call of each block, read from its hidden states.
 
     Args:
         model: the transformers model.
@@ -209,13 +209,13 @@ class SequenceCounts:
 
     def _hook(self, name: str) -> Any:
         def count(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            # A block's hidden states come first, or by name before anything else that is a tensor.
+            # Hidden states are the first argument, or are named; otherwise they are the first tensor.
             self._counts[name] = _first_tensor((*args, kwargs.get("hidden_states"), *kwargs.values())).shape[0]
 
         return count
 
     def of(self, block: str) -> int:
-        """Sequences in the forward pass that the block is in."""
+        """Return the number of sequences in the current forward pass of a block."""
         return self._counts[block]
 
     def remove(self) -> None:

@@ -13,17 +13,17 @@ def gate_gradients(inputs: torch.Tensor, gradients: torch.Tensor, segments: tupl
     For a gate ``c_g`` that multiplies the features of group g: ``∂L/∂c_g = Σ_tokens Σ_features (∂L/∂x · x)``.
 
     Args:
-        inputs: features ``x``, shape ``(batch, ..., features)``; what lies between (tokens, rows and columns of an
-            image) is summed over.
+        inputs: features ``x``, shape ``(batch, ..., features)``; the dimensions in between (tokens, rows and columns
+            of an image) are summed over.
         gradients: ``∂L/∂x``, same shape.
-        segments: features a group takes, per segment (see :class:`loraprune.structure.describe.Member`).
+        segments: number of features per group in each segment (see :class:`loraprune.structure.describe.Member`).
 
     Returns:
         Shape ``(batch, groups)``, float32.
 
     Source: Michel et al. 2019 (arXiv 1905.10650, Eq. 3), for every sequence and without the absolute value.
     """
-    # One sequence at a time: on a CPU the product is read back before it leaves the cache, elsewhere it stays small.
+    # One sequence at a time: on a CPU the product is reread from the cache, elsewhere it stays small.
     inputs, gradients = inputs.flatten(1, -2), gradients.flatten(1, -2)
     features = torch.stack([(x * g.float()).sum(0) for x, g in zip(inputs, gradients, strict=True)]).float()
     batch, length = features.shape
@@ -45,13 +45,13 @@ class GateSquares:
         self.sequences = 0
 
     def add(self, inputs: torch.Tensor, gradients: torch.Tensor) -> None:
-        """Take in one micro-batch."""
+        """Add one micro-batch."""
         squares = gate_gradients(inputs, gradients, self.segments).square_().sum(0)
         self.total = squares if self.total is None else self.total.add_(squares)
         self.sequences += inputs.shape[0]
 
     def take(self) -> torch.Tensor | None:
-        """Mean square over the sequences since the last call, shape ``(groups,)``; None when there were none."""
+        """Return the mean square over the sequences since the last call, shape ``(groups,)``; None without any."""
         total, sequences = self.total, self.sequences
         self.total, self.sequences = None, 0
         return None if total is None else mean_square(total, sequences)

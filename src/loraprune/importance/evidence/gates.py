@@ -1,4 +1,4 @@
-"""Gradients of group gates, read off the backward pass at no stored activation of their own."""
+"""Gradients of group gates, read in the backward pass without storing extra activations."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ class _Gates(Protocol):
 
 
 def _autocasts(device: str) -> bool:
-    """Whether autocast is on for a kind of device; on the meta device there is none."""
+    """Whether autocast is on for a device type; the meta device has none."""
     return torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)
 
 
 class ConsumerGates:
-    """Gates on what enters the consumer of a dimension.
+    """Gates on the inputs of a dimension's consumer.
 
     Args:
         module: the consumer, or peft's wrapper around it.
-        segments: features a group takes, per segment.
+        segments: number of features per group in each segment.
         anchor: see :func:`loraprune.importance.evidence.gradient_tap.listen`.
-        sequences: says how many sequences the running forward pass holds.
+        sequences: returns the number of sequences in the current forward pass.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class ConsumerGates:
 
     def _gate(self, module: Any, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...] | None:
         inputs = args[0]
-        # Under autocast peft would cast the input up to the adapter's 32 bits, and autocast at once down again,
-        # into a copy that LoRA's A then keeps. Without that detour A keeps the same tensor as the gate.
+        # Under autocast, peft would cast the input up to the adapter's 32 bits, and autocast would cast it down again
+        # immediately, into a copy that LoRA's A keeps. Without that detour, A keeps the same tensor as the gate.
         if hasattr(module, "lora_A"):
             module.cast_input_dtype_enabled = self._casts and not _autocasts(inputs.device.type)
         if not torch.is_grad_enabled():
@@ -71,11 +71,11 @@ class ConsumerGates:
         return (listen(inputs, self._anchor, heard), *args[1:])
 
     def take(self) -> torch.Tensor | None:
-        """Mean squares since the last call, shape ``(groups,)``; None when there were none."""
+        """Return mean squares since the last call, shape ``(groups,)``; None if there were none."""
         return self._squares.take()
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         self._handle.remove()
         if hasattr(self._module, "lora_A"):
             self._module.cast_input_dtype_enabled = self._casts
@@ -101,8 +101,8 @@ def _gates_on(
 class GateProbes:
     """Gates on every consumer of a model; they change nothing and listen to each backward pass.
 
-    Right under gradient accumulation and checkpointing, because evidence is gathered in the backward pass alone,
-    one sequence at a time: how sequences are grouped into micro-batches does not matter.
+    Gradient accumulation and checkpointing do not change the result: evidence is collected only in the backward pass,
+    one sequence at a time, so the grouping of sequences into micro-batches does not matter.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -121,12 +121,12 @@ class GateProbes:
         }
 
     def take(self) -> dict[str, torch.Tensor]:
-        """Mean squares since the last call, for the dimensions that saw a backward pass."""
+        """Return mean squares since the last call, for the dimensions that saw a backward pass."""
         taken = {name: gates.take() for name, gates in self._gates.items()}
         return {name: values for name, values in taken.items() if values is not None}
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         for gates in self._gates.values():
             gates.remove()
         self._sequences.remove()

@@ -1,4 +1,4 @@
-"""An identity in the forward pass that hands over a tensor with its gradient in the backward pass."""
+"""An identity in the forward pass that reports a tensor with its gradient in the backward pass."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ class _Listen(torch.autograd.Function):
 
 
 def listen(inputs: torch.Tensor, anchor: torch.Tensor, heard: _Heard) -> torch.Tensor:
-    """Pass a tensor on, and hand it over with its gradient once the backward pass comes by.
+    """Return a tensor unchanged, and report it with its gradient in the backward pass.
 
-    What is saved for the backward is the tensor itself. On the input of a layer with LoRA, whose A saves it anyway,
-    that costs no memory.
+    The backward pass saves the tensor itself. On the input of a layer with LoRA, whose A saves it anyway, that costs no
+    memory.
 
     Args:
-        inputs: what to pass on.
-        anchor: any tensor that requires a gradient, so that the backward pass comes by even where nothing before it
-            is trained.
-        heard: takes the tensor and its gradient.
+        inputs: tensor to return.
+        anchor: any tensor that requires a gradient, so the backward pass arrives even if nothing before it is
+            trained.
+        heard: receives the tensor and its gradient.
     """
     return _Listen.apply(inputs, anchor, heard)  # type: ignore[no-untyped-call]

@@ -1,4 +1,4 @@
-"""Statistics of what enters layers while a model is trained, padding left out."""
+"""Statistics of the inputs of layers during training, without padding."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from loraprune.layers.unwrap import base_model
 
 
 class EnteringFeatures:
-    """Watches layers in forward passes that a backward pass may follow, and in no others.
+    """Watches layers, only in forward passes that a backward pass may follow.
 
-    Under gradient checkpointing a block may run twice, and each of its tokens then counts twice: that leaves means as
-    they are. Padding is left out where the model is called with a mask of shape ``(batch, tokens)`` and the layer
-    sees one row a token; an encoder-decoder has two masks, and all of its tokens count.
+    Under gradient checkpointing a block may run twice. Its tokens then count twice, which does not change means.
+    Padding is left out if the model is called with a mask of shape ``(batch, tokens)`` and the layer sees one row per
+    token. An encoder-decoder has two masks, so all of its tokens count.
 
     Args:
         model: the transformers model.
-        names: of the layers.
+        names: names of the layers.
     """
 
     def __init__(self, model: nn.Module, names: Iterable[str]) -> None:
@@ -32,7 +32,7 @@ class EnteringFeatures:
         if not getattr(base.config, "is_encoder_decoder", False):
             self._handles.append(base.register_forward_pre_hook(self._note_mask, prepend=True, with_kwargs=True))
         self._handles += [
-            # Before any mask on a layer: what comes of it is that of all inputs.
+            # Before any mask on a layer, so the statistics cover all inputs.
             base.get_submodule(name).register_forward_pre_hook(self._hook(name), prepend=True)
             for name in dict.fromkeys(names)
         ]
@@ -51,7 +51,7 @@ class EnteringFeatures:
         return take
 
     def _rows(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The rows that are no padding."""
+        """The rows that are not padding."""
         real = self._real
         if real is None:
             return inputs
@@ -62,12 +62,12 @@ class EnteringFeatures:
         return inputs
 
     def take(self) -> dict[str, FeatureStatistics]:
-        """By name of the layer, since the last call, in all processes; one that nothing entered has no entry."""
+        """Return statistics by layer since the last call, over all processes; layers without inputs are left out."""
         taken, self._statistics = self._statistics, {}
         return {name: statistics.over_processes_() for name, statistics in taken.items()}
 
     def remove(self) -> None:
-        """Stop to watch."""
+        """Stop watching."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()

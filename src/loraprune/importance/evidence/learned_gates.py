@@ -1,4 +1,4 @@
-"""Gates that multiply what enters the consumers, and whose gradients are kept over an optimizer step."""
+"""Gates that multiply the inputs of the consumers, and whose gradients are kept over an optimizer step."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ if TYPE_CHECKING:
 
 
 def check_gateable(structure: Structure) -> None:
-    """Make sure that every dimension can have gates that are learnt.
+    """Check that every dimension can have learned gates.
 
     Raises:
-        ValueError: one is of another sort than the inputs of a layer.
+        ValueError: the groups of a dimension are not the inputs of one layer.
     """
     for dimension in structure:
         # The hidden size is read by many layers, of which the consumer is only one.
         if dimension.of_experts or dimension.spans_blocks or dimension.consumer.axis != "input":
             raise ValueError(
                 f"'compresso' learns gates on heads and channels that one layer reads, and {dimension.name} "
-                f"({dimension.kind}) is of another sort. Leave {dimension.kind} out of --dimensions, or use 'fisher'."
+                f"({dimension.kind}) is not of that type. Leave {dimension.kind} out of --dimensions, or use 'fisher'."
             )
 
 
 def over_features(values_G: torch.Tensor, member: Member, length: int) -> torch.Tensor:
-    """One value a group as one a feature, differentiable; features of no group get 1.
+    """Expand one value per group to one per feature, differentiably; features of no group get 1.
 
     Args:
         values_G: shape ``(groups,)``.
         member: the consumer.
-        length: of its input.
+        length: number of input features.
     """
     parts = [values_G[:, None].expand(-1, size).flatten() for size in member.segments]
     rest = length - len(values_G) * member.group_size
@@ -54,7 +54,7 @@ class _ConsumerGate:
         self._handle = module.register_forward_pre_hook(self._multiply)
 
     def set(self, sampled_G: torch.Tensor, fixed_G: torch.Tensor) -> None:
-        # Leaves: the gradients of all micro-batches of a step add up in `grad`, and no graph outlives a backward.
+        # Leaf tensors: gradients of all micro-batches of a step add up in `grad`, and no graph outlives a backward.
         self._sampled = sampled_G.detach().clone().requires_grad_()
         self._fixed = fixed_G.detach()
 
@@ -79,10 +79,10 @@ class _ConsumerGate:
 
 
 class LearnedGates:
-    """Gates on the consumers of a structure; until they are set, they change nothing.
+    """Gates on the consumers of a structure; they change nothing until they are set.
 
-    The same sample serves all forward passes until the next one is set: those of all micro-batches of an optimizer
-    step, and those that gradient checkpointing repeats.
+    One sample serves all forward passes until the next is set: those of all micro-batches of an optimizer step, and
+    those that gradient checkpointing repeats.
     """
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
@@ -94,25 +94,25 @@ class LearnedGates:
         }
 
     def num_groups(self) -> dict[str, int]:
-        """Groups that each consumer reads now."""
+        """Return the number of groups that each consumer reads now."""
         return {name: gate.num_groups for name, gate in self._gates.items()}
 
     def set(self, sampled: dict[str, torch.Tensor], fixed: dict[str, torch.Tensor]) -> None:
-        """Set the gates of training mode and those of evaluation mode, one value a group."""
+        """Set the gates of training mode and those of evaluation mode, one value per group."""
         for name, gate in self._gates.items():
             gate.set(sampled[name], fixed[name])
 
     def take(self) -> dict[str, torch.Tensor] | None:
-        """Gradients with respect to the sample, summed over the backward passes since it was set.
+        """Return gradients with respect to the sample, summed over the backward passes since it was set.
 
         Returns:
-            On the CPU in 32 bits, or None where a gate saw no backward pass or a gradient is not finite.
+            Gradients on the CPU in 32 bits; None if a gate saw no backward pass or a gradient is not finite.
         """
         taken: dict[str, Any] = {name: gate.take() for name, gate in self._gates.items()}
         usable = all(value is not None and bool(torch.isfinite(value).all()) for value in taken.values())
         return taken if usable else None
 
     def remove(self) -> None:
-        """Take the gates off."""
+        """Remove the gates."""
         for gate in self._gates.values():
             gate.remove()

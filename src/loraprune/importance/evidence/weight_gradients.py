@@ -1,4 +1,4 @@
-"""Gradients of frozen weights, one layer at a time, read off the backward pass without asking autograd for them."""
+"""Gradients of frozen weights, one layer at a time, computed in the backward pass without autograd's own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 _Heard = Callable[[torch.Tensor, torch.Tensor], None]
-"""Takes what entered a layer, shape ``(batch, tokens, in)``, and the gradient of its output, ``(batch, tokens, out)``.
+"""Receives the inputs of a layer, ``(batch, tokens, in)``, and the gradient of its output, ``(batch, tokens, out)``.
 
 The gradient of the weight is the sum of their products over the tokens: ``gradᵀ · inputs``, shape ``(out, in)``.
 """
 
 
 class _ListenBehind(torch.autograd.Function):
-    """An identity on a layer's output that hands over the layer's input with the output's gradient."""
+    """An identity on a layer's output that reports the layer's input with the output's gradient."""
 
     @staticmethod
     def forward(
@@ -31,7 +31,7 @@ class _ListenBehind(torch.autograd.Function):
     ) -> torch.Tensor:
         ctx.save_for_backward(inputs)
         ctx.heard = heard
-        # No view of the output: what comes after may change it in place.
+        # Not a view of the output, because later code may change it in place.
         return output.detach()
 
     @staticmethod
@@ -43,17 +43,16 @@ class _ListenBehind(torch.autograd.Function):
 
 
 class WeightGradients:
-    """Listens to linear layers, so that the gradient of each weight can be computed where its layer's backward pass is.
+    """Listens to linear layers, to compute the gradient of each weight in the backward pass of its layer.
 
-    No parameter is asked for a gradient: the Trainer's optimizer, its clipping and the layers' own backward stay as
-    they are, and a quantized weight is the same as any other. What is kept for the backward pass is the layer's input,
-    which LoRA's A keeps anyway. The gradients are those before clipping. Right under checkpointing, since all happens
-    in the backward pass.
+    No parameter has to require a gradient, so the Trainer's optimizer, its clipping and the layers' own backward are
+    unchanged, and weights may be quantized. The backward pass keeps the layer's input, which LoRA's A keeps anyway.
+    The gradients are those before clipping. Checkpointing does not change them, since all happens in the backward pass.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        structure: its description: which blocks it has.
-        heard: for each layer to listen to, by its name, what takes input and gradient of each micro-batch.
+        structure: its structure, which names the blocks.
+        heard: receives input and gradient of each micro-batch, by name of the layer to listen to.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, heard: Mapping[str, _Heard]) -> None:
@@ -81,7 +80,7 @@ class WeightGradients:
         return behind
 
     def remove(self) -> None:
-        """Stop to listen."""
+        """Stop listening."""
         for handle in self._handles:
             handle.remove()
         self._handles.clear()
@@ -89,7 +88,7 @@ class WeightGradients:
 
 
 def _by_sequence(features: torch.Tensor, batch: int | None) -> torch.Tensor:
-    """Features as ``(batch, tokens, features)``; rows of all sequences at once are told apart."""
+    """Reshape features to ``(batch, tokens, features)``; one row with all sequences is split by sequence."""
     if features.dim() == 2:
         return features.unflatten(0, (batch or 1, -1))
     return features.flatten(1, -2)
