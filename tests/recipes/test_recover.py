@@ -164,7 +164,7 @@ class TestSparseModel:
         assert recovered.output is not None
         card = (recovered.output / "README.md").read_text()
         assert "# tiny-sparse, recovered" in card
-        assert "tags: [loraprune, recovered]" in card
+        assert "- recovered\n" in card
         assert "| | before | after |" in card
         assert "A copy of `tiny-sparse` (2:4 sparse by `magnitude`): LoRA tuned it" in card
         assert "(50.00%)" in card
