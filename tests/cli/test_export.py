@@ -79,7 +79,7 @@ def test_a_way_to_cut_text_can_be_chosen_where_none_is_equal(run: Command, tmp_p
     [
         (
             ["--format", "tflite"],
-            "There is no format 'tflite'; choose gguf, onnx, semi-structured or compressed-tensors.",
+            "There is no format 'tflite'; choose safetensors, gguf, onnx, semi-structured or compressed-tensors.",
         ),
         (["--format", "gguf", "--outtype", "q4_0"], "There is no outtype 'q4_0'; choose one of f16, f32, q8_0."),
         (["--format", "onnx", "--outtype", "f16"], "--outtype is for --format gguf; leave it out."),

@@ -27,6 +27,7 @@ def test_a_run_pushes_its_result_and_says_where(run: Command, own_hub: StandInHu
     assert own_hub.files["me/small"] == own_hub.files["lab/small"]
 
 
+@pytest.mark.full
 def test_a_push_that_fails_ends_with_what_to_type(run: Command, own_hub: StandInHub, checkpoint: Path) -> None:
     own_hub.refuses_commits = True
     done = run("oneshot", checkpoint, *CUT, "-o", "out", "--push-to-hub", "small")

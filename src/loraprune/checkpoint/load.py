@@ -17,6 +17,7 @@ from loraprune.checkpoint.reading import (
     check_tokenizer_files,
     check_whole_model,
     explain_config_error,
+    how_to_take,
     read_config_values,
     reading,
 )
@@ -98,10 +99,7 @@ def load_config(
     if described:
         spec_for(config)
     if getattr(config, "quantization_config", None) and not quantized:
-        raise CheckpointError(
-            f"{name} is quantized. Name the original checkpoint, in 16 or 32 bits; --load-in-8bit or --load-in-4bit "
-            "quantizes it while it is pruned, and --keep-quantized the result, too."
-        )
+        raise CheckpointError(how_to_take(name, config.quantization_config))
     return config
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -151,6 +152,51 @@ def _near_model(name: str) -> str:
 # What a folder may hold in place of a model.
 
 
+def gguf_file_of(path: Path) -> Path | None:
+    """The GGUF file that a path names: itself, or the only one in a folder without a config; None of anything else.
+
+    Raises:
+        CheckpointError: the folder holds several.
+    """
+    if path.suffix.lower() == ".gguf" and path.is_file():
+        return path
+    if not path.is_dir() or (path / MODEL_CONFIG).is_file():
+        return None
+    files = sorted(path.glob("*.gguf"))
+    if len(files) > 1:
+        raise CheckpointError(
+            f"{path} holds {len(files)} GGUF files and no config.json. Name one of them, such as {files[0]}."
+        )
+    return files[0] if files else None
+
+
+def how_to_copy(name: str | Path) -> str:
+    """What to type to make an ordinary checkpoint of a quantized one or of a GGUF file."""
+    return shlex.join(["loraprune", "export", str(name), "--format", "safetensors", "-o", "OUT"])
+
+
+COPIED_METHODS = ("gptq", "awq", "fp8", "fbgemm_fp8", "compressed-tensors")
+"""Ways to quantize a checkpoint of which ``loraprune export --format safetensors`` makes a copy in 16 bits."""
+
+
+def how_to_take(name: str, settings: Any) -> str:
+    """What to do with a checkpoint that is quantized, as an error.
+
+    Args:
+        name: of the checkpoint.
+        settings: ``quantization_config`` of its config.
+    """
+    values = settings if isinstance(settings, dict) else settings.to_dict()
+    method = str(getattr(values.get("quant_method"), "value", values.get("quant_method", "")))
+    named = f"{name} is quantized{f' ({method})' if method else ''}. Name the original checkpoint, in 16 or 32 bits"
+    if method in COPIED_METHODS:
+        return f"{named}; or make a 16-bit copy of this one, and name that: {how_to_copy(name)}."
+    return (
+        f"{named}; --load-in-8bit or --load-in-4bit quantizes it while it is pruned, and --keep-quantized the result, "
+        "too."
+    )
+
+
 def check_whole_model(name: str) -> None:
     """Make sure that a folder holds a config.
 
@@ -160,6 +206,11 @@ def check_whole_model(name: str) -> None:
     folder = Path(name).expanduser()
     if (folder / MODEL_CONFIG).is_file():
         return
+    file = gguf_file_of(folder)
+    if file is not None:
+        raise CheckpointError(
+            f"{file} is a GGUF file. Make a 16-bit checkpoint of it, and name that: {how_to_copy(file)}."
+        )
     if (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
             f"{name} holds a LoRA adapter{_base_of(folder)}, and no model. Name the model that it was trained on; or "

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from loraprune.checkpoint.exports.onnx import OnnxResult
     from loraprune.checkpoint.exports.sparse_checkpoint import SparseFolderResult
 
-_FORMATS = ("gguf", "onnx", "semi-structured", "compressed-tensors")
+_FORMATS = ("safetensors", "gguf", "onnx", "semi-structured", "compressed-tensors")
 
 
 def export_parser() -> Parser:
@@ -27,7 +27,8 @@ def export_parser() -> Parser:
         "loraprune export",
         usage="loraprune export CHECKPOINT --format FORMAT [-o PATH] [options]",
         description="Write a checkpoint in the format of another runtime: GGUF for llama.cpp, ONNX for onnxruntime, "
-        "and for 2:4 weights semi-structured (torch) or compressed-tensors (vLLM).",
+        "for 2:4 weights semi-structured (torch) or compressed-tensors (vLLM); or a quantized checkpoint or a GGUF "
+        "file as safetensors in 16 bits.",
         epilog="examples:\n  loraprune export pruned --format gguf --outtype q8_0\n",
     )
     parser.add_argument(
@@ -36,7 +37,7 @@ def export_parser() -> Parser:
     most = parser.add_argument_group("most used")
     most.add_argument("--format", required=True, metavar=f"{{{','.join(_FORMATS)}}}", help="format of the result")
     most.add_argument("-o", "--output", type=Path, metavar="PATH", help="file or folder to write (default: a file in "
-                      "CHECKPOINT; for 2:4 formats the folder CHECKPOINT-FORMAT)")  # fmt: skip
+                      "CHECKPOINT; CHECKPOINT-FORMAT for 2:4 formats; ./CHECKPOINT-16bit for safetensors)")  # fmt: skip
     most.add_argument("--outtype", metavar="{f16,f32,q8_0}", help="GGUF: data type of the matrices (default: f16)")
     most.add_argument("--overwrite", action="store_true", help="replace an existing file or folder")
     hub = parser.add_argument_group("hub")
@@ -64,7 +65,9 @@ def _run(options: argparse.Namespace) -> int:
     begin("export", options.checkpoint)
     target = None if options.push_to_hub is None else target_of(options)
     folder: Path = options.checkpoint
-    if options.format == "gguf":
+    if options.format == "safetensors":
+        written = _plain(options, folder)
+    elif options.format == "gguf":
         written = _gguf(options, folder)
     elif options.format == "onnx":
         from loraprune.checkpoint.exports.onnx import write_onnx
@@ -78,6 +81,21 @@ def _run(options: argparse.Namespace) -> int:
     if target is not None:
         push_now(target, written, card=folder / "README.md")
     return 0
+
+
+def _plain(options: argparse.Namespace, source: Path) -> Path:
+    from loraprune.checkpoint.exports.plain_copy import write_plain_copy
+
+    output: Path = options.output or Path(f"{source.resolve().stem}-16bit")
+    result = write_plain_copy(source, output, overwrite=options.overwrite)
+    _show(
+        [
+            f"{result.folder}: {result.size / 1e6:.1f} MB of weights in {result.dtype}, made from {result.kind}",
+            f"Prune it: loraprune oneshot {result.folder} --data DATA --ratio 0.5 -o OUT",
+        ],
+        ["the copy computes what the quantized model does; the error of quantization stays in it"],
+    )
+    return result.folder
 
 
 def _gguf(options: argparse.Namespace, folder: Path) -> Path:
@@ -127,7 +145,9 @@ def _check(options: argparse.Namespace) -> None:
         raise ValueError(
             f"There is no format {options.format!r}; choose {', '.join(_FORMATS[:-1])} or {_FORMATS[-1]}.{near}"
         )
-    if not options.checkpoint.is_dir():
+    source: Path = options.checkpoint
+    is_gguf = options.format == "safetensors" and source.suffix.lower() == ".gguf" and source.is_file()
+    if not is_gguf and not source.is_dir():
         raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
     if options.push_to_hub is None and (options.private is not None or options.hub_revision is not None):
         raise ValueError(

@@ -1,0 +1,124 @@
+"""Weights of quantized checkpoints as plain numbers: tensors in, a tensor out.
+
+Shapes: ``O`` outputs, ``I`` inputs, ``G`` groups of inputs that share a scale, ``P`` numbers in an integer of 32 bits.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_WORD = 32
+_AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
+"""Which of eight columns the numbers of a word of AWQ are, from the lowest bits on."""
+
+
+def unpacked_words(words: Tensor, bits: int, dim: int) -> Tensor:
+    """Numbers of ``bits`` bits without a sign, packed into words of 32 along one dimension, the lowest bits first.
+
+    Args:
+        words: int32.
+        bits: of a number; divides 32.
+        dim: along which they were packed, 0 or 1.
+
+    Returns:
+        int32, P times as long along ``dim``.
+    """
+    shifts = torch.arange(0, _WORD, bits, dtype=torch.int32)
+    apart = (words.unsqueeze(dim + 1) >> shifts.view(-1, *[1] * (words.ndim - dim - 1))) & (2**bits - 1)
+    return apart.flatten(dim, dim + 1)
+
+
+def gptq_weight(
+    qweight: Tensor, qzeros: Tensor, scales_GO: Tensor, groups_I: Tensor | None, *, bits: int, zeros_off_by_one: bool
+) -> Tensor:
+    """The weight of a GPTQ layer, in 32 bits.
+
+    Args:
+        qweight: words, packed along the inputs: (I / P, O).
+        qzeros: words, packed along the outputs: (G, O / P).
+        scales_GO: scales.
+        groups_I: the group of each input; None: inputs follow one another.
+        bits: of a number.
+        zeros_off_by_one: whether zero points are stored less one, as in the first version of the format.
+
+    Returns:
+        (O, I).
+    """
+    numbers_IO = unpacked_words(qweight, bits, 0)
+    zeros_GO = unpacked_words(qzeros, bits, 1) + int(zeros_off_by_one)
+    if groups_I is None:
+        groups_I = _even_groups(numbers_IO.shape[0], scales_GO.shape[0])
+    groups = groups_I.long()
+    return (scales_GO.float()[groups] * (numbers_IO - zeros_GO[groups])).T.contiguous()
+
+
+def awq_weight(qweight: Tensor, qzeros: Tensor, scales_GO: Tensor) -> Tensor:
+    """The weight of an AWQ layer (4 bits, version GEMM), in 32 bits.
+
+    Args:
+        qweight: words, packed along the outputs: (I, O / 8).
+        qzeros: the same of the zero points: (G, O / 8).
+        scales_GO: scales.
+
+    Returns:
+        (O, I).
+    """
+    numbers_IO, zeros_GO = (_in_order(unpacked_words(words, 4, 1)) for words in (qweight, qzeros))
+    groups = _even_groups(numbers_IO.shape[0], scales_GO.shape[0])
+    return (scales_GO.float()[groups] * (numbers_IO - zeros_GO[groups])).T.contiguous()
+
+
+def _in_order(numbers: Tensor) -> Tensor:
+    """Columns of AWQ in their order."""
+    words = numbers.unflatten(1, (-1, len(_AWQ_ORDER)))
+    found = torch.empty_like(words)
+    found[..., torch.tensor(_AWQ_ORDER)] = words
+    return found.flatten(1)
+
+
+def _even_groups(inputs: int, groups: int) -> Tensor:
+    return torch.arange(inputs) // -(-inputs // groups)
+
+
+def pack_quantized_weight(
+    packed: Tensor, scales_OG: Tensor, zeros: Tensor | None, groups_I: Tensor | None, *, bits: int, inputs: int
+) -> Tensor:
+    """The weight of a layer that compressed-tensors has packed (``pack-quantized``), in 32 bits.
+
+    Args:
+        packed: words, packed along the inputs: (O, I / P), the last word filled up.
+        scales_OG: scales.
+        zeros: zero points, packed along the outputs: (O / P, G); None: all are 0.
+        groups_I: the group of each input; None: inputs follow one another.
+        bits: of a number.
+        inputs: I.
+
+    Returns:
+        (O, I).
+    """
+    middle = 2 ** (bits - 1)
+    numbers_OI = unpacked_words(packed, bits, 1)[:, :inputs] - middle
+    groups = _even_groups(inputs, scales_OG.shape[1]) if groups_I is None else groups_I.long()
+    if zeros is not None:
+        numbers_OI = numbers_OI - (unpacked_words(zeros, bits, 0)[: len(packed)] - middle)[:, groups]
+    return numbers_OI * scales_OG.float()[:, groups]
+
+
+def scaled_weight(numbers_OI: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+    """A weight of numbers of 8 bits (FP8 or integers) times scales, in 32 bits.
+
+    Args:
+        numbers_OI: numbers.
+        scales: one, one an output, or one a block of outputs and inputs; blocks of an edge may be smaller.
+        zeros: zero points, of the same shape.
+
+    Returns:
+        (O, I).
+    """
+    rows, columns = numbers_OI.shape
+    shape = (1, 1) if scales.numel() == 1 else (len(scales), scales.numel() // len(scales))
+    places = [_even_groups(length, count) for length, count in zip((rows, columns), shape, strict=True)]
+    spread = [part.float().reshape(shape)[places[0]][:, places[1]] for part in (scales, zeros) if part is not None]
+    numbers = numbers_OI.float()
+    return (numbers - spread[1] if zeros is not None else numbers) * spread[0]
