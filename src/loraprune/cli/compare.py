@@ -25,8 +25,8 @@ def compare_parser() -> Parser:
         "loraprune compare",
         usage="loraprune compare RUN... [options]",
         description="Compare the quality of several runs with their parameters, latency and training time, and mark "
-        "the runs that no other beats (the Pareto front). Nothing is measured: the figures come from the records of "
-        "the runs and from results of loraprune eval and loraprune bench.",
+        "the runs that no other beats (the Pareto front). The figures come from the records of the runs and from "
+        "results of loraprune eval and loraprune bench; --eval measures what is missing.",
         epilog="examples:\n  loraprune compare pruned-20 pruned-50 --evaluation results.json -o comparison.html\n",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or of a model in the result files")
@@ -35,6 +35,11 @@ def compare_parser() -> Parser:
                       help="results of loraprune eval; evaluation.json in a RUN is read without this")  # fmt: skip
     most.add_argument("--bench", nargs="+", default=[], action="extend", type=Path, metavar="FILE",
                       help="results of loraprune bench, used instead of the latencies in the records")  # fmt: skip
+    most.add_argument("--eval", nargs="*", metavar="TEXT", help="measure perplexity of these texts for all runs alike, "
+                      "and keep it in each RUN (default without a TEXT: wikitext2)")  # fmt: skip
+    most.add_argument("--max-length", type=int, help="tokens in a segment of --eval (default: 2048, or the smallest "
+                      "context)")  # fmt: skip
+    most.add_argument("--limit", type=int, help="measure the first N segments of --eval only")
     most.add_argument("--quality", metavar="NAME", help="measure to compare, such as perplexity, accuracy, "
                       "wikitext2@2048 or piqa:acc_norm (default: the one that most runs share)")  # fmt: skip
     most.add_argument("--latency", metavar="NAME", help="latency to compare: recorded, or prefill, decoding or "
@@ -55,7 +60,7 @@ def compare_command(arguments: Sequence[str]) -> int:
     if shown is not None:
         return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(_options(parser, arguments), arguments))
+    return report_errors(console, lambda: _run(_options(parser, arguments), arguments, console))
 
 
 def _options(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
@@ -67,30 +72,63 @@ def _options(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     options = parsed(parser, arguments)
     if not options.runs:
         raise ValueError("No run was given. Name runs before the options: loraprune compare RUN... --evaluation FILE.")
+    if options.eval is None and (options.max_length is not None or options.limit is not None):
+        raise ValueError("--max-length and --limit are about --eval. Say that, too, or leave them out.")
     return options
 
 
-def _run(options: argparse.Namespace, arguments: Sequence[str]) -> int:
+def _run(options: argparse.Namespace, arguments: Sequence[str], console: Console) -> int:
     import shlex
 
     from loraprune.report.comparison.compare import compare_runs
 
     _check_outputs(options)
+    quality = options.quality
+    if options.eval is not None:
+        measured = _measured_alike(options, console)
+        quality = quality or measured
     comparison = compare_runs(
         options.runs,
         evaluation=options.evaluation,
         bench=options.bench,
-        quality=options.quality,
+        quality=quality,
         latency=options.latency,
         names=options.names,
         command=shlex.join(["loraprune", "compare", *arguments]),
     )
-    console = results_console()
-    _show(console, comparison)
+    out = results_console()
+    _show(out, comparison)
     if not options.quiet:
-        _show_hints(console, comparison, options)
-    _write(console, comparison, options)
+        _show_hints(out, comparison, options)
+    _write(out, comparison, options)
     return 0
+
+
+def _measured_alike(options: argparse.Namespace, console: Console) -> str:
+    """Measure all runs, and the models that they began with, on the same texts in segments of one length.
+
+    Returns:
+        The name of the first measure.
+    """
+    from dataclasses import replace
+
+    from loraprune.cli.console import begin
+    from loraprune.display.steps import StepsProgress
+    from loraprune.measure.evaluation.alike import evaluate_alike
+    from loraprune.measure.evaluation.config import DEFAULT_TEXT, EvaluationConfig
+    from loraprune.report.comparison.qualities import RESULTS_FILE
+
+    begin("compare", *options.runs)
+    config = EvaluationConfig(
+        ppl=tuple(options.eval or (DEFAULT_TEXT,)), max_length=options.max_length, limit=options.limit
+    )
+    with StepsProgress(console, quiet=options.quiet, rates=True) as progress:
+        return evaluate_alike(
+            [Path(run) for run in options.runs],
+            lambda run, length: replace(config, max_length=length, output=run / RESULTS_FILE),
+            config,
+            progress=progress,
+        )
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
@@ -150,6 +188,8 @@ def _show(console: Console, comparison: RunsComparison) -> None:
 def _show_hints(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
     if comparison.other_qualities:
         _line(console, f"Other measures (--quality): {_others(comparison.other_qualities)}", style="dim")
+    if options.eval is None and comparison.notes:
+        _line(console, "To measure all runs alike: add --eval", style="dim")
     if options.output is None and options.picture is None:
         _line(console, "A page with a picture: add -o comparison.html", style="dim")
 

@@ -293,7 +293,7 @@ def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Re
 Figures = Mapping[str, Mapping[str, QualityFigure]]
 """By name of the run and of the measure."""
 
-REMEDY = "Measure all of them alike with `loraprune eval` and name its file with --evaluation."
+REMEDY = "Measure all of them alike with --eval, or with `loraprune eval` and name its file with --evaluation."
 
 
 def quality_names(figures: Figures) -> list[str]:

@@ -1,0 +1,73 @@
+"""Several runs measured alike: the same texts in segments of one length, kept beside each run."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from loraprune.checkpoint.source import ModelSource
+from loraprune.measure.evaluation.config import EvaluationConfig
+from loraprune.measure.evaluation.evaluate import evaluate, segment_length
+from loraprune.measure.model import check_measurable
+from loraprune.record.run_record import RECORD_FILE, RunRecord
+
+if TYPE_CHECKING:
+    from loraprune.calibration.progress import ProgressOf
+
+logger = logging.getLogger("loraprune")
+
+
+def evaluate_alike(
+    runs: Sequence[Path],
+    config_of: Callable[[Path, int], EvaluationConfig],
+    config: EvaluationConfig,
+    *,
+    progress: ProgressOf | None = None,
+) -> str:
+    """Measure runs, and the models that they began with, as far as these are here; what is known is not measured again.
+
+    Args:
+        runs: folders.
+        config_of: what to measure of a run, with segments of so many tokens, and where that is kept.
+        config: what to measure.
+        progress: called with what is being measured, finished steps and all steps.
+
+    Returns:
+        Name of the first measure.
+
+    Raises:
+        ValueError: a run is no folder of a model, or a text is wrong.
+    """
+    for run in runs:
+        if not run.is_dir():
+            raise ValueError(f"{run} is no folder here, so that --eval cannot measure it. Name the folder of a run.")
+    sources = {str(run): check_measurable(ModelSource.of_any(run)) for run in runs}
+    began: dict[Path, str] = {}
+    for run in runs:
+        dense = _began_with(run)
+        if dense is None or dense in sources:
+            continue
+        try:
+            sources[dense] = check_measurable(ModelSource.of_any(dense))
+        except ValueError as error:
+            logger.warning("%s, the model that %s began with, is not measured: %s", dense, run, error)
+        else:
+            began[run] = dense
+    length = segment_length(config, list(sources.values()))
+    labels = [
+        entry.label
+        for run in runs
+        for entry in evaluate(
+            [*([began[run]] if run in began else []), run], config_of(run, length), progress=progress
+        ).entries
+    ]
+    return labels[0]
+
+
+def _began_with(run: Path) -> str | None:
+    """The model that a run began with; None of a folder that is no run."""
+    if not (run / RECORD_FILE).is_file():
+        return None
+    return RunRecord.read(run).base_model
