@@ -16,8 +16,11 @@ LEAST_RAISED_DAMPING = 1e-4
 TOKENS_A_FEATURE = 6
 """Below so many rows for each input of a layer, least squares fit the sample rather than the layer."""
 
-STRONGER_DAMPING = (0.01, 0.1, 1.0, 10.0, 100.0)
-"""Ridges that are tried then."""
+STRONGER_DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 100.0)
+"""Ridges that are tried where one is chosen."""
+
+RIDGE_OF_ALL = 0.5
+"""The ridge that suits half of the rows, times this, suits all of them."""
 
 
 def are_few(rows: int, features: int) -> bool:
@@ -232,9 +235,8 @@ def held_back_columns(
     not fitted on.
 
     Where the target is not what the layer itself gave, the change has two parts. One makes up for the columns that go:
-    ``H_KD W_Dᵀ`` on the right-hand side. The other makes up for what went before: ``E[x_K (t − W x)ᵀ]``. To the inputs
-    of one layer that is mostly noise, so that its ridge is chosen on rows that were not fitted on, however many rows
-    there are.
+    ``H_KD W_Dᵀ`` on the right-hand side. The other makes up for what went before: ``E[x_K (t − W x)ᵀ]``. Each part has
+    its own ridge, which is chosen in this way however many rows there are.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
@@ -257,10 +259,10 @@ def held_back_columns(
     parts = (part(slice(0, rows // 2)), part(slice(rows // 2, rows)))
     if moments.cross is None:
         ridge = steadied([normal_equations(weight, half.moment, kept) for half in parts], damping)
-        return None if ridge is None else refit_columns(weight, moments.moment, kept, ridge)
+        return None if ridge is None else refit_columns(weight, moments.moment, kept, max(damping, RIDGE_OF_ALL * ridge))
     wanted, lost, drift = zip(*(_apart(weight, half, kept) for half in parts), strict=True)
     none = [torch.zeros_like(half.missing) for half in wanted]
-    first = _best_ridge(lost, none, lost, damping) if few else damping
+    first = _best_ridge(lost, none, lost, damping)
     made = none if first is None else [half.change(first) for half in lost]
     second = _best_ridge(drift, made, wanted, damping)
     if first is None and second is None:
@@ -268,9 +270,9 @@ def held_back_columns(
     _, own, before = _apart(weight, moments, kept)
     fitted = weight[:, kept]
     if first is not None:
-        fitted = fitted + own.change(first).T
-    if second is not None:  # of twice the rows it counts half as much
-        fitted = fitted + before.change(0.5 * second).T
+        fitted = fitted + own.change(max(damping, RIDGE_OF_ALL * first)).T
+    if second is not None:
+        fitted = fitted + before.change(RIDGE_OF_ALL * second).T
     return fitted
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loraprune.calibration.least_squares import STRONGER_DAMPING, are_few
+from loraprune.calibration.least_squares import STRONGER_DAMPING
 from loraprune.importance.osscar import MOST_ROUNDS, WIDEST_IN_64_BITS, lets_go, subtracts
 from loraprune.layers.axes import is_matrix, matrix_shape
 from loraprune.layers.unwrap import base_layer
@@ -99,7 +99,7 @@ FITS = _HALVES * _RIDGES
 """Least squares that are tried: each half of the rows with each ridge, and without."""
 
 
-def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]:
+def least_squares_flops(layer: PrunedConsumer) -> tuple[float, float]:
     """Operations of :func:`loraprune.calibration.least_squares.held_back_columns` with a target, and of its error.
 
     Returns:
@@ -111,8 +111,7 @@ def least_squares_flops(layer: PrunedConsumer, rows: int) -> tuple[float, float]
     loss = 2 * k**2 * o
     # Each half is solved with each ridge and judged on the other one, as is the plain cut.
     search = _HALVES * ((_RIDGES - 1) * (solving + loss) + loss)
-    searches = 2 if are_few(rows, i) else 1
-    return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, searches * search
+    return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, 2 * search
 
 
 def oneshot_work(
@@ -147,7 +146,7 @@ def oneshot_work(
             passes += 2 * rows * (2 * consumer.before + 4 * tokens * consumer.attended)
             o, i = consumer.outputs, consumer.inputs
             moments += rows * (2 * 2 * i**2 + 2 * o * i)
-            fitted, searched = least_squares_flops(consumer, rows)
+            fitted, searched = least_squares_flops(consumer)
             solves += elimination_flops(consumer) + fitted
             tried += searched
             summed += i**2 * _SINGLE + (2 * i + 1) * _DOUBLE + _HALVES * ((i**2 + o * i) * _SINGLE + _DOUBLE)
