@@ -87,6 +87,14 @@ def test_what_a_layer_gave_itself_is_refitted_as_ever() -> None:
     torch.testing.assert_close(fitted(weight, inputs, wanted), expected, rtol=1e-3, atol=1e-3)
 
 
+def test_columns_that_go_are_not_fitted_by_inputs_that_know_nothing_of_them() -> None:
+    generator = torch.Generator().manual_seed(0)
+    inputs, weight = torch.randn(ROWS, IN, generator=generator), torch.randn(OUT, IN, generator=generator)
+    change = fitted(weight, inputs, inputs @ weight.T) - weight[:, KEPT]
+    overfit = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4) - weight[:, KEPT]
+    assert change.norm() < 0.75 * overfit.norm()
+
+
 def test_what_the_inputs_can_make_up_for_is_made_up_for() -> None:
     weight, inputs, wanted = problem(drift=1.0, noise=0.1)
     best = torch.linalg.lstsq(inputs[:, KEPT], wanted).solution.T
