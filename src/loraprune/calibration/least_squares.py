@@ -259,7 +259,7 @@ def held_back_columns(
     parts = (part(slice(0, rows // 2)), part(slice(rows // 2, rows)))
     if moments.cross is None:
         ridge = steadied([normal_equations(weight, half.moment, kept) for half in parts], damping)
-        return None if ridge is None else refit_columns(weight, moments.moment, kept, max(damping, RIDGE_OF_ALL * ridge))
+        return None if ridge is None else refit_columns(weight, moments.moment, kept, _of_all(ridge, damping))
     wanted, lost, drift = zip(*(_apart(weight, half, kept) for half in parts), strict=True)
     none = [torch.zeros_like(half.missing) for half in wanted]
     first = _best_ridge(lost, none, lost, damping)
@@ -270,10 +270,15 @@ def held_back_columns(
     _, own, before = _apart(weight, moments, kept)
     fitted = weight[:, kept]
     if first is not None:
-        fitted = fitted + own.change(max(damping, RIDGE_OF_ALL * first)).T
+        fitted = fitted + own.change(_of_all(first, damping)).T
     if second is not None:
-        fitted = fitted + before.change(RIDGE_OF_ALL * second).T
+        fitted = fitted + before.change(_of_all(second, damping)).T
     return fitted
+
+
+def _of_all(ridge: float, damping: float) -> float:
+    """The ridge for all rows, of one that was chosen on half of them; ``damping`` is the least."""
+    return max(damping, RIDGE_OF_ALL * ridge)
 
 
 def _apart(
