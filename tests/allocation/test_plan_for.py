@@ -39,9 +39,9 @@ def changed(**values: Any) -> Callable[[], dict[str, Any]]:
 @pytest.mark.parametrize(
     ("scores", "options", "message"),
     [
-        (dict, {}, "None are given for layers.0.channels"),
+        (dict, {}, "Scores are missing for layers.0.channels"),
         (changed(nowhere=[1.0]), {}, "The structure has no dimension 'nowhere'"),
-        (changed(layers_0_heads=[1.0, 2.0]), {}, r"layers.0.heads have shape \(2,\); it has 4 groups"),
+        (changed(layers_0_heads=[1.0, 2.0]), {}, r"layers.0.heads have shape \(2,\), but it has 4 groups"),
         (changed(layers_0_heads=[1.0, 2.0, float("nan"), 0.0]), {}, "layers.0.heads are not all finite"),
         (ascending, {"ratio": 0.99}, "would empty a dimension"),
         (ascending, {"ratio": 1.5}, "ratio is 1.5"),

@@ -72,9 +72,9 @@ def test_an_end_of_zero_is_one_cut_before_the_first_step():
     ("change", "message"),
     [
         ({"total_steps": 0}, "at least one step, not 0"),
-        ({"start": -0.1}, r"goes from -0\.1 to 0\.3"),
-        ({"start": 0.4}, r"goes from 0\.4 to 0\.3"),
-        ({"end": 1.1}, r"goes from 0\.1 to 1\.1"),
+        ({"start": -0.1}, r"runs from -0\.1 to 0\.3"),
+        ({"start": 0.4}, r"runs from 0\.4 to 0\.3"),
+        ({"end": 1.1}, r"runs from 0\.1 to 1\.1"),
         ({"cuts": 0}, "number of cuts is 0"),
         ({"ratio": 1.0}, r"ratio is 1\.0"),
         ({"ratio": -0.5}, r"ratio is -0\.5"),

@@ -470,8 +470,8 @@ class TestWrongInvocation:
             (["--sparsity", "5:4"], "N must be at least 1 and less than M, as in 2:4"),
             (["--sparsity", "much"], "The sparsity 'much' is neither a share such as 0.5 nor a pattern such as 2:4"),
             (["--sparsity", "2:"], "The sparsity '2:' is neither a share such as 0.5 nor a pattern such as 2:4"),
-            (["--sparsity", "2:5"], "model.layers.0.self_attn.q_proj has 32 inputs, which 5 does not divide"),
-            (["--sparsity", "2:64"], "model.layers.0.self_attn.q_proj has 32 inputs, which 64 does not divide"),
+            (["--sparsity", "2:5"], "model.layers.0.self_attn.q_proj has 32 inputs, which is not a multiple of 5"),
+            (["--sparsity", "2:64"], "model.layers.0.self_attn.q_proj has 32 inputs, which is not a multiple of 64"),
             (["--sparsity", "0.0001"], "A sparsity of 0.0001 removes nothing from model.layers.0.self_attn.q_proj"),
             (["--sparsity", "2:4", "--ratio", "0.5"], "ratio is 0.5 and sparsity 2:4: "),
             (["--ratio", "0.5", "--target-params", "27k"], "--ratio and --target-params both say how much is to go"),
@@ -555,7 +555,7 @@ class TestWrongInvocation:
     def test_a_pattern_is_checked_against_every_layer(self, refused: Any, tmp_path: Path) -> None:
         model = tiny_checkpoint(tmp_path / "model", intermediate_size=44)
         message = refused("--sparsity", "4:8", model=model)
-        assert "model.layers.0.mlp.down_proj has 44 inputs, which 8 does not divide" in message
+        assert "model.layers.0.mlp.down_proj has 44 inputs, which is not a multiple of 8" in message
         assert "or a sparsity without a pattern, such as 0.5." in message
 
     @pytest.mark.parametrize("family", ["mistral", "qwen2"])
@@ -667,7 +667,7 @@ class TestWrongInput:
         tiny_tokenizer().save_pretrained(tmp_path / "model")
         finished = run("oneshot", tmp_path / "model", "--data", data, "-o", out, *QUICK, "--sparsity", "0.5")
         assert (finished.code, finished.out) == (1, "")
-        assert finished.err.splitlines()[-1].startswith("error: The calibration data make NaN or Inf")
+        assert finished.err.splitlines()[-1].startswith("error: The calibration data produce NaN or Inf")
         assert not out.exists()
 
 

@@ -146,7 +146,7 @@ def test_when_cuts_are_made_by_default() -> None:
         ({"criterion": "pst", "prune_end": 0.0}, "learns its scores while the adapter is trained"),
         ({"criterion": "osscar", "prune_end": 0.3}, "Cut once, before the first step"),
         ({"apply": "mask", "repair": "none", "prune_end": 0.0}, "masks have no use"),
-        ({"cut_every": 2, "prune_end": 0.0}, "say cuts in place of cut_every"),
+        ({"cut_every": 2, "prune_end": 0.0}, "Pass cuts instead of cut_every"),
     ],
 )
 def test_what_cannot_be_is_refused_with_the_reason(changes: dict[str, Any], message: str) -> None:

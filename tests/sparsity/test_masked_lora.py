@@ -499,7 +499,7 @@ class TestRefusals:
 
     def test_other_adapters_are_refused(self) -> None:
         config = IA3Config(target_modules=["q_proj"], feedforward_modules=[])
-        self.refuses(get_peft_model(sparsify_(tiny_model()), config), "'default' is of type IA3: only LoRA")
+        self.refuses(get_peft_model(sparsify_(tiny_model()), config), "'default' is of type IA3, and only LoRA")
 
     def test_a_merged_adapter_is_refused(self) -> None:
         model = sparse_llama()
@@ -518,7 +518,7 @@ class TestRefusals:
     def test_a_base_that_is_trained_itself_is_refused(self) -> None:
         model = sparse_llama()
         base_layer(projections(model, 0)["q_proj"]).weight.requires_grad_()
-        self.refuses(model, "q_proj: the base weight is trained itself.*Freeze it")
+        self.refuses(model, "q_proj: the base weight is being trained.*Freeze it")
 
     def test_a_sparse_layer_of_another_kind_is_refused(self) -> None:
         class Convolution(nn.Module):

@@ -72,7 +72,7 @@ def prunable_parameters(model, blocks):
 
 @pytest.mark.parametrize(("method", "pattern"), [("wanda", "0.5"), ("sparsegpt", "2:4")])
 @pytest.mark.parametrize("row", by_layout(ROWS), ids=lambda row: row.name)
-@pytest.mark.filterwarnings("ignore:.*no calibration token arrives there:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*no calibration token reaches it:UserWarning")
 def test_all_matrices_of_the_blocks_become_sparse_and_nothing_else_changes(row, method, pattern):
     model = row.model()
     structure = describe(model)
@@ -299,7 +299,7 @@ def test_an_expert_without_tokens_goes_by_magnitude_and_that_is_said(method):
     sequences = [token_ids(1, 1)[0]]  # one token, two of four experts
     entering, _ = routed_to(dense, 0, sequences)
     assert len(entering) == 2
-    with pytest.warns(UserWarning, match="no calibration token arrives there") as caught:
+    with pytest.warns(UserWarning, match="no calibration token reaches it") as caught:
         sparse(model, options(method), sequences=sequences)
     (said,) = [str(warning.message) for warning in caught if "no calibration" in str(warning.message)]
     idle = [expert for expert in range(4) if expert not in entering]
@@ -431,7 +431,7 @@ def test_fewer_tokens_than_features_raise_the_damping_and_that_is_said_once(toke
     assert ("model.layers.0.mlp.down_proj" in narrow) == (tokens < 24)
     assert message == (
         f"{narrow[0]} and {len(narrow) - 1} more matrices: {tokens} calibration tokens are fewer than 32 input "
-        "features, so that the updates are damped by 0.1 (0.01 was asked for). More calibration sequences help."
+        "features, so the updates are damped by 0.1 instead of 0.01. Use more calibration sequences."
     )
     assert {record.damping for record in records} <= {0.01, RAISED_DAMPING}
 
@@ -481,7 +481,7 @@ def test_damping_that_had_to_be_raised_step_by_step_is_told(value, used):
         records = sparsify_(model, describe(model), Spoiled(model, value), *options("sparsegpt"))
     (message,) = messages(caught)
     assert message == (
-        f"{Spoiled.spoiled}: the second moment of the inputs is not positive definite with a damping of 0.01; it was "
+        f"{Spoiled.spoiled}: the second moment of the inputs is not positive definite with a damping of 0.01, so it was "
         f"raised to {used:g}."
     )
     assert {record.name for record in records if record.damping != 0.01} == {Spoiled.spoiled}
@@ -510,7 +510,7 @@ def test_activations_that_are_not_finite_are_an_error_that_names_the_first_layer
     model = tiny_model("llama")
     with torch.no_grad():
         model.model.layers[0].mlp.up_proj.weight[3, 2] = spoil
-    with pytest.raises(ArithmeticError, match=r"NaN or Inf where they enter model\.layers\.0\.mlp\.down_proj\."):
+    with pytest.raises(ArithmeticError, match=r"NaN or Inf at the inputs of model\.layers\.0\.mlp\.down_proj\."):
         sparse(model, options(method), whole=whole)
 
 
@@ -518,7 +518,7 @@ def test_activations_of_experts_that_are_not_finite_are_an_error_that_names_the_
     model = ROW["mixtral"].model()
     with torch.no_grad():
         model.model.layers[0].mlp.experts.gate_up_proj[2, 3, 3] = math.nan
-    with pytest.raises(ArithmeticError, match=r"enter model\.layers\.0\.mlp\.experts\.down_proj\[2\]\."):
+    with pytest.raises(ArithmeticError, match=r"inputs of model\.layers\.0\.mlp\.experts\.down_proj\[2\]\."):
         sparse(model)
 
 
@@ -550,10 +550,10 @@ def test_widths_that_m_divides_pass_also_without_weights(name):
 )
 def test_a_width_that_m_does_not_divide_is_refused_with_the_name_of_the_layer(name, pattern, layer, width):
     model = shapes_of(name)
-    with pytest.raises(ValueError, match="does not divide") as raised:
+    with pytest.raises(ValueError, match="is not a multiple of") as raised:
         check_widths(model, describe(model), *options("wanda", pattern))
     assert str(raised.value).startswith(
-        f"{layer} has {width} inputs, which {pattern.partition(':')[2]} does not divide"
+        f"{layer} has {width} inputs, which is not a multiple of {pattern.partition(':')[2]}"
     )
 
 

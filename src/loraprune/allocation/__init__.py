@@ -1,1 +1,1 @@
-"""How a sparsity ratio is spread over dimensions and over time: schedule, uniform, balanced, global."""
+"""Distribution of a sparsity ratio over dimensions and over time: schedule, uniform, balanced, global."""

@@ -1,4 +1,4 @@
-"""How far criteria agree on which groups go: the share of removed groups that two of them have in common."""
+"""Agreement of criteria on the groups to remove: the share of removed groups that two of them have in common."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ class Agreement:
     """Agreement of two criteria on one kind of dimension at one sparsity ratio.
 
     Attributes:
-        first: name of a criterion; ``second``: of the other one.
-        kind: of the dimensions: ``heads``, ``channels`` and so on.
-        ratio: at which both remove.
-        shared: mean over the layers of :func:`overlap`; None where neither removes a group of this kind.
-        by_chance: the same for groups drawn at random, as many in each layer.
-        layers: that the mean is over: those in which one of the two removes something.
+        first: name of a criterion; ``second``: name of the other.
+        kind: kind of the dimensions: ``heads``, ``channels`` and so on.
+        ratio: sparsity ratio of both.
+        shared: mean over the layers of :func:`overlap`; None if neither removes a group of this kind.
+        by_chance: same mean for groups drawn at random, as many in each layer.
+        layers: number of layers in the mean: those in which one of the two removes something.
     """
 
     first: str
@@ -37,15 +37,15 @@ class Agreement:
 
 
 def overlap(first: Collection[int], second: Collection[int]) -> float:
-    """``|A ∩ B|`` as a share of the groups removed: of ``(|A| + |B|) / 2``, the same for both with equal widths."""
+    """``|A ∩ B|`` as a share of ``(|A| + |B|) / 2``, the mean number of removed groups."""
     return 2.0 * len(set(first) & set(second)) / (len(first) + len(second))
 
 
 def overlap_by_chance(first: int, second: int, groups: int) -> float:
-    """Expected :func:`overlap` of ``first`` and ``second`` groups drawn at random out of ``groups``.
+    """Expected :func:`overlap` of ``first`` and ``second`` groups drawn at random from ``groups``.
 
-    On average ``first · second / groups`` are in both. With equal numbers that is the share of groups removed. Strata
-    (the query heads of each KV head), which lose equally many each, change nothing.
+    On average, ``first · second / groups`` groups are in both. If the two numbers are equal, the overlap is the share
+    of groups removed. Strata (the query heads of each KV head) lose equally many groups and do not change the result.
     """
     return 2.0 * first * second / groups / (first + second)
 
@@ -57,7 +57,7 @@ def _removed(structure: Structure, plan: Plan) -> dict[str, set[int]]:
 def _agreement(
     structure: Structure, names: tuple[str, str], removed: Mapping[str, Mapping[str, set[int]]], kind: str, ratio: float
 ) -> Agreement:
-    """Of two criteria, from what each removes of every dimension."""
+    """Agreement of two criteria, from the groups that each removes in every dimension."""
     first, second = (removed[name] for name in names)
     counted = [d for d in structure.of_kind(kind) if first[d.name] or second[d.name]]
     shared = [overlap(first[d.name], second[d.name]) for d in counted]
@@ -85,16 +85,16 @@ def agreements(
     """Agreement of all pairs of criteria, by kind of dimension and ratio.
 
     Args:
-        structure: of the model, of which nothing is removed yet.
-        scores: by name of the criterion, of all groups.
+        structure: structure of the unpruned model.
+        scores: scores of all groups, by name of the criterion.
         ratios: sparsity ratios; each is reached from the unpruned model in one cut.
         legal: widths that may be chosen.
-        allocation: ``uniform`` removes the same number of groups whichever criterion chooses them, so that criteria
-            differ in which groups go alone.
-        criteria: by name.
+        allocation: ``uniform`` removes the same number of groups whichever criterion chooses them, so the criteria
+            differ only in which groups they remove.
+        criteria: configurations by name.
 
     Returns:
-        By pair (those of the first criterion first), kind and ratio.
+        Agreements ordered by pair (those of the first criterion first), kind and ratio.
 
     Source: LoRAPrune (arXiv 2305.18403), its ablation of masks from LoRA-guided and from vanilla gradients.
     """

@@ -1,4 +1,4 @@
-"""How a sparsity ratio is spread over the prunable dimensions of a model: the allocations with uniform widths."""
+"""Distribution of a sparsity ratio over the prunable dimensions of a model: the allocations with uniform widths."""
 
 from __future__ import annotations
 
@@ -34,12 +34,12 @@ from loraprune.structure.widths import (
 )
 
 HEAD_MARGIN = 1.1
-"""``balanced`` gives up a KV head only where that loses clearly less importance. A head is a large step that no later
-cut can make smaller or take back, and scores are noisy."""
+"""``balanced`` removes a KV head only if that loses clearly less importance. A head is a large step that no later
+cut can make smaller or undo, and scores are noisy."""
 
 
 def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWidths) -> int:
-    """Groups that each stratum of a choice keeps, never more than there are."""
+    """Number of groups that each stratum of a choice keeps, at most the current number."""
     dimension = choice.dimension
     kind = dimension.kind
     kept = kept_in(dimension, widths[kind], widest(structure, kind), legal.multiples.get(kind, 1))
@@ -49,7 +49,7 @@ def _count(choice: Choice, structure: Structure, widths: Widths, legal: LegalWid
 def _choose(
     structure: Structure, scores: Scores, ratio: float, candidates: list[Widths], allocation: str, legal: LegalWidths
 ) -> Widths:
-    """Pick widths by rule; of equally good ones, those with most heads."""
+    """Choose widths by the allocation; among equally good ones, those with the most heads."""
     if allocation in ("uniform", "measured"):
         return most_even(structure, candidates, ratio, legal)
     tables = [(choice, choice.losses()) for choice in choices(structure, scores)]
@@ -77,7 +77,7 @@ def _widths_of(structure: Structure, plan: Plan) -> Widths:
 
 
 def _protecting(structure: Structure, plan: Plan, scores: Scores) -> Scores:
-    """Scores in which those of protected blocks are beyond all others, where whole blocks go."""
+    """Scores in which protected blocks outrank all others, if whole blocks are pruned."""
     protected = dict(scores)
     for dimension in structure.of_kind("blocks"):
         stays = torch.tensor([block in structure.protected for block in plan.kept[dimension.name]])
@@ -100,27 +100,27 @@ def allocate(
 ) -> Plan:
     """Shrink a plan to a sparsity ratio: choose the widths, then keep the most important groups.
 
-    Every cut looks ahead: first the widths of the finished model are chosen for ``final_ratio``, then widths on the
-    way to them. Otherwise many small cuts would take channels alone, heads being too coarse for any of them.
+    Every cut looks ahead: it first chooses the widths of the final model for ``final_ratio``, then widths on the way
+    to them. Otherwise a series of small cuts would remove only channels, because one head is too much for each of them.
 
     Args:
-        structure: the model before pruning.
+        structure: structure of the model before pruning.
         plan: what is kept so far.
         scores: importance of the groups kept so far.
         ratio: removed parameters as a share of all prunable ones, counted from the unpruned model.
         legal: widths that may be chosen.
         allocation: ``uniform`` (every dimension loses the same share, as in the LoRAPrune paper), ``balanced``
-            (the split between attention and FFN that loses least importance for the same parameters; of splits
-            within a tenth of the best, the one with most heads) or ``global`` (see
+            (the split between attention and FFN that loses least importance for the same parameters; among splits
+            within a tenth of the best, the one with the most heads) or ``global`` (see
             :mod:`loraprune.allocation.global_allocation`: widths differ from layer to layer).
-        final_ratio: where later cuts will end; None where this is the last one.
-        final_widths: of the finished model, where they are known; None chooses them by the allocation. Of
-            ``measured``, which has to try them, these are then the widths of ``uniform``.
-        scale: of the scores; matters to ``global`` only.
+        final_ratio: ratio after all later cuts; None if this is the last one.
+        final_widths: widths of the final model, if known; None chooses them by the allocation. ``measured`` has to
+            try widths, so with None it uses those of ``uniform``.
+        scale: scale of the scores; only ``global`` uses it.
 
     Returns:
-        A plan with the same widths in every layer that may shrink (not so ``global``). At the last cut its ratio is
-        within half a channel multiple of the target, unless the plan was smaller already.
+        A plan with the same widths in every layer that may shrink (except with ``global``). At the last cut its ratio
+        is within half a channel multiple of the target, unless the plan was already smaller.
     """
     if plan.ratio(structure) >= ratio:
         return plan
@@ -151,7 +151,7 @@ def plan_for(
     channel_multiple: int | None = None,
     head_counts: HeadCounts = "config",
 ) -> Plan:
-    """The plan that keeps the most important groups, by scores of your own.
+    """Return the plan that keeps the most important groups by your own scores.
 
     Example::
 
@@ -160,15 +160,15 @@ def plan_for(
         cut_(model, plan_for(structure, scores, 0.3), calibration=rows)
 
     Args:
-        structure: from :func:`loraprune.describe`.
-        scores: importance of every group: name of each dimension to ``num_groups`` numbers; the higher, the rather a
-            group stays.
-        ratio: share of the prunable parameters that goes, in [0, 1).
-        allocation: ``uniform`` (heads and channels lose the same share: scores of different kinds need not have the
+        structure: structure from :func:`loraprune.describe`.
+        scores: importance of every group: ``num_groups`` numbers by name of the dimension; groups with higher scores
+            are kept.
+        ratio: share of the prunable parameters to remove, in [0, 1).
+        allocation: ``uniform`` (heads and channels lose the same share, so scores of different kinds need not have the
             same unit), ``balanced`` or ``global``; see :func:`allocate`. The last two add and compare scores of
-            different kinds, which must then be of one unit, such as a change of the loss.
-        channel_multiple: FFN widths are rounded to it; None chooses by size.
-        head_counts: ``config`` keeps to head counts that the model's own config accepts, ``any`` does not.
+            different kinds, which must then have the same unit, such as a change of the loss.
+        channel_multiple: multiple that FFN widths are rounded to; None chooses by size.
+        head_counts: ``config`` allows only head counts that the model's own config accepts, ``any`` allows all.
 
     Raises:
         ValueError: scores are missing, too many or too few, or not finite; or no legal widths meet the ratio.
@@ -184,19 +184,19 @@ def plan_for(
 
 
 def _checked_scores(structure: Structure, scores: Mapping[str, torch.Tensor | Sequence[float]]) -> Scores:
-    """Scores as tensors, one number a group."""
+    """Scores as tensors, one number per group."""
     odd = set(scores) ^ {dimension.name for dimension in structure}
     if odd:
         first = sorted(odd)[0]
-        what = f"None are given for {first}" if first not in scores else f"The structure has no dimension {first!r}"
-        raise ValueError(f"{what}: scores are needed of every dimension of the structure, and of no others.")
+        what = f"Scores are missing for {first}" if first not in scores else f"The structure has no dimension {first!r}"
+        raise ValueError(f"{what}. Pass scores for every dimension of the structure, and for no others.")
     known: Scores = {}
     for dimension in structure:
         values = torch.as_tensor(scores[dimension.name]).detach()
         if tuple(values.shape) != (dimension.num_groups,):
             raise ValueError(
-                f"The scores of {dimension.name} have shape {tuple(values.shape)}; it has {dimension.num_groups} "
-                f"groups, so that ({dimension.num_groups},) is needed."
+                f"The scores of {dimension.name} have shape {tuple(values.shape)}, but it has {dimension.num_groups} "
+                f"groups. Pass a tensor of shape ({dimension.num_groups},)."
             )
         if not bool(torch.isfinite(values).all()):
             raise ValueError(f"The scores of {dimension.name} are not all finite.")
@@ -205,34 +205,34 @@ def _checked_scores(structure: Structure, scores: Mapping[str, torch.Tensor | Se
 
 
 def check_reachable(structure: Structure, ratio: float, legal: LegalWidths, allocation: str = "balanced") -> None:
-    """Make sure that the ratio can be met without emptying a dimension.
+    """Check that the ratio can be reached without emptying a dimension.
 
     Raises:
-        ValueError: widths would differ and cannot; even the smallest widths keep too much; or the ratio falls
-            between what two head counts can reach. The message says what can be reached.
+        ValueError: widths would have to differ between layers and cannot; even the smallest widths keep too much; or
+            the ratio lies between two reachable head counts. The message says what can be reached.
     """
     if allocation == "global" and not structure.spans_blocks:
         check_ragged(structure, "Widths cannot differ from layer to layer")
         most = 1.0 - smallest_share(structure, legal)
         if ratio > most:
             raise ValueError(
-                f"A ratio of {ratio:g} would empty a dimension: every layer keeps some of its groups, so that at most "
-                f"{most:.4f} of the prunable parameters can go. Ask for less."
+                f"A ratio of {ratio:g} would empty a dimension: every layer keeps some of its groups, so at most "
+                f"{most:.4f} of the prunable parameters can be removed. Choose a smaller ratio."
             )
         return
     check_widths_meet(structure, ratio, legal)
 
 
 def ratio_for_parameters(structure: Structure, target: int) -> float:
-    """The sparsity ratio that leaves the whole model with ``target`` parameters.
+    """Return the sparsity ratio that leaves the whole model with ``target`` parameters.
 
     Raises:
-        ValueError: the target is not below the model's size, or below what pruning cannot touch.
+        ValueError: the target is not below the model's size, or is below what pruning cannot remove.
     """
     fixed = structure.num_parameters - structure.prunable_parameters
     if not fixed < target < structure.num_parameters:
         raise ValueError(
             f"A target of {target:,} parameters cannot be met: the model has {structure.num_parameters:,}, and "
-            f"{fixed:,} of them (embeddings, norms, head) are not prunable."
+            f"{fixed:,} of them (embeddings, norms, head) cannot be pruned."
         )
     return (structure.num_parameters - target) / structure.prunable_parameters

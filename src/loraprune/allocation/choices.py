@@ -1,4 +1,4 @@
-"""Which groups of a dimension stay when their number is given, and what importance the rest takes along."""
+"""Groups of a dimension that stay at a given width, and the importance that the others take along."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from loraprune.structure.dimensions import PrunableDimension, Structure
 
 @dataclass(frozen=True)
 class Choice:
-    """Dimensions that choose together, and the importance of their groups in this choice.
+    """Dimensions that are decided together, and the importance of their groups in this choice.
 
     Attributes:
-        dimensions: one, or several that are tied: they keep the same groups.
-        scores: of the groups that there are now, summed over the dimensions, shape ``(strata, groups a stratum)``.
+        dimensions: one dimension, or several that are tied and keep the same groups.
+        scores: scores of the current groups, summed over the dimensions, shape ``(strata, groups per stratum)``.
     """
 
     dimensions: tuple[PrunableDimension, ...]
@@ -25,16 +25,16 @@ class Choice:
 
     @property
     def dimension(self) -> PrunableDimension:
-        """The first of the dimensions; in what matters here all are alike."""
+        """First of the dimensions; the others are equivalent here."""
         return self.dimensions[0]
 
     @property
     def parameters_per_step(self) -> int:
-        """Parameters that go when every stratum of every dimension loses one group."""
+        """Number of parameters removed when every stratum of every dimension loses one group."""
         return sum(dimension.parameters_per_group * dimension.strata for dimension in self.dimensions)
 
     def kept(self, count: int) -> list[int]:
-        """Positions that stay when each stratum keeps ``count`` groups, ascending; of equal scores the first stay."""
+        """Positions that stay when each stratum keeps ``count`` groups, ascending; ties keep the first."""
         strata, now = self.scores.shape
         if self.dimension.alibi:
             step = now // count
@@ -44,7 +44,7 @@ class Choice:
         return sorted(order.flatten().tolist())
 
     def lost(self, count: int) -> float:
-        """Importance of the groups that go then."""
+        """Importance of the groups that are removed in that case."""
         values = self.scores.flatten().double()
         return float(values.sum() - values[self.kept(count)].sum())
 
@@ -62,7 +62,7 @@ class Choice:
 
 
 def choices(structure: Structure, scores: Scores) -> list[Choice]:
-    """The choices that there are in a model, in the order of the forward pass; protected layers have none."""
+    """Return the choices in a model, in the order of the forward pass; protected layers have none."""
     together: dict[str, list[PrunableDimension]] = {}
     for dimension in structure.open:
         together.setdefault(dimension.tied or dimension.name, []).append(dimension)
@@ -76,5 +76,5 @@ def choices(structure: Structure, scores: Scores) -> list[Choice]:
 
 
 def positions_of(choice: Choice, positions: Sequence[int]) -> dict[str, Sequence[int]]:
-    """The same positions for every dimension of a choice, by name."""
+    """Return the same positions for every dimension of a choice, by name."""
     return {dimension.name: positions for dimension in choice.dimensions}

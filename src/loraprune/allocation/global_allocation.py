@@ -14,18 +14,18 @@ from loraprune.structure.plan import Plan
 from loraprune.structure.widths import LegalWidths
 
 FLOOR = 0.1
-"""Share of its groups that every dimension keeps at least: a layer without heads or channels is not asked for, and
-scores taken on the dense model say little about a layer of which nearly everything is gone."""
+"""Smallest share of its groups that every dimension keeps. Layers without heads or channels are not supported, and
+scores taken on the dense model say little about a layer that has lost nearly everything."""
 
 
 def floor_of(dimension: PrunableDimension, multiple: int) -> int:
-    """Groups that each stratum of a dimension keeps at least; channels keep a multiple of ``multiple``."""
+    """Smallest number of groups that each stratum of a dimension keeps; channels keep a multiple of ``multiple``."""
     least = max(math.ceil(FLOOR * dimension.per_stratum / multiple) * multiple, dimension.floor, 1)
     return min(least, dimension.per_stratum)
 
 
 def smallest_share(structure: Structure, legal: LegalWidths) -> float:
-    """Share of the prunable parameters that is left when every dimension is at its floor."""
+    """Share of the prunable parameters that remains when every dimension is at its floor."""
     kept = 0
     for dimension in structure:
         multiple = legal.multiples.get(dimension.kind, 1)
@@ -36,7 +36,7 @@ def smallest_share(structure: Structure, legal: LegalWidths) -> float:
 
 
 class _Ladder:
-    """Steps down of one choice, from the least important groups up: what each costs and what it frees."""
+    """Steps that shrink one choice, least important groups first, with the cost and the parameters of each step."""
 
     def __init__(self, choice: Choice, multiple: int, scale: Scale) -> None:
         self.choice = choice
@@ -54,24 +54,24 @@ class _Ladder:
         self._per_group = per_group
 
     def next_count(self) -> int | None:
-        """Groups a stratum after the next step; None at the floor."""
+        """Groups per stratum after the next step; None at the floor."""
         after = (self.count - 1) // self._multiple * self._multiple
         return after if after >= self._floor else None
 
     def price(self) -> float | None:
-        """Importance that the next step loses for each parameter that it frees."""
+        """Importance that the next step loses per parameter that it removes."""
         after = self.next_count()
         if after is None:
             return None
         return (self._losses[after] - self._losses[self.count]) / ((self.count - after) * self._unit)
 
     def freed(self) -> int:
-        """Parameters that the next step frees."""
+        """Number of parameters that the next step removes."""
         after = self.next_count()
         return 0 if after is None else (self.count - after) * self._per_group
 
     def step(self) -> int:
-        """Take the next step; returns the parameters that it frees."""
+        """Take the next step and return the number of parameters that it removes."""
         freed, after = self.freed(), self.next_count()
         assert after is not None
         self.count = after
@@ -87,17 +87,16 @@ def allocate_globally(
     *,
     scale: Scale,
 ) -> Plan:
-    """Remove the groups that lose least importance for each parameter, wherever they are.
+    """Remove the groups that lose least importance per parameter, in any layer.
 
-    Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor`` scores of both
-    estimate the same thing, a change of the loss, and are compared as they are, as are the probabilities of
-    ``compresso``. Scores without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are divided by the mean
-    of their dimension first, so that only the order within a dimension counts. Scores on the scale ``rank``
-    (FLAP's, standardized within each dimension) say themselves which group goes next; a step of several groups has
-    their mean.
+    Heads and channels compete by **importance per parameter**. With ``fisher``, ``lora`` and ``taylor``, the scores of
+    both estimate a change of the loss and are compared directly, as are the probabilities of ``compresso``. Scores
+    without such a unit (``magnitude``, ``wanda``, ``flap``, ``random``) are first divided by the mean of their
+    dimension, so only the order within a dimension counts. Scores on the scale ``rank`` (FLAP's, standardized within
+    each dimension) order the groups directly; a step of several groups counts with their mean.
 
-    Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples of ``legal``'s. A
-    step that would go past the ratio is left out while finer ones are left that meet it.
+    Every dimension keeps a tenth of its groups (:data:`FLOOR`). Widths of fine kinds are multiples from ``legal``. A
+    step that would exceed the ratio is skipped as long as finer steps can reach it.
     """
     wanted = ratio * structure.prunable_parameters - plan.removed_parameters(structure)
     ladders = [
@@ -117,7 +116,7 @@ def allocate_globally(
         price = ladder.price()
         if price is not None:
             heapq.heappush(queue, (price, index))
-    if wanted > half_step and too_far:  # finer steps are used up
+    if wanted > half_step and too_far:  # no finer steps are left
         nearest = min(too_far, key=lambda ladder: abs(wanted - ladder.freed()))
         if abs(wanted - nearest.freed()) < wanted:
             nearest.step()

@@ -1,4 +1,4 @@
-"""The allocation ``measured``: widths are tried, and those stay with which the model changes least."""
+"""The allocation ``measured``: tries widths and keeps those that change the model least."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from loraprune.structure.widths import LegalWidths, Widths, widest
 
 @dataclass(frozen=True)
 class WidthTrial:
-    """Widths that were tried.
+    """Result of trying widths.
 
     Attributes:
         widths: groups that each stratum of the widest layer keeps, by kind.
-        divergence: from the dense model, on calibration rows that no repair saw, in nats a token.
-        even: whether heads and channels lose the same share, as nearly as can be.
+        divergence: divergence from the dense model in nats per token, on calibration rows that no repair used.
+        even: whether heads and channels lose the same share, as nearly as possible.
     """
 
     widths: Mapping[str, int]
@@ -29,19 +29,19 @@ class WidthTrial:
 def search_widths(
     structure: Structure, ratio: float, legal: LegalWidths, measure: Callable[[Widths], float]
 ) -> tuple[WidthTrial, ...]:
-    """Look for the widths that meet a ratio and change the model least; few of many head counts are tried.
+    """Search for the widths that reach a ratio and change the model least; only some of many head counts are tried.
 
-    The search begins with the widths that lose the same share of everything, and with as many heads as can stay. It
-    goes on from the best to its neighbours, with ever smaller steps.
+    The search begins with the widths that lose the same share everywhere, and with the largest possible head count. It
+    moves from the best widths to neighboring ones, with ever smaller steps.
 
     Args:
-        structure: of the model before any pruning.
+        structure: structure of the model before any pruning.
         ratio: removed parameters as a share of all prunable ones.
         legal: widths that may be chosen.
-        measure: gives the divergence of a model that was cut to widths and repaired.
+        measure: returns the divergence of a model that was cut to the given widths and repaired.
 
     Returns:
-        The trials, best first; empty where only one choice of widths meets the ratio.
+        The trials, best first; empty if only one choice of widths reaches the ratio.
 
     Source: the divergence from the dense model as the fitness of widths is that of EvoPress (arXiv 2410.14649).
     """
@@ -75,7 +75,7 @@ def search_widths(
 def _neighbours(
     points: Mapping[tuple[int, ...], Widths], point: tuple[int, ...], step: int
 ) -> Iterator[tuple[int, ...]]:
-    """Points that are ``step`` choices away along one axis, or both."""
+    """Points that are ``step`` choices away along one axis or several."""
     axes = [sorted({other[axis] for other in points}) for axis in range(len(point))]
     places = [axis.index(value) for axis, value in zip(axes, point, strict=True)]
     for moves in product((-step, 0, step), repeat=len(point)):

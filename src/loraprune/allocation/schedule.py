@@ -9,9 +9,9 @@ from loraprune.options.field import check_fields, setting
 
 @dataclass(frozen=True)
 class ScheduledCut:
-    """A cut: after optimizer step ``step`` the sparsity ratio is raised to ``ratio``.
+    """A cut: after optimizer step ``step``, the sparsity ratio is raised to ``ratio``.
 
-    Steps are counted from 1; step 0 stands for a cut before the first one.
+    Steps are counted from 1; step 0 means a cut before the first step.
     """
 
     step: int
@@ -30,18 +30,18 @@ def cubic_ratio(progress: float, target: float) -> float:
 def cut_schedule(
     *, total_steps: int, start: float, end: float, cuts: int, ratio: float, every: int | None = None
 ) -> list[ScheduledCut]:
-    """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios; or cut every so many steps.
+    """Spread ``cuts`` cuts evenly between two fractions of the run, with cubic ratios, or cut every ``every`` steps.
 
-    The first cut stands at ``start`` of the run and the last one, which reaches ``ratio`` exactly, at ``end``.
-    In a run too short for all of them several fall on one step; the largest ratio is kept.
+    The first cut is at ``start`` of the run. The last one, at ``end``, reaches ``ratio`` exactly. If a run is too short
+    for all cuts, several fall on one step, which takes the largest ratio.
 
     Args:
         total_steps: optimizer steps of the whole run.
         start: fraction of the run before the first cut, in [0, end].
-        end: fraction of the run at which pruning is over, in [start, 1]. With 0, everything goes before the first step.
-        cuts: number of cuts, at least 1. A single cut stands at ``end``.
-        ratio: final sparsity ratio, in [0, 1); 0 gives no cuts.
-        every: optimizer steps from one cut to the next, in place of a number of cuts; the last step may be shorter.
+        end: fraction of the run at which pruning ends, in [start, 1]; 0 cuts everything before the first step.
+        cuts: number of cuts, at least 1. A single cut is at ``end``.
+        ratio: final sparsity ratio, in [0, 1); 0 returns no cuts.
+        every: optimizer steps from one cut to the next, instead of a number of cuts; the last interval may be shorter.
 
     Raises:
         ValueError: a value is out of its range.
@@ -49,13 +49,13 @@ def cut_schedule(
     if total_steps < 1:
         raise ValueError(f"A run needs at least one step, not {total_steps}.")
     if not 0.0 <= start <= end <= 1.0:
-        raise ValueError(f"The pruning phase goes from {start} to {end} of the run; it needs 0 <= start <= end <= 1.")
+        raise ValueError(f"The pruning phase runs from {start} to {end}. Choose 0 <= start <= end <= 1.")
     if cuts < 1:
         raise ValueError(f"The number of cuts is {cuts}; at least one is needed.")
     if every is not None and every < 1:
-        raise ValueError(f"A cut every {every} steps is not possible; at least one step lies between two cuts.")
+        raise ValueError(f"A cut every {every} steps is not possible. Choose at least 1.")
     if not 0.0 <= ratio < 1.0:
-        raise ValueError(f"The sparsity ratio is {ratio}; it must lie in [0, 1).")
+        raise ValueError(f"The sparsity ratio is {ratio}. Choose a value in [0, 1).")
     if ratio == 0.0:
         return []
     if end == 0.0:
@@ -76,11 +76,11 @@ class Schedule:
 
     Attributes:
         start: fraction of the run before the first cut.
-        end: fraction of the run at which the last cut is made; the rest is recovery. With 0 all is cut before
-            the first step, by scores on calibration data, as :func:`loraprune.oneshot` cuts; ``osscar`` is a criterion
-            then, too. None is 0.3, and 0 where one cut is to be made at a start of 0 (``start=0, cuts=1``).
+        end: fraction of the run at which the last cut is made; the rest is recovery. 0 cuts everything before the
+            first step, by scores on calibration data, as :func:`loraprune.oneshot` does; ``osscar`` is then available
+            as a criterion. None means 0.3, or 0 with ``start=0, cuts=1``.
         cuts: number of cuts between the two, with ratios on a cubic curve; before the first step, in equal parts.
-        every: optimizer steps from one cut to the next, in place of a number of cuts.
+        every: optimizer steps from one cut to the next, instead of a number of cuts.
     """
 
     start: float = setting(0.1, "time of the first cut, as a fraction of the run", flat="prune_start")
@@ -101,15 +101,15 @@ class Schedule:
         check_fields(self)
         if not 0.0 <= self.start <= self.end <= 1.0:
             raise ValueError(
-                f"prune_start is {self.start} and prune_end {self.end}; both are fractions of the run, with "
+                f"prune_start is {self.start} and prune_end is {self.end}. Both are fractions of the run: choose "
                 "0 <= prune_start <= prune_end <= 1."
             )
         if self.before_training and self.every is not None:
-            raise ValueError("With prune_end=0 all is cut before the first step: say cuts in place of cut_every.")
+            raise ValueError("With prune_end=0 all is cut before the first step. Pass cuts instead of cut_every.")
 
     @property
     def before_training(self) -> bool:
-        """Whether all is cut before the first step."""
+        """Whether everything is cut before the first step."""
         return self.end == 0.0
 
     def cut_times(self, total_steps: int, ratio: float) -> list[ScheduledCut]:

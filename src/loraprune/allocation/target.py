@@ -1,4 +1,4 @@
-"""How much of what goes, and how it is spread over the model: what every way to prune groups is asked for."""
+"""Target of a cut: what to prune, how much, and how to distribute it over the model."""
 
 from __future__ import annotations
 
@@ -15,40 +15,40 @@ if TYPE_CHECKING:
 Allocation = Literal["measured", "balanced", "uniform", "global"]
 ALLOCATIONS: tuple[str, ...] = get_args(Allocation)
 BY_SCORES = tuple(name for name in ALLOCATIONS if name != "measured")
-"""Allocations that need no model to try widths on."""
+"""Allocations that do not try widths on a model."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target:
-    """How much of what goes, and how it is spread.
+    """What to prune, how much, and how to distribute it.
 
     Attributes:
         ratio: sparsity ratio: removed parameters as a share of those of the prunable dimensions, in [0, 1).
         dimensions: kinds of dimensions to prune (``heads``, ``query_heads``, ``channels``, ``expert_channels``,
-            ``experts``, ..., or alone ``blocks`` or ``hidden``); None takes the family's default.
-        widths: groups that each layer keeps, such as ``heads=3,channels=1120`` (heads are those of keys and values), or
-            several choices with ``;`` between them, of which the allocation takes one; kinds that are not named keep
-            everything. The ratio then follows from the widths.
-        keep_layers: layers that keep all of their groups; negative ones count from the end, and a text such as
-            ``"10%"`` is that share of the layers, from the first on. The ratio stays one of all prunable parameters,
-            so that the other layers lose more.
+            ``experts``, ..., or ``blocks`` or ``hidden`` alone); None takes the default of the family.
+        widths: groups that each layer keeps, such as ``heads=3,channels=1120`` (KV heads), or several choices separated
+            by ``;``, one of which the allocation takes. Kinds that are not named keep everything. The ratio then
+            follows from the widths.
+        keep_layers: layers that keep all of their groups. Negative numbers count from the end, and a text such as
+            ``"10%"`` is that share of the layers, from the first on. The ratio still refers to all prunable
+            parameters, so the other layers lose more.
         allocation: ``measured`` (one head count and one channel count for all layers; several pairs are cut and
-            repaired for trial, and the pair stays with which the predictions change least; before training alone),
-            ``balanced`` (one head count and one channel count for all layers, split so that least importance is
-            lost), ``uniform`` (heads and channels lose the same share, as in the LoRAPrune paper) or ``global``
+            repaired on trial, and the pair that changes the predictions least is kept; only before training),
+            ``balanced`` (one head count and one channel count for all layers, split to lose the least
+            importance), ``uniform`` (heads and channels lose the same share, as in the LoRAPrune paper) or ``global``
             (groups of all layers compete; widths differ from layer to layer, and the result needs our modeling file).
-            None is the default of the recipe: ``measured`` where all is cut before training and repaired, else
-            ``balanced`` in ``prune`` and ``uniform`` in ``oneshot``.
-        channel_multiple: FFN widths are rounded to a multiple of this; None chooses by size.
-        head_counts: ``config`` keeps to head counts that the model's own config accepts; with ``any``, the result may
-            be exported as the related architecture that accepts them (a Llama as a Mistral).
+            None takes the default of the recipe: ``measured`` if everything is cut before training and repaired,
+            otherwise ``balanced`` in ``prune`` and ``uniform`` in ``oneshot``.
+        channel_multiple: multiple that FFN widths are rounded to; None chooses by size.
+        head_counts: ``config`` allows only head counts that the model's own config accepts; with ``any``, the result
+            may be exported as the related architecture that accepts them (a Llama as a Mistral).
     """
 
     ratio: float = setting(
         0.5,
         "share of the prunable parameters to remove, between 0 and 1",
         within="[0, 1)",
-        why="the share of prunable weights that goes",
+        why="the share of prunable weights to remove",
     )
     allocation: str | None = setting(
         None,
@@ -79,24 +79,24 @@ class Target:
     def __post_init__(self) -> None:
         check_fields(self)
         if self.dimensions == ():
-            raise ValueError("dimensions is empty, so nothing would be pruned; leave it out for the default.")
+            raise ValueError("dimensions is empty, so nothing would be pruned. Omit it for the default.")
         if self.widths is not None:
             parse_widths(self.widths)
             if self.allocation == "global":
                 raise ValueError(
-                    "widths says what each layer keeps, and with the allocation 'global' layers differ. Leave one out."
+                    "widths fixes what each layer keeps, but the allocation 'global' lets layers differ. Omit one."
                 )
 
     @property
     def legal_head_counts(self) -> HeadCounts:
-        """Head counts that may be chosen: our modeling file, which global allocation needs, takes them all."""
+        """Head counts that may be chosen: global allocation needs our modeling file, which accepts any."""
         return "any" if self.allocation == "global" else self.head_counts
 
     def legal_widths(self, structure: Structure) -> LegalWidths:
-        """Widths that the result may have.
+        """Return the widths that the result may have.
 
         Raises:
-            ValueError: those that were asked for are none of this model.
+            ValueError: the requested widths do not exist in this model.
         """
         legal = legal_widths(structure, channel_multiple=self.channel_multiple, head_counts=self.legal_head_counts)
         if self.widths is None:

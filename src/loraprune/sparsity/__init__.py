@@ -1,1 +1,1 @@
-"""Single weights made zero: scores, masks, SparseGPT, PST, and LoRA that keeps zeros."""
+"""Sparsity in single weights: scores, masks, SparseGPT, PST, and LoRA that keeps zeros."""

@@ -1,4 +1,4 @@
-"""The methods that make single weights zero, as configurations: one class each, which checks its own options."""
+"""Configurations of the methods that zero single weights: one class each, which checks its own options."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ WITHIN: tuple[str, ...] = get_args(Within)
 
 
 class Evidence(Enum):
-    """What a method looks at beside the weights."""
+    """Evidence that a method needs besides the weights."""
 
     NOTHING = "nothing"
     NORMS = "norms of the input features"
@@ -27,8 +27,8 @@ class ZeroingMethod:
     """Base of the methods.
 
     Attributes:
-        name: in recipes, on the command line and in records.
-        evidence: what it looks at beside the weights.
+        name: name in recipes, on the command line and in records.
+        evidence: evidence that the method needs besides the weights.
     """
 
     name: ClassVar[str] = ""
@@ -38,16 +38,16 @@ class ZeroingMethod:
         check_fields(self)
 
     def compared_weights(self, rows: int, width: int) -> int:
-        """How many weights of a matrix ``(rows, width)`` are compared with each other, where the pattern is free."""
+        """Number of weights of a ``(rows, width)`` matrix that are compared with each other in a free pattern."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True)
 class WholeMask(ZeroingMethod):
-    """Base of the masks that are chosen at once, without updates of the weights that stay.
+    """Base of the masks that are chosen in one step, without updates of the remaining weights.
 
     Attributes:
-        within: what weights are compared with, ``row`` or ``matrix``; None is the method's own.
+        within: scope of the comparison of weights, ``row`` or ``matrix``; None takes the method's default.
     """
 
     usual: ClassVar[str] = "row"
@@ -60,7 +60,7 @@ class WholeMask(ZeroingMethod):
 
     @property
     def compared_within(self) -> str:
-        """What weights are compared with."""
+        """Scope of the comparison of weights."""
         return self.within or self.usual
 
     def compared_weights(self, rows: int, width: int) -> int:
@@ -70,7 +70,7 @@ class WholeMask(ZeroingMethod):
 
 @dataclass(frozen=True)
 class MagnitudeMask(WholeMask):
-    """The smallest weights of a matrix become zero."""
+    """Zeroes the smallest weights of a matrix."""
 
     name = "magnitude"
     evidence = Evidence.NOTHING
@@ -79,10 +79,10 @@ class MagnitudeMask(WholeMask):
 
 @dataclass(frozen=True)
 class WandaMask(WholeMask):
-    """Of each row, the weights with the smallest ``|W_ij|·‖X_j‖₂`` become zero (arXiv 2306.11695, Eq. 1).
+    """Zeroes the weights of each row with the smallest ``|W_ij|·‖X_j‖₂`` (arXiv 2306.11695, Eq. 1).
 
     Attributes:
-        variant: rows lose the same share of their scores instead of the same number of weights.
+        variant: whether rows lose the same share of their scores instead of the same number of weights.
     """
 
     name = "wanda"
@@ -92,33 +92,33 @@ class WandaMask(WholeMask):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.variant and self.within is not None:
-            raise ValueError("within is an option of wanda and magnitude masks that are chosen at once. Leave it out.")
+            raise ValueError("within applies to wanda and magnitude masks that are chosen in one step. Leave it out.")
 
     def compared_weights(self, rows: int, width: int) -> int:
-        """All weights of a row, or of the matrix; of the variant, whose rows lose different numbers, of the matrix."""
+        """All weights of a row or of the matrix; for the variant, whose rows lose different numbers, of the matrix."""
         return rows * width if self.variant else super().compared_weights(rows, width)
 
 
 @dataclass(frozen=True)
 class WithUpdates(ZeroingMethod):
-    """Base of the methods that make up for what becomes zero in the columns that come later (arXiv 2301.00774).
+    """Base of the methods that compensate for zeroed weights in later columns (arXiv 2301.00774).
 
     Attributes:
-        damping: as a share of the mean diagonal of the second moment.
-        block_size: columns that are compared with each other, and updated together.
+        damping: ridge as a share of the mean diagonal of the second moment.
+        block_size: number of columns that are compared and updated together.
     """
 
     damping: float = setting(0.01, "ridge of sparsegpt, wanda+obs and magnitude+obs", within="[0, 1)", idle=True)
     block_size: int = setting(128, "columns that sparsegpt compares and updates together", within="[1, inf)")
 
     def compared_weights(self, rows: int, width: int) -> int:
-        """Those of a block of columns."""
+        """All weights of a block of columns."""
         return rows * min(width, self.block_size)
 
 
 @dataclass(frozen=True)
 class SparseGpt(WithUpdates):
-    """Weights of a block of columns are compared by what their loss costs, with updates of the others."""
+    """Compares the weights of a block of columns by the cost of losing them, and updates the other weights."""
 
     name = "sparsegpt"
 
@@ -128,9 +128,9 @@ class MaskWithUpdates(WithUpdates):
     """Base of the masks of magnitude and Wanda with SparseGPT's updates.
 
     Attributes:
-        order: ``sequential`` chooses all at once, before any update; ``iterative`` block by block of columns, on the
-            weights as they are by then.
-        within: of the order ``sequential``: see :class:`WholeMask`.
+        order: ``sequential`` chooses all weights before any update; ``iterative`` chooses block by block of columns,
+            on the updated weights.
+        within: scope of the comparison for the order ``sequential``, see :class:`WholeMask`.
     """
 
     mask: ClassVar[type[WholeMask]] = WholeMask
@@ -144,10 +144,10 @@ class MaskWithUpdates(WithUpdates):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.within is not None and self.order == "iterative":
-            raise ValueError("within is an option of wanda and magnitude masks that are chosen at once. Leave it out.")
+            raise ValueError("within applies to wanda and magnitude masks that are chosen in one step. Leave it out.")
 
     def compared_weights(self, rows: int, width: int) -> int:
-        """Those of the mask; of the order ``iterative``, those of a block of columns."""
+        """Those of the mask, or of a block of columns for the order ``iterative``."""
         if self.order == "iterative":
             return super().compared_weights(rows, width)
         return self.mask(self.within).compared_weights(rows, width)

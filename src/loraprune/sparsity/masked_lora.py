@@ -1,7 +1,7 @@
 """LoRA that keeps the zeros of its base weights: ``W' = (W + s·B·A) ⊙ M`` in the forward pass and in the merge.
 
-``M`` is 1 where ``W`` is not zero. It is never stored beside the weight: the weight says it, until adapters are merged
-into it. The adapter stays an ordinary one, which peft saves and loads as ever.
+``M`` is 1 where ``W`` is not zero. It is not stored, because the weight itself shows it until adapters are merged into
+it. The adapter stays an ordinary one, which peft saves and loads as usual.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 PLAIN_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-# Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) take a part of the base weight into the factors and leave a full rest.
+# Others (PiSSA, OLoRA, CorDA, LoftQ, LoRA-GA) move a part of the base weight into the factors, which fills its zeros.
 HARMLESS_INITS = ("gaussian", "eva", "orthogonal")
 
 
-_Layer: Any = object  # what the mixin is mixed into: one of peft's layers
+_Layer: Any = object  # the mixin is combined with one of peft's layers
 
 
 class _ZeroKeeping(_Layer):
-    """What the two kinds of peft's layers have in common once they keep zeros."""
+    """Shared behavior of the two kinds of peft layers that keep zeros."""
 
     _packed_kept: torch.Tensor | None = None
-    """Which entries of the base weight were not zero before the merge, eight to a byte; None while nothing is merged.
+    """Packed mask of the entries of the base weight that were not zero before the merge; None if nothing is merged.
 
-    A merged weight does not say it: in 16 bits, a sum of weight and update is zero now and then.
+    A merged weight does not show it: in 16 bits, a sum of weight and update is occasionally zero.
     """
 
     def _weight(self) -> torch.Tensor:
@@ -44,28 +44,28 @@ class _ZeroKeeping(_Layer):
         return weight
 
     def _zeros_as_in(self) -> torch.Tensor:
-        """A tensor that is zero where the base weight is, or was before the merge."""
+        """Return a tensor that is zero where the base weight is zero, or was before the merge."""
         weight = self._weight()
         if self._packed_kept is None:
             return weight
         return unpacked(self._packed_kept.to(weight.device), weight.shape)
 
     def resolve_lora_variant(self, **kwargs: Any) -> Any:
-        """Refuse variants for adapters that are added later."""
+        """Reject variants for adapters that are added later."""
         variant = super().resolve_lora_variant(**kwargs)
         if variant is not None:
             raise ValueError(f"{type(variant).__name__} cannot keep zeros. Add a plain LoRA adapter to this model.")
         return None
 
     def get_delta_weight(self, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``(s·B·A) ⊙ M`` in the shape of the weight: what peft adds to it in a merge."""
+        """Return ``(s·B·A) ⊙ M`` in the shape of the weight, which peft adds to the weight in a merge."""
         weight = self._weight()
         with torch.autocast(weight.device.type, enabled=False):
             delta = super().get_delta_weight(*args, **kwargs)
         return keep_zeros(delta.expand_as(weight), self._zeros_as_in())
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
-        """Merge as peft does, and remember for a later unmerge which weights were zero."""
+        """Merge as peft does, and record which weights were zero for a later unmerge."""
         if self._packed_kept is None:
             self._packed_kept = packed(self._weight().detach() != 0)
         try:
@@ -75,20 +75,20 @@ class _ZeroKeeping(_Layer):
                 self._packed_kept = None
 
     def unmerge(self) -> None:
-        """Unmerge as peft does, up to rounding; zeros come back exactly, and nothing else becomes zero."""
+        """Unmerge as peft does, up to rounding; zeros are restored exactly, and nothing else becomes zero."""
         kept = self._zeros_as_in() != 0
         super().unmerge()
         weight = self._weight().data
-        # A weight far smaller than its update is rounded to zero here. It would count as pruned from now on.
+        # Rounding can turn a weight far smaller than its update into zero, which would count as pruned from now on.
         weight.masked_fill_(kept & (weight == 0), torch.finfo(weight.dtype).tiny)
         self._packed_kept = None
 
     def _adapters(self, kwargs: dict[str, Any]) -> list[str]:
-        """The adapters that the forward pass has to add; none while they are off or merged."""
+        """Return the adapters that the forward pass has to add; none if they are disabled or merged."""
         if kwargs.get("adapter_names") is not None:
             raise ValueError(
                 "adapter_names: a batch for several adapters cannot keep the zeros of the base weights. "
-                "Use set_adapter, and one batch for each adapter."
+                "Use set_adapter, and one batch per adapter."
             )
         if self.disable_adapters or self.merged:
             return []
@@ -96,10 +96,10 @@ class _ZeroKeeping(_Layer):
 
 
 class ZeroKeepingLinear(_ZeroKeeping, Linear):
-    """peft's LoRA layer on a linear layer (``nn.Linear`` or ``Conv1D``) whose zeros stay."""
+    """peft's LoRA layer on a linear layer (``nn.Linear`` or ``Conv1D``) that keeps its zeros."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """``x·W'ᵀ`` and the bias. In training, dropout is on what the update sees, as everywhere in peft."""
+        """Return ``x·W'ᵀ`` plus the bias. In training, dropout applies to the input of the update, as in peft."""
         adapters = self._adapters(kwargs)
         if not adapters:
             return super().forward(x, *args, **kwargs)
@@ -124,10 +124,10 @@ class ZeroKeepingLinear(_ZeroKeeping, Linear):
         return a.weight, b.weight, float(self.scaling[name])
 
     def _in_one_product(self, x: torch.Tensor, adapters: list[str]) -> bool:
-        """Whether weight and update may be added first: that saves two of five large products of a training step.
+        """Whether weight and update may be added first, which saves two of five large products of a training step.
 
-        Not in 16 bits, where the sum would lose small updates; not where dropout shows the update another input; and
-        not around a base layer that somebody has changed, trains or listens to.
+        Not in 16 bits, where the sum would lose small updates; not if dropout gives the update a different input; and
+        not if the base layer was changed, is trained or has hooks.
         """
         base, weight = self.base_layer, self._weight()
         listened = base._forward_hooks or base._forward_pre_hooks or base._backward_hooks or base._backward_pre_hooks
@@ -155,10 +155,10 @@ class _Added(nn.Module):
 
 
 class ZeroKeepingParamWrapper(_ZeroKeeping, ParamWrapper):
-    """peft's LoRA layer on a parameter (stacked experts, above all) whose zeros stay."""
+    """peft's LoRA layer on a parameter (mostly stacked experts) that keeps its zeros."""
 
     def forward(self, x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        """What the module computes with ``W'`` in the place of ``W``."""
+        """Run the module with ``W'`` in place of ``W``."""
         adapters = self._adapters(kwargs)
         if not adapters:
             return super().forward(x, *args, **kwargs)
@@ -167,7 +167,7 @@ class ZeroKeepingParamWrapper(_ZeroKeeping, ParamWrapper):
 
     @contextmanager
     def _adapted(self, delta: torch.Tensor) -> Iterator[None]:
-        # peft's own way into the forward pass multiplies the factors out without asking `get_delta_weight`.
+        # peft's own forward pass multiplies the factors without calling `get_delta_weight`.
         base, name = self.get_base_layer(), self.parameter_name
         parametrize.register_parametrization(base, name, _Added(delta), unsafe=True)
         try:
@@ -181,29 +181,29 @@ _KEEPING: dict[type, type] = {Linear: ZeroKeepingLinear, ParamWrapper: ZeroKeepi
 
 
 def keep_zeros_(model: PeftModel) -> int:
-    """Make LoRA keep the zeros of the weights that it adapts, while it trains and when it is merged, in place.
+    """Make LoRA keep the zeros of the weights that it adapts, during training and in a merge, in place.
 
-    The effective weight becomes ``(W + s·B·A) ⊙ (W != 0)``, whichever pattern the zeros have. peft's ``merge_adapter``,
+    The effective weight becomes ``(W + s·B·A) ⊙ (W != 0)``, for any pattern of zeros. peft's ``merge_adapter``,
     ``merge_and_unload``, ``save_pretrained`` and so on work as before. Call it again after loading a saved adapter on
     the sparse base. Layers without zeros stay plain LoRA layers.
 
-    A training step costs more than with plain LoRA: the product of the factors is formed, and so is the gradient of
-    each weight, as in full fine-tuning, though neither is kept. Merge before generating text.
+    A training step costs more than with plain LoRA: it computes the product of the factors and the gradient of each
+    weight, as in full fine-tuning, although it keeps neither. Merge before generating text.
 
     Args:
-        model: with LoRA adapters that are not merged.
+        model: model with LoRA adapters that are not merged.
 
     Returns:
-        How many adapted weights hold zeros and are guarded; a stack of experts is one.
+        Number of adapted weights that hold zeros and are now guarded; a stack of experts counts as one.
 
     Raises:
-        ValueError: an adapter or a weight of a kind whose zeros cannot be kept: a variant such as DoRA, an
-            initialization that rewrites the base, a quantized or sharded weight. Nothing has been changed then.
+        ValueError: the zeros of an adapter or weight cannot be kept: a variant such as DoRA, an initialization that
+            rewrites the base, a quantized or sharded weight. In this case nothing is changed.
     """
     configs: dict[str, Any] = model.peft_config
     for adapter, config in configs.items():
         if config.peft_type != "LORA":
-            raise ValueError(f"Adapter {adapter!r} is of type {config.peft_type.value}: only LoRA can keep zeros.")
+            raise ValueError(f"Adapter {adapter!r} is of type {config.peft_type.value}, and only LoRA can keep zeros.")
         init = getattr(config, "init_lora_weights", True)
         if isinstance(init, str) and init.lower() not in HARMLESS_INITS:
             raise ValueError(
@@ -221,14 +221,14 @@ def keep_zeros_(model: PeftModel) -> int:
 
 
 def _holds_zeros(name: str, module: Any) -> bool:
-    """Whether a layer's base weight holds zeros that can be kept; raises where there are some that cannot."""
+    """Whether a layer's base weight holds zeros that can be kept; raises if it holds zeros that cannot be kept."""
     if isinstance(module, _ZeroKeeping):
         return True
     weight: Any = getattr(module.get_base_layer(), getattr(module, "parameter_name", "weight"), None)
     if type(weight) is not nn.Parameter or weight.dtype not in PLAIN_DTYPES or weight.is_meta:
         raise ValueError(
             f"{name}: the base weight is not an ordinary tensor in 16 or 32 bits (quantized, sharded, or not loaded), "
-            "so that its zeros cannot be kept. Load the sparse checkpoint unquantized."
+            "so its zeros cannot be kept. Load the sparse checkpoint unquantized."
         )
     if module.merged:
         raise ValueError(f"{name}: an adapter is merged, which hides the zeros. Call unmerge_adapter() first.")
@@ -236,11 +236,11 @@ def _holds_zeros(name: str, module: Any) -> bool:
         return False
     if type(module) not in _KEEPING:
         raise ValueError(
-            f"{name}: LoRA cannot keep the zeros of a {type(module).__name__}. Leave it out of the targets."
+            f"{name}: LoRA cannot keep the zeros of a {type(module).__name__}. Remove it from the LoRA targets."
         )
     if module.lora_variant:
         variant = type(next(iter(module.lora_variant.values()))).__name__
-        raise ValueError(f"{name}: {variant} cannot keep zeros. Use plain LoRA (for one, use_dora=False).")
+        raise ValueError(f"{name}: {variant} cannot keep zeros. Use plain LoRA (for example use_dora=False).")
     if weight.requires_grad:
-        raise ValueError(f"{name}: the base weight is trained itself, which fills its zeros. Freeze it.")
+        raise ValueError(f"{name}: the base weight is being trained, which fills its zeros. Freeze it.")
     return True

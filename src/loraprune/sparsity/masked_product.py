@@ -1,4 +1,4 @@
-"""Products with a low-rank update that is zero wherever a weight is, without keeping anything of the weight's size."""
+"""Products with a low-rank update that is zero where a weight is, without keeping a tensor of the weight's size."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Factors = tuple[torch.Tensor, torch.Tensor, float]
 
 
 def _update(weight_OI: torch.Tensor, factors: Sequence[Factors], add_weight: bool) -> torch.Tensor:
-    """``Σ s·B·A ⊙ M``, plus the weight if wanted, in the dtype of the factors."""
+    """``Σ s·B·A ⊙ M``, plus the weight if requested, in the dtype of the factors."""
     update_OI = sum_of_products(factors).masked_fill_(weight_OI == 0, 0)
     return update_OI.add_(weight_OI) if add_weight else update_OI
 
@@ -39,8 +39,8 @@ class _MaskedProduct(torch.autograd.Function):
         *factors: torch.Tensor,
     ) -> torch.Tensor:
         ctx.save_for_backward(x, *factors)
-        # Not among the saved tensors: it is a parameter, which no hook should move off the device as an activation,
-        # and torch counts a parametrization that comes and goes as a change of it.
+        # Not a saved tensor: it is a parameter, which hooks must not move off the device as an activation, and torch
+        # counts adding and removing a parametrization as a change of it.
         ctx.weight_OI = weight_OI
         ctx.add_weight, ctx.dtype, ctx.scalings = add_weight, dtype, scalings
         with torch.autocast(x.device.type, enabled=False):
@@ -77,13 +77,13 @@ def masked_product(
 ) -> torch.Tensor:
     """``x·(Σ s·B·A ⊙ M)ᵀ`` or ``x·((W + Σ s·B·A) ⊙ M)ᵀ``, where M is 1 where W is not zero.
 
-    The factors are multiplied in their own dtype; the product with ``x`` is formed in that of ``x`` or of autocast.
-    Only ``x`` and the factors are kept for the backward pass, which gives no gradient to the weight.
+    The factors are multiplied in their own dtype; the product with ``x`` is computed in that of ``x`` or of autocast.
+    Only ``x`` and the factors are kept for the backward pass, which returns no gradient for the weight.
 
     Args:
         x: shape ``(..., in)``.
-        weight_OI: may be a view; gradients do not reach it.
-        factors: of one adapter or several; all of one dtype.
+        weight_OI: weight, which may be a view; gradients do not reach it.
+        factors: factors of one or several adapters, all of one dtype.
         add_weight: whether the weight itself is part of the product.
     """
     kind = x.device.type
@@ -107,18 +107,18 @@ class _KeepZeros(torch.autograd.Function):
 
 
 def keep_zeros(values: torch.Tensor, pattern: torch.Tensor) -> torch.Tensor:
-    """The values, but zero where the pattern is; what is kept for the backward pass is a reference to the pattern."""
+    """Zero the values where the pattern is zero; the backward pass keeps only a reference to the pattern."""
     result: torch.Tensor = _KeepZeros.apply(values, pattern.detach())  # type: ignore[no-untyped-call]
     return result
 
 
 def packed(mask: torch.Tensor) -> torch.Tensor:
-    """A mask of booleans, eight of them in a byte."""
+    """Pack a boolean mask, eight values per byte."""
     bits = F.pad(mask.flatten().to(torch.uint8), (0, -mask.numel() % 8)).view(-1, 8)
     return torch.stack([column << i for i, column in enumerate(bits.unbind(1))]).sum(0, dtype=torch.uint8)
 
 
 def unpacked(mask: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    """The booleans that :func:`packed` made bytes of."""
+    """Restore the booleans that :func:`packed` packed."""
     bits = torch.stack([(mask >> i) & 1 for i in range(8)], 1)
     return bits.flatten()[: shape.numel()].view(shape).bool()

@@ -1,4 +1,4 @@
-"""Which weights become zero: scores of single weights, and masks. True in a mask stands for zero."""
+"""Scores of single weights, and masks of the weights that become zero. True in a mask means zero."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ BISECTIONS = 50
 
 
 def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
-    """Mark the ``count`` lowest scores along the last dimension; of equal ones the first.
+    """Mark the ``count`` lowest scores along the last dimension; ties take the first.
 
     Args:
         scores: shape ``(..., n)``.
-        count: how many of the ``n``.
+        count: number of scores to mark, at most ``n``.
 
     Returns:
-        True where a score is among them, shape of ``scores``.
+        True at the marked scores, shape of ``scores``.
     """
     if count == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
@@ -30,7 +30,7 @@ def lowest(scores: torch.Tensor, count: int) -> torch.Tensor:
 
 
 def lowest_of_matrix(scores_OI: torch.Tensor, pattern: SparsityPattern) -> torch.Tensor:
-    """Compare all weights of a matrix with each other (of every M consecutive ones in an N:M pattern)."""
+    """Compare all weights of a matrix with each other (in an N:M pattern, M consecutive ones)."""
     if pattern.m is not None:
         return lowest_of_parts(scores_OI, pattern)
     return lowest(scores_OI.flatten(), pattern.count(scores_OI.numel())).view_as(scores_OI)
@@ -51,10 +51,10 @@ def lowest_of_parts(scores_OI: torch.Tensor, pattern: SparsityPattern) -> torch.
 
 
 def lowest_of_rows_by_share(scores_OI: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Wanda's variant: every row loses its lowest scores up to the same share α of the sum of its scores.
+    """Wanda's variant: every row loses its lowest scores, up to the same share α of the sum of its scores.
 
-    α is found by bisection, until the ratio over the whole matrix is met to ±0.001; where the rows are so short that
-    one weight more is a larger step, to the nearest that there is.
+    α is found by bisection, until the ratio over the whole matrix is within 0.001 of the target. If rows are so short
+    that a single weight is a larger step, the nearest possible ratio is taken.
 
     Source: Wanda (arXiv 2306.11695), "variant"; the rule is that of its public code.
     """
@@ -76,7 +76,7 @@ def lowest_of_rows_by_share(scores_OI: torch.Tensor, ratio: float) -> torch.Tens
     return torch.zeros_like(scores_OI, dtype=torch.bool).scatter_(1, order.indices, ranks < best)
 
 
-# Scores of single weights: what of a matrix matters least.
+# Scores of single weights: the lowest matter least.
 
 
 def magnitude(weight_OI: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The matrices of a block that can be made sparse: linear layers, and those of every expert."""
+"""Matrices of a block that can be made sparse: those of linear layers and of every expert."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from loraprune.layers.lora import expert_weight_oi
 
 @dataclass(frozen=True)
 class Matrix:
-    """A matrix that multiplies what enters it.
+    """A matrix that multiplies an input.
 
     Attributes:
         module: the layer.
-        module_name: its name in the model.
+        module_name: name of the layer in the model.
         block: name of its block.
         parameter: name of the parameter.
-        expert: which one, of stacked experts; None of a layer of its own.
+        expert: number of the expert in a stack; None for a layer of its own.
     """
 
     module: nn.Module
@@ -34,40 +34,40 @@ class Matrix:
 
     @property
     def name(self) -> str:
-        """In the words of the model: ``model.layers.0.mlp.down_proj``, ``model.layers.0.mlp.experts.down_proj[3]``."""
+        """Name in the model: ``model.layers.0.mlp.down_proj``, ``model.layers.0.mlp.experts.down_proj[3]``."""
         if self.expert is None:
             return self.module_name
         return f"{self.module_name}.{self.parameter}[{self.expert}]"
 
     @property
     def kind(self) -> str:
-        """Its place in the block, the same in every block: ``mlp.down_proj``, ``mlp.experts.down_proj``."""
+        """Position in the block, the same in every block: ``mlp.down_proj``, ``mlp.experts.down_proj``."""
         place = self.module_name.removeprefix(f"{self.block}.")
         return place if self.expert is None else f"{place}.{self.parameter}"
 
     def weight_oi(self) -> torch.Tensor:
-        """As (out, in): a view into the model."""
+        """Return the matrix as (out, in), a view into the model."""
         if self.expert is None:
             return weight_oi(self.module)
         return expert_weight_oi(self.module, self.parameter, self.expert)
 
     @torch.no_grad()
     def write_(self, weight_OI: torch.Tensor) -> None:
-        """Put other values into the model. What is zero stays zero in the model's dtype."""
+        """Write other values into the model. Zeros stay zeros in the model's dtype."""
         self.weight_oi().copy_(weight_OI)
 
 
 def stacked_parameters(module: Any) -> tuple[str, ...]:
-    """Names of the parameters of stacked experts, in the order in which tokens meet them; empty for other modules."""
+    """Names of the parameters of stacked experts, in the order of the forward pass; empty for other modules."""
     if not (hasattr(module, "has_gate") and is_stacked(module, "down_proj")):
         return ()
     return (up_parameter(module), "down_proj")
 
 
 def matrices_of(model: nn.Module, block: str) -> Iterator[Matrix]:
-    """The matrices of a block, in the order of its modules.
+    """Yield the matrices of a block, in the order of its modules.
 
-    Embeddings and norms are none, and neither is a layer with a single output, which is a gate.
+    Embeddings and norms are left out, and so are layers with a single output, which are gates.
     """
     for name, module in model.get_submodule(block).named_modules(prefix=block):
         if is_matrix(module) and matrix_shape(module)[0] > 1:

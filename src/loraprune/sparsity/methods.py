@@ -1,4 +1,4 @@
-"""From a matrix and what is known of its inputs to a sparse matrix."""
+"""From a matrix and the statistics of its inputs to a sparse matrix."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ class SparseMatrix:
     """A matrix that was made sparse.
 
     Attributes:
-        weight_OI: float32.
-        removed_OI: True where a weight was chosen to go.
-        error: squared error of the outputs on the calibration data, as a share of the squared outputs; None where the
-            second moment is not known.
-        damping: that the updates needed; None without updates.
+        weight_OI: sparse weight, float32.
+        removed_OI: True where a weight was removed.
+        error: squared error of the outputs on the calibration data, as a share of the squared outputs; None if the
+            second moment is unknown.
+        damping: damping that the updates needed; None without updates.
     """
 
     weight_OI: torch.Tensor
@@ -44,10 +44,10 @@ def sparsify(
     """Make a matrix sparse.
 
     Args:
-        weight_OI: float32; not changed.
-        inputs: what is known of its inputs: what the method's ``evidence`` says.
-        method: how.
-        pattern: how many weights become zero, and where.
+        weight_OI: float32; not modified.
+        inputs: statistics of its inputs, as the method's ``evidence`` requires.
+        method: method and its options.
+        pattern: number and positions of the weights that become zero.
 
     Raises:
         NotPositiveDefiniteError: the second moment cannot be inverted, even with more damping.
@@ -63,7 +63,7 @@ def sparsify(
 def _whole_mask(
     weight_OI: torch.Tensor, inputs: FeatureStatistics | None, method: WholeMask, pattern: SparsityPattern
 ) -> torch.Tensor:
-    """The mask of ``magnitude`` and ``wanda``."""
+    """Return the mask of ``magnitude`` or ``wanda``."""
     choose = _MASKS[method.compared_within]
     if isinstance(method, MagnitudeMask):
         return choose(masks.magnitude(weight_OI), pattern)

@@ -1,4 +1,4 @@
-"""How many weights become zero, and where: a share of them, or N of every M."""
+"""Number and positions of the weights that become zero: a share of them, or N of every M."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 ROUNDING = 1e-9
-"""What a product of a count and a ratio may miss a whole number by: 0.29 · 100 is 28.999…"""
+"""Largest deviation from a whole number that counts as rounding: 0.29 · 100 is 28.999…"""
 
 
 @dataclass(frozen=True)
@@ -16,7 +16,8 @@ class SparsityPattern:
 
     Attributes:
         ratio: share of the weights that become zero.
-        n: of every ``m`` consecutive weights of a row so many become zero; None where the pattern is free.
+        n: number of weights that become zero among every ``m`` consecutive weights of a row; None if the pattern is
+            free.
         m: see ``n``.
     """
 
@@ -28,22 +29,22 @@ class SparsityPattern:
         return f"{self.ratio:.0%}" if self.n is None else f"{self.n}:{self.m}"
 
     def count(self, weights: int) -> int:
-        """How many of a number of weights that are compared with each other become zero."""
+        """Return how many of ``weights`` compared weights become zero."""
         return math.floor(weights * self.ratio + ROUNDING)
 
     def check_width(self, width: int, name: str) -> None:
-        """Make sure that a matrix can have the pattern.
+        """Check that a matrix can have the pattern.
 
         Args:
-            width: inputs of the matrix.
-            name: of the matrix, for the message.
+            width: number of inputs of the matrix.
+            name: name of the matrix, for the message.
 
         Raises:
-            ValueError: its rows do not divide into parts of ``m``, or no weight of a row would become zero.
+            ValueError: the width is not a multiple of ``m``.
         """
         if self.m is not None and width % self.m:
             raise ValueError(
-                f"{name} has {width} inputs, which {self.m} does not divide, so that it cannot be {self}-sparse. "
+                f"{name} has {width} inputs, which is not a multiple of {self.m}, so it cannot be {self}-sparse. "
                 "Choose an M that divides the width of every layer, or a sparsity without a pattern, such as "
                 f"{self.ratio:g}."
             )
@@ -53,7 +54,7 @@ def parse_pattern(value: str | float) -> SparsityPattern:
     """Read ``0.5``, ``"50%"`` or ``"2:4"`` (in N:M, N of every M consecutive weights of a row become zero).
 
     Raises:
-        ValueError: it is none of these, or removes nothing or everything.
+        ValueError: the value is none of these, or removes nothing or everything.
     """
     text = str(value).strip()
     pair = re.fullmatch(r"(\d+):(\d+)", text)
@@ -61,7 +62,7 @@ def parse_pattern(value: str | float) -> SparsityPattern:
         n, m = int(pair[1]), int(pair[2])
         if not 0 < n < m:
             raise ValueError(
-                f"The sparsity is {text}: of every M consecutive weights of a row N become zero, so that N must be at "
+                f"The sparsity is {text}. Of every M consecutive weights of a row, N become zero, so N must be at "
                 "least 1 and less than M, as in 2:4."
             )
         return SparsityPattern(n / m, n, m)

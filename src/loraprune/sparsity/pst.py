@@ -1,7 +1,7 @@
-"""PST: scores of single weights that are learnt together with LoRA, and the product that they are learnt through.
+"""PST: scores of single weights that are learned together with LoRA, and the product through which they are learned.
 
 The effective weight is ``(W + s·B·A) ⊙ M``. The score of a weight is ``|W + s·B·A| + α1·U·V + α2·(R + C)``: a part that
-needs no data, and a learnt part that is low rank (U, V), or shared by a row (R) or a column (C). M keeps the highest.
+needs no data, and a learned part that is low rank (U, V) or shared by a row (R) or a column (C). M keeps the highest.
 
 Source: Li et al. 2022 (arXiv 2205.11005).
 """
@@ -26,9 +26,9 @@ PstOptions = Pst
 
 @dataclass
 class LearntScores:
-    """What is learnt of one matrix: U ``(out, r)``, V ``(r, in)``, R ``(out, 1)``, C ``(1, in)``; in 32 bits.
+    """Learned values of one matrix: U ``(out, r)``, V ``(r, in)``, R ``(out, 1)``, C ``(1, in)``; in 32 bits.
 
-    The learnt part of the score begins as 0: U, R and C are 0. V is random, so that U gets gradients.
+    The learned part of the score starts at 0, because U, R and C are 0. V is random, so U receives gradients.
     """
 
     u: torch.Tensor
@@ -40,7 +40,7 @@ class LearntScores:
     def fresh(
         cls, rows: int, columns: int, rank: int, generator: torch.Generator, device: torch.device
     ) -> LearntScores:
-        """Scores of which nothing has been learnt; the generator is one of the CPU."""
+        """Create untrained scores; the generator is one of the CPU."""
         v = torch.randn(rank, columns, generator=generator) / math.sqrt(rank)
         parts = (torch.zeros(rows, rank), v, torch.zeros(rows, 1), torch.zeros(1, columns))
         return cls(*(part.to(device).requires_grad_() for part in parts))
@@ -61,7 +61,7 @@ def pst_score(weight_OI: torch.Tensor, factors: Sequence[Factors], learnt: Learn
 
 
 def kept_highest(score_OI: torch.Tensor, ratio: float) -> torch.Tensor:
-    """Which weights stay: all but the lowest ``round(ratio · n)`` of the matrix. Of equal ones the first go."""
+    """Mark the weights that stay: all but the lowest ``round(ratio · n)`` of the matrix; ties lose the first."""
     flat = score_OI.reshape(-1)
     return ~lowest(flat, round(ratio * flat.numel())).view_as(score_OI)
 
@@ -80,7 +80,7 @@ class _PstProduct(torch.autograd.Function):
     ) -> torch.Tensor:
         a, b = learnt[:2]
         ctx.save_for_backward(x, *learnt)
-        # Not among the saved tensors: they are no activations, which hooks may move elsewhere.
+        # Not saved tensors, because they are not activations, which hooks may move elsewhere.
         ctx.weight_OI, ctx.kept_OI = weight_OI, kept_OI
         ctx.dtype, ctx.weights, ctx.scaling = dtype, weights, scaling
         with torch.autocast(x.device.type, enabled=False):
@@ -116,7 +116,7 @@ class _PstProduct(torch.autograd.Function):
 
 
 def _masked(values_OI: torch.Tensor, kept_OI: torch.Tensor | None) -> torch.Tensor:
-    """The values with zeros where weights go, in place."""
+    """Zero the values of removed weights, in place."""
     return values_OI if kept_OI is None else values_OI.masked_fill_(~kept_OI, 0)
 
 
@@ -142,19 +142,19 @@ def pst_product(
     learnt: LearntScores | None,
     options: Pst,
 ) -> torch.Tensor:
-    """``x·((W + s·B·A) ⊙ M)ᵀ``, through which scores are learnt.
+    """``x·((W + s·B·A) ⊙ M)ᵀ``, through which scores are learned.
 
-    The gradient of the mask is ``dL/dW_eff ⊙ (W + s·B·A)``, of weights that are masked, too, and goes straight through
+    The gradient of the mask is ``dL/dW_eff ⊙ (W + s·B·A)``, including masked weights. It is passed straight through
     to U, V, R and C; the part of the score that needs no data gets none. A and B get theirs through the mask.
-    Nothing of the weight's size is kept for the backward pass.
+    No tensor of the weight's size is kept for the backward pass.
 
     Args:
         x: shape ``(..., in)``.
         weight_OI: W, frozen.
         kept_OI: M as booleans; None keeps everything.
         factors: A, B and the scaling.
-        learnt: None once the mask is final.
-        options: weights of the learnt parts.
+        learnt: learned values; None once the mask is final.
+        options: weights of the learned parts.
     """
     kind = x.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else x.dtype

@@ -1,4 +1,4 @@
-"""A whole model made sparse, block by block: each block on what the sparse blocks before it make of the data."""
+"""Makes a whole model sparse, block by block; each block sees the outputs of the sparse blocks before it."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 RAISED_DAMPING = 0.1
-"""Damping of updates whose second moment has fewer tokens than features: most of its directions are not known."""
+"""Damping for updates whose second moment has fewer tokens than features, so most of its directions are unknown."""
 
 
 def check_widths(model: nn.Module, structure: Structure, method: ZeroingMethod, pattern: SparsityPattern) -> None:
-    """Make sure that every matrix can have the pattern; the model may be one without weights.
+    """Check that every matrix can have the pattern; the model may have no weights.
 
     Raises:
-        ValueError: a row is not a multiple of M long, or nothing of a matrix would go.
+        ValueError: the length of a row is not a multiple of M, or no weight of a matrix would be removed.
     """
     for layer, block in enumerate(structure.blocks):
         if layer in structure.protected:
@@ -47,7 +47,7 @@ def check_widths(model: nn.Module, structure: Structure, method: ZeroingMethod, 
             if pattern.count(compared) == 0:
                 raise ValueError(
                     f"A sparsity of {pattern.ratio:g} removes nothing from {matrix.name}: {compared} weights are "
-                    "compared with each other. Ask for more."
+                    "compared with each other. Choose a higher sparsity."
                 )
 
 
@@ -63,19 +63,19 @@ def sparsify_(
     """Make the linear layers of all blocks sparse, in place.
 
     Args:
-        model: without an adapter.
-        structure: its description; blocks that it protects are left alone.
-        calibration: a pass that has not begun; None for methods that look at nothing but weights.
-        method: what is done to each matrix.
-        pattern: how many weights become zero, and where.
-        progress: hears how many blocks are done, and how many there are.
-        saved: blocks that an interrupted run finished, and where to keep further ones.
+        model: model without an adapter.
+        structure: structure of the model; blocks that it protects are skipped.
+        calibration: a pass that has not begun; None for methods that read only weights.
+        method: method for each matrix.
+        pattern: number and positions of the weights that become zero.
+        progress: receives the number of finished blocks and the number of all blocks.
+        saved: blocks that an interrupted run finished, and the place for further ones.
 
     Returns:
-        What became of each matrix, in their order.
+        One record per matrix, in their order.
 
     Raises:
-        ArithmeticError: calibration data make NaN or Inf.
+        ArithmeticError: the calibration data produce NaN or Inf.
     """
     records: list[MatrixRecord] = []
     troubles, saved = Troubles(), saved or SavedSteps()
@@ -110,7 +110,7 @@ def sparsify_(
 def _with_inputs(
     matrices: Sequence[Matrix], calibration: CalibrationPass | None, evidence: Evidence
 ) -> Iterator[tuple[Matrix, FeatureStatistics | None]]:
-    """Each matrix with the statistics of what enters it before any matrix of the block is changed."""
+    """Yield each matrix with the statistics of its inputs before any matrix of the block is changed."""
     if calibration is None or evidence is Evidence.NOTHING:
         yield from ((matrix, None) for matrix in matrices)
         return
@@ -121,7 +121,7 @@ def _with_inputs(
         if matrix.expert is not None and matrix.module_name not in routed:
             routed[matrix.module_name] = calibration.routed_tokens(matrix.module_name)
     features = calibration.features_of(names, moment=moment)
-    # An expert's down projection reads what its up projection makes: it has to be looked at first.
+    # An expert's down projection reads the output of its up projection, so it has to be processed first.
     for matrix in sorted(matrices, key=lambda matrix: matrix.parameter != "down_proj"):
         if matrix.expert is None:
             yield matrix, features.get(matrix.module_name)
@@ -138,7 +138,7 @@ def _sparsify_matrix_(
     pattern: SparsityPattern,
     troubles: Troubles,
 ) -> MatrixRecord:
-    """Make one matrix sparse; where nothing can be said of its inputs, by magnitude."""
+    """Make one matrix sparse, by magnitude if nothing is known about its inputs."""
     started = time.perf_counter()
     weight = matrix.weight_oi().float()
     before = int((weight == 0).sum())
@@ -169,20 +169,20 @@ def _result(
     if method.evidence is Evidence.NOTHING:
         return sparsify(weight, None, method, pattern)
     if inputs is None:
-        troubles.note("idle", name, "no calibration token arrives there, so that weights go by magnitude.")
+        troubles.note("idle", name, "no calibration token reaches it, so its weights are removed by magnitude.")
         return sparsify(weight, None, MagnitudeMask(), pattern)
     if not inputs.is_finite:
         raise ArithmeticError(
-            f"The calibration data make NaN or Inf where they enter {name}. Nothing was written. Is the model sound in "
-            "this dtype?"
+            f"The calibration data produce NaN or Inf at the inputs of {name}. Nothing was written. Check that the "
+            "model works in this dtype."
         )
     if isinstance(method, WithUpdates) and inputs.rows < weight.shape[1]:
         asked, method = method.damping, replace(method, damping=max(method.damping, RAISED_DAMPING))
         troubles.note(
             "few tokens",
             name,
-            f"{inputs.rows} calibration tokens are fewer than {weight.shape[1]} input features, so that the updates "
-            f"are damped by {method.damping:g} ({asked:g} was asked for). More calibration sequences help.",
+            f"{inputs.rows} calibration tokens are fewer than {weight.shape[1]} input features, so the updates are "
+            f"damped by {method.damping:g} instead of {asked:g}. Use more calibration sequences.",
         )
     try:
         result = sparsify(weight, inputs, method, pattern)
@@ -190,52 +190,52 @@ def _result(
         troubles.note(
             "not inverted",
             name,
-            "the second moment of the inputs cannot be inverted, even with a thousandfold damping, so that weights go "
-            "by magnitude, without updates.",
+            "the second moment of the inputs cannot be inverted, even with a thousandfold damping, so the weights are "
+            "removed by magnitude, without updates.",
         )
         return sparsify(weight, None, MagnitudeMask(), pattern)
     if isinstance(method, WithUpdates) and result.damping is not None and result.damping > method.damping:
         troubles.note(
             "damped more",
             name,
-            f"the second moment of the inputs is not positive definite with a damping of {method.damping:g}; it was "
+            f"the second moment of the inputs is not positive definite with a damping of {method.damping:g}, so it was "
             f"raised to {result.damping:g}.",
         )
     return result
 
 
-# What is unusual about matrices, told once for all that it holds for: a large model has hundreds of them.
+# Warnings about matrices, one for all matrices with the same problem: a large model has hundreds of them.
 
 
 class Troubles:
-    """Collects what is to be warned of, by kind."""
+    """Collects warnings, by kind."""
 
     def __init__(self) -> None:
         self._names: dict[str, list[str]] = {}
         self._first: dict[str, str] = {}
 
     def note(self, kind: str, name: str, what: str) -> None:
-        """Something is unusual about a matrix.
+        """Record a problem of a matrix.
 
         Args:
-            kind: matrices with the same kind of trouble are told together.
-            name: of the matrix.
-            what: a sentence on it; of each kind, that of the first matrix is told.
+            kind: kind of problem; matrices with the same kind share a warning.
+            name: name of the matrix.
+            what: sentence about it; only the sentence for the first matrix of a kind is shown.
         """
         self._names.setdefault(kind, []).append(name)
         self._first.setdefault(kind, what)
 
     def told(self) -> dict[str, Any]:
-        """All that was noted, as plain values."""
+        """Return all warnings as plain values."""
         return {"names": self._names, "first": self._first}
 
     def take_over(self, told: Mapping[str, Any]) -> None:
-        """Go on from what :meth:`told` gave."""
+        """Continue from what :meth:`told` returned."""
         self._names = {kind: list(names) for kind, names in told["names"].items()}
         self._first = dict(told["first"])
 
     def warn(self) -> None:
-        """Give one warning a kind."""
+        """Issue one warning per kind."""
         for kind, names in self._names.items():
             others = len(names) - 1
             more = f" and {others} more matri{'x' if others == 1 else 'ces'}" if others else ""

@@ -1,4 +1,4 @@
-"""Zeros in the linear layers of a model's blocks: whether a model is sparse, and how much."""
+"""Zeros in the linear layers of a model's blocks: whether a model is sparse, and how sparse."""
 
 from __future__ import annotations
 
@@ -17,16 +17,17 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 SPARSE_FROM = 0.01
-"""Share of zeros from which a matrix counts as sparse: rounding alone leaves a few of a million weights."""
+"""Share of zeros from which a matrix counts as sparse: rounding alone leaves a few zeros among a million weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zeros:
-    """How many weights are zero.
+    """Counts of zero weights.
 
     Attributes:
-        weights: number of weights by place in the block (``mlp.down_proj``); ``zeros``: how many of them are zero.
-        highest_share: of zeros in a single matrix.
+        weights: number of weights by position in the block (``mlp.down_proj``).
+        zeros: number of zero weights by position in the block.
+        highest_share: highest share of zeros in a single matrix.
     """
 
     weights: dict[str, int]
@@ -35,21 +36,21 @@ class Zeros:
 
     @property
     def count(self) -> int:
-        """Weights that are zero."""
+        """Number of zero weights."""
         return sum(self.zeros.values())
 
     @property
     def share(self) -> float:
-        """Share of the weights that are zero."""
+        """Share of zero weights."""
         return self.count / max(1, sum(self.weights.values()))
 
     @property
     def are_sparsity(self) -> bool:
-        """Whether somebody made the model sparse: one matrix is enough, as layers can be left out."""
+        """Whether the model was made sparse; one matrix is enough, because layers can be left out."""
         return self.highest_share >= SPARSE_FROM
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values."""
+        """Return the counts as plain values."""
         return {
             "share": self.share,
             "zeros": self.count,
@@ -62,18 +63,18 @@ class Zeros:
 def zeros_of(model: nn.Module, structure: Structure) -> Zeros:
     """Count the zeros in the blocks' linear layers and experts.
 
-    Quantized ones are left out: small weights become zero there without anybody's having made them so.
+    Quantized layers are left out, because quantization itself turns small weights into zeros.
 
     Args:
-        model: without an adapter.
-        structure: its description.
+        model: model without an adapter.
+        structure: structure of the model.
     """
     weights: dict[str, int] = {}
     zeros: dict[str, int] = {}
     highest = 0.0
     (blocks,) = structure.of_kind("blocks") or (None,)
     names = structure.blocks
-    if blocks is not None:  # of which some may be gone
+    if blocks is not None:  # some of the blocks may have been removed
         path = blocks.consumer.module
         names = tuple(f"{path}.{name}" for name, _ in base_model(model).get_submodule(path).named_children())
     for block in names:

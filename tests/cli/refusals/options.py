@@ -122,7 +122,7 @@ VALUES: tuple[Wrong, ...] = (
     wrong(f"{ONESHOT} --criterion pst", "'pst'", "loraprune prune"),
     wrong(f"{ONESHOT} --ratio 0.5 --seed -1", "seed is -1", "[0, 4294967295]"),
     wrong(f"{ONESHOT} --sparsity 2:4:6", "'2:4:6'", "2:4"),
-    wrong(f"{ONESHOT} --sparsity 2:99999999999", "99999999999 does not divide"),
+    wrong(f"{ONESHOT} --sparsity 2:99999999999", "is not a multiple of 99999999999"),
     wrong(f"{ONESHOT} --sparsity 0.5 --block-size 0", "block_size is 0"),
     wrong(f"{CRITERIA} --criteria lora", "at least two criteria"),
     wrong(f"{CRITERIA} --ratios 0.1,nan", "between 0 and 1"),
