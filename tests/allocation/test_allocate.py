@@ -245,7 +245,7 @@ def test_a_ratio_between_what_two_head_counts_can_reach_is_refused_with_the_near
     structure = structure_of("qwen2", 2, 4, 8, 8, 1)
     legal = legal_widths(structure)
     nearest = 1 - (2608 + 768) / (2 * 2608 + 768)
-    with pytest.raises(ValueError, match=rf"No legal widths meet a ratio of 0\.3: .* nearest ratio is {nearest:.4f}"):
+    with pytest.raises(ValueError, match=rf"No legal widths reach a ratio of 0\.3: .* nearest ratio is {nearest:.4f}"):
         check_reachable(structure, 0.3, legal)
     for ratio in (0.1, nearest, 0.5):
         check_reachable(structure, ratio, legal)

@@ -142,20 +142,20 @@ def allowed(literal: object) -> str:
     [
         ("model_type: small", "mode_type: small", "unknown key 'mode_type'; allowed: model_type, stacks, decoder"),
         ("    members:", "    memebers:", "unknown key 'memebers' in stacks[0].dimensions[0]; allowed: kind, members"),
-        ("  - kind: channels", "  - name: channels", "stacks[0].dimensions[0] does not say 'kind'."),
+        ("  - kind: channels", "  - name: channels", "stacks[0].dimensions[0] lacks 'kind'."),
         ("blocks: layers", "decoder: layers", "unknown key 'dimensions'"),
-        ("blocks: layers", "blocks: 3", "stacks[0].blocks has to be a text, and is 3."),
+        ("blocks: layers", "blocks: 3", "stacks[0].blocks must be a text, not 3."),
         ("up: channel", "up: chanel", f"dimensions[0].members.up.segments is 'chanel'; allowed: {allowed(RowUnit)}."),
         ("up: channel", "up: [channel, [kv, nil]]", "members.up.segments is 'nil'; allowed:"),
-        ("up: channel", "up: []", "members.up.segments has to be a list that is not empty, and is []."),
+        ("up: channel", "up: []", "members.up.segments must be a list that is not empty, not []."),
         ("up: channel", "up: {axis: rows, segments: one}", f"members.up.axis is 'rows'; allowed: {allowed(Axis)}."),
         ("up: channel", "up: {segment: one}", "unknown key 'segment' in stacks[0].dimensions[0].members.up; allowed:"),
-        ("up: channel", "up: {optional: true}", "members.up does not say 'segments'."),
-        ("up: channel", "up: {segments: one, optional: 1}", "optional has to be true or false, and is 1."),
-        ("up: channel", "3: channel", "members has the key 3, which is no text."),
-        ("{up: channel}", "up", "members has to be a list that is not empty, and is 'up'."),
-        ("{down: channel}", "{down: channel, up: channel}", "consumer has to name one layer"),
-        ("{down: channel}", "down", "consumer has to be a mapping of names to values, and is 'down'."),
+        ("up: channel", "up: {optional: true}", "members.up lacks 'segments'."),
+        ("up: channel", "up: {segments: one, optional: 1}", "optional must be true or false, not 1."),
+        ("up: channel", "3: channel", "members has the key 3, which is not a text."),
+        ("{up: channel}", "up", "members must be a list that is not empty, not 'up'."),
+        ("{down: channel}", "{down: channel, up: channel}", "consumer must name one layer"),
+        ("{down: channel}", "down", "consumer must be a mapping of names to values, not 'down'."),
         ("{down: channel}", f"{{{TODO}: channel}}", f"module still says {TODO}."),
         ("{down: channel}", f"{{down: {TODO}}}", f"consumer.down.segments still says {TODO}."),
         (
@@ -163,16 +163,16 @@ def allowed(literal: object) -> str:
             "    widths: {ffn: all}\n    consumer:",
             f"widths.ffn is 'all'; allowed: {allowed(Count)}.",
         ),
-        ("    consumer:", "    numbers: {up: 3}\n    consumer:", "numbers.up has to be a mapping of names to values"),
+        ("    consumer:", "    numbers: {up: 3}\n    consumer:", "numbers.up must be a mapping of names to values"),
         (
             "    consumer:",
             "    fine: fine\n    consumer:",
-            "dimensions[0].fine has to be true or false, and is 'fine'.",
+            "dimensions[0].fine must be true or false, not 'fine'.",
         ),
-        ("    consumer:", "    multiple: a\n    consumer:", "multiple has to be a whole number, and is 'a'."),
+        ("    consumer:", "    multiple: a\n    consumer:", "multiple must be a whole number, not 'a'."),
         ("model_type: small", "model_type: small\nconfig: {head: n}", "unknown key 'head' in config; allowed: heads"),
-        (SMALL, "- a\n- b", "the description has to be a mapping of names to values, and is ['a', 'b']."),
-        (SMALL, "", "the description has to be a mapping of names to values, and is None."),
+        (SMALL, "- a\n- b", "the description must be a mapping of names to values, not ['a', 'b']."),
+        (SMALL, "", "the description must be a mapping of names to values, not None."),
     ],
 )
 def test_what_is_wrong_is_named_with_its_file_and_its_place(tmp_path: Path, right, wrong, message) -> None:
@@ -186,7 +186,7 @@ def test_what_is_wrong_is_named_with_its_file_and_its_place(tmp_path: Path, righ
 
 def test_a_key_that_is_there_twice_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path, SMALL.replace("{up: channel}", "{up: channel, up: one}"))
-    with pytest.raises(DescriptionError, match="the key 'up' is there twice"):
+    with pytest.raises(DescriptionError, match="the key 'up' occurs twice"):
         read_spec(path)
 
 

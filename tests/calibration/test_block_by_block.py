@@ -220,7 +220,7 @@ def test_layers_that_the_current_block_does_not_run_have_no_entry(model, structu
 def test_second_moments_are_gathered_on_demand_only(model, structure):
     found = LayerwisePass(model, structure, SEQUENCES).features_of(layer_names(0), moment=False)
     assert found["model.layers.0.mlp.down_proj"].norms.shape == (24,)
-    with pytest.raises(RuntimeError, match="not asked for"):
+    with pytest.raises(RuntimeError, match="not requested"):
         _ = found["model.layers.0.mlp.down_proj"].moment
 
 

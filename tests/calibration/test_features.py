@@ -101,7 +101,7 @@ def test_before_any_data_there_is_nothing_to_tell():
 def test_a_second_moment_that_was_not_asked_for_is_not_there():
     statistics = statistics_of(batches(), moment=False)
     assert statistics.norms.shape == (WIDTH,)
-    with pytest.raises(RuntimeError, match="second moment was not asked for"):
+    with pytest.raises(RuntimeError, match="second moment was not requested"):
         _ = statistics.moment
 
 

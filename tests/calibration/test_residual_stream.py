@@ -88,7 +88,7 @@ def test_a_large_stream_in_16_bits_hides_nothing_of_what_is_added(family: str) -
 def test_a_block_that_does_more_than_add_is_told(row: Row) -> None:
     model = row.model()
     structure = describe(model)
-    with eval_mode(model), pytest.raises(NoStreamError, match=r"do more than to add .*first seen in [\w.]+0\)"):
+    with eval_mode(model), pytest.raises(NoStreamError, match=r"do more than add .*first seen in [\w.]+0\)"):
         StreamTargets(model, structure, SEQUENCES).begin_block(0)
 
 
@@ -101,7 +101,7 @@ def test_without_a_stream_the_repair_is_the_plain_refit_and_that_is_said(
     full, plan = halved(structure)
     with caplog.at_level("INFO", "loraprune"):
         cut_and_repair_(models[0], structure, full, plan, calibration=SEQUENCES, repair=Stream())
-    said = {id(record) for record in caplog.records if "The refit restores what each layer gave" in record.getMessage()}
+    said = {id(record) for record in caplog.records if "The refit restores each layer's own" in record.getMessage()}
     assert len(said) == 1
     cut_and_repair_(models[1], structure, full, plan, calibration=SEQUENCES, repair=Refit())
     for a, b in zip(models[0].parameters(), models[1].parameters(), strict=True):

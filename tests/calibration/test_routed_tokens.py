@@ -107,7 +107,7 @@ def test_the_second_moment_is_gathered_on_request():
         tokens.weighted_features(experts, 0, moment=False),
     ):
         assert found.mean.shape == (32,)
-        with pytest.raises(RuntimeError, match="second moment was not asked for"):
+        with pytest.raises(RuntimeError, match="second moment was not requested"):
             _ = found.moment
 
 

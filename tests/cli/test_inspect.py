@@ -186,10 +186,10 @@ def test_groups_of_experts_are_counted_for_each(run: Command, tmp_path: Path) ->
 
 def test_a_family_whose_layers_share_their_widths_says_why(run: Command, tmp_path: Path) -> None:
     checkpoint_of("t5", tmp_path)
-    assert "All layers keep the same widths: the position biases" in words(run("inspect", tmp_path).out)
+    assert "All layers keep the same widths: all blocks of a stack share" in words(run("inspect", tmp_path).out)
     kept = run("inspect", tmp_path, "--keep-layers", "0")
     assert kept.code == 2
-    assert "Layers cannot be kept in a t5 model whose heads are pruned: the position biases" in words(kept.err)
+    assert "Layers cannot be kept in a t5 model whose heads are pruned: all blocks of a stack share" in words(kept.err)
 
 
 def test_a_large_model_takes_no_memory_for_weights(run: Command, tmp_path: Path) -> None:
@@ -320,7 +320,7 @@ def test_a_family_that_transformers_does_not_know_is_refused(run: Command, tmp_p
     (tmp_path / "config.json").write_text('{"model_type": "unheard-of"}')
     finished = run("inspect", tmp_path)
     assert (finished.code, finished.out) == (2, "")
-    assert "'unheard-of' are not supported; supported: " in finished.err
+    assert "'unheard-of' are not supported. Supported types: " in finished.err
 
 
 def test_a_config_that_makes_no_model_is_refused(run: Command, unknown: Path) -> None:

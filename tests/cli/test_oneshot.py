@@ -508,7 +508,7 @@ class TestWrongInvocation:
             (["--sparsity", "0.5", "--eval-sequences", "-1"], "eval_sequences is -1; it must be at least 0"),
             (["--sparsity", "0.5", "--damping", "-1"], "damping is -1.0; it must lie in [0, 1)"),
             (["--sparsity", "0.5", "--keep-layers", "2"], "There is no layer 2 to keep: the model has layers 0 to 1"),
-            (["--sparsity", "0.5", "--keep-layers", "0,1"], "Every layer is to be kept, so nothing could be pruned"),
+            (["--sparsity", "0.5", "--keep-layers", "0,1"], "All layers would be kept, so nothing could be pruned"),
             (["--sparsity", "0.5", "--max-length", "1"], "max_length is 1; sequences need at least 2 tokens"),
             (["--ratio", "0.5", "--max-length", str(CONTEXT + 1)], f"longer than the model's context of {CONTEXT}"),
             (["--sparsity", "0.5", "--format", "semi-structured"], "--format semi-structured is for --sparsity 2:4"),

@@ -359,7 +359,7 @@ class TestWrongInput:
         (tmp_path / "model").mkdir()
         (tmp_path / "model" / "config.json").write_text('{"model_type": "ctrl"}')
         message = refused(model=tmp_path / "model")
-        assert "'ctrl' are not supported; supported: bert, bloom, cohere, " in message
+        assert "'ctrl' are not supported. Supported types: bert, bloom, cohere, " in message
 
     def test_a_model_that_needs_its_own_code_is_refused(self, refused: Any, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()

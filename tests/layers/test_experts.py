@@ -154,7 +154,7 @@ def test_indices_beyond_the_experts_are_routed_nowhere():
 
 
 def test_a_module_of_another_make_is_refused():
-    with pytest.raises(TypeError, match="Linear is not built as transformers builds stacked experts"):
+    with pytest.raises(TypeError, match="Linear does not have the layout of stacked experts in transformers"):
         ExpertTap(nn.Linear(2, 2), nothing)
 
 

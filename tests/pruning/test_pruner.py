@@ -231,7 +231,7 @@ class TestRefused:
 
     def test_what_is_no_optimizer(self) -> None:
         pruner = Pruner(adapted_model(), pruning_config(repair="none"), total_steps=STEPS)
-        with pytest.raises(ValueError, match="NoneType is no torch optimizer"):
+        with pytest.raises(ValueError, match="NoneType is not a torch optimizer"):
             pruner.step(None)  # type: ignore[arg-type]
 
     def test_pst_that_has_no_learning_rate(self) -> None:

@@ -282,7 +282,7 @@ class TestRefusals:
             PruningConfig(pst=Pst(rank=2))
 
     def test_every_layer_kept(self) -> None:
-        with pytest.raises(ValueError, match="Every layer is to be kept"):
+        with pytest.raises(ValueError, match="All layers would be kept"):
             protected_layers((0, 1), 2)
 
 

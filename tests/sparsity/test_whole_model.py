@@ -481,8 +481,8 @@ def test_damping_that_had_to_be_raised_step_by_step_is_told(value, used):
         records = sparsify_(model, describe(model), Spoiled(model, value), *options("sparsegpt"))
     (message,) = messages(caught)
     assert message == (
-        f"{Spoiled.spoiled}: the second moment of the inputs is not positive definite with a damping of 0.01, so it was "
-        f"raised to {used:g}."
+        f"{Spoiled.spoiled}: the second moment of the inputs is not positive definite with a damping of 0.01, so it "
+        f"was raised to {used:g}."
     )
     assert {record.name for record in records if record.damping != 0.01} == {Spoiled.spoiled}
     (record,) = [record for record in records if record.name == Spoiled.spoiled]

@@ -189,10 +189,10 @@ class TestRefusals:
             describe(model, kinds)
 
     def test_other_kinds_beside_it(self, model):
-        self.refuses(model, "pruned alone: leave out channels", ("blocks", "channels"))
+        self.refuses(model, "pruned alone. Leave out channels", ("blocks", "channels"))
 
     def test_a_model_of_one_block(self):
-        self.refuses(tiny_model(num_hidden_layers=1), "a single block")
+        self.refuses(tiny_model(num_hidden_layers=1), "only one block")
 
     def test_blocks_that_depend_on_their_number(self):
         config = GPT2Config(n_embd=8, n_layer=2, n_head=2, vocab_size=20, scale_attn_by_inverse_layer_idx=True)
@@ -200,7 +200,7 @@ class TestRefusals:
 
     def test_blocks_that_differ(self):
         (row,) = (row for row in ROWS if row.name == "qwen2_moe")
-        self.refuses(row.model(), "model.layers.1 has other parameters than model.layers.0")
+        self.refuses(row.model(), "model.layers.1 and model.layers.0 have different parameters")
 
     def test_a_config_of_ours(self, model, structure):
         plan = Plan.full(structure).keep({"layers.0.channels": range(8)})
@@ -209,7 +209,7 @@ class TestRefusals:
 
     def test_a_config_that_says_another_number(self, model):
         model.config.num_hidden_layers = 3
-        self.refuses(model, "does not say the number of its blocks")
+        self.refuses(model, "does not state the number of its blocks")
 
 
 def test_a_fresh_config_is_written_whole():

@@ -138,7 +138,7 @@ def test_query_heads_that_kv_heads_cannot_share_are_refused(model):
 def test_an_unknown_family_is_refused_with_the_families_that_are_known():
     with torch.device("meta"):
         other = AutoModelForCausalLM.from_config(CTRLConfig(n_layer=1, n_embd=8, n_head=2, vocab_size=10))
-    with pytest.raises(UnsupportedArchitectureError, match=r"'ctrl' are not supported; supported: bert, bloom"):
+    with pytest.raises(UnsupportedArchitectureError, match=r"'ctrl' are not supported. Supported types: bert, bloom"):
         describe(other)
 
 

@@ -44,9 +44,9 @@ def test_a_kind_is_named_once() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("experts=2", "widths names 'experts'; what can be pruned here is heads, channels"),
-        ("heads=5", "asks for 5 heads; this model has 4"),
-        ("channels=0", "asks for 0 channels; this model has 24, and one has to stay"),
+        ("experts=2", "widths names 'experts', but the kinds to prune are heads, channels"),
+        ("heads=5", "widths has 5 heads. Choose from 1 to 4"),
+        ("channels=0", "widths has 0 channels. Choose from 1 to 24"),
         ("heads=4,channels=24", "keeps everything: 4 heads and 24 channels"),
     ],
 )
@@ -56,5 +56,5 @@ def test_widths_that_the_model_cannot_have_are_refused(text: str, message: str) 
 
 
 def test_a_head_count_that_the_config_refuses_is_refused() -> None:
-    with pytest.raises(ValueError, match="asks for 3 heads, and those that may stay are 1, 2, 4"):
+    with pytest.raises(ValueError, match="widths has 3 heads, but the possible numbers are 1, 2, 4"):
         completed_widths(STRUCTURE, "heads=3", COUNTS)

@@ -160,12 +160,12 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("adapted", "tied", "message"),
         [
-            ({"target_modules": ["q_proj", "embed_tokens"]}, False, "embed_tokens has an adapter.*of target_modules"),
-            ({"target_modules": ["q_proj", "lm_head"]}, True, "lm_head has an adapter.*of target_modules"),
+            ({"target_modules": ["q_proj", "embed_tokens"]}, False, "embed_tokens has an adapter.*from target_modules"),
+            ({"target_modules": ["q_proj", "lm_head"]}, True, "lm_head has an adapter.*from target_modules"),
             (
                 {"target_modules": ["q_proj"], "modules_to_save": ["embed_tokens"]},
                 False,
-                "embed_tokens is trained as a whole; leave it out of modules_to_save",
+                "embed_tokens is trained as a whole; remove it from modules_to_save",
             ),
         ],
     )
@@ -182,7 +182,7 @@ class TestRefusals:
         assert torch.isfinite(logits_of(model, IDS)).all()
 
     def test_other_kinds_beside_it(self, model):
-        with pytest.raises(ValueError, match="pruned alone: leave out heads"):
+        with pytest.raises(ValueError, match=r"pruned alone\. Leave out heads"):
             describe(model, ("hidden", "heads"))
 
     def test_layers_to_be_kept(self, model):

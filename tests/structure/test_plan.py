@@ -26,7 +26,7 @@ def test_the_full_plan_keeps_every_group_and_removes_nothing():
 
 
 def test_an_empty_dimension_is_refused():
-    with pytest.raises(ValueError, match=r"at least one group of every dimension; layers\.1\.heads would be empty"):
+    with pytest.raises(ValueError, match=r"at least one group of every dimension, but layers\.1\.heads would be empty"):
         FULL.keep({"layers.1.heads": []})
 
 
@@ -154,6 +154,6 @@ def test_a_ratio_that_no_uniform_plan_meets_is_refused(ratio):
 def test_groups_with_which_a_model_could_not_run_are_refused():
     structure = describe(MODEL, ["query_heads", "channels"])
     full = Plan.full(structure)
-    with pytest.raises(ValueError, match="not equally many of each of its 4 strata of 2"):
+    with pytest.raises(ValueError, match="not equally many in each of its 4 strata of 2"):
         full.keep({"layers.0.query_heads": [0, 1, 2]}).check(structure)
     full.keep({"layers.0.query_heads": [0, 2, 4, 6]}).check(structure)

@@ -62,7 +62,7 @@ def test_the_multiple_is_the_default_one_unless_asked_for():
 
 @pytest.mark.parametrize("multiple", [0, -8, 25])
 def test_a_multiple_that_no_width_has_is_refused(structure, multiple):
-    with pytest.raises(ValueError, match=rf"multiples of {multiple}: the FFN is 24 channels wide. Choose .* 1 and 24"):
+    with pytest.raises(ValueError, match=rf"multiples of {multiple}: the FFN has 24 channels. Choose .* 1 and 24"):
         legal_widths(structure, channel_multiple=multiple)
 
 

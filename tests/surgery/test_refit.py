@@ -255,7 +255,7 @@ def test_where_no_refit_is_possible_the_plain_cut_is_made_with_a_warning(monkeyp
         return SimpleNamespace(moment=value * torch.eye(len(statistics.mean)), rows=statistics.rows)
 
     monkeypatch.setattr(refit.LayerwisePass, "features", broken)
-    with pytest.warns(UserWarning, match=r"layers\.0\.channels: no refit, .* not positive definite.*more damping"):
+    with pytest.warns(UserWarning, match=r"layers\.0\.channels: cut without a refit, .* not positive.*more damping"):
         cut_and_repair_(model, structure, full, after, calibration=CALIBRATION)
     slice_(plain, structure, full, after)
     one, other = projections(model, 0)["down_proj"].weight, projections(plain, 0)["down_proj"].weight

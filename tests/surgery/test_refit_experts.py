@@ -121,7 +121,7 @@ def test_experts_without_tokens_are_cut_plainly_and_the_others_are_refitted():
     plan = some_channels(structure)
     plain, refitted = copy.deepcopy(model), copy.deepcopy(model)
     slice_(plain, structure, Plan.full(structure), plan)
-    with pytest.warns(UserWarning, match=r"layers\.0\.expert_channels: no refit of 2 of 4 experts"):
+    with pytest.warns(UserWarning, match=r"layers\.0\.expert_channels: 2 of 4 experts are cut without a refit"):
         cut_and_repair_(refitted, structure, Plan.full(structure), plan, calibration=CALIBRATION)
     down, expected = (first_experts(m, structure)[1].down_proj for m in (refitted, plain))
     assert [expert for expert in range(4) if not torch.equal(down[expert], expected[expert])] == taken

@@ -49,10 +49,10 @@ __all__ = [
 ]
 
 PREFIX = "loraprune_"
-"""What the model type of a checkpoint that needs our modeling file begins with."""
+"""Prefix of the model type of checkpoints that need our modeling file."""
 
 Description = ArchitectureSpec | Callable[["PretrainedConfig"], ArchitectureSpec]
-"""A description, or a choice between several by the config, for families with more than one layout."""
+"""A description, or a function that selects one by the config, for families with several layouts."""
 
 _SPECS: dict[str, Description] = {
     spec.model_type: spec
@@ -75,12 +75,12 @@ class UnsupportedArchitectureError(ValueError):
 
 
 def register(spec: ArchitectureSpec) -> None:
-    """Make a family known under its ``model_type``; a later description replaces an earlier one."""
+    """Register a family under its ``model_type``; a later description replaces an earlier one."""
     _SPECS[spec.model_type] = spec
 
 
 def supported() -> tuple[str, ...]:
-    """Model types that can be pruned."""
+    """Return the supported model types."""
     return tuple(sorted(_SPECS))
 
 
@@ -88,7 +88,7 @@ def spec_for(config: PretrainedConfig) -> ArchitectureSpec:
     """Find the description of a model family.
 
     Raises:
-        UnsupportedArchitectureError: there is none; the message lists those there are.
+        UnsupportedArchitectureError: there is none; the message lists the supported types.
     """
     found = _SPECS.get(config.model_type.removeprefix(PREFIX))
     if found is None:
@@ -97,8 +97,8 @@ def spec_for(config: PretrainedConfig) -> ArchitectureSpec:
 
 
 def unsupported(model_type: str) -> str:
-    """What to tell the owner of a model whose family has no description."""
+    """Return the message for a model whose family has no description."""
     return (
-        f"Models of type {model_type!r} are not supported; supported: {', '.join(supported())}. A family can be "
-        "described in a few lines: `loraprune inspect MODEL --draft FILE.yaml` starts, docs/architectures.md explains."
+        f"Models of type {model_type!r} are not supported. Supported types: {', '.join(supported())}. You can describe "
+        "a family in a few lines: start with `loraprune inspect MODEL --draft FILE.yaml`; see docs/architectures.md."
     )

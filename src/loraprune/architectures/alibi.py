@@ -1,6 +1,6 @@
-"""BLOOM and MPT, whose attention scores carry an ALiBi slope for each head.
+"""BLOOM and MPT, whose attention scores contain an ALiBi slope per head.
 
-Their configs know neither the width of a head nor that of the FFN (four times the hidden size): every pruned model of
+Their configs set neither the width of a head nor that of the FFN (four times the hidden size), so every pruned model of
 these families needs our modeling file.
 """
 
@@ -15,11 +15,11 @@ from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, Member
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
-REFUSAL = "the ALiBi slopes of all heads are made once for all blocks"
+REFUSAL = "all blocks share one set of ALiBi slopes"
 
 
 def _family(model_type: str, blocks: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
-    # No `decoder`: one tensor of slopes goes through all blocks, so that they cannot be cut one after the other.
+    # No `decoder`: one tensor of slopes passes through all blocks, so they cannot be cut one after the other.
     return ArchitectureSpec(
         model_type=model_type,
         blocks_return_tuples=True,
@@ -29,9 +29,9 @@ def _family(model_type: str, blocks: str, *dimensions: DimensionSpec) -> Archite
 
 
 def _by_head_count(spec: ArchitectureSpec, config: PretrainedConfig) -> ArchitectureSpec:
-    """The description without heads where their number is no power of two.
+    """Return the description, without heads if their number is not a power of two.
 
-    Of n = 2^k slopes every second one is a slope of n / 2 heads, so that every second head may stay. Other numbers of
+    Of n = 2^k slopes, every second one is a slope of n / 2 heads, so every second head can stay. Other numbers of
     heads have slopes from two series, which no smaller number shares.
     """
     heads = config.num_attention_heads
@@ -43,7 +43,7 @@ def _by_head_count(spec: ArchitectureSpec, config: PretrainedConfig) -> Architec
 
 
 def _heads(attention: str, fused: MemberSpec, output: str, remembered: str) -> DimensionSpec:
-    """Heads behind a fused q, k, v; the model itself remembers their number too, and makes the slopes of all blocks."""
+    """Heads behind a fused q, k, v; the model stores their number as well, and creates the slopes of all blocks."""
     return DimensionSpec(
         kind="heads",
         members=(fused,),
@@ -84,12 +84,12 @@ MPT = _family(
 
 
 def bloom(config: PretrainedConfig) -> ArchitectureSpec:
-    """BLOOM, with heads where their slopes allow it."""
+    """Return the description of BLOOM, with heads if their slopes allow it."""
     return _by_head_count(BLOOM, config)
 
 
 def mpt(config: PretrainedConfig) -> ArchitectureSpec:
-    """MPT, with heads where their slopes allow it."""
+    """Return the description of MPT, with heads if their slopes allow it."""
     return _by_head_count(MPT, config)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from loraprune.architectures.parts import channels, heads
 from loraprune.architectures.spec import ArchitectureSpec, Number, StackSpec
 
-# The config has no width of a head: it is the hidden size divided by the number of heads, so that a smaller number
-# would make wider heads. The modules remember the number; transformers 5 reads their width of a head alone, 4 both.
+# The config has no head width: it is the hidden size divided by the number of heads, so a smaller number would mean
+# wider heads. The modules store the number; transformers 5 reads only their head width, 4 reads both.
 _HEADS = replace(
     heads("attention.self.query", "attention.self.key", "attention.self.value", consumer="attention.output.dense"),
     numbers=(

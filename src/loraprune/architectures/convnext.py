@@ -5,8 +5,8 @@ from __future__ import annotations
 from loraprune.architectures.parts import channels
 from loraprune.architectures.spec import ArchitectureSpec, StackSpec
 
-# Pointwise convolutions that are written as linear layers, with the channels last. The width is always four times the
-# stage's own, so that no config can say another one.
+# Pointwise convolutions, implemented as linear layers with the channels last. The width is always four times that of
+# the stage, so no config can state another one.
 _CHANNELS = channels("pwconv1", consumer="pwconv2")
 
 CONVNEXT = ArchitectureSpec(

@@ -1,4 +1,4 @@
-"""DeepSeek: latent attention, which stays as it is, dense first layers, then routed experts beside shared ones."""
+"""DeepSeek: latent attention (not pruned), dense first layers, then routed experts with shared ones beside them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ if TYPE_CHECKING:
 
 WIDTH = "moe_intermediate_size"
 
-# The shared experts stand in one FFN of n_shared_experts × moe_intermediate_size channels. The config has one width
-# for routed and shared experts, so they are one kind; which of its channels a shared expert keeps is free.
+# The shared experts form one FFN of n_shared_experts × moe_intermediate_size channels. The config has one width for
+# routed and shared experts, so they are one kind; each shared expert may keep any of its channels.
 SHARED_EXPERTS = ffn(
     "expert_channels",
     "mlp.shared_experts",
@@ -25,8 +25,8 @@ SHARED_EXPERTS = ffn(
 
 
 def _spec(model_type: str, *whole_experts: DimensionSpec) -> ArchitectureSpec:
-    # Multi-head latent attention: all heads read one compressed key and value, and no head count but the stock one
-    # divides the rest of the layout, so attention has no dimension here.
+    # Multi-head latent attention: all heads read one compressed key and value, and only the stock head count divides
+    # the rest of the layout, so attention has no dimension here.
     return ArchitectureSpec(
         model_type=model_type,
         decoder="model",
@@ -41,13 +41,19 @@ def _spec(model_type: str, *whole_experts: DimensionSpec) -> ArchitectureSpec:
 
 
 def deepseek_v2(config: PretrainedConfig) -> ArchitectureSpec:
-    """DeepSeek-V2. A router that first chooses groups of experts needs groups of equal size: no whole experts there."""
+    """Return the description of DeepSeek-V2.
+
+    A router that first chooses groups of experts needs groups of equal size, so whole experts are then left out.
+    """
     grouped = config.topk_method != "greedy" and (config.n_group or 1) > 1
     return _spec("deepseek_v2", *(() if grouped else (experts("n_routed_experts"),)))
 
 
 def deepseek_v3(config: PretrainedConfig) -> ArchitectureSpec:
-    """DeepSeek-V3 and R1. Its router takes the two best of each group of experts, even where there is one group."""
+    """Return the description of DeepSeek-V3 and R1.
+
+    The router takes the two best experts of each group, even if there is only one group.
+    """
     grouped = (config.n_group or 1) > 1 or (config.num_experts_per_tok or 1) < 2
     return _spec("deepseek_v3", *(() if grouped else (experts("n_routed_experts", bias=True),)))
 

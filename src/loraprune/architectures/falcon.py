@@ -1,7 +1,7 @@
 """Falcon in its three layouts.
 
-The width of a head is the hidden size divided by the number of heads: the config cannot say fewer heads, and a model
-that has lost some needs our modeling file.
+The width of a head is the hidden size divided by the number of heads. So the config cannot state fewer heads, and a
+model that has lost heads needs our modeling file.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ _CHANNELS = channels("mlp.dense_h_to_4h", consumer="mlp.dense_4h_to_h", width="f
 _QUERIES = Number(module="self_attention", name="num_heads", count="queries")
 _KV = Number(module="self_attention", name="num_kv_heads", count="groups")
 
-# Each KV head stands behind its query heads, which makes a group one stretch of rows. Fewer query heads for each KV
-# head would be several stretches of different kinds, which segments cannot say.
+# Each KV head follows its query heads, so a group is one range of rows. Fewer query heads per KV head would be several
+# ranges of different kinds, which segments cannot express.
 _GROUPED = DimensionSpec(
     kind="heads",
     members=(MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("query", "kv", "kv"),)),),
@@ -28,7 +28,7 @@ _GROUPED = DimensionSpec(
     numbers=(_QUERIES, _KV),
     default=False,
 )
-# All query heads, then the one key and the one value, which stay.
+# All query heads, then the only key and the only value, which stay.
 _MULTI_QUERY = DimensionSpec(
     kind="query_heads",
     members=(MemberSpec(module="self_attention.query_key_value", axis="output", segments=(("head",),), rest=True),),
@@ -44,15 +44,15 @@ def _falcon(kv_heads: str, *dimensions: DimensionSpec) -> ArchitectureSpec:
 
 
 def falcon(config: PretrainedConfig) -> ArchitectureSpec:
-    """The layout that a config asks for.
+    """Return the description of the layout in a config.
 
-    With ALiBi the heads are left out: the decoder divides the slopes by a width of heads that it derives from their
-    number, so that fewer heads would get other slopes.
+    With ALiBi, heads are left out: the decoder divides the slopes by a head width that it derives from the number of
+    heads, so fewer heads would get other slopes.
     """
     alibi = bool(getattr(config, "alibi", False))
     if getattr(config, "new_decoder_architecture", False):
         return _falcon("num_kv_heads", *(() if alibi else (_GROUPED,)), _CHANNELS)
-    # The older layouts have one KV head, or as many as query heads, whatever `num_kv_heads` says.
+    # The older layouts have one KV head or as many as query heads, whatever `num_kv_heads` is.
     heads = _MULTI_QUERY if getattr(config, "multi_query", True) else _GROUPED
     return _falcon("num_attention_heads", *(() if alibi else (heads,)), _CHANNELS)
 

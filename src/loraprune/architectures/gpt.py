@@ -1,7 +1,7 @@
 """GPT-2, GPT-Neo, GPT-J, GPT-NeoX (Pythia) and OPT.
 
-In all of them the width of a head is the hidden size divided by the number of heads: their configs cannot say fewer
-heads, and a model that has lost some needs our modeling file.
+In all of them, the width of a head is the hidden size divided by the number of heads. So their configs cannot state
+fewer heads, and a model that has lost heads needs our modeling file.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from loraprune.architectures.spec import DimensionSpec, MemberSpec, Number
 
 
 def _separate(attention: str, remembered: str) -> DimensionSpec:
-    """Heads with separate q, k and v, in a module that remembers how many there are."""
+    """Heads with separate q, k and v, in a module that stores their number."""
     producers = (f"{attention}.{name}_proj" for name in "qkv")
     return replace(
         heads(*producers, consumer=f"{attention}.out_proj"),
@@ -29,7 +29,7 @@ _GPT2_HEADS = DimensionSpec(
     numbers=(Number(module="attn", name="split_size", count="groups", times="head_dim"),),
     default=False,
 )
-# q, k and v of each head stand together; what a module knows of it is the width of one head.
+# q, k and v of each head are adjacent; the modules store only the width of one head.
 _NEOX_HEADS = DimensionSpec(
     kind="heads",
     members=(MemberSpec(module="attention.query_key_value", axis="output", segments=(("head", "head", "head"),)),),

@@ -56,8 +56,8 @@ LLAMA = ArchitectureSpec(
     stream=STREAM,
 )
 MISTRAL = replace(LLAMA, model_type="mistral", heads_divide_hidden=False, relaxed_class=None)
-# Qwen2 has biases on q, k and v; Qwen3 norms of head_dim on q and k. Neither changes what belongs together:
-# a bias goes with the rows of its layer, and one norm serves all heads.
+# Qwen2 has biases on q, k and v; Qwen3 has norms of head_dim on q and k. Neither changes the coupling: a bias is cut
+# with the rows of its layer, and one norm serves all heads.
 QWEN2 = replace(MISTRAL, model_type="qwen2")
 QWEN3 = replace(MISTRAL, model_type="qwen3")
 

@@ -26,9 +26,9 @@ def _over_all(module: str, unit: RowUnit) -> MemberSpec:
     return MemberSpec(module=module, axis="norm", segments=((unit,),))
 
 
-# Nothing but the names of the classes, biases that go with their layers, and what does not depend on a width: more
+# Differences only in class names, biases that are cut with their layers, and parts that do not depend on a width: more
 # norms in a block (Gemma 2 and 3), norms of head_dim (Gemma 3), multipliers (Granite), layers without rotary embedding
-# (SmolLM3). Where the config has no field `head_dim`, the classes read it all the same once it is there.
+# (SmolLM3). If the config has no field `head_dim`, the classes still read one that is added.
 MINISTRAL = replace(_family("ministral"), stream=STREAM)
 MINISTRAL3 = replace(_family("ministral3"), stream=STREAM)
 GEMMA = _family("gemma")
@@ -37,7 +37,7 @@ GEMMA3 = replace(_family("gemma3_text"), heads_divide_hidden=True)
 SMOLLM3 = replace(_family("smollm3"), stream=STREAM)
 GRANITE = replace(_family("granite"), stream=STREAM)
 
-# One norm over all query heads, one over all keys: its mean square runs over the heads that there are.
+# One norm over all query heads, one over all keys: the mean square is that of the current heads.
 OLMO2 = _family(
     "olmo2",
     _with_norms(HEADS, _over_all("self_attn.q_norm", "query"), _over_all("self_attn.k_norm", "kv")),
@@ -45,7 +45,7 @@ OLMO2 = _family(
     CHANNELS,
 )
 
-# A norm of its own for each head, as the rows of one weight; only some of the models have it.
+# A separate norm per head, as the rows of one weight; only some of the models have it.
 COHERE = _family(
     "cohere",
     _with_norms(HEADS, _per_group("self_attn.q_norm", "queries"), _per_group("self_attn.k_norm", "one")),
@@ -53,13 +53,13 @@ COHERE = _family(
     CHANNELS,
 )
 
-# What the modules of some classes remember of their heads; those of transformers 4 read it all.
+# Numbers of heads that the modules of some classes store; those of transformers 4 read all of them.
 _QUERIES = Number(module="self_attn", name="num_heads", count="queries")
 _GROUPS = Number(module="self_attn", name="num_key_value_heads", count="groups")
 _QUERIES_ALONE = Number(module="self_attn", name="num_heads", count="groups")
 
-# The same as a list of norms. The width of a head is always the hidden size divided by the number of heads, so that
-# fewer heads need our modeling file.
+# The same as a list of norms. The width of a head is always the hidden size divided by the number of heads, so fewer
+# heads need our modeling file.
 STABLELM = _family(
     "stablelm",
     replace(

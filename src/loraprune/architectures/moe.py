@@ -10,10 +10,10 @@ from loraprune.architectures.spec import ConfigKeys, DimensionSpec, MemberSpec, 
 
 
 def expert_channels(width: str) -> DimensionSpec:
-    """FFN channels inside the experts: every expert keeps equally many, and each of them its own.
+    """FFN channels inside the experts: every expert keeps equally many, chosen separately.
 
     Args:
-        width: what the config calls the FFN width of one expert.
+        width: name in the config of the FFN width of one expert.
     """
     return DimensionSpec(
         kind="expert_channels",
@@ -30,7 +30,7 @@ def expert_channels(width: str) -> DimensionSpec:
         widths=(Number(name=width, count="stratum"),),
         strata="experts",
         fine=True,
-        # The grouped matrix product, transformers' default, wants rows that start at multiples of 16 bytes.
+        # The grouped matrix product, the default of transformers, requires rows that start at multiples of 16 bytes.
         multiple=8,
         optional=True,
     )
@@ -40,8 +40,8 @@ def experts(number: str, *, bias: bool = False) -> DimensionSpec:
     """Whole experts with their rows of the router.
 
     Args:
-        number: what the config calls the number of routed experts.
-        bias: the router adds a bias of its own before it chooses.
+        number: name in the config of the number of routed experts.
+        bias: whether the router adds its own bias before it chooses.
     """
     one: tuple[tuple[RowUnit, ...], ...] = (("one",),)
     correction = MemberSpec(module="mlp.gate", axis="output", segments=one, parameter="e_score_correction_bias")
@@ -57,7 +57,7 @@ def experts(number: str, *, bias: bool = False) -> DimensionSpec:
         numbers=(
             Number(module="mlp.experts", name="num_experts", count="groups"),
             Number(module="mlp.gate", name="num_experts", count="groups"),
-            # The load balancing loss counts them too.
+            # The load balancing loss uses the number as well.
             Number(module="/", name="num_experts", count="groups"),
         ),
         floor="num_experts_per_tok",
@@ -67,13 +67,13 @@ def experts(number: str, *, bias: bool = False) -> DimensionSpec:
 
 
 def ffn(kind: str, path: str, width: Number, **changes: object) -> DimensionSpec:
-    """Channels of one gated FFN with layers of its own, in the blocks that have it.
+    """Channels of one gated FFN with separate layers, in the blocks that have it.
 
     Args:
-        kind: of the dimension.
-        path: of the FFN below its block.
-        width: what the config keeps of its width.
-        changes: to other fields of the dimension.
+        kind: kind of the dimension.
+        path: path of the FFN below its block.
+        width: number in the config that states its width.
+        changes: values of other fields of the dimension.
     """
     gated = channels(f"{path}.gate_proj", f"{path}.up_proj", consumer=f"{path}.down_proj")
     return replace(gated, kind=kind, widths=(width,), optional=True, **changes)  # type: ignore[arg-type]
@@ -84,7 +84,7 @@ DENSE_CHANNELS = replace(CHANNELS, optional=True)
 SHARED_CHANNELS = ffn(
     "shared_channels", "mlp.shared_expert", Number(name="shared_expert_intermediate_size", count="groups")
 )
-# A norm over all heads together has the width of all heads, which the stock class takes from the hidden size.
+# A norm over all heads has the width of all heads, which the stock class derives from the hidden size.
 NORMED_HEADS = without_widths(
     replace(
         HEADS,
@@ -114,7 +114,7 @@ MIXTRAL = replace(
     ),
     config=ConfigKeys(experts="num_local_experts"),
 )
-# The config of these families has no head_dim of its own, but the stock class reads one that is written there.
+# The config of these families has no head_dim, but the stock class reads one that is added.
 _QWEN = (HEADS, QUERY_HEADS, DENSE_CHANNELS, expert_channels("moe_intermediate_size"))
 QWEN2_MOE = decoder("qwen2_moe", "model", "layers", *_QWEN, SHARED_CHANNELS, experts("num_experts"))
 QWEN3_MOE = decoder("qwen3_moe", "model", "layers", *_QWEN, experts("num_experts"))

@@ -1,4 +1,4 @@
-"""Dimensions that many families share, up to the names of their layers."""
+"""Dimensions that many families share, except for the names of their layers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def channels(*producers: str, consumer: str, width: str | None = None) -> Dimens
     """FFN channels: one row of each producer (one, or gate and up), one column of the consumer.
 
     Args:
-        producers: paths of the layers that make the channels.
+        producers: paths of the layers that produce the channels.
         consumer: path of the layer that reads them.
-        width: what the config calls their number; None where no config can say it.
+        width: name in the config of their number; None if no config can state it.
     """
     return DimensionSpec(
         kind="channels",
@@ -25,13 +25,13 @@ def channels(*producers: str, consumer: str, width: str | None = None) -> Dimens
 
 
 def heads(*producers: str, consumer: str, width: str | None = None) -> DimensionSpec:
-    """Heads without grouping, with q, k and v as layers of their own.
+    """Heads without grouping, with separate layers for q, k and v.
 
     Args:
         producers: paths of q, k and v.
         consumer: path of the layer that reads the heads.
-        width: what the config calls their number; None where no config can say fewer, since it derives the width of a
-            head from it. Such heads are pruned on request only.
+        width: name in the config of their number; None if no config can state fewer, because it derives the width of a
+            head from it. Such heads are pruned only on request.
     """
     return DimensionSpec(
         kind="heads",
@@ -43,7 +43,7 @@ def heads(*producers: str, consumer: str, width: str | None = None) -> Dimension
 
 
 def without_widths(dimension: DimensionSpec) -> DimensionSpec:
-    """A dimension for a config that cannot say its width: it is pruned on request, and our config records the width."""
+    """Dimension whose width the stock config cannot state: pruned on request, with the width in our config."""
     return replace(dimension, widths=(), recorded=dimension.widths, default=False)
 
 
@@ -53,10 +53,10 @@ def decoder(
     """A family with one list of blocks.
 
     Args:
-        model_type: of the family.
-        path: of the module that calls the blocks.
+        model_type: model type of the family.
+        path: path of the module that calls the blocks.
         blocks: path of their list below that module.
-        dimensions: what can be pruned in a block.
+        dimensions: prunable dimensions of a block.
         blocks_return_tuples: see :class:`~loraprune.architectures.spec.ArchitectureSpec`.
     """
     return ArchitectureSpec(

@@ -25,10 +25,10 @@ _PHI_CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size
 
 
 def phi(config: PretrainedConfig) -> ArchitectureSpec:
-    """Phi with or without norms on queries and keys.
+    """Return the description of Phi with or without norms on queries and keys.
 
-    The norms are as wide as the hidden size divided by the number of heads, whatever ``head_dim`` says, so that with
-    them fewer heads need our modeling file.
+    The norms are as wide as the hidden size divided by the number of heads, whatever ``head_dim`` is. So with norms,
+    fewer heads need our modeling file.
     """
     attention = (_PHI_HEADS, _PHI_QUERY_HEADS)
     if getattr(config, "qk_layernorm", False):
@@ -39,7 +39,7 @@ def phi(config: PretrainedConfig) -> ArchitectureSpec:
 _PHI3_HEADS = replace(
     HEADS,
     members=(MemberSpec(module="self_attn.qkv_proj", axis="output", segments=(("query",), ("kv",), ("kv",))),),
-    # The widths by which the fused output is taken apart: one is read from the config in the forward pass.
+    # The widths by which the fused output is split: one is read from the config in the forward pass.
     numbers=(
         Number(module="self_attn", name="config.num_attention_heads", count="queries"),
         Number(module="self_attn", name="num_key_value_heads", count="groups"),
@@ -59,15 +59,15 @@ _PHI3_STREAM = replace(STREAM, readers=("self_attn.qkv_proj", "mlp.gate_up_proj"
 
 
 def phi3(config: PretrainedConfig) -> ArchitectureSpec:
-    """Phi-3 with or without the rotary scaling of its long-context versions.
+    """Return the description of Phi-3 with or without the rotary scaling of its long-context versions.
 
-    The config compares the length of that scaling with the hidden size divided by the number of heads and refuses
-    fewer heads, so that these need our modeling file.
+    The config compares the length of that scaling with the hidden size divided by the number of heads, and rejects
+    fewer heads. So these need our modeling file.
     """
     attention = (_PHI3_HEADS, _PHI3_QUERY_HEADS)
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("short_factor") is not None or rope.get("long_factor") is not None:
-        # Another hidden size is refused for the same reason.
+        # Another hidden size is rejected for the same reason.
         return _family("phi3", without_widths(_PHI3_HEADS), without_widths(_PHI3_QUERY_HEADS), _PHI3_CHANNELS)
     return replace(_family("phi3", *attention, _PHI3_CHANNELS), stream=_PHI3_STREAM)
 

@@ -21,14 +21,14 @@ from loraprune.architectures.values import DescriptionError, Read, build, mappin
 
 
 class _Loader(yaml.SafeLoader):
-    """Refuses a key that is there twice, of which YAML would silently take the last."""
+    """Rejects duplicate keys, of which YAML would silently use the last."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
         for key, _ in node.value:
             if isinstance(key, yaml.ScalarNode) and key.value in seen:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key.value!r} is there twice", key.start_mark
+                    None, None, f"the key {key.value!r} occurs twice", key.start_mark
                 )
             if isinstance(key, yaml.ScalarNode):
                 seen.add(key.value)
@@ -39,7 +39,7 @@ def read_spec(path: str | Path) -> ArchitectureSpec:
     """Read a description from a YAML file; docs/architectures.md shows the format.
 
     Raises:
-        DescriptionError: there is no such file, or it says something that cannot be understood.
+        DescriptionError: there is no such file, or its content is invalid.
     """
     path = Path(path).expanduser()
     try:
@@ -55,13 +55,13 @@ def read_spec(path: str | Path) -> ArchitectureSpec:
 
 
 def spec_from(values: object) -> ArchitectureSpec:
-    """Make a description of plain values, as YAML holds them.
+    """Build a description from plain values, as YAML holds them.
 
     Raises:
-        DescriptionError: they say something that cannot be understood.
+        DescriptionError: the values are invalid.
     """
     found = dict(mapping("the description", values))
-    if "stacks" not in found and "blocks" in found:  # one stack, written without the list around it
+    if "stacks" not in found and "blocks" in found:  # one stack, written without a list around it
         found["stacks"] = [{key: found.pop(key) for key in ("blocks", "name", "dimensions") if key in found}]
     return build(ArchitectureSpec, "", found, _OWN, also=("blocks", "name", "dimensions"))
 
@@ -78,13 +78,13 @@ def _consumer(place: str, value: object) -> MemberSpec:
 
 
 def _listed_member(axis: Axis, place: str, value: object) -> MemberSpec:
-    """One member: ``{module: q_proj, segments: query, ...}``, or in short ``{q_proj: query}``."""
+    """Read one member: ``{module: q_proj, segments: query, ...}``, or short ``{q_proj: query}``."""
     found = dict(mapping(place, value))
     if "module" in found:
         return _member(axis, place, found.pop("module"), found)
     if len(found) != 1:
         raise DescriptionError(
-            f"{place} has to name one layer, as in `{{self_attn.o_proj: query}}` or `{{module: self_attn.o_proj, "
+            f"{place} must name one layer, as in `{{self_attn.o_proj: query}}` or `{{module: self_attn.o_proj, "
             "segments: query}`."
         )
     module, said = found.popitem()
@@ -97,7 +97,7 @@ def _member(axis: Axis, place: str, module: object, value: object) -> MemberSpec
 
 
 def _segments(place: str, value: object) -> tuple[tuple[RowUnit, ...], ...]:
-    """``query`` is one segment of one unit, ``[query, kv]`` two segments, ``[[query, kv]]`` one of two units."""
+    """Read segments: ``query`` is one of one unit, ``[query, kv]`` two, ``[[query, kv]]`` one of two units."""
     unit = one_of(RowUnit)
     if isinstance(value, str):
         return ((unit(place, value),),)
@@ -118,7 +118,7 @@ def _widths(place: str, value: object) -> tuple[Number, ...]:
 
 
 def _numbers(place: str, value: object) -> tuple[Number, ...]:
-    """``{self_attn: {num_heads: groups}}``: of each module the attributes, and how they follow from the groups."""
+    """Read ``{self_attn: {num_heads: groups}}``: attributes by module, and how they follow from the groups."""
     return tuple(
         build(
             Number,

@@ -1,4 +1,4 @@
-"""The vocabulary in which an architecture is declared: pure data, no model, no tensor."""
+"""Vocabulary for declaring an architecture: plain data, without models or tensors."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Axis = Literal["output", "input", "experts", "norm", "blocks"]
-"""Side of a layer: ``output`` is what it makes (rows of a linear layer with its bias, columns of an embedding, entries
-of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first axis of stacked experts and the rows of
-their router. ``norm`` is the one axis of a norm that averages over all groups, so that a cut changes the average.
-``blocks`` are the entries of a list of blocks; no description names it, since every family has one."""
+"""Side of a layer: ``output`` is what it produces (rows of a linear layer with its bias, columns of an embedding,
+entries of a 1-D parameter), ``input`` what it reads (columns), ``experts`` the first axis of stacked experts and the
+rows of their router. ``norm`` is the only axis of a norm that averages over all groups, so a cut changes the average.
+``blocks`` are the entries of a list of blocks; descriptions do not name it, because every family has one."""
 
 RowUnit = Literal["query", "kv", "head", "channel", "one", "queries"]
-"""What one group takes of an axis: ``query`` all query heads of one KV head, ``kv`` one KV head, ``head`` one query
-head, each times the width of a head; ``channel`` and ``one`` a single position, ``queries`` one position for each query
-head of a KV head."""
+"""Size of one group along an axis: ``query`` all query heads of one KV head, ``kv`` one KV head, ``head`` one query
+head, each times the width of a head; ``channel`` and ``one`` a single position, ``queries`` one position per query head
+of a KV head."""
 
 Count = Literal["queries", "groups", "stratum"]
-"""How a number in a config or a module follows from the groups that stay: ``groups`` their number, ``queries`` that
+"""How a number in a config or a module follows from the remaining groups: ``groups`` is their number, ``queries`` that
 number times the query heads of a KV head, ``stratum`` their number in one stratum (one KV head, one expert)."""
 
 Strata = Literal["kv", "experts", "shared_experts"]
-"""What the groups of a dimension are spread over evenly: each KV head, or each expert, keeps equally many. Shared
-experts are those that every token passes; some families hold several of them in one FFN."""
+"""Strata that the groups of a dimension are divided into evenly: each KV head, or each expert, keeps equally many.
+Shared experts are those that every token passes through; some families hold several of them in one FFN."""
 
 
 def _check_word(what: str, value: object, allowed: object) -> None:
-    """A type checker would say so; a user without one should not meet it as a KeyError in the middle of a model."""
+    """Check a word that a type checker would check; otherwise it would fail as a KeyError in the middle of a model."""
     if value not in get_args(allowed):
         raise ValueError(f"{what} is {value!r}; allowed: {', '.join(get_args(allowed))}.")
 
@@ -38,13 +38,13 @@ class MemberSpec:
 
     Attributes:
         module: path of the layer below its block.
-        axis: the side that shrinks.
-        segments: how the groups lie along that side. Segments stand one after the other; each holds every group
+        axis: side that shrinks.
+        segments: layout of the groups along that side. Segments follow each other; each holds every group
             once, in order. ``(("query",),)`` is a plain projection; ``(("query",), ("kv",), ("kv",))`` a fused
-            ``[q | k | v]``; ``(("query", "kv", "kv"),)`` one where q, k and v of each head stand together.
-        parameter: name of the parameter where it is not ``weight`` (stacked experts, a router's bias).
-        optional: some models of the family do not have the layer.
-        rest: positions that belong to no group may follow behind the last segment; they stay.
+            ``[q | k | v]``; ``(("query", "kv", "kv"),)`` one in which q, k and v of each head are adjacent.
+        parameter: name of the parameter if it is not ``weight`` (stacked experts, a router's bias).
+        optional: whether some models of the family lack the layer.
+        rest: whether positions that belong to no group may follow the last segment; they stay.
     """
 
     module: str
@@ -62,14 +62,14 @@ class MemberSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class Number:
-    """A number that a config or a module keeps of a width.
+    """A number in a config or a module that follows from a width.
 
     Attributes:
-        name: of the config's or the module's attribute. In a module, ``config.NAME`` is an attribute of the config that
-            the module reads in its forward pass; it gets a copy of its own.
-        count: how it follows from the groups that stay.
-        module: path below the block, or below the model where it begins with ``/``; unused in a config.
-        times: what the name in ``times`` (an attribute of the module) multiplies it with, such as ``head_dim``.
+        name: name of the config's or the module's attribute. In a module, ``config.NAME`` is an attribute of the config
+            that the module reads in its forward pass; the module gets its own copy of the config.
+        count: how the number follows from the remaining groups.
+        module: path below the block, or below the model if it begins with ``/``; unused for a config.
+        times: attribute of the module by which the number is multiplied, such as ``head_dim``.
     """
 
     name: str
@@ -87,22 +87,22 @@ class DimensionSpec:
 
     Attributes:
         kind: ``heads``, ``query_heads``, ``channels``, ``expert_channels``, ``experts``, ...: one number in the config.
-        members: every producer of the dimension.
-        consumer: the layer that reads it, by its input side.
-        name: tells dimensions of one kind in the same block apart; the kind where there is only one.
-        widths: numbers of the config that follow from the groups that stay. Without any, no stock config can say
+        members: all producers of the dimension.
+        consumer: layer that reads the dimension, by its input side.
+        name: name that distinguishes dimensions of one kind in the same block; the kind if there is only one.
+        widths: numbers of the config that follow from the remaining groups. If empty, no stock config can state
             the width, and the result needs our modeling file.
-        recorded: where ``widths`` is empty, numbers by names of the config that a config of ours says of each block,
-            since the layout of the block follows from them (query heads and KV heads).
-        numbers: what modules of the block remember of the width.
-        strata: what the groups are spread over evenly, or None.
-        floor: name in the config of the least number of groups that can work (experts that a token needs), or None.
-        fine: groups are small and many, so that their number is rounded to a multiple.
-        multiple: what the kernels that read the dimension need its width to be a multiple of.
-        default: pruned unless the user chooses other kinds.
-        optional: blocks without the consumer do not have the dimension.
-        tied: the groups stand for the same heads in every block, so that all blocks lose the same ones.
-        alibi: the position of a head decides its ALiBi slope, so that only every second, fourth, ... can stay.
+        recorded: numbers that a config of ours states per block if ``widths`` is empty, by config name, because the
+            layout of the block follows from them (query heads and KV heads).
+        numbers: numbers that modules of the block derive from the width.
+        strata: strata that the groups are divided into evenly, or None.
+        floor: name in the config of the smallest working number of groups (experts per token), or None.
+        fine: whether groups are small and many, so their number is rounded to a multiple.
+        multiple: multiple that the kernels that read the dimension require.
+        default: whether the dimension is pruned unless the user chooses other kinds.
+        optional: whether blocks without the consumer lack the dimension.
+        tied: whether the groups are the same heads in every block, so all blocks lose the same ones.
+        alibi: whether the position of a head determines its ALiBi slope, so only every second, fourth, ... can stay.
     """
 
     kind: str
@@ -128,15 +128,15 @@ class DimensionSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ConfigKeys:
-    """Names of the config attributes that say how attention is laid out.
+    """Names of the config attributes that determine the layout of attention.
 
     Attributes:
         heads: number of query heads.
-        kv_heads: number of KV heads; where the config has no such attribute, as many as query heads.
-        head_dim: width of a head; where the config has none, hidden size / query heads.
+        kv_heads: number of KV heads; without such an attribute, that of query heads.
+        head_dim: width of a head; without such an attribute, hidden size / query heads.
         hidden: width of the residual stream.
         experts: number of routed experts.
-        shared_experts: number of shared experts; one where the config has no such attribute.
+        shared_experts: number of shared experts; without such an attribute, one.
     """
 
     heads: str = "num_attention_heads"
@@ -149,11 +149,11 @@ class ConfigKeys:
 
 @dataclass(frozen=True, kw_only=True)
 class StackSpec:
-    """A list of blocks of the same make.
+    """A list of similar blocks.
 
     Attributes:
-        blocks: path of the list below the model; ``*`` stands for every entry of a list on the way.
-        dimensions: what can be pruned in a block, in the order in which the forward pass meets it.
+        blocks: path of the list below the model; ``*`` matches every entry of an intermediate list.
+        dimensions: prunable dimensions of a block, in the order of the forward pass.
         name: first part of the names of its dimensions.
     """
 
@@ -164,18 +164,18 @@ class StackSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ResidualStreamSpec:
-    """Which layers carry the residual stream, so that its width can shrink.
+    """The layers that carry the residual stream, whose width can be reduced.
 
-    Only for families in which layers add to the stream as they are, and read it through RMS norms whose weight is a
-    plain factor: everything else depends on the channels that went.
+    Only for families whose layers add to the stream directly, and read it through RMS norms whose weight is a plain
+    factor. In other families, the remaining channels depend on the removed ones.
 
     Attributes:
-        embedding: path below the model of the layer that begins the stream.
+        embedding: path below the model of the layer that starts the stream.
         final_norm: path below the model of the norm that ends it.
-        heads: paths below the model of what reads it then; a model has one of them, or none.
-        norms: paths below a block of the norms over it.
-        readers: paths below a block of the layers that read it.
-        writers: paths below a block of the layers that add to it.
+        heads: paths below the model of the layers that read the result; a model has one of them, or none.
+        norms: paths below a block of the norms over the stream.
+        readers: paths below a block of the layers that read the stream.
+        writers: paths below a block of the layers that add to the stream.
     """
 
     embedding: str
@@ -188,24 +188,24 @@ class ResidualStreamSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ArchitectureSpec:
-    """A model family, as its transformers class lays it out.
+    """Layout of a model family, as in its transformers class.
 
     Attributes:
         model_type: ``config.model_type`` of the family.
         stacks: lists of blocks, in the order of the forward pass.
         decoder: path of the module that calls the blocks one after the other with hidden states first (the model
-            without its head). None where blocks hand each other more than that: the refit then runs whole models.
-        blocks_return_tuples: the decoder takes the first entry of what a block returns.
-        config: where the layout of attention stands in the config.
-        heads_divide_hidden: the config refuses a number of heads that does not divide the hidden size.
-        relaxed_class: architecture whose config takes any head count for the same function, or None.
-        auto_class: class of transformers that loads such a model.
+            without its head). None if blocks pass on more than hidden states: the refit then runs whole models.
+        blocks_return_tuples: whether the decoder takes the first entry of a block's output.
+        config: config attributes that determine the layout of attention.
+        heads_divide_hidden: whether the config requires the number of heads to divide the hidden size.
+        relaxed_class: architecture with the same function whose config accepts any head count, or None.
+        auto_class: transformers class that loads such a model.
         ragged_refusal: why widths cannot differ from block to block, or None.
-        fixed: values of the config that are written at every export.
-        per_block: names of config attributes that hold one entry a block, and lose those of blocks that go.
-        numbered: names of config attributes which, where they are set, make what a block computes depend on its number,
-            so that no whole block can go.
-        stream: the layers that carry the residual stream; None where its width cannot shrink.
+        fixed: values that every export writes into the config.
+        per_block: names of config attributes with one entry per block, which lose the entries of removed blocks.
+        numbered: names of config attributes that, if set, make the computation of a block depend on its number, so
+            whole blocks cannot be removed.
+        stream: layers that carry the residual stream; None if its width cannot be reduced.
     """
 
     model_type: str

@@ -1,4 +1,4 @@
-"""T5 and its relatives: an encoder and a decoder, whose blocks hand each other their position biases."""
+"""T5 and its relatives: an encoder and a decoder, whose blocks pass on their position biases."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ def _attention(path: str, name: str) -> DimensionSpec:
 
 
 _SELF = _attention("layer.0.SelfAttention", "heads")
-# The embedding of relative positions has one column for each head. Only the first block has one and hands its biases
-# to all others: head 3 is the same head everywhere.
+# The embedding of relative positions has one column per head. Only the first block has one and passes its biases on to
+# all others, so head 3 is the same head everywhere.
 _SELF = replace(
     _SELF,
     members=(
@@ -29,8 +29,8 @@ _SELF = replace(
     ),
     tied=True,
 )
-# Attention to the encoder has no position bias, so that each block may lose heads of its own; but the first block makes
-# zeros in the place of a bias, one for each head that it remembers, and all blocks add them.
+# Attention to the encoder has no position bias, so each block may lose different heads. But the first block creates
+# zeros instead of a bias, one for each head in its stored number, and all blocks add them.
 _CROSS = replace(
     _attention("layer.1.EncDecAttention", "cross_heads"),
     numbers=(Number(module="layer.1.EncDecAttention", name="n_heads", count="groups"),),
@@ -38,7 +38,7 @@ _CROSS = replace(
 
 
 def _channels(path: str) -> DimensionSpec:
-    """One producer in the original, two in the gated version (T5 1.1, FLAN-T5)."""
+    """Channels with one producer in the original version, and two in the gated version (T5 1.1, FLAN-T5)."""
     one = channels(f"{path}.wi", f"{path}.wi_0", f"{path}.wi_1", consumer=f"{path}.wo", width="d_ff")
     return replace(one, members=tuple(replace(member, optional=True) for member in one.members))
 
@@ -53,7 +53,7 @@ T5 = ArchitectureSpec(
     ),
     config=ConfigKeys(heads="num_heads", kv_heads="num_heads", head_dim="d_kv", hidden="d_model"),
     auto_class="AutoModelForSeq2SeqLM",
-    ragged_refusal="the position biases of the first block are shared by all blocks of its stack, head by head",
+    ragged_refusal="all blocks of a stack share the position biases of its first block, head by head",
 )
 MT5 = replace(T5, model_type="mt5")
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 from loraprune.architectures.parts import channels, heads
 from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec, StackSpec
 
-# These configs have no field for the width of a head, but attention reads `head_dim` where a config has one. It is
-# written at export, and then a smaller number of heads leaves each as wide as it was.
+# These configs have no field for the width of a head, but attention reads `head_dim` if a config has it. It is written
+# at export, so a smaller number of heads does not change the width of each.
 _HEADS = heads(
     "attention.q_proj",
     "attention.k_proj",
@@ -20,7 +20,7 @@ _CHANNELS = channels("mlp.fc1", consumer="mlp.fc2", width="intermediate_size")
 
 
 def _dinov2(dimension: DimensionSpec) -> DimensionSpec:
-    """Channels of DINOv2, which knows a whole multiple of the hidden size only: no config can say another width.
+    """Channels of DINOv2, whose width is a whole multiple of the hidden size: no config can state another width.
 
     A model has either the plain FFN or the gated one.
     """

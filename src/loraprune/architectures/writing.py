@@ -18,7 +18,7 @@ class Dumper(yaml.SafeDumper):
         super().increase_indent(flow, False)
 
     def represent_list(self, data: Any) -> yaml.SequenceNode:
-        """A list: on one line unless it holds mappings."""
+        """Represent a list on one line unless it contains mappings."""
         flat = not any(isinstance(value, dict) for value in data)
         return self.represent_sequence("tag:yaml.org,2002:seq", data, flow_style=flat)
 
@@ -28,12 +28,12 @@ Dumper.add_representer(tuple, Dumper.represent_list)
 
 
 def spec_text(spec: ArchitectureSpec) -> str:
-    """A description as YAML; reading it gives an equal one."""
+    """Write a description as YAML; reading the result returns an equal description."""
     return yaml.dump(spec_values(spec), Dumper=Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
 def spec_values(spec: ArchitectureSpec) -> dict[str, Any]:
-    """A description as plain values, without what is as it would be anyway."""
+    """Return a description as plain values, without defaults."""
     values = _changed(spec)
     if "config" in values:
         values["config"] = _changed(spec.config)
@@ -49,7 +49,7 @@ def spec_values(spec: ArchitectureSpec) -> dict[str, Any]:
 
 
 def _changed(value: Any) -> dict[str, Any]:
-    """Fields of an object of the vocabulary that differ from their default."""
+    """Fields of an object of the vocabulary that differ from their defaults."""
     found = {}
     for item in fields(value):
         default = item.default if item.default_factory is MISSING else item.default_factory()

@@ -1,1 +1,1 @@
-"""Calibration data carried through a model block by block: residual stream, second moments, least squares."""
+"""Calibration data passed through a model block by block: residual stream, second moments, least squares."""

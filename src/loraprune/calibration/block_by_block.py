@@ -1,4 +1,4 @@
-"""One pass over the blocks of a model on calibration data: with cached hidden states, or by running whole models."""
+"""A pass over the blocks of a model on calibration data, with cached hidden states or by running the whole model."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ TOKENS_PER_BATCH = 8192
 Watched = TypeVar("Watched")
 
 Calibration = Sequence["torch.Tensor | Mapping[str, torch.Tensor]"]
-"""Token ids, 1-D tensors of any lengths; or mappings of a model's inputs, each a batch."""
+"""Token ids, 1-D tensors of any length; or mappings of a model's inputs, one per batch."""
 
 
 @dataclass
 class BlockCalls:
-    """What the blocks are called with for one batch of calibration sequences.
+    """Inputs of the blocks for one batch of calibration sequences.
 
     Attributes:
         hidden: hidden states that enter the next block, shape ``(batch, tokens, hidden)``.
-        arguments: what each block is called with beside them, by position and by name (masks and position embeddings;
-            shared tensors, not copies).
+        arguments: other arguments of each block, by position and by name (masks and position embeddings; shared
+            tensors, not copies).
     """
 
     hidden: torch.Tensor
@@ -50,13 +50,13 @@ CACHES = ("past_key_values", "past_key_value", "layer_past")
 
 
 class _Recorder(nn.Module):
-    """Stands in for a block: keeps what it is called with and passes the hidden states on."""
+    """Replaces a block: records its arguments and returns the hidden states unchanged."""
 
     def __init__(self, block: nn.Module, calls: list[tuple[tuple[Any, ...], dict[str, Any]]], as_tuple: bool) -> None:
         super().__init__()
         self._as_tuple = as_tuple
         self._calls = calls
-        # A decoder may read attributes of its blocks (the type of attention, say).
+        # A decoder may read attributes of its blocks, such as the type of attention.
         self.__dict__["_block"] = block
 
     def __getattr__(self, name: str) -> Any:
@@ -68,12 +68,12 @@ class _Recorder(nn.Module):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self._calls.append((args, {**kwargs, **{name: None for name in CACHES if name in kwargs}}))
         self.hidden = hidden_states
-        # Some decoders take the first entry of what a block returns, some take it whole.
+        # Some decoders take the first entry of a block's output, others take the whole output.
         return (hidden_states, None) if self._as_tuple else hidden_states
 
 
 def equal_length_batches(sequences: Sequence[torch.Tensor], tokens: int = TOKENS_PER_BATCH) -> list[torch.Tensor]:
-    """Batches of sequences of equal length, so that nothing is padded; longest first, about ``tokens`` tokens each."""
+    """Return batches of sequences of equal length, unpadded; longest first, about ``tokens`` tokens each."""
     batches: list[torch.Tensor] = []
     by_length = sorted(sequences, key=len, reverse=True)
     for length, group in groupby(by_length, key=len):
@@ -82,7 +82,7 @@ def equal_length_batches(sequences: Sequence[torch.Tensor], tokens: int = TOKENS
 
 
 def _record(model: nn.Module, structure: Structure, batch: torch.Tensor) -> BlockCalls:
-    """Run everything before the first block on a batch, and learn how each block is called."""
+    """Run everything before the first block on a batch, and record the arguments of each block."""
     assert structure.spec.decoder is not None
     decoder = model.get_submodule(structure.spec.decoder)
     parent_name, _, list_name = structure.blocks[0].rpartition(".")[0].rpartition(".")
@@ -105,7 +105,7 @@ class _Stop(Exception):  # noqa: N818 (not an error)
 
 
 def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
-    """What a layer is called with, over runs that are left as soon as they reach it."""
+    """Yield the inputs of a layer, from runs that end as soon as they reach it."""
     reached: list[tuple[Any, ...]] = []
     found = False
 
@@ -113,7 +113,7 @@ def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], A
         reached.append(args)
         raise _Stop
 
-    # Before any mask on the layer: what comes of it is that of all inputs.
+    # Before any mask on the layer, so the result covers all inputs.
     handle = model.get_submodule(module_name).register_forward_pre_hook(keep, prepend=True)
     try:
         for run in runs:
@@ -129,11 +129,11 @@ def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], A
 
 
 class CalibrationPass(ABC):
-    """A way to run a model on calibration data and to see what enters one of its layers.
+    """Runs a model on calibration data and collects the inputs of one of its layers.
 
     Attributes:
-        is_shared: whether each process of a run has a part of the data; statistics are those of all of it.
-        first_row: number of the first row (token) of this process's part.
+        is_shared: whether each process of a run has a part of the data; statistics cover all of the data.
+        first_row: number of the first row (token) in this process's part.
     """
 
     _model: PreTrainedModel
@@ -142,24 +142,24 @@ class CalibrationPass(ABC):
 
     @abstractmethod
     def _runs(self) -> Sequence[Callable[[], Any]]:
-        """Calls that each run the model on a part of the data, at least up to the layer that is looked at."""
+        """Return calls that each run the model on a part of the data, at least up to the layer of interest."""
 
     @property
     @abstractmethod
     def num_sequences(self) -> int:
-        """How many sequences (or images) there are."""
+        """Number of sequences (or images)."""
 
-    def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has nothing to move on)
-        """Go on to the next block, as the present one is now."""
+    def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has no position)
+        """Run the current block in its present state and move on to the next one."""
 
     @torch.no_grad()
     def features(self, module_name: str, *, moment: bool, rows: slice = ALL_ROWS) -> FeatureStatistics:
-        """Statistics of the inputs of a layer as the model is now; the runs end as soon as they reach it.
+        """Return statistics of the inputs of a layer of the current model; runs end as soon as they reach the layer.
 
         Args:
-            module_name: of the layer, in the block that the pass has come to.
-            moment: also the second moment.
-            rows: of the inputs, counted over all runs, that are looked at.
+            module_name: name of the layer, in the current block of the pass.
+            moment: whether to collect the second moment as well.
+            rows: rows of the inputs to use, counted over all runs.
         """
         statistics, seen = FeatureStatistics(moment=moment), self.first_row
         for args in _inputs_of(self._model, module_name, self._runs()):
@@ -170,7 +170,7 @@ class CalibrationPass(ABC):
 
     @torch.no_grad()
     def features_of(self, module_names: Sequence[str], *, moment: bool) -> dict[str, FeatureStatistics]:
-        """The same for several layers in one run of the block; layers that read the same tensor share one object.
+        """Return the same for several layers in one run of the block; layers with the same input share one object.
 
         A layer that no calibration data reached has no entry.
         """
@@ -182,25 +182,25 @@ class CalibrationPass(ABC):
 
     @torch.no_grad()
     def routed_tokens(self, module_name: str) -> RoutedTokens:
-        """What stacked experts are called with as the model is now."""
+        """Return the inputs of stacked experts in the current model."""
         calls = list(_inputs_of(self._model, module_name, self._runs()))
         layer: Any = base_layer(self._model.get_submodule(module_name))
         return RoutedTokens(calls, len(layer.down_proj), shared=self.is_shared)
 
 
 class LayerwisePass(CalibrationPass):
-    """Hidden states of a calibration set, moved forward one decoder block at a time.
+    """Hidden states of calibration data, moved forward one decoder block at a time.
 
-    Memory: the hidden states of the calibration set on the model's device, and whatever the caller keeps of one
-    block. The model must be in evaluation mode; no gradient is kept. Several processes of one run each take a part of
-    the sequences, if there are enough of them; all have to do the same then.
+    Memory: the hidden states of all calibration data on the model's device, and what the caller keeps for one
+    block. The model must be in evaluation mode; no gradients are kept. Several processes of one run each take a part
+    of the sequences if there are enough. All of them then have to make the same calls.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        structure: its description.
-        sequences: token ids, 1-D tensors of any lengths.
-        device: to compute on, where that is not the model's. Weights and hidden states then stay where the model is;
-            on the device are one block, one batch, and what is asked of the block (statistics; of stacked experts the
+        structure: structure of the model.
+        sequences: token ids, 1-D tensors of any length.
+        device: device to compute on, if it is not the model's. Weights and hidden states then stay where the model is.
+            The device holds one block, one batch, and the requested results (statistics; for stacked experts, the
             hidden states that are routed to them).
     """
 
@@ -221,7 +221,7 @@ class LayerwisePass(CalibrationPass):
         self._sequences = len(sequences)
         self.is_shared = len(sequences) >= num_processes() > 1
         if self.is_shared:
-            ordered = sorted(sequences, key=len, reverse=True)  # as batches are
+            ordered = sorted(sequences, key=len, reverse=True)  # in the order of the batches
             mine = own_part(len(ordered))
             self.first_row = sum(len(sequence) for sequence in ordered[: mine.start])
             sequences = ordered[mine]
@@ -232,7 +232,7 @@ class LayerwisePass(CalibrationPass):
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences there are, in all processes."""
+        """Number of sequences in all processes."""
         return self._sequences
 
     def _block(self) -> nn.Module:
@@ -241,31 +241,31 @@ class LayerwisePass(CalibrationPass):
     def _run(self, calls: BlockCalls) -> torch.Tensor:
         positional, named = send_to_device(calls.arguments[self.layer], self._device)
         block = self._block()
-        if self._device != self._home:  # a model that is spread over devices stays as it is
+        if self._device != self._home:  # a model that is spread over devices is not moved
             block.to(self._device)
         output = block(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
-        """The current block, once for each batch."""
+        """Return the current block, once per batch."""
         return [partial(self._run, calls) for calls in self._calls]
 
     @torch.no_grad()
     def advance(self) -> None:
-        """Run the current block as it is now and go to the next one."""
+        """Run the current block in its present state and move on to the next one."""
         for _ in self.advance_watching(nullcontext):
             pass
 
     def advance_watching(
         self, watch: Callable[[], AbstractContextManager[Watched]]
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, Watched]]:
-        """The same, batch by batch, with a look at each.
+        """Same as :meth:`advance`, batch by batch, with access to each batch.
 
         Args:
-            watch: a context that is entered for the time of each batch; what it gives is handed on.
+            watch: returns a context that is entered for each batch; its value is yielded.
 
         Yields:
-            Hidden states before and after the block, where they are kept, and what ``watch`` gave.
+            Hidden states before and after the block, where they are stored, and the value of ``watch``.
         """
         for calls in self._calls:
             before = calls.hidden
@@ -278,21 +278,21 @@ class LayerwisePass(CalibrationPass):
         self.layer += 1
 
     def leave_out(self) -> None:
-        """Go to the next block as if the present one were not there."""
+        """Move on to the next block, skipping the current one."""
         for calls in self._calls:
             calls.arguments[self.layer] = ((), {})
         self.layer += 1
 
     def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
-        """What a layer of the present block is called with, batch by batch, and the hidden states before the block."""
+        """Yield the inputs of a layer of the current block, batch by batch, with the hidden states before the block."""
         for args, calls in zip(_inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):
             yield args, calls.hidden
 
 
 class WholeModelPass(CalibrationPass):
-    """The same for models whose blocks hand each other more than hidden states: every look runs the model to there.
+    """Same for models whose blocks pass on more than hidden states: every request runs the model up to the layer.
 
-    Slower than :class:`LayerwisePass` (up to a forward pass for every look), and right for any model.
+    Slower than :class:`LayerwisePass` (up to one forward pass per request), but correct for any model.
 
     Args:
         model: the model or the ``PeftModel`` around it, in evaluation mode.
@@ -309,11 +309,11 @@ class WholeModelPass(CalibrationPass):
 
     @property
     def num_sequences(self) -> int:
-        """How many sequences (or images) there are."""
+        """Number of sequences (or images)."""
         return sum(len(next(iter(batch.values()))) for batch in self._batches)
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
-        """The whole model, once for each batch."""
+        """Return the whole model, once per batch."""
         return [partial(self._run, batch) for batch in self._batches]
 
     def _run(self, batch: Mapping[str, Any]) -> None:
@@ -322,7 +322,7 @@ class WholeModelPass(CalibrationPass):
 
 
 def token_sequences(structure: Structure, calibration: Calibration) -> list[torch.Tensor] | None:
-    """Calibration data that can go from block to block; None where whole models have to be run."""
+    """Return calibration data that can be passed from block to block; None if whole models have to run."""
     sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
     if structure.spec.decoder is None or len(sequences) < len(calibration):
         return None
@@ -332,7 +332,7 @@ def token_sequences(structure: Structure, calibration: Calibration) -> list[torc
 def calibration_pass(
     model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
 ) -> CalibrationPass:
-    """Begin the pass that fits a model and its calibration data."""
+    """Start the pass that suits a model and its calibration data."""
     sequences = token_sequences(structure, calibration)
     if sequences is None:
         return WholeModelPass(model, calibration)

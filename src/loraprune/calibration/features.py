@@ -1,4 +1,4 @@
-"""Statistics of the features that enter a layer, gathered batch by batch."""
+"""Statistics of the input features of a layer, collected batch by batch."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ ALL_ROWS = slice(0, sys.maxsize)
 
 
 def part_of(rows: slice, seen: int) -> slice:
-    """Which rows of a batch are among ``rows``, after ``seen`` rows in the batches before it."""
+    """Return the rows of a batch that are among ``rows``, after ``seen`` rows in earlier batches."""
     return slice(max(rows.start - seen, 0), max(rows.stop - seen, 0))
 
 
 class FeatureStatistics:
-    """Sums over the rows that entered a layer: sequences do not matter, and nothing of a single row is kept.
+    """Sums over the input rows of a layer, regardless of sequences; single rows are not kept.
 
     Args:
-        moment: also gather the products of all pairs of features.
+        moment: whether to collect the products of all pairs of features as well.
 
     Attributes:
-        rows: how many there were.
+        rows: number of rows so far.
     """
 
     def __init__(self, *, moment: bool) -> None:
@@ -39,7 +39,7 @@ class FeatureStatistics:
 
     @torch.no_grad()
     def add(self, inputs: torch.Tensor) -> None:
-        """Take in rows, shape ``(..., features)``."""
+        """Add rows, shape ``(..., features)``."""
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
         self.rows += x.shape[0]
         total, squares = x.sum(0, dtype=torch.float64), x.square().sum(0, dtype=torch.float64)
@@ -50,7 +50,7 @@ class FeatureStatistics:
             self._products = products if self._products is None else self._products.add_(products)
 
     def over_processes_(self) -> FeatureStatistics:
-        """Add up the rows of all processes of a run, in place."""
+        """Sum over the rows of all processes of a run, in place."""
         if num_processes() > 1:
             assert self._sum is not None
             assert self._squares is not None
@@ -64,7 +64,7 @@ class FeatureStatistics:
 
     def _known(self, value: torch.Tensor | None) -> torch.Tensor:
         if value is None:
-            raise RuntimeError("No calibration data has entered the layer, or its second moment was not asked for.")
+            raise RuntimeError("No calibration data has entered the layer, or its second moment was not requested.")
         return value
 
     @property
@@ -95,35 +95,35 @@ class FeatureStatistics:
 
     @property
     def is_finite(self) -> bool:
-        """Whether no NaN and no Inf came in."""
+        """Whether all inputs were finite."""
         return self._squares is None or bool(torch.isfinite(self._squares).all())
 
 
 class _SharingChanged(Exception):  # noqa: N818 (not an error)
-    """Layers that were called with one tensor in the first run are not in a later one."""
+    """Layers that were called with one tensor in the first run have different inputs in a later one."""
 
 
 class _Watch:
-    """Gathers statistics of what enters several layers; those that are called with one tensor share an object."""
+    """Collects statistics of the inputs of several layers; layers that are called with one tensor share an object."""
 
     def __init__(self, *, moment: bool, share: bool) -> None:
         self.statistics: dict[str, FeatureStatistics] = {}
         self._moment = moment
         self._share = share
         self._leaders: dict[str, str] = {}
-        # The tensors themselves are kept for the length of a run: an address that is free is used again.
+        # The tensors themselves are kept during a run, because a freed address is used again.
         self._seen: dict[tuple[Any, ...], tuple[str, torch.Tensor]] = {}
         self._calls: Counter[str] = Counter()
 
     def end_run(self) -> None:
-        """Forget the tensors of the run."""
+        """Release the tensors of the run."""
         self._seen.clear()
-        # One that was called without its leader has noticed. A leader that was called without it took rows for both.
+        # A layer called without its leader has raised already. A leader called alone collected rows for both.
         if any(self._calls[name] != self._calls[leader] for name, leader in self._leaders.items()):
             raise _SharingChanged
 
     def take(self, name: str, inputs: torch.Tensor) -> None:
-        """A layer is called."""
+        """Record a call of a layer."""
         if not inputs.numel():  # an expert that no token is routed to
             return
         self._calls[name] += 1
@@ -143,18 +143,18 @@ class _Watch:
 def watched_features(
     model: nn.Module, names: Sequence[str], runs: Sequence[Callable[[], Any]], *, moment: bool
 ) -> dict[str, FeatureStatistics]:
-    """Statistics of the inputs of several layers over several runs.
+    """Return statistics of the inputs of several layers over several runs.
 
-    q, k and v read one tensor: one second moment serves the three.
+    q, k and v read one tensor, so one second moment serves all three.
 
     Args:
-        model: that the layers are in.
-        names: of the layers.
+        model: model that contains the layers.
+        names: names of the layers.
         runs: calls that each run the model on a part of the data.
-        moment: also gather second moments.
+        moment: whether to collect second moments as well.
 
     Returns:
-        By name of the layer; a layer that no data reached has no entry.
+        Statistics by name of the layer; a layer that no data reached has no entry.
     """
     try:
         return _watched(model, names, runs, _Watch(moment=moment, share=True))
@@ -168,7 +168,7 @@ def _watched(
     def hook(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
         return lambda module, args: watch.take(name, args[0])
 
-    # Before any mask on a layer: what comes of it is that of all inputs.
+    # Before any mask on a layer, so the statistics cover all inputs.
     handles = [model.get_submodule(name).register_forward_pre_hook(hook(name), prepend=True) for name in names]
     try:
         for run in runs:

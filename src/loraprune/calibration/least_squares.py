@@ -1,4 +1,4 @@
-"""The least squares behind the refit: columns of a layer that make up for those that go."""
+"""Least squares of the refit: new values of a layer's remaining columns that compensate for the removed ones."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ DAMPING_ATTEMPTS = 4
 LEAST_RAISED_DAMPING = 1e-4
 
 TOKENS_A_FEATURE = 6
-"""Below so many rows for each input of a layer, least squares fit the sample rather than the layer."""
+"""Rows per input of a layer below which least squares overfit the sample."""
 
 STRONGER_DAMPING = (0.01, 0.03, 0.1, 0.3, 1.0, 10.0, 100.0)
-"""Ridges that are tried where one is chosen."""
+"""Ridges to choose from if one is chosen."""
 
 RIDGE_OF_ALL = 0.5
-"""The ridge that suits half of the rows, times this, suits all of them."""
+"""Factor from the ridge that suits half of the rows to the one that suits all of them."""
 
 
 def are_few(rows: int, features: int) -> bool:
-    """Whether a repair on so many rows has to be held back; ``features`` are the inputs of the layer."""
+    """Whether a repair on this many rows has to be held back; ``features`` is the number of inputs of the layer."""
     return rows < TOKENS_A_FEATURE * features
 
 
@@ -33,18 +33,18 @@ class NotPositiveDefiniteError(ArithmeticError):
 
 
 def damped_cholesky(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor, float]:
-    """Factor of a second moment with a ridge, which is raised step by step where it is too weak.
+    """Factor a second moment with a ridge, which is raised step by step if it is too weak.
 
     Args:
-        moment: symmetric, shape ``(n, n)``; left as it is.
-        damping: ridge as a share of the mean diagonal. Where no factor exists with it, ten, a hundred and a thousand
-            times as much (of at least :data:`LEAST_RAISED_DAMPING`) are tried.
+        moment: symmetric, shape ``(n, n)``; not modified.
+        damping: ridge as a share of the mean diagonal. If no factor exists with it, ten, a hundred and a thousand
+            times as much (at least of :data:`LEAST_RAISED_DAMPING`) are tried.
 
     Returns:
-        The lower Cholesky factor ``L`` with ``L·Lᵀ = H + δ·mean diagonal·I``, and the share ``δ`` that it took.
+        The lower Cholesky factor ``L`` with ``L·Lᵀ = H + δ·mean diagonal·I``, and the share ``δ`` used.
 
     Raises:
-        NotPositiveDefiniteError: the moment is not finite, its diagonal adds up to nothing, or the thousandfold ridge
+        NotPositiveDefiniteError: the moment is not finite, its diagonal sums to zero or less, or the thousandfold ridge
             is still too weak.
     """
     mean_diagonal = moment.diagonal().mean()
@@ -54,7 +54,7 @@ def damped_cholesky(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor,
             shifted = moment.clone()
             shifted.diagonal().add_(raised * mean_diagonal)
             factor, info = torch.linalg.cholesky_ex(shifted)
-            # Some backends let NaN pass without a word; it always reaches the diagonal of the factor.
+            # Some backends do not report NaN, but it always reaches the diagonal of the factor.
             if info.item() == 0 and torch.isfinite(factor.diagonal()).all():
                 return factor, raised
     raise NotPositiveDefiniteError("The second moment of the inputs is not positive definite.")
@@ -62,7 +62,7 @@ def damped_cholesky(moment: torch.Tensor, damping: float) -> tuple[torch.Tensor,
 
 @dataclass(frozen=True)
 class NormalEquations:
-    """What least squares know of the columns that stay: ``(H_KK + δI) Uᵀ = missing`` for their change ``U``.
+    """Equations for the change ``U`` of the columns that stay: ``(H_KK + δI) Uᵀ = missing``.
 
     Attributes:
         moment: ``H_KK``, shape ``(kept, kept)``.
@@ -73,23 +73,23 @@ class NormalEquations:
     missing: torch.Tensor
 
     def change(self, damping: float) -> torch.Tensor:
-        """``Uᵀ``, shape ``(kept, out)``, with a ridge as a share of the mean diagonal.
+        """Return ``Uᵀ``, shape ``(kept, out)``, with a ridge as a share of the mean diagonal.
 
         Raises:
-            NotPositiveDefiniteError: no Cholesky factor exists even with the damping raised a thousandfold.
+            NotPositiveDefiniteError: no Cholesky factor exists even with a thousandfold damping.
         """
         factor, _ = damped_cholesky(self.moment, damping)
         return torch.cholesky_solve(self.missing, factor)
 
     def loss(self, change: torch.Tensor) -> float:
-        """``E‖t − (W_K + U) x_K‖² − E‖t − W_K x_K‖²``: below zero where the change helps."""
+        """``E‖t − (W_K + U) x_K‖² − E‖t − W_K x_K‖²``: negative if the change helps."""
         return float((change * (self.moment @ change - 2 * self.missing)).sum(dtype=torch.float64))
 
 
 def normal_equations(
     weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor, cross: torch.Tensor | None = None
 ) -> NormalEquations:
-    """The equations of a refit; for the arguments see :func:`refit_columns`.
+    """Return the equations of a refit; for the arguments see :func:`refit_columns`.
 
     Raises:
         NotPositiveDefiniteError: they are not finite.
@@ -105,21 +105,21 @@ def normal_equations(
 
 
 def _lost(weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor) -> torch.Tensor:
-    """What the columns that go gave, by the inputs that stay: ``H_KD W_Dᵀ``, shape ``(kept, out)``."""
+    """Contribution of the removed columns, correlated with the remaining inputs: ``H_KD W_Dᵀ``, ``(kept, out)``."""
     dropped = torch.ones(weight.shape[1], dtype=torch.bool, device=weight.device)
     dropped[kept] = False
     return moment[kept][:, dropped] @ weight[:, dropped].T
 
 
 def steadied(halves: Sequence[NormalEquations], damping: float) -> float | None:
-    """The ridge under which what is fitted on one half of the data helps most on the other half.
+    """Return the ridge with which a fit on one half of the data helps most on the other half.
 
     Args:
         halves: equations of the two halves.
-        damping: the least ridge, as a share of the mean diagonal.
+        damping: smallest ridge, as a share of the mean diagonal.
 
     Returns:
-        ``damping`` or one of :data:`STRONGER_DAMPING`; None where no change at all does best.
+        ``damping`` or one of :data:`STRONGER_DAMPING`; None if no change is best.
 
     Raises:
         NotPositiveDefiniteError: a half has no Cholesky factor.
@@ -133,19 +133,19 @@ def _best_ridge(
     wanted: Sequence[NormalEquations],
     damping: float,
 ) -> float | None:
-    """The ridge under which a change that is fitted on one half helps most on the other half.
+    """Ridge with which a change fitted on one half helps most on the other half.
 
     Args:
-        halves: what is fitted, of each half.
-        before: changes that were made already, fitted on each half.
-        wanted: what all changes together are judged by, of each half.
-        damping: the least ridge.
+        halves: equations to fit, for each half.
+        before: changes made already, fitted on each half.
+        wanted: equations that measure all changes together, for each half.
+        damping: smallest ridge.
     """
     ridges = (None, damping, *(stronger for stronger in STRONGER_DAMPING if stronger > damping))
     tried = [(ridge, half) for ridge in ridges for half in range(len(halves))]
 
     def lost(number: int) -> float | None:
-        """Of what is fitted on one half under one ridge; None where that half has no Cholesky factor."""
+        """Loss of the fit on one half with one ridge; None if that half has no Cholesky factor."""
         (ridge, half), change = tried[number], before[tried[number][1]]
         try:
             if ridge is not None:
@@ -169,24 +169,24 @@ def refit_columns(
     damping: float,
     cross: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """Columns of a layer that, on their own, come nearest to what the layer computed with all of its columns.
+    """Return the remaining columns of a layer, fitted to come nearest to its output with all columns.
 
-    Solves ``min_V E‖t − V x_K‖² + δ‖V − W_K‖²`` with ``t = W x``, whose solution is
-    ``V = W_K + W_D H_DK (H_KK + δI)⁻¹`` with D the columns that go; or with another target ``t``. The ridge pulls
-    towards the old columns, not towards zero, so that strong damping ends in the plain cut.
+    Solves ``min_V E‖t − V x_K‖² + δ‖V − W_K‖²`` for ``t = W x`` or another target. For ``t = W x`` the solution is
+    ``V = W_K + W_D H_DK (H_KK + δI)⁻¹``, where D are the removed columns. The ridge pulls towards the old columns
+    rather than zero, so strong damping ends in a cut without a repair.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
         moment: second moment ``H`` of the inputs, shape ``(in, in)``, float32.
         kept: positions of the columns that stay, ascending.
         damping: ``δ`` as a share of the mean diagonal of ``H_KK``.
-        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32; None is what the layer itself computes, ``W H``.
+        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32; None means the layer's own output, ``W H``.
 
     Returns:
         Shape ``(out, kept)``, float32.
 
     Raises:
-        NotPositiveDefiniteError: no Cholesky factor exists even with the damping raised a thousandfold.
+        NotPositiveDefiniteError: no Cholesky factor exists even with a thousandfold damping.
 
     Source: SlimGPT, OSSCAR; the unridged form is ``W H[:,K] (H_KK)⁻¹``.
     """
@@ -194,13 +194,13 @@ def refit_columns(
 
 
 class Moments(NamedTuple):
-    """What is known of a layer's inputs ``x`` and of what it should give, ``t``.
+    """Moments of a layer's inputs ``x`` and of its target output ``t``.
 
     Attributes:
         moment: ``E[x xᵀ]``, shape ``(in, in)``, float32.
-        rows: how many inputs there were.
-        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32; None where ``t`` is what the layer itself computes.
-        square: ``E‖t‖²``, where ``t`` is something else.
+        rows: number of inputs.
+        cross: ``E[t xᵀ]``, shape ``(out, in)``, float32; None if ``t`` is the layer's own output.
+        square: ``E‖t‖²``, if ``t`` is another target.
     """
 
     moment: torch.Tensor
@@ -210,7 +210,7 @@ class Moments(NamedTuple):
 
 
 def combined(*parts: Moments) -> Moments:
-    """Moments of all rows together, of parts that all have a target."""
+    """Combine the moments of several parts of the rows, which all have a target."""
     rows = sum(part.rows for part in parts)
     total, cross, square = torch.zeros(()), torch.zeros(()), 0.0
     for part in parts:
@@ -229,24 +229,24 @@ def held_back_columns(
     damping: float,
     part: Callable[[slice], Moments],
 ) -> torch.Tensor | None:
-    """:func:`refit_columns`, going no further than the data bear out.
+    """Refit as :func:`refit_columns` does, but no further than the data support.
 
-    With fewer than :data:`TOKENS_A_FEATURE` rows for each input, the ridge is the one that helps most on rows that were
-    not fitted on.
+    With fewer than :data:`TOKENS_A_FEATURE` rows per input, the ridge is the one that helps most on rows that were
+    not used for the fit.
 
-    Where the target is not what the layer itself gave, the change has two parts. One makes up for the columns that go:
-    ``H_KD W_Dᵀ`` on the right-hand side. The other makes up for what went before: ``E[x_K (t − W x)ᵀ]``. Each part has
+    If the target is not the layer's own output, the change has two parts. One compensates for the removed columns:
+    ``H_KD W_Dᵀ`` on the right-hand side. The other compensates for earlier cuts: ``E[x_K (t − W x)ᵀ]``. Each part has
     its own ridge, which is chosen in this way however many rows there are.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
-        moments: of all rows.
+        moments: moments of all rows.
         kept: positions of the columns that stay, ascending.
-        damping: ridge as a share of the mean diagonal, the least one where it is chosen.
-        part: gives the moments of some of the rows; not called where nothing is chosen.
+        damping: ridge as a share of the mean diagonal; the smallest one if it is chosen.
+        part: returns the moments of some of the rows; not called if nothing is chosen.
 
     Returns:
-        Shape ``(out, kept)``, float32; None where the plain cut does best on rows that were not fitted on.
+        Shape ``(out, kept)``, float32; None if the cut without a repair is best on rows that were not used for the fit.
 
     Raises:
         NotPositiveDefiniteError: see :func:`refit_columns`.
@@ -277,14 +277,14 @@ def held_back_columns(
 
 
 def _of_all(ridge: float, damping: float) -> float:
-    """The ridge for all rows, of one that was chosen on half of them; ``damping`` is the least."""
+    """Ridge for all rows, from one that was chosen on half of them; ``damping`` is the lower bound."""
     return max(damping, RIDGE_OF_ALL * ridge)
 
 
 def _apart(
     weight: torch.Tensor, moments: Moments, kept: torch.Tensor
 ) -> tuple[NormalEquations, NormalEquations, NormalEquations]:
-    """The equations of a refit towards another target; those of the columns that go; those of what went before."""
+    """Equations of a refit to another target, and its two parts: removed columns, and earlier cuts."""
     wanted = normal_equations(weight, moments.moment, kept, moments.cross)
     lost = _lost(weight, moments.moment, kept)
     return wanted, NormalEquations(wanted.moment, lost), NormalEquations(wanted.moment, wanted.missing - lost)

@@ -1,11 +1,11 @@
-"""Callbacks that long work reports its progress to."""
+"""Callbacks that receive the progress of long work."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 Progress = Callable[[int, int], None]
-"""Called with the number of finished steps and the number of all steps."""
+"""Receives the number of finished steps and the number of all steps."""
 
 ProgressOf = Callable[[str, int, int], None]
-"""The same where there are several pieces of work: the name of the piece, finished steps, all steps."""
+"""Same for several pieces of work: name of the piece, finished steps, all steps."""

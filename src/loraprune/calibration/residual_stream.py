@@ -1,4 +1,4 @@
-"""The residual stream of the uncut model as the target of a refit, which then makes up for earlier cuts as well."""
+"""The residual stream of the uncut model as the target of a refit, which then compensates for earlier cuts as well."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 _TOLERANCE = 1e-2
-"""How far a block's output may be from what is taken for its stream, as a share of what the block adds to it."""
+"""Largest deviation of a block's output from the computed stream, as a share of what the block adds to the stream."""
 
 
 class NoStreamError(ValueError):
-    """A model's blocks do not simply add what their consumers give to a residual stream."""
+    """The blocks of a model do more than add the outputs of their consumers to a residual stream."""
 
 
 def stream_writers(model: nn.Module, structure: Structure, layer: int) -> list[str]:
-    """Layers of a block that write to the residual stream: the consumers of all of its dimensions, in their order."""
+    """Return the layers of a block that write to the residual stream: the consumers of all dimensions, in order."""
     block = structure.blocks[layer]
     writers = dict.fromkeys(
         f"{block}.{dimension.consumer.module}"
@@ -45,7 +45,7 @@ def stream_writers(model: nn.Module, structure: Structure, layer: int) -> list[s
 
 
 def stream_readers(model: nn.Module, structure: Structure, layer: int) -> list[str]:
-    """Linear layers of a block that read what is as wide as the residual stream, and do not write to it."""
+    """Return the linear layers of a block that read inputs as wide as the residual stream and do not write to it."""
     block, writers = structure.blocks[layer], stream_writers(model, structure, layer)
     return [
         f"{block}.{name}"
@@ -64,12 +64,12 @@ def _is_inside_an_adapter(name: str) -> bool:
 
 @dataclass
 class _Reading:
-    """What layers of one block read, in the order in which they are called.
+    """Inputs of the layers of one block, in the order of their calls.
 
     Attributes:
-        called: readers and writers of the first run.
-        leaders: of each reader, the first one that was called with the same tensor.
-        inputs: of each leader, batch by batch.
+        called: readers and writers, in the order of the first run.
+        leaders: for each reader, the first one that was called with the same tensor.
+        inputs: inputs of each leader, batch by batch.
     """
 
     called: list[str] = field(default_factory=list)
@@ -77,7 +77,7 @@ class _Reading:
     inputs: dict[str, list[torch.Tensor]] = field(default_factory=dict)
 
     def groups_before(self, writer: str, writers: Sequence[str]) -> list[tuple[str, ...]]:
-        """Readers called between a writer and the writer before it; those of one tensor together."""
+        """Return the readers between a writer and the writer before it, grouped by the tensor that they read."""
         groups: dict[str, list[str]] = {}
         for name in self.called[: self.called.index(writer)]:
             if name in writers:
@@ -88,7 +88,7 @@ class _Reading:
 
     @contextmanager
     def watching(self, model: nn.Module, readers: Sequence[str], writers: Sequence[str]) -> Iterator[None]:
-        """Note what enters the readers during one run of the block."""
+        """Record the inputs of the readers during one run of the block."""
         seen: list[tuple[torch.Tensor, str]] = []
         first = not self.called
 
@@ -117,7 +117,7 @@ class _Reading:
 
 @contextmanager
 def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-    """The last output of each of some layers."""
+    """Yield the last output of each given layer."""
     found: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Callable[[nn.Module, Any, torch.Tensor], None]:
@@ -135,7 +135,7 @@ def _outputs(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, torch
 def has_stream(
     model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
 ) -> bool:
-    """Whether the blocks of a model simply add what their consumers give to a residual stream: seen on one sequence."""
+    """Whether blocks only add the outputs of their consumers to a residual stream, checked on one sequence."""
     sequences = token_sequences(structure, calibration)
     if not sequences:
         return False
@@ -151,18 +151,18 @@ def has_stream(
 class StreamTargets:
     """Hidden states of the uncut model on the calibration data, one block ahead of the cuts.
 
-    Each block is run on them before it is cut, so that no second model is needed. Memory: the hidden states of the
-    calibration set once for the uncut stream, and once more in 32 bits for each consumer of the present block.
+    Each block runs on them before it is cut, so no second model is needed. Memory: the hidden states of the
+    calibration data once for the uncut stream, and once more in 32 bits for each consumer of the current block.
 
     Args:
-        model: not cut yet.
-        structure: its description, with a decoder.
+        model: uncut model.
+        structure: structure of the model, with a decoder.
         sequences: token ids, 1-D tensors.
-        device: to compute on, where that is not the model's.
-        readers: also note what enters the layers that read the stream.
+        device: device to compute on, if it is not the model's.
+        readers: whether to record the inputs of the layers that read the stream as well.
 
     Attributes:
-        writers: layers of the present block that write to the stream, in the order of the forward pass.
+        writers: layers of the current block that write to the stream, in the order of the forward pass.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class StreamTargets:
         """Run a block on the uncut stream, before it is cut.
 
         Raises:
-            NoStreamError: what the block gives is not the stream with the outputs of its consumers added.
+            NoStreamError: the block's output is not the stream plus the outputs of its consumers.
         """
         self.writers = stream_writers(self._model, self._structure, layer)
         self._after = {name: [] for name in self.writers}
@@ -205,24 +205,24 @@ class StreamTargets:
             rounding = 2 * torch.finfo(output.dtype).eps * torch.linalg.vector_norm(output.float())
             if not torch.linalg.vector_norm(stream - output.float()) <= _TOLERANCE * added + rounding:
                 fault = NoStreamError(
-                    "Blocks of this model do more than to add their layers' outputs to a residual stream (first seen "
+                    "Blocks of this model do more than add their layers' outputs to a residual stream (first seen "
                     f"in {self._structure.blocks[layer]})."
                 )
                 if not self._dense.is_shared:
                     break
         if on_any(fault is not None):
-            raise fault or NoStreamError("Another process has seen a block that does more than to add to a stream.")
+            raise fault or NoStreamError("Another process found a block that does more than add to a residual stream.")
 
     @torch.no_grad()
     def look_past_block(self) -> None:
-        """Run the next block, which is to go: the last layer before it that writes to the stream makes up for it."""
+        """Run the next block, which will be removed; the last writer before it takes over its contribution."""
         for number, (_, output, _) in enumerate(self._dense.advance_watching(nullcontext)):
             if self.writers:
                 self._after[self.writers[-1]][number] = output.float()
 
     @contextmanager
     def _watched(self, readers: Sequence[str]) -> Iterator[dict[str, torch.Tensor]]:
-        """Outputs of the writers during one run of the block; what enters the readers is noted beside them."""
+        """Yield the outputs of the writers during one run of the block, and record the inputs of the readers."""
         with ExitStack() as stack:
             if readers:
                 stack.enter_context(self._reading.watching(self._model, readers, self.writers))
@@ -231,23 +231,23 @@ class StreamTargets:
             inputs[-1] = inputs[-1].to(self._home)
 
     def readers_before(self, writer: str) -> list[tuple[str, ...]]:
-        """Readers of the present block between a writer and the one before it; those that read one tensor together."""
+        """Return the readers between a writer of the current block and the one before it, grouped by input tensor."""
         return self._reading.groups_before(writer, self.writers) if self._reading.called else []
 
     @torch.no_grad()
     def reader_statistics(
         self, cut: LayerwisePass, names: Sequence[str], rows: slice = ALL_ROWS
     ) -> tuple[torch.Tensor, torch.Tensor, int]:
-        """What a refit of readers needs.
+        """Return the statistics for a refit of readers.
 
         Args:
-            cut: the pass over the model that is being cut, arrived at the same block.
-            names: of readers of one tensor; see :meth:`readers_before`.
-            rows: of its rows, counted over all batches, that are looked at.
+            cut: pass over the model that is being cut, positioned at the same block.
+            names: names of readers of one tensor, see :meth:`readers_before`.
+            rows: rows to use, counted over all batches.
 
         Returns:
-            Of what they read now, ``x``, and read in the uncut model, ``x*``: ``E[x xᵀ]`` and ``E[x* xᵀ]``, float32,
-            shape ``(hidden, hidden)``, and the number of rows.
+            ``E[x xᵀ]`` and ``E[x* xᵀ]``, float32, shape ``(hidden, hidden)``, where ``x`` is the current input of the
+            readers and ``x*`` their input in the uncut model; and the number of rows.
         """
         leader = self._reading.leaders[names[0]]
         moment, between = torch.zeros(()), torch.zeros(())
@@ -266,18 +266,18 @@ class StreamTargets:
 
     @torch.no_grad()
     def statistics(self, cut: LayerwisePass, name: str, rows: slice = ALL_ROWS) -> Moments:
-        """What a refit of one consumer needs.
+        """Return the moments for a refit of one consumer.
 
-        All rows are gathered half by half, and the halves are remembered until all rows are asked for again: asking for
-        them then runs nothing.
+        All rows are collected half by half, and the halves are stored until all rows are requested again. Requesting
+        a half then runs nothing.
 
         Args:
-            cut: the pass over the model that is being cut, arrived at the same block.
-            name: of the consumer, in the block that was begun.
-            rows: of its inputs, counted over all batches: all, or one half of them.
+            cut: pass over the model that is being cut, positioned at the same block.
+            name: name of the consumer, in the current block.
+            rows: rows of its inputs, counted over all batches: all, or one half of them.
 
         Returns:
-            Of what the consumer should give, and its inputs as they are now. Its bias is not part of ``t``.
+            Moments of the consumer's current inputs and its target output ``t``, which does not include its bias.
         """
         if rows == ALL_ROWS:
             self._halves = self._gathered_halves(cut, name)
@@ -296,7 +296,7 @@ class StreamTargets:
         with _outputs(self._model, before) as outputs:
             for (args, hidden), target in zip(cut.entering(name), self._after[name], strict=True):
                 x = args[0].flatten(0, -2).float()
-                # In 32 bits: a stream may be hundreds of times as large as what is added to it.
+                # In 32 bits, because a stream may be hundreds of times as large as the additions to it.
                 wanted = target.to(x) - hidden.to(x)
                 for writer in before:
                     wanted = wanted - outputs[writer].view_as(wanted).to(x)
@@ -317,7 +317,7 @@ class StreamTargets:
 
 @dataclass
 class _Sums:
-    """Products of inputs and of what should be given, added up."""
+    """Sums of the products of inputs and target outputs."""
 
     moment: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     cross: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
@@ -332,10 +332,10 @@ class _Sums:
         self.rows += len(x)
 
     def over_processes_(self) -> None:
-        """Add up what all processes of a run have seen."""
+        """Sum over all processes of a run."""
         self.moment, self.cross, self.square = summed(self.moment), summed(self.cross), summed(self.square)
         self.rows = total(self.rows)
 
     def moments(self) -> Moments:
-        """Means over the rows."""
+        """Return the means over the rows."""
         return Moments(self.moment / self.rows, self.rows, self.cross / self.rows, float(self.square) / self.rows)

@@ -1,4 +1,4 @@
-"""What the experts of one block are called with on calibration data, and what that makes of each expert's inside."""
+"""Inputs of the experts of one block on calibration data, and the hidden activations of each expert."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ class RoutedTokens:
     """Hidden states that enter stacked experts, with their routing.
 
     Args:
-        calls: for each batch the hidden states ``(tokens, hidden)``, and for each token its experts and their weights,
-            both ``(tokens, k)``.
-        experts: how many there are; not needed unless ``shared``.
-        shared: each process of a run has a part of the tokens; statistics are those of all of them, and all processes
-            have to ask for the same ones.
+        calls: per batch, the hidden states ``(tokens, hidden)``, and the experts and weights of each token, both
+            ``(tokens, k)``.
+        experts: number of experts; needed only if ``shared``.
+        shared: whether each process of a run has a part of the tokens. Statistics then cover all parts, and all
+            processes have to request the same ones.
     """
 
     def __init__(
@@ -36,22 +36,22 @@ class RoutedTokens:
         shared: bool = False,
     ) -> None:
         self._calls, self._shared = calls, shared
-        # How many tokens of each expert the processes before this one have.
+        # Number of tokens per expert in the processes before this one.
         self._before: list[int] = [0] * experts
         if shared:
             routed = torch.cat([top_k_index.flatten() for _, top_k_index, _ in calls])
             self._before = before_this(torch.bincount(routed, minlength=experts)[:experts]).tolist()
 
     def _of(self, expert: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Hidden states of the tokens that are routed to an expert, with the weights of their routing."""
+        """Yield the hidden states of the tokens that are routed to an expert, with their routing weights."""
         for hidden, top_k_index, top_k_weights in self._calls:
             rows, columns = (top_k_index == expert).nonzero(as_tuple=True)
-            # Of shared tokens also none: other processes may have some, and sums need a shape.
+            # With shared tokens, yield empty ones too: other processes may have some, and sums need a shape.
             if len(rows) or self._shared:
                 yield hidden[rows].float(), top_k_weights[rows, columns, None].float()
 
     def _inside(self, module: nn.Module, expert: int, *, weighted: bool) -> Iterator[torch.Tensor]:
-        """What enters an expert's down projection."""
+        """Yield the inputs of an expert's down projection."""
         layer: Any = base_layer(module)
         weight = effective_expert_weight(module, up_parameter(layer), expert)
         for hidden, routing in self._of(expert):
@@ -60,13 +60,13 @@ class RoutedTokens:
 
     @torch.no_grad()
     def features(self, module: nn.Module, parameter: str, expert: int, *, moment: bool) -> FeatureStatistics | None:
-        """Statistics of what enters one of the matrices of an expert; None where no token is routed to it.
+        """Return statistics of the inputs of one matrix of an expert; None if no token is routed to it.
 
         Args:
             module: the stacked experts, or peft's wrappers around them.
-            parameter: which of their matrices.
-            expert: which expert.
-            moment: also the second moment.
+            parameter: name of the matrix.
+            expert: number of the expert.
+            moment: whether to collect the second moment as well.
         """
         down = parameter == "down_proj"
         inside = self._inside(module, expert, weighted=False) if down else (hidden for hidden, _ in self._of(expert))
@@ -76,15 +76,15 @@ class RoutedTokens:
     def weighted_features(
         self, module: nn.Module, expert: int, *, moment: bool, rows: slice = ALL_ROWS
     ) -> FeatureStatistics | None:
-        """Statistics of ``w·h``, of what enters one expert's down projection; None where no token is routed to it.
+        """Return statistics of ``w·h``, the weighted inputs of an expert's down projection; None without tokens.
 
-        An expert's output counts as much as its routing weight ``w`` says, and so does an error in it.
+        The routing weight ``w`` scales an expert's output, and therefore an error in it.
 
         Args:
             module: the stacked experts, or peft's wrappers around them.
-            expert: which one.
-            moment: also the second moment, shape ``(channels, channels)``.
-            rows: of those that are routed to the expert.
+            expert: number of the expert.
+            moment: whether to collect the second moment as well, shape ``(channels, channels)``.
+            rows: rows to use, of those that are routed to the expert.
         """
         first = self._before[expert] if self._shared else 0
         return self._gathered(self._inside(module, expert, weighted=True), moment=moment, rows=rows, first=first)

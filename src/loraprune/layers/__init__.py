@@ -1,1 +1,1 @@
-"""One layer under its wrappers: LoRA, quantized layers, stacked experts."""
+"""Single layers under their wrappers: LoRA, quantized layers, stacked experts."""

@@ -1,4 +1,4 @@
-"""Which tensors of a layer shrink with one of its sides: the one place that knows how kinds of layers are stored."""
+"""Tensors of a layer that shrink with one of its sides: the only module that knows the storage of layer types."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class TensorAxis:
     """A parameter of a layer and its dimension that shrinks.
 
     Attributes:
-        name: of the parameter in the layer.
+        name: name of the parameter in the layer.
         dim: dimension that shrinks.
-        stacked: the parameter holds one matrix for each expert, in its first dimension.
+        stacked: whether the parameter holds one matrix per expert, in its first dimension.
     """
 
     name: str
@@ -38,13 +38,13 @@ def is_transposed(layer: nn.Module) -> bool:
 
 
 def is_stacked(layer: nn.Module, parameter: str) -> bool:
-    """Whether a parameter holds one matrix for each expert."""
+    """Whether a parameter holds one matrix per expert."""
     value = getattr(layer, parameter, None)
     return parameter != "weight" and isinstance(value, torch.Tensor) and value.dim() == 3
 
 
 def tensor_axes(module: Any, axis: Axis, parameter: str = "weight") -> tuple[TensorAxis, ...]:
-    """Parameters of a layer that shrink with one of its sides; the first one gives the length of the axis.
+    """Return the parameters of a layer that shrink with one of its sides; the first determines the axis length.
 
     Raises:
         ValueError: the layer has no such parameter or no such side.
@@ -69,7 +69,7 @@ def tensor_axes(module: Any, axis: Axis, parameter: str = "weight") -> tuple[Ten
         dim = 0
     elif isinstance(layer, nn.Embedding):
         if axis != "output":
-            raise ValueError("an embedding has an output side only")
+            raise ValueError("an embedding has only an output side")
         return (TensorAxis(parameter, 1),)
     else:
         dim = 1 if (axis == "input") != is_transposed(layer) else 0
@@ -80,7 +80,7 @@ def tensor_axes(module: Any, axis: Axis, parameter: str = "weight") -> tuple[Ten
 
 
 def axis_length(module: Any, axis: Axis, parameter: str = "weight") -> int:
-    """Positions along one side of a layer; of stacked experts, along one expert's."""
+    """Return the number of positions along one side of a layer; for stacked experts, along one expert's side."""
     layer = base_layer(module)
     if isinstance(layer, nn.ModuleList):
         return len(layer)
@@ -89,12 +89,12 @@ def axis_length(module: Any, axis: Axis, parameter: str = "weight") -> int:
 
 
 def _shape(layer: nn.Module, name: str) -> tuple[int, ...]:
-    """Shape of a parameter, of a quantized weight as (out, in)."""
+    """Shape of a parameter; for a quantized weight, (out, in)."""
     return shape_of(layer) if name == "weight" and is_quantized(layer) else tuple(getattr(layer, name).shape)
 
 
 def parameters_per_position(module: Any, axis: Axis, parameter: str = "weight") -> int:
-    """Parameters that go with one position of a side (of one expert's side, where experts are stacked)."""
+    """Return the parameters per position of a side (for stacked experts, of one expert's side)."""
     layer = base_layer(module)
     if isinstance(layer, nn.ModuleList):
         return sum(value.numel() for value in layer[0].parameters())
@@ -108,13 +108,13 @@ def parameters_per_position(module: Any, axis: Axis, parameter: str = "weight") 
 
 
 def weight_oi(layer: nn.Module) -> torch.Tensor:
-    """The weight of a linear layer as (out, in): a view, whichever way it is stored; of one that is not quantized."""
+    """Return the weight of an unquantized linear layer as (out, in), a view in either storage layout."""
     weight: torch.Tensor = layer.weight  # type: ignore[assignment]
     return weight.T if is_transposed(layer) else weight
 
 
 def matrix_shape(layer: nn.Module) -> tuple[int, int]:
-    """Outputs and inputs of a linear layer, quantized or not."""
+    """Return outputs and inputs of a linear layer, quantized or not."""
     if is_quantized(layer):
         return shape_of(layer)
     rows, columns = weight_oi(layer).shape
@@ -122,7 +122,7 @@ def matrix_shape(layer: nn.Module) -> tuple[int, int]:
 
 
 def base_weight(layer: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
-    """Some rows of what a linear layer multiplies with, shape ``(rows, in)``, in 32 bits. A new tensor."""
+    """Return some rows of a linear layer's (dequantized) weight in 32 bits, shape ``(rows, in)``, as a new tensor."""
     if is_quantized(layer):
         return weight_rows(layer, rows)
     weight: torch.Tensor = whole(layer.weight)  # type: ignore[arg-type]
@@ -130,7 +130,7 @@ def base_weight(layer: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
 
 
 def is_matrix(module: Any, parameter: str = "weight") -> bool:
-    """Whether a layer is a linear one: its weight a matrix that multiplies its input."""
+    """Whether a layer is linear: its weight is a matrix that multiplies its input."""
     layer = base_layer(module)
     weight = getattr(layer, parameter, None)
     return (

@@ -1,4 +1,4 @@
-"""Looking into stacked experts: one tensor holds the weights of all of them, so that no hook reaches what is inside."""
+"""Access to the inside of stacked experts, whose weights are in one tensor that hooks do not reach."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from torch import nn
 from loraprune.layers.unwrap import base_layer
 
 HiddenTap = Callable[[torch.Tensor, int, torch.Tensor], torch.Tensor]
-"""Sees what enters an expert's down projection, and may change it: hidden activations ``(tokens of the expert,
-channels)``, the expert, and which of the flattened tokens those are."""
+"""Sees the inputs of an expert's down projection, and may change them. Arguments: hidden activations ``(tokens of the
+expert, channels)``, the expert, and the indices of its tokens among the flattened ones."""
 
 StartTap = Callable[[int], HiddenTap]
-"""Called once a forward pass with the number of flattened tokens; gives the tap for all experts of that pass."""
+"""Called once per forward pass with the number of flattened tokens; returns the tap for all experts of that pass."""
 
 
 def routed(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """Go through the experts that tokens are routed to.
+    """Iterate over the experts that tokens are routed to.
 
     Args:
         top_k_index: experts of each token, shape ``(tokens, k)``.
-        num_experts: larger indices mean no expert.
+        num_experts: number of experts; indices from this on mean no expert.
 
     Yields:
-        The expert, its tokens, and the column of ``top_k_index`` in which each of these names it.
+        The expert, its tokens, and for each token the column of ``top_k_index`` that contains the expert.
     """
     chosen = top_k_index.flatten()
     order = torch.argsort(chosen, stable=True)
-    if chosen.is_meta:  # nothing is known of the tokens but their number: they are shared out evenly
+    if chosen.is_meta:  # only the number of tokens is known: they are distributed evenly
         counts = [len(part) for part in chosen.tensor_split(num_experts)]
     else:
         counts = torch.bincount(chosen, minlength=num_experts).tolist()
@@ -41,33 +41,33 @@ def routed(top_k_index: torch.Tensor, num_experts: int) -> Iterator[tuple[int, t
 
 
 def _project(layer: Any, inputs: torch.Tensor, parameter: str, expert: int, weight: torch.Tensor) -> torch.Tensor:
-    """One expert's linear layer."""
+    """Linear layer of one expert."""
     bias = getattr(layer, f"{parameter}_bias")[expert].to(weight.dtype) if layer.has_bias else None
     return F.linear(inputs, weight, bias)
 
 
 def _weights_oi(layer: Any, parameter: str) -> tuple[torch.Tensor, ...]:
-    """The weight of every expert as (out, in).
+    """Weight of every expert as (out, in).
 
-    The parameter is read once: under peft's wrapper that adds the adapter to all experts, and picking one after the
-    other would make a gradient as large as all of them for each.
+    The parameter is read once. Under peft's wrapper, reading adds the adapter to all experts, so reading it for each
+    expert would create a gradient as large as all experts each time.
     """
     weights = getattr(layer, parameter)
     return (weights.transpose(1, 2) if layer.is_transposed else weights).unbind(0)
 
 
 def up_parameter(layer: Any) -> str:
-    """Name of the parameter that the hidden activations come from."""
+    """Return the name of the parameter that produces the hidden activations."""
     return "gate_up_proj" if layer.has_gate else "up_proj"
 
 
 def expert_hidden(layer: Any, inputs: torch.Tensor, expert: int, weight: torch.Tensor) -> torch.Tensor:
-    """What enters an expert's down projection.
+    """Return the inputs of an expert's down projection.
 
     Args:
         layer: the stacked experts, without peft's wrapper.
         inputs: hidden states of the expert's tokens, shape ``(tokens, hidden)``.
-        expert: which one.
+        expert: number of the expert.
         weight: its up projection (gate and up), shape ``(out, in)``.
     """
     projected = _project(layer, inputs, up_parameter(layer), expert, weight)
@@ -75,7 +75,7 @@ def expert_hidden(layer: Any, inputs: torch.Tensor, expert: int, weight: torch.T
 
 
 class _TappedForward:
-    """Stands in for the forward pass of stacked experts: one expert after the other, with taps between its layers."""
+    """Replaces the forward pass of stacked experts: one expert at a time, with taps between its layers."""
 
     def __init__(self, layer: Any) -> None:
         self._layer = layer
@@ -104,14 +104,14 @@ class _TappedForward:
 class ExpertTap:
     """A tap on stacked experts, until it is removed.
 
-    While a module has taps, its forward pass is a loop over the experts, which is what transformers calls ``eager``.
+    While a module has taps, its forward pass is a loop over the experts, which transformers calls ``eager``.
 
     Args:
         module: the stacked experts, or peft's wrappers around them.
-        start: gives the tap of each forward pass.
+        start: returns the tap of each forward pass.
 
     Raises:
-        TypeError: the module is not built as transformers builds stacked experts.
+        TypeError: the module does not have the layout of stacked experts in transformers.
     """
 
     def __init__(self, module: nn.Module, start: StartTap) -> None:
@@ -122,8 +122,8 @@ class ExpertTap:
         missing = [name for name in expected if not hasattr(layer, name)]
         if missing:
             raise TypeError(
-                f"{type(layer).__name__} is not built as transformers builds stacked experts: it has no "
-                f"{missing[0]!r}. Its experts cannot be looked into; prune other kinds of groups."
+                f"{type(layer).__name__} does not have the layout of stacked experts in transformers: it has no "
+                f"{missing[0]!r}. Its experts cannot be accessed. Prune other kinds of groups."
             )
         tapped = layer.__dict__.get("forward")
         if not isinstance(tapped, _TappedForward):
@@ -132,7 +132,7 @@ class ExpertTap:
         tapped.starts.append(start)
 
     def remove(self) -> None:
-        """Take the tap off; the last one gives the module its own forward pass back."""
+        """Remove the tap; removing the last one restores the module's own forward pass."""
         tapped = self._layer.__dict__.get("forward")
         if isinstance(tapped, _TappedForward) and self._start in tapped.starts:
             tapped.starts.remove(self._start)

@@ -1,4 +1,4 @@
-"""The LoRA factors of a layer: reading them, and the weight they make together with the base."""
+"""LoRA factors of a layer, and its effective weight."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class LoraFactors:
     Attributes:
         a: ``lora_A``, shape ``(r, in)``.
         b: ``lora_B``, shape ``(out, r)``.
-        scaling: ``alpha / r`` (or as the variant has it).
+        scaling: ``alpha / r`` (or the scaling of the variant).
     """
 
     a: nn.Parameter
@@ -28,7 +28,7 @@ class LoraFactors:
 
 
 def lora_factors(module: Any) -> list[LoraFactors]:
-    """Factors of the active adapters of a layer; empty where LoRA does not adapt it."""
+    """Return the factors of the active adapters of a layer; empty if LoRA does not adapt it."""
     if not hasattr(module, "lora_A"):
         return []
     return [
@@ -39,15 +39,15 @@ def lora_factors(module: Any) -> list[LoraFactors]:
 
 
 def has_variant(module: Any) -> bool:
-    """Whether a layer's adapter is a variant (DoRA, for one) whose weight is not simply ``W + s·B·A``."""
+    """Whether a layer's adapter is a variant (such as DoRA) whose weight is not ``W + s·B·A``."""
     return bool(getattr(module, "lora_variant", None))
 
 
 def check_tied_adapters(model: Any) -> None:
-    """Make sure that no adapter tells apart what the model holds once: an embedding and a head that share a weight.
+    """Check that no adapter is on only one of two tied layers: an embedding and a head that share a weight.
 
     Raises:
-        ValueError: one does. Merged and saved, the two would be one again, and the model another one.
+        ValueError: one is. Merged and saved, the two weights would be one again, which changes the model.
     """
     base = base_model(model)
     tied = bool(getattr(base.config, "tie_word_embeddings", False))
@@ -56,7 +56,7 @@ def check_tied_adapters(model: Any) -> None:
     for module in (base.get_input_embeddings(), base.get_output_embeddings()):
         if getattr(module, "lora_embedding_A", None) or getattr(module, "lora_A", None):
             raise ValueError(
-                "The embedding and the head of this model share one weight, and the adapter is on one of them alone, "
+                "The embedding and the head of this model share one weight, but the adapter is on only one of them, "
                 "which a merged checkpoint cannot hold. Leave embed_tokens and lm_head out of LoRA's target modules."
             )
 
@@ -67,26 +67,26 @@ def _configs(model: Any) -> list[Any]:
 
 
 def lora_delta(module: Any, rows: slice = slice(None)) -> torch.Tensor | None:
-    """``Σ s·B·A`` over the active adapters in 32 bits, for some rows of the layer; None without adapter."""
+    """Return ``Σ s·B·A`` over the active adapters in 32 bits, for some rows of the layer; None without an adapter."""
     parts = [f.scaling * (f.b[rows].float() @ f.a.float()) for f in lora_factors(module)]
     return torch.stack(parts).sum(0) if len(parts) > 1 else (parts[0] if parts else None)
 
 
 @torch.no_grad()
 def effective_weight(module: nn.Module, rows: slice = slice(None)) -> torch.Tensor:
-    """``W + s·B·A`` in 32 bits, shape ``(out, in)``, for some rows of the layer. A new tensor."""
+    """Return ``W + s·B·A`` in 32 bits, shape ``(out, in)``, for some rows of the layer, as a new tensor."""
     weight = base_weight(base_layer(module), rows)
     delta = lora_delta(module, rows)
     return weight if delta is None else weight.add_(delta)
 
 
 def row_blocks(rows: int, columns: int, elements: int = 1 << 22) -> list[slice]:
-    """Cut the rows of a matrix into blocks of about ``elements`` entries, so that temporaries stay small."""
+    """Split the rows of a matrix into blocks of about ``elements`` entries, which keeps temporaries small."""
     step = max(1, elements // max(columns, 1))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-# LoRA on stacked experts: the factors of one expert, and the weight they make together with its base.
+# LoRA on stacked experts: the factors of one expert, and its effective weight.
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ class ExpertFactors:
         b: shape ``(out, r)``.
         grad_a: gradient of ``a``; None before the first backward pass.
         grad_b: gradient of ``b``.
-        scaling: ``alpha / r`` (or as the variant has it).
+        scaling: ``alpha / r`` (or the scaling of the variant).
     """
 
     a: torch.Tensor
@@ -109,14 +109,15 @@ class ExpertFactors:
 
 
 def num_experts(module: nn.Module, parameter: str) -> int:
-    """Experts in a stack."""
+    """Return the number of experts in a stack."""
     return int(getattr(base_layer(module), parameter).shape[0])
 
 
 def expert_factors(module: nn.Module, parameter: str, expert: int) -> list[ExpertFactors]:
-    """Factors of the active adapters on one expert; empty where LoRA does not adapt the parameter.
+    """Return the factors of the active adapters on one expert; empty if LoRA does not adapt the parameter.
 
-    peft keeps A of all experts as ``(experts · r, in)`` and B as ``(out, r · experts)``, the experts running fastest.
+    peft stores A of all experts as ``(experts · r, in)`` and B as ``(out, r · experts)``, with the expert as the
+    fastest index.
     """
     adapter = adapter_of(module, parameter)
     if adapter is None:
@@ -141,13 +142,13 @@ def expert_factors(module: nn.Module, parameter: str, expert: int) -> list[Exper
 
 
 def expert_delta(module: nn.Module, parameter: str, expert: int) -> torch.Tensor | None:
-    """``Σ s·B·A`` over the active adapters of one expert in 32 bits, shape ``(out, in)``; None without adapter."""
+    """Return ``Σ s·B·A`` over an expert's active adapters in 32 bits, shape ``(out, in)``; None without an adapter."""
     parts = [f.scaling * (f.b.float() @ f.a.float()) for f in expert_factors(module, parameter, expert)]
     return torch.stack(parts).sum(0) if parts else None
 
 
 def expert_weight_oi(module: nn.Module, parameter: str, expert: int) -> torch.Tensor:
-    """The base weight of one expert as (out, in): a view, whichever way it is stored."""
+    """Return the base weight of one expert as (out, in), a view in either storage layout."""
     layer: Any = base_layer(module)
     weight: torch.Tensor = getattr(layer, parameter)[expert]
     return weight.T if getattr(layer, "is_transposed", False) else weight
@@ -155,7 +156,7 @@ def expert_weight_oi(module: nn.Module, parameter: str, expert: int) -> torch.Te
 
 @torch.no_grad()
 def effective_expert_weight(module: nn.Module, parameter: str, expert: int) -> torch.Tensor:
-    """``W + s·B·A`` of one expert in 32 bits, shape ``(out, in)``. A new tensor."""
+    """Return ``W + s·B·A`` of one expert in 32 bits, shape ``(out, in)``, as a new tensor."""
     weight = expert_weight_oi(module, parameter, expert).detach().to(torch.float32, copy=True)
     delta = expert_delta(module, parameter, expert)
     return weight if delta is None else weight.add_(delta)

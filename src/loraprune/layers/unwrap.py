@@ -1,4 +1,4 @@
-"""What lies under the wrappers that peft, accelerate and torch put around a model or a layer."""
+"""Access to models and layers under the wrappers of peft, accelerate and torch."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
 
 
 def base_model(model: nn.Module) -> PreTrainedModel:
-    """The transformers model under ``DistributedDataParallel``, ``torch.compile`` and peft's ``PeftModel``.
+    """Return the transformers model under ``DistributedDataParallel``, ``torch.compile`` and peft's ``PeftModel``.
 
-    Its module names are those of the architecture; a layer that LoRA adapts is still peft's wrapper there.
+    Its module names are those of the architecture; layers that LoRA adapts are still peft's wrappers.
     """
     inner: Any = model
     while True:
@@ -30,7 +30,7 @@ def base_model(model: nn.Module) -> PreTrainedModel:
 
 
 def find_module(model: nn.Module, path: str) -> nn.Module | None:
-    """A module by its path; None where there is none. A dict of all names would be made anew for every question."""
+    """Return a module by its path, or None. Unlike a dict of all names, this does not rebuild anything per call."""
     try:
         return model.get_submodule(path)
     except AttributeError:
@@ -38,12 +38,12 @@ def find_module(model: nn.Module, path: str) -> nn.Module | None:
 
 
 def base_layer(module: Any) -> nn.Linear:
-    """The layer that peft's adapter wraps (one or several of them), or the module itself where none does."""
+    """Return the layer under one or several of peft's adapters, or the module itself if it has none."""
     return cast("nn.Linear", module.get_base_layer() if hasattr(module, "get_base_layer") else module)
 
 
 def adapter_of(module: Any, parameter: str) -> Any | None:
-    """The wrapper that adapts one parameter of a layer; peft nests one in the other where a layer has several."""
+    """Return the wrapper that adapts one parameter of a layer; peft nests wrappers if a layer has several."""
     while hasattr(module, "base_layer"):
         if getattr(module, "parameter_name", "weight") == parameter:
             return module
@@ -51,14 +51,14 @@ def adapter_of(module: Any, parameter: str) -> Any | None:
     return None
 
 
-# A model put into evaluation mode for the length of a block, and back as it was.
+# A model in evaluation mode inside a ``with`` block, restored afterwards.
 
 
 @contextmanager
 def eval_mode(model: nn.Module) -> Iterator[None]:
-    """Switch ``model`` to evaluation mode (no dropout) and restore every module's own mode afterwards.
+    """Switch ``model`` to evaluation mode (no dropout), and restore every module's own mode afterwards.
 
-    Modules are restored one by one: a model may hold frozen parts that stay in evaluation mode while it trains.
+    Modules are restored one by one, because a model may hold frozen parts that stay in evaluation mode in training.
     """
     training = [module for module in model.modules() if module.training]
     model.eval()

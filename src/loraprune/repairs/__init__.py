@@ -1,4 +1,4 @@
-"""Repairs as objects: what is done to the layers that read what a cut removed."""
+"""Repairs as objects: what to do with the layers that read what a cut removed."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""What can be pruned in a model: dimensions, kinds, legal widths, plans."""
+"""Prunable parts of a model: dimensions, kinds, legal widths, plans."""

@@ -1,4 +1,4 @@
-"""The dimension ``blocks``: a model's whole decoder blocks, of which some can go."""
+"""The dimension ``blocks``: the whole decoder blocks of a model."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 _KIND = "blocks"
 COUNT = "num_hidden_layers"
-"""What every config of transformers calls the number of blocks, itself or through its ``attribute_map``."""
+"""Name that every transformers config has for the number of blocks, directly or through its ``attribute_map``."""
 
 BLOCK_NUMBER = "layer_idx"
-"""Where attention keeps its block's number, by which it finds its part of the cache of keys and values."""
+"""Attribute in which attention stores the number of its block, which selects its part of the KV cache."""
 
 
 def _base_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
@@ -34,30 +34,30 @@ def _base_shapes(block: nn.Module) -> dict[str, tuple[int, ...]]:
 def blocks_refusal(
     model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
 ) -> str | None:
-    """Why no whole block of a model can go; None where some can.
+    """Return why no whole block of a model can be removed; None if blocks can be.
 
-    What is left has to be an ordinary model with fewer blocks, so that all blocks must be alike, and a block must not
-    compute something else under another number.
+    The result has to be an ordinary model with fewer blocks. So all blocks must be alike, and the computation of a
+    block must not depend on its number.
     """
     lists = {block.rpartition(".")[0] for block in blocks}
     if spec.decoder is None or len(lists) != 1:
-        return f"the blocks of a {spec.model_type} model are not one list of blocks that hand on hidden states alone"
+        return f"the blocks of a {spec.model_type} model are not one list of blocks that pass on only hidden states"
     if config.model_type.startswith(PREFIX):
-        return "its blocks differ already: it was saved with a modeling file of loraprune, which lists them by number"
+        return "its blocks already differ: it was saved with a modeling file of loraprune, which lists them by number"
     if getattr(config, COUNT, None) != len(blocks):
-        return f"its config does not say the number of its blocks ({len(blocks)}) as {COUNT}"
+        return f"its config does not state the number of its blocks ({len(blocks)}) as {COUNT}"
     for name in spec.numbered:
         if getattr(config, name, None):
-            return f"what a block computes depends on its number ({name} in the config)"
+            return f"the computation of a block depends on its number ({name} in the config)"
     first = _base_shapes(model.get_submodule(blocks[0]))
     other = next((block for block in blocks if _base_shapes(model.get_submodule(block)) != first), None)
     if other is not None:
-        return f"its blocks differ: {other} has other parameters than {blocks[0]}"
-    return "it has a single block" if len(blocks) == 1 else None
+        return f"its blocks differ: {other} and {blocks[0]} have different parameters"
+    return "it has only one block" if len(blocks) == 1 else None
 
 
 def blocks_dimension(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> PrunableDimension:
-    """The whole blocks of a model that :func:`blocks_refusal` lets pass, as one dimension."""
+    """Build the dimension of the whole blocks of a model that :func:`blocks_refusal` accepts."""
     return PrunableDimension(
         name=f"{spec.stacks[0].name}.{_KIND}",
         kind=_KIND,
@@ -73,13 +73,13 @@ def blocks_dimension(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[
 
 
 def write_depth_(config: PretrainedConfig, spec: ArchitectureSpec, kept: Sequence[int], before: int) -> None:
-    """Write into a config that of ``before`` blocks only some are left, in place.
+    """Write the remaining blocks of a model into its config, in place.
 
     Args:
-        config: of a model with ``before`` blocks; one that was written already stays as it is.
-        spec: of the family.
+        config: config of a model with ``before`` blocks; one that was already updated does not change.
+        spec: spec of the family.
         kept: positions of the blocks that stay, ascending.
-        before: number of blocks that the config may speak of.
+        before: number of blocks before the cut.
     """
     for name in spec.per_block:
         entries = getattr(config, name, None)
@@ -89,7 +89,7 @@ def write_depth_(config: PretrainedConfig, spec: ArchitectureSpec, kept: Sequenc
 
 
 def renumber_(blocks: nn.ModuleList) -> None:
-    """Number the blocks of a list anew, from 0: a gap in the numbers would be an empty place in the cache."""
+    """Renumber the blocks of a list from 0: a gap in the numbers would leave an empty place in the KV cache."""
     for number, block in enumerate(blocks):
         for module in block.modules():
             numbered: Any = module

@@ -1,4 +1,4 @@
-"""From a declared architecture to the structure of one model: every module found, every size checked."""
+"""From a declared architecture to the structure of one model: finds every module and checks every size."""
 
 from __future__ import annotations
 
@@ -34,25 +34,25 @@ __all__ = [
 
 
 def pruned_blocks(config: PretrainedConfig) -> dict[str, dict[str, Any]]:
-    """What a config of ours says about single blocks: the attributes in which they differ from the config itself."""
+    """Return the attributes in which single blocks differ from the config, from a config of ours."""
     pruned = getattr(config, "pruned", None)
     return dict(pruned.get("blocks", {})) if isinstance(pruned, dict) else {}
 
 
 def head_dim_of(config: PretrainedConfig, spec: ArchitectureSpec) -> int:
-    """Width of one head."""
+    """Return the width of one head."""
     explicit = getattr(config, spec.config.head_dim, None)
     return int(explicit or getattr(config, spec.config.hidden) // getattr(config, spec.config.heads))
 
 
 def _of_block(blocks: dict[str, dict[str, Any]], block: str) -> dict[str, Any]:
-    """What is said of a block; a model without its head, or with one, names it with another beginning."""
+    """Entry of a block; a block's name may begin differently in a model with or without its head."""
     names = (name for name in blocks if name == block or name.endswith(f".{block}") or block.endswith(f".{name}"))
     return blocks.get(next(names, ""), {})
 
 
 class _BlockSizes:
-    """Sizes of attention and of experts in one block, from the config and what it says about that block."""
+    """Sizes of attention and of experts in one block, from the config and its entry for that block."""
 
     def __init__(self, config: PretrainedConfig, spec: ArchitectureSpec, block: str) -> None:
         self._config = config
@@ -80,11 +80,11 @@ class _BlockSizes:
         }
 
     def value(self, key: str) -> Any:
-        """An attribute of the config as it holds for this block."""
+        """Return an attribute of the config for this block."""
         return self._own.get(key, getattr(self._config, key, None))
 
     def factor(self, number: Number, strata: int) -> tuple[int, int]:
-        """How a number follows from the groups that stay: factor and divisor."""
+        """Return the factor and divisor that turn the number of remaining groups into a number."""
         return {"queries": (self.queries, 1), "groups": (1, 1), "stratum": (1, strata)}[number.count]
 
 
@@ -101,7 +101,7 @@ def _linear_layers(block: nn.Module) -> str:
 def _resolve_member(
     spec: MemberSpec, model: nn.Module, block: str, sizes: _BlockSizes, in_block: DimensionSpec
 ) -> Member | None:
-    """One member; None where it is optional and missing."""
+    """Resolve one member; None if it is optional and missing."""
     name = f"{block}.{spec.module}"
     module = find_module(model, name.removesuffix("."))
     if module is None or getattr(base_layer(module), spec.parameter, None) is None:
@@ -129,7 +129,7 @@ def _resolve_member(
 
 
 def _stated_groups(spec: DimensionSpec, sizes: _BlockSizes, strata: int) -> int | None:
-    """The number of groups that the config states for a block, or None."""
+    """Number of groups that the config states for a block, or None."""
     for number in spec.widths:
         value = sizes.value(number.name)
         if isinstance(value, int):
@@ -141,7 +141,7 @@ def _stated_groups(spec: DimensionSpec, sizes: _BlockSizes, strata: int) -> int 
 def _check_length(
     model: nn.Module, member: Member, spec: MemberSpec, num_groups: int, strata: int, consumer: Member
 ) -> None:
-    """Make sure that a side holds every group once."""
+    """Check that a side holds every group once."""
     length = axis_length(model.get_submodule(member.module), member.axis, member.parameter)
     groups = num_groups // strata if member.stacked else num_groups
     needed = groups * member.group_size
@@ -149,7 +149,7 @@ def _check_length(
         side = {"output": "output features", "input": "input features"}.get(member.axis, member.axis)
         raise ValueError(
             f"{member.module} has {length} {side}, but {groups} groups of {member.group_size} need {needed}: "
-            "the model's config or its description and its weights do not agree. Its shape is "
+            "the model's config or description does not match its weights. Its shape is "
             f"{_shape(model, member)}, that of the consumer {consumer.module} {_shape(model, consumer)}."
         )
 
@@ -162,7 +162,7 @@ def _shape(model: nn.Module, member: Member) -> tuple[int, ...]:
 def _resolve_dimension(
     spec: DimensionSpec, stack: StackSpec, model: nn.Module, block: str, index: int, layer: int, sizes: _BlockSizes
 ) -> PrunableDimension | None:
-    """Resolve a dimension of one block and check that its members agree on the number of groups."""
+    """Resolve a dimension of one block, and check that its members agree on the number of groups."""
     if spec.optional and find_module(model, f"{block}.{spec.consumer.module}") is None:
         return None
     consumer = _resolve_member(spec.consumer, model, block, sizes, spec)
@@ -174,12 +174,12 @@ def _resolve_dimension(
     if stated is None:
         if length % consumer.group_size:
             raise ValueError(
-                f"{consumer.module} has {length} {consumer.axis} features, which groups of {consumer.group_size} do "
-                "not divide."
+                f"{consumer.module} has {length} {consumer.axis} features, which cannot be divided into groups of "
+                f"{consumer.group_size}."
             )
         stated = length // consumer.group_size * (strata if consumer.stacked else 1)
     if stated % strata:
-        raise ValueError(f"{consumer.module} has {stated} groups, which {strata} {spec.strata} cannot share evenly.")
+        raise ValueError(f"{consumer.module} has {stated} groups, which cannot be divided by {strata} {spec.strata}.")
     members = []
     parameters = 0
     for member_spec in (*spec.members, spec.consumer):
@@ -192,7 +192,7 @@ def _resolve_dimension(
     name = spec.name or spec.kind
     if len(members) == 1:
         names = ", ".join(member.module for member in spec.members)
-        raise ValueError(f"Nothing makes the {name} that {consumer.module} reads: {block} has none of {names}.")
+        raise ValueError(f"No layer produces the {name} that {consumer.module} reads: {block} has none of {names}.")
     return PrunableDimension(
         name=f"{stack.name}.{index}.{name}",
         kind=spec.kind,
@@ -204,7 +204,7 @@ def _resolve_dimension(
         strata=strata,
         floor=int(sizes.value(spec.floor) or 1) if spec.floor else 1,
         fine=spec.fine,
-        # A width that was odd before may stay so: the model runs with it.
+        # A width that was odd before may stay odd, because the model runs with it.
         multiple=math.gcd(spec.multiple, stated // strata),
         tied=f"{stack.name}.{name}" if spec.tied else None,
         alibi=spec.alibi,
@@ -226,7 +226,7 @@ def _remembered(number: Number, model: nn.Module, block: str, sizes: _BlockSizes
 
 
 def _expand(model: nn.Module, path: str) -> list[str]:
-    """Paths of all lists that a path with ``*`` stands for."""
+    """Paths of all lists that a path with ``*`` matches."""
     head, star, tail = path.partition(".*.")
     if not star:
         return [path]
@@ -235,7 +235,7 @@ def _expand(model: nn.Module, path: str) -> list[str]:
 
 
 def _blocks(spec: ArchitectureSpec, model: PreTrainedModel) -> Iterator[tuple[StackSpec, int, str]]:
-    """Every block with its stack and its index in that stack."""
+    """Yield every block with its stack and its index in that stack."""
     for stack in spec.stacks:
         path = stack.blocks
         prefix = f"{model.base_model_prefix}."
@@ -254,11 +254,11 @@ def _blocks(spec: ArchitectureSpec, model: PreTrainedModel) -> Iterator[tuple[St
 
 
 def _count_base_parameters(model: PreTrainedModel) -> int:
-    """Parameters of the model without its adapters, tied ones once."""
+    """Number of parameters of the model without its adapters, tied ones counted once."""
     adapters = {
         id(parameter) for name, parameter in model.named_parameters() if ".lora_" in name or "modules_to_save" in name
     }
-    # Several of them may share a byte.
+    # Several weights may share a byte.
     packed = {id(layer.weight): math.prod(shape_of(layer)) for _, layer in quantized_layers(model)}
     return sum(
         packed.get(id(parameter), parameter.numel())
@@ -268,16 +268,16 @@ def _count_base_parameters(model: PreTrainedModel) -> int:
 
 
 def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: Sequence[int | str] = ()) -> Structure:
-    """Find what can be pruned in a model; works on the meta device, on a ``PeftModel`` and on a pruned model.
+    """Find the prunable dimensions of a model; works on the meta device, on a ``PeftModel`` and on a pruned model.
 
     Args:
-        model: of a family that has a description.
-        kinds: kinds of dimensions to prune; None takes the family's default.
+        model: model of a supported family.
+        kinds: kinds of dimensions to prune; None takes the default of the family.
         keep_layers: indices of blocks that keep all of their groups; negative ones count from the end.
 
     Raises:
-        UnsupportedArchitectureError: the family has no description.
-        ValueError: the description and the model's layers do not agree (the message names the layer), or there are
+        UnsupportedArchitectureError: the family is not supported.
+        ValueError: the description does not match the model's layers (the message names the layer), or the model has
             no such kinds or layers.
     """
     model = base_model(model)
@@ -318,10 +318,10 @@ def describe(model: nn.Module, kinds: Sequence[str] | None = None, keep_layers: 
 def _whole_dimensions(
     model: PreTrainedModel, spec: ArchitectureSpec, blocks: Sequence[str], asked_for: Sequence[str]
 ) -> list[PrunableDimension]:
-    """The dimensions that span all blocks, where the model can have them.
+    """Build the dimensions that span all blocks, if the model can have them.
 
     Raises:
-        ValueError: one was asked for that it cannot have; the message says why.
+        ValueError: a requested dimension is impossible for the model; the message states the reason.
     """
     config = model.config
     reasons = {
@@ -339,9 +339,9 @@ def _whole_dimensions(
 
 
 def _protecting(structure: Structure, protected: frozenset[int]) -> Structure:
-    """The structure with layers that keep all of their groups; of whole blocks these are among those that stay."""
+    """Protect layers, which keep all of their groups; whole blocks that are protected stay."""
     if "hidden" in structure.kinds:
-        raise ValueError("The hidden size is that of all layers, so that none can be kept. Leave out --keep-layers.")
+        raise ValueError("All layers share the hidden size, so none can be kept. Omit --keep-layers.")
     dimensions = tuple(
         replace(dimension, floor=len(protected)) if dimension.spans_blocks else dimension for dimension in structure
     )

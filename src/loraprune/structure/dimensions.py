@@ -1,4 +1,4 @@
-"""What can be pruned in a model: its prunable dimensions, their members and their sizes."""
+"""Prunable dimensions of a model, their members and their sizes."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ if TYPE_CHECKING:
     import torch
 
 WHOLE_MODEL = -1
-"""What stands for the index of a block in a dimension that spans all of them."""
+"""Index used instead of a block's in a dimension that spans all blocks."""
 
 WHOLE_KINDS = ("blocks", "hidden")
-"""Kinds of dimensions that span the blocks: there is one such dimension in a model, and it is pruned alone."""
+"""Kinds of dimensions that span the blocks; a model has one dimension of such a kind, which is pruned alone."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,10 +27,10 @@ class Member:
         module: name of the layer in the model (not in the ``PeftModel`` around it).
         axis: ``output`` (rows and bias), ``input`` (columns), ``experts``, ``norm`` or ``blocks``: see
             :data:`loraprune.architectures.spec.Axis`.
-        segments: positions a group takes in each segment; segments stand one after the other along the axis, and
-            each holds every group once, in order. What lies behind the last segment belongs to no group and stays.
-        parameter: name of the parameter; anything but ``weight`` are stacked experts or a router's bias.
-        stacked: the axis is there once for each expert, and the groups are numbered through from expert to expert.
+        segments: number of positions per group in each segment. Segments follow each other along the axis, and each
+            holds every group once, in order. Positions after the last segment belong to no group and stay.
+        parameter: name of the parameter; names other than ``weight`` are stacked experts or a router's bias.
+        stacked: whether each expert has the axis, with groups numbered consecutively from expert to expert.
     """
 
     module: str
@@ -41,18 +41,18 @@ class Member:
 
     @property
     def group_size(self) -> int:
-        """Positions that one group takes along the axis, over all segments."""
+        """Number of positions per group along the axis, over all segments."""
         return sum(self.segments)
 
     def positions(self, groups: torch.Tensor, num_groups: int, length: int) -> torch.Tensor:
-        """Positions along the axis that stay when only ``groups`` stay.
+        """Return the positions along the axis that stay when only ``groups`` stay.
 
         Args:
             groups: indices of the groups that stay, shape ``(kept,)``, ascending.
-            num_groups: groups that there are now.
-            length: length of the axis now.
+            num_groups: current number of groups.
+            length: current length of the axis.
         """
-        import torch  # here, so that a description of what is pruned can be made without waiting for it
+        import torch  # imported here, because a structure can be described without it
 
         parts = []
         offset = 0
@@ -64,12 +64,12 @@ class Member:
         return torch.cat(parts)
 
     def stacked_positions(self, groups: torch.Tensor, num_groups: int, experts: int) -> torch.Tensor:
-        """The same for an axis that each expert has: shape ``(experts, positions kept of one expert)``.
+        """Same for an axis that each expert has; the result has shape ``(experts, positions kept per expert)``.
 
         Args:
-            groups: indices over all experts, equally many of each.
-            num_groups: groups that there are now, over all experts.
-            experts: how many there are.
+            groups: indices over all experts, equally many for each.
+            num_groups: current number of groups over all experts.
+            experts: number of experts.
         """
         import torch
 
@@ -89,13 +89,13 @@ class Member:
 
 @dataclass(frozen=True, kw_only=True)
 class Remembered:
-    """A number that a module keeps of a width, and that has to follow a cut.
+    """A number that a module derives from a width, and that has to be updated after a cut.
 
     Attributes:
         module: name of the module.
-        name: of its attribute; ``config.NAME`` is read from the module's config in the forward pass.
-        factor: what the number of groups that stay is multiplied with.
-        divisor: and divided by.
+        name: name of its attribute; ``config.NAME`` is read from the module's config in the forward pass.
+        factor: factor by which the number of remaining groups is multiplied.
+        divisor: divisor of the product.
     """
 
     module: str
@@ -104,32 +104,32 @@ class Remembered:
     divisor: int = 1
 
     def value(self, kept: int) -> int:
-        """The number when ``kept`` groups stay."""
+        """Return the number for ``kept`` remaining groups."""
         return kept * self.factor // self.divisor
 
 
 @dataclass(frozen=True, kw_only=True)
 class PrunableDimension:
-    """A dimension shared by coupled weights that can be shortened: the heads, or the channels, of one layer.
+    """A dimension shared by coupled weights that can be shortened: the heads or the channels of one layer.
 
     Attributes:
-        name: for example ``layers.3.heads``.
+        name: name, for example ``layers.3.heads``.
         kind: ``heads`` (KV heads, each with its query heads), ``channels`` (of the FFN), and so on: see
             :class:`loraprune.architectures.DimensionSpec`.
-        layer: index of the block; :data:`WHOLE_MODEL` of a dimension that spans all blocks.
-        num_groups: groups in the model as described.
-        members: the layers that produce the dimension.
-        consumer: the layer that reads it.
-        parameters_per_group: base parameters that go with one group.
-        strata: parts of equal size (KV heads, experts) that the groups are spread over; each keeps equally many.
-        fine: the groups are small and many.
-        multiple: the groups of each stratum stay in multiples of this.
-        tied: name that dimensions share which have to keep the same groups, or None.
-        alibi: only every second, fourth, ... group can stay.
-        floor: groups that stay at least, in each stratum.
-        numbers: what modules keep of the width.
-        config: the same for the config: name of the attribute to factor and divisor.
-        recorded: the same for what only a config of ours says, of each block.
+        layer: index of the block; :data:`WHOLE_MODEL` for a dimension that spans all blocks.
+        num_groups: number of groups in the model as described.
+        members: layers that produce the dimension.
+        consumer: layer that reads the dimension.
+        parameters_per_group: number of base parameters removed with one group.
+        strata: number of equal parts (KV heads, experts) that the groups are divided into; each keeps equally many.
+        fine: whether the groups are small and many.
+        multiple: multiple that the number of groups per stratum must be.
+        tied: name shared by dimensions that have to keep the same groups, or None.
+        alibi: whether only every second, fourth, ... group can stay.
+        floor: smallest number of groups per stratum.
+        numbers: numbers that modules derive from the width.
+        config: same for the config: name of the attribute to factor and divisor.
+        recorded: same for values that only a config of ours states, per block.
     """
 
     name: str
@@ -151,7 +151,7 @@ class PrunableDimension:
 
     @property
     def spans_blocks(self) -> bool:
-        """Whether the dimension is one of the whole model: its blocks, or the width of what runs through them."""
+        """Whether the dimension is one of the whole model: its blocks, or the hidden size."""
         return self.layer == WHOLE_MODEL
 
     @property
@@ -161,17 +161,17 @@ class PrunableDimension:
 
     @property
     def num_parameters(self) -> int:
-        """Base parameters of all groups."""
+        """Number of base parameters of all groups."""
         return self.num_groups * self.parameters_per_group
 
     @property
     def of_experts(self) -> bool:
-        """Whether the groups are experts of a mixture, or lie inside them."""
+        """Whether the groups are experts of a mixture, or are inside them."""
         return self.consumer.stacked or self.consumer.axis == "experts"
 
     @property
     def per_stratum(self) -> int:
-        """Groups in each stratum."""
+        """Number of groups per stratum."""
         return self.num_groups // self.strata
 
 
@@ -180,16 +180,16 @@ class Structure:
     """All prunable dimensions of a model.
 
     Attributes:
-        spec: the declared architecture.
+        spec: declared architecture.
         blocks: names of the blocks, in the order of the forward pass.
-        dimensions: in the order of the forward pass.
-        num_parameters: all base parameters of the model, tied ones counted once.
-        query_heads_per_group: query heads that go with one KV head.
+        dimensions: dimensions, in the order of the forward pass.
+        num_parameters: number of all base parameters of the model, tied ones counted once.
+        query_heads_per_group: number of query heads per KV head.
         hidden_size: width of the residual stream.
         protected: indices of blocks that keep all of their groups.
-        left_out: kinds of dimensions within blocks that the model has and that were not asked for.
-        whole: kinds that span all blocks, which the model has and that were not asked for.
-        any_widths: the model has our class already, which takes every number of heads.
+        left_out: kinds of dimensions inside blocks that the model has but that were not requested.
+        whole: kinds that span all blocks that the model has but that were not requested.
+        any_widths: whether the model already has our class, which accepts any number of heads.
     """
 
     spec: ArchitectureSpec
@@ -207,21 +207,21 @@ class Structure:
         return iter(self.dimensions)
 
     def of_layer(self, layer: int) -> tuple[PrunableDimension, ...]:
-        """Dimensions of one block, in the order of the forward pass."""
+        """Return the dimensions of one block, in the order of the forward pass."""
         return tuple(dimension for dimension in self.dimensions if dimension.layer == layer)
 
     def of_kind(self, kind: str) -> tuple[PrunableDimension, ...]:
-        """Dimensions of one kind over all layers."""
+        """Return the dimensions of one kind over all layers."""
         return tuple(dimension for dimension in self.dimensions if dimension.kind == kind)
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of dimension, in the order of the forward pass."""
+        """Kinds of dimensions, in the order of the forward pass."""
         return tuple(Counter(dimension.kind for dimension in self.dimensions))
 
     @property
     def spans_blocks(self) -> bool:
-        """Whether what is pruned is one dimension of the whole model."""
+        """Whether one dimension of the whole model is pruned."""
         return any(dimension.spans_blocks for dimension in self.dimensions)
 
     @property
@@ -231,11 +231,11 @@ class Structure:
 
     @property
     def prunable_parameters(self) -> int:
-        """Parameters of all prunable dimensions: what a sparsity ratio is a share of."""
+        """Number of parameters of all prunable dimensions, to which a sparsity ratio refers."""
         return sum(dimension.num_parameters for dimension in self.dimensions)
 
     def shrunk(self, counts: Mapping[str, int]) -> Structure:
-        """The structure of the model once it was cut: dimensions by name to the groups that are there now."""
+        """Return the structure of the model after a cut; ``counts`` maps dimensions to their current groups."""
         return replace(
             self,
             dimensions=tuple(

@@ -1,4 +1,4 @@
-"""Widths that the user names, or that a goal of size or speed leaves to choose from, written as a text."""
+"""Widths named by the user, or the choices that a goal of size or speed allows, written as text."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 _ONE = re.compile(r"\s*([a-z_]+)\s*=\s*([0-9]+)\s*")
-_EXAMPLE = "write heads=3,channels=1120, and a semicolon between several choices"
+_EXAMPLE = "write heads=3,channels=1120, with a semicolon between alternatives"
 
 
 def parse_widths(text: str) -> tuple[Widths, ...]:
-    """Read ``heads=3,channels=1120``, or several of that kind with ``;`` between them.
+    """Parse ``heads=3,channels=1120``, or several such choices separated by ``;``.
 
     Raises:
-        ValueError: the text is none of that form.
+        ValueError: the text does not have this form.
     """
     choices = []
     for choice in text.split(";"):
@@ -33,7 +33,7 @@ def parse_widths(text: str) -> tuple[Widths, ...]:
 
 
 def write_widths(choices: Sequence[Widths]) -> str:
-    """The reverse of :func:`parse_widths`."""
+    """Write widths as the text that :func:`parse_widths` reads."""
     return ";".join(",".join(f"{kind}={width}" for kind, width in widths.items()) for widths in choices)
 
 
@@ -42,34 +42,34 @@ def _listed(widths: Widths) -> str:
 
 
 def completed_widths(structure: Structure, text: str, counts: Mapping[str, tuple[int, ...]]) -> tuple[Widths, ...]:
-    """Widths of every kind of a model's dimensions; kinds that are not named keep everything.
+    """Complete the widths with every kind of a model's dimensions; kinds that are not named keep everything.
 
     Args:
-        structure: of the model before pruning.
+        structure: structure of the model before pruning.
         text: see :func:`parse_widths`.
         counts: legal numbers of groups, by coarse kind.
 
     Raises:
-        ValueError: a kind is none of the model's, or a width is not one that it may have.
+        ValueError: the model does not have a kind, or cannot have a width.
     """
     choices = []
     for widths in parse_widths(text):
         unknown = next((kind for kind in widths if kind not in structure.kinds), None)
         if unknown is not None:
-            raise ValueError(f"widths names {unknown!r}; what can be pruned here is {', '.join(structure.kinds)}.")
+            raise ValueError(f"widths names {unknown!r}, but the kinds to prune are {', '.join(structure.kinds)}.")
         full = {kind: widest(structure, kind) for kind in structure.kinds}
         for kind, width in widths.items():
             if not 1 <= width <= full[kind]:
-                raise ValueError(f"widths asks for {width} {kind}; this model has {full[kind]}, and one has to stay.")
+                raise ValueError(f"widths has {width} {kind}. Choose from 1 to {full[kind]}, which the model has now.")
             multiple = math.lcm(*(dimension.multiple for dimension in structure.of_kind(kind)))
             if width % multiple and width != full[kind]:
                 raise ValueError(
-                    f"widths asks for {width} {kind}, and in this family they are multiples of {multiple}."
+                    f"widths has {width} {kind}, but in this family the number must be a multiple of {multiple}."
                 )
             if kind in counts and width not in counts[kind]:
                 accepted = ", ".join(str(count) for count in counts[kind])
-                raise ValueError(f"widths asks for {width} {kind}, and those that may stay are {accepted}.")
+                raise ValueError(f"widths has {width} {kind}, but the possible numbers are {accepted}.")
         choices.append({**full, **widths})
         if choices[-1] == full:
-            raise ValueError(f"widths is {text!r}, which keeps everything: {_listed(full)}. Ask for less.")
+            raise ValueError(f"widths is {text!r}, which keeps everything: {_listed(full)}. Choose smaller widths.")
     return tuple(choices)

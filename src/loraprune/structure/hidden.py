@@ -22,14 +22,14 @@ _KIND = "hidden"
 
 
 def _present(model: nn.Module, *paths: str) -> list[str]:
-    """Those of some paths that the model has; a model without its head has them without its prefix."""
+    """The given paths that the model has; a model without its head has them without its prefix."""
     prefix = f"{getattr(model, 'base_model_prefix', '')}."
     wanted = dict.fromkeys(name for path in paths for name in (path, path.removeprefix(prefix)))
     return [name for name in wanted if find_module(model, name) is not None]
 
 
 def _sides(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> Iterator[tuple[str, Axis]]:
-    """Every layer that carries the stream, in the order of the forward pass, and the side that does."""
+    """Yield every layer that carries the stream, in the order of the forward pass, and the side that carries it."""
     stream = spec.stream
     assert stream is not None
     yield from ((name, "output") for name in _present(model, stream.embedding))
@@ -42,34 +42,34 @@ def _sides(model: nn.Module, spec: ArchitectureSpec, blocks: Sequence[str]) -> I
 
 
 def _is_tied(model: nn.Module, spec: ArchitectureSpec, head: str) -> bool:
-    """Whether a head's weight is that of the embedding, which is cut once."""
+    """Whether a head shares the weight of the embedding, which is cut once."""
     assert spec.stream is not None
     (embedding,) = _present(model, spec.stream.embedding)
     return base_layer(model.get_submodule(head)).weight is base_layer(model.get_submodule(embedding)).weight
 
 
 def _adapter_trouble(model: nn.Module, spec: ArchitectureSpec, name: str) -> str | None:
-    """Why what peft put around a layer cannot be cut with it; None where it can, or is not there."""
+    """Why peft's module around a layer cannot be cut with it; None if it can be, or there is none."""
     assert spec.stream is not None
     module: Any = model.get_submodule(name)
     embeds = name in _present(model, spec.stream.embedding)
     if embeds and hasattr(module, "modules_to_save"):
-        return f"{name} is trained as a whole; leave it out of modules_to_save"
+        return f"{name} is trained as a whole; remove it from modules_to_save"
     if embeds and hasattr(module, "get_base_layer"):
-        return f"{name} has an adapter, and that of an embedding cannot be cut; leave it out of target_modules"
+        return f"{name} has an adapter, and adapters of embeddings cannot be cut; remove it from target_modules"
     if not embeds and hasattr(module, "get_base_layer") and _is_tied(model, spec, name):
-        return f"{name} has an adapter, and its weight is that of the embedding; leave it out of target_modules"
+        return f"{name} has an adapter, but shares its weight with the embedding; remove it from target_modules"
     return None
 
 
 def hidden_refusal(
     model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
 ) -> str | None:
-    """Why the hidden size of a model cannot shrink; None where it can."""
+    """Return why the hidden size of a model cannot be reduced; None if it can be."""
     if spec.stream is None:
         return (
-            "the description of the family does not say which layers carry the residual stream (it does for decoders "
-            "with RMS norms before their layers, such as Llama's)"
+            "the description of the family does not name the layers that carry the residual stream (it does for "
+            "decoders with RMS norms before their layers, such as Llama's)"
         )
     if config.model_type.startswith(PREFIX):
         return "it was saved with a modeling file of loraprune, which lists the shapes of its layers"
@@ -79,18 +79,18 @@ def hidden_refusal(
         if trouble is not None:
             return trouble
         if axis_length(model.get_submodule(name), axis) != width:
-            return f"{name} is not as wide as its config says ({width})"
+            return f"{name} does not have the width in its config ({width})"
     return None
 
 
 def hidden_dimension(
     model: nn.Module, config: PretrainedConfig, spec: ArchitectureSpec, blocks: Sequence[str]
 ) -> PrunableDimension:
-    """The hidden size of a model that :func:`hidden_refusal` lets pass.
+    """Build the dimension of the hidden size of a model that :func:`hidden_refusal` accepts.
 
-    Its consumer is the last layer of a block to read it.
+    Its consumer is the last layer of a block that reads it.
 
-    The attribute ``multiple`` is what the config needs: Llama's wants its number of heads to divide the hidden size.
+    The attribute ``multiple`` meets the rule of the config: in Llama's, the hidden size is a multiple of the heads.
     """
     width, heads = int(getattr(config, spec.config.hidden)), int(getattr(config, spec.config.heads))
     tied = {name for name, axis in _sides(model, spec, blocks) if axis == "input" and _is_tied(model, spec, name)}
@@ -118,19 +118,19 @@ _ROUNDED_OFF = "_loraprune_rounded_off"
 
 @torch.no_grad()
 def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequence[int], num_groups: int) -> None:
-    """Let norms over fewer channels give what they gave of the wider stream with zeros in it.
+    """Make norms over fewer channels return the same as over the wider stream with zeros in it.
 
-    An RMS norm divides by the root of a mean: over ``K`` channels in place of ``H``, of which the others are zero, it
-    is larger by ``sqrt(H/K)``, and so the weight becomes (up to the norm's epsilon).
+    An RMS norm divides by the root of a mean. Over ``K`` channels instead of ``H``, the others being zero, the mean is
+    larger by ``H/K``. So the weight is scaled by ``sqrt(H/K)`` (exact up to the norm's epsilon).
 
-    In 16 bits a small cut scales by less than half a step. What rounding took away is remembered, as a factor of each
-    weight, so that many small cuts end where a large one does.
+    In 16 bits, a small cut scales by less than half a rounding step. The rounding error is stored as a factor of each
+    weight, which lets many small cuts end at the same weights as one large cut.
 
     Args:
-        model: cut already.
+        model: model after the cut.
         dimension: the hidden size.
-        positions: which of the channels before the cut stayed.
-        num_groups: ``H``, the channels before the cut.
+        positions: positions of the channels that stayed, among those before the cut.
+        num_groups: ``H``, number of channels before the cut.
     """
     for member in dimension.members:
         if member.axis != "norm":
@@ -147,5 +147,5 @@ def scale_norms_(model: nn.Module, dimension: PrunableDimension, positions: Sequ
 
 
 def hidden_writers(dimension: PrunableDimension) -> list[str]:
-    """Names of the layers that write to the stream, the embedding first."""
+    """Return the names of the layers that write to the stream, the embedding first."""
     return [member.module for member in dimension.members if member.axis == "output"]

@@ -1,4 +1,4 @@
-"""Which of a model's dimensions are pruned: the kinds that are chosen, and the layers that are kept."""
+"""Selection of a model's dimensions to prune: the chosen kinds, and the layers to keep."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from loraprune.architectures.spec import ArchitectureSpec, DimensionSpec
 from loraprune.structure.dimensions import WHOLE_KINDS, PrunableDimension, Structure
 
 EXCLUSIVE = (frozenset({"heads", "query_heads"}), frozenset({"experts", "expert_channels"}))
-"""Kinds that overlap: a query head is part of a KV head's group, a channel part of its expert."""
+"""Kinds that overlap: a query head is part of a KV head's group, and a channel is part of its expert."""
 
 
 def _default_kinds(dimensions: Sequence[PrunableDimension], specs: Collection[DimensionSpec]) -> tuple[str, ...]:
-    """Kinds that are pruned unless the user says otherwise: what a stock config can say, and KV heads if any may go."""
+    """Kinds that are pruned by default: those that a stock config can express, and KV heads if they can be removed."""
     wanted = [spec.kind for spec in specs if spec.default]
     found = {dimension.kind for dimension in dimensions}
     heads = [dimension for dimension in dimensions if dimension.kind == "heads"]
@@ -24,7 +24,7 @@ def _default_kinds(dimensions: Sequence[PrunableDimension], specs: Collection[Di
 def choose_kinds(
     dimensions: Sequence[PrunableDimension], spec: ArchitectureSpec, kinds: Sequence[str] | None
 ) -> tuple[str, ...]:
-    """The kinds that the user asked for, or the family's default.
+    """Return the kinds that the user requested, or the default of the family.
 
     Raises:
         ValueError: the model has no such kind, or two of them overlap.
@@ -40,31 +40,31 @@ def choose_kinds(
     alone = [kind for kind in kinds if kind in WHOLE_KINDS]
     if alone and len(kinds) > 1:
         raise ValueError(
-            f"The kind {alone[0]} runs through all the others, so that it is pruned alone: leave out "
+            f"The kind {alone[0]} spans all the others, so it is pruned alone. Leave out "
             f"{', '.join(kind for kind in kinds if kind != alone[0])}, or prune one after the other."
         )
     for pair in EXCLUSIVE:
         if pair <= set(kinds):
-            raise ValueError(f"The kinds {' and '.join(sorted(pair))} overlap; choose one of them.")
+            raise ValueError(f"The kinds {' and '.join(sorted(pair))} overlap. Choose one of them.")
     return tuple(kinds)
 
 
 def _first_layers(share: str, count: int) -> range:
-    """The first blocks, as many as a share such as ``10%`` of them comes to, rounded to the nearest."""
+    """Indices of a share of the blocks, such as ``10%``, from the first on, rounded to the nearest number."""
     try:
         percent = float(share.removesuffix("%")) if share.endswith("%") else -1.0
     except ValueError:
         percent = -1.0
     if not 0.0 <= percent <= 100.0:
-        raise ValueError(f"keep_layers holds {share!r}; write a layer's number, or a share of the first ones like 10%.")
+        raise ValueError(f"keep_layers has {share!r}. Write a layer number, or a share of the first layers like 10%.")
     return range(round(count * percent / 100))
 
 
 def protected_layers(layers: Sequence[int | str], count: int) -> frozenset[int]:
-    """Indices of blocks, counted from the end where negative; a text such as ``10%`` is a share of the first ones.
+    """Return block indices; negative numbers count from the end, and ``10%`` is that share from the first block on.
 
     Raises:
-        ValueError: there is no such block, or all are protected.
+        ValueError: there is no such block, or all blocks are protected.
     """
     numbers = [
         number for layer in layers for number in (_first_layers(layer, count) if isinstance(layer, str) else [layer])
@@ -74,20 +74,20 @@ def protected_layers(layers: Sequence[int | str], count: int) -> frozenset[int]:
         raise ValueError(f"There is no layer {wrong[0]} to keep: the model has layers 0 to {count - 1}.")
     protected = frozenset(layer % count for layer in numbers)
     if len(protected) == count:
-        raise ValueError("Every layer is to be kept, so nothing could be pruned. Keep fewer layers.")
+        raise ValueError("All layers would be kept, so nothing could be pruned. Keep fewer layers.")
     return protected
 
 
 def check_ragged(structure: Structure, what: str) -> None:
-    """Make sure that widths may differ from block to block.
+    """Check that widths may differ from block to block.
 
     Raises:
-        ValueError: the family cannot have that for the chosen dimensions; the message, after ``what``, says why.
+        ValueError: the family does not support it for the chosen dimensions; the message starts with ``what``.
     """
     bound = [dimension.kind for dimension in structure if dimension.tied or dimension.alibi]
     if structure.spec.ragged_refusal and bound:
         raise ValueError(
             f"{what} in a {structure.spec.model_type} model whose {bound[0]} are pruned: "
-            f"{structure.spec.ragged_refusal}. Choose --allocation balanced or uniform and no --keep-layers, or leave "
-            f"the {bound[0]} out (--dimensions)."
+            f"{structure.spec.ragged_refusal}. Choose --allocation balanced or uniform without --keep-layers, or leave "
+            f"out the {bound[0]} (--dimensions)."
         )

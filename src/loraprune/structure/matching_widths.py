@@ -1,4 +1,4 @@
-"""Widths that meet a sparsity ratio: which head counts and channel counts together remove the share asked for."""
+"""Widths that reach a sparsity ratio: combinations of head counts and channel counts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NAMES = {
 
 
 def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWidths) -> int:
-    """Parameters of a kind that stay when the widest of its dimensions keeps ``width`` groups a stratum."""
+    """Parameters of a kind that stay when the widest of its dimensions keeps ``width`` groups per stratum."""
     most, multiple = widest(structure, kind), legal.multiples.get(kind, 1)
     return sum(
         dimension.parameters_per_group
@@ -35,17 +35,17 @@ def _kind_parameters(structure: Structure, kind: str, width: int, legal: LegalWi
 
 
 def kept_parameters(structure: Structure, widths: Widths, legal: LegalWidths) -> int:
-    """Prunable parameters that a model of these widths has."""
+    """Return the number of prunable parameters of a model with these widths."""
     return sum(_kind_parameters(structure, kind, width, legal) for kind, width in widths.items())
 
 
 def ratio_of(structure: Structure, widths: Widths, legal: LegalWidths) -> float:
-    """Share of the prunable parameters that a model of these widths has lost."""
+    """Return the share of the prunable parameters that a model with these widths has lost."""
     return 1.0 - kept_parameters(structure, widths, legal) / structure.prunable_parameters
 
 
 def ratio_of_most_even(structure: Structure, legal: LegalWidths) -> float:
-    """The ratio of that one of the given widths with which heads and channels lose most nearly the same share."""
+    """Return the ratio of the most even of the given widths: heads and channels lose nearly the same share."""
 
     def off(widths: Widths) -> float:
         kept = 1.0 - ratio_of(structure, widths, legal)
@@ -55,19 +55,19 @@ def ratio_of_most_even(structure: Structure, legal: LegalWidths) -> float:
 
 
 def _step_parameters(structure: Structure, kind: str) -> float:
-    """Parameters by which one group more a stratum in the widest dimension, and its share elsewhere, counts."""
+    """Parameters of one more group per stratum in the widest dimension, and of the same share in the others."""
     most = widest(structure, kind)
     return sum(d.parameters_per_group * d.num_groups / most for d in structure.open if d.kind == kind)
 
 
 def _filler(structure: Structure, legal: LegalWidths) -> str | None:
-    """The fine kind that makes up what the others cannot: the one with most parameters."""
+    """Fine kind that makes up for the rounding of the others: the one with the most parameters."""
     kinds = [kind for kind in legal.multiples if any(d.kind == kind for d in structure.open)]
     return max(kinds, key=lambda kind: _step_parameters(structure, kind) * widest(structure, kind), default=None)
 
 
 def tolerance(structure: Structure, legal: LegalWidths) -> float:
-    """Half of the finest step, one channel multiple in every layer, in parameters."""
+    """Return half of the finest step, one channel multiple in every layer, in parameters."""
     filler = _filler(structure, legal)
     if filler is not None:
         return 0.5 * legal.multiples[filler] * _step_parameters(structure, filler) * (1 + 1e-9)
@@ -79,7 +79,7 @@ def _beside(
 ) -> Widths:
     """Legal widths of the fine kinds that together with ``coarse`` come nearest to ``wanted`` parameters.
 
-    All fine kinds keep about the same share; the largest one fills up. ``least`` bounds them from below.
+    All fine kinds keep about the same share; the largest one takes the remainder. ``least`` is a lower bound.
     """
     widths = dict(coarse)
     left = wanted - kept_parameters(structure, coarse, legal)
@@ -113,10 +113,10 @@ def _coarse(legal: LegalWidths, now: Widths, least: Widths | None = None) -> lis
 
 
 def final_candidates(structure: Structure, now: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
-    """Legal widths, no larger than those of ``now``, that meet a ratio.
+    """Return the legal widths, no larger than ``now``, that reach a ratio.
 
-    All that meet it to half a channel multiple; where there are none, those that come nearest. Where the widths of the
-    finished model are given, those of them that can still be reached.
+    These are all that reach it within half a channel multiple; if there are none, those that come nearest. If the
+    widths of the final model are given, these are the given ones that can still be reached.
     """
     if legal.only:
         return [widths for widths in legal.only if all(width <= now[kind] for kind, width in widths.items())]
@@ -128,10 +128,10 @@ def final_candidates(structure: Structure, now: Widths, ratio: float, legal: Leg
 
 
 def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: float, legal: LegalWidths) -> list[Widths]:
-    """Widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
+    """Return widths on the way from ``now`` to ``final`` that remove at least a ratio, and little more.
 
-    Heads go in coarse steps, so that widths on the way may have to remove more than the ratio: what the channels
-    have given up already does not come back.
+    Heads are removed in coarse steps, so widths on the way may remove more than the ratio: removed channels cannot be
+    restored.
     """
     wanted = (1.0 - ratio) * structure.prunable_parameters
     found = [_beside(structure, coarse, wanted, now, legal, final) for coarse in _coarse(legal, now, final)]
@@ -140,13 +140,13 @@ def step_candidates(structure: Structure, now: Widths, final: Widths, ratio: flo
 
 
 def share_of_coarse_groups(structure: Structure, legal: LegalWidths, widths: Widths) -> float:
-    """Kept heads and experts as shares of all there were, summed over the kinds."""
+    """Return kept heads and experts as shares of all, summed over the kinds."""
     return sum(widths[kind] / widest(structure, kind) for kind in legal.counts)
 
 
 def most_even(structure: Structure, candidates: list[Widths], ratio: float, legal: LegalWidths) -> Widths:
-    """Of several widths those with which heads, experts and channels lose most nearly the same share."""
-    # The ratio is one of all layers: where some keep everything, the others lose more.
+    """Return the candidate whose heads, experts and channels lose most nearly the same share."""
+    # The ratio refers to all layers: if some keep everything, the others lose more.
     share = ratio * structure.prunable_parameters / sum(dimension.num_parameters for dimension in structure.open)
 
     def off(widths: Widths) -> float:
@@ -157,11 +157,11 @@ def most_even(structure: Structure, candidates: list[Widths], ratio: float, lega
 
 
 def check_widths_meet(structure: Structure, ratio: float, legal: LegalWidths) -> None:
-    """Make sure that legal widths, the same in every layer that may shrink, meet a ratio.
+    """Check that legal widths, the same in every layer that may shrink, can reach a ratio.
 
     Raises:
-        ValueError: even the smallest widths keep too much; or the ratio falls between what two head counts can reach.
-            The message says what can be reached.
+        ValueError: even the smallest widths keep too much, or the ratio lies between two reachable head counts. The
+            message says what can be reached.
     """
     if legal.only:
         return
@@ -177,31 +177,31 @@ def check_widths_meet(structure: Structure, ratio: float, legal: LegalWidths) ->
         if ratio < most:
             reached = 1.0 - kept_parameters(structure, nearest, legal) / structure.prunable_parameters
             raise ValueError(
-                f"No legal widths meet a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
-                f"whole FFN can make up for. The nearest ratio is {reached:.4f}; ask for that, or for another one."
+                f"No legal widths reach a ratio of {ratio:g}: one KV head more or less in every layer is more than the "
+                f"whole FFN can make up for. The nearest ratio is {reached:.4f}. Choose that one, or another one."
             )
         least = " and ".join(f"{width} {NAMES.get(kind, kind)}" for kind, width in smallest.items())
         if structure.spans_blocks:
             raise ValueError(
                 f"A ratio of {ratio:g} removes too much: with at least {least}, at most {most:.4f} of the parameters "
-                "can go. Ask for less."
+                "can be removed. Choose a smaller ratio."
             )
         raise ValueError(
             f"A ratio of {ratio:g} would empty a dimension: with at least {least} in every layer"
             f"{' that may shrink' if structure.protected else ''}, at most {most:.4f} of the prunable parameters can "
-            "go. Ask for less, or lower --channel-multiple."
+            "be removed. Choose a smaller ratio, or a smaller --channel-multiple."
         )
 
 
 def widths_within(structure: Structure, legal: LegalWidths, fits: Callable[[Widths], bool]) -> list[Widths]:
-    """For each combination of legal head counts the widest FFN with which a model fits; empty where none does.
+    """Return, for each combination of legal head counts, the widest FFN that fits; empty if none does.
 
-    All fine kinds keep about the same share. What is no wider than another choice in anything is left out.
+    All fine kinds keep about the same share. Choices that are nowhere wider than another one are left out.
 
     Args:
-        structure: of the model before pruning.
+        structure: structure of the model before pruning.
         legal: widths that may be chosen.
-        fits: whether a model of some widths is small or quick enough; if one is, so are smaller ones.
+        fits: whether a model with the given widths is small or fast enough; if it is, so are smaller ones.
     """
     dense = {kind: widest(structure, kind) for kind in structure.kinds}
     found = []
@@ -213,7 +213,7 @@ def widths_within(structure: Structure, legal: LegalWidths, fits: Callable[[Widt
 
 
 def _narrower(coarse: Widths, dense: Widths, legal: LegalWidths) -> Iterator[Widths]:
-    """The same heads with ever fewer channels, from all of them on."""
+    """Yield the same heads with fewer and fewer channels, starting with all of them."""
     fine = [kind for kind in dense if kind in legal.multiples]
     steps = max((-(-dense[kind] // legal.multiples[kind]) for kind in fine), default=1)
     yield {**dense, **coarse}

@@ -1,4 +1,4 @@
-"""Which groups stay: a plan, which only ever shrinks."""
+"""Plan: the groups that stay in a model. A plan can only shrink."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraprune.structure.widths import HEAD_COUNTS, HeadCounts, check_ratio, kep
 
 
 def _first_groups(structure: Structure, dimension: PrunableDimension, count: int) -> tuple[int, ...]:
-    """The first groups of a dimension, as many as stay; all of a protected layer, and protected blocks among them."""
+    """The first ``count`` groups of a dimension; all groups in a protected layer, and protected blocks first."""
     if dimension.layer in structure.protected:
         return tuple(range(dimension.num_groups))
     if dimension.spans_blocks and structure.protected:
@@ -38,13 +38,13 @@ class Plan:
     def __post_init__(self) -> None:
         for name, groups in self.kept.items():
             if not groups:
-                raise ValueError(f"A plan must keep at least one group of every dimension; {name} would be empty.")
+                raise ValueError(f"A plan must keep at least one group of every dimension, but {name} would be empty.")
             if list(groups) != sorted(set(groups)):
                 raise ValueError(f"The groups kept in {name} are not ascending and distinct.")
 
     @classmethod
     def full(cls, structure: Structure) -> Plan:
-        """The plan that keeps everything."""
+        """Return the plan that keeps everything."""
         return cls({dimension.name: tuple(range(dimension.num_groups)) for dimension in structure})
 
     @classmethod
@@ -56,20 +56,20 @@ class Plan:
         channel_multiple: int | None = None,
         head_counts: HeadCounts = "config",
     ) -> Plan:
-        """The plan that removes a share of the prunable parameters, about the same of every dimension.
+        """Return a plan that removes a share of the prunable parameters, about the same share of every dimension.
 
-        The first groups of each dimension stay (of one with strata, of each stratum), whatever they are worth:
+        It keeps the first groups of each dimension (or of each stratum), whatever their importance;
         :func:`loraprune.plan_for` chooses them by scores.
 
         Args:
-            structure: from :func:`loraprune.describe`.
-            ratio: share of the prunable parameters that goes, in [0, 1). Widths are legal ones, so that it is met to
-                half of the finest step.
-            channel_multiple: FFN widths are rounded to it; None chooses by size.
-            head_counts: ``config`` keeps to head counts that the model's own config accepts, ``any`` does not.
+            structure: structure from :func:`loraprune.describe`.
+            ratio: share of the prunable parameters to remove, in [0, 1). Widths are legal ones, so the result is
+                within half of the finest step of the ratio.
+            channel_multiple: multiple that FFN widths are rounded to; None chooses by size.
+            head_counts: ``config`` allows only head counts that the model's own config accepts, ``any`` allows all.
 
         Raises:
-            ValueError: no legal widths meet the ratio; the message says what can be reached.
+            ValueError: no legal widths reach the ratio; the message says what can be reached.
         """
         check_ratio(ratio)
         check_choice("head_counts", head_counts, HEAD_COUNTS)
@@ -88,20 +88,19 @@ class Plan:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Sequence[int]]) -> Plan:
-        """Read what :meth:`to_json` gave."""
+        """Read the result of :meth:`to_json`."""
         return cls({name: tuple(int(group) for group in groups) for name, groups in value.items()})
 
     def to_json(self) -> dict[str, list[int]]:
-        """As plain lists."""
+        """Return the plan as plain lists."""
         return {name: list(groups) for name, groups in self.kept.items()}
 
     def check(self, structure: Structure) -> None:
-        """Make sure that the plan was made for this structure.
+        """Check that the plan was made for this structure.
 
         Raises:
-            ValueError: it names other dimensions, or groups that the model does not have, or it keeps groups with
-                which the model could not run: unequally many of each stratum, too few, other ones of dimensions that
-                are tied.
+            ValueError: the plan names other dimensions or groups than the model has, or the model could not run with
+                it: strata keep different numbers of groups or too few, or tied dimensions keep different groups.
         """
         names = {dimension.name: dimension.num_groups for dimension in structure}
         if set(names) != set(self.kept):
@@ -117,50 +116,50 @@ class Plan:
             self._check_dimension(structure, dimension)
 
     def _check_dimension(self, structure: Structure, dimension: PrunableDimension) -> None:
-        """Make sure that the model still runs when a dimension is cut like that."""
+        """Check that the model still runs after this cut of a dimension."""
         kept = self.kept[dimension.name]
         if len(kept) == dimension.num_groups:
             return
         strata = Counter(group // dimension.per_stratum for group in kept)
         if len(strata) < dimension.strata or len(set(strata.values())) > 1:
             raise ValueError(
-                f"The plan keeps {len(kept)} groups of {dimension.name}, not equally many of each of its "
+                f"The plan keeps {len(kept)} groups of {dimension.name}, not equally many in each of its "
                 f"{dimension.strata} strata of {dimension.per_stratum}."
             )
         width = len(kept) // dimension.strata
         if width < dimension.floor:
             raise ValueError(
-                f"The plan keeps {width} groups of {dimension.name}; at least {dimension.floor} must stay."
+                f"The plan keeps {width} groups of {dimension.name}. At least {dimension.floor} must stay."
             )
         if width % dimension.multiple:
             raise ValueError(
-                f"The plan keeps {width} groups of {dimension.name}; their number must be a multiple of "
+                f"The plan keeps {width} groups of {dimension.name}. Their number must be a multiple of "
                 f"{dimension.multiple}."
             )
         if dimension.alibi and kept != _first_groups(structure, dimension, len(kept)):
             raise ValueError(
-                f"Of {dimension.name} only every second, fourth, ... group can stay: its biases are fixed."
+                f"Only every second, fourth, ... group of {dimension.name} can stay, because its biases are fixed."
             )
         for other in structure:
             if dimension.tied and other.tied == dimension.tied and self.kept[other.name] != kept:
                 raise ValueError(
-                    f"{dimension.name} and {other.name} share what is cut, and the plan keeps different groups of them."
+                    f"{dimension.name} and {other.name} are cut together, but the plan keeps different groups of them."
                 )
 
     def count(self, name: str) -> int:
-        """Groups kept in a dimension."""
+        """Return the number of groups kept in a dimension."""
         return len(self.kept[name])
 
     def counts(self, structure: Structure, kind: str) -> tuple[int, ...]:
-        """Groups kept in each layer, for one kind of dimension."""
+        """Return the number of groups kept in each layer, for one kind of dimension."""
         return tuple(self.count(dimension.name) for dimension in structure.of_kind(kind))
 
     def is_uniform(self, structure: Structure) -> bool:
-        """Whether every layer has the same widths, so that a stock config can say them."""
+        """Whether every layer has the same widths, which a stock config can express."""
         return all(len(set(self.counts(structure, kind))) == 1 for kind in structure.kinds)
 
     def keep(self, positions: Mapping[str, Sequence[int]]) -> Plan:
-        """Shrink: of the groups kept so far, keep those at ``positions`` (per dimension; others stay as they are).
+        """Keep the groups at ``positions`` of those kept so far, per dimension; other dimensions do not change.
 
         Raises:
             ValueError: a dimension would be emptied.
@@ -171,10 +170,10 @@ class Plan:
         return Plan(kept)
 
     def positions_in(self, earlier: Plan) -> dict[str, list[int]]:
-        """Where this plan's groups stand among those of an earlier, larger plan; only dimensions that shrank.
+        """Return the positions of this plan's groups in an earlier, larger plan, for dimensions that shrank.
 
         Raises:
-            ValueError: this plan keeps a group that the earlier one had given up.
+            ValueError: this plan keeps a group that the earlier one removed.
         """
         changed: dict[str, list[int]] = {}
         for name, groups in self.kept.items():
@@ -189,12 +188,12 @@ class Plan:
         return changed
 
     def removed_parameters(self, structure: Structure) -> int:
-        """Base parameters that the plan removes."""
+        """Return the number of base parameters that the plan removes."""
         return sum(
             (dimension.num_groups - self.count(dimension.name)) * dimension.parameters_per_group
             for dimension in structure
         )
 
     def ratio(self, structure: Structure) -> float:
-        """Removed parameters as a share of those of the prunable dimensions."""
+        """Return the removed parameters as a share of those of the prunable dimensions."""
         return self.removed_parameters(structure) / structure.prunable_parameters

@@ -1,1 +1,1 @@
-"""A plan applied to a model: mask, slice, refit, bias, merge."""
+"""Applying a plan to a model: mask, slice, refit, bias, merge."""

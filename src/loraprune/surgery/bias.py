@@ -1,4 +1,4 @@
-"""Bias compensation: the mean of what a cut takes away goes into the bias of the layer that consumed it."""
+"""Bias compensation: the mean of the removed inputs is added to the bias of their consumer."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import PrunableDimension, Structure
 
 SWITCHES = ("attention_bias", "mlp_bias", "use_bias", "enable_bias", "bias")
-"""What configs call the switch that gives linear layers a bias. Whether the class heeds it is looked up in a model."""
+"""Config attributes that give linear layers a bias. Whether the class honors one is looked up in a model."""
 
 
 def _has_bias(model: nn.Module, name: str) -> bool:
@@ -33,7 +33,7 @@ def _has_bias(model: nn.Module, name: str) -> bool:
 
 
 def _stock(model: PreTrainedModel, switches: Sequence[str]) -> nn.Module:
-    """A model of the same class without weights, with the switches on."""
+    """Build a model of the same class without weights, with the switches on."""
     config = copy.deepcopy(model.config)
     for switch in switches:
         setattr(config, switch, True)
@@ -42,10 +42,10 @@ def _stock(model: PreTrainedModel, switches: Sequence[str]) -> nn.Module:
 
 
 def bias_switches(model: PreTrainedModel, structure: Structure) -> list[str]:
-    """What has to be switched on in the config so that every consumer has a bias; the model may be without weights.
+    """Return the config attributes to switch on to give every consumer a bias; the model may have no weights.
 
     Raises:
-        ValueError: some consumer cannot have one.
+        ValueError: some consumer cannot have a bias.
     """
     if any(dimension.of_experts for dimension in structure.open):
         raise ValueError(
@@ -63,22 +63,22 @@ def bias_switches(model: PreTrainedModel, structure: Structure) -> list[str]:
     if missing:
         kinds = ", ".join(dict.fromkeys(dimension.kind for dimension in missing))
         raise ValueError(
-            f"Bias compensation needs a bias on {missing[0].consumer.module}, and the config of "
-            f"{structure.spec.model_type} models cannot say one there. Choose --repair refit or none, or leave the "
-            f"{kinds} out (--dimensions)."
+            f"Bias compensation needs a bias on {missing[0].consumer.module}, but the config of "
+            f"{structure.spec.model_type} models cannot set one there. Choose --repair refit or none, or leave out the "
+            f"{kinds} (--dimensions)."
         )
     return helpful
 
 
 @torch.no_grad()
 def give_biases_(model: nn.Module, structure: Structure) -> None:
-    """Give every consumer a bias of zeros, by way of the config, so that a stock class still loads the model.
+    """Give every consumer a bias of zeros, and switch it on in the config, so a stock class still loads the model.
 
-    The biases are trained where the weights beside them are.
+    A bias is trained if the weight of its layer is.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        structure: of the model.
+        structure: structure of the model.
 
     Raises:
         ValueError: see :func:`bias_switches`; or the model is quantized.
@@ -89,7 +89,7 @@ def give_biases_(model: nn.Module, structure: Structure) -> None:
         return
     if is_quantized_model(plain):
         raise ValueError(
-            "Bias compensation gives layers a bias, which a quantized base has no place for. Choose --repair refit."
+            "Bias compensation adds biases to layers, which a quantized base does not support. Choose --repair refit."
         )
     for name, module in _stock(plain, switches).named_modules():
         if not isinstance(getattr(module, "bias", None), nn.Parameter):
@@ -106,16 +106,16 @@ def give_biases_(model: nn.Module, structure: Structure) -> None:
 def compensate_(
     model: nn.Module, dimension: PrunableDimension, kept: torch.Tensor, calibration: CalibrationPass
 ) -> None:
-    """Add what the columns that go gave on average to the bias of a consumer, before the cut.
+    """Add the mean contribution of the removed columns to the bias of a consumer, before the cut.
 
-    Where there are few tokens, it is scaled by the squared cosine between what the two halves of them would add: the
-    share of the one that the other bears out. A single short sequence bears nothing out.
+    With few tokens, the addition is scaled by the squared cosine between the additions computed from the two halves of
+    the tokens: the share of one that the other confirms. A single short sequence confirms nothing.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        dimension: about to be cut.
+        dimension: dimension about to be cut.
         kept: columns of the consumer that stay.
-        calibration: the pass over the calibration data, arrived at the consumer's block.
+        calibration: pass over the calibration data, positioned at the consumer's block.
     """
     consumer = base_model(model).get_submodule(dimension.consumer.module)
     weight = effective_weight(consumer)

@@ -1,4 +1,4 @@
-"""What the config of a cut model says of its widths: the family's own attributes, or a list where layers differ."""
+"""Widths in the config of a cut model: the family's own attributes, or a list if layers differ."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def stock_values(structure: Structure, plan: Plan) -> dict[str, int] | None:
-    """What a stock config has to say for a plan, by attribute; None where it cannot."""
+    """Return the values of a stock config for a plan, by attribute; None if a stock config cannot express the plan."""
     values: dict[str, int] = {}
     for dimension in structure:
         count = plan.count(dimension.name)
@@ -31,12 +31,12 @@ def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) ->
     """Write the widths of a plan into a stock config, in place.
 
     Raises:
-        ValueError: no stock config can say them, for one because they differ from layer to layer.
+        ValueError: no stock config can express them, for example because they differ from layer to layer.
     """
     values = stock_values(structure, plan)
     if values is None:
         raise ValueError(
-            "The widths differ from layer to layer, or the config has no attribute for them; a stock config holds one "
+            "The widths differ from layer to layer, or the config has no attribute for them. A stock config holds one "
             "width for all layers."
         )
     keys = structure.spec.config
@@ -50,14 +50,14 @@ def write_widths_(config: PretrainedConfig, structure: Structure, plan: Plan) ->
 
 
 def is_described(config: PretrainedConfig) -> bool:
-    """Whether a config lists widths that its family's own attributes cannot say."""
+    """Whether a config lists widths that its family's own attributes cannot express."""
     return isinstance(getattr(config, "pruned", None), dict)
 
 
 def described_widths(config: PretrainedConfig, structure: Structure, plan: Plan) -> dict[str, Any]:
-    """What a config has to list where layers differ: of each block (``blocks``), and what modules keep (``numbers``).
+    """Return the config entry if layers differ: widths per block (``blocks``) and numbers per module (``numbers``).
 
-    What the config lists of earlier cuts stays, where this one does not change it.
+    Entries from earlier cuts stay unless this cut changes them.
     """
     earlier = config.pruned if is_described(config) else {}
     numbers = {name: dict(kept) for name, kept in earlier.get("numbers", {}).items()}
@@ -73,7 +73,7 @@ def described_widths(config: PretrainedConfig, structure: Structure, plan: Plan)
 
 
 def update_config_(config: PretrainedConfig, structure: Structure, plan: Plan) -> None:
-    """Let a config say the widths of a model that was cut to a plan, so that it can be described and cut again."""
+    """Write the widths of a cut model into its config, which allows the model to be described and cut again."""
     if stock_values(structure, plan) is None or is_described(config):
         described = described_widths(config, structure, plan)
         config.pruned = {**(config.pruned if is_described(config) else {}), **described}

@@ -1,4 +1,4 @@
-"""Cutting a model by a plan of one's own: one call that checks the plan, cuts, and repairs."""
+"""Cutting a model by your own plan: one call that checks the plan, cuts, and repairs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from loraprune.surgery.refit import CutHooks, cut_and_repair_
 from loraprune.surgery.repairs import Bias, Repair, repair_of
 
 Rows = Iterable[torch.Tensor | Sequence[int] | Mapping[str, torch.Tensor]] | Mapping[str, torch.Tensor] | torch.Tensor
-"""Calibration data in the forms that tokenizers and data loaders give."""
+"""Calibration data in the forms that tokenizers and data loaders return."""
 
 
 def cut_(
@@ -37,9 +37,9 @@ def cut_(
     device: torch.device | str | None = None,
     progress: Progress = lambda done, total: None,
 ) -> tuple[ConsumerError, ...]:
-    """Cut a model down to a plan, in place, and repair what consumed the cut.
+    """Cut a model down to a plan, in place, and repair the consumers.
 
-    Afterwards the model runs, trains and can be cut again, its config says the new widths, and :func:`loraprune.save`
+    Afterwards the model runs, trains and can be cut again. Its config has the new widths, and :func:`loraprune.save`
     writes it.
 
     Example::
@@ -50,23 +50,23 @@ def cut_(
         save(model, "smaller", tokenizer)
 
     Args:
-        model: of the transformers library, or the ``PeftModel`` around it.
-        plan: groups that stay, as :func:`loraprune.describe` numbers them in the model as it is now.
+        model: a transformers model, or the ``PeftModel`` around it.
+        plan: groups that stay, as :func:`loraprune.describe` numbers them in the current model.
         calibration: a few dozen rows like those of later use: token ids (lists, 1-D tensors, or one 2-D tensor) or
-            mappings of the model's inputs. Needed for a repair.
+            mappings of the model's inputs. Required for a repair.
         repair: ``stream``, ``refit``, ``bias`` (FLAP, arXiv 2312.11983) or ``none``, or an object of
-            :mod:`loraprune.repairs`. None is ``stream`` with calibration data, else ``none``.
-        damping: of least squares that are given by name: ridge as a share of the mean diagonal of the second moment.
-        optimizer: its state shrinks with the parameters.
-        device: to repair on, one block at a time, where that is not the model's.
-        progress: called with finished blocks and all blocks.
+            :mod:`loraprune.repairs`. None means ``stream`` with calibration data, otherwise ``none``.
+        damping: ridge of a least-squares repair given by name, as a share of the mean diagonal of the second moment.
+        optimizer: optimizer whose state shrinks with the parameters.
+        device: device to repair on, one block at a time, if it is not the model's.
+        progress: function called with the number of finished blocks and of all blocks.
 
     Returns:
         The relative errors of each consumer that least squares repaired, before and after the repair.
 
     Raises:
-        ValueError: the family has no description, the plan is not one of this model, or the model could not run or be
-            repaired like that. The model is then unchanged.
+        ValueError: the family is not supported, the plan does not fit this model, or the model could not run or be
+            repaired in this way. The model is then unchanged.
     """
     rows = None if calibration is None else as_calibration(calibration)
     repair = repair_of(repair or ("stream" if rows else "none"), damping)
@@ -88,11 +88,9 @@ def cut_(
 
 
 def _prepared(model: nn.Module, plan: Plan, rows: Calibration | None, repair: Repair) -> tuple[Structure, Plan]:
-    """The structure that a plan is of, and the whole plan, checked; then the model gets what the repair needs."""
+    """Check a plan and return its structure and the complete plan; then give the model what the repair needs."""
     if repair.reads_data and not rows:
-        raise ValueError(
-            f"The repair {repair.name!r} looks at calibration data: pass calibration=, or say repair='none'."
-        )
+        raise ValueError(f"The repair {repair.name!r} needs calibration data. Pass calibration=, or repair='none'.")
     prepare_(model)
     structure = structure_of(model, plan)
     plan = completed(plan, structure)
@@ -100,7 +98,7 @@ def _prepared(model: nn.Module, plan: Plan, rows: Calibration | None, repair: Re
     check_tied_adapters(model)
     if repair.reads_data and any(map(has_variant, model.modules())):
         raise ValueError(
-            "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so that it cannot be "
+            "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A, so it cannot be "
             "repaired. Use repair='none', or merge it first."
         )
     if rows:
@@ -111,7 +109,7 @@ def _prepared(model: nn.Module, plan: Plan, rows: Calibration | None, repair: Re
 
 
 def structure_of(model: nn.Module, plan: Plan) -> Structure:
-    """The structure that holds the dimensions of a plan, whichever kinds they are of.
+    """Return the structure that holds the dimensions of a plan, of any kinds.
 
     Raises:
         ValueError: the model has no such dimensions.
@@ -133,15 +131,15 @@ def structure_of(model: nn.Module, plan: Plan) -> Structure:
 
 
 def completed(plan: Plan, structure: Structure) -> Plan:
-    """The plan with all groups of the dimensions that it leaves out."""
+    """Add all groups of the dimensions that a plan leaves out."""
     return Plan({**Plan.full(structure).kept, **plan.kept})
 
 
 def as_calibration(rows: Rows) -> Calibration:
-    """Rows as the passes over calibration data take them.
+    """Convert rows to the form that passes over calibration data take.
 
     Raises:
-        ValueError: they are none, or of a shape that is no row.
+        ValueError: there are no rows, or one has an unsupported form.
     """
     if isinstance(rows, Mapping):
         return [dict(rows)]
@@ -156,19 +154,19 @@ def as_calibration(rows: Rows) -> Calibration:
             ids = torch.empty(0)
         if ids.dim() != 1 or ids.is_floating_point() or ids.numel() == 0:
             raise ValueError(
-                f"Row {len(found)} of the calibration data is {_shown(row)}; a row is a list or a 1-D tensor of token "
+                f"Row {len(found)} of the calibration data is {_shown(row)}. A row is a list or a 1-D tensor of token "
                 "ids, such as tokenizer(text).input_ids, or a mapping of the model's inputs."
             )
         found.append(ids)
     if not found:
         raise ValueError("The calibration data have no rows.")
     if len({isinstance(row, Mapping) for row in found}) > 1:
-        raise ValueError("The calibration data mix rows of token ids with mappings of inputs; give one or the other.")
+        raise ValueError("The calibration data mix rows of token ids with mappings of inputs. Pass only one form.")
     return found
 
 
 def _shown(row: Any) -> str:
-    """A row in a few words, for an error."""
+    """Short form of a row for an error message."""
     if isinstance(row, torch.Tensor):
         return f"a tensor of shape {tuple(row.shape)} and type {row.dtype}"
     text = repr(row)
@@ -176,15 +174,15 @@ def _shown(row: Any) -> str:
 
 
 def _check_token_ids(model: Any, rows: Calibration) -> None:
-    """Make sure that the model knows all token ids.
+    """Check that all token ids are in the model's vocabulary.
 
     Raises:
-        ValueError: it does not.
+        ValueError: one is not.
     """
     known = getattr(model.get_input_embeddings(), "num_embeddings", None)
     largest = max((int(row.max()) for row in rows if isinstance(row, torch.Tensor)), default=0)
     if known is not None and largest >= known:
         raise ValueError(
-            f"The calibration data hold the token id {largest}, and the model knows {known} tokens: they were made by "
-            "another tokenizer."
+            f"The calibration data contain the token id {largest}, but the model has {known} tokens. Use the model's "
+            "own tokenizer."
         )

@@ -1,4 +1,4 @@
-"""Weights of layers with an adapter, a quantized base or neither: read whole, and set so that the adapter stays."""
+"""Reads and sets whole weights of layers with an adapter, a quantized base or neither; adapters do not change."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from loraprune.layers.unwrap import base_layer
 
 @torch.no_grad()
 def set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.Tensor) -> None:
-    """Choose columns of the base weight so that base and adapter together make ``weight``; the adapter stays as it is.
+    """Set columns of the base weight to make base plus adapter equal ``weight``; the adapter does not change.
 
-    ``columns`` are their positions, or None where ``weight`` is the whole.
+    ``columns`` are their positions, or None if ``weight`` is the whole weight.
     """
     delta = lora_delta(module)
     layer = base_layer(module)
@@ -30,7 +30,7 @@ def set_columns_(module: nn.Module, columns: torch.Tensor | None, weight: torch.
 
 @torch.no_grad()
 def weight_before(module: nn.Module) -> torch.Tensor:
-    """The effective weight that a refit starts from: of a quantized layer, that which was quantized, if it is kept."""
+    """Effective weight before a refit; for a quantized layer, the weight that was quantized, if it is kept."""
     layer = base_layer(module)
     if source_of(layer) is None:
         return effective_weight(module)

@@ -1,4 +1,4 @@
-"""Learnt gates made part of the layers that they stand before."""
+"""Merges learned gates into the layers that they precede."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def fold_gates_(model: nn.Module, structure: Structure, gates: Mapping[str, torch.Tensor]) -> None:
-    """Multiply the columns of each consumer with the gates on its inputs, in place: the same function without gates.
+    """Multiply the columns of each consumer by the gates on its inputs, in place; the function does not change.
 
-    The base weight takes up the change, and the adapter stays as it is; columns with a gate of 1 are not touched.
+    Only the base weight changes, not the adapter; columns with a gate of 1 are not modified.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        structure: of the model.
-        gates: by dimension, one value a group; dimensions without any are left alone.
+        structure: structure of the model.
+        gates: one value per group, by dimension; dimensions without gates are skipped.
     """
     base = base_model(model)
     for dimension in structure:

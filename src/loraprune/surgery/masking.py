@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def axis_mask(member: Member, num_groups: int, kept: tuple[int, ...]) -> torch.Tensor:
-    """Zeros and ones over one side of a layer."""
+    """Mask of zeros and ones over one side of a layer."""
     length = num_groups * member.group_size
     mask = torch.zeros(length)
     mask[member.positions(torch.tensor(kept), num_groups, length)] = 1.0
@@ -67,18 +67,18 @@ class _LayerMask:
 
 
 class _OutputMask(_LayerMask):
-    """A mask on what one layer gives; ``member`` says how groups lie along it."""
+    """A mask on the outputs of one layer; ``member`` describes how groups lie along them."""
 
     def _hook(self, module: nn.Module) -> RemovableHandle:
         return module.register_forward_hook(lambda module, args, output: output * self._for(output))
 
 
 class _NormMask(_LayerMask):
-    """A mask on a norm whose average runs over all groups: it has to become the average over those that stay.
+    """A mask on a norm that averages over all groups, and has to average over the remaining ones instead.
 
-    With zeros in the input the mean square is that of the rest, times kept / all. Scaling the input up by the root of
-    all / kept, and the output down again, gives what the norm of the shorter vector gives, epsilon included. Where a
-    cut scales the norm's weight instead (the hidden size), the output stays up.
+    With zeros in the input, the mean square is that of the rest, times kept / all. Scaling the input up by the root of
+    all / kept, and the output down again, equals the norm of the shorter vector, epsilon included. If a cut scales the
+    norm's weight instead (the hidden size), the output is not scaled down.
     """
 
     def __init__(self, module: nn.Module, member: Member, num_groups: int, scales_back: bool = True) -> None:
@@ -99,13 +99,13 @@ class _NormMask(_LayerMask):
 
 
 def _masks_of(model: nn.Module, dimension: PrunableDimension) -> list[_Mask]:
-    """The masks that keep the groups of a dimension from its consumer, and from the average of a norm."""
+    """Masks that hide the removed groups of a dimension from its consumer, and from the average of a norm."""
     consumer, groups = dimension.consumer, dimension.num_groups
     masks: list[_Mask]
     if dimension.kind == "blocks":
         blocks: Any = model.get_submodule(consumer.module)
         masks = [BlockMask(blocks)]
-    elif dimension.kind == "hidden":  # on everything that is written to the residual stream
+    elif dimension.kind == "hidden":  # on everything that writes to the residual stream
         masks = [_OutputMask(model.get_submodule(name), consumer, groups) for name in hidden_writers(dimension)]
     elif consumer.stacked:
         masks = [ExpertChannelMask(model.get_submodule(consumer.module), dimension)]
@@ -119,10 +119,10 @@ def _masks_of(model: nn.Module, dimension: PrunableDimension) -> list[_Mask]:
 
 
 class Masks:
-    """Masks on the consumers of a model, following a plan until removed.
+    """Masks on the consumers of a model, which follow a plan until they are removed.
 
-    The model keeps its shapes, so that this is safe where slicing is not: under ``DistributedDataParallel`` and for
-    comparing plans. The logits equal those of the sliced model.
+    The model keeps its shapes, so masks are safe where slicing is not: under ``DistributedDataParallel`` and to
+    compare plans. The logits equal those of the sliced model.
     """
 
     def __init__(self, model: nn.Module, structure: Structure, plan: Plan) -> None:
@@ -132,14 +132,14 @@ class Masks:
         self.apply(plan)
 
     def apply(self, plan: Plan) -> None:
-        """Follow another plan."""
+        """Switch to another plan."""
         plan.check(self._structure)
         for name, masks in self._masks.items():
             for mask in masks:
                 mask.follow(plan.kept[name])
 
     def remove(self) -> None:
-        """Take the masks off; the model is as it was."""
+        """Remove the masks, which restores the model."""
         for masks in self._masks.values():
             for mask in masks:
                 mask.remove()
@@ -148,7 +148,7 @@ class Masks:
 
 @contextmanager
 def masked(model: nn.Module, structure: Structure, plan: Plan) -> Iterator[Masks]:
-    """Mask a model for the length of a block."""
+    """Mask a model inside a ``with`` block."""
     masks = Masks(model, structure, plan)
     try:
         yield masks
@@ -156,13 +156,13 @@ def masked(model: nn.Module, structure: Structure, plan: Plan) -> Iterator[Masks
         masks.remove()
 
 
-# Masks on whole blocks: a masked block hands on what came in.
+# Masks on whole blocks: a masked block returns its input.
 
 
 class BlockMask:
     """Masks on a list of blocks, which follow a plan.
 
-    Masked blocks still run, and write to a cache where there is one; nobody sees what they compute.
+    Masked blocks still run, and write to a cache if there is one; their results are not used.
     """
 
     def __init__(self, blocks: nn.ModuleList) -> None:
@@ -181,11 +181,11 @@ class BlockMask:
         return skip
 
     def follow(self, kept: tuple[int, ...]) -> None:
-        """Follow another plan."""
+        """Switch to another plan."""
         self._kept = kept
 
     def remove(self) -> None:
-        """Take the masks off."""
+        """Remove the masks."""
         for handle in self._handles:
             handle.remove()
 
@@ -194,11 +194,11 @@ class BlockMask:
 
 
 class ExpertChannelMask:
-    """A mask on what enters the down projection of every expert, which follows a plan.
+    """A mask on the inputs of the down projection of every expert, which follows a plan.
 
     Args:
         module: the stacked experts, or peft's wrappers around them.
-        dimension: whose groups are the channels of all experts.
+        dimension: dimension whose groups are the channels of all experts.
     """
 
     def __init__(self, module: nn.Module, dimension: PrunableDimension) -> None:
@@ -207,7 +207,7 @@ class ExpertChannelMask:
         self._tap = ExpertTap(module, self._start)
 
     def follow(self, kept: tuple[int, ...]) -> None:
-        """Let through only these groups."""
+        """Let only these groups through."""
         mask = torch.zeros(self._dimension.num_groups)
         mask[list(kept)] = 1.0
         self._mask_EI = mask.view(self._dimension.strata, -1)
@@ -222,20 +222,20 @@ class ExpertChannelMask:
         return hidden * self._mask_EI[expert]
 
     def remove(self) -> None:
-        """Take the mask off."""
+        """Remove the mask."""
         self._tap.remove()
 
 
 class ExpertMask:
-    """A router that acts as if some experts were gone, which follows a plan.
+    """A router that acts as if some experts were removed, which follows a plan.
 
-    The choice of the best experts, and what their weights are divided by, depend on which experts there are, so no
-    mask on a layer's input will do. The router is asked again with the rows of the experts that stay, and its answer
-    is numbered as if all were there.
+    The choice of the best experts and the normalization of their weights depend on the available experts, so a mask on
+    a layer's input is not enough. The router is run again with the rows of the remaining experts, and its answer is
+    renumbered to the original experts.
 
     Args:
         model: the transformers model.
-        dimension: whose groups are experts.
+        dimension: dimension whose groups are experts.
     """
 
     def __init__(self, model: nn.Module, dimension: PrunableDimension) -> None:
@@ -245,7 +245,7 @@ class ExpertMask:
         self._parameters = [member.parameter for member in rows]
         self._numbers = [number for number in dimension.numbers if number.module == name]
         self._kept: torch.Tensor | None = None
-        # A second router with the class and the settings of the first, and cut tensors in place of its own.
+        # A second router with the class and settings of the first, and cut tensors instead of its own.
         self._cut: Any = copy.copy(self._router)
         for kind in ("_parameters", "_buffers"):
             own = getattr(self._router, kind)
@@ -253,7 +253,7 @@ class ExpertMask:
         self._handle = self._router.register_forward_hook(self._route)
 
     def follow(self, kept: tuple[int, ...]) -> None:
-        """Route to these experts only."""
+        """Route only to these experts."""
         self._kept = torch.tensor(kept)
         for number in self._numbers:
             setattr(self._cut, number.name, number.value(len(kept)))
@@ -264,12 +264,12 @@ class ExpertMask:
         for name in self._parameters:
             self._cut.__dict__[name] = getattr(router, name)[kept]
         logits, weights, index = type(self._cut).forward(self._cut, *args)
-        # As many logits as before, for whoever reads them (an auxiliary loss): no chance for those that are gone.
+        # As many logits as before, for code that reads them (an auxiliary loss); removed experts get no chance.
         all_logits = torch.full_like(output[0], torch.finfo(output[0].dtype).min)
         return all_logits.index_copy(-1, kept, logits.to(all_logits.dtype)), weights, kept[index]
 
     def remove(self) -> None:
-        """Give the router back all of its experts."""
+        """Restore all experts of the router."""
         self._handle.remove()
         for name in self._parameters:
             self._cut.__dict__.pop(name, None)

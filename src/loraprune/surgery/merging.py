@@ -1,4 +1,4 @@
-"""Merging an adapter into its base layer by layer, in 32 bits; also into a base that was quantized."""
+"""Merging an adapter into its base layer by layer, in 32 bits, including into a quantized base."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ QUANTIZED_MARKS = ("is_quantized", "is_loaded_in_8bit", "is_loaded_in_4bit", "qu
 
 
 def cast_(model: nn.Module, dtype: torch.dtype) -> None:
-    """Cast the parameters of a model, but for quantized weights.
+    """Cast the parameters of a model, except quantized weights.
 
-    Its buffers stay as they are: rotary frequencies need their 32 bits.
+    Buffers are not cast, because rotary frequencies need their 32 bits.
     """
     if is_sharded(model):
         _cast_parts_(model, dtype)
@@ -37,7 +37,7 @@ def cast_(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _cast_parts_(model: nn.Module, dtype: torch.dtype) -> None:
-    """The same for a model that is shared out, a layer at a time."""
+    """Same for a sharded model, one layer at a time."""
     if all(parameter.dtype == dtype for parameter in model.parameters()):
         return
     with apart(model):
@@ -55,14 +55,14 @@ def merged(
     original: PreTrainedModel | None = None,
     refitted: Collection[str] = (),
 ) -> PreTrainedModel:
-    """The plain model of a ``PeftModel``, which is used up: weight and update are added before they are rounded.
+    """Return the plain model of a ``PeftModel``, modified in place: weight and update are added before rounding.
 
     Args:
-        model: with an adapter, or without one.
-        dtype: of the result; None leaves the model's own.
-        original: of a quantized model, the one in 16 or 32 bits that it was made from, cut like it. Its weights take
-            the place of the quantized ones, so that the result carries no error of quantization. None dequantizes.
-        refitted: names of layers that keep their own base weights nonetheless.
+        model: model with or without an adapter.
+        dtype: dtype of the result; None keeps the model's own.
+        original: for a quantized model, the model in 16 or 32 bits that was quantized, with the same cut. Its weights
+            replace the quantized ones, so the result has no quantization error. None dequantizes.
+        refitted: names of layers that keep their own base weights nevertheless.
     """
     if is_quantized_model(model):
         return _merged_plain(model, dtype, original, refitted)
@@ -93,7 +93,7 @@ def _merge_layer_(module: Any, dtype: torch.dtype | None) -> None:
 def _merged_plain(
     model: Any, dtype: torch.dtype | None, original: PreTrainedModel | None, refitted: Collection[str]
 ) -> PreTrainedModel:
-    """Put a plain layer in the place of each quantized one. The result is in CPU memory: it is larger than what was."""
+    """Replace each quantized layer by a plain one. The result is in CPU memory, because it is larger."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     base = base_model(model)
@@ -122,7 +122,7 @@ def _merged_plain(
 
 
 def _plain_layer(layer: Any, weight_OI: torch.Tensor) -> nn.Module:
-    """A layer of the class that was quantized, with its bias."""
+    """Build a layer of the class that was quantized, with its bias."""
     from transformers.pytorch_utils import Conv1D
 
     rows, columns = weight_OI.shape
@@ -136,7 +136,7 @@ def _plain_layer(layer: Any, weight_OI: torch.Tensor) -> nn.Module:
 
 
 def _unmark_(model: Any) -> None:
-    """Make transformers forget that a model was quantized."""
+    """Remove the marks by which transformers treats a model as quantized."""
     for name in QUANTIZED_MARKS:
         model.__dict__.pop(name, None)
     if hasattr(model.config, "quantization_config"):

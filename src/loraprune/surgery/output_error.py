@@ -1,4 +1,4 @@
-"""How far a cut takes a layer from what it gave, before and after its repair: from second moments of its inputs."""
+"""Output error of a layer after a cut, before and after its repair, from second moments of its inputs."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ class OutputError:
     """Mean squared norms of a layer's output over its inputs.
 
     Attributes:
-        wanted: of what the layer should give.
-        cut: of its difference from what the columns that stay give as they were.
-        repaired: of its difference from what they give after the repair; None without one.
+        wanted: mean squared norm of the target output.
+        cut: that of its difference from the output of the remaining columns without a repair.
+        repaired: that of its difference from their output after the repair; None without one.
     """
 
     wanted: float
@@ -24,27 +24,29 @@ class OutputError:
     repaired: float | None = None
 
     def __add__(self, other: OutputError) -> OutputError:
-        """The two layers as one; one without a repair stays at its cut where the other has one."""
+        """Combine two layers; one without a repair counts with its cut if the other has a repair."""
         repaired = None
         if self.repaired is not None or other.repaired is not None:
             repaired = sum(part.cut if part.repaired is None else part.repaired for part in (self, other))
         return OutputError(wanted=self.wanted + other.wanted, cut=self.cut + other.cut, repaired=repaired)
 
     def times(self, weight: float) -> OutputError:
-        """The same counted ``weight`` times."""
+        """Return the error counted ``weight`` times."""
         repaired = None if self.repaired is None else weight * self.repaired
         return OutputError(wanted=weight * self.wanted, cut=weight * self.cut, repaired=repaired)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ConsumerError:
-    """What a cut did to the output of one consumer, relative to what it should give.
+    """Relative error that a cut causes in the output of one consumer.
 
     Attributes:
-        dimension: name of the dimension that was cut; ``kind`` and ``layer``: its.
-        cut: ``‖t − W_K x_K‖ / ‖t‖`` over the calibration data. ``t`` is ``W x``, what the layer gave on its inputs as
-            they are now; of the repair ``stream`` it is what makes up the residual stream of the uncut model.
-        repaired: the same after the repair; None where there was none.
+        dimension: name of the dimension that was cut.
+        kind: kind of that dimension.
+        layer: layer of that dimension.
+        cut: ``‖t − W_K x_K‖ / ‖t‖`` over the calibration data. ``t`` is ``W x``, the output of the uncut layer on its
+            current inputs; for the repair ``stream`` it restores the residual stream of the uncut model.
+        repaired: same error after the repair; None if there was none.
     """
 
     dimension: str
@@ -55,11 +57,11 @@ class ConsumerError:
 
 
 Noted = Callable[[ConsumerError], None]
-"""Told of the error of each consumer."""
+"""Receives the error of each consumer."""
 
 
 def relative(error: OutputError) -> tuple[float, float | None] | None:
-    """Errors of the cut and of its repair as shares of the wanted output; None where these are no numbers."""
+    """Errors of the cut and of its repair as shares of the target output; None if they are not finite numbers."""
     if not (math.isfinite(error.wanted) and math.isfinite(error.cut) and error.wanted > 0.0):
         return None
     if error.repaired is None or not math.isfinite(error.repaired):
@@ -68,7 +70,7 @@ def relative(error: OutputError) -> tuple[float, float | None] | None:
 
 
 def _share(part: float, whole: float) -> float:
-    # Rounding may leave a difference of nothing below zero.
+    # Rounding may leave a difference of zero slightly negative.
     return math.sqrt(max(0.0, part) / whole)
 
 
@@ -80,10 +82,10 @@ def _inner(a: torch.Tensor, b: torch.Tensor) -> float:
 def output_error(
     weight: torch.Tensor, moment: torch.Tensor, kept: torch.Tensor, repaired: torch.Tensor | None
 ) -> OutputError:
-    """Error of a layer against what it gave with all of its columns: ``E‖D x‖² = tr(D H Dᵀ)`` for ``D = W − V``.
+    """Error of a layer relative to its output with all columns: ``E‖D x‖² = tr(D H Dᵀ)`` for ``D = W − V``.
 
-    With R the columns that go and ``U = V − W_K``: ``tr(W_R H_RR W_Rᵀ)`` for the cut, and for the repair
-    ``− 2 ⟨W_R H_RK, U⟩ + ⟨U H_KK, U⟩`` more. It costs about as much as solving for the columns.
+    With R the removed columns and ``U = V − W_K``, the error of the cut is ``tr(W_R H_RR W_Rᵀ)``, to which the repair
+    adds ``− 2 ⟨W_R H_RK, U⟩ + ⟨U H_KK, U⟩``. It costs about as much as solving for the columns.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.
@@ -114,7 +116,7 @@ def target_error(
     cross: torch.Tensor,
     square: float,
 ) -> OutputError:
-    """Error against another target ``t``: ``E‖t − V x_K‖² = E‖t‖² − 2 ⟨E[t x_Kᵀ], V⟩ + ⟨V H_KK, V⟩``.
+    """Error relative to another target ``t``: ``E‖t − V x_K‖² = E‖t‖² − 2 ⟨E[t x_Kᵀ], V⟩ + ⟨V H_KK, V⟩``.
 
     Args:
         weight: effective weight before the cut, shape ``(out, in)``, float32.

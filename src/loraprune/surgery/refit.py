@@ -1,4 +1,4 @@
-"""Cuts with repair: the layer that consumed what goes is fitted anew by least squares."""
+"""Cuts with repair: the consumer of the removed groups is refitted by least squares."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ logger = logging.getLogger("loraprune")
 _SCORES = "scores:"
 
 GroupChooser = Callable[["PrunableDimension", int, int, CalibrationPass], Sequence[int]]
-"""Chooses which of a number of groups stay: the dimension, how many groups there are and how many stay, and the pass
-over the calibration data, arrived at the dimension's block. Gives their positions, ascending."""
+"""Chooses the groups that stay. Arguments: the dimension, the current number of groups, the number to keep, and the
+pass over the calibration data, positioned at the dimension's block. The result is their positions, ascending."""
 
 
 @torch.no_grad()
@@ -60,10 +60,10 @@ def _refitted(
     damping: float,
     part: Callable[[slice], Moments],
 ) -> tuple[torch.Tensor, torch.Tensor | None, OutputError]:
-    """Positions of the columns that stay, what they should be, and the error of both.
+    """Return the positions of the columns that stay, their new values, and the error of both.
 
-    The columns are None where the plain cut does better, and with a warning where no refit is possible. ``part`` gives
-    what is known of some of the rows.
+    The values are None if the cut without a refit is better or, with a warning, if no refit is possible. ``part``
+    returns the moments of some of the rows.
     """
     moments = part(ALL_ROWS)
     consumer = base_model(model).get_submodule(dimension.consumer.module)
@@ -74,8 +74,8 @@ def _refitted(
         after = held_back_columns(before, moments, columns, damping, part)
     except NotPositiveDefiniteError:
         warnings.warn(
-            f"{dimension.name}: no refit, since the second moment of its inputs is not positive definite. The cut "
-            "is made without it. More calibration sequences or more damping help.",
+            f"{dimension.name}: cut without a refit, because the second moment of its inputs is not positive definite. "
+            "Use more calibration sequences or more damping.",
             stacklevel=2,
         )
     if moments.cross is None:
@@ -85,14 +85,14 @@ def _refitted(
 
 @dataclass(frozen=True, kw_only=True)
 class CutHooks:
-    """What goes on beside a cut.
+    """Functions and settings that accompany a cut.
 
     Attributes:
-        choose: chooses the groups that stay anew, as many as the plan keeps, when a block is reached: on what the
-            blocks before it have become. Not asked where blocks cannot be cut one by one.
-        device: to compute on, one block at a time, where that is not the model's.
-        progress: hears how far a cut with repair is.
-        noted: hears what the cut did to each consumer that least squares repair.
+        choose: function that chooses the groups to keep, as many as the plan keeps, when a block is reached, from the
+            current outputs of the blocks before it. Not called if blocks cannot be cut one by one.
+        device: device to compute on, one block at a time, if it is not the model's.
+        progress: function that receives the progress of a cut with repair.
+        noted: function that receives the error of each consumer that least squares repairs.
         seen: last scores of the groups by dimension, which ``choose`` fills.
         saved: blocks that an interrupted run finished, and where to keep further ones.
         name: of the cut, among them.
@@ -118,26 +118,26 @@ def cut_and_repair_(
     optimizer: object | None = None,
     hooks: CutHooks | None = None,
 ) -> Plan:
-    """Cut a model from one plan to a smaller one, in place, and repair what consumed the cut.
+    """Cut a model from one plan to a smaller one, in place, and repair the consumers.
 
-    With calibration data the cut goes block by block: each consumer is repaired on the outputs of the blocks
-    before it as they are after their own cut, and only one second moment is in memory at a time.
+    With calibration data the cut proceeds block by block. Each consumer is repaired on the outputs of the blocks
+    before it after their own cut, and only one second moment is in memory at a time.
 
     Args:
         model: the model or the ``PeftModel`` around it, at plan ``before``.
-        structure: of the model before any pruning.
-        before: plan that the model is at.
+        structure: structure of the model before any pruning.
+        before: current plan of the model.
         after: plan to cut down to.
-        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without repair. Where parts of
-            the hidden size go, there is no consumer to repair; where whole blocks go, Stream alone repairs.
-        repair: what is done to the consumers; None is :class:`~loraprune.surgery.repairs.Refit`. Stream becomes Refit
-            where blocks do more than to add to a residual stream
-            (:mod:`loraprune.calibration.residual_stream`); Bias needs biases that are there.
-        optimizer: its state shrinks with the parameters.
-        hooks: what chooses, computes and listens.
+        calibration: token ids, 1-D tensors, or mappings of the model's inputs; None cuts without a repair. If parts of
+            the hidden size are cut, there is no consumer to repair; if whole blocks are cut, only Stream repairs.
+        repair: repair of the consumers; None means :class:`~loraprune.surgery.repairs.Refit`. Stream becomes Refit
+            if blocks do more than add to a residual stream (:mod:`loraprune.calibration.residual_stream`). Bias
+            requires biases on the consumers.
+        optimizer: optimizer whose state shrinks with the parameters.
+        hooks: functions and settings that accompany the cut.
 
     Returns:
-        The plan that the model is at now: ``after``, unless the hook ``choose`` chose others.
+        The new plan of the model: ``after``, unless the hook ``choose`` chose other groups.
     """
     repair, hooks = repair or Refit(), hooks or CutHooks()
     nothing_to_do = isinstance(repair, NoRepair) and hooks.choose is None
@@ -179,11 +179,11 @@ class _Cut:
 
     @property
     def damping(self) -> float:
-        """Of the least squares."""
+        """Ridge of the least squares."""
         return self.repair.damping if isinstance(self.repair, (LeastSquares, Bias)) else Refit().damping
 
     def block_by_block_(self, model: nn.Module, layerwise: LayerwisePass) -> Plan:
-        """Each block is cut and repaired before the calibration data moves on to the next."""
+        """Cut and repair each block before the calibration data move on to the next."""
         changed = self.after.positions_in(self.before)
         self.hooks.progress(0, len(self.structure.blocks))
         made: dict[str, Sequence[int]] = {}
@@ -256,9 +256,9 @@ class _Cut:
     def _restoring(
         self, model: nn.Module, layer: int, changed: Mapping[str, Sequence[int]], layerwise: LayerwisePass
     ) -> Iterator[PrunableDimension]:
-        """The dimensions of a block that are cut, in the order of the forward pass.
+        """Yield the dimensions of a block that are cut, in the order of the forward pass.
 
-        With ``stream+readers``, everything before a dimension's consumer is restored before it is handed out.
+        With ``stream+readers``, everything before a dimension's consumer is restored before it is yielded.
         """
         dimensions = [dimension for dimension in self.structure.of_layer(layer) if dimension.name in changed]
         targets = self.targets
@@ -278,20 +278,20 @@ class _Cut:
         yield from cut_at.values()
 
     def _begin_block(self, layer: int) -> None:
-        """Run the block as it is on the stream of the uncut model, where that is the target."""
+        """Run the uncut block on the stream of the uncut model, if that is the target."""
         if self.targets is None:
             return
         try:
             self.targets.begin_block(layer)
         except NoStreamError as error:
-            logger.info("%s The refit restores what each layer gave itself.", error)
+            logger.info("%s The refit restores each layer's own output instead.", error)
             self.targets = None
 
     def at_once_(self, model: nn.Module, whole: WholeModelPass) -> Plan:
-        """All blocks wear masks while their consumers are repaired in the order of the forward pass; then all are cut.
+        """Mask all blocks, repair their consumers in the order of the forward pass, then cut them all.
 
-        For models whose blocks depend on each other's widths (a position bias that all share, say), so that a model
-        cut in part cannot run.
+        For models whose blocks depend on each other's widths, such as by a shared position bias. A partly cut model
+        could not run.
         """
         changed = self.after.positions_in(self.before)
         counts = {dimension.name: self.before.count(dimension.name) for dimension in self.structure}
@@ -314,7 +314,7 @@ class _Cut:
         num_groups: int,
         calibration: CalibrationPass,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Repair a consumer that is about to be cut; positions and new values of the columns that stay, if any."""
+        """Repair a consumer that is about to be cut; return positions and new values of its columns, if any."""
         if isinstance(self.repair, NoRepair):
             return None
         if dimension.of_experts:
@@ -344,7 +344,7 @@ class _Cut:
         num_groups: int,
         part: Callable[[slice], Moments],
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Solve for the columns that stay, and tell of the error."""
+        """Solve for the columns that stay, and report the error."""
         columns, weight, error = _refitted(model, dimension, positions, num_groups, self.damping, part)
         self._note(dimension, error)
         return None if weight is None else (columns, weight)

@@ -1,4 +1,4 @@
-"""The refit inside a mixture of experts: each expert's down projection makes up for its own channels that go."""
+"""Refit inside a mixture of experts: each expert's down projection compensates for its own removed channels."""
 
 from __future__ import annotations
 
@@ -31,22 +31,22 @@ def refit_experts_(
     calibration: CalibrationPass,
     damping: float,
 ) -> OutputError | None:
-    """Rewrite the columns that stay, before the cut, so that each expert computes nearly what it did with all of them.
+    """Rewrite the columns that stay, before the cut, to keep the output of each expert nearly unchanged.
 
-    One second moment is in memory at a time, that of one expert. Where a whole expert goes, its tokens go to others,
-    whose weights have nothing in common with its own: there is nothing to refit.
+    One second moment is in memory at a time, that of one expert. If a whole expert is removed, its tokens go to
+    others, whose weights have nothing in common with its own, so there is nothing to refit.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        dimension: about to be cut.
-        positions: which of the groups that there are now stay, ascending.
-        num_groups: groups that there are now.
-        calibration: the pass over the calibration data, arrived at the experts' block.
+        dimension: dimension about to be cut.
+        positions: positions of the current groups that stay, ascending.
+        num_groups: current number of groups.
+        calibration: pass over the calibration data, positioned at the experts' block.
         damping: see :func:`loraprune.calibration.least_squares.refit_columns`.
 
     Returns:
-        The error of all experts as one, each counted for the tokens that are routed to it and by their weights; None
-        where nothing is refitted.
+        The combined error of all experts, each counted for the tokens that are routed to it, by their weights; None
+        if nothing is refitted.
     """
     consumer = dimension.consumer
     if not consumer.stacked:
@@ -78,15 +78,15 @@ def refit_experts_(
         base[:, columns] = (after if delta is None else after - delta[:, columns]).to(base.dtype)
     if left_alone:
         warnings.warn(
-            f"{dimension.name}: no refit of {left_alone} of {dimension.strata} experts, since too few calibration "
-            "tokens are routed to them. They are cut without it. More calibration sequences help.",
+            f"{dimension.name}: {left_alone} of {dimension.strata} experts are cut without a refit, because too few "
+            "calibration tokens are routed to them. Use more calibration sequences.",
             stacklevel=2,
         )
     return errors
 
 
 def _part_of(tokens: RoutedTokens, module: Any, expert: int) -> Callable[[slice], Moments]:
-    """Moments of what enters an expert with a part of its tokens."""
+    """Moments of an expert's inputs over a part of its tokens."""
 
     def of_rows(rows: slice) -> Moments:
         found = tokens.weighted_features(module, expert, moment=True, rows=rows)

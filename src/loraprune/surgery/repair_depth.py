@@ -1,4 +1,4 @@
-"""Repair of a model that loses whole blocks: the layers before and behind a gap make up the residual stream."""
+"""Repair of a model that loses whole blocks: the layers around a gap restore the residual stream."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ def repair_gaps_(
     device: torch.device | None = None,
     progress: Progress = lambda done, total: None,
 ) -> None:
-    """Fit a model, in place, to run without some of its blocks, which are still there.
+    """Fit a model, in place, to run without some of its blocks, which are still present.
 
-    The last layer before a gap that writes to the residual stream is fitted towards the stream of the uncut model
-    behind the gap, and every later one towards the stream where it stands: ``min_U E‖t − (W + U) x‖²`` with a ridge on
-    ``U`` that is chosen on rows that were not fitted on.
+    The last layer before a gap that writes to the residual stream is fitted to the stream of the uncut model after
+    the gap. Every later writer is fitted to the stream at its own position: ``min_U E‖t − (W + U) x‖²`` with a ridge on
+    ``U``, chosen on rows that were not used for the fit.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        structure: of the model as it is.
+        structure: structure of the current model.
         stay: numbers of the blocks that stay, ascending.
-        sequences: token ids, 1-D tensors of any lengths.
-        damping: least ridge, as a share of the mean diagonal of the second moment of a layer's inputs.
-        device: to compute on, where that is not the model's.
-        progress: hears how far the work is.
+        sequences: token ids, 1-D tensors of any length.
+        damping: smallest ridge, as a share of the mean diagonal of the second moment of a layer's inputs.
+        device: device to compute on, if it is not the model's.
+        progress: function that receives the progress of the work.
 
     Raises:
-        NoStreamError: blocks of the model do more than to add to a residual stream.
+        NoStreamError: blocks of the model do more than add to a residual stream.
 
     Source: ReplaceMe (arXiv 2505.02819) replaces a gap by a linear map that is merged into the layer before it.
     """

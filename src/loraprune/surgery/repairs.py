@@ -1,4 +1,4 @@
-"""What is done to the layers that read what a cut removed: one configuration a repair."""
+"""Configurations of the repairs of the layers that read what a cut removed: one class per repair."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ class Repair:
     """Base of the repairs.
 
     Attributes:
-        name: in recipes, on the command line and in records.
-        reads_data: whether the repair looks at calibration data.
+        name: name in recipes, on the command line and in records.
+        reads_data: whether the repair needs calibration data.
     """
 
     name: ClassVar[str] = ""
@@ -39,16 +39,16 @@ class LeastSquares(Repair):
 
 @dataclass(frozen=True)
 class Refit(LeastSquares):
-    """Least squares: each consumer gives what it gave before the cut, as far as the inputs that are left can."""
+    """Least squares: fits each consumer to its own output before the cut, using the remaining inputs."""
 
     name = "refit"
 
 
 @dataclass(frozen=True)
 class Stream(LeastSquares):
-    """Least squares: each consumer makes up the residual stream of the model before the cut.
+    """Least squares: fits each consumer to restore the residual stream of the model before the cut.
 
-    Where whole blocks go, the layers around the gaps do (:mod:`loraprune.surgery.repair_depth`).
+    If whole blocks are cut, the layers around the gaps are fitted (:mod:`loraprune.surgery.repair_depth`).
     """
 
     name = "stream"
@@ -56,9 +56,9 @@ class Stream(LeastSquares):
 
 @dataclass(frozen=True)
 class StreamAndReaders(Stream):
-    """``stream``, and what reads the stream (q, k, v, gate, up) gives what it gave on the stream before the cut.
+    """``stream``, plus a fit of the readers of the stream (q, k, v, gate, up) to their outputs before the cut.
 
-    Layers that write to the stream are fitted in all blocks behind the first cut, also where nothing of theirs goes.
+    Layers that write to the stream are fitted in all blocks after the first cut, even if they lose nothing themselves.
     Layers that keep everything (``keep_layers``) keep their weights.
 
     Source: the asymmetric calibration of GPTAQ (arXiv 2504.02692), with least squares in place of rounding.
@@ -69,10 +69,10 @@ class StreamAndReaders(Stream):
 
 @dataclass(frozen=True)
 class Bias(Repair):
-    """The mean of what goes is added to the consumer's bias.
+    """Adds the mean contribution of the removed inputs to the consumer's bias.
 
     Attributes:
-        damping: of the least squares inside experts, which have no bias.
+        damping: ridge of the least squares inside experts, which have no bias.
 
     Source: FLAP (arXiv 2312.11983), baseline bias compensation.
     """
@@ -83,7 +83,7 @@ class Bias(Repair):
 
 @dataclass(frozen=True)
 class NoRepair(Repair):
-    """Nothing is done after a cut."""
+    """Makes no repair after a cut."""
 
     name = "none"
     reads_data = False
@@ -94,16 +94,16 @@ REPAIRS: dict[str, type[Repair]] = {kind.name: kind for kind in (Refit, Stream, 
 
 
 def repair_of(repair: str | Repair, damping: float | None = None) -> Repair:
-    """A repair by its name; an object as it is. A damping changes that of least squares.
+    """Return a repair by its name, or the object itself. A damping replaces that of a least-squares repair.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no repair of that name.
     """
     if isinstance(repair, str):
         check_choice("repair", repair, tuple(REPAIRS))
         repair = REPAIRS[repair]()
     if not isinstance(repair, Repair):
-        raise ValueError(f"repair is {repair!r}; give a name ({', '.join(REPAIRS)}) or an object of loraprune.repairs.")
+        raise ValueError(f"repair is {repair!r}; pass a name ({', '.join(REPAIRS)}) or an object of loraprune.repairs.")
     if damping is not None and isinstance(repair, (LeastSquares, Bias)):
         return replace(repair, damping=damping)
     return repair

@@ -1,4 +1,4 @@
-"""Layers behind a cut that lose nothing themselves, fitted so that they give what they gave before it."""
+"""Layers after a cut that lose nothing themselves, fitted to restore their outputs before the cut."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class _Read:
-    """What several layers read; gathered once for all of them."""
+    """Inputs that several layers share, collected once for all of them."""
 
     targets: StreamTargets
     layerwise: LayerwisePass
@@ -31,7 +31,7 @@ class _Read:
     found: dict[tuple[int, int], tuple[torch.Tensor, torch.Tensor, int]] = field(default_factory=dict)
 
     def moments(self, weight: torch.Tensor, rows: slice) -> Moments:
-        """With what the layer of a weight should give on some of the rows."""
+        """Return the moments over some of the rows, with the target of the layer that has this weight."""
         key = (rows.start, rows.stop)
         if key not in self.found:
             self.found[key] = self.targets.reader_statistics(self.layerwise, self.names, rows)
@@ -43,16 +43,16 @@ class _Read:
 def restore_readers_(
     model: nn.Module, targets: StreamTargets, layerwise: LayerwisePass, writer: str, damping: float
 ) -> None:
-    """Fit the layers that read the stream before a writer, so that they give what they gave on the uncut stream.
+    """Fit the layers that read the stream before a writer, to restore their outputs on the uncut stream.
 
-    With ``x`` what a layer reads now and ``x*`` what it read: ``W' = W + W E[(x* − x) xᵀ] (E[x xᵀ] + δI)⁻¹``, in
-    which the ridge pulls towards the weights as they are.
+    With ``x`` the current input of a layer and ``x*`` its input before: ``W' = W + W E[(x* − x) xᵀ] (E[x xᵀ] + δI)⁻¹``.
+    The ridge pulls towards the current weights.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        targets: arrived at the block.
-        layerwise: the pass over the model that is being cut, arrived at the block.
-        writer: the layer before which readers are restored.
+        targets: targets, positioned at the block.
+        layerwise: pass over the model that is being cut, positioned at the block.
+        writer: layer before which readers are restored.
         damping: ridge as a share of the mean diagonal.
     """
     for names in targets.readers_before(writer):
@@ -67,9 +67,9 @@ def restore_readers_(
 def restore_writer_(
     model: nn.Module, targets: StreamTargets, layerwise: LayerwisePass, writer: str, damping: float
 ) -> None:
-    """Fit a layer that writes to the stream and loses none of its inputs, so that the stream is that before the cut.
+    """Fit a layer that writes to the stream and loses no inputs, to restore the stream before the cut.
 
-    The arguments are those of :func:`restore_readers_`.
+    For the arguments see :func:`restore_readers_`.
     """
     module = base_model(model).get_submodule(writer)
     _fit_(module, weight_before(module), damping, partial(targets.statistics, layerwise, writer))
@@ -81,6 +81,6 @@ def _fit_(module: nn.Module, weight: torch.Tensor, damping: float, part: Callabl
     try:
         fitted = held_back_columns(weight, moments, columns, damping, part)
     except NotPositiveDefiniteError:
-        return  # as it is
+        return  # the layer keeps its weights
     if fitted is not None:
         set_columns_(module, None, fitted)

@@ -1,4 +1,4 @@
-"""Cutting a plan into a model: base weights, biases, LoRA factors and optimizer state shrink in place."""
+"""Cutting a model to a plan: base weights, biases, LoRA factors and optimizer state shrink in place."""
 
 from __future__ import annotations
 
@@ -22,29 +22,29 @@ if TYPE_CHECKING:
     from loraprune.structure.plan import Plan
 
 Pick = Callable[[torch.Tensor], torch.Tensor]
-"""Takes the part of a tensor that stays."""
+"""Returns the part of a tensor that stays."""
 
 
 def raw_optimizer(optimizer: object | None) -> torch.optim.Optimizer | None:
-    """The torch optimizer under accelerate's wrapper."""
+    """Return the torch optimizer under accelerate's wrapper."""
     while optimizer is not None and not isinstance(optimizer, torch.optim.Optimizer):
         optimizer = getattr(optimizer, "optimizer", None)
     return optimizer
 
 
 def check_sliceable(optimizer: object) -> None:
-    """Make sure that what an optimizer keeps of each parameter can be cut with it.
+    """Check that the state of an optimizer can be cut with the parameters.
 
     Args:
-        optimizer: after its first step, when it has a state; accelerate's wrapper is fine.
+        optimizer: optimizer after its first step, when it has a state; may be accelerate's wrapper.
 
     Raises:
-        ValueError: it is no torch optimizer, or keeps tensors that are neither single numbers nor of the parameter's
-            shape, such as Adafactor's factors.
+        ValueError: it is not a torch optimizer, or its state has tensors that are neither single numbers nor of the
+            parameter's shape, such as Adafactor's factors.
     """
     raw = raw_optimizer(optimizer)
     if raw is None:
-        raise ValueError(f"{type(optimizer).__name__} is no torch optimizer, so that its state cannot be cut.")
+        raise ValueError(f"{type(optimizer).__name__} is not a torch optimizer, so its state cannot be cut.")
     for parameter, state in raw.state.items():
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.numel() != 1 and value.shape != parameter.shape:
@@ -59,15 +59,15 @@ def check_sliceable(optimizer: object) -> None:
 def _shrink_(parameter: torch.Tensor | None, pick: Pick, optimizer: torch.optim.Optimizer | None) -> None:
     """Keep a part of a parameter and of every optimizer tensor of its shape.
 
-    The parameter object stays the same, so whoever holds it (the optimizer, peft) goes on with the smaller one.
+    The parameter object stays the same, so its holders (the optimizer, peft) continue with the smaller one.
     """
     if parameter is None:
         return
     shape = parameter.shape
     kept = pick(parameter.data).contiguous()
     if parameter.requires_grad:
-        # A graph that is still alive (a loss that somebody holds) keeps the parameter's gradient accumulator, which
-        # expects the old shape. A passing change of dtype makes torch let go of it.
+        # A graph that is still alive (a loss that is still referenced) keeps the parameter's gradient accumulator,
+        # which expects the old shape. A temporary change of dtype makes torch release it.
         parameter.data = kept.new_empty(0, dtype=torch.float64 if kept.dtype != torch.float64 else torch.float32)
     parameter.data = kept
     parameter.grad = None
@@ -83,7 +83,7 @@ def _along(dim: int, index: torch.Tensor) -> Pick:
 
 
 def _along_stacked(dim: int, index: torch.Tensor) -> Pick:
-    """Pick positions of one dimension of stacked matrices, for each expert its own: ``index`` is (experts, kept)."""
+    """Pick positions along one dimension of stacked matrices, per expert: ``index`` is (experts, kept)."""
 
     def pick(tensor: torch.Tensor) -> torch.Tensor:
         shape = [1] * tensor.dim()
@@ -94,7 +94,7 @@ def _along_stacked(dim: int, index: torch.Tensor) -> Pick:
 
 
 def _adapter_tensors(module: Any, axis: str) -> Iterator[tuple[torch.Tensor | None, int]]:
-    """Tensors of the adapters on a layer that shrink with one of its sides, with the dimension that does."""
+    """Tensors of a layer's adapters that shrink with one of its sides, with the dimension that shrinks."""
     for name in getattr(module, "lora_A", {}):
         if axis == "input":
             yield module.lora_A[name].weight, 1
@@ -107,7 +107,7 @@ def _adapter_tensors(module: Any, axis: str) -> Iterator[tuple[torch.Tensor | No
 
 @torch.no_grad()
 def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
-    """Norms of the rows of ``W + s·B·A``, by which DoRA divides, for each of its adapters."""
+    """Norms of the rows of ``W + s·B·A``, by which DoRA divides, for each DoRA adapter of a layer."""
     return {
         name: torch.linalg.vector_norm(
             base_weight(base_layer(module))
@@ -119,7 +119,7 @@ def _dora_norms(module: Any) -> dict[str, torch.Tensor]:
 
 
 def _update_sizes(module: Any, axis: str, parameter: str) -> None:
-    """Set the sizes that layers remember; they are printed, and some are read in the forward pass."""
+    """Set the sizes that layers store, which are printed and sometimes read in the forward pass."""
     layer: Any = base_layer(module)
     length = axis_length(layer, "input" if axis == "input" else "output", parameter)
     names = ("in_features", "nx") if axis == "input" else ("out_features", "nf", "embedding_dim")
@@ -175,7 +175,7 @@ def _slice_experts_(
 
 
 def _slice_list_(layer: nn.ModuleList, kept: Sequence[int], optimizer: torch.optim.Optimizer | None) -> None:
-    """Keep some modules of a list; the optimizer forgets what it trained of the others."""
+    """Keep some modules of a list, and delete the optimizer state of the others."""
     modules = list(layer)
     gone = {id(p) for place, module in enumerate(modules) if place not in set(kept) for p in module.parameters()}
     del layer[:]
@@ -196,7 +196,7 @@ def slice_member_(
     num_groups: int,
     optimizer: torch.optim.Optimizer | None = None,
 ) -> None:
-    """Cut one side of one layer down to ``groups`` (indices among its ``num_groups`` groups of now)."""
+    """Cut one side of one layer down to ``groups``, indices among its ``num_groups`` current groups."""
     module: Any = model.get_submodule(member.module)
     layer: Any = base_layer(module)
     if isinstance(layer, nn.ModuleList):
@@ -225,20 +225,20 @@ def _slice_layer_(
             keep_(layer, found.dim, index)
         else:
             _shrink_(getattr(layer, found.name), _along(found.dim, index), optimizer)
-    # An adapter belongs to one parameter: a router's may be on its rows, and then not on its bias.
+    # An adapter belongs to one parameter: that of a router may be on its rows but not on its bias.
     for tensor, dim in _adapter_tensors(adapter_of(module, member.parameter), member.axis):
         _shrink_(tensor, _along(dim, index), optimizer)
     for name, norm in norms.items():
-        # The columns that went were part of the norms: without this, what stays would grow.
+        # The removed columns were part of the norms; without this, the remaining ones would grow.
         module.lora_magnitude_vector[name].weight.data.mul_(_dora_norms(module)[name] / norm)
     _update_sizes(module, member.axis, member.parameter)
 
 
 def remember_(model: nn.Module, number: Remembered, value: int) -> None:
-    """Set a number that a module keeps of a width, and reads in its forward pass."""
+    """Set a number that a module derives from a width and reads in its forward pass."""
     module: Any = base_layer(model.get_submodule(number.module))
     owner, _, name = number.name.rpartition(".")
-    if owner:  # a config, which all blocks share: from now on this module has one of its own
+    if owner:  # a config that all blocks share: from now on this module has its own
         if not module.__dict__.get("_loraprune_own_config"):
             setattr(module, owner, copy.copy(getattr(module, owner)))
             module.__dict__["_loraprune_own_config"] = True
@@ -253,14 +253,14 @@ def slice_dimension_(
     num_groups: int,
     optimizer: object | None = None,
 ) -> None:
-    """Cut one prunable dimension: every producer, the consumer, and what modules remember of the width.
+    """Cut one prunable dimension: every producer, the consumer, and the widths that modules store.
 
     Args:
         model: the model or the ``PeftModel`` around it.
-        dimension: what to cut.
-        positions: which of the groups that there are now stay, ascending.
-        num_groups: groups that there are now.
-        optimizer: its state shrinks with the parameters; accelerate's wrapper is fine.
+        dimension: dimension to cut.
+        positions: positions of the current groups that stay, ascending.
+        num_groups: current number of groups.
+        optimizer: optimizer whose state shrinks with the parameters; may be accelerate's wrapper.
     """
     model = base_model(model)
     groups = torch.as_tensor(positions, dtype=torch.long)
@@ -271,10 +271,10 @@ def slice_dimension_(
 
 
 def slice_(model: nn.Module, structure: Structure, before: Plan, after: Plan, optimizer: object | None = None) -> None:
-    """Cut a model that is at plan ``before`` down to plan ``after``, in place; the memory of the rest is freed.
+    """Cut a model from plan ``before`` down to plan ``after``, in place, and free the memory of the rest.
 
     Raises:
-        ValueError: ``after`` keeps something that ``before`` had given up.
+        ValueError: ``after`` keeps a group that ``before`` has removed.
     """
     changed = after.positions_in(before)
     base: Any = base_model(model)

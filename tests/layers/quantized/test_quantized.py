@@ -232,7 +232,7 @@ class TestTraps:
         if not down(model).support_avx512bf16_for_cpu:
             pytest.skip("this CPU has no AVX512-BF16, for which weights are reordered")
         logits_of(model.eval(), IDS)
-        with pytest.raises(UnsupportedQuantizationError, match=r"Load the model anew and call .*prepare_"):
+        with pytest.raises(UnsupportedQuantizationError, match=r"Load the model again and call .*prepare_"):
             prepare_(model)
         with pytest.raises(UnsupportedQuantizationError, match="reordered"):
             weight_rows(down(model))
@@ -243,7 +243,7 @@ class TestTraps:
 
         config = TorchAoConfig(quantization.Int8DynamicActivationInt8WeightConfig())
         model = quantized(folder, "torchao-int8", prepared=False, quantization_config=config)
-        with pytest.raises(UnsupportedQuantizationError, match="quantizes activations, too"):
+        with pytest.raises(UnsupportedQuantizationError, match="also quantizes activations"):
             prepare_(model)
 
     def test_other_quantizers_are_refused(self, folder: Path) -> None:

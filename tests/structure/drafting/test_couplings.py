@@ -67,7 +67,7 @@ def test_a_number_that_is_a_factor_couples_layers_but_is_no_width() -> None:
     family = Family(scaled, ratio=3)
     couplings, _ = found_in(family.config, family.build)
     assert couplings["down"].widths == ()
-    assert "no config can say" in couplings["down"].evidence
+    assert "no config can state" in couplings["down"].evidence
 
 
 def test_the_width_of_the_stream_couples_nothing() -> None:

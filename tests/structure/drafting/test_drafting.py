@@ -92,7 +92,7 @@ def test_a_fused_layout_is_left_to_be_decided() -> None:
     config = row.config()
     text = draft_of(row, config)
     inner = config.intermediate_size
-    assert f"# TODO mlp.experts gate_up_proj makes {2 * inner}, and {inner} are read." in text
+    assert f"# TODO mlp.experts gate_up_proj has {2 * inner} outputs, but {inner} are read." in text
     assert "experts: num_local_experts\n" in text
     decided = text.replace("      # ", "      ").replace("segments: TODO", "segments: [channel, channel]")
     start = decided.index("      - kind: expert_channels")

@@ -1,8 +1,8 @@
-"""Quantized base layers: the one place that knows how they store their weights.
+"""Quantized base layers: the only package that knows the storage of their weights.
 
-A layer whose weight had to be quantized anew (after a refit, or a cut that its layout cannot make exactly) keeps what
-was quantized, in 16 or 32 bits and in CPU memory: its *source*. Later cuts and refits start from there, so that the
-error of quantization is made once and does not add up.
+A layer may have to be quantized again, after a refit or after a cut that its layout cannot make exactly. It then keeps
+the weight that was quantized, in 16 or 32 bits and in CPU memory: its *source*. Later cuts and refits start from the
+source, so quantization errors do not add up.
 """
 
 from loraprune.layers.quantized.layers import (

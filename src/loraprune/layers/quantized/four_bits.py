@@ -1,4 +1,4 @@
-"""NF4 and FP4 of bitsandbytes: blocks of 4-bit numbers with one scale each, which may be quantized themselves."""
+"""NF4 and FP4 of bitsandbytes: blocks of 4-bit numbers with one scale each; the scales may be quantized as well."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraprune.layers.quantized.layout import Layout, UnsupportedQuantizationErr
 
 
 def whole_blocks(index: torch.Tensor, size: int) -> torch.Tensor | None:
-    """The blocks that positions make up, where they do so completely and in order; else None."""
+    """Return the blocks that positions form if they form whole blocks in order; otherwise None."""
     if index.numel() % size:
         return None
     first = index.view(-1, size)[:, 0]
@@ -22,19 +22,19 @@ def whole_blocks(index: torch.Tensor, size: int) -> torch.Tensor | None:
 
 
 CPU_CHUNK = 16
-"""Weights that bitsandbytes dequantizes at a time on a CPU, with one scale."""
+"""Number of weights that bitsandbytes dequantizes together on a CPU, with one scale."""
 
 CPU_ROWS = 32
-"""Rows that bitsandbytes reorders at a time, on CPUs with AVX512-BF16; it fails where some are left."""
+"""Number of rows that bitsandbytes reorders together on CPUs with AVX512-BF16; it fails if there is a remainder."""
 
 
 def is_misread(columns: int, block_size: int, device: torch.device) -> bool:
-    """Whether bitsandbytes (0.50) takes wrong scales: on a CPU, where rows are whole chunks and no whole blocks."""
+    """Whether bitsandbytes (0.50) uses wrong scales: on a CPU, if rows are whole chunks but not whole blocks."""
     return device.type == "cpu" and columns % block_size != 0 and columns % CPU_CHUNK == 0
 
 
 class _Product(torch.autograd.Function):
-    """``x Wᵀ`` with a weight that is dequantized anew for the backward pass."""
+    """``x Wᵀ`` with a weight that is dequantized again for the backward pass."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, read: Callable[[], torch.Tensor]) -> torch.Tensor:
@@ -48,31 +48,31 @@ class _Product(torch.autograd.Function):
 
 
 def _forward(layer: Any, inputs: torch.Tensor) -> torch.Tensor:
-    """What the layer should compute, in place of its own forward pass."""
+    """Correct forward pass of a layer, which replaces its own."""
     product: Any = _Product
     outputs: torch.Tensor = product.apply(inputs, partial(FourBitLayout().rows, layer, slice(None)))
     return outputs if layer.bias is None else outputs + layer.bias.to(outputs.dtype)
 
 
 class FourBitLayout(Layout):
-    """``Linear4bit``. Its blocks lie in one row after the other.
+    """``Linear4bit``, whose blocks are stored row by row.
 
-    Rows can be cut exactly where they consist of whole blocks, and columns where whole blocks of them stay. The scales
-    are then kept in 32 bits: their own blocks of 256 do not survive a cut.
+    Rows can be cut exactly if they consist of whole blocks, and columns if whole blocks of them stay. The scales are
+    then kept in 32 bits, because their own blocks of 256 do not survive a cut.
     """
 
     def shape(self, layer: Any) -> tuple[int, int]:
-        """Outputs and inputs; the stored tensor is a long column of bytes."""
+        """Return outputs and inputs; the stored tensor is a long column of bytes."""
         rows, columns = self._state(layer).shape
         return int(rows), int(columns)
 
     def dtype(self, layer: Any) -> torch.dtype:
-        """That of the weight before it was quantized, in which it is dequantized for every forward pass."""
+        """Return the dtype of the weight before quantization, into which every forward pass dequantizes."""
         dtype: torch.dtype = self._state(layer).dtype
         return dtype
 
     def rows(self, layer: Any, rows: slice) -> torch.Tensor:
-        """As a forward pass reads them; only what is asked for is dequantized where rows are whole blocks."""
+        """Return the weight that a forward pass reads; dequantizes only these rows if rows are whole blocks."""
         from bitsandbytes.functional import dequantize_4bit
 
         self._check_order(layer)
@@ -80,7 +80,7 @@ class FourBitLayout(Layout):
         length, columns = self.shape(layer)
         start, stop = bounds(rows, length)
         if columns % state.blocksize:
-            # As one row, which is read right on every device.
+            # As one row, which is read correctly on every device.
             flat = self._new_state(state, self._scales(state), (1, length * columns))
             whole = dequantize_4bit(self._bytes(layer).view(-1, 1), flat).view(length, columns)
             return whole[rows].to(torch.float32, copy=True)
@@ -90,7 +90,7 @@ class FourBitLayout(Layout):
         return dequantize_4bit(packed.view(-1, 1), part).to(torch.float32)
 
     def keep_(self, layer: Any, dim: int, index: torch.Tensor) -> bool:
-        """Exact where whole blocks stay."""
+        """Keep rows or columns exactly if whole blocks stay."""
         self._check_order(layer)
         state = self._state(layer)
         rows, columns = self.shape(layer)
@@ -109,7 +109,7 @@ class FourBitLayout(Layout):
         return True
 
     def quantize_(self, layer: Any, weight_OI: torch.Tensor) -> None:
-        """As bitsandbytes does when a model is loaded: same kind, same block size, scales quantized where they were."""
+        """Quantize as bitsandbytes does when a model is loaded, with the same type, block size and nesting."""
         from bitsandbytes.functional import quantize_4bit
 
         state, weight = self._state(layer), layer.weight
@@ -123,15 +123,15 @@ class FourBitLayout(Layout):
         self._store_(layer, packed, new)
 
     def stored_bytes(self, layer: Any) -> int:
-        """Numbers, and what bitsandbytes saves beside them: scales, their own scales, the values of the code."""
+        """Return the bytes of the numbers and of what is saved with them: scales, their scales, the code's values."""
         beside = self._state(layer).as_dict(packed=True).values()
         return int(layer.weight.data.nbytes) + sum(int(part.nbytes) for part in beside if hasattr(part, "nbytes"))
 
     def prepare_(self, layer: Any) -> None:
-        """Keep CPU forward passes without gradient from reordering the weight for good; let them read it right.
+        """Keep CPU forward passes without gradients from reordering the weight, and make them read it correctly.
 
         Raises:
-            UnsupportedQuantizationError: the weight was reordered already.
+            UnsupportedQuantizationError: the weight was already reordered.
         """
         self._check_order(layer)
         layer.support_avx512bf16_for_cpu = False
@@ -140,8 +140,8 @@ class FourBitLayout(Layout):
     def _check_order(self, layer: Any) -> None:
         if getattr(self._state(layer), "packing_format_for_cpu", False):
             raise UnsupportedQuantizationError(
-                "A 4-bit layer was reordered by a forward pass without gradient on the CPU, and rounded thereby; its "
-                "gradients are wrong from then on. Load the model anew and call "
+                "A 4-bit layer was reordered and rounded by a forward pass without gradients on the CPU, so its "
+                "gradients are now wrong. Load the model again and call "
                 "loraprune.layers.quantized.prepare_(model) before its first forward pass."
             )
 
@@ -153,7 +153,7 @@ class FourBitLayout(Layout):
         return packed
 
     def _scales(self, state: Any) -> torch.Tensor:
-        """One scale a block, float32."""
+        """One scale per block, float32."""
         from bitsandbytes.functional import dequantize_blockwise
 
         if not state.nested:

@@ -1,4 +1,4 @@
-"""LLM.int8 of bitsandbytes: whole numbers, and one scale a row."""
+"""LLM.int8 of bitsandbytes: integers, and one scale per row."""
 
 from __future__ import annotations
 
@@ -10,29 +10,29 @@ from loraprune.layers.quantized.layout import Layout
 
 
 class Int8Layout(Layout):
-    """``Linear8bitLt``. Rows and columns can be cut exactly: the scale of a row stays where columns go.
+    """``Linear8bitLt``. Rows and columns can be cut exactly: removing columns does not change the scale of a row.
 
-    A forward pass moves numbers and scales from the weight to the layer's state, so that both places are looked at.
+    A forward pass moves numbers and scales from the weight to the layer's state, so both places are checked.
     """
 
     def dtype(self, layer: Any) -> torch.dtype:
-        """Bitsandbytes itself rounds to float16 before it quantizes."""
+        """Return float16, because bitsandbytes rounds to it before it quantizes."""
         return torch.float16
 
     def rows(self, layer: Any, rows: slice) -> torch.Tensor:
-        """Numbers times the scale of their row / 127."""
+        """Return the numbers times the scale of their row / 127."""
         numbers = layer.weight.data[rows].to(torch.float32)
         return numbers.mul_(self._scales(layer)[rows, None] / 127)
 
     def keep_(self, layer: Any, dim: int, index: torch.Tensor) -> bool:
-        """Always exact."""
+        """Keep rows or columns, always exactly."""
         index = index.to(layer.weight.device)
         scales = self._scales(layer)
         self._store_(layer, layer.weight.data.index_select(dim, index), scales[index] if dim == 0 else scales)
         return True
 
     def quantize_(self, layer: Any, weight_OI: torch.Tensor) -> None:
-        """As bitsandbytes does when a model is loaded."""
+        """Quantize as bitsandbytes does when a model is loaded."""
         from bitsandbytes.functional import int8_vectorwise_quant
 
         weight = weight_OI.to(layer.weight.device, torch.float16).contiguous()
@@ -40,7 +40,7 @@ class Int8Layout(Layout):
         self._store_(layer, numbers, scales)
 
     def stored_bytes(self, layer: Any) -> int:
-        """Numbers and scales."""
+        """Return the bytes of numbers and scales."""
         return int(layer.weight.data.nbytes + self._scales(layer).nbytes)
 
     def _scales(self, layer: Any) -> torch.Tensor:

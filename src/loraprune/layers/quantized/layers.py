@@ -1,4 +1,4 @@
-"""Reading, cutting and writing one quantized layer, whatever its layout."""
+"""Reading, cutting and writing one quantized layer of any layout."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ _SOURCE = "_loraprune_source"
 
 
 def layout_of(layer: Any) -> Layout | None:
-    """The layout of a layer without adapter; None where it is not quantized.
+    """Return the layout of a layer without an adapter; None if it is not quantized.
 
     Raises:
-        UnsupportedQuantizationError: it is, in a way that is not supported.
+        UnsupportedQuantizationError: its quantization is not supported.
     """
     weight = getattr(layer, "weight", None)
     if weight is None:
         return None
-    # Whoever has a quantized layer has imported its package; all others need neither of them.
+    # A quantized layer implies that its package is imported; other layers need neither package.
     bitsandbytes, torchao = sys.modules.get("bitsandbytes"), sys.modules.get("torchao.quantization")
     if bitsandbytes is not None:
         if isinstance(layer, bitsandbytes.nn.Linear8bitLt) and weight.dtype == torch.int8:
@@ -36,7 +36,7 @@ def layout_of(layer: Any) -> Layout | None:
         if not isinstance(weight, getattr(torchao, "Int8Tensor", ())):
             raise UnsupportedQuantizationError(
                 f"The model's weights are {type(weight).__name__} of torchao, which cannot be pruned. Quantize them "
-                "with Int8WeightOnlyConfig(), or name the original checkpoint and --quantization torchao-int8."
+                "with Int8WeightOnlyConfig(), or pass the original checkpoint and --quantization torchao-int8."
             )
         _TORCHAO.check(weight)
         return _TORCHAO
@@ -44,7 +44,7 @@ def layout_of(layer: Any) -> Layout | None:
 
 
 def is_quantized(layer: Any) -> bool:
-    """Whether a layer without adapter holds a quantized weight."""
+    """Whether a layer without an adapter holds a quantized weight."""
     return layout_of(layer) is not None
 
 
@@ -55,35 +55,35 @@ def _layout(layer: Any) -> Layout:
 
 
 def shape_of(layer: Any) -> tuple[int, int]:
-    """Outputs and inputs of a quantized layer."""
+    """Return outputs and inputs of a quantized layer."""
     return _layout(layer).shape(layer)
 
 
 def stored_bytes_of(layer: Any) -> int:
-    """Bytes that a quantized layer takes in a file, without its bias."""
+    """Return the bytes of a quantized layer in a file, without its bias."""
     return _layout(layer).stored_bytes(layer)
 
 
 @torch.no_grad()
 def weight_rows(layer: Any, rows: slice = slice(None)) -> torch.Tensor:
-    """Some rows of what a quantized layer multiplies with, shape ``(rows, in)``, float32: a new tensor."""
+    """Return some rows of the dequantized weight, shape ``(rows, in)``, float32, as a new tensor."""
     return _layout(layer).rows(layer, rows)
 
 
 def source_of(layer: Any) -> torch.Tensor | None:
-    """What a layer's weight was quantized from, shape ``(out, in)``, in CPU memory; None where it is not kept."""
+    """Return the weight that was quantized, shape ``(out, in)``, in CPU memory; None if it is not kept."""
     source: torch.Tensor | None = getattr(layer, _SOURCE, None)
     return source
 
 
 def set_source_(layer: Any, source_OI: torch.Tensor) -> None:
-    """Let cuts and refits of a layer start from the weight that it was quantized from."""
+    """Make cuts and refits of a layer start from the weight that was quantized."""
     assert tuple(source_OI.shape) == shape_of(layer)
     setattr(layer, _SOURCE, source_OI.detach().cpu())
 
 
 def exact_weight(layer: Any) -> torch.Tensor:
-    """What a quantized layer stands for, ``(out, in)``, float32: its source, or what it computes with; a new tensor."""
+    """Return a layer's source, or else its dequantized weight, ``(out, in)``, float32, as a new tensor."""
     source = source_of(layer)
     if source is None:
         return weight_rows(layer)
@@ -94,7 +94,7 @@ def exact_weight(layer: Any) -> torch.Tensor:
 def keep_(layer: Any, dim: int, index: torch.Tensor) -> None:
     """Keep some rows (0) or columns (1) of a quantized layer.
 
-    Exact where the layout allows that. Otherwise, and where the layer has a source, the rest is quantized anew.
+    Exact if the layout allows it. Otherwise, or if the layer has a source, the rest is quantized again.
     """
     layout, source = _layout(layer), source_of(layer)
     if source is None and layout.keep_(layer, dim, index):
@@ -108,7 +108,7 @@ def keep_(layer: Any, dim: int, index: torch.Tensor) -> None:
 
 @torch.no_grad()
 def set_weight_(layer: Any, weight_OI: torch.Tensor) -> None:
-    """Quantize another weight of the same shape into a layer, which remembers it as its source."""
+    """Quantize another weight of the same shape into a layer, and keep it as the layer's source."""
     layout, source = _layout(layer), source_of(layer)
     assert tuple(weight_OI.shape) == layout.shape(layer)
     dtype = layout.dtype(layer) if source is None else source.dtype

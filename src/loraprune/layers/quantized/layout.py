@@ -1,4 +1,4 @@
-"""What a layout of a quantized weight can do."""
+"""Interface of the layouts of quantized weights."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ import torch
 
 
 class UnsupportedQuantizationError(ValueError):
-    """A layer is quantized in a way that cannot be pruned, or no longer can; the message says what to do."""
+    """The quantization of a layer does not support pruning, or no longer does; the message says what to do."""
 
 
 class Layout(ABC):
-    """How one kind of layer stores its quantized weight."""
+    """Storage of the quantized weight in one type of layer."""
 
     def shape(self, layer: Any) -> tuple[int, int]:
-        """Outputs and inputs of a layer."""
+        """Return outputs and inputs of a layer."""
         rows, columns = layer.weight.shape
         return rows, columns
 
     @abstractmethod
     def dtype(self, layer: Any) -> torch.dtype:
-        """The dtype that holds everything that is quantized."""
+        """Return the dtype that holds every weight to be quantized."""
 
     @abstractmethod
     def rows(self, layer: Any, rows: slice) -> torch.Tensor:
-        """Some rows of the dequantized weight, shape ``(rows, in)``, float32: a new tensor."""
+        """Return some rows of the dequantized weight, shape ``(rows, in)``, float32, as a new tensor."""
 
     @abstractmethod
     def keep_(self, layer: Any, dim: int, index: torch.Tensor) -> bool:
-        """Keep some rows (0) or columns (1) without a change of any value; False where the layout cannot do that."""
+        """Keep some rows (0) or columns (1) without changing any value; return False if the layout cannot do that."""
 
     @abstractmethod
     def quantize_(self, layer: Any, weight_OI: torch.Tensor) -> None:
@@ -38,14 +38,14 @@ class Layout(ABC):
 
     @abstractmethod
     def stored_bytes(self, layer: Any) -> int:
-        """Bytes that a layer takes in a file, without its bias."""
+        """Return the bytes of a layer in a file, without its bias."""
 
     def prepare_(self, layer: Any) -> None:  # noqa: B027 (most layouts have nothing to do)
-        """Make sure that forward passes leave the stored weight as it is."""
+        """Make forward passes leave the stored weight unchanged."""
 
 
 def bounds(rows: slice, length: int) -> tuple[int, int]:
-    """First row and the one behind the last."""
+    """Return the first row and the one after the last."""
     start, stop, step = rows.indices(length)
     assert step == 1
     return start, stop

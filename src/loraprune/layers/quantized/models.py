@@ -1,4 +1,4 @@
-"""Quantized models: which of their layers are quantized, and whether they can be pruned."""
+"""Quantized models: their quantized layers, and whether they can be pruned."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _METHODS = ("bitsandbytes", "torchao")
 
 
 def quantized_layers(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Names and modules of the quantized layers themselves, under the adapters around them."""
+    """Yield names and modules of the quantized layers themselves, under the adapters around them."""
     for name, module in model.named_modules():
         if not hasattr(module, "get_base_layer") and is_quantized(module):
             yield name, module
@@ -28,26 +28,26 @@ def is_quantized_model(model: nn.Module) -> bool:
 
 
 def stored_bytes(model: nn.Module, itemsize: int) -> int:
-    """Bytes of a model's weights in a file, in which those that are not quantized take ``itemsize`` each."""
+    """Return the bytes of a model's weights in a file, with ``itemsize`` bytes per unquantized weight."""
     quantized = {id(layer.weight): layer for _, layer in quantized_layers(model)}
     plain = sum(value.numel() for value in model.parameters() if id(value) not in quantized)
     return plain * itemsize + sum(stored_bytes_of(layer) for layer in quantized.values())
 
 
 def unfit_for_cpu(model: nn.Module) -> int:
-    """How many 4-bit layers stock bitsandbytes (0.50) reads wrong on a CPU, or fails on: it depends on the CPU."""
+    """Return the number of 4-bit layers that stock bitsandbytes (0.50) misreads or fails on, on some CPUs."""
     states = [getattr(layer.weight, "quant_state", None) for _, layer in quantized_layers(model)]
     shapes = [(*state.shape, state.blocksize) for state in states if state is not None]
     return sum(rows % CPU_ROWS != 0 or columns % block_size != 0 for rows, columns, block_size in shapes)
 
 
 def prepare_(model: nn.Module) -> None:
-    """Make sure that a quantized model can be pruned, and that forward passes leave its weights as they are.
+    """Check that a quantized model can be pruned, and make forward passes leave its weights unchanged.
 
-    Models that are not quantized are left alone.
+    Models that are not quantized are not changed.
 
     Raises:
-        UnsupportedQuantizationError: it is quantized in another way, or was damaged by a forward pass already.
+        UnsupportedQuantizationError: its quantization is not supported, or a forward pass already damaged it.
     """
     base: Any = base_model(model)
     config = getattr(getattr(base, "config", None), "quantization_config", None)

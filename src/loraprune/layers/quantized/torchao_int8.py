@@ -1,4 +1,4 @@
-"""Int8 weight-only quantization of torchao: whole numbers, and one scale a row."""
+"""Int8 weight-only quantization of torchao: integers, and one scale per row."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ class TorchaoInt8Layout(Layout):
     """A linear layer whose weight is an ``Int8Tensor``. Rows and columns can be cut exactly."""
 
     def check(self, weight: Any) -> None:
-        """Make sure that a tensor is one of this layout.
+        """Check that a tensor has this layout.
 
         Raises:
-            UnsupportedQuantizationError: it quantizes activations, too, or has other scales than one a row.
+            UnsupportedQuantizationError: it quantizes activations as well, or does not have one scale per row.
         """
         if any(getattr(weight, name, None) is not None for name in ACTIVATIONS):
             raise UnsupportedQuantizationError(
-                "The model quantizes activations, too (torchao's dynamic or static int8), which makes gradients wrong "
-                "without saying so. Quantize the weights alone: Int8WeightOnlyConfig() of torchao."
+                "The model also quantizes activations (torchao's dynamic or static int8), which silently makes "
+                "gradients wrong. Quantize only the weights: Int8WeightOnlyConfig() of torchao."
             )
         if weight.dim() != 2 or weight.scale.numel() != weight.shape[0]:
             raise UnsupportedQuantizationError(
-                "torchao quantized the model with other scales than one a row. Use Int8WeightOnlyConfig() as it is."
+                "torchao quantized the model without one scale per row. Use the default Int8WeightOnlyConfig()."
             )
 
     def dtype(self, layer: Any) -> torch.dtype:
-        """That of the weight before it was quantized."""
+        """Return the dtype of the weight before quantization."""
         dtype: torch.dtype = layer.weight.dtype
         return dtype
 
     def rows(self, layer: Any, rows: slice) -> torch.Tensor:
-        """Numbers, less the zero point of their row, times its scale."""
+        """Return the numbers minus the zero point of their row, times its scale."""
         weight = layer.weight
         numbers = weight.qdata[rows].to(torch.float32)
         if weight.zero_point is not None:
@@ -45,7 +45,7 @@ class TorchaoInt8Layout(Layout):
         return numbers.mul_(weight.scale[rows].view(-1, 1).float())
 
     def keep_(self, layer: Any, dim: int, index: torch.Tensor) -> bool:
-        """Always exact."""
+        """Keep rows or columns, always exactly."""
         weight = layer.weight
         index = index.to(weight.device)
         numbers = weight.qdata.index_select(dim, index).contiguous()
@@ -65,7 +65,7 @@ class TorchaoInt8Layout(Layout):
         return True
 
     def quantize_(self, layer: Any, weight_OI: torch.Tensor) -> None:
-        """As torchao does when a model is loaded."""
+        """Quantize as torchao does when a model is loaded."""
         from torchao.quantization.granularity import PerRow
 
         weight = layer.weight
@@ -75,7 +75,7 @@ class TorchaoInt8Layout(Layout):
         layer.weight = nn.Parameter(tensor, requires_grad=False)
 
     def stored_bytes(self, layer: Any) -> int:
-        """Numbers, scales and zero points."""
+        """Return the bytes of numbers, scales and zero points."""
         weight = layer.weight
         parts = (weight.qdata, weight.scale, weight.zero_point)
         return sum(int(part.nbytes) for part in parts if part is not None)

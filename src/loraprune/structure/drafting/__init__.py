@@ -1,4 +1,4 @@
-"""What layers a model of an unknown family has, and a start for its description."""
+"""Layers of a model of an unknown family, and a draft of its description."""
 
 from loraprune.structure.drafting.drafting import draft
 from loraprune.structure.drafting.outline import BlockKind, Layer, Stack, outline

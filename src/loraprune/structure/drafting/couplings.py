@@ -1,4 +1,4 @@
-"""Which layers of a block belong together, as far as experiments with the config and their shapes can tell."""
+"""Layers of a block that belong together, inferred from their shapes and from experiments with the config."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class Coupling:
     """Layers that share a dimension.
 
     Attributes:
-        kind: ``heads`` or ``channels`` (``expert_channels`` where experts are stacked).
-        consumer: the layer that reads the dimension.
-        unit: what a group takes of the consumer.
-        units: of each producer, what a group takes of it; None where its layout cannot be told.
+        kind: ``heads`` or ``channels`` (``expert_channels`` if experts are stacked).
+        consumer: layer that reads the dimension.
+        unit: unit of a group in the consumer.
+        units: unit of a group in each producer; None if its layout is unknown.
         widths: numbers of the config that follow from the groups, and how.
-        evidence: how we know.
+        evidence: reason for the coupling.
     """
 
     kind: str
@@ -31,17 +31,17 @@ class Coupling:
 
     @property
     def is_certain(self) -> bool:
-        """Whether nothing is left to be decided."""
+        """Whether nothing is left to decide."""
         return all(unit is not None for _, unit in self.units)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is known about one kind of block.
+    """Findings about one kind of block.
 
     Attributes:
         couplings: layers that share a dimension.
-        left: linear layers that are in no coupling.
+        left: linear layers that belong to no coupling.
     """
 
     couplings: tuple[Coupling, ...]
@@ -70,13 +70,13 @@ def couplings_of(kind: BlockKind, experiments: Experiments) -> Found:
 
 
 def _without(layers: Sequence[Layer], couplings: Collection[Coupling]) -> tuple[Layer, ...]:
-    """Linear layers that are in no coupling."""
+    """Linear layers that belong to no coupling."""
     taken = {layer for coupling in couplings for layer in (coupling.consumer, *dict(coupling.units))}
     return tuple(layer for layer in layers if layer.inputs is not None and layer not in taken)
 
 
 def _one_consumer_each(pattern: Pattern) -> tuple[Pattern, ...]:
-    """Parts of a pattern with one consumer each: the whole, or what lies in one module. None where it falls apart."""
+    """Split a pattern into parts with one consumer each, by module if necessary; empty if that is impossible."""
     parts = [pattern] if len(pattern.consumers) == 1 else [pattern.below(parent) for parent in pattern.parents]
     layers = sum(len(part.producers) + len(part.consumers) + len(part.other) for part in parts)
     complete = layers == len(pattern.producers) + len(pattern.consumers) + len(pattern.other)
@@ -85,7 +85,7 @@ def _one_consumer_each(pattern: Pattern) -> tuple[Pattern, ...]:
 
 
 def _heads(kind: BlockKind, experiments: Experiments, heads_key: str, kv_key: str) -> Iterator[Coupling]:
-    """Attention with heads of a width of their own: fewer heads are narrower layers."""
+    """Attention whose heads have a width of their own, so fewer heads mean narrower layers."""
     if heads_key not in experiments.numbers:
         return
     heads = experiments.numbers[heads_key]
@@ -118,7 +118,7 @@ def _heads(kind: BlockKind, experiments: Experiments, heads_key: str, kv_key: st
 
 
 def _channels(key: str, value: int, pattern: Pattern) -> Iterator[Coupling]:
-    """A number of the config that one consumer reads."""
+    """Layers whose width a number of the config sets, with one consumer."""
     for part in _one_consumer_each(pattern):
         consumer = part.consumers[0]
         if any(layer.experts != consumer.experts for layer in part.producers):
@@ -133,7 +133,7 @@ def _channels(key: str, value: int, pattern: Pattern) -> Iterator[Coupling]:
             units=(*units, *((layer, None) for layer in part.other)),
             widths=((key, "stratum" if stacked else "groups"),) if stated else (),
             evidence=f"{key} sets these widths"
-            + ("" if stated else ", but as a factor, so that no config can say any other width"),
+            + ("" if stated else ", but as a factor, so no config can state other widths"),
         )
 
 
@@ -151,5 +151,5 @@ def _by_shape(layers: Sequence[Layer], streams: Collection[int]) -> Iterator[Cou
                     consumer=consumer,
                     unit="channel",
                     units=tuple((layer, "channel") for layer in others),
-                    evidence="by their shapes; no number in the config sets this width alone",
+                    evidence="by their shapes; no number of the config sets only this width",
                 )

@@ -1,4 +1,4 @@
-"""A start for the description of an unknown family: YAML for what is certain, remarks for what is to be decided."""
+"""Draft of a description for an unknown family: YAML for what is certain, comments for what you have to decide."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 _HEAD = """\
-# A start for the description of {model_type}, made by `loraprune inspect`. What stands here was found by changing
-# numbers of the config on models without weights, or by shapes, as it says. Compare it with the model's source, and
-# decide what says TODO. The words are explained in docs/architectures.md.
+# A draft of the description of {model_type}, made by `loraprune inspect`. Each entry says how it was found: by changing
+# numbers of the config on models without weights, or by shapes. Compare it with the model's source, and
+# decide on every TODO. docs/architectures.md explains the terms.
 """
 
 
 def draft(config: PretrainedConfig, stacks: Sequence[Stack], build: Build, auto_class: str) -> str:
-    """Start a description.
+    """Draft a description.
 
     Args:
-        config: of the model.
+        config: config of the model.
         stacks: its lists of blocks.
-        build: makes a model without weights of a changed config.
-        auto_class: class of transformers that loads the model.
+        build: builds a model without weights from a changed config.
+        auto_class: transformers class that loads the model.
     """
     lines = [_HEAD.format(model_type=config.model_type).rstrip(), f"model_type: {config.model_type}"]
     if auto_class != "AutoModelForCausalLM":
@@ -47,7 +47,7 @@ def draft(config: PretrainedConfig, stacks: Sequence[Stack], build: Build, auto_
 
 
 def _experts_key(stacks: Sequence[Stack], experiments: Experiments) -> str | None:
-    """The number of the config that says how many experts are stacked."""
+    """Name of the config's number of stacked experts."""
     for kind in (kind for stack in stacks for kind in stack.kinds):
         stacked = {layer for layer in kind.layers if layer.experts is not None}
         for key, value in experiments.numbers.items():
@@ -63,7 +63,7 @@ def _stack_lines(stack: Stack, experiments: Experiments) -> Iterator[str]:
     merged: dict[str, Coupling] = {}
     for coupling in (coupling for each in found for coupling in each.couplings):
         earlier = merged.setdefault(coupling.consumer.name, coupling)
-        if len(coupling.units) > len(earlier.units):  # a block may have a layer more than the first
+        if len(coupling.units) > len(earlier.units):  # a block may have more layers than the first
             merged[coupling.consumer.name] = coupling
     names = _dimension_names(list(merged.values()))
     for name, coupling in merged.items():
@@ -73,7 +73,7 @@ def _stack_lines(stack: Stack, experiments: Experiments) -> Iterator[str]:
 
 
 def _dimension_names(couplings: Sequence[Coupling]) -> dict[str, str | None]:
-    """Names for the dimensions of a kind that is there more than once in a block: after their modules."""
+    """Names for the dimensions of a kind that occurs several times in a block, from their modules."""
     kinds = [coupling.kind for coupling in couplings]
     return {
         coupling.consumer.name: None
@@ -106,11 +106,11 @@ def _coupling_lines(coupling: Coupling, name: str | None, *, optional: bool) -> 
         return
     for layer in (layer for layer, unit in coupling.units if unit is None):
         if layer.inputs is None:
-            yield f"# TODO {layer.name} ({layer.type}, {layer.outputs}) changes as well: what does a group take of it?"
+            yield f"# TODO {layer.name} ({layer.type}, {layer.outputs}) changes as well: how much of it is in a group?"
         else:
             read = coupling.consumer.inputs
-            yield f"# TODO {layer.name} makes {layer.outputs}, and {read} are read. Its layout is [a, b] where parts"
-            yield "#   stand one after the other, [[a, b]] where they stand together for each group."
+            yield f"# TODO {layer.name} has {layer.outputs} outputs, but {read} are read. Its layout is [a, b] if parts"
+            yield "#   follow each other, and [[a, b]] if they are interleaved per group."
     yield from (f"# {line}" for line in text)
 
 
@@ -121,13 +121,13 @@ def _member(layer: Layer, segments: str) -> dict[str, Any]:
 
 
 def _left_lines(found: Sequence[Found]) -> Iterator[str]:
-    """Remarks on the layers of which nothing is known, by the module that they stand in."""
+    """Comments on the remaining layers, by the module that contains them."""
     left = list(dict.fromkeys(layer for each in found for layer in each.left))
     modules: dict[str, list[Layer]] = {}
     for layer in left:
         modules.setdefault(parent_of(layer) or "(the block itself)", []).append(layer)
     for module, layers in modules.items():
-        yield f"# TODO {module}: do some of these layers make a dimension that one of them reads?"
+        yield f"# TODO {module}: do some of these layers produce a dimension that another one reads?"
         for layer in layers:
             yield f"#   {layer.name}: {layer.type}, {layer.inputs} -> {layer.outputs}"
     if left:
@@ -137,5 +137,5 @@ def _left_lines(found: Sequence[Found]) -> Iterator[str]:
 
 
 def _text(value: str) -> str:
-    """A text as YAML writes it, in quotes where it needs them."""
+    """Write a text as YAML, in quotes if necessary."""
     return str(yaml.safe_dump(value, width=1000)).splitlines()[0]

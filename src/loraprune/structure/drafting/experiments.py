@@ -1,4 +1,4 @@
-"""Which sides of which layers a number in the config sets: found by changing it, on models without weights."""
+"""Sides of layers whose size a number of the config sets, found by changing it on models without weights."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 Build = Callable[["PretrainedConfig"], nn.Module]
-"""Makes a model on the meta device."""
+"""Builds a model on the meta device."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pattern:
-    """What changes in a block with one number of the config.
+    """Changes in a block after one number of the config is changed.
 
     Attributes:
-        producers: layers whose outputs change, and nothing else of them.
-        consumers: layers whose inputs change, and nothing else of them.
+        producers: layers of which only the outputs change.
+        consumers: layers of which only the inputs change.
         other: layers that change in another way.
     """
 
@@ -34,7 +34,7 @@ class Pattern:
     other: tuple[Layer, ...] = ()
 
     def below(self, parent: str) -> Pattern:
-        """The part of the pattern that lies in one module of the block."""
+        """Return the part of the pattern inside one module of the block."""
         inside = [
             tuple(layer for layer in layers if parent_of(layer) == parent)
             for layers in (self.producers, self.consumers, self.other)
@@ -43,21 +43,21 @@ class Pattern:
 
     @property
     def parents(self) -> tuple[str, ...]:
-        """Modules of the block that its consumers lie in."""
+        """Modules of the block that contain its consumers."""
         return tuple(dict.fromkeys(parent_of(layer) for layer in self.consumers))
 
 
 def parent_of(layer: Layer) -> str:
-    """The module that a layer stands in; of stacked experts the module that stacks them."""
+    """Return the module that contains a layer; for stacked experts, the module that stacks them."""
     return layer.module.rpartition(".")[0] if layer.experts is None else layer.module
 
 
 class Experiments:
-    """A model whose config is changed, one number after the other.
+    """A model whose config is changed, one number at a time.
 
     Attributes:
-        config: the one that is changed: with the width of a head written down, where hidden size and heads give it.
-        numbers: whole numbers of the config that may be widths, under the names that the family has for them.
+        config: the base config, with an explicit head width if hidden size and heads determine it.
+        numbers: whole numbers of the config that may be widths, under the family's own names.
     """
 
     def __init__(self, config: PretrainedConfig, stacks: Sequence[Stack], build: Build) -> None:
@@ -74,14 +74,14 @@ class Experiments:
         self._changed: dict[str, nn.Module | None] = {}
 
     def own_name(self, name: str) -> str:
-        """The name that a family has for one of the names that all configs of transformers share."""
+        """Return the family's name for an attribute that all transformers configs share."""
         return str(getattr(self.config, "attribute_map", {}).get(name, name))
 
     def pattern(self, key: str, kind: BlockKind) -> Pattern:
-        """What changes in a kind of block with a number of the config.
+        """Return the changes in a kind of block after a number of the config is changed.
 
-        Nothing, where neither twice the number nor half of it makes a model, and where the number changes layers
-        outside of the blocks as well: then it is the width of the stream that runs through all of them.
+        The pattern is empty if neither twice the number nor half of it yields a model. It is also empty if the number
+        changes layers outside of the blocks: then it is the width of the residual stream.
         """
         if key not in self._changed:
             self._changed[key] = self._change(key)
@@ -97,14 +97,14 @@ class Experiments:
             try:
                 setattr(changed, key, other)
                 model = self._build(changed)
-            except Exception:  # whatever a config or a model raises, it refuses this number
+            except Exception:  # any exception of a config or a model means that it rejects this number
                 continue
             same_blocks = all(find_module(model, block.removesuffix(".")) is not None for block in self._blocks)
             return model if same_blocks and self._outside(model) == self._before else None
         return None
 
     def _outside(self, model: nn.Module) -> dict[str, tuple[int, ...]]:
-        """Shapes of what is in no block."""
+        """Shapes of the parameters outside of all blocks."""
         return {
             name: tuple(parameter.shape)
             for name, parameter in model.named_parameters()

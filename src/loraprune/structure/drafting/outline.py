@@ -1,4 +1,4 @@
-"""What layers a model has: its lists of blocks, the kinds of block in each, and a kind's layers with their sizes."""
+"""Layers of a model: its lists of blocks, the kinds of block in each, and the layers of a kind with their sizes."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class Layer:
         module: path below the block.
         parameter: name of the parameter.
         type: class of the module.
-        shape: of the parameter, as it is stored.
-        outputs: length of the output side (of one expert, where experts are stacked), or None.
+        shape: stored shape of the parameter.
+        outputs: length of the output side (of one expert if experts are stacked), or None.
         inputs: length of the input side, or None.
-        experts: matrices that are stacked in the parameter, or None.
-        bias: a bias goes with the outputs.
+        experts: number of matrices stacked in the parameter, or None.
+        bias: whether the layer has a bias along its outputs.
     """
 
     module: str
@@ -37,7 +37,7 @@ class Layer:
 
     @property
     def name(self) -> str:
-        """The path, with the parameter where it is not the weight."""
+        """Path, followed by the parameter if it is not the weight."""
         return self.module if self.parameter == "weight" else f"{self.module} {self.parameter}".strip()
 
 
@@ -46,9 +46,9 @@ class BlockKind:
     """Blocks with the same layers of the same sizes.
 
     Attributes:
-        blocks: their names in the model.
-        indices: their places in the stack.
-        layers: what each of them has.
+        blocks: names of the blocks in the model.
+        indices: their positions in the stack.
+        layers: layers of each block.
     """
 
     blocks: tuple[str, ...]
@@ -58,7 +58,7 @@ class BlockKind:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A list of blocks; its path has a ``*`` where the blocks are spread over several lists."""
+    """A list of blocks; its path contains ``*`` if the blocks are spread over several lists."""
 
     path: str
     name: str
@@ -66,7 +66,7 @@ class Stack:
 
 
 def _sides(module: nn.Module, parameter: str) -> tuple[int | None, int | None]:
-    """Outputs and inputs of a layer; None where it has no such side."""
+    """Outputs and inputs of a layer; None if it has no such side."""
     sizes: list[int | None] = []
     for axis in ("output", "input"):
         try:
@@ -77,7 +77,7 @@ def _sides(module: nn.Module, parameter: str) -> tuple[int | None, int | None]:
 
 
 def layers_of(block: nn.Module) -> tuple[Layer, ...]:
-    """The layers of a block, in the order in which it declares them; norms and single parameters, too."""
+    """Return the layers of a block in the order of their declaration, including norms and single parameters."""
     found = []
     for path, wrapped in block.named_modules():
         module = base_layer(wrapped)
@@ -122,7 +122,7 @@ def _kinds(blocks: list[tuple[str, nn.Module]]) -> tuple[BlockKind, ...]:
 
 
 def _is_block_list(module: nn.Module) -> bool:
-    """A list whose every entry is made of several layers."""
+    """Whether a module is a list whose entries all have several layers."""
     return (
         isinstance(module, nn.ModuleList)
         and len(module) > 0
@@ -131,7 +131,7 @@ def _is_block_list(module: nn.Module) -> bool:
 
 
 def _block_lists(module: nn.Module, path: str) -> Iterator[tuple[str, list[tuple[str, nn.Module]]]]:
-    """Paths (with ``*`` in the place of a stage) and named blocks of every list of blocks."""
+    """Yield path (with ``*`` for the stage) and named blocks of every list of blocks."""
     for name, child in module.named_children():
         below = f"{path}.{name}" if path else name
         if not _is_block_list(child):
@@ -147,7 +147,7 @@ def _block_lists(module: nn.Module, path: str) -> Iterator[tuple[str, list[tuple
 
 
 def _list_in_every_stage(stages: nn.Module) -> str | None:
-    """Name of the list of like blocks that every entry of a list consists of, for models made of stages."""
+    """Name of the list of similar blocks that every entry of a list has, for models made of stages."""
     shared: set[str] | None = None
     for stage in stages.children():
         lists = {
@@ -160,7 +160,7 @@ def _list_in_every_stage(stages: nn.Module) -> str | None:
 
 
 def _short_names(paths: list[str]) -> dict[str, str]:
-    """What tells each path from the others; ``layers`` where there is one."""
+    """Parts that distinguish each path from the others; ``layers`` if there is only one path."""
     if len(paths) < 2:
         return dict.fromkeys(paths, "layers")
     parts = {path: [part for part in path.split(".") if part != "*"] for path in paths}
