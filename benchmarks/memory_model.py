@@ -20,7 +20,7 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Pretrain
 
 from loraprune.checkpoint.load import quantization_config
 from loraprune.checkpoint.source import ModelSource
-from loraprune.cli.console import quiet_libraries
+from loraprune.cli.console import begin
 from loraprune.layers.quantized import prepare_
 from loraprune.measure.benchmark.memory import LiveBytes
 from loraprune.measure.estimation.config import EstimateConfig
@@ -221,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     device = parser.parse_args().device
-    quiet_libraries()
+    begin()
     print(f"{'step':62} {'measured':>12} {'estimated':>12} {'off by':>8}")
     worst = 0.0
     for row in rows(device):

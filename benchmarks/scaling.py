@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from loraprune.checkpoint.shapes import find_shapes
-from loraprune.cli.console import quiet_libraries
+from loraprune.cli.console import begin
 from loraprune.measure.estimation.cluster import ClusterConfig
 from loraprune.measure.estimation.config import EstimateConfig
 from loraprune.measure.estimation.estimate import Estimator
@@ -87,7 +87,7 @@ def main() -> None:
     for name in asked:
         if name not in SHAPES:
             parser.error(f"{name} is none of {', '.join(SHAPES)}")
-    quiet_libraries()
+    begin()
     for name in asked:
         print("\n".join(rows(name)), end="\n\n")
 
