@@ -23,14 +23,14 @@ print(taken, *(name for name in ("torch", "transformers", "peft", "trl") if name
 
 
 def test_the_import_is_instant_and_loads_none_of_the_large_libraries() -> None:
-    taken = []
-    for _ in range(3):
+    for last in (False, False, True):
         seconds, *loaded = subprocess.run(
             [sys.executable, "-c", TIMED], capture_output=True, text=True, check=True
         ).stdout.split()
         assert loaded == []
-        taken.append(float(seconds))
-    assert min(taken) < 0.2
+        if float(seconds) < 0.2:
+            break
+        assert not last, f"{seconds} s in the third try, too"
 
 
 REFUSED = """
@@ -65,14 +65,14 @@ print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") i
     ],
 )
 def test_mistakes_in_options_of_ours_are_told_of_at_once(command: str, message: str) -> None:
-    taken = []
-    for _ in range(2):
+    for last in (False, True):
         done = subprocess.run([sys.executable, "-c", REFUSED, *command.split()], capture_output=True, text=True)
         assert message in done.stderr
         code, seconds, *loaded = done.stdout.split()
         assert (code, loaded) == ("2", [])
-        taken.append(float(seconds))
-    assert min(taken) < 0.5
+        if float(seconds) < 0.5:
+            break
+        assert not last, f"{seconds} s in the second try, too"
 
 
 LOADED = """

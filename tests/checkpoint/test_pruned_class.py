@@ -88,7 +88,7 @@ WAYS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("way", thinned(WAYS, 2))
+@pytest.mark.parametrize("way", thinned(WAYS))
 def test_a_fresh_process_loads_it(way, saved, tmp_path):
     folder, expected = saved
     first, second, arguments = WAYS[way]

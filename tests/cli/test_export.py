@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -207,17 +205,3 @@ def test_compressed_tensors_is_refused_where_the_package_cannot_write_it(
     finished = run("export", tmp_path / "model", "--format", "compressed-tensors")
     assert (finished.code, finished.out) == (2, "")
     assert one_line(finished.err) == "error: the package is missing"
-
-
-def test_help_loads_nothing_heavy() -> None:
-    code = (
-        "import sys\n"
-        "from loraprune.cli.main import main\n"
-        "try:\n"
-        "    main(['export', '--help'])\n"
-        "finally:\n"
-        "    print(sorted({'torch', 'transformers', 'gguf', 'onnx', 'numpy'} & set(sys.modules)))\n"
-    )
-    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "--outtype" in printed
-    assert printed.splitlines()[-1] == "[]"

@@ -20,7 +20,9 @@ ALL = tuple(kill_runs.COMMANDS)
     ("kind", "rounds", "commands"),
     [
         ("KILL", 1, ("prune",)),
-        pytest.param("KILL", 1, ("oneshot", "oneshot-by-block", "export", "recover"), marks=pytest.mark.slow),
+        pytest.param(
+            "KILL", 1, ("oneshot", "oneshot-by-block", "export", "recover"), marks=[pytest.mark.slow, pytest.mark.full]
+        ),
         pytest.param("KILL", 20, ALL, marks=[pytest.mark.slow, pytest.mark.full]),
         pytest.param("TERM", 8, ALL, marks=[pytest.mark.slow, pytest.mark.full]),
         pytest.param("INT", 4, ALL, marks=[pytest.mark.slow, pytest.mark.full]),

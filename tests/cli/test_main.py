@@ -16,12 +16,14 @@ HELP = [["--help"], ["-h"], ["help"], *([command, "--help"] for command in COMMA
 HEAVY = """
 import sys
 from loraprune.cli.main import main
-try:
-    code = main(sys.argv[1:])
-except SystemExit as exit:
-    code = exit.code
-heavy = {"torch", "transformers", "trl", "peft", "datasets", "numpy"} & set(sys.modules)
-sys.exit(f"imported: {heavy}" if heavy else code)
+for line in sys.argv[1:]:
+    try:
+        code = main(line.split())
+    except SystemExit as exit:
+        code = exit.code
+    heavy = {"torch", "transformers", "trl", "peft", "datasets", "gguf", "onnx", "numpy"} & set(sys.modules)
+    if heavy or code != 0:
+        sys.exit(f"{line}: code {code}, imported {heavy}")
 """
 
 
@@ -37,21 +39,19 @@ def children_seconds() -> float:
 
 @pytest.mark.parametrize("arguments", HELP, ids=" ".join)
 def test_help_is_there_within_a_second(arguments: list[str]) -> None:
-    seconds = []
-    for _ in range(3):
+    for last in (False, False, True):
         start = children_seconds()
         finished = process("-m", "loraprune", *arguments)
-        seconds.append(children_seconds() - start)
+        seconds = children_seconds() - start
         assert finished.returncode == 0, finished.stderr
         assert "usage: loraprune" in finished.stdout
-    assert 0.0 < min(seconds) < 1.0
+        if 0.0 < seconds < 1.0:
+            break
+        assert not last, f"{seconds} s in the third try, too"
 
 
-@pytest.mark.parametrize(
-    "arguments", [["--help"], ["--version"], *([name, "--help"] for name in COMMANDS)], ids=" ".join
-)
-def test_nothing_heavy_is_imported_for_help(arguments: list[str]) -> None:
-    finished = process("-c", HEAVY, *arguments)
+def test_nothing_heavy_is_imported_for_help() -> None:
+    finished = process("-c", HEAVY, "--help", "--version", *(f"{name} --help" for name in COMMANDS))
     assert finished.returncode == 0, finished.stderr
 
 

@@ -2,12 +2,10 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import re
-import signal
-import subprocess
-import sys
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +20,7 @@ from tests.thinned import thinned
 from tests.zoo.process import Checkpoint, load_elsewhere
 from transformers import AutoModelForCausalLM
 
+from loraprune.cli.main import main
 from loraprune.cli.oneshot import ONESHOT_OPTIONS
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 
@@ -48,20 +47,6 @@ def of_blocks(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def zeros(tensors: dict[str, torch.Tensor]) -> float:
     matrices = of_blocks(tensors).values()
     return sum(int((matrix == 0).sum()) for matrix in matrices) / sum(matrix.numel() for matrix in matrices)
-
-
-def start(folder: Path, *arguments: str | Path) -> subprocess.Popen[str]:
-    """``loraprune oneshot …`` as a user runs it: in a process of its own."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "loraprune", "oneshot", *map(str, arguments)],
-        cwd=folder,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"},
-        # A shell lets what it runs in the background ignore Ctrl-C.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )
 
 
 def held_out_blocks(count: int = 4) -> torch.Tensor:
@@ -108,7 +93,7 @@ def refused(run: Command, checkpoint: Path, data: Path, out: Path) -> Any:
 
 @dataclass(frozen=True)
 class EndToEnd:
-    """A run in a process of its own, and what its result computes where this package is not installed."""
+    """A run, and what its result computes where this package is not installed."""
 
     arguments: list[str]
     folder: Path
@@ -125,15 +110,15 @@ def runs(checkpoint: Path, data: Path, tmp_path_factory: pytest.TempPathFactory)
         "structured": ["--ratio", "0.5", "--allocation", "uniform", "--calibration-sequences", "12"],
         "2:4": ["--sparsity", "2:4"],
     }
-    arguments = {}
+    arguments: dict[str, list[str]] = {}
+    printed: dict[str, tuple[str, str]] = {}
     for name, options in names.items():
         folder = work / name.replace(":", "-")
         given = ["--data", str(data), "--eval-data", str(data), "-o", str(folder), *QUICK, *options]
         arguments[name] = [str(checkpoint), *given]
-    processes = {name: start(work, *given) for name, given in arguments.items()}
-    printed = {name: process.communicate(timeout=300) for name, process in processes.items()}
-    for name, process in processes.items():
-        assert process.returncode == 0, printed[name][1]
+        with redirect_stdout(StringIO()) as out, redirect_stderr(StringIO()) as err:
+            assert main(["oneshot", *arguments[name]]) == 0
+        printed[name] = (out.getvalue(), err.getvalue())
     folders = {name: work / name.replace(":", "-") for name in names}
     assert sorted(work.iterdir()) == sorted(folders.values())
     inputs = {"input_ids": held_out_blocks()}
@@ -669,18 +654,3 @@ class TestWrongInput:
         assert (finished.code, finished.out) == (1, "")
         assert finished.err.splitlines()[-1].startswith("error: The calibration data produce NaN or Inf")
         assert not out.exists()
-
-
-@pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(checkpoint: Path, data: Path, tmp_path: Path) -> None:
-    process = start(tmp_path, checkpoint, "--data", data, "-o", "out", *QUICK, "--ratio=0.5", "--cuts=300")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if line.startswith("cutting 2/300 "):
-            break
-    process.send_signal(signal.SIGINT)
-    out, err = process.communicate(timeout=120)
-    assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "Stopped."
-    assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []

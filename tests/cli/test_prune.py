@@ -435,9 +435,11 @@ class TestInterruption:
 
     STEPS = 300
 
-    def start(self, folder: Path, checkpoint: Path, data: Path, *options: str) -> subprocess.Popen[str]:
-        quick = [*QUICK[1:], f"--max-steps={self.STEPS}", "--eval-sequences=0"]
-        arguments = ["prune", str(checkpoint), "--data", str(data), "-o", "out", *quick, *options]
+    def quick(self) -> list[str]:
+        return [*QUICK[1:], f"--max-steps={self.STEPS}", "--eval-sequences=0"]
+
+    def start(self, folder: Path, checkpoint: Path, data: Path) -> subprocess.Popen[str]:
+        arguments = ["prune", str(checkpoint), "--data", str(data), "-o", "out", *self.quick()]
         return subprocess.Popen(
             [sys.executable, "-m", "loraprune", *arguments],
             cwd=folder,
@@ -476,10 +478,9 @@ class TestInterruption:
         assert "out.run holds an interrupted run. Go on with --resume, or start anew with --overwrite." in again.err
         assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
 
-        resumed = self.start(tmp_path, checkpoint, data, "--resume")
-        out, err = resumed.communicate(timeout=120)
-        assert resumed.returncode == 0, err
-        first = next(line for line in err.splitlines() if line.startswith("step "))
+        resumed = run("prune", checkpoint, "--data", data, "-o", "out", *self.quick(), "--resume")
+        assert resumed.code == 0, resumed.err
+        first = next(line for line in resumed.err.splitlines() if line.startswith("step "))
         assert int(first.split()[1].partition("/")[0]) > stopped
         found = record(tmp_path / "out")
         assert found["metrics"]["pruning"]["ratio"] == pytest.approx(0.5, abs=0.01)

@@ -270,7 +270,7 @@ class TestCard:
             ("oneshot", ("--ratio=0.4", "--criterion=taylor", "--taylor-form=first", "--cuts=2", "--repair=none",
                          "--keep-layers=0", "--calibration-sequences=8", "--no-latency")),
             ("oneshot", ("--sparsity=2:4", "--criterion=wanda+obs", "--order=iterative", "--calibration-sequences=8")),
-        ], 2),
+        ]),
         ids=["pst", "compresso", "recover", "oneshot, ratio", "oneshot, sparsity"],
     )  # fmt: skip
     def test_every_command_takes_the_recipe_that_it_wrote(

@@ -26,8 +26,7 @@ from loraprune.record.claims import claimed
 
 ROOT = Path(__file__).parents[2]
 LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-USUAL = ("fisher", "wanda", "osscar first", "pst", "own trainer, cut first", "oneshot")
-USUAL += ("oneshot taylor mix", "oneshot of experts, few tokens")
+USUAL = ("fisher", "osscar first", "pst", "own trainer, cut first", "oneshot", "oneshot of experts, few tokens")
 USUAL += ("shared out: stream", "shared out: lora")
 NAMES = [pytest.param(name, marks=() if name in USUAL else pytest.mark.full, id=name) for name in scenarios.SCENARIOS]
 

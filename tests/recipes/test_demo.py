@@ -69,9 +69,14 @@ def test_the_tokenizer_gives_back_any_text() -> None:
 
 
 def test_the_demo_ends_with_a_table_completions_and_a_report(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    texts: tuple[list[str], list[str]],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     output = tmp_path / "out"
+    few = texts[0][:20], [texts[1][0][:20_000]]
+    monkeypatch.setattr("loraprune.data.demo.standard_library_text", lambda: few)
     assert main(["demo", "-o", str(output), "--max-steps", "4"]) == 0
     shown = capsys.readouterr().out
     for words in ("Parameters", "File size", "Held-out perplexity", "Forward pass", "without recovery", "dense"):

@@ -62,8 +62,17 @@ def run(model: PreTrainedModel, data: Path, config: PruningConfig, **changes: An
 
 
 @pytest.mark.parametrize("allocation", thinned(["balanced", "uniform", "global"]))
-@pytest.mark.parametrize("kinds", [None, ("experts",)], ids=["default", "experts"])
-@pytest.mark.parametrize("family", CONFIGS)
+@pytest.mark.parametrize(
+    ("family", "kinds"),
+    thinned(
+        [
+            pytest.param(family, kinds, id=f"{family}-{name}")
+            for name, kinds in (("default", None), ("experts", ("experts",)))
+            for family in CONFIGS
+        ],
+        len(CONFIGS) + 1,
+    ),
+)
 def test_a_mixture_is_pruned_saved_and_loaded(
     family: str, kinds: Any, allocation: str, data: Path, tmp_path: Path
 ) -> None:

@@ -217,6 +217,7 @@ class TestSparseModel:
         sparsity = result.metrics["sparsity"]
         assert sparsity["after"] == sparsity["before"]
 
+    @pytest.mark.full
     def test_an_image_classifier_recovers_and_its_own_layer_is_trained(self, tmp_path: Path) -> None:
         pytest.importorskip("sklearn")
         train, test = digits()

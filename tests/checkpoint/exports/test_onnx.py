@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import sys
 from pathlib import Path
 from typing import Any
@@ -51,17 +52,23 @@ def run(file: Path, **tensors: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(session.run(["logits"], feed)[0])
 
 
+@pytest.fixture(scope="module", params=thinned(["llama", "qwen3"]))
+def written(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, Any]:
+    """A language model, and what became of it."""
+    folder = tmp_path_factory.mktemp("onnx")
+    model = byte_model(request.param, dtype=torch.bfloat16)
+    model.save_pretrained(folder / "model")
+    return model, write_onnx(folder / "model", folder / "m.onnx")
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("family", thinned(["llama", "qwen3"]))
-def test_onnxruntime_computes_the_same_for_texts_of_any_number_and_length(tmp_path: Path, family: str) -> None:
-    model = byte_model(family, dtype=torch.bfloat16)
-    model.save_pretrained(tmp_path / "model")
-    result = write_onnx(tmp_path / "model", tmp_path / "m.onnx")
+def test_onnxruntime_computes_the_same_for_texts_of_any_number_and_length(written: tuple[Any, Any]) -> None:
+    model, result = written
     assert result.model_class == type(model).__name__
     assert result.inputs == {"input_ids": ("batch", "sequence"), "attention_mask": ("batch", "sequence")}
     assert result.difference is not None
     assert result.size == result.file.stat().st_size
-    model = model.float()  # the file is in 32 bits, whatever the checkpoint is in
+    model = copy.deepcopy(model).float()  # the file is in 32 bits, whatever the checkpoint is in
     for batch, tokens in ((1, 1), (4, 3), (2, 60)):
         ids = token_ids(batch, tokens, vocabulary=VOCABULARY)
         logits = run(result.file, input_ids=ids, attention_mask=torch.ones_like(ids))
@@ -71,9 +78,8 @@ def test_onnxruntime_computes_the_same_for_texts_of_any_number_and_length(tmp_pa
 
 
 @pytest.mark.slow
-def test_padding_on_the_left_changes_nothing(tmp_path: Path) -> None:
-    byte_model().save_pretrained(tmp_path / "model")
-    file = write_onnx(tmp_path / "model", tmp_path / "m.onnx").file
+def test_padding_on_the_left_changes_nothing(written: tuple[Any, Any]) -> None:
+    file = written[1].file
     ids = token_ids(1, 9, vocabulary=VOCABULARY)
     padded = torch.cat([torch.zeros(1, 4, dtype=torch.long), ids], dim=1)
     mask = torch.ones_like(padded)
@@ -116,6 +122,7 @@ def test_image_classifiers_are_written_too(tmp_path: Path, config: PretrainedCon
         torch.testing.assert_close(run(result.file, pixel_values=images), model(images).logits, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_another_language_model_is_written_too(tmp_path: Path) -> None:
     GPT2LMHeadModel(GPT2Config(vocab_size=40, n_positions=32, n_embd=16, n_layer=1, n_head=2)).save_pretrained(tmp_path)
@@ -124,7 +131,7 @@ def test_another_language_model_is_written_too(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    byte_model().save_pretrained(tmp_path / "model")
+    byte_model(num_hidden_layers=1).save_pretrained(tmp_path / "model")
     export = onnx._export
 
     def worn(logits: Any, inputs: Any) -> Any:
@@ -143,7 +150,7 @@ def test_a_file_that_computes_something_else_is_not_kept(tmp_path: Path, monkeyp
 def test_without_onnxruntime_the_file_is_written_unchecked_and_names_no_file_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    byte_model().save_pretrained(tmp_path / "model")
+    byte_model(num_hidden_layers=1).save_pretrained(tmp_path / "model")
     monkeypatch.setattr(onnx, "find_spec", lambda name: None)
     result = write_onnx(tmp_path / "model", tmp_path / "m.onnx")
     assert result.difference is None

@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args, get_type_hints
 import pytest
 from tests.cli.conftest import Command
 from tests.cli.refusals.options import CRITERIA, ONESHOT, PRUNE, RECOVER
+from tests.thinned import thinned
 from transformers import PreTrainedModel
 from trl import SFTConfig
 
@@ -51,12 +52,16 @@ def line(command: str, name: str) -> str:
     }.get(command, command if command == "demo" else f"{command} model")
 
 
-def options() -> Iterator[tuple[str, str]]:
+def own_options() -> Iterator[tuple[str, str]]:
     """Commands with the names of their options that take numbers."""
     for command in COMMANDS:
         for action in parser_of(command)._actions:
             if action.type in NUMBERS and action.help != argparse.SUPPRESS:
                 yield command, action.dest
+
+
+def options_of_trl() -> Iterator[tuple[str, str]]:
+    """The further options of ``prune`` that take numbers."""
     for name, kind in get_type_hints(SFTConfig).items():
         if {*(get_args(kind) or (kind,))} - {type(None)} in ({int}, {float}) and name not in {
             *PRUNE_OPTIONS,
@@ -75,7 +80,7 @@ def here(checkpoint: Path, data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     return tmp_path
 
 
-@pytest.mark.parametrize(("command", "name"), list(options()))
+@pytest.mark.parametrize(("command", "name"), [*own_options(), *thinned(options_of_trl(), 10)])
 def test_what_is_no_number_is_refused(command: str, name: str, run: Command, here: Path) -> None:
     before = sorted(here.iterdir())
     flags = {"batch_size": "--batch-size"}

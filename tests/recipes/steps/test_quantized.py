@@ -32,7 +32,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_checkpoint(tmp_path_factory.mktemp("wide") / "llama", **WIDTHS)
 
 
-@pytest.fixture(params=thinned(KINDS, 2))
+@pytest.fixture(params=thinned(KINDS))
 def kind(request: pytest.FixtureRequest) -> str:
     need(request.param)
     return str(request.param)
@@ -117,13 +117,16 @@ class TestResult:
 
     @pytest.mark.parametrize(
         "config",
-        [
-            PruningConfig(ratio=0.4, criterion="compresso", repair="none"),
-            PruningConfig(ratio=0.5, criterion="random", dimensions=("hidden",)),
-            PruningConfig(ratio=0.5, criterion="random", dimensions=("blocks",)),
-            PruningConfig(ratio=0.5, criterion="random", allocation="global", repair="none"),
-            PruningConfig(ratio=0.5, criterion="random", apply="mask", repair="none"),
-        ],
+        thinned(
+            [
+                PruningConfig(ratio=0.4, criterion="compresso", repair="none"),
+                PruningConfig(ratio=0.5, criterion="random", dimensions=("hidden",)),
+                PruningConfig(ratio=0.5, criterion="random", dimensions=("blocks",)),
+                PruningConfig(ratio=0.5, criterion="random", allocation="global", repair="none"),
+                PruningConfig(ratio=0.5, criterion="random", apply="mask", repair="none"),
+            ],
+            2,
+        ),
         ids=["compresso", "hidden", "blocks", "global", "mask"],
     )
     def test_other_ways_to_prune_a_quantized_base_end_as_those_of_the_plain_base(
