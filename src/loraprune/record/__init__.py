@@ -1,1 +1,1 @@
-"""The record of a run: plain values, numbers and units, and files that appear at once."""
+"""The record of a run: plain values, numbers with units, and files that are written atomically."""

@@ -1,4 +1,4 @@
-"""Folders that appear complete or not at all."""
+"""Folders that are written atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -20,28 +20,29 @@ from loraprune.record.replaceable import check_standing
 
 _TAKEN = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR}
 _HERE = -100
-"""AT_FDCWD of Linux: a path counts from the working directory."""
+"""Linux's AT_FDCWD: relative paths start from the working directory."""
 _EXCHANGE = 2
-"""RENAME_EXCHANGE of Linux."""
+"""Linux's RENAME_EXCHANGE."""
 
 
 @contextmanager
 def appearing_folder(
     output: Path, *, overwrite: bool = False, check: Callable[[Path], None] | None = None
 ) -> Iterator[Path]:
-    """A folder to write into, which takes the place of ``output`` when the block ends well and vanishes otherwise.
+    """Yield a temporary folder to write into. It replaces ``output`` if the block succeeds and is removed otherwise.
 
-    What stands at ``output`` is looked at again then. Where it is not to be replaced, the result stays beside it.
+    ``output`` is checked again before it is replaced. If it must not be replaced, the result stays in a folder beside
+    it.
 
     Args:
-        output: the folder to make.
-        overwrite: whether a result that is there is replaced.
-        check: of the complete folder. Where it raises an ``ArithmeticError``, the result stays beside ``output``, and
-            the error says where.
+        output: the folder to create.
+        overwrite: whether an existing result is replaced.
+        check: called with the complete folder. If it raises an ``ArithmeticError``, the result stays beside ``output``,
+            and the error names its folder.
 
     Raises:
         OutputInUseError: another run writes to ``output``.
-        WriteError: the disk is full, or the place is taken by something that is not to be replaced.
+        WriteError: the disk is full, or ``output`` exists and must not be replaced.
     """
     output = output.resolve()
     with claimed(output):
@@ -72,7 +73,7 @@ def _check(check: Callable[[Path], None], made: Path, output: Path) -> None:
 
 
 def _keep_beside(made: Path, output: Path) -> Path:
-    """Give a folder another name than it was to have; returns that."""
+    """Move a folder to an alternative name and return that name."""
     kept = next(path for path in _other_names(output) if not path.exists())
     made.rename(kept)
     sync(output.parent)
@@ -80,10 +81,10 @@ def _keep_beside(made: Path, output: Path) -> Path:
 
 
 def put_in_place(made: Path, output: Path, *, overwrite: bool) -> None:
-    """Give a folder its name, in one step where the system can; what had that name is removed.
+    """Move a folder to its final name, atomically if the system supports it. A folder of that name is removed.
 
     Raises:
-        WriteError: what is there is not to be replaced; the message says where the result is.
+        WriteError: the existing folder must not be replaced; the message says where the result is.
     """
     try:
         check_standing(output, overwrite=overwrite)
@@ -108,7 +109,7 @@ def _other_names(output: Path) -> Iterator[Path]:
 
 def _replace(made: Path, output: Path) -> None:
     if exchange(made, output):
-        return  # what was there has the name of what was made, and goes with it
+        return  # after the swap, this name holds the old folder
     old = _beside(output, "old")
     output.replace(old)
     try:
@@ -120,7 +121,7 @@ def _replace(made: Path, output: Path) -> None:
 
 
 def exchange(first: Path, second: Path) -> bool:
-    """Swap the names of two folders in one step; False where the system or the file system cannot."""
+    """Swap the names of two folders in one step. Return False if the system or the file system cannot."""
     if sys.platform != "linux":
         return False
     try:

@@ -1,4 +1,4 @@
-"""Files that appear complete or not at all."""
+"""Files that are written atomically: complete or not at all."""
 
 from __future__ import annotations
 
@@ -12,23 +12,22 @@ from loraprune.record.places import OutputExistsError, check_kind, check_place, 
 from loraprune.record.replaceable import is_file_of_checkpoint
 
 LARGEST = 1 << 26
-"""Bytes of the largest file that is replaced: those of ours are smaller."""
+"""Size in bytes of the largest file that is replaced. Our own files are smaller."""
 
 
 def check_file(path: Path, *, example: str, what: str = "", holds: bytes = b"", inputs: Iterable[object] = ()) -> None:
-    """Make sure, before any work, that a file may be written, new or in place of an older one of its kind.
+    """Check, before any work, that a file can be written: new, or in place of an older file of its kind.
 
     Args:
-        path: of the file.
-        example: a name for one, for the message about a folder.
-        what: the file is, for the message about another one.
-        holds: what every file of its kind holds; one without it is not replaced, unless it is empty.
-        inputs: what the command reads: files that exist, or anything else, which is passed over.
+        path: path of the file.
+        example: example of a file name, for the error about a folder.
+        what: kind of file, for the error about a file of another kind.
+        holds: text that every file of this kind contains. A file without it is not replaced, unless it is empty.
+        inputs: files that the command reads. Anything that is not an existing file is ignored.
 
     Raises:
-        OutputExistsError: something else stands there than an older file of its kind, or one that is read or belongs
-            to a checkpoint.
-        ValueError: nothing can be written there.
+        OutputExistsError: ``path`` is not an older file of this kind, or it is an input or part of a checkpoint.
+        ValueError: ``path`` cannot be written.
     """
     if path.is_dir():
         raise OutputExistsError(f"The output {path} is a folder. Name a file, such as {path / example}.")
@@ -42,21 +41,21 @@ def check_file(path: Path, *, example: str, what: str = "", holds: bytes = b"", 
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write ``text`` as UTF-8 to ``path``, as :func:`write_bytes` does.
+    """Write ``text`` as UTF-8 to ``path``, like :func:`write_bytes`.
 
-    Characters that UTF-8 cannot carry (lone surrogates, as a broken completion may hold) become question marks.
+    Characters that UTF-8 cannot encode (lone surrogates, which a broken completion may contain) become question marks.
     """
     write_bytes(path, text.encode("utf-8", errors="replace"))
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path``: into a file beside it, which then takes its name.
+    """Write ``content`` to a temporary file beside ``path``, then rename it to ``path``.
 
-    A reader sees the old content or the new, and an interrupted write leaves the old. Of a link, the file that it leads
-    to is replaced. The file beside it is new, and its name cannot be foretold.
+    A reader sees either the old content or the new. An interrupted write leaves the old content. If ``path`` is a link,
+    its target is replaced. The temporary file is new and has an unpredictable name.
 
     Raises:
-        OutputExistsError: something else than a file stands there.
+        OutputExistsError: ``path`` exists and is not a file.
         WriteError: the disk is full, or the file may not be written.
     """
     check_kind(path)
@@ -65,7 +64,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     with telling_of_failed_writes(str(path)):
         place.parent.mkdir(parents=True, exist_ok=True)
         try:
-            # As open() does, which makes files for all whom the umask allows.
+            # open() also creates files with the permissions that the umask allows.
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
             with os.fdopen(descriptor, "wb") as file:
                 file.write(content)
@@ -78,13 +77,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def open_up(path: Path, folder: Path) -> None:
-    """Let those use a file whom the umask let use its folder: libraries write some that are the owner's alone."""
+    """Give a file the permissions of its folder under the umask. Some libraries make files private to the owner."""
     if path.is_file() and not path.is_symlink():
         path.chmod(path.stat().st_mode | (folder.stat().st_mode & 0o666))
 
 
 def sync(path: Path) -> None:
-    """Have the system put a file, or the names in a folder, onto the disk; where it cannot, nothing happens."""
+    """Flush a file, or the entries of a folder, to disk. Do nothing if the system cannot."""
     with suppress(OSError):
         descriptor = os.open(path, os.O_RDONLY)
         try:

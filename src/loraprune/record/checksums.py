@@ -1,4 +1,4 @@
-"""What tells a weight file that is whole from one that was changed or cut short since."""
+"""Checksums of weight files, to detect files that were changed or truncated later."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _BLOCK = 1 << 24
 
 
 def checksums(folder: Path) -> dict[str, str]:
-    """SHA-256 of the weight files in a folder, in hexadecimal digits, by file name."""
+    """Return the SHA-256 (hexadecimal) of each weight file in a folder, by file name."""
     found = {}
     for path in sorted(folder.glob("*.safetensors")):
         digest = hashlib.sha256()
@@ -24,10 +24,10 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def renew(record: Path) -> None:
-    """Let a record that was copied beside other weights say the checksums of these, where it says any."""
+    """Update the checksums in a record that was copied beside other weights, if the record has checksums."""
     try:
         values = read_json(record)
-    except (OSError, ValueError):  # there is none, or it is damaged
+    except (OSError, ValueError):  # no record, or a damaged one
         return
     if isinstance(values, dict) and values.get("checksums"):
         values["checksums"] = checksums(record.parent)

@@ -1,4 +1,4 @@
-"""One run for one output: a lock beside it, and what runs left there that were killed."""
+"""One run per output: a lock beside the output, and removal of the leftovers of killed runs."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ logger = logging.getLogger("loraprune")
 _MARK = r"[0-9a-f]{8,32}"
 
 _held: set[tuple[int, Path | None]] = set()
-"""Outputs that this process has claimed, with the threads that did."""
+"""Outputs that this process has claimed, with the claiming threads."""
 
 
 class OutputInUseError(ValueError):
@@ -30,9 +30,9 @@ class OutputInUseError(ValueError):
 
 @contextmanager
 def claimed(output: Path | None, *, patience: float = 0.0) -> Iterator[None]:
-    """Keep other runs from an output until the block ends, and clear up what runs left there that were killed.
+    """Keep other runs from an output until the block ends, and remove the leftovers of killed runs.
 
-    The lock is a file beside the output, which is gone in the end. That of a process that died holds nobody up.
+    The lock is a file beside the output and is removed at the end. The lock of a dead process blocks no other run.
 
     Args:
         output: file or folder; None claims nothing.
@@ -60,13 +60,13 @@ def claimed(output: Path | None, *, patience: float = 0.0) -> Iterator[None]:
             _held.discard(key)
             _unlock(lock)
     finally:
-        with suppress(OSError):  # the first that holds something ends it
+        with suppress(OSError):  # stop at the first folder that is not empty
             for folder in made:
                 folder.rmdir()
 
 
 def _locked(output: Path, patience: float) -> FileLock | None:
-    """The lock of an output; None where the file system has none."""
+    """Take the lock of an output. Return None if the file system does not support locks."""
     path = output.with_name(f".{output.name}.lock")
     while True:
         lock = FileLock(path)
@@ -80,10 +80,10 @@ def _locked(output: Path, patience: float) -> FileLock | None:
             logger.warning("warning: %s cannot be locked against other runs: %s", output, error)
             return None
         if _stands(lock, path):
-            with suppress(OSError):  # systems that keep others from a locked file count us among them
+            with suppress(OSError):  # on some systems, the lock also blocks this process
                 path.write_text(f"host {socket.gethostname()}, process {os.getpid()}\n", encoding="utf-8")
             return lock
-        lock.release()  # its file was removed by the run before, while we waited
+        lock.release()  # the previous run removed this file while we waited
 
 
 def _stands(lock: FileLock, path: Path) -> bool:
@@ -101,19 +101,19 @@ def _owner(path: Path) -> str:
 
 def _unlock(lock: FileLock | None) -> None:
     if lock is not None:
-        with suppress(OSError):  # systems that keep open files from being removed
+        with suppress(OSError):  # systems that do not allow removing open files
             Path(lock.lock_file).unlink(missing_ok=True)
         lock.release()
 
 
 def clear_leftovers(output: Path) -> None:
-    """Remove what runs into ``output`` left beside it when they were killed, and say so.
+    """Remove the leftovers of killed runs beside ``output``, and report them.
 
-    A folder that was being replaced comes back if nothing has taken its place.
+    If a run was killed while it replaced a folder, the old folder is restored, unless another one has taken its place.
     """
     pattern = re.compile(rf"\.{re.escape(output.name)}\.{_MARK}\.(partial|old)")
     found = [path for path in output.parent.iterdir() if pattern.fullmatch(path.name) and not path.is_symlink()]
-    # The newest of the old ones first: it was there last.
+    # Newest first: it was at the output last.
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         if path.suffix == ".old" and not output.exists():
             path.replace(output)

@@ -1,4 +1,4 @@
-"""Dataclasses to JSON values and back, led by their type hints; and JSON files, which may be damaged."""
+"""Conversion of dataclasses to JSON values and back by type hints, and reading of JSON files that may be damaged."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 _T = TypeVar("_T")
 
 LEFT_OUT = {"left out": True}
-"""Metadata of a field that a file has no key for while it is None; there, ``null`` for a number means NaN."""
+"""Field metadata: the file omits the key if the value is None, and ``null`` for a number means NaN."""
 
 _SCALARS: dict[type, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 
 
 def read_json(path: Path) -> Any:
-    """What a JSON file holds, which may be damaged.
+    """Return the content of a JSON file that may be damaged.
 
     Raises:
-        OSError: it cannot be read.
-        ValueError: it is no regular file, or no JSON in UTF-8.
+        OSError: the file cannot be read.
+        ValueError: the path is not a regular file, or its content is not JSON in UTF-8.
     """
     if path.exists() and not path.is_file():
         raise ValueError("it is no regular file")
@@ -41,10 +41,10 @@ def read_json(path: Path) -> Any:
 
 
 def encode(value: object, *, finite: bool = True) -> Any:
-    """Turn a value into plain ones, which strict JSON can hold.
+    """Convert a value to plain values that strict JSON supports.
 
-    NaN and infinities become None, for JSON has no word for them, unless ``finite`` is off. Numbers of NumPy become
-    Python's own, and values of unknown types (paths, dtypes) their text.
+    NaN and infinities become None, because JSON cannot represent them, unless ``finite`` is False. NumPy numbers become
+    Python numbers. Values of unknown types (paths, dtypes) become text.
     """
     if isinstance(value, np.generic):
         value = value.item()
@@ -71,16 +71,15 @@ def encode(value: object, *, finite: bool = True) -> Any:
 def decode(kind: type[_T], value: object, where: str = "") -> _T:
     """Build an instance of the dataclass ``kind`` from plain values, the inverse of :func:`encode`.
 
-    None where a number is expected becomes NaN. Fields that the class does not know are ignored, so that a file of a
-    later version can be read.
+    None becomes NaN if the field is a number. Unknown fields are ignored, so files of later versions can be read.
 
     Args:
         kind: the dataclass.
-        value: what a JSON parser returned.
+        value: value that a JSON parser returned.
         where: path of ``value`` inside the file, for messages.
 
     Raises:
-        ValueError: a field is missing or has a value of another type; the message names its path.
+        ValueError: a field is missing or has the wrong type; the message names its path.
     """
     given = _expect(dict, value, where or "The file", "an object with fields")
     arguments: dict[str, object] = {}
@@ -96,7 +95,7 @@ def decode(kind: type[_T], value: object, where: str = "") -> _T:
 
 @cache
 def _hints(kind: type[DataclassInstance]) -> dict[str, tuple[Any, bool, bool]]:
-    """Of each field its type, whether it has no default, and whether files leave it out."""
+    """For each field: its type, whether it has no default, and whether files omit it."""
     hints = get_type_hints(kind)
     return {
         entry.name: (
@@ -109,7 +108,7 @@ def _hints(kind: type[DataclassInstance]) -> dict[str, tuple[Any, bool, bool]]:
 
 
 def _decode(hint: Any, value: object, where: str) -> object:
-    """Decode ``value`` as the type hint says; the hints met here are those of records and reports."""
+    """Decode ``value`` by its type hint. Supports the hints that records and reports use."""
     origin, arguments = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         inner = next(argument for argument in arguments if argument is not type(None))

@@ -1,4 +1,4 @@
-"""How a checkpoint was made, as the record beside it says: so that a further run does not lose it."""
+"""How a checkpoint was made, from the record beside it. A further run keeps this history."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 def base_pruning_of(model: PreTrainedModel) -> History | None:
-    """The short history of the folder that a model in memory was loaded from; None where there is none."""
+    """Return the short history of the folder that a model in memory was loaded from, or None."""
     name = str(getattr(model.config, "_name_or_path", "") or "")
     return base_pruning(name) if name and Path(name).is_dir() else None
 
 
 def base_pruning(name: str, revision: str | None = None) -> History | None:
-    """The short history of a checkpoint that loraprune wrote; None of others.
+    """Return the short history of a checkpoint that loraprune wrote, or None for other checkpoints.
 
     Args:
-        name: a folder, or a name on the hub.
-        revision: of a hub checkpoint.
+        name: a folder, or a name on the Hub.
+        revision: revision of a Hub checkpoint.
     """
     path = stored_file(name, RECORD_FILE, revision)
     try:
@@ -33,7 +33,7 @@ def base_pruning(name: str, revision: str | None = None) -> History | None:
 
 
 def stored_file(name: str, file: str, revision: str | None = None) -> Path | None:
-    """Where a file of a folder or of a hub repository lies, fetched if need be; None where there is none."""
+    """Return the local path of a file of a folder or a Hub repository, downloaded if necessary, or None."""
     from transformers.utils import cached_file
 
     try:

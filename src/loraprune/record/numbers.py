@@ -1,7 +1,7 @@
-"""Numbers as people read them: ``5.48 M``, ``10.9 MB``, ``12.3 ms``, ``+3.1 %``.
+"""Numbers formatted for people: ``5.48 M``, ``10.9 MB``, ``12.3 ms``, ``+3.1 %``.
 
-Every function takes what is no number, so that no caller has to ask first: None, which was not measured, is a dash, and
-what was measured and is not finite stands there as ``NaN`` or an infinity sign.
+Every function accepts values that are not finite numbers, so callers need no check. None (not measured) becomes a dash.
+NaN becomes ``NaN``, and infinity becomes an infinity sign.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ _MINUS = "\N{MINUS SIGN}"
 
 
 def is_number(value: float | None) -> bool:
-    """Tell whether ``value`` can be shown as a number: neither None nor NaN nor infinite."""
+    """Tell whether ``value`` is a finite number: not None, NaN or infinite."""
     return value is not None and math.isfinite(value)
 
 
 def no_number(value: float | None) -> str:
-    """What stands in place of None, NaN, or an infinite number."""
+    """Return the text for None, NaN or an infinite number."""
     if value is None:
         return MISSING
     return "NaN" if math.isnan(value) else f"{_MINUS if value < 0 else ''}\N{INFINITY}"
 
 
 def or_nan(value: float | None) -> float:
-    """The value where it is a number, else NaN, which pictures leave out."""
+    """Return the value if it is a finite number, else NaN, which plots leave out."""
     return value if value is not None and math.isfinite(value) else math.nan
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """Format with ``digits`` significant digits; integers of more digits stay whole: ``4.09``, ``12.0``, ``14,813``."""
+    """Format with ``digits`` significant digits; longer integers keep all digits: ``4.09``, ``12.0``, ``14,813``."""
     if value is None or not math.isfinite(value):
         return no_number(value)
     if value == 0:
@@ -46,14 +46,14 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def count(value: float | None) -> str:
-    """Format a number of things: ``704``, ``1,408``, ``12.5 k``, ``5.48 M``, ``6.74 B``."""
+    """Format a count: ``704``, ``1,408``, ``12.5 k``, ``5.48 M``, ``6.74 B``."""
     if value is not None and math.isfinite(value) and abs(value) < 10_000:
         return _with_minus(f"{value:,.0f}")
     return _scaled(value, ("", " k", " M", " B", " T"))
 
 
 def short_count(number: float) -> str:
-    """Format a number of things for a progress line: ``704``, ``5.48M``, ``6.74B``."""
+    """Format a count for a progress line: ``704``, ``5.48M``, ``6.74B``."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):
         if number >= limit:
             return f"{number / limit:.3g}{letter}"
@@ -61,21 +61,21 @@ def short_count(number: float) -> str:
 
 
 def file_size(num_bytes: float | None) -> str:
-    """Format a number of bytes in powers of 1000: ``512 B``, ``10.9 MB``."""
+    """Format a size in bytes, in powers of 1000: ``512 B``, ``10.9 MB``."""
     if num_bytes is not None and abs(num_bytes) < 1000:
         return _with_minus(f"{num_bytes:.0f} B")
     return _scaled(num_bytes, (" B", " kB", " MB", " GB", " TB"))
 
 
 def milliseconds(value: float | None) -> str:
-    """Format a short time given in milliseconds: ``12.3 ms``, from ten seconds on ``12.3 s``."""
+    """Format a short time in milliseconds: ``12.3 ms``; from ten seconds on: ``12.3 s``."""
     if value is None or not math.isfinite(value):
         return no_number(value)
     return f"{significant(value)} ms" if abs(value) < 10_000 else f"{significant(value / 1000)} s"
 
 
 def duration(seconds: float | None) -> str:
-    """Format a length of time given in seconds: ``0.25 s``, ``1.3 s``, ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
+    """Format a duration in seconds: ``0.25 s``, ``1.3 s``, ``45 s``, ``2 min 13 s``, ``3 h 05 min``."""
     if seconds is None or not math.isfinite(seconds):
         return no_number(seconds)
     whole = round(seconds)
@@ -88,14 +88,14 @@ def duration(seconds: float | None) -> str:
 
 
 def clock(seconds: float) -> str:
-    """Format a length of time as a clock does: ``75.4`` as ``1:15``."""
+    """Format a duration like a clock: ``75.4`` as ``1:15``."""
     minutes, seconds = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 def percent(fraction: float | None, signed: bool = False) -> str:
-    """Format a fraction as a percentage: ``50.0 %``; ``signed`` writes the plus too: ``+3.1 %``."""
+    """Format a fraction as a percentage: ``50.0 %``; with ``signed``, also a plus sign: ``+3.1 %``."""
     if fraction is None or not math.isfinite(fraction):
         return no_number(fraction)
     value = 100 * fraction
@@ -108,7 +108,7 @@ def percent(fraction: float | None, signed: bool = False) -> str:
 
 
 def times(factor: float | None) -> str:
-    """Format a factor: 1.61 and a multiplication sign."""
+    """Format a factor: 1.61 followed by a multiplication sign."""
     return f"{significant(factor)}{MULTIPLICATION_SIGN}" if is_number(factor) else no_number(factor)
 
 
@@ -124,7 +124,7 @@ def _scaled(value: float | None, suffixes: tuple[str, ...]) -> str:
 
 
 def _round(value: float, digits: int) -> float:
-    """Round to significant digits first, so that 9.999 becomes ``10.0`` and not ``10.00``."""
+    """Round to significant digits first, so 9.999 becomes ``10.0`` and not ``10.00``."""
     return float(f"{value:.{digits - 1}e}")
 
 

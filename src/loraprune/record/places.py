@@ -1,4 +1,4 @@
-"""Whether something may be written to a place: asked before any work, and what is told when writing fails after it."""
+"""Checks before any work that an output can be written, and clear errors if writing fails afterwards."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ _REFUSALS = {
     errno.EPERM,
     errno.EROFS,
 }
-"""What a system says that has no space for a file, or no longer lets it be written."""
+"""System error codes for a full disk or a place that is no longer writable."""
 
 _TORCH = re.compile(r"PytorchStreamWriter failed|unexpected pos|cannot be opened|iostream error")
-"""How torch says that it could not write a file."""
+"""Messages of torch if it cannot write a file."""
 
 
 class OutputExistsError(ValueError):
-    """What stands at the place of an output is not to be replaced."""
+    """The output exists and must not be replaced."""
 
 
 class WriteError(OSError):
-    """A result or a saved state could not be put where it belongs, after work was done."""
+    """A result or a saved state could not be written after the work was done."""
 
 
 def check_kind(path: Path) -> None:
-    """Make sure that nothing but a file or a folder stands at a place.
+    """Check that a path is a file, a folder or free.
 
     Raises:
-        OutputExistsError: a device, a FIFO or a socket stands there, or what this command prints goes there.
-        ValueError: it cannot be told.
+        OutputExistsError: the path is a device, a FIFO or a socket, or the output of this command is redirected to it.
+        ValueError: the path cannot be inspected.
     """
     try:
         found = path.stat()
@@ -59,11 +59,11 @@ def check_kind(path: Path) -> None:
 
 
 def check_place(path: Path) -> None:
-    """Make sure that a file or a folder may be made at a place; a file that is tried out vanishes again.
+    """Check that a file or a folder can be created at a path. The file created for the test is removed.
 
     Raises:
         OutputExistsError: see :func:`check_kind`.
-        ValueError: nothing can be written there.
+        ValueError: the path cannot be written.
     """
     check_kind(path)
     standing = next(folder for folder in path.resolve().parents if folder.exists())
@@ -83,10 +83,10 @@ def _is_open(found: os.stat_result, stream: int) -> bool:
 
 
 def place_of(source: object) -> Path | None:
-    """Where on this machine something that is read lies; None of what is no file or folder here.
+    """Return the local path of an input, or None if it is not a local file or folder.
 
     Args:
-        source: a path, a name, or an object of the transformers library, which knows where it came from.
+        source: a path, a name, or an object of the transformers library that records its origin.
     """
     name = source if isinstance(source, (str, Path)) else getattr(source, "name_or_path", None)
     if not isinstance(name, (str, Path)) or not str(name):
@@ -99,11 +99,11 @@ def place_of(source: object) -> Path | None:
 
 @contextmanager
 def telling_of_failed_writes(what: str, remedy: str = "Free some space, or name another output.") -> Iterator[None]:
-    """Turn what libraries raise when a disk is full, or may no longer be written, into one error.
+    """Convert the errors of libraries for a full or no longer writable disk into one error.
 
     Args:
-        what: cannot be written, as the subject of the message.
-        remedy: the last sentence of the message.
+        what: the thing that cannot be written: the subject of the message.
+        remedy: last sentence of the message.
 
     Raises:
         WriteError: something could not be written.
@@ -120,7 +120,7 @@ def telling_of_failed_writes(what: str, remedy: str = "Free some space, or name 
 
 
 def _refusal(error: Exception) -> str | None:
-    """Why a file could not be written; None of any other error."""
+    """Return the reason why a file could not be written, or None for any other error."""
     if isinstance(error, OSError):
         return os.strerror(error.errno) if error.errno in _REFUSALS else None
     if isinstance(error, SafetensorError):

@@ -1,4 +1,4 @@
-"""When, where and with which versions something was made."""
+"""Time, machine and versions that something was made with."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from loraprune._version import __version__
 
 
 def timestamp() -> str:
-    """The time now, in ISO 8601, UTC, to the second."""
+    """Return the current UTC time in ISO 8601, to the second."""
     return datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds")
 
 
@@ -21,10 +21,10 @@ _PACKAGES = ("torch", "transformers", "peft", "trl", "datasets", "accelerate", "
 
 
 def versions(further: Sequence[str] = ()) -> dict[str, str]:
-    """Versions of Python and of the packages that shape a result, of those that are installed.
+    """Return the versions of Python and of the installed packages that affect results.
 
     Args:
-        further: packages to look up, too.
+        further: additional packages to look up.
     """
     found = {"python": platform.python_version(), "loraprune": __version__}
     for package in (*_PACKAGES, *further):
@@ -36,7 +36,7 @@ def versions(further: Sequence[str] = ()) -> dict[str, str]:
 
 
 def machine_description() -> dict[str, Any]:
-    """The machine, as far as speed and reproducibility depend on it."""
+    """Describe the machine, as far as it affects speed and reproducibility."""
     import torch
 
     description: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""Which folders may be replaced: those that loraprune or ``save_pretrained`` wrote, with nothing else in them."""
+"""Which folders may be replaced: those that hold only files from loraprune or ``save_pretrained``."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ _COMPANIONS = (
     "model.onnx",
     "model.onnx.data",
 )
-"""What stands beside a checkpoint without being part of it."""
+"""Files beside a checkpoint that are not part of it."""
 
 _ONESHOT_STATE = ("oneshot_run.json", "oneshot_*.safetensors", "oneshot_*.tmp", ".oneshot_*.tmp")
-"""What a run without training keeps of its finished steps."""
+"""Saved steps of a run without training."""
 
 _STATE = ("optimizer.pt", "scheduler.pt", "scaler.pt", "rng_state*.pth", "trainer_state.json", "*.tmp")
-"""What a Trainer adds in its checkpoints; a run that was killed may have left a file without its name."""
+"""Additional files in a Trainer's checkpoints. A killed run may have left a temporary file."""
 
 _ALONE_TELLING = ("pruning.json", "semi_structured.json", "adapter_config.json")
 _WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")
@@ -81,16 +81,16 @@ _NAMED = 3
 
 
 def is_file_of_checkpoint(name: str) -> bool:
-    """Whether a file of this name belongs to a checkpoint, which would be damaged without it."""
+    """Whether a file of this name is part of a checkpoint, which would be damaged without it."""
     return _matches(name, _CHECKPOINT)
 
 
 def foreign_entries(folder: Path, *, state: bool = False) -> list[str]:
-    """What a folder holds that neither loraprune nor ``save_pretrained`` wrote, by its path in the folder.
+    """Return the files of a folder that neither loraprune nor ``save_pretrained`` wrote, relative to the folder.
 
     Args:
-        folder: to look at.
-        state: whether it is one with the state of a run, in place of one with a result.
+        folder: folder to inspect.
+        state: whether the folder holds the state of a run instead of a result.
     """
     return sorted(str(path.relative_to(folder)) for path in _foreign(folder, state))
 
@@ -122,10 +122,10 @@ def _is_result(folder: Path) -> bool:
 
 
 def check_replaceable(folder: Path, *, state: bool = False) -> None:
-    """Make sure that a folder which holds something may be replaced or removed.
+    """Check that a non-empty folder may be replaced or removed.
 
     Raises:
-        OutputExistsError: it holds something that is not ours, or no result at all.
+        OutputExistsError: it holds foreign files, or no result.
     """
     foreign = foreign_entries(folder, state=state)
     if not foreign and not state and not _is_result(folder):
@@ -139,17 +139,17 @@ def check_replaceable(folder: Path, *, state: bool = False) -> None:
 
 
 def check_output(output: Path, *, overwrite: bool, inputs: Iterable[object] = ()) -> None:
-    """Make sure that a folder may be written.
+    """Check that a folder may be written.
 
     Args:
         output: the folder.
-        overwrite: whether a result that is there may be replaced.
-        inputs: what the run reads: files and folders that exist, or anything else, which is passed over.
+        overwrite: whether an existing result may be replaced.
+        inputs: files and folders that the run reads. Anything that does not exist is ignored.
 
     Raises:
-        OutputExistsError: it holds something, and ``overwrite`` is off or that is no result of ours; or it is a file,
-            a device or the like.
-        ValueError: it cannot be written, or what the run reads lies in it, or it in that.
+        OutputExistsError: the folder is not empty, and ``overwrite`` is off or the content is not our result; or the
+            path is a file, a device or similar.
+        ValueError: the folder cannot be written, an input is inside it, or it is inside an input.
     """
     check_apart(output, inputs)
     check_standing(output, overwrite=overwrite)
@@ -157,7 +157,7 @@ def check_output(output: Path, *, overwrite: bool, inputs: Iterable[object] = ()
 
 
 def check_standing(output: Path, *, overwrite: bool) -> None:
-    """Make sure that what stands at the place of a folder may go.
+    """Check that the existing content at a folder's path may be removed.
 
     Raises:
         OutputExistsError: see :func:`check_output`.
@@ -175,15 +175,15 @@ def check_standing(output: Path, *, overwrite: bool) -> None:
 
 
 def check_apart(output: Path, inputs: Iterable[object], *, around: bool = True) -> None:
-    """Make sure that replacing a folder deletes nothing that the run reads.
+    """Check that replacing a folder deletes no input of the run.
 
     Args:
         output: the folder.
-        inputs: what the run reads.
-        around: whether a folder that is read must not hold the output either.
+        inputs: inputs of the run.
+        around: whether the output must not be inside an input folder either.
 
     Raises:
-        ValueError: it would.
+        ValueError: an input would be deleted.
     """
     place = output.resolve()
     for source in inputs:
@@ -198,5 +198,5 @@ def check_apart(output: Path, inputs: Iterable[object], *, around: bool = True) 
 
 
 def is_filled(folder: Path) -> bool:
-    """Whether a folder is there and holds something."""
+    """Whether a folder exists and is not empty."""
     return folder.is_dir() and any(folder.iterdir())

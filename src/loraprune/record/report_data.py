@@ -1,4 +1,4 @@
-"""What a report tells, as plain values that are written as JSON beside the page and read back."""
+"""Content of a report, as plain values that are written as JSON beside the page and read back."""
 
 import json
 from collections.abc import Mapping
@@ -11,7 +11,7 @@ from loraprune.record.codec import read_json
 
 
 class Unit(Enum):
-    """What the numbers of a row count; it decides how they are written and compared."""
+    """Unit of the numbers in a row, which decides how they are formatted and compared."""
 
     PARAMETERS = "parameters"
     BYTES = "bytes"
@@ -25,15 +25,16 @@ class Unit(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Headline:
-    """How much of the model is gone.
+    """Removed share of the model.
 
     Attributes:
         ratio: removed share of the parameters of the prunable dimensions.
-        target_ratio: the share that was asked for.
+        target_ratio: requested share.
         total_before: all parameters of the dense model; ``total_after``: of the pruned one.
         prunable_before: parameters of the prunable dimensions before; ``prunable_after``: after.
-        sparsity: where weights became zero and nothing was removed, what: ``"50% of the weights"``; then the ratio is
-            the share of zeros in the linear layers (with a training run: in those that LoRA adapts).
+        sparsity: for a run that sets weights to zero and removes nothing, the pattern: ``"50% of the weights"``.
+            ``ratio`` is then the share of zeros in the linear layers (after a training run: in the layers that LoRA
+            adapts).
     """
 
     ratio: float
@@ -47,11 +48,12 @@ class Headline:
 
 @dataclass(frozen=True, kw_only=True)
 class Recovery:
-    """What a run that tunes and prunes nothing did to zeros.
+    """Effect of a recovery run, which prunes nothing, on the zeros.
 
     Attributes:
-        zeros_before: share of zeros in the linear layers of the blocks before it; None where the model was not sparse.
-        zeros_after: the same after it.
+        zeros_before: share of zeros in the linear layers of the blocks before the run; None if the model was not
+            sparse.
+        zeros_after: the same share after the run.
     """
 
     zeros_before: float | None = None
@@ -63,12 +65,12 @@ class Row:
     """One measure of the dense model and of the pruned one.
 
     Attributes:
-        label: what was measured, as the reader sees it: ``"Perplexity"``.
-        unit: the unit of the three numbers.
-        detail: how it was measured: ``"128-token segments, held-out stories"``, ``"batch of 8"``.
-        dense: before pruning.
-        unrecovered: cut to the same widths, but not tuned afterwards; None where that was not measured.
-        pruned: the result.
+        label: name of the measure for the reader: ``"Perplexity"``.
+        unit: unit of the three numbers.
+        detail: conditions: ``"128-token segments, held-out stories"``, ``"batch of 8"``.
+        dense: value before pruning.
+        unrecovered: value of the model cut to the same widths but not tuned; None if it was not measured.
+        pruned: value of the result.
     """
 
     label: str
@@ -95,10 +97,10 @@ class EvaluationPoint:
     """Measures on held-out rows after a training step.
 
     Attributes:
-        step: after which the model was measured.
-        loss: in nats; ``perplexity`` and ``accuracy``: of tasks that have them.
-        after_cuts: whether all cuts were made by then.
-        taken: whether the result has the adapter of this step, and not that of the last one.
+        step: training step before the evaluation.
+        loss: in nats; ``perplexity`` and ``accuracy``: for tasks that have them.
+        after_cuts: whether all cuts were made before this evaluation.
+        taken: whether the result has the adapter of this step instead of the last one.
         seconds: duration of the evaluation.
     """
 
@@ -113,15 +115,15 @@ class EvaluationPoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """One cut: removed share after it, and for each kind of dimension the groups kept, layer by layer.
+    """One cut: the removed share after it, and the groups kept in each layer for each kind of dimension.
 
     Attributes:
-        step: optimizer step after which it was made.
-        ratio: removed share after it.
-        widths: by kind, groups kept in each layer.
-        stability: by kind, Spearman's rank correlation of the groups' scores with those at the cut before, over the
-            groups that were there at both, mean over the layers; empty at the first cut.
-        seconds: that the cut took, with its repair.
+        step: optimizer step before the cut.
+        ratio: removed share after the cut.
+        widths: groups kept in each layer, by kind.
+        stability: by kind, Spearman's rank correlation of the groups' scores with their scores at the previous cut,
+            over the groups present at both cuts, averaged over the layers; empty at the first cut.
+        seconds: duration of the cut and its repair.
     """
 
     step: int
@@ -133,7 +135,7 @@ class Cut:
 
 @dataclass(frozen=True, kw_only=True)
 class LayerWidth:
-    """How many groups of one prunable dimension stayed; ``kind`` is ``"heads"``, ``"channels"`` or another."""
+    """Number of groups kept in one prunable dimension; ``kind`` is ``"heads"``, ``"channels"`` or another."""
 
     layer: int
     kind: str
@@ -143,7 +145,7 @@ class LayerWidth:
 
 @dataclass(frozen=True, kw_only=True)
 class Importance:
-    """Scores of all groups of one prunable dimension, each from the last time that the group was scored."""
+    """Scores of all groups of one prunable dimension, each from the last time the group was scored."""
 
     kind: str
     layer: int
@@ -151,7 +153,7 @@ class Importance:
     kept: tuple[bool, ...]
 
     def __post_init__(self) -> None:
-        """Check that there is one score and one flag for every group."""
+        """Check that every group has one score and one flag."""
         if len(self.scores) != len(self.kept):
             raise ValueError(
                 f"{self.kind} of layer {self.layer}: {len(self.scores)} scores, but {len(self.kept)} kept flags. "
@@ -161,12 +163,12 @@ class Importance:
 
 @dataclass(frozen=True, kw_only=True)
 class GroupMap:
-    """Where in a layer groups went.
+    """Positions of the removed groups in a layer.
 
     Attributes:
-        kind: of the groups; ``layer``: theirs.
-        kept: shares of groups that stayed, in [0, 1], in runs of neighbors; each run is one cell of the map.
-        groups_per_cell: groups in a run (the last may have fewer); 1 where each group has a cell.
+        kind: kind of the groups; ``layer``: their layer.
+        kept: shares of groups kept, in [0, 1], for runs of neighboring groups; each run is one cell of the map.
+        groups_per_cell: groups per run (the last may have fewer); 1 if each group has a cell.
     """
 
     kind: str
@@ -177,14 +179,15 @@ class GroupMap:
 
 @dataclass(frozen=True, kw_only=True)
 class RefitError:
-    """What a cut did to the output of the layer that read what went, relative to its output before the cut.
+    """Error of the output of one consumer after a cut, relative to its output before the cut.
 
     Attributes:
-        step: after which the cut was made; 0 without training.
-        kind: of the dimension that was cut; ``layer``: its.
-        cut: relative error ``‖(W − W_K)x‖ / ‖Wx‖`` over the calibration data, without a repair. Of a repair towards
-            the residual stream of the dense model, what makes that up takes the place of ``Wx`` in both norms.
-        repaired: the same after the refit; None where there was none.
+        step: training step before the cut; 0 without training.
+        kind: kind of the cut dimension; ``layer``: its layer.
+        cut: relative error ``‖(W − W_K)x‖ / ‖Wx‖`` over the calibration data, without a repair. If the repair targets
+            the residual stream of the dense model, both norms use the output that would reproduce that stream in place
+            of ``Wx``.
+        repaired: the same error after the refit; None without a refit.
     """
 
     step: int
@@ -196,7 +199,7 @@ class RefitError:
 
 @dataclass(frozen=True, kw_only=True)
 class Completion:
-    """One prompt and how each model goes on; the texts do not repeat the prompt."""
+    """One prompt and the completion of each model. The completions do not repeat the prompt."""
 
     prompt: str
     dense: str
@@ -206,7 +209,7 @@ class Completion:
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """A table that opens on request: its title, the heads of its columns, and the cells of every row."""
+    """A collapsible table: its title, column headings and the cells of every row."""
 
     title: str
     heads: tuple[str, ...]
@@ -215,33 +218,33 @@ class Details:
 
 @dataclass(frozen=True, kw_only=True)
 class ReportData:
-    """Everything that the report of one run shows.
+    """Content of the report of one run.
 
     Attributes:
         title: heading of the page.
         model: name or path of the model that was pruned.
         created: time of the run, ISO 8601.
-        headline: how much of the model is gone.
-        rows: measures before and after, in the order shown.
-        steps: training steps that were made; None in a report that does not know, whose last logged step counts.
-        history: the training steps that were logged; empty for a training-free run.
+        headline: removed share of the model.
+        rows: measures before and after, in display order.
+        steps: number of training steps; None in a report without it, for which the last logged step counts.
+        history: logged training steps; empty for a training-free run.
         evaluations: measures on held-out rows during training.
-        cuts: the cuts in the order made.
+        cuts: cuts in order.
         layers: widths of the result.
         importance: scores by name of prunable dimension.
-        maps: where in each layer groups went.
-        refit_errors: of each consumer at each cut, in the order made.
-        scores: accuracies of tasks, as ``loraprune eval`` measured them.
-        phases: seconds by phase of the run, in their order.
-        completions: texts before and after.
-        settings: the configuration, nested as it comes; values are shown as text.
+        maps: positions of the removed groups in each layer.
+        refit_errors: errors of each consumer at each cut, in order.
+        scores: task accuracies that ``loraprune eval`` measured.
+        phases: seconds by phase of the run, in order.
+        completions: completions before and after.
+        settings: nested configuration; values are shown as text.
         versions: versions of the libraries by name.
-        command: the command line, or empty where there was none.
-        notes: what the reader has to know: warnings, widths that were rounded.
-        machine: what it ran on, by property.
+        command: the command line; empty if there was none.
+        notes: warnings and remarks for the reader, such as rounded widths.
+        machine: properties of the machine.
         details: further tables.
-        recovery: of a run that tunes and prunes nothing; None of one that prunes.
-        before: heads what is told of the model before the run; ``after``: what is told of the result.
+        recovery: result of a recovery run, which prunes nothing; None for a run that prunes.
+        before: heading for the model before the run; ``after``: heading for the result.
     """
 
     title: str
@@ -271,7 +274,7 @@ class ReportData:
     after: str = "pruned"
 
     def to_json(self, path: str | Path) -> None:
-        """Write the data as strict JSON, one top-level field a line; NaN and infinities become ``null``."""
+        """Write the data as strict JSON, one top-level field per line; NaN and infinities become ``null``."""
         lines = (
             f"{json.dumps(entry.name)}: {_dumps(codec.encode(getattr(self, entry.name)))}" for entry in fields(self)
         )
@@ -279,10 +282,10 @@ class ReportData:
 
     @classmethod
     def from_json(cls, path: str | Path) -> "ReportData":
-        """Read what `to_json` wrote; ``null`` in place of a number becomes NaN.
+        """Read the output of `to_json`; ``null`` in place of a number becomes NaN.
 
         Raises:
-            ValueError: the file is no JSON, or a field is missing or of another type.
+            ValueError: the file is not JSON, or a field is missing or has the wrong type.
         """
         try:
             value = read_json(Path(path))

@@ -1,4 +1,4 @@
-"""The record of a run, ``pruning.json``: what was done, on what, and how the run went."""
+"""The record of a run, ``pruning.json``: its settings, its model and data, and its course."""
 
 from __future__ import annotations
 
@@ -15,23 +15,22 @@ from loraprune.record.report_data import Cut, EvaluationPoint, HistoryPoint
 
 RECORD_FILE = "pruning.json"
 RECORD_VERSION = 1
-"""Of the form of the file. A record without a version is older than the first, and :func:`upgraded` on reading."""
+"""Version of the file format. A record without a version predates the first one and is :func:`upgraded` when read."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelMeasures:
-    """What was measured of one model; None where it was not, NaN where the figure was not finite.
+    """Measures of one model; None if not measured, NaN if the value was not finite.
 
     Attributes:
-        parameters: of the model; ``nonzero``: those that are not zero, of a sparse model; ``bytes``: of its weights.
-        perplexity: on held-out rows, as are ``bits_per_byte``, ``loss`` (nats), ``accuracy`` and ``exact_match``.
-        num_tokens: that were predicted, in segments of ``segment_length``.
-        num_not_finite: of ``num_segments``, those whose loss was not finite; None where all were.
-        num_examples: that were classified; ``num_generated``: targets that were written.
-        data_fingerprint: hash of what the model was called with for these figures; see
-            :mod:`loraprune.metrics.fingerprint`.
-        completion: how the model goes on from the run's prompt.
-        latency_ms: of a forward pass on ``latency_tokens`` or on ``latency_input``.
+        parameters: all parameters; ``nonzero``: nonzero ones of a sparse model; ``bytes``: size of the weights.
+        perplexity: on held-out rows, like ``bits_per_byte``, ``loss`` (nats), ``accuracy`` and ``exact_match``.
+        num_tokens: predicted tokens, in segments of ``segment_length``.
+        num_not_finite: segments, out of ``num_segments``, whose loss was not finite; None if all were finite.
+        num_examples: classified examples; ``num_generated``: generated targets.
+        data_fingerprint: hash of the model's inputs for these measures; see :mod:`loraprune.metrics.fingerprint`.
+        completion: completion of the run's prompt.
+        latency_ms: latency of a forward pass on ``latency_tokens`` or on ``latency_input``.
     """
 
     parameters: int | None = field(default=None, metadata=LEFT_OUT)
@@ -57,7 +56,7 @@ class ModelMeasures:
 
 @dataclass(frozen=True, kw_only=True)
 class DimensionRecord:
-    """A prunable dimension of the model before the run; ``layer`` is None of one that no layer has to itself."""
+    """A prunable dimension of the model before the run; ``layer`` is None if several layers share it."""
 
     name: str
     kind: str
@@ -67,10 +66,10 @@ class DimensionRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class TriedWidths:
-    """Groups that the widest layer keeps, and has ``of`` itself, by kind, where such widths were tried before the cut.
+    """Trial of one set of widths before the cut: by kind, groups kept in the widest layer, out of ``of``.
 
     Attributes:
-        divergence: from the dense model, in nats a token; None where the trial gave NaN. ``even``: see WidthTrial.
+        divergence: from the dense model, in nats per token; None if the trial gave NaN. ``even``: see WidthTrial.
     """
 
     widths: Mapping[str, int]
@@ -81,11 +80,11 @@ class TriedWidths:
 
 @dataclass(frozen=True, kw_only=True)
 class RepairError:
-    """What a cut did to the output of one consumer: relative error without a repair (``cut``) and with it.
+    """Relative error of the output of one consumer after a cut: without a repair (``cut``) and with it.
 
     Attributes:
-        step: after which the cut was made; 0 without training, where ``cut_number`` counts the cuts from 1.
-        dimension: that was cut; ``kind`` and ``layer``: its.
+        step: training step before the cut; 0 without training, where ``cut_number`` counts the cuts from 1.
+        dimension: the cut dimension; ``kind`` and ``layer``: its kind and layer.
     """
 
     step: int
@@ -102,14 +101,14 @@ class PruningCourse:
     """How groups were removed.
 
     Attributes:
-        ratio: removed share of the parameters of the prunable dimensions; ``target_ratio``: that was asked for.
+        ratio: removed share of the parameters of the prunable dimensions; ``target_ratio``: requested share.
         parameters_before: of the whole model; ``parameters``: of the result.
         prunable_parameters_before: of the prunable dimensions; ``prunable_parameters``: after the run.
-        repair: of a run without training; ``widths``: likewise, groups left by kind, layer by layer.
-        cuts: of a run with training, in the order made.
-        refit_errors: of each consumer at each cut.
-        trials: widths that were tried, best first; those of the first one were taken.
-        dimensions: what the plan is of.
+        repair: of a run without training; ``widths``: also without training, groups kept by kind and layer.
+        cuts: cuts of a run with training, in order.
+        refit_errors: errors of each consumer at each cut.
+        trials: widths that were tried, best first; the first one was used.
+        dimensions: dimensions that the plan covers.
     """
 
     ratio: float
@@ -128,7 +127,7 @@ class PruningCourse:
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroCounts:
-    """Zeros of the blocks' linear layers: their share, how many of how many weights, and shares by kind of matrix."""
+    """Zeros of the blocks' linear layers: share, counts of zeros and weights, and shares by kind of matrix."""
 
     share: float
     zeros: int
@@ -138,7 +137,7 @@ class ZeroCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class MaskRecord:
-    """One growth of the masks of PST: the share of zeros after it."""
+    """One mask update of PST, which adds zeros: the share of zeros after it."""
 
     step: int
     ratio: float
@@ -146,14 +145,14 @@ class MaskRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class MatrixRecord:
-    """What became of a matrix.
+    """Result for one matrix.
 
     Attributes:
-        name: of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
-        weights: how many it has; ``zeros``: how many of them are zero now; ``zeros_before``: were zero before;
-            ``seconds``: that it took, without the calibration data's way through the block.
-        error: squared error of its outputs as a share of the squared outputs, where the method knows it.
-        damping: that its updates needed, where the method has any.
+        name: name of the matrix in the model; ``layer``: index of its block; ``kind``: its place in the block.
+        weights: number of weights; ``zeros``: zeros after the run; ``zeros_before``: before it; ``seconds``: time
+            spent, without passing the calibration data through the block.
+        error: squared error of its outputs as a share of the squared outputs, if the method computes it.
+        damping: damping that its updates needed, if the method uses any.
     """
 
     name: str
@@ -174,13 +173,13 @@ class MatrixRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class SparsityCourse:
-    """How weights became zero (``pattern`` to ``matrices``), or how many were zero all the time.
+    """How weights became zero (``pattern`` to ``matrices``), or how many were zero throughout.
 
     Attributes:
-        pattern: ``"2:4"``, ``"50%"``; None of a run that tunes alone.
-        target: share of zeros that was asked for; ``reached``: that there is.
-        zeros: of the ``weights`` that could become zero.
-        masks: of PST; ``matrices``: of a run without training.
+        pattern: ``"2:4"``, ``"50%"``; None for a recovery run.
+        target: requested share of zeros; ``reached``: actual share.
+        zeros: number of zeros among the ``weights`` that could become zero.
+        masks: mask updates of PST; ``matrices``: results of a run without training.
         before: zeros of the blocks' linear layers before a run with training; ``after``: after it.
     """
 
@@ -200,11 +199,12 @@ class RunMetrics:
     """Measures of the models, and the course of the run.
 
     Attributes:
-        dense: the model before the run; ``pruned``: the result; ``unrecovered``: cut alike, and nothing else done.
-        calibration: how much a run without training looked at; ``data``: what became of the rows.
-        pruning: of a run that removes groups; ``sparsity``: of one that makes or finds zeros.
-        steps: training steps; ``history``: those logged; ``evaluations``: on held-out rows; ``skipped_steps``: NaN.
-        seconds: of the whole run; ``phases``: by phase, in their order.
+        dense: the model before the run; ``pruned``: the result; ``unrecovered``: the same cuts and nothing else.
+        calibration: amount of data that a run without training used; ``data``: use of the rows.
+        pruning: for a run that removes groups; ``sparsity``: for a run that creates or finds zeros.
+        steps: training steps; ``history``: logged steps; ``evaluations``: on held-out rows; ``skipped_steps``: NaN
+            steps.
+        seconds: duration of the whole run; ``phases``: durations by phase, in order.
     """
 
     dense: ModelMeasures = ModelMeasures()
@@ -224,7 +224,7 @@ class RunMetrics:
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Options of a run as they were, by part; which there are depends on the recipe and on the criterion."""
+    """Options of a run by part. The parts depend on the recipe and on the criterion."""
 
     pruning: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
     recovery: Mapping[str, Any] | None = field(default=None, metadata=LEFT_OUT)
@@ -236,7 +236,7 @@ class Settings:
 
     @property
     def recipe(self) -> str | None:
-        """``"prune"``, ``"oneshot"`` or ``"recover"``; None where there are no settings."""
+        """``"prune"``, ``"oneshot"`` or ``"recover"``; None without settings."""
         named = {"oneshot": self.oneshot, "recover": self.recovery, "prune": self.pruning}
         return next((name for name, part in named.items() if part), None)
 
@@ -248,7 +248,7 @@ class Settings:
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What speed depends on."""
+    """Properties of the machine that affect speed."""
 
     platform: str | None = field(default=None, metadata=LEFT_OUT)
     processor: str | None = field(default=None, metadata=LEFT_OUT)
@@ -259,14 +259,14 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class History:
-    """What a record keeps of the run before it, so that a further run does not lose it.
+    """Summary of the previous run in the record of the next one.
 
     Attributes:
-        base_model: that the run began with.
+        base_model: model that the previous run started from.
         created: time of the run; ``recipe``: ``"prune"``, ``"oneshot"`` or ``"recover"``.
         method: name of the criterion.
-        ratio: removed share; ``pattern`` and ``sparsity``: of a sparse model, its zeros and their share.
-        base_pruning: the same of the run before that.
+        ratio: removed share; ``pattern`` and ``sparsity``: pattern and share of the zeros of a sparse model.
+        base_pruning: the same summary of the run before that.
     """
 
     base_model: str | None = field(default=None, metadata=LEFT_OUT)
@@ -279,7 +279,7 @@ class History:
     base_pruning: History | None = field(default=None, metadata=LEFT_OUT)
 
     def in_words(self) -> str:
-        """``"2:4 sparse by `wanda`"``, ``"50% pruned by `fisher`"``; empty where nothing is known."""
+        """``"2:4 sparse by `wanda`"``, ``"50% pruned by `fisher`"``; empty if nothing is known."""
         method = f" by `{self.method}`" if self.method else ""
         if self.pattern is not None:
             return f"{self.pattern} sparse{method}"
@@ -293,22 +293,22 @@ class History:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """Everything about a run; ``pruning.json`` is a dump of it.
+    """The complete record of a run, saved as ``pruning.json``.
 
     Attributes:
-        version: of the form of the file.
-        base_model: name of the model that the run began with, or its folder.
-        task: name of what the model is made for.
+        version: version of the file format.
+        base_model: name or folder of the model that the run started from.
+        task: name of the model's task.
         created: time, ISO 8601.
-        command: the command line, where there was one.
-        settings: of the run.
+        command: the command line, if there was one.
+        settings: settings of the run.
         metrics: measures, and the course of the run.
-        plan: groups that stayed, by name of the prunable dimension.
-        versions: of libraries.
-        machine: that it ran on.
-        recipe: the options as ``--config`` takes them.
-        base_pruning: how the model that the run began with was made, where that is known.
-        checksums: of the weight files, by name: SHA-256; None of older records.
+        plan: groups kept, by name of the prunable dimension.
+        versions: versions of libraries.
+        machine: machine of the run.
+        recipe: the options in the form that ``--config`` accepts.
+        base_pruning: how the starting model was made, if known.
+        checksums: SHA-256 of the weight files, by name; None in older records.
     """
 
     version: int = RECORD_VERSION
@@ -330,10 +330,10 @@ class RunRecord:
         """Read the record of a run.
 
         Args:
-            folder: of the run, or the file itself.
+            folder: folder of the run, or the file itself.
 
         Raises:
-            ValueError: there is none, or it is damaged, no record or one of a later version.
+            ValueError: the file is missing, damaged, not a record, or of a later version.
         """
         path = Path(folder)
         path = path / RECORD_FILE if path.is_dir() else path
@@ -343,10 +343,10 @@ class RunRecord:
             raise ValueError(f"{path} is damaged or no record of a run: {error}") from error
 
     def write(self, folder: Path) -> RunRecord:
-        """Write the record into the folder of a run, as strict JSON; NaN and infinities become ``null``.
+        """Write the record into the folder of a run as strict JSON; NaN and infinities become ``null``.
 
         Returns:
-            The record as written: with the checksums of the weight files that are there.
+            The record as written, with the checksums of the existing weight files.
         """
         written = replace(self, checksums=checksums(folder) or None)
         text = json.dumps(encode(written), indent=2, allow_nan=False)
@@ -354,7 +354,7 @@ class RunRecord:
         return written
 
     def summary(self) -> History:
-        """Method and amount, and what the record itself says of its base."""
+        """Method and amount of pruning, and the base's history from the record."""
         pruning, sparsity = self.metrics.pruning, self.metrics.sparsity or SparsityCourse()
         after = None if sparsity.after is None else sparsity.after.share
         return History(
@@ -370,14 +370,14 @@ class RunRecord:
 
 
 def upgraded(values: Any) -> Any:
-    """Parsed JSON of a record as one of today's version would have it.
+    """Convert the parsed JSON of a record to the current version.
 
-    Records without a version have the form of the first. Those of :func:`loraprune.save_pruned` and of
-    :func:`loraprune.save` have no measures, and the course of pruning beside the settings. Older ones may lack what the
-    defaults of the fields stand for; what is null there was not known. The oldest name no task: there was one alone.
+    Records without a version have the format of the first one. Records of :func:`loraprune.save_pruned` and
+    :func:`loraprune.save` have no measures and store the course of pruning beside the settings. Older ones may lack
+    fields, which take their defaults; ``null`` means unknown. The oldest name no task, because only one existed.
 
     Raises:
-        ValueError: it is a record of a later version, or none.
+        ValueError: it is not a record, or it is from a later version.
     """
     if not isinstance(values, dict):
         return values

@@ -1,4 +1,4 @@
-"""Finished steps of long work in a folder, so that an interrupted run continues behind the last one."""
+"""Finished steps of a long run, saved in a folder, so an interrupted run continues after the last one."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ _REMEDY = "Free some space, and continue with --resume."
 
 @dataclass(frozen=True, kw_only=True)
 class SavedStep:
-    """A step that was finished.
+    """A finished step.
 
     Attributes:
-        tensors: by name.
+        tensors: tensors by name.
         facts: plain values.
     """
 
@@ -37,12 +37,12 @@ class SavedStep:
 
 
 class SavedSteps:
-    """Files of finished steps: tensors, with plain values in the header. A file appears when it is complete.
+    """Files of finished steps: tensors, with plain values in the header. Files are written atomically.
 
     All processes of a run read the same files; the first one writes them.
 
     Args:
-        folder: to keep them in; None keeps nothing and finds nothing.
+        folder: folder of the files; None saves and finds nothing.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -50,7 +50,7 @@ class SavedSteps:
 
     @property
     def keeps(self) -> bool:
-        """Whether anything is kept."""
+        """Whether steps are saved."""
         return self._folder is not None
 
     def path(self, name: str) -> Path:
@@ -59,7 +59,7 @@ class SavedSteps:
         return self._folder / f"{STEP_PREFIX}{name}.safetensors"
 
     def found(self, name: str) -> SavedStep | None:
-        """A step that an earlier run finished, or None."""
+        """Return a step that an earlier run finished, or None."""
         if self._folder is None or not from_main(lambda: self.path(name).is_file()):
             return None
         try:
