@@ -1,1 +1,1 @@
-"""What a model is tuned for: rows, collator, Trainer, measures and adapter defaults of each kind of model."""
+"""Tasks of models: the rows, collator, Trainer, measures and adapter defaults for each kind of model."""

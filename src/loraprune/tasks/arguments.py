@@ -1,4 +1,4 @@
-"""Training arguments: those of the task's Trainer, with the few defaults that pruning changes."""
+"""Training arguments of the task's Trainer, with the few defaults that pruning changes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loraprune.tasks.task import Task
 
 _DEFAULTS: dict[str, Any] = {
-    "learning_rate": 1e-4,  # of models that write text, by size
+    "learning_rate": 1e-4,  # for models that write text, by size
     "lr_scheduler_type": "cosine",
     "warmup_steps": 0.05,
     "num_train_epochs": 2,
@@ -32,7 +32,7 @@ _DEFAULTS: dict[str, Any] = {
     "save_total_limit": 2,
     "report_to": "none",
 }
-"""Values that differ from the Trainer's own; schedule and epochs are those of the LoRAPrune paper."""
+"""Defaults that differ from the Trainer's; the schedule and the epochs are those of the LoRAPrune paper."""
 
 LARGEST_RATE = 5e-3
 
@@ -49,16 +49,17 @@ def training_arguments(
     collator: Collator | None = None,
     deepspeed: Mapping[str, Any] | None = None,
 ) -> tuple[TrainingArguments, int | None]:
-    """Complete what the user gave to the arguments of the task's Trainer.
+    """Complete the user's values to the arguments of the task's Trainer.
 
-    Of values by name, those that are missing get our defaults: bf16 and gradient checkpointing are on on an accelerator
-    and off on a CPU, where they only cost time. An object is taken as it is, but for the folder.
+    If the user gives values by name, missing ones get our defaults. bf16 and gradient checkpointing are on by default
+    on an accelerator, and off on a CPU, where they only cost time. If the user gives an object, only its output folder
+    changes.
 
     Returns:
-        The arguments, and the maximal length of a row of text (None where rows are no text).
+        The arguments, and the maximum length of a row of text (None if rows are not text).
 
     Raises:
-        ValueError: a name is none of the task's arguments, a value is wrong, or sequences would be longer than the
+        ValueError: a name is not an argument of the task, a value is wrong, or sequences would be longer than the
             model's context.
     """
     if isinstance(given, Mapping):
@@ -75,7 +76,7 @@ def training_arguments(
     check_report_to(arguments)
     check_usable(arguments)
     arguments.disable_tqdm = True
-    # One device, also where several are visible: torch's DataParallel would share the gates between its replicas.
+    # Use one device even if several are visible: torch's DataParallel would share the gates between its replicas.
     arguments._n_gpu = min(arguments.n_gpu, 1)
     return arguments, max_length if task.has_tokenizer else None
 
@@ -83,7 +84,7 @@ def training_arguments(
 def _from_values(
     task: Task, given: Mapping[str, Any], source: ModelSource, run_dir: Path, collator: Collator | None
 ) -> tuple[TrainingArguments, int | None]:
-    """Arguments from values by name."""
+    """Build arguments from values by name."""
     accelerated = source.device.type != "cpu"
     cls = task.arguments_class()
     known = {field.name for field in fields(cls) if field.init}
@@ -107,23 +108,23 @@ def _from_values(
 
 
 def _among_processes(source: ModelSource) -> dict[str, Any]:
-    """For several processes of one run: only in a mixture of experts may a step leave adapters without a gradient."""
+    """Arguments for several processes. Only a mixture of experts may have adapters without a gradient in a step."""
     config = source.config.get_text_config()
     mixture = any(getattr(config, name, None) for name in ("num_experts", "num_local_experts", "n_routed_experts"))
     return {} if launched() == 1 or mixture else {"ddp_find_unused_parameters": False}
 
 
 def _rate(task: Task, source: ModelSource) -> dict[str, float]:
-    """The learning rate of LoRA by the size of a model that writes text."""
+    """LoRA learning rate by the size of a model that writes text."""
     width = getattr(source.config.get_text_config(), "hidden_size", None)
     return {"learning_rate": rate_for(width)} if task.writes_text and isinstance(width, int) else {}
 
 
 def rate_for(hidden_size: int) -> float:
-    """The learning rate of LoRA: ``5e-4 · (2000 / hidden size)^0.78``, :data:`LARGEST_RATE` at most.
+    """Compute the LoRA learning rate: ``5e-4 · (2000 / hidden size)^0.78``, at most :data:`LARGEST_RATE`.
 
-    Source: what the documentation of Tinker (Thinking Machines Lab, hyperparameters of supervised learning) gives for
-    Llama, at alpha 32; our experiments are at alpha 16 (docs/results.md).
+    Source: the value for Llama at alpha 32 in Tinker's documentation (Thinking Machines Lab, hyperparameters of
+    supervised learning). Our experiments use alpha 16 (docs/results.md).
     """
     return float(f"{min(5e-4 * (2000 / hidden_size) ** 0.78, LARGEST_RATE):.1e}")
 
@@ -131,10 +132,10 @@ def rate_for(hidden_size: int) -> float:
 def _from_object(
     task: Task, given: TrainingArguments, source: ModelSource, run_dir: Path
 ) -> tuple[TrainingArguments, int | None]:
-    """A copy of the user's own arguments; what they left at its default gives way to what the model can do.
+    """Copy the user's own arguments. Values left at their defaults are adapted to what the model supports.
 
     Raises:
-        ValueError: they are those of another Trainer.
+        ValueError: the arguments belong to another Trainer.
     """
     cls = task.arguments_class()
     if not isinstance(given, cls):
@@ -159,25 +160,25 @@ def _from_object(
 
 
 def given_values(given: Mapping[str, Any] | TrainingArguments) -> dict[str, Any]:
-    """What a user said of the training, by name: of an object, what differs from its class's defaults."""
+    """Return the arguments that the user set, by name; of an object, those that differ from the defaults."""
     if isinstance(given, Mapping):
         return dict(given)
-    # bf16, which is on by default, is refused where the machine does not have it.
+    # bf16 is on by default and raises an error if the machine does not support it.
     default = type(given)(output_dir=given.output_dir, use_cpu=given.use_cpu, bf16=given.bf16)
     values = {field.name: getattr(given, field.name) for field in fields(given) if field.init}
     return {name: value for name, value in values.items() if value != getattr(default, name) and name != "output_dir"}
 
 
 def _recomputation(given: Mapping[str, Any], known: set[str], *, on: bool) -> dict[str, bool]:
-    """Whether activations are computed again, by the name that the arguments have for it, unless the user says it."""
+    """Set gradient checkpointing, under the name that the arguments have for it, unless the user sets it."""
     name = next(name for name in RECOMPUTATION if name in known)
-    if "max_length" in known:  # trl's arguments, where the old name is on by default
+    if "max_length" in known:  # trl's arguments, in which the old name is on by default
         name = RECOMPUTATION[-1]
     return {} if any(name in given for name in RECOMPUTATION) else {name: on}
 
 
 def _check_names(task: Task, given: Mapping[str, Any], known: set[str]) -> None:
-    """Refuse what only trl's Trainer for causal language models has, and what no Trainer has."""
+    """Reject arguments that only trl's Trainer for causal language models has, and unknown arguments."""
     allowed = known | ({"max_length"} if task.has_tokenizer else set())
     for name in given:
         if name in allowed:
@@ -193,10 +194,10 @@ def _check_names(task: Task, given: Mapping[str, Any], known: set[str]) -> None:
 
 
 def check_length(max_length: int | None, context: int | None) -> None:
-    """Make sure that a model can read rows of a length.
+    """Check that a model can read rows of this length.
 
     Raises:
-        ValueError: they would be too short to learn from, or longer than the model's context.
+        ValueError: the rows would be too short to learn from, or longer than the model's context.
     """
     if max_length is None or max_length < 2:
         raise ValueError(f"max_length is {max_length}; sequences need at least 2 tokens.")

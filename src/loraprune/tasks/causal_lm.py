@@ -43,7 +43,7 @@ def _timed_call(measures: ModelMeasures) -> str:
 
 
 class CausalLM(Task):
-    """Go on with a text."""
+    """Continue a text."""
 
     name = "causal-lm"
     auto_class = "AutoModelForCausalLM"
@@ -71,20 +71,20 @@ class CausalLM(Task):
     )
 
     def arguments_class(self) -> type[TrainingArguments]:
-        """trl's, which knows what Trainers of language models need."""
+        """Trl's arguments class, which has the options of language models."""
         from trl import SFTConfig
 
         arguments: type[TrainingArguments] = SFTConfig
         return arguments
 
     def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
-        """None: trl's own are right."""
+        """None: trl's defaults are right."""
         return {}
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
-        """Tokenize; plain text is packed, of everything else the answers are trained."""
+        """Tokenize. Plain text is packed; for all other data, the answers are trained."""
         assert setup.max_length is not None
-        from loraprune.data.formats import prepare_dataset  # late: datasets takes a second to import
+        from loraprune.data.formats import prepare_dataset  # imported late: datasets takes a second to import
 
         return prepare_dataset(
             rows,
@@ -96,11 +96,11 @@ class CausalLM(Task):
         )
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:
-        """The user's own, or trl's."""
+        """The user's own collator, or trl's."""
         return setup.collator
 
     def held_out(self, rows: Dataset, collator: Collator | None) -> HeldOut:
-        """Sequences with their labels; nothing is padded, so that no collator is needed."""
+        """Sequences with their labels. Nothing is padded, so no collator is needed."""
         sequences = []
         for row in rows:
             ids = torch.tensor(row["input_ids"])
@@ -119,11 +119,11 @@ class CausalLM(Task):
         callbacks: Sequence[TrainerCallback],
         teacher: Teacher | None = None,
     ) -> Trainer:
-        """Trl's SFTTrainer, on rows that are tokenized already; its loss follows the teacher, where there is one."""
+        """Trl's SFTTrainer on tokenized rows. If there is a teacher, the loss follows it."""
         from transformers import set_seed
         from trl import SFTTrainer
 
-        # Before version 1.15, trl draws the adapter before the seed is set.
+        # Before version 1.15, trl initializes the adapter before it sets the seed.
         set_seed(arguments.seed)
         tokenizer = copy.deepcopy(processor)
         give_pad_token_(tokenizer)
@@ -139,7 +139,7 @@ class CausalLM(Task):
         )
 
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Perplexity, and what it was measured on."""
+        """Perplexity, and the data it was measured on."""
         assert isinstance(held_out, HeldOut)
         found = asdict(perplexity(model, held_out, shared=not is_sharded(model)))
         return {key: value for key, value in found.items() if value is not None}

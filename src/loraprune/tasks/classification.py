@@ -30,16 +30,16 @@ logger = logging.getLogger("loraprune")
 
 
 class _Classification(Task):
-    """Tell which one of several labels an example has."""
+    """Predict one of several labels."""
 
     eval_rows = 1000
     trains_head = True
 
     def check_model(self, config: PretrainedConfig) -> None:
-        """Make sure that a classifier tells one of several labels.
+        """Check that a classifier predicts one of several labels.
 
         Raises:
-            ValueError: it has one output, or is set up for regression or for several labels at once.
+            ValueError: it has one output, or is set up for regression or for several labels per example.
         """
         kind = getattr(config, "problem_type", None)
         if kind not in (None, "single_label_classification"):
@@ -58,7 +58,7 @@ class _Classification(Task):
 
 
 class ImageClassification(_Classification):
-    """Tell which of several classes an image is of."""
+    """Predict the class of an image."""
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
@@ -67,11 +67,11 @@ class ImageClassification(_Classification):
     has_tokenizer = False
 
     def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
-        """The collator reads columns that the model does not know."""
+        """The collator reads columns that are not inputs of the model."""
         return {"label_names": ["labels"], "remove_unused_columns": False}
 
     def find_image_processor(self, given: Any, source: ModelSource) -> Any:
-        """The one that was given, or the checkpoint's, or None."""
+        """The given image processor, or the checkpoint's, or None."""
         if given is not None and not isinstance(given, (str, Path)):
             return given
         name = source.checkpoint if given is None else str(given)
@@ -85,7 +85,7 @@ class ImageClassification(_Classification):
         )
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
-        """Check columns, labels, and the first images; pixels are read when a batch is made."""
+        """Check the columns, the labels and the first images. Pixels are read when a batch is made."""
         if setup.collator is None:
             columns = image_columns(rows)
             if columns.ready:
@@ -95,7 +95,7 @@ class ImageClassification(_Classification):
                     "The model has no image processor to resize and normalize images with. Pass image_processor= (an "
                     f"object or a checkpoint's name), or give finished input in a column {PIXEL_COLUMN!r}."
                 )
-        from loraprune.data.formats import PreparedRows  # late: datasets takes a second to import
+        from loraprune.data.formats import PreparedRows  # imported late: datasets takes a second to import
 
         prepared = PreparedRows(
             dataset=rows,
@@ -106,7 +106,7 @@ class ImageClassification(_Classification):
         return prepared
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
-        """The user's own, or one that reads images by the image processor."""
+        """The user's own collator, or one that applies the image processor."""
         if setup.collator is not None:
             return setup.collator
         columns = image_columns(prepared.dataset)
@@ -120,10 +120,10 @@ class ImageClassification(_Classification):
         )
 
     def _check_batch(self, batch: Mapping[str, Any], setup: Setup) -> None:
-        """Make sure that a model can be called with a batch.
+        """Check that a model can be called with a batch.
 
         Raises:
-            ValueError: the collator gives no pixels or no labels, or images of another size than the model's.
+            ValueError: the collator returns no pixels or no labels, or images of a different size than the model's.
         """
         pixels = batch.get(PIXEL_COLUMN)
         if not isinstance(pixels, torch.Tensor):
@@ -157,10 +157,10 @@ class ImageClassification(_Classification):
 
 
 def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
-    """Make sure that a user's own collator gives labels that the model has.
+    """Check that the user's own collator returns labels that the model has.
 
     Raises:
-        ValueError: it gives none, or others.
+        ValueError: it returns no labels, or unknown ones.
     """
     labels = batch.get("labels")
     if not isinstance(labels, torch.Tensor) or labels.dim() != 1 or labels.is_floating_point():
@@ -180,7 +180,7 @@ def check_labels(batch: Mapping[str, Any], config: PretrainedConfig) -> None:
 
 
 class TextClassification(_Classification):
-    """Tell which of several classes a text, or a pair of texts, is of."""
+    """Predict the class of a text or of a pair of texts."""
 
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
@@ -189,14 +189,14 @@ class TextClassification(_Classification):
     measures = classifier_measures("texts")
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
-        """Tokenize texts or pairs of them."""
+        """Tokenize texts or pairs of texts."""
         assert setup.max_length is not None
-        from loraprune.data.sentences import prepare_sentences  # late: datasets takes a second to import
+        from loraprune.data.sentences import prepare_sentences  # imported late: datasets takes a second to import
 
         return prepare_sentences(rows, setup.processor, setup.source.config, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
-        """The user's own, or one that pads."""
+        """The user's own collator, or one that pads."""
         from transformers import DataCollatorWithPadding
 
         if setup.collator is not None:

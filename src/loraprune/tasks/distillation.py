@@ -1,4 +1,4 @@
-"""Distillation: tuning follows what another model, the teacher, would say for each token."""
+"""Distillation: recovery follows another model, the teacher, at each token."""
 
 from __future__ import annotations
 
@@ -19,12 +19,13 @@ _TOKENS_AT_ONCE = 512
 
 @dataclass(kw_only=True)
 class Teacher:
-    """What a model is tuned towards.
+    """Teacher of a run.
 
     Attributes:
-        model: in evaluation mode, with the same vocabulary.
-        share: of the loss that is the divergence from the teacher, in (0, 1]; the rest is the usual cross-entropy.
-        is_heard: whether the teacher is followed now; otherwise the loss is the usual one.
+        model: the teacher in evaluation mode, with the same vocabulary.
+        share: share of the loss that is the divergence from the teacher, in (0, 1]; the rest is the usual
+            cross-entropy.
+        is_heard: returns whether the loss currently follows the teacher; otherwise it is the usual loss.
     """
 
     model: PreTrainedModel
@@ -35,13 +36,13 @@ class Teacher:
 class _SummedLoss(torch.autograd.Function):
     """``share · KL(teacher ‖ student) + (1 − share) · cross-entropy``, summed over tokens.
 
-    The gradient of both is known in closed form, so that no more than the student's logits and one tensor like them
-    stay in memory: ``softmax(student) − share · softmax(teacher) − (1 − share) · onehot(label)``.
+    The gradient of both has a closed form, ``softmax(student) − share · softmax(teacher) − (1 − share) ·
+    onehot(label)``. Only the student's logits and one tensor of the same size stay in memory.
     """
 
     @staticmethod
     def forward(ctx: Any, *given: Any) -> torch.Tensor:
-        """Add up the loss, and note its gradient."""
+        """Sum the loss and store its gradient."""
         student_BTV, teacher_BTV, labels_BT, share = given
         gradient_BTV = torch.zeros_like(student_BTV)
         total = torch.zeros((), device=student_BTV.device)
@@ -61,7 +62,7 @@ class _SummedLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Any) -> Any:
-        """Scale the gradient."""
+        """Scale the stored gradient."""
         (gradient_BTV,) = ctx.saved_tensors
         return gradient_BTV * gradients[0].to(gradient_BTV), None, None, None
 
@@ -69,13 +70,13 @@ class _SummedLoss(torch.autograd.Function):
 def summed_loss(
     student_BTV: torch.Tensor, teacher_BTV: torch.Tensor, labels_BT: torch.Tensor, share: float
 ) -> torch.Tensor:
-    """``share · KL(teacher ‖ student) + (1 − share) · cross-entropy``, summed over the tokens that have a label.
+    """Compute ``share · KL(teacher ‖ student) + (1 − share) · cross-entropy``, summed over the tokens with a label.
 
     Args:
         student_BTV: logits, with a gradient.
-        teacher_BTV: logits, of the same shape.
-        labels_BT: the right token of each position, int64; -100 where none counts.
-        share: of the divergence, in [0, 1].
+        teacher_BTV: logits of the same shape.
+        labels_BT: correct token at each position, int64; -100 if the position is ignored.
+        share: weight of the divergence, in [0, 1].
 
     Source: Hinton et al. (arXiv 1503.02531), forward divergence at temperature 1, as in Minitron (arXiv 2407.14679).
     """
@@ -84,18 +85,18 @@ def summed_loss(
 
 
 def distilling(trainer_class: type[Trainer], teacher: Teacher) -> type[Trainer]:
-    """A Trainer of causal language models whose loss follows a teacher.
+    """Build a Trainer of causal language models whose loss follows a teacher.
 
     Args:
         trainer_class: trl's SFTTrainer.
-        teacher: that is followed.
+        teacher: the teacher.
     """
 
     class Distilling(trainer_class):  # type: ignore[valid-type,misc]
         def compute_loss(
             self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
         ) -> Any:
-            """The usual loss while nobody hears the teacher, and where outputs are asked for."""
+            """The usual loss while the teacher is inactive, and if the caller asks for outputs."""
             if return_outputs or not model.training or not teacher.is_heard():
                 return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
             labels_BT = inputs["labels"][:, 1:]
@@ -112,7 +113,7 @@ def distilling(trainer_class: type[Trainer], teacher: Teacher) -> type[Trainer]:
             if with_router:
                 steps = 1 if num_items_in_batch is None else self.current_gradient_accumulation_steps
                 loss = loss + self.router_aux_loss_coef * outputs.aux_loss / steps
-            if hasattr(self, "_metrics"):  # of the loss that is not asked for
+            if hasattr(self, "_metrics"):  # metrics that trl's own loss, not called here, would log
                 seen = asked["attention_mask"].sum().item() if "attention_mask" in asked else labels_BT.numel()
                 self._total_train_tokens += seen
                 self._metrics["train"]["num_tokens"] = [self._total_train_tokens]

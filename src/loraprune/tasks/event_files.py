@@ -1,4 +1,4 @@
-"""Logs that a Trainer's integrations write: that they can be written at all, and that TensorBoard's outlive the run."""
+"""Logs of a Trainer's integrations: a check that they can be written, and copies of TensorBoard's files."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger("loraprune")
 
 FOLDER = "runs"
-"""Where TensorBoard's event files are, in the run's folder and in the output."""
+"""Folder of TensorBoard's event files, in the run's folder and in the output."""
 
 EVENT_PACKAGES: dict[str, tuple[str, ...]] = {
     "azure_ml": ("azureml",),
@@ -24,14 +24,14 @@ EVENT_PACKAGES: dict[str, tuple[str, ...]] = {
     "kubeflow": (),
     "tensorboard": ("tensorboard", "tensorboardX"),
 }
-"""Packages, one of which an integration needs, where it is not called like its package; none: transformers checks."""
+"""Packages (any one suffices) of integrations that have another name; for an empty tuple, transformers checks."""
 
 
 def check_report_to(arguments: TrainingArguments) -> None:
-    """Make sure, before any long work, that the logs can go where they are wanted.
+    """Check, before any long work, that the requested integrations can log.
 
     Raises:
-        ValueError: transformers knows no such integration, or its package is not installed.
+        ValueError: transformers has no such integration, or its package is not installed.
     """
     from transformers.integrations.integration_utils import INTEGRATION_TO_CALLBACK
 
@@ -53,7 +53,7 @@ def check_report_to(arguments: TrainingArguments) -> None:
 
 
 def copy_event_files(run_dir: Path, folder: Path) -> None:
-    """Copy TensorBoard's event files into a folder, where there are any; a run is not lost where that fails."""
+    """Copy TensorBoard's event files, if any, into a folder. An error here does not stop the run."""
     if not (run_dir / FOLDER).is_dir():
         return
     try:

@@ -1,4 +1,4 @@
-"""The adapter of a run: peft's LoraConfig from a few options."""
+"""The adapter of a run: peft's LoraConfig built from a few options."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ def lora_config(
     """Build peft's configuration.
 
     Args:
-        options: ours.
-        structure: of the model.
+        options: our options.
+        structure: structure of the model.
         model: the model itself, or its shapes on the meta device.
-        task: that it is tuned for.
-        every_group: whether something of every group has to be adapted, as the criterion ``lora`` needs it.
+        task: task of the model.
+        every_group: whether every group needs an adapted layer, as the criterion ``lora`` requires.
 
     Raises:
-        ValueError: a layer that is named is none of the model's blocks (the message lists those there are), or groups
-            are left out that must not be.
+        ValueError: a named layer is not in the model's blocks (the message lists the layers), or a group that needs an
+            adapted layer has none.
     """
     from peft import LoraConfig
 
@@ -83,18 +83,18 @@ def lora_config(
 
 
 def default_rank(hidden_size: int) -> int:
-    """The power of two nearest below a quarter of the hidden size, from 8 to 64.
+    """Return the power of two nearest below a quarter of the hidden size, from 8 to 64.
 
-    A pruned model has more to learn than the rank 8 of the LoRAPrune paper can hold (docs/results.md).
+    Rank 8 of the LoRAPrune paper is too small for what a pruned model has to relearn (docs/results.md).
     """
     return min(64, max(8, 1 << max(hidden_size // 4, 1).bit_length() - 1))
 
 
 def check_rank(rank: int, shapes: nn.Module) -> None:
-    """Make sure that a rank is none that memory cannot hold: more than the widest layer has no use.
+    """Check that a rank is not absurdly large. A rank above the widest layer has no use and may not fit in memory.
 
     Raises:
-        ValueError: it is larger.
+        ValueError: the rank is above the widest layer.
     """
     widest = max((max(weight.shape) for weight in shapes.parameters() if weight.dim() > 1), default=0)
     if rank > widest:
@@ -104,7 +104,7 @@ def check_rank(rank: int, shapes: nn.Module) -> None:
 def _check_every_group(structure: Structure, chosen: Collection[str], experts: bool) -> None:
     for dimension in structure:
         if dimension.spans_blocks:
-            continue  # of which every block has a part
+            continue  # every block has a part of this dimension
         if dimension.of_experts and not experts:
             raise ValueError(
                 f"The criterion 'lora' needs LoRA on a layer of every group, and {dimension.name} has none. Adapt the "
@@ -118,7 +118,7 @@ def _check_every_group(structure: Structure, chosen: Collection[str], experts: b
 
 
 def adaptable_layers(structure: Structure, model: PreTrainedModel) -> set[str]:
-    """Names of the linear layers that belong to a group, also of a kind that is not pruned.
+    """Return the names of the linear layers that belong to a group, including groups of kinds that are not pruned.
 
     Routers and stacked experts are left out.
     """
@@ -136,7 +136,7 @@ def adaptable_layers(structure: Structure, model: PreTrainedModel) -> set[str]:
 
 
 def _expert_parameters(structure: Structure, model: nn.Module) -> list[str]:
-    """Parameters of stacked experts that belong to a group, without the part of their names that differs by block."""
+    """Return the parameters of stacked experts that belong to a group, without the block's part of the name."""
     found = {
         f"{member.module}.{member.parameter}"
         for dimension in structure
@@ -147,7 +147,7 @@ def _expert_parameters(structure: Structure, model: nn.Module) -> list[str]:
 
 
 def head_modules(model: PreTrainedModel) -> list[str]:
-    """Modules behind the blocks: a classifier's own layers."""
+    """Return the modules after the blocks, such as a classifier's own layers."""
     return [
         name
         for name, child in model.named_children()
@@ -156,16 +156,17 @@ def head_modules(model: PreTrainedModel) -> list[str]:
 
 
 def target_modules(wanted: Sequence[str], chosen: Collection[str], names: Collection[str]) -> list[str] | str:
-    """What tells peft to adapt the layers ``chosen`` and no others.
+    """Return the ``target_modules`` with which peft adapts the layers ``chosen`` and no others.
 
     Args:
-        wanted: names that layers end with.
+        wanted: endings of layer names.
         chosen: full names of the layers to adapt.
-        names: of all modules of the model.
+        names: names of all modules of the model.
 
     Returns:
-        The short names where they mean these layers alone; else a regular expression of the full names. (A list of full
-        names would be shortened by peft, and so not be found again when a run is resumed.)
+        The short names if they match only these layers, else a regular expression of the full names. (peft would
+        shorten a
+        list of full names and then not find the layers when a run is resumed.)
     """
     if {name for name in names if any(_ends_with(name, short) for short in wanted)} == set(chosen):
         return list(wanted)
@@ -177,7 +178,7 @@ def target_modules(wanted: Sequence[str], chosen: Collection[str], names: Collec
 
 
 def _without_block(name: str) -> str:
-    """The part of a name below its block."""
+    """Return the part of a name below its block."""
     return re.split(r"\.\d+\.", name)[-1]
 
 
@@ -189,21 +190,21 @@ def _ends_with(name: str, end: str) -> bool:
     return name == end or name.endswith(f".{end}")
 
 
-# Linear layers that peft would take for experts by their names.
+# Linear layers that peft would mistake for experts because of their names.
 
 EXPERT_NAMES = ("gate_proj", "up_proj", "down_proj")
 
 
 def renamed_layers(layers: Collection[str], model: PreTrainedModel) -> set[str]:
-    """Find the layers that peft does not adapt when they are named among the ``target_modules`` of a ``LoraConfig``.
+    """Find the layers that peft does not adapt when ``target_modules`` of a ``LoraConfig`` names them.
 
-    In older versions of transformers each expert was a module of linear layers; today their weights are stacked in one
-    parameter. peft takes the old names for the new parameters in every mixture of experts, also where dense or shared
-    FFNs have layers of those names. ``NAME.weight`` among the ``target_parameters`` reaches these.
+    In older versions of transformers, each expert was a module of linear layers; today, one parameter stacks their
+    weights. In every mixture of experts, peft applies the old names to the new parameters, even if dense or shared FFNs
+    have layers of those names. ``NAME.weight`` in ``target_parameters`` selects these layers.
 
     Args:
         layers: full names of linear layers.
-        model: that they belong to.
+        model: model of the layers.
     """
     from peft import LoraConfig
 
@@ -212,7 +213,7 @@ def renamed_layers(layers: Collection[str], model: PreTrainedModel) -> set[str]:
             convert_peft_config_for_transformers,
             get_model_conversion_mapping,
         )
-    except ImportError:  # a peft that does not know of the change
+    except ImportError:  # a version of peft without this conversion
         return set()
     names = {layer.rpartition(".")[2] for layer in layers}
     probe = LoraConfig(target_modules=sorted(names.union(EXPERT_NAMES)))

@@ -1,4 +1,4 @@
-"""Options of a run beside pruning and training: the adapter, where the model comes from and where the result goes."""
+"""Options of a run besides pruning and training: the adapter, the model's source, the result's destination."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ class LoraOptions:
     Attributes:
         r: rank; None is the power of two nearest below a quarter of the hidden size, from 8 to 64.
         alpha: ``B·A`` is scaled by ``alpha / r``.
-        dropout: on the adapter's input. Above 0 it costs one more stored tensor for each consumer while the
-            criterion ``fisher`` listens.
-        target_modules: names of the layers to adapt, or ends of them; None adapts every linear layer that belongs to
-            a group, whether or not groups of its kind are pruned.
+        dropout: dropout on the adapter's input. Above 0, it stores one more tensor for each consumer while the
+            criterion ``fisher`` collects evidence.
+        target_modules: names, or endings of names, of the layers to adapt; None adapts every linear layer that belongs
+            to a group, whether or not groups of its kind are pruned.
         experts: also adapt the stacked weights of experts that belong to groups (peft's ``target_parameters``).
 
     Raises:
@@ -68,62 +68,62 @@ class RunOptions:
 
     Attributes:
         output: folder of the finished checkpoint; None keeps the result in memory only.
-        overwrite: replace an output folder that holds something, and forget an interrupted run.
+        overwrite: replace an output folder that is not empty, and discard an interrupted run.
         dry_run: check everything, show what the run would do, and stop with ``DryRunError``; nothing is written.
-        resume: go on with the interrupted run of this output folder.
-        allow_changes: of a run that is resumed: take data and training arguments that differ from those it began with.
-        allow_bad_result: write a result, too, of which cuts are missing or that is no better than chance.
+        resume: continue the interrupted run of this output folder.
+        allow_changes: when resuming, accept data and training arguments that differ from those of the interrupted run.
+        allow_bad_result: write the result even if cuts are missing or it is no better than chance.
         keep_run: keep the run's folder (its checkpoints) after the end.
         save_adapter: also save the unmerged adapter and the plan.
-        answers_only: of instructions and chats, train on the answers alone.
-        bos: what begins with the beginning-of-sequence token, of a causal language model: ``auto``: each text, if the
-            tokenizer puts it there by itself; ``always``: each row and each block of packed text; ``never``: nothing. A
-            chat template writes its own.
-        eval_data: data to measure on: a file, a folder, a hub data set's name, or a loaded data set; None holds out
+        answers_only: train only on the answers of instructions and chats.
+        bos: texts that start with the beginning-of-sequence token, for causal language models. ``auto``: each text, if
+            the tokenizer adds the token itself; ``always``: each row and each block of packed text; ``never``: none. A
+            chat template adds its own token.
+        eval_data: data to measure on: a file, a folder, the name of a Hub dataset, or a loaded dataset; None holds out
             some of the training data.
-        eval_sequences: rows to measure on, at most; 0 measures nothing, and None is 64 for models that write text and
-            1000 for classifiers.
-        eval_steps: steps of training from one evaluation on the held-out rows to the next; None evaluates before and
-            after training only.
-        early_stopping_patience: evaluations without improvement after which training stops; those before the last cut
-            do not count. None never stops early.
+        eval_sequences: maximum number of rows to measure on; 0 measures nothing, and None is 64 for models that write
+            text and 1000 for classifiers.
+        eval_steps: training steps between evaluations on the held-out rows; None evaluates before and after training
+            only.
+        early_stopping_patience: number of evaluations without improvement after which training stops; evaluations
+            before the last cut do not count. None never stops early.
         load_best: keep the adapter of the evaluation after the last cut that had the lowest loss.
-        split: split of the training data (of a hub data set or a folder).
+        split: split of the training data (of a Hub dataset or a folder).
         eval_split: split of ``eval_data``, likewise.
-        data_name: configuration of a hub data set.
-        target_params: wanted parameters of the whole model, instead of a ratio.
-        target_size: wanted size of the result's weights in bytes, or as a text such as ``"500MB"``, instead of a ratio.
-        target_kv_cache: wanted cache of keys and values: a share of that of the dense model, below 1, or the bytes of
-            one sequence as long as the context (``"64MB"``). Alone, it takes KV heads and nothing else; beside another
-            goal it bounds the heads.
-        speedup: how many times as fast as the dense model the result is to be on this machine, instead of a ratio:
-            blocks of several widths are timed before the run.
-        speedup_phase: what is timed: ``prefill``, a forward pass over a prompt, or ``decode``, token after token.
-        speedup_tokens: of the prompt; None is 2048, or the model's context where that is shorter.
-        speedup_batch: sequences at once.
-        quantization: of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4 with double
-            quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
+        data_name: configuration of a Hub dataset.
+        target_params: target number of parameters of the whole model, instead of a ratio.
+        target_size: target size of the result's weights in bytes, or as text such as ``"500MB"``, instead of a ratio.
+        target_kv_cache: target size of the KV cache: a share of the dense model's cache, below 1, or the bytes of one
+            sequence as long as the context (``"64MB"``). Alone, it removes only KV heads; with another target, it
+            limits the heads.
+        speedup: target speedup over the dense model on this machine, instead of a ratio; blocks of several widths are
+            timed before the run.
+        speedup_phase: phase to time: ``prefill``, a forward pass over a prompt, or ``decode``, token by token.
+        speedup_tokens: tokens of the prompt; None is 2048, or the model's context if that is shorter.
+        speedup_batch: sequences per batch.
+        quantization: quantization of the base while it is tuned and pruned: ``bnb-8bit`` (LLM.int8), ``bnb-4bit`` (NF4
+            with double quantization) or ``torchao-int8`` (weights only); None leaves it in 16 or 32 bits.
         keep_quantized: save the result quantized like the base, instead of in the checkpoint's own dtype.
-        dtype: that the result is saved in: ``float32``, ``bfloat16`` or ``float16``; None is the checkpoint's own.
-        verify: load the saved result back, by plain transformers, and compare its outputs with those of the model that
-            was saved, before it takes its place. Where memory does not hold two models, or the result is quantized,
-            that is left out.
+        dtype: dtype of the saved result: ``float32``, ``bfloat16`` or ``float16``; None is the checkpoint's own.
+        verify: load the saved result with plain transformers and compare its outputs with those of the model in memory,
+            before the result replaces the output folder. This is skipped if memory does not hold two models or the
+            result is quantized.
         latency: measure the latency of a forward pass, dense and pruned.
         unrecovered: also measure the original model with the same groups cut out and nothing else done.
         report: write report.html and report.json beside the checkpoint.
-        prompt: text that dense and pruned model go on from, for the report.
-        fsdp: 2 shares the weights of the base among the processes of the run (PyTorch's FSDP2), so that each GPU holds
-            a part of them; None: each process holds the whole model (DDP).
-        distill: share of the loss, after the last cut, that is the divergence from the dense model (the rest is the
-            usual cross-entropy), in [0, 1]; of causal language models. The dense model stays in memory.
-        teacher: the dense model, where that is not the model of the run, or the one that its record names.
-        push_to_hub: name of the repository on the hub that the finished folder is pushed to; the login is checked
-            before the run.
-        private: whether a repository that the push makes is private; None is the account's default.
-        hub_revision: branch that is pushed to; None is the main one.
-        trust_remote_code: run code that a checkpoint brings.
-        revision: of a hub checkpoint.
-        command: what the user typed, for the record.
+        prompt: text that the dense and the pruned model continue, for the report.
+        fsdp: 2 shards the weights of the base over the processes of the run (PyTorch's FSDP2), so each GPU holds a part
+            of them; None: each process holds the whole model (DDP).
+        distill: share of the loss after the last cut that is the divergence from the dense model (the rest is the usual
+            cross-entropy), in [0, 1]; for causal language models. The dense model stays in memory.
+        teacher: the dense model, if it is neither the model of the run nor the one that its record names.
+        push_to_hub: name of the Hub repository that the finished folder is pushed to; the login is checked before the
+            run.
+        private: whether a newly created repository is private; None is the account's default.
+        hub_revision: branch to push to; None is the main branch.
+        trust_remote_code: run code that comes with a checkpoint.
+        revision: revision of a Hub checkpoint.
+        command: command line of the user, for the record.
     """
 
     output: Path | None = setting(None, "folder for the result")
@@ -248,7 +248,7 @@ class RunOptions:
             raise ValueError(f"The output {self.output} is the folder that you are in, or above it. Name a new folder.")
 
     def _check_push(self) -> None:
-        """Make sure that there is something to push, and a name that the hub takes."""
+        """Check that there is something to push, and that the Hub accepts the name."""
         if self.push_to_hub is None and (self.private is not None or self.hub_revision is not None):
             raise ValueError(
                 "private and hub_revision are about a push. Say --push-to-hub NAME, too, or leave them out."
@@ -260,7 +260,7 @@ class RunOptions:
         self.hub_target()
 
     def _read_sizes(self) -> None:
-        """Turn sizes that were given as texts into numbers."""
+        """Convert sizes given as text to numbers."""
         if self.target_size is not None:
             object.__setattr__(self, "target_size", byte_count("target_size", self.target_size))
         if self.target_kv_cache is not None:
@@ -269,14 +269,14 @@ class RunOptions:
 
     @property
     def sharded(self) -> bool:
-        """Whether the processes share the weights of the base."""
+        """Whether the processes shard the weights of the base."""
         return self.fsdp is not None
 
     def hub_target(self) -> HubTarget | None:
-        """Where the result is pushed to, or None.
+        """Repository that the result is pushed to, or None.
 
         Raises:
-            ValueError: the hub takes no such name.
+            ValueError: the Hub does not accept the name.
         """
         if self.push_to_hub is None:
             return None

@@ -1,4 +1,4 @@
-"""peft's own configuration of an adapter, where a caller gives one: what a run cannot do is refused at its start."""
+"""A caller's own peft configuration of the adapter. Values that a run does not support are rejected at its start."""
 
 from __future__ import annotations
 
@@ -24,22 +24,22 @@ REFUSED = {
     "use_bdlora": "the adapter could not be merged",
     "monteclora_config": "the adapter could not be merged",
 }
-"""Fields of peft's LoraConfig that a run cannot follow, and why."""
+"""Fields of peft's LoraConfig that a run does not support, and why."""
 
 FROM_DATA = ("eva", "corda", "lora_ga", "loftq")
-"""Starts of the adapter that are computed by a call of peft's before training."""
+"""Initializations of the adapter that peft computes in a separate call before training."""
 
 
 def own_config(given: LoraConfig, shapes: nn.Module, pruning: PruningConfig) -> LoraConfig:
-    """A copy of a caller's configuration, which peft would change.
+    """Check and copy a caller's configuration, because peft would change the original.
 
     Args:
-        given: by the caller.
+        given: configuration of the caller.
         shapes: the model on the meta device.
-        pruning: of the run.
+        pruning: pruning options of the run.
 
     Raises:
-        ValueError: a run cannot follow a field, or a value is none that it can have; the message names the field.
+        ValueError: a field is not supported or has an invalid value; the message names the field.
     """
     for name, why in REFUSED.items():
         if getattr(given, name, None):
@@ -61,7 +61,7 @@ def own_config(given: LoraConfig, shapes: nn.Module, pruning: PruningConfig) -> 
 
 
 def _check_targets(given: LoraConfig, shapes: nn.Module) -> None:
-    """Make sure that the model has a module for every name that the adapter is to go on."""
+    """Check that the model has a module for every name that the adapter targets."""
     targets: Any = given.target_modules
     if not targets or isinstance(targets, str):
         return

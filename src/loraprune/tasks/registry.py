@@ -1,4 +1,4 @@
-"""The tasks that models can be tuned for, and which of them a model is made for."""
+"""The tasks that models can be tuned for, and detection of a model's task."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TASKS: tuple[Task, ...] = (CausalLM(), TextToText(), ImageClassification(), Text
 
 
 class TaskError(ValueError):
-    """A model is made for something that it cannot be tuned for here."""
+    """The model's task is not supported here."""
 
 
 def _by_auto_class(auto_class: str | None) -> Task | None:
@@ -39,14 +39,14 @@ def _by_auto_class(auto_class: str | None) -> Task | None:
 
 
 def task_for(class_names: Sequence[str], auto_class: str) -> Task:
-    """The task of a model.
+    """Return the task of a model.
 
     Args:
-        class_names: its class, then those above it; or what its config names; empty where it names none.
-        auto_class: that loads models of its family, for a class that transformers does not have.
+        class_names: its class and then its base classes, or the classes that its config names; empty if it names none.
+        auto_class: auto class that loads models of its family, for a class that transformers does not have.
 
     Raises:
-        TaskError: the class is one of transformers', but of none of the tasks.
+        TaskError: the class is from transformers but belongs to none of the tasks.
     """
     import transformers
 
@@ -67,24 +67,24 @@ def task_for(class_names: Sequence[str], auto_class: str) -> Task:
 
 
 def task_of_model(model: PreTrainedModel, auto_class: str) -> Task:
-    """The task of a loaded model."""
+    """Return the task of a loaded model."""
     return task_for([base.__name__ for base in type(model).__mro__], auto_class)
 
 
 def task_of_config(config: PretrainedConfig, auto_class: str) -> Task:
-    """The task of a checkpoint."""
+    """Return the task of a checkpoint."""
     return task_for(list(getattr(config, "architectures", None) or ())[:1], auto_class)
 
 
 def task_of_source(source: ModelSource) -> Task:
-    """The task of a model before its weights are loaded."""
+    """Return the task of a model before its weights are loaded."""
     if source.loaded is not None:
         return task_of_model(source.loaded, source.auto_class)
     return task_of_config(source.config, source.auto_class)
 
 
 def tunable_task(source: ModelSource) -> Task:
-    """The task of a model that can be tuned for it.
+    """Return the task of a model that can be tuned for it.
 
     Raises:
         ValueError: it cannot: the model's class, its family or its settings are for something else.

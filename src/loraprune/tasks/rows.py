@@ -25,14 +25,14 @@ HELD_OUT_SHARE = 20
 
 @dataclass(frozen=True, kw_only=True)
 class SplitRows:
-    """What a run is trained on and measured on.
+    """Training and held-out rows of a run.
 
     Attributes:
-        prepared: all rows of the training data, with the facts about them.
-        train: those to train on.
-        held_out: those to measure on, or None.
-        collator: of the Trainer; None leaves it to the Trainer.
-        hub_data: name of the training data on the hub, where it comes from there.
+        prepared: all rows of the training data, with statistics.
+        train: rows to train on.
+        held_out: rows to measure on, or None.
+        collator: collator of the Trainer; None uses the Trainer's own.
+        hub_data: name of the training data on the Hub, if it comes from there.
     """
 
     prepared: PreparedRows
@@ -43,7 +43,7 @@ class SplitRows:
 
 
 def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: int) -> SplitRows:
-    """Prepare the data, and set rows aside to measure on: of ``eval_data``, or a twentieth of the training data.
+    """Prepare the data, and hold out rows to measure on: from ``eval_data``, or a twentieth of the training data.
 
     Raises:
         ValueError: the data does not fit the task or the model.
@@ -68,7 +68,7 @@ def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: in
 
 
 def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
-    """Rows for a run that looks at no data: those of ``eval_data`` alone, or none."""
+    """Rows for a run that uses no training data: only those of ``eval_data``, or none."""
     options, wanted = setup.options, _wanted(task, setup)
     if options.eval_data is None or wanted == 0:
         from datasets import Dataset
@@ -82,7 +82,7 @@ def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
 
 
 def _wanted(task: Task, setup: Setup) -> int:
-    """Rows to measure on at most."""
+    """Maximum number of rows to measure on."""
     return task.eval_rows if setup.options.eval_sequences is None else setup.options.eval_sequences
 
 
@@ -98,7 +98,7 @@ def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup
 
 
 def tell_of_lost_rows(prepared: PreparedRows) -> None:
-    """Say which rows are not trained on as they stand, and which columns are not used: neither may be meant."""
+    """Warn about rows that are changed or dropped and about unused columns, which may be unintended."""
     if prepared.unused:
         logger.warning("warning: columns of the data that are not used: %s", ", ".join(prepared.unused))
     for what, number in prepared.lost.items():
@@ -107,15 +107,15 @@ def tell_of_lost_rows(prepared: PreparedRows) -> None:
 
 
 def check_token_ids(rows: Dataset, vocabulary_size: int, config: PretrainedConfig) -> None:
-    """Make sure that the model has an embedding for every token of the data.
+    """Check that the model has an embedding for every token of the data.
 
     Args:
-        rows: with ``input_ids``.
-        vocabulary_size: of the tokenizer.
-        config: of the model.
+        rows: rows with ``input_ids``.
+        vocabulary_size: vocabulary size of the tokenizer.
+        config: config of the model.
 
     Raises:
-        ValueError: it has not.
+        ValueError: a token has no embedding.
     """
     vocabulary = getattr(config, "vocab_size", None)
     if vocabulary is None or vocabulary_size <= vocabulary:

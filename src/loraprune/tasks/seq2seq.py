@@ -43,7 +43,7 @@ def _written(measures: ModelMeasures) -> str:
 
 
 class TextToText(Task):
-    """Write a target for a source."""
+    """Write the target of a source."""
 
     name = "text-to-text"
     auto_class = "AutoModelForSeq2SeqLM"
@@ -72,7 +72,7 @@ class TextToText(Task):
     )
 
     def arguments_class(self) -> type[TrainingArguments]:
-        """Those of the Seq2SeqTrainer."""
+        """Training arguments of the Seq2SeqTrainer."""
         from transformers import Seq2SeqTrainingArguments
 
         return Seq2SeqTrainingArguments
@@ -80,12 +80,12 @@ class TextToText(Task):
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize sources and targets."""
         assert setup.max_length is not None
-        from loraprune.data.pairs import prepare_pairs  # late: datasets takes a second to import
+        from loraprune.data.pairs import prepare_pairs  # imported late: datasets takes a second to import
 
         return prepare_pairs(rows, setup.processor, max_length=setup.max_length)
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator:
-        """The user's own, or one that pads sources and targets; the model shifts the targets itself."""
+        """The user's own collator, or one that pads sources and targets; the model shifts the targets itself."""
         from transformers import DataCollatorForSeq2Seq
 
         if setup.collator is not None:
@@ -101,7 +101,7 @@ class TextToText(Task):
         return Seq2SeqTrainer
 
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Likelihood of the targets, and how many of them greedy decoding writes."""
+        """Likelihood of the targets, and the number of targets that greedy decoding reproduces."""
         assert isinstance(held_out, HeldOutRows)
         return asdict(target_quality(model, held_out, processor, generated=len(held_out)))
 

@@ -1,4 +1,4 @@
-"""What a model is tuned to do: the one place where kinds of model differ for a run."""
+"""The task of a model: the one place for what differs between kinds of model in a run."""
 
 from __future__ import annotations
 
@@ -28,15 +28,15 @@ LATENCY_TOKENS = 512
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What rows are prepared with.
+    """Settings for the preparation of rows.
 
     Attributes:
-        source: of the model.
-        dtype: in which the model is trained.
-        processor: tokenizer, or image processor where there is one.
-        max_length: tokens in a row at most; None where rows are no text.
+        source: source of the model.
+        dtype: dtype of the model in training.
+        processor: the tokenizer, or the image processor if there is one.
+        max_length: maximum number of tokens per row; None if rows are not text.
         collator: the user's own, or None.
-        options: of the run.
+        options: options of the run.
         prompt: text put before every row, or None.
     """
 
@@ -51,11 +51,11 @@ class Setup:
 
 @dataclass(frozen=True, kw_only=True)
 class Workload:
-    """What the latency of a model is measured with.
+    """Input for measuring the latency of a model.
 
     Attributes:
-        inputs: makes the arguments of a call of a model on a device.
-        facts: about it, for the record.
+        inputs: returns the arguments of a call of a model on a device.
+        facts: description of the input, for the record.
     """
 
     inputs: Callable[[PreTrainedModel, torch.device], Mapping[str, Any]]
@@ -63,18 +63,18 @@ class Workload:
 
 
 class Task(ABC):
-    """A kind of model together with the data, the Trainer and the measures that go with it.
+    """A kind of model with its data format, Trainer and measures.
 
     Attributes:
-        name: as the record calls it.
+        name: name in the record.
         auto_class: class of transformers that loads such a model.
-        adapter_type: peft's name of the task, or None where peft has none.
-        row_name: what a held-out row is called, in the plural.
-        measures: in the order in which they are shown.
-        eval_rows: held-out rows that are measured at most, unless the user says otherwise.
+        adapter_type: peft's name of the task, or None if peft has none.
+        row_name: name of held-out rows, in the plural.
+        measures: measures in display order.
+        eval_rows: default maximum of held-out rows to measure.
         has_tokenizer: whether rows are text.
-        writes_text: whether the model can go on from a prompt.
-        trains_head: whether the layers behind the blocks are trained too.
+        writes_text: whether the model can continue a prompt.
+        trains_head: whether the layers after the blocks are trained too.
     """
 
     name: ClassVar[str]
@@ -98,21 +98,21 @@ class Task(ABC):
         return {"label_names": ["labels"], "remove_unused_columns": own_collator is None}
 
     def check_model(self, config: PretrainedConfig) -> None:  # noqa: B027 (most tasks take every model)
-        """Refuse a model of the right class that is set up for something else.
+        """Reject a model of the right class that is set up for something else.
 
         Raises:
             ValueError: the message says what the model would have to be.
         """
 
     def find_image_processor(self, given: Any, source: ModelSource) -> Any:
-        """The image processor of a model that has one.
+        """Return the image processor of a model that has one.
 
         Args:
             given: by the user: an object, a checkpoint's name, or None.
-            source: of the model.
+            source: source of the model.
 
         Raises:
-            ValueError: one was given to a model that reads no images.
+            ValueError: the model reads no images, but an image processor was given.
         """
         if given is not None:
             raise ValueError(
@@ -121,7 +121,7 @@ class Task(ABC):
 
     @abstractmethod
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
-        """Make rows to train on (or to measure on) of a data set.
+        """Convert a dataset to rows to train or measure on.
 
         Raises:
             ValueError: the data does not fit the task or the model.
@@ -129,10 +129,10 @@ class Task(ABC):
 
     @abstractmethod
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:
-        """What makes batches of the rows; None leaves that to the Trainer."""
+        """Return the collator of the rows; None uses the Trainer's own."""
 
     def held_out(self, rows: Dataset, collator: Collator | None) -> HeldOut | HeldOutRows:
-        """Prepared rows in the form in which they are measured on."""
+        """Convert prepared rows to the form for measuring."""
         assert collator is not None
         return HeldOutRows(rows=rows, collator=collator)
 
@@ -154,17 +154,17 @@ class Task(ABC):
         callbacks: Sequence[TrainerCallback],
         teacher: Teacher | None = None,
     ) -> Trainer:
-        """The Trainer of a run, with the adapter on the model.
+        """Return the Trainer of a run, with the adapter on the model.
 
         Args:
-            model: to tune; the adapter is put on it.
-            rows: to train on, as :meth:`prepare` made them.
-            arguments: of the Trainer.
-            lora: of the adapter.
+            model: model to tune; the adapter is added to it.
+            rows: training rows from :meth:`prepare`.
+            arguments: arguments of the Trainer.
+            lora: configuration of the adapter.
             processor: tokenizer or image processor.
-            collator: makes batches; None leaves that to the Trainer.
-            callbacks: of the Trainer.
-            teacher: that a causal language model follows; None of other tasks.
+            collator: makes batches; None uses the Trainer's own.
+            callbacks: callbacks of the Trainer.
+            teacher: teacher of a causal language model; None for other tasks.
         """
         return self.trainer_class()(
             model=put_adapter(model, lora, arguments.seed),
@@ -177,35 +177,35 @@ class Task(ABC):
 
     @abstractmethod
     def quality(self, model: PreTrainedModel, held_out: HeldOut | HeldOutRows, processor: Any) -> dict[str, Any]:
-        """Measures of a model on held-out rows, by the keys of :attr:`measures`."""
+        """Measure a model on held-out rows; the keys are those of :attr:`measures`."""
 
     @abstractmethod
     def workload(self, rows: Dataset, *, context: int | None, collator: Collator | None) -> Workload:
-        """What latency is measured with.
+        """Return the input for measuring latency.
 
         Args:
-            rows: to take an example from, where random input would not do.
-            context: tokens that the model can read at most, or None.
+            rows: rows to take an example from, if random input is not suitable.
+            context: maximum number of tokens that the model can read, or None.
             collator: makes batches of the rows.
         """
 
 
 def put_adapter(model: PreTrainedModel, lora: LoraConfig, seed: int) -> Any:
-    """Put the adapter on a model, its random factors drawn from ``seed``."""
+    """Add the adapter to a model. ``seed`` determines its random factors."""
     from peft import get_peft_model
     from transformers import set_seed
 
-    # The Trainer itself sets the seed only afterwards.
+    # The Trainer sets the seed only later.
     set_seed(seed)
     return get_peft_model(model, lora)
 
 
 def random_tokens(model: PreTrainedModel, count: int, device: torch.device) -> torch.Tensor:
-    """Token ids of one sequence."""
+    """Random token ids of one sequence."""
     return torch.randint(model.config.vocab_size, (1, count), device=device)
 
 
-# The measures of a task: which number of a run's metrics each is, and how reports and model cards call it.
+# The measures of a task: the metric in the record, and its names in reports and model cards.
 
 
 def _nothing(measures: ModelMeasures) -> str:
@@ -217,11 +217,11 @@ class Measure:
     """One measure.
 
     Attributes:
-        key: the field of :class:`~loraprune.record.run_record.ModelMeasures` that it is.
-        label: what the report calls it.
-        unit: decides how it is written.
-        detail: how it was measured, from the measures of the pruned model.
-        card: what the model card calls it, from the same; None leaves it out there.
+        key: its field in :class:`~loraprune.record.run_record.ModelMeasures`.
+        label: name in the report.
+        unit: decides the format.
+        detail: returns the conditions, from the measures of the pruned model.
+        card: returns the name in the model card, from the same measures; None leaves it out of the card.
     """
 
     key: str
@@ -232,11 +232,11 @@ class Measure:
 
     @property
     def of_quality(self) -> bool:
-        """Whether it is measured on held-out rows, and not the size or the speed of the model."""
+        """Whether it is measured on held-out rows, unlike the size or the speed of the model."""
         return self.unit in (Unit.PERPLEXITY, Unit.ACCURACY)
 
     def of(self, measures: ModelMeasures) -> Any:
-        """The number of a model; None where it was not measured."""
+        """Return the value for a model, or None if it was not measured."""
         return getattr(measures, self.key)
 
 
@@ -259,11 +259,11 @@ CARD_FORMATS = {
     Unit.LOSS: ".3f",
     Unit.MILLISECONDS: ".1f",
 }
-"""How a model card writes numbers of a unit."""
+"""Number formats of a model card, by unit."""
 
 
 def classifier_measures(what: str) -> tuple[Measure, ...]:
-    """Measures of a classifier of ``what`` (images, texts)."""
+    """Return the measures of a classifier of ``what`` (images, texts)."""
 
     def held_out(measures: ModelMeasures) -> str:
         return f"{measures.num_examples or 0:,} held-out {what}"

@@ -1,4 +1,4 @@
-"""Which training arguments a run takes: transformers and trl check neither their types nor their ranges."""
+"""Training arguments that a run accepts. transformers and trl check neither their types nor their ranges."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ REMEDIES = {
     "hub_always_push": _HUB,
     "hub_revision": _HUB,
 }
-"""Training arguments that runs do not take, and what to say instead."""
+"""Training arguments that a run rejects, with the alternative."""
 
 _COUNT, _SHARE, _POSITIVE = "[1, 2147483647]", "[0, 1)", "[0, inf)"
 RANGES = {
@@ -76,20 +76,20 @@ RANGES = {
     "seed": SEEDS,
     "data_seed": SEEDS,
 }
-"""Intervals that numbers lie in; other whole numbers lie in 32 bits, and other numbers are finite."""
+"""Allowed intervals of numbers. Other integers must fit in 32 bits, and other numbers must be finite."""
 
 _NUMBERS: dict[Any, type] = {int: Integral, float: Real}
 
 
 def check_given(given: Mapping[str, Any], cls: type[TrainingArguments]) -> None:
-    """Make sure, before any of it is used, that a run takes the training arguments and their values.
+    """Check the names and values of training arguments before any of them is used.
 
     Args:
-        given: by name; names that are none are left to ``cls``.
-        cls: of the arguments.
+        given: arguments by name; ``cls`` itself reports unknown names.
+        cls: class of the arguments.
 
     Raises:
-        ValueError: a run does not take one of them, or a value is none that it can have.
+        ValueError: a run does not accept an argument, or its value is invalid.
     """
     defaults = {field.name: field.default for field in fields(cls) if field.init}
     types = get_type_hints(cls)
@@ -121,14 +121,14 @@ def _check_value(name: str, value: Any, types: set[Any]) -> None:
         if not isinstance(value, number) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}; it must be {'a whole number' if int in kinds else 'a number'}.")
         check_within(name, value, RANGES.get(name, "[-2147483648, 2147483647]"))
-    elif name in RANGES and re.fullmatch(r"[+-]?\d+", str(value)):  # of a type that takes words, too
+    elif name in RANGES and re.fullmatch(r"[+-]?\d+", str(value)):  # of a type that also accepts words
         check_within(name, int(value), RANGES[name])
     elif name.endswith(("_kwargs", "_config")) and isinstance(value, str) and not value.lstrip().startswith("{"):
         raise ValueError(f'{name} is {value!r}; it must be a mapping, in JSON: {{"NAME": VALUE}}.')
 
 
 def check_usable(arguments: TrainingArguments) -> None:
-    """Make sure that the optimizer, its schedule and kernels can be made, which is else found out late.
+    """Check that the optimizer, its schedule and kernels can be created. Otherwise, errors appear late.
 
     Raises:
         ValueError: a package is missing, or an option that one of them needs.
@@ -155,11 +155,11 @@ def check_usable(arguments: TrainingArguments) -> None:
 
 
 _OF_MODELS = ("galore", "apollo", "lomo", "adalomo")
-"""How optimizers begin that cannot be made without a model."""
+"""Prefixes of optimizers that cannot be created without a model."""
 
 
 def _try(name: str, value: str, make: Callable[[], object], late: tuple[type[Exception], ...] = ()) -> None:
-    """Make what an option names; errors of the kinds ``late`` are no matter yet."""
+    """Create the object that an option names. Errors of the types ``late`` are ignored here."""
     try:
         make()
     except late:
