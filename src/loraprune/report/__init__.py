@@ -1,1 +1,1 @@
-"""What a run looks like: card, tables and page, drawn from the record alone."""
+"""Presentation of a run: model card, tables and HTML page, made from the record alone."""

@@ -1,4 +1,4 @@
-"""Dense and pruned model side by side: rows in words, the sentence above them, the table in the terminal."""
+"""Comparison of the dense and the pruned model: rows as text, the summary sentence, and the table in the terminal."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ WHY_NAN = "The model gave NaN or infinite logits there."
 
 @dataclass(frozen=True, kw_only=True)
 class FormattedRow:
-    """A row of the comparison with its numbers as text; ``change`` compares pruned with dense."""
+    """A row of the comparison as text; ``change`` compares pruned with dense."""
 
     label: str
     detail: str
@@ -44,7 +44,7 @@ class FormattedRow:
 
 
 def format_row(row: Row) -> FormattedRow:
-    """Write the numbers of a row in its unit."""
+    """Format the numbers of a row in its unit."""
     show = _FORMATS[row.unit]
     return FormattedRow(
         label=row.label,
@@ -57,20 +57,20 @@ def format_row(row: Row) -> FormattedRow:
 
 
 def format_rows(data: ReportData) -> list[FormattedRow]:
-    """Write the numbers of all rows."""
+    """Format the numbers of all rows."""
     return [format_row(row) for row in data.rows]
 
 
 def has_unrecovered(data: ReportData) -> bool:
-    """Tell whether any row knows the model pruned without recovery."""
+    """Tell whether any row has a value for the model pruned without recovery."""
     return any(row.unrecovered is not None for row in data.rows)
 
 
 def change(before: float | None, after: float | None, unit: Unit) -> str:
-    """Say how ``after`` compares with ``before``.
+    """Describe the change from ``before`` to ``after``.
 
-    Times and rates are compared as a factor (1.61 times faster), accuracies by difference in percentage points,
-    the rest in percent, or as a factor where it has doubled.
+    Times and rates are compared as a factor (1.61 times faster), and accuracies by difference in percentage points.
+    Everything else is compared in percent, or as a factor if it at least doubled.
     """
     if before is None or after is None or not (numbers.is_number(before) and numbers.is_number(after)):
         return numbers.MISSING
@@ -93,7 +93,7 @@ def _speed(factor: float) -> str:
 
 
 def summary(data: ReportData) -> str:
-    """Say in one sentence what was done: how much was removed, in how many cuts and steps, how long it took."""
+    """Summarize the run in one sentence: how much was removed, in how many cuts and steps, and how long it took."""
     if data.recovery is not None:
         return f"Tuned{_training(data)}{_zeros(data.recovery)}."
     headline = data.headline
@@ -132,12 +132,12 @@ def _zeros(recovery: Recovery) -> str:
 
 
 def notes_on_nan(metrics: RunMetrics, before: str, after: str) -> tuple[str, ...]:
-    """Say of each model whose loss was not finite on how many held-out segments it was not.
+    """For each model whose loss was not finite, report the number of affected held-out segments.
 
     Args:
-        metrics: of the run.
-        before: what the model before the run is called.
-        after: what the result is called.
+        metrics: metrics of the run.
+        before: name for the model before the run.
+        after: name for the result.
     """
     named = ((before, metrics.dense), ("unrecovered pruned", metrics.unrecovered), (after, metrics.pruned))
     return tuple(
@@ -152,10 +152,10 @@ def notes_on_nan(metrics: RunMetrics, before: str, after: str) -> tuple[str, ...
 
 
 def comparison_table(data: ReportData) -> Table:
-    """Build the table of measures before and after; without colors where the output is no terminal.
+    """Build the table of measures before and after, without colors if the output is not a terminal.
 
-    The column of the model without recovery is left out where nothing of it was measured. How a row was measured
-    stands in a second line under its label.
+    The column of the model without recovery is omitted if it has no value. The conditions of a measure are on a second
+    line under its label.
     """
     unrecovered = has_unrecovered(data)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")

@@ -1,4 +1,4 @@
-"""Model cards: of pruned, sparse and tuned checkpoints."""
+"""Model cards of pruned, sparse and tuned checkpoints."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ _GROUPS = {
     "blocks": "whole blocks",
     "hidden": "channels of the hidden size",
 }
-"""Kinds of prunable dimensions in words; others are called as they are."""
+"""Names of the kinds of prunable dimensions; other kinds keep their own names."""
 
 _REPAIRS = {True: "refit", False: "none"}
-"""What records say of a repair by the first name of the option."""
+"""Descriptions of a repair in records, by the first name of the option."""
 
 
 def _row(metrics: RunMetrics, measure: Measure) -> str:
@@ -49,7 +49,7 @@ def _widths(kind: str, counts: Sequence[int], structure: Structure) -> str:
 
 
 def _all_widths(widths: Mapping[str, Sequence[int]], structure: Structure) -> str:
-    """A sentence that says what every layer has."""
+    """Return a sentence about what every layer has."""
     if structure.spans_blocks and widths:
         (dimension,) = structure
         return f"{widths[dimension.kind][0]} of {dimension.num_groups} {_GROUPS[dimension.kind]} are left."
@@ -59,15 +59,15 @@ def _all_widths(widths: Mapping[str, Sequence[int]], structure: Structure) -> st
 
 @dataclass(frozen=True, kw_only=True)
 class _Words:
-    """Words that depend on the recipe.
+    """Texts that depend on the recipe.
 
     Attributes:
-        title: what follows the model's name in the heading.
+        title: text after the model's name in the heading.
         what: sentences on what was done; ``facts``: on how much.
-        tag: for the hub.
-        before: heads the figures of the model before the run; ``after``: those of the result.
-        recorded: what the record holds beside settings, versions, seed and measures.
-        command: that takes the recipe.
+        tag: tag for the Hub.
+        before: heading for the model before the run; ``after``: heading for the result.
+        recorded: content of the record besides settings, versions, seed and measures.
+        command: command that accepts the recipe.
     """
 
     title: str
@@ -81,7 +81,7 @@ class _Words:
 
 
 def _base_name(record: RunRecord) -> str:
-    """The last part of the base model's name, as a reader knows it."""
+    """Last part of the base model's name, which readers know."""
     return record.base_model.rstrip("/").rpartition("/")[2]
 
 
@@ -96,11 +96,11 @@ def card_of(
     """Write the card of a run.
 
     Args:
-        record: of the run.
-        structure: of the model before it.
-        runtimes: what loads the result, and how.
-        data: name of a data set on the hub that the run read.
-        revision: of the base on the hub.
+        record: record of the run.
+        structure: structure of the model before the run.
+        runtimes: runtimes that load the result, and how.
+        data: name of a Hub dataset that the run read.
+        revision: revision of the base on the Hub.
     """
     task, words = task_of(record), _words(record, structure)
     rows = "".join(_row(record.metrics, measure) for measure in shown_measures(task.measures, record.metrics))
@@ -138,7 +138,7 @@ def _words(record: RunRecord, structure: Structure) -> _Words:
 
 
 def _removed_shares(pruning: PruningCourse) -> str:
-    """How much went, in both ways of counting."""
+    """State the removed share, counted both ways."""
     return (
         f"Removed: {pruning.ratio:.2%} of the parameters of the prunable dimensions (target "
         f"{pruning.target_ratio:.2%}),\n{1 - pruning.parameters / pruning.parameters_before:.2%} of all parameters."
@@ -146,7 +146,7 @@ def _removed_shares(pruning: PruningCourse) -> str:
 
 
 def _removed_kinds(structure: Structure) -> str:
-    """What was removed, in words."""
+    """Describe what was removed."""
     return " and ".join(_GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
 
 
@@ -156,7 +156,7 @@ def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
 
 
 def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, Any], structure: Structure) -> _Words:
-    """A run that removes groups while LoRA tunes."""
+    """A run that removes groups during LoRA tuning."""
     widths = pruning.cuts[-1].widths if pruning.cuts else {}
     return _Words(
         title=f"{pruning.ratio:.0%} pruned",
@@ -172,7 +172,7 @@ def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, 
 
 
 def _prompt_note(settings: Mapping[str, Any]) -> str:
-    """What a reader has to know of a pruning prompt: the model was tuned and measured behind it."""
+    """Mention the pruning prompt, if any: the model was tuned and measured with it."""
     prompt = Compresso(**settings.get("compresso", {})).prompt_text
     return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"
 
@@ -208,7 +208,7 @@ def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Struc
 
 
 def _of_pst(record: RunRecord) -> _Words:
-    """A run that makes single weights zero while LoRA tunes."""
+    """A run that sets single weights to zero during LoRA tuning."""
     sparsity = record.metrics.sparsity
     assert sparsity is not None
     assert sparsity.after is not None
@@ -256,18 +256,18 @@ def _of_recovery(record: RunRecord, *, keeps_zeros: bool) -> _Words:
     )
 
 
-# The table of a model card, brought up to date.
+# Updates to the table of a model card.
 
 _HEAD = re.compile(r"^\| +\|.*\|\n\|(?:-+\|)+\n", re.MULTILINE)
 UNKNOWN = "–"
 
 
 def with_rows(card: str, rows: Sequence[Row]) -> str:
-    """A card whose table holds rows; one with the same name gives way.
+    """Add rows to the table of a card. A new row replaces a row of the same name.
 
     Args:
         card: text of a card that a run wrote.
-        rows: to put in, in their order.
+        rows: rows to add, in order.
 
     Raises:
         ValueError: the card has no table of measures.
@@ -283,7 +283,7 @@ def with_rows(card: str, rows: Sequence[Row]) -> str:
 
 
 def _name(line: str) -> str:
-    """The first cell without what stands in parentheses behind it: how much was measured may have changed."""
+    """First cell without the parenthesis at its end, because the measured amount may have changed."""
     return line.split("|")[1].partition("(")[0].strip()
 
 

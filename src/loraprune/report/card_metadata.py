@@ -1,4 +1,4 @@
-"""The metadata at the top of a model card, which the hub reads."""
+"""Metadata at the top of a model card, which the Hub reads."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PIPELINES = {
     "image-classification": "image-classification",
     "text-classification": "text-classification",
 }
-"""What the hub calls our tasks; of encoder-decoder models, the base's card alone can say it."""
+"""Hub names of our tasks. For encoder-decoder models, only the base's card has the task."""
 
 _FENCE = "---\n"
 
@@ -26,16 +26,16 @@ _FENCE = "---\n"
 def card_metadata(
     record: RunRecord, tags: Sequence[str], *, data: str | None = None, revision: str | None = None
 ) -> str:
-    """The metadata block of a run's card, in YAML between two fences.
+    """Return the metadata block of a run's card, in YAML between two fences.
 
-    The license is that of the base's card, where there is one. A base that is no model of the hub, but was made from
-    one, hands that one on.
+    The license comes from the base's card, if there is one. If the base is not on the Hub but was made from a Hub
+    model, that model is named as the base.
 
     Args:
-        record: of the run.
-        tags: beside those of the package.
-        data: name of a data set on the hub that the run read.
-        revision: of the base on the hub.
+        record: record of the run.
+        tags: tags in addition to the package's.
+        data: name of a Hub dataset that the run read.
+        revision: revision of the base on the Hub.
     """
     base = metadata_of(record.base_model, revision)
     source = record.base_model if is_hub_model(record.base_model) else base.get("base_model")
@@ -53,16 +53,16 @@ def card_metadata(
 
 
 def is_hub_model(name: str) -> bool:
-    """Whether a name has the form of one of the hub, ``owner/name``, and nothing here goes by it."""
+    """Whether a name has the form of a Hub name, ``owner/name``, and no local path has it."""
     return name.count("/") == 1 and not name.startswith((".", "/", "~")) and not Path(name).exists()
 
 
 def metadata_of(name: str, revision: str | None = None) -> Mapping[str, Any]:
-    """What the card of a checkpoint says to the hub; nothing where there is no card, or none that can be read.
+    """Return the metadata of a checkpoint's card; empty if there is no card or it cannot be read.
 
     Args:
-        name: a folder, or a name on the hub.
-        revision: of a hub checkpoint.
+        name: a folder, or a name on the Hub.
+        revision: revision of a Hub checkpoint.
     """
     card = stored_file(name, "README.md", revision)
     try:
@@ -75,7 +75,7 @@ def metadata_of(name: str, revision: str | None = None) -> Mapping[str, Any]:
 
 
 def _license(base: Mapping[str, Any], source: Any) -> Mapping[str, Any]:
-    """License of the base; a link to a file of its repository leads there."""
+    """License of the base. A link to a file in its repository becomes a full link to that repository."""
     found = {name: base.get(name) for name in ("license", "license_name", "license_link")}
     link = found["license_link"]
     if isinstance(link, str) and "://" not in link:

@@ -1,4 +1,4 @@
-"""Pictures by matplotlib as inline SVG: text stays text, and colors are those of the page, in light and in dark."""
+"""Matplotlib figures as inline SVG. Text stays text, and colors are those of the page in light and dark mode."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SECOND = "#0a0009"
 THIRD = "#0a000a"
 FOURTH = "#0a000b"
 FIFTH = "#0a000c"
-"""Stand-ins for the colors of the page: matplotlib draws with them, and the picture refers to the page's own."""
+"""Placeholders for the page's colors. Matplotlib draws with them, and the SVG refers to the page's own colors."""
 
 VARIABLES = {
     TEXT: "--text",
@@ -46,7 +46,7 @@ VARIABLES = {
     FIFTH: "--fifth",
 }
 SERIES = (ACCENT, SECOND, THIRD, FOURTH, FIFTH)
-"""Colors of things that are told apart, and the marks that do so without color."""
+"""Colors of the series, and the marks that distinguish them without color."""
 MARKERS = ("o", "s", "^", "D", "v")
 
 POINTS = 72.0
@@ -97,7 +97,7 @@ _STYLE: Any = {
 
 @contextmanager
 def drawing(width: float, height: float) -> Iterator[Figure]:
-    """A figure of a size in pixels of the page, to draw on while the style of the report is set."""
+    """Yield a figure of a size in page pixels, with the report's style active."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -107,13 +107,13 @@ def drawing(width: float, height: float) -> Iterator[Figure]:
 
 
 def svg_of(figure: Figure, label: str, zones: Sequence[Zone] = (), columns: Sequence[str] = ()) -> str:
-    """The picture as markup for a page.
+    """Return the figure as markup for a page.
 
     Args:
         figure: drawn with the colors of this module.
-        label: what a screen reader says in its place; also keeps the ids of several pictures on a page apart.
-        zones: what the picture tells under the pointer.
-        columns: names of the cells of each zone, where they all have the same.
+        label: description for screen readers; also keeps the ids of several figures on a page apart.
+        zones: hover texts of the figure.
+        columns: names of the cells of each zone, if all zones have the same.
     """
     import matplotlib
 
@@ -122,7 +122,7 @@ def svg_of(figure: Figure, label: str, zones: Sequence[Zone] = (), columns: Sequ
     text = io.StringIO()
     nothing = dict.fromkeys(("Creator", "Date", "Format", "Type"))
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": key}), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # the page's font draws it, not ours
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")  # the page's font is used, not ours
         _lay_out_(figure)
         figure.savefig(text, format="svg", transparent=True, metadata=nothing)
     markup = _slimmed(text.getvalue(), key)
@@ -137,7 +137,7 @@ def svg_of(figure: Figure, label: str, zones: Sequence[Zone] = (), columns: Sequ
 
 
 def _lay_out_(figure: Figure) -> None:
-    """Lay out once: while a figure has a layout engine, saving it lays it out twice more and draws it twice."""
+    """Lay out once. A figure that keeps its layout engine is laid out and drawn twice more when it is saved."""
     engine = figure.get_layout_engine()
     if engine is not None:
         engine.execute(figure)
@@ -145,7 +145,7 @@ def _lay_out_(figure: Figure) -> None:
 
 
 def _slimmed(markup: str, key: str) -> str:
-    """Drop what the page does not need, and keep the ids apart from those of other pictures."""
+    """Remove what the page does not need, and keep the ids distinct from those of other figures."""
     markup = markup[markup.index("<svg") :]
     markup = re.sub(r"<metadata>.*?</metadata>\s*|<style.*?</style>\s*", "", markup, flags=re.DOTALL)
     markup = re.sub(r' d="([^"]*)"', lambda found: f' d="{_short(found[1])}"', markup)
@@ -157,25 +157,25 @@ def _slimmed(markup: str, key: str) -> str:
 
 
 def _short(path: str) -> str:
-    """A path with hundredths of a pixel, which are more than a screen shows."""
+    """Round a path to hundredths of a pixel, which is finer than any screen."""
     return re.sub(r"(\.\d\d)\d+", r"\1", " ".join(path.split()))
 
 
-# What a picture tells under the pointer: invisible rectangles with texts, which the script of the page shows.
+# Hover texts of a figure: invisible rectangles with texts that the page's script shows.
 
 SEPARATOR = "|"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Zone:
-    """A part of a picture in units of its data.
+    """A part of a figure, in data units.
 
     Attributes:
-        axes: that it lies in; with several, it reaches over all of them.
-        left: its left edge on the horizontal axis of the first; ``right``: its right edge.
-        bottom: its lower edge; ``top``: its upper one; None for the whole height.
-        texts: what it tells; several part it into cells of one width.
-        head: stands before each text.
+        axes: its axes; with several, it spans all of them.
+        left: left edge on the horizontal axis of the first; ``right``: right edge.
+        bottom: lower edge; ``top``: upper edge; None for the whole height.
+        texts: hover texts; several divide it into cells of equal width.
+        head: text before each of them.
     """
 
     axes: tuple[Axes, ...]
@@ -188,12 +188,12 @@ class Zone:
 
 
 def zones_markup(zones: Sequence[Zone], height: float, columns: Sequence[str] = ()) -> str:
-    """Write zones as SVG; the layout of the figure has to be done.
+    """Write zones as SVG. The layout of the figure must be final.
 
     Args:
-        zones: of one picture.
-        height: of the picture; SVG counts downward, matplotlib upward.
-        columns: names of the cells, where all zones have the same.
+        zones: zones of one figure.
+        height: height of the figure; SVG counts downward, matplotlib upward.
+        columns: names of the cells, if all zones have the same.
     """
     if not zones:
         return ""
@@ -223,16 +223,16 @@ def _joined(texts: Sequence[str]) -> str:
     return escape(SEPARATOR.join(text.replace(SEPARATOR, "\N{BROKEN BAR}") for text in texts))
 
 
-# Axes on which the layers of a model stand.
+# Axes that show the layers of a model.
 
 
 def label_layers(axis: Axis, layers: Sequence[int], most: int) -> None:
-    """Label an axis that has a place for each layer, counted from 0, with as many of the layers as there is room for.
+    """Label an axis of layers, counted from 0, with as many labels as fit.
 
     Args:
-        axis: of a picture.
-        layers: what stands on the axis, in order; a layer may come several times.
-        most: labels, about.
+        axis: axis of a figure.
+        layers: layers along the axis, in order; a layer may occur several times.
+        most: approximate maximum number of labels.
     """
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
@@ -242,7 +242,7 @@ def label_layers(axis: Axis, layers: Sequence[int], most: int) -> None:
 
 
 def draw_layer_axis(axes: Axes, layers: Sequence[int]) -> None:
-    """Lay out a horizontal axis of layers, from 0 on; few layers leave room to the right, so that bars stay slim."""
+    """Lay out a horizontal axis of layers, from 0. With few layers, space stays free on the right to keep bars slim."""
     label_layers(axes.xaxis, layers, 14)
     axes.set_xlim(-0.6, max(len(layers) - 0.4, 2.6))
     axes.set_xlabel("layer")

@@ -1,4 +1,4 @@
-"""Results of evaluations for the terminal: a column a model, each compared with the first."""
+"""Evaluation results for the terminal: one column per model, each compared with the first."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ ByModel = Mapping[str, "Entry"]
 
 
 def show_entries(console: Console, entries: Sequence[Entry]) -> None:
-    """Print everything that was measured: figures, scores of tasks, then completions."""
+    """Print all results: figures, task scores, then completions."""
     models = list(dict.fromkeys(entry.model for entry in entries))
     names = dict(zip(models, short_names(models), strict=True))
     columns = [(names[model], [entry for entry in entries if entry.model == model]) for model in models]
@@ -49,7 +49,7 @@ def show_entries(console: Console, entries: Sequence[Entry]) -> None:
 
 
 def _chat_notes(entries: Sequence[Entry]) -> list[str]:
-    """That prompts were written by chat templates, and behind which system prompt."""
+    """State that chat templates wrote the prompts, and with which system prompt."""
     systems = {entry.settings.get("system_prompt") for entry in entries if entry.settings.get("chat_template")}
     return [
         "Tasks and prompts were asked through the model's chat template"
@@ -59,9 +59,9 @@ def _chat_notes(entries: Sequence[Entry]) -> list[str]:
 
 
 def short_names(models: Sequence[str]) -> list[str]:
-    """The ends of paths and hub names, as long as it takes to tell them apart."""
+    """Shorten paths and Hub names to the endings that distinguish them."""
     parts = [PurePath(model).parts or (model,) for model in models]
-    # What `--save-adapter` wrote goes by the folder that it is in.
+    # An adapter of `--save-adapter` is named after the folder that it is in.
     lengths = [2 if part[-1] == "adapter" else 1 for part in parts]
     for further in range(max(map(len, parts), default=1)):
         names = ["/".join(part[-length - further :]) for part, length in zip(parts, lengths, strict=True)]
@@ -78,11 +78,11 @@ def _by_label(entries: Sequence[Entry]) -> dict[tuple[str, str], dict[str, Entry
 
 
 def _figures_table(rows: Mapping[tuple[str, str], ByModel], names: Mapping[str, str]) -> Table:
-    """The table of perplexities, accuracies and losses.
+    """Return the table of perplexities, accuracies and losses.
 
     Args:
         rows: entries by kind and label, then by model.
-        names: what models are called, in their order.
+        names: display names of the models, in order.
     """
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", overflow="fold")
@@ -104,11 +104,11 @@ FURTHER: dict[str, dict[str, str]] = {
     "accuracy": {"loss": "loss"},
     "targets": {"perplexity": "perplexity", "loss": "loss"},
 }
-"""Rows under the first one of a measure, by its kind."""
+"""Return the rows under the first row of a measure, by its kind."""
 
 
 def _heading(label: str, row: ByModel) -> Text:
-    """Name, and how much was measured where that is the same for all models."""
+    """Return the name, and the measured amount if it is the same for all models."""
     text = Text(label)
     details = {_detail(entry.values) for entry in row.values()}
     if len(details) == 1:
@@ -125,7 +125,7 @@ def _detail(values: Mapping[str, Any]) -> str:
 
 
 def _tokenizers_differ(row: ByModel) -> bool:
-    """Whether models saw a text as other tokens: what they scored differs in number, or stands for other text."""
+    """Whether models tokenized a text differently: their scored tokens differ in number or cover different text."""
     return len({tuple(map(entry.values.get, ("num_tokens", "num_bytes"))) for entry in row.values()}) > 1
 
 
@@ -145,7 +145,7 @@ def _number(value: float | None) -> str:
 
 
 def _compared(values: Sequence[float | None], written: Any) -> list[str]:
-    """Each value, and from the second on its ratio to the first."""
+    """Return each value, from the second on with its ratio to the first."""
     first = values[0] if values else None
     cells = []
     for position, value in enumerate(values):
@@ -158,7 +158,7 @@ def _compared(values: Sequence[float | None], written: Any) -> list[str]:
 
 
 def _in_points(values: Sequence[float | None]) -> list[str]:
-    """Each share in percent, and from the second on its distance from the first in points."""
+    """Return each share in percent, from the second on with its difference from the first in percentage points."""
     first = values[0] if values else None
     cells = []
     for position, value in enumerate(values):
@@ -174,18 +174,18 @@ def _in_points(values: Sequence[float | None]) -> list[str]:
     return cells
 
 
-# Completions of the same prompts by several models: side by side where there is room, else one below the other.
+# Completions of the same prompts by several models: side by side if they fit, else one below the other.
 
 _LEAST_WIDTH = 32
-"""Columns of the terminal that a completion needs to be readable beside another one."""
+"""Minimum columns of the terminal for a readable completion beside another."""
 
 
 def show_completions(console: Console, columns: Sequence[tuple[str, Sequence[Entry]]]) -> None:
-    """Print every prompt and what each model made of it.
+    """Print every prompt and each model's completion.
 
     Args:
-        console: to print on.
-        columns: of each model its name as it is printed, and its entries; those of kind ``completions`` are shown.
+        console: console to print on.
+        columns: for each model, its display name and its entries; only entries of kind ``completions`` are shown.
     """
     texts = [(name, _by_prompt(entries)) for name, entries in columns]
     for prompt in dict.fromkeys(prompt for _, own in texts for prompt in own):
@@ -218,16 +218,16 @@ def _side_by_side(shown: Sequence[tuple[str, str]]) -> Table:
 
 
 def printable(text: str) -> str:
-    """The text without characters that would steer the terminal; a model may write any."""
+    """Remove terminal control characters, which a model may generate."""
     return "".join(
         letter if letter.isprintable() or letter in "\n\t" else "\N{REPLACEMENT CHARACTER}" for letter in text
     )
 
 
-# Scores of tasks as a table for the terminal: a column a model, changes against the first, averages at the end.
+# Task scores as a table for the terminal: one column per model, changes from the first, averages at the end.
 
 _SHARES = ("acc", "exact_match", "em", "f1", "mcc")
-"""Metrics that are shares of one, by what their names begin with; they are shown in percent."""
+"""Prefixes of the names of metrics that are shares of one and are shown in percent."""
 
 _CAPTION = "accuracies in %; ±: standard error"
 _CHANGES = ", the largest of the models'; changes in points, against the first"
@@ -239,11 +239,11 @@ _AVERAGED = {
 }
 
 Column = tuple[str, Sequence["Entry"]]
-"""A model's name as it is printed, and its entries of kind ``task``."""
+"""Display name of a model, and its entries of kind ``task``."""
 
 
 def task_table(columns: Sequence[Column]) -> Table | None:
-    """Build the table; None if no model has a score. Accuracies are percentages, changes points of them."""
+    """Build the table; None if no model has a score. Accuracies are percentages, and changes are percentage points."""
     values = [{entry.name: entry.values for entry in entries if entry.kind == "task"} for _, entries in columns]
     names = list(dict.fromkeys(name for own in values for name in own))
     if not names:
@@ -268,7 +268,7 @@ def task_table(columns: Sequence[Column]) -> Table | None:
 
 
 def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> None:
-    """The rows of a task: its name, how it was asked, and a line a metric."""
+    """Return the rows of a task: its name, the form of its prompts, and a line per metric."""
     first = next(own for own in values if own)
     shots, items = first.get("num_fewshot"), first.get("num_items")
     facts = [f"{shots}-shot" if shots else "", f"{items:,} items" if items else ""]
@@ -288,7 +288,7 @@ def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> N
 
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[str]:
-    """Names of figures that have a standard error beside them, or that are accuracies."""
+    """Return the names of figures that have a standard error or are accuracies."""
     aside = ("num_", "chance", "version", "group", "subtasks")
     for name in values:
         if not name.startswith(aside) and "_stderr" not in name:
@@ -296,7 +296,7 @@ def _metrics(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _task_cells(metric: str, values: Sequence[float | None]) -> list[Text]:
-    """The figures of a row, each but the first with its change."""
+    """Return the figures of a row, all but the first with their change."""
     first = values[0]
     cells = []
     for number, value in enumerate(values):
@@ -319,7 +319,7 @@ def _change(metric: str, difference: float) -> str:
 
 
 def _add_averages(table: Table, values: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
-    """Means over the tasks that every model has."""
+    """Return the means over the tasks that every model has."""
     from loraprune.metrics.tasks import averages
 
     common = [name for name in values[0] if all(name in own for own in values)]
@@ -334,7 +334,7 @@ def _add_averages(table: Table, values: Sequence[Mapping[str, Mapping[str, Any]]
 
 
 def task_notes(columns: Sequence[Column]) -> list[str]:
-    """What to know of the scores: requests that were cut, choices that tied, likelihoods that were NaN."""
+    """Return remarks on the scores: truncated requests, tied choices, and likelihoods that were NaN."""
     notes = []
     for model, entries in columns:
         scores = [(entry.name, entry.values) for entry in entries if entry.kind == "task"]

@@ -1,4 +1,4 @@
-"""Results of ``loraprune eval`` as rows of a report: perplexities and accuracies, scores of tasks, completions."""
+"""Results of ``loraprune eval`` as rows of a report: perplexities and accuracies, task scores, completions."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from loraprune.record.report_data import Completion, ReportData, Row, Unit
 logger = logging.getLogger("loraprune")
 
 METRICS = ("acc_norm", "acc", "exact_match", "f1")
-"""Metrics of tasks that are shares of one; of a task the first that it has."""
+"""Task metrics that are shares of one. The first one that a task has is used."""
 
 
 def with_entries(data: ReportData, entries: RunEntries) -> ReportData:
-    """The data of a report with results; those that it had of the same thing give way."""
+    """Return the data of a report with added results, which replace older results of the same name."""
     pairs, rows = list(entries.pairs()), entry_rows(entries)
     scores = [row for pair in pairs for row in _score(*pair)]
     completions = [text for pair in pairs for text in _completions(*pair)]
@@ -35,23 +35,23 @@ def with_entries(data: ReportData, entries: RunEntries) -> ReportData:
 
 
 def entry_rows(entries: RunEntries) -> list[Row]:
-    """Rows of perplexities and accuracies; scores of tasks are none of these."""
+    """Rows of perplexities and accuracies, without task scores."""
     return [row for pair in entries.pairs() for row in _rows(*pair)]
 
 
 def _merged(old: Sequence[Row], new: Sequence[Row]) -> tuple[Row, ...]:
-    """Old rows and new ones; a new row stands where an old one of the same name stood."""
+    """Combine old and new rows; a new row replaces the old row of the same name."""
     labels = {row.label for row in new}
     return (*(row for row in old if row.label not in labels), *new)
 
 
 def figure_of(entry: Entry | None, key: str) -> float | None:
-    """A figure of an entry; None where it was not measured, NaN where it was not finite."""
+    """Return a figure of an entry; None if it was not measured, NaN if it was not finite."""
     return None if entry is None else figure_in(entry.values, key)
 
 
 def figure_in(values: Mapping[str, Any], key: str) -> float | None:
-    """A figure by its name; None where there is none, NaN where it was not finite, for which a file has null."""
+    """Return a figure by its name; None if missing, NaN if it was not finite (``null`` in the file)."""
     if key not in values:
         return None
     value = values[key]
@@ -75,7 +75,7 @@ _KINDS: dict[str, tuple[str, Unit, Callable[[Mapping[str, Any]], str]]] = {
     "accuracy": ("accuracy", Unit.ACCURACY, _accuracy),
     "targets": ("exact_match", Unit.ACCURACY, _matches),
 }
-"""Of a kind of result the figure that is shown, its unit, and how it was measured."""
+"""For each kind of result: the figure shown, its unit, and its conditions."""
 
 
 def _rows(dense: Entry | None, pruned: Entry | None) -> Iterable[Row]:
@@ -118,12 +118,12 @@ _AVERAGE = "average of"
 
 
 def _tasks(scores: Sequence[Row]) -> tuple[Row, ...]:
-    """Scores of tasks without the averages over them."""
+    """Task scores without the averages over tasks."""
     return tuple(row for row in scores if not row.label.startswith(_AVERAGE))
 
 
 def _with_average(scores: tuple[Row, ...], entries: RunEntries) -> tuple[Row, ...]:
-    """The scores, and below them the averages over the tasks that both models were measured on."""
+    """Scores followed by the averages over the tasks that both models were measured on."""
     from loraprune.metrics.tasks.scores import averages
 
     both = [(d, p) for d, p in entries.pairs() if d is not None and p is not None and p.kind == "task"]
@@ -145,7 +145,7 @@ def _with_average(scores: tuple[Row, ...], entries: RunEntries) -> tuple[Row, ..
 
 
 def _completions(dense: Entry | None, pruned: Entry | None) -> Iterable[Completion]:
-    """Texts of both models side by side; nothing where only one of them wrote."""
+    """Completions of both models side by side; empty if only one model has them."""
     if dense is None or pruned is None or pruned.kind != "completions":
         return
     texts = {text["prompt"]: text["completion"] for text in dense.values["completions"]}
@@ -155,17 +155,17 @@ def _completions(dense: Entry | None, pruned: Entry | None) -> Iterable[Completi
 
 
 RESULTS = "evaluation.json"
-"""Picked up from the folder of a run by itself."""
+"""File that is read automatically from the folder of a run."""
 
 
 @dataclass(kw_only=True)
 class RunEntries:
-    """Results sorted by the model that they are of.
+    """Results grouped by model.
 
     Attributes:
-        dense: of the model before the run, the newest last; ``pruned``: of the result.
+        dense: results of the model before the run, the newest last; ``pruned``: of the result.
         foreign: names of other models, by file.
-        stale: results of a folder that holds another model by now, by file.
+        stale: results of a folder whose model has changed since, by file.
     """
 
     dense: list[Entry] = field(default_factory=list)
@@ -174,26 +174,26 @@ class RunEntries:
     stale: dict[Path, list[Entry]] = field(default_factory=dict)
 
     def pairs(self) -> Iterator[tuple[Entry | None, Entry | None]]:
-        """Results of both models that were measured in the same way side by side; the newest of each."""
+        """Pairs of results of both models under the same conditions; the newest of each."""
         dense, pruned = ({_condition(entry): entry for entry in side} for side in (self.dense, self.pruned))
         for condition in {**pruned, **dense}:
             yield dense.get(condition), pruned.get(condition)
 
 
 def find_entries(folder: Path, base: str, files: Sequence[str | Path]) -> RunEntries:
-    """Sort the results of the files, and of those beside the run.
+    """Group the results of the files and of those beside the run.
 
-    A model is known by the hash of its files. Where there are none to hash (a hub name, a folder that is gone), it is
-    known by its name: a folder by its place, seen from here or from the file of results.
+    A model is identified by the hash of its files. Without files to hash (a Hub name, a deleted folder), it is
+    identified by its name. The path of a folder is resolved from here or from the file of results.
 
     Args:
-        folder: of the run.
-        base: name of the model that the run began with.
-        files: of results.
+        folder: folder of the run.
+        base: name of the starting model.
+        files: files of results.
 
     Raises:
-        ResultsError: a file is none, or one of another version.
-        ValueError: none of the results of a file that was named is of this run or of its base.
+        ResultsError: a file is not a results file, or has another version.
+        ValueError: a given file has no result of this run or of its base.
     """
     named = [Path(file).expanduser() for file in files]
     own = folder / RESULTS
@@ -227,6 +227,6 @@ def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
 
 
 def _condition(entry: Entry) -> str:
-    """How a figure was measured: all that it depends on but the model and the kind of device."""
+    """Return the conditions of a figure: everything it depends on except the model and the kind of device."""
     settings = {name: value for name, value in entry.settings.items() if name != "device"}
     return json.dumps([entry.kind, entry.name, settings, entry.data_identity], sort_keys=True, default=str)

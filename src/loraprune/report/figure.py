@@ -1,4 +1,4 @@
-"""A picture of a page with its title, caption and numbers, and the plain tables that go with it."""
+"""A figure of a page with its title, caption and numbers, and plain tables."""
 
 from __future__ import annotations
 
@@ -6,22 +6,22 @@ from dataclasses import dataclass
 
 FULL_WIDTH = 860.0
 HALF_WIDTH = 420.0
-"""Pixels that pictures are drawn for; the style sheet scales them to the screen."""
+"""Width in pixels that figures are drawn for; the style sheet scales them to the screen."""
 
 KEPT_AND_REMOVED = (("kept", "kept"), ("removed", "removed"))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One picture.
+    """One figure.
 
     Attributes:
-        title: what it shows.
+        title: title.
         markup: SVG.
-        caption: what to read from it.
+        caption: explanation for the reader.
         legend: pairs of style class and name.
-        full: whether it takes the full width of the page.
-        numbers: what it shows as a table, where that says more.
+        full: whether it uses the full width of the page.
+        numbers: its values as a table, if that adds information.
     """
 
     title: str
@@ -33,12 +33,12 @@ class Figure:
 
 
 def kind_in_words(kind: str) -> str:
-    """A kind of dimension as a reader expects it: ``expert channels``."""
+    """Name of a kind of dimension for readers: ``expert channels``."""
     return kind.replace("_", " ")
 
 
 def capitalized(text: str) -> str:
-    """A text with a capital letter at its beginning, the rest as it is."""
+    """Capitalize the first letter and keep the rest."""
     return text[:1].upper() + text[1:]
 
 
@@ -47,7 +47,7 @@ def capitalized(text: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Grid:
-    """A plain table: heads of the columns and the cells of every row."""
+    """A plain table: column headings and the cells of every row."""
 
     heads: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]

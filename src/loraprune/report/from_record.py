@@ -1,4 +1,4 @@
-"""From the record of a run to what its report shows."""
+"""Conversion of the record of a run to the data of its report."""
 
 from __future__ import annotations
 
@@ -43,14 +43,14 @@ from loraprune.tasks.task import NONZERO, PARAMETERS, Measure, Task
 logger = logging.getLogger("loraprune")
 
 MAP_CELLS = 64
-"""Cells of a map of one layer, at most."""
+"""Maximum number of cells per layer of a map."""
 
 
 def task_of(record: RunRecord) -> Task:
-    """The task that the model of a run is made for.
+    """Return the task of a run's model.
 
     Raises:
-        ValueError: there is none of that name.
+        ValueError: there is no task of that name.
     """
     task = next((task for task in TASKS if task.name == record.task), None)
     if task is None:
@@ -59,7 +59,7 @@ def task_of(record: RunRecord) -> Task:
 
 
 def _rows_of(record: RunRecord) -> tuple[Row, ...]:
-    """Measures of both models, of which there are figures."""
+    """Measures with figures of both models."""
     metrics, rows = record.metrics, []
     for measure in _report_measures(record):
         dense, pruned = measure.of(metrics.dense), measure.of(metrics.pruned)
@@ -77,7 +77,7 @@ def _rows_of(record: RunRecord) -> tuple[Row, ...]:
 
 
 def _report_measures(record: RunRecord) -> Sequence[Measure]:
-    """Where nothing became smaller, weights that are not zero stand in place of the parameters."""
+    """If nothing became smaller, nonzero weights take the place of the parameters."""
     measures = task_of(record).measures
     if record.settings.oneshot and record.metrics.sparsity:
         return [NONZERO if measure is PARAMETERS else measure for measure in measures]
@@ -85,14 +85,14 @@ def _report_measures(record: RunRecord) -> Sequence[Measure]:
 
 
 def shown_measures(measures: Sequence[Measure], metrics: RunMetrics) -> Sequence[Measure]:
-    """Those of the task, and of a sparse model also the weights that are not zero, below the parameters."""
+    """Measures of the task. A sparse model also has its nonzero weights, below the parameters."""
     if metrics.dense.nonzero is None:
         return measures
     return [shown for each in measures for shown in ((each, NONZERO) if each is PARAMETERS else (each,))]
 
 
 def _completions_of(metrics: RunMetrics, prompt: str | None) -> tuple[Completion, ...]:
-    """How the models went on from a prompt."""
+    """Completions of a prompt by the models."""
     dense, pruned = metrics.dense.completion, metrics.pruned.completion
     if prompt is None or dense is None or pruned is None:
         return ()
@@ -101,7 +101,7 @@ def _completions_of(metrics: RunMetrics, prompt: str | None) -> tuple[Completion
 
 
 def importance_of(structure: Structure, plan: Plan, scores_by_name: Scores) -> dict[str, Importance]:
-    """Scores of the groups with what became of them."""
+    """Scores of the groups, with whether each was kept."""
     found = {}
     for dimension in structure:
         scores = scores_by_name.get(dimension.name)
@@ -123,16 +123,16 @@ def report_of(
     prompt: str | None = None,
     notes: tuple[str, ...] = (),
 ) -> ReportData:
-    """Gather what the report of a run shows; records of earlier versions tell less.
+    """Collect the content of the report of a run. Records of earlier versions contain less.
 
     Args:
-        record: of the run.
+        record: record of the run.
         importance: scores of the groups, which the record does not hold.
-        prompt: that the completions go on from.
-        notes: what the reader has to know.
+        prompt: prompt of the completions.
+        notes: remarks for the reader.
 
     Raises:
-        ValueError: the record holds no measures, or is that of a task that is unknown.
+        ValueError: the record has no measures, or its task is unknown.
     """
     metrics = record.metrics
     if metrics.dense.parameters is None:
@@ -172,14 +172,14 @@ def report_of(
 
 
 def _recovery(sparsity: SparsityCourse | None) -> Recovery:
-    """What a run that prunes nothing did to zeros."""
+    """Effect of a recovery run on the zeros."""
     if sparsity is None or sparsity.before is None or sparsity.after is None:
         return Recovery()
     return Recovery(zeros_before=sparsity.before.share, zeros_after=sparsity.after.share)
 
 
 def _outcome(record: RunRecord, total: int) -> tuple[str, Headline]:
-    """What the run made of its model, in a word or two, and how much of the model is gone."""
+    """Describe the result in a word or two, and return the removed share of the model."""
     pruning, sparsity = record.metrics.pruning, record.metrics.sparsity
     if record.settings.recovery is not None:
         return "recovered", _unchanged(total, total, ratio=0.0, target_ratio=0.0)
@@ -201,7 +201,7 @@ def _outcome(record: RunRecord, total: int) -> tuple[str, Headline]:
 
 
 def _unchanged(total: int, prunable: int, *, ratio: float, target_ratio: float) -> Headline:
-    """A model of the same size after the run."""
+    """A result of the same size as the model before the run."""
     return Headline(
         ratio=ratio,
         target_ratio=target_ratio,
@@ -216,7 +216,7 @@ def _unchanged(total: int, prunable: int, *, ratio: float, target_ratio: float) 
 
 
 def _cuts_of(metrics: RunMetrics) -> tuple[Cut, ...]:
-    """The cuts (or masks) in the order made; where several fell on one step, one."""
+    """The cuts (or mask updates) in order; cuts at the same step are combined."""
     if metrics.pruning is not None:
         return tuple({cut.step: cut for cut in metrics.pruning.cuts or ()}.values())
     masks = (metrics.sparsity and metrics.sparsity.masks) or ()
@@ -224,7 +224,7 @@ def _cuts_of(metrics: RunMetrics) -> tuple[Cut, ...]:
 
 
 def refit_errors_of(pruning: PruningCourse) -> tuple[RefitError, ...]:
-    """Errors of the consumers at each cut; of several cuts without training, at the last one of each dimension."""
+    """Errors of the consumers at each cut. For several cuts without training, only the last one of each dimension."""
     last: dict[str, int] = {}
     for error in pruning.refit_errors:
         last[error.dimension] = max(error.cut_number or 0, last.get(error.dimension, 0))
@@ -238,12 +238,12 @@ def refit_errors_of(pruning: PruningCourse) -> tuple[RefitError, ...]:
 def group_maps(
     dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence[int]], cells: int = MAP_CELLS
 ) -> tuple[GroupMap, ...]:
-    """Where in each layer groups went; nothing of dimensions that no layer has to itself.
+    """Positions of the removed groups in each layer, without dimensions that layers share.
 
     Args:
-        dimensions: of the model before the run.
-        kept: groups that stayed, by name of the dimension.
-        cells: that a layer has at most; with more groups, runs of equally many neighbors share a cell.
+        dimensions: dimensions of the model before the run.
+        kept: groups kept, by name of the dimension.
+        cells: maximum number of cells per layer. With more groups, equally long runs of neighbors share a cell.
     """
     maps = []
     for dimension in dimensions:
@@ -258,7 +258,7 @@ def group_maps(
 
 
 def widths_of(dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence[int]]) -> tuple[LayerWidth, ...]:
-    """Groups that stayed in each layer; of whole blocks, which ones; nothing of what has no layer."""
+    """Groups kept in each layer; for whole blocks, which ones; empty for dimensions without a layer."""
     if [dimension.kind for dimension in dimensions] == ["blocks"]:
         (blocks,) = dimensions
         stayed = set(kept[blocks.name])
@@ -273,13 +273,13 @@ def widths_of(dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence
     )
 
 
-# What became of the matrices of a sparse model, as a report shows it.
+# Matrices of a sparse model, as shown in a report.
 
 SEEN_DIFFERENCE = 0.005
 
 
 def zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
-    """Weights of each layer that are not zero; nothing where every layer has the same share, which needs no picture."""
+    """Nonzero weights of each layer; empty if every layer has the same share, which needs no figure."""
     if not matrices:
         return ()
     totals: dict[int, list[int]] = {}
@@ -297,7 +297,7 @@ def zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
 
 
 def matrix_table(matrices: Sequence[MatrixRecord]) -> tuple[Details, ...]:
-    """Zeros, error and time of every matrix; of stacked experts, of all that stand in one place."""
+    """Zeros, error and time of every matrix. Stacked experts in the same place are combined."""
     if not matrices:
         return ()
     places: dict[tuple[int, str], list[MatrixRecord]] = {}
@@ -321,16 +321,16 @@ def matrix_table(matrices: Sequence[MatrixRecord]) -> tuple[Details, ...]:
     return (Details(title="Matrices", heads=heads, rows=tuple(rows)),)
 
 
-# The report of a run that is over: what can go wrong in drawing it is no reason to lose the model.
+# The report of a finished run. An error while drawing it must not lose the model.
 
 
 def write_run_page(report: ReportData, folder: Path, output: Path) -> None:
-    """Write page and data of a report; where that fails, say so, and leave the data to make it from.
+    """Write page and data of a report. If that fails, warn and keep the data to make it from later.
 
     Args:
-        report: of the run.
-        folder: to write into.
-        output: where that folder will be, for the message.
+        report: report of the run.
+        folder: folder to write into.
+        output: final path of that folder, for the message.
     """
     page = folder / "report.html"
     try:

@@ -1,4 +1,4 @@
-"""What a reader sees first: the figures that a page begins with, and the result in one or two sentences."""
+"""Headline of a page: its first figures, and the result in one or two sentences."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _MEANINGS = {
     Unit.PERPLEXITY: ("Gained", "Quality", "What it cost"),
     Unit.ACCURACY: ("What it cost", "Quality", "Gained"),
 }
-"""What it means that a figure fell, stayed and rose."""
+"""Words for a figure that fell, stayed and rose."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """One figure of the headline: what changed, by how much, from what to what.
+    """One figure of the headline: its change, with the values before and after.
 
     Attributes:
-        meaning: in a word or two, for somebody who does not know the measure: ``"Smaller"``.
+        meaning: a word or two for readers who do not know the measure: ``"Smaller"``.
         label: the measure.
-        change: by how much.
-        before: its value before; ``after``: its value after.
-        detail: how it was measured, or empty.
+        change: amount of the change.
+        before: value before; ``after``: value after.
+        detail: conditions of the measurement, or empty.
     """
 
     meaning: str = ""
@@ -46,10 +46,10 @@ class Tile:
 
 
 def tiles(data: ReportData) -> list[Tile]:
-    """Choose the figures of the headline: a row each of size, speed and quality, where there is one.
+    """Choose the figures of the headline: one row each for size, speed and quality, if there is one.
 
-    It is the first row of its unit that changed, or the first. Parameters are taken from the headline where no row
-    has them.
+    It is the first row of its unit that changed, else the first row. If no row has the parameters, they come from the
+    data's headline.
     """
     headline = data.headline
     rows = [*data.rows]
@@ -76,7 +76,7 @@ def _tile(row: Row, sparse: bool) -> Tile:
     )
 
 
-# The result of a run in one or two sentences: smaller, faster, and what it cost.
+# The result of a run in one or two sentences: smaller, faster, and the loss of quality.
 
 _SPEED = (Unit.MILLISECONDS, Unit.TOKENS_PER_SECOND)
 _QUALITY = (Unit.PERPLEXITY, Unit.ACCURACY, Unit.LOSS)
@@ -84,7 +84,7 @@ _SLOWER = " slower"
 
 
 def verdict(data: ReportData) -> str:
-    """Say what came out, as far as it was measured; empty where nothing was."""
+    """Summarize the measured result; empty if nothing was measured."""
     quality = _first(data.rows, _QUALITY)
     cost = _quality(quality) if quality is not None else ""
     if data.recovery is not None:
@@ -100,7 +100,7 @@ def verdict(data: ReportData) -> str:
 
 
 def _first(rows: Sequence[Row], units: Sequence[Unit]) -> Row | None:
-    """The first row of the first unit that has one with both figures."""
+    """Return the first row with both figures, of the first unit that has one."""
     known = (row for unit in units for row in rows if row.unit is unit)
     return next((row for row in known if numbers.is_number(row.dense) and numbers.is_number(row.pruned)), None)
 

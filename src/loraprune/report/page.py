@@ -1,4 +1,4 @@
-"""Pages that need nothing but themselves, and the report of a run as one."""
+"""Self-contained web pages, and the report of a run as one of them."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ if TYPE_CHECKING:
 
 
 def render(template: str, **values: object) -> str:
-    """Render a template that extends ``page.html.j2``; all text is escaped but ``Markup``.
+    """Render a template that extends ``page.html.j2``. All text except ``Markup`` is escaped.
 
-    The page lets a browser run its own script, known by its hash, and load nothing.
+    The page's security policy allows only its own script, identified by its hash, and loads nothing.
 
     Args:
-        template: name of a file of this folder.
-        values: what it shows.
+        template: name of a file in this folder.
+        values: values of the template.
     """
     script = Markup(_source("hover.js.j2"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
@@ -66,19 +66,19 @@ def _source(name: str) -> str:
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
-# The pictures of a report, in the order and under the headings in which a reader asks for them.
+# The figures of a report, in the order of the reader's questions.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """Pictures under one heading."""
+    """Figures under one heading."""
 
     title: str
     figures: tuple[Figure, ...]
 
 
 def sections(data: ReportData) -> list[Section]:
-    """Draw all pictures that there is data for, of each kind of group one."""
+    """Draw all figures that there is data for, one for each kind of group."""
     parts = (
         ("The run", [*_run(data)]),
         ("What was cut", [*_cut(data)]),
@@ -96,7 +96,7 @@ def _run(data: ReportData) -> Iterable[Figure]:
 
 
 def _cut(data: ReportData) -> Iterable[Figure]:
-    """Maps where layers have more than one group, plain widths of other kinds, and what the last cuts did."""
+    """Draw maps for layers with several groups, plain widths for other kinds, and the effects of the last cuts."""
     mapped = dict.fromkeys(item.kind for item in data.maps if len(item.kept) > 1)
     widths: dict[str, list[LayerWidth]] = {}
     for item in data.layers:
@@ -106,7 +106,7 @@ def _cut(data: ReportData) -> Iterable[Figure]:
     for kind, items in widths.items():
         if kind not in mapped:
             yield layers_figure(items)
-    # In the order of the pictures above, not in that in which kinds were first cut.
+    # In the order of the figures above, not of the first cut of each kind.
     for kind in dict.fromkeys([*widths, *(item.kind for item in data.refit_errors)]):
         errors = [item for item in data.refit_errors if item.kind == kind]
         if errors:
@@ -125,16 +125,16 @@ def _chosen(data: ReportData) -> Iterable[Figure]:
 
 
 HEAD_OF_PAGES = b'<meta name="color-scheme" content="light dark">'
-"""What every page of ours holds."""
+"""Context of every page."""
 
 
 def write_report(data: ReportData, path: str | Path) -> None:
     """Write the page to ``path`` and the data as JSON beside it, under the same name with ``.json``.
 
-    Each file appears complete or not at all; the page last.
+    Each file is written atomically, the page last.
 
     Raises:
-        OutputExistsError: something else than a file stands at ``path``.
+        OutputExistsError: ``path`` exists and is not a file.
         ValueError: ``path`` does not end in ``.html``.
     """
     path = Path(path)
@@ -170,7 +170,7 @@ def render_report(data: ReportData) -> str:
 
 
 def readable_time(iso: str) -> str:
-    """Write an ISO time for people, or leave a text that is none as it is."""
+    """Format an ISO time for people. Other text stays unchanged."""
     try:
         time = datetime.fromisoformat(iso.replace("Z", "+00:00"))
     except ValueError:

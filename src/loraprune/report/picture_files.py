@@ -1,4 +1,4 @@
-"""Pictures as files of their own, for papers and slides: in the colors of the page's light scheme, on white."""
+"""Figures as separate files for papers and slides: in the colors of the page's light scheme, on white."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ _COLORED = ("color", "facecolor", "edgecolor", "markerfacecolor", "markeredgecol
 
 
 def check_picture(path: Path) -> None:
-    """Make sure that a picture can be written under a name.
+    """Check that a figure can be written under a name.
 
     Raises:
-        ValueError: its suffix is that of no format that can be written.
+        ValueError: its suffix is not a supported format.
     """
     if path.suffix.lower() not in SUFFIXES:
         raise ValueError(f"The picture {path} ends in none of {', '.join(SUFFIXES)}. Call it {path.stem}.svg, say.")
 
 
 def save_picture(figure: Figure, path: Path) -> None:
-    """Write a figure that was drawn with the colors of :mod:`loraprune.report.drawing`, which it loses.
+    """Write a figure drawn with the colors of :mod:`loraprune.report.drawing`, replacing these colors in it.
 
-    The file appears complete or not at all.
+    The file is written atomically.
 
     Raises:
         ValueError: see :func:`check_picture`.
@@ -48,7 +48,7 @@ def save_picture(figure: Figure, path: Path) -> None:
     style: dict[Any, Any] = {"svg.fonttype": "path", "pdf.fonttype": 42, "svg.hashsalt": path.stem}
     with matplotlib.rc_context(style), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from")
-        figure.draw_without_rendering()  # axes make their ticks when they are drawn
+        figure.draw_without_rendering()  # axes create their ticks when they are drawn
         _recolor_(figure)
         figure.savefig(
             content, format=kind, dpi=PNG_DPI, facecolor="white", bbox_inches="tight", pad_inches=0.1, metadata=undated

@@ -1,4 +1,4 @@
-"""The tables that a report opens on request: widths, cuts and settings."""
+"""Collapsible tables of a report: widths, cuts and settings."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 
 def width_grid(layers: Sequence[LayerWidth]) -> Grid:
-    """Tabulate the widths of all layers, a column a kind: the pictures in numbers."""
+    """Tabulate the widths of all layers, one column per kind."""
     kinds = list(dict.fromkeys(item.kind for item in layers))
     cells: dict[tuple[int, str], list[str]] = {}
     for item in layers:
         cells.setdefault((item.layer, item.kind), []).append(f"{item.kept:,} of {item.total:,}")
     numbers_of_layers = sorted({item.layer for item in layers})
-    # A layer may have several dimensions of a kind: a decoder's heads that look at itself and at the encoder.
+    # A layer may have several dimensions of a kind, such as the heads of a decoder's self-attention and
+    # cross-attention.
     rows = (
         (str(layer), *(", ".join(cells.get((layer, kind), [numbers.MISSING])) for kind in kinds))
         for layer in numbers_of_layers
@@ -30,11 +31,11 @@ def width_grid(layers: Sequence[LayerWidth]) -> Grid:
 
 
 def cut_grid(cuts: Sequence[Cut], gone: str = "removed") -> Grid:
-    """Tabulate the cuts (or masks); widths that differ between layers are given as a range.
+    """Tabulate the cuts (or mask updates). Widths that differ between layers become a range.
 
     Args:
-        cuts: in the order made.
-        gone: what became of the share.
+        cuts: cuts in order.
+        gone: word for the share.
     """
     kinds = list(dict.fromkeys(kind for cut in cuts for kind in cut.widths))
     timed = any(cut.seconds is not None for cut in cuts)
@@ -58,7 +59,7 @@ def _span(widths: Sequence[int]) -> str:
 
 
 def flatten(settings: Mapping[str, object], prefix: str = "") -> list[tuple[str, str]]:
-    """Write nested settings as pairs of dotted name and text."""
+    """Convert nested settings to pairs of dotted name and text."""
     pairs = []
     for key, value in settings.items():
         name = f"{prefix}{key}"

@@ -1,4 +1,4 @@
-"""What was chosen, and why, where widths were tried before the cut."""
+"""Explanation of the chosen widths, if several were tried before the cut."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _NAMES = {
 
 
 def notes_on_widths(metrics: RunMetrics) -> tuple[str, ...]:
-    """One sentence: the widths that stayed, and how far from the dense model these and others would have led."""
+    """Return one sentence: the chosen widths, and the divergence from the dense model of these and the other trials."""
     trials = () if metrics.pruning is None else metrics.pruning.trials
     if len(trials) < 2:
         return ()

@@ -1,1 +1,1 @@
-"""Several runs side by side: ``loraprune compare``."""
+"""Comparison of several runs: ``loraprune compare``."""

@@ -1,4 +1,4 @@
-"""Compare runs: read what they left, and hold their quality against parameters, latency and training time."""
+"""Comparison of runs: their quality against parameters, latency and training time, from saved files."""
 
 from __future__ import annotations
 
@@ -43,22 +43,22 @@ def compare_runs(
 ) -> RunsComparison:
     """Compare runs: quality against parameters, latency and training time, each with its Pareto front.
 
-    Nothing is measured: figures are those of the runs' own records and of the files that are named. Figures that do
-    not compare (of other data, segment lengths or dense models) come into groups of their own.
+    Nothing is measured. The figures come from the records of the runs and the given files. Figures that are not
+    comparable (different data, segment lengths or dense models) form separate groups.
 
     Args:
-        runs: folders that ``prune``, ``oneshot`` or ``recover`` wrote, or of models that the files tell about.
-        evaluation: files of ``loraprune eval``; ``evaluation.json`` in a run's folder is read unasked.
+        runs: folders that ``prune``, ``oneshot`` or ``recover`` wrote, or folders of models in the given files.
+        evaluation: files of ``loraprune eval``; ``evaluation.json`` in a run's folder is always read.
         bench: files of ``loraprune bench``.
-        quality: name of the measure, such as ``"perplexity"`` or ``"wikitext2@2048"``; None takes the one that most
+        quality: name of the measure, such as ``"perplexity"`` or ``"wikitext2@2048"``; None is the measure that most
             runs have in common.
-        latency: name of the work that was timed: ``"recorded"``, or ``"prefill"``, ``"decoding"``, ``"decoding@8"``
-            of a benchmark; None takes what is known of most runs, benchmarks first.
-        names: that the runs are shown under, in their order; None takes those of the folders.
-        command: that is told to the reader.
+        latency: name of the timed work: ``"recorded"``, or ``"prefill"``, ``"decoding"``, ``"decoding@8"`` of a
+            benchmark; None is the source that covers most runs, benchmarks first.
+        names: names of the runs to show, in order; None uses the folder names.
+        command: command line to show to the reader.
 
     Raises:
-        ValueError: a folder is no run, a file cannot be read, or the runs have no measure in common.
+        ValueError: a folder is not a run, a file cannot be read, or the runs have no measure in common.
     """
     given = [runs] if isinstance(runs, (str, Path)) else list(runs)
     entries = read_entries(evaluation, [Path(folder) for folder in given])
@@ -92,7 +92,7 @@ def _read_benches(files: Sequence[str | Path]) -> list[BenchResult]:
 
 
 def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tuple[Measured, ComparedModels]:
-    """Tell the dense models from the runs, and take figures of both from entries and records."""
+    """Separate the dense models from the runs, and collect the figures of both from entries and records."""
     began_with = {last_part(run.dense_name): run.dense_name for run in runs if run.record is not None}
     plain = {run.folder.resolve().name: run for run in runs if run.record is None}
     dense = {name: run for name, run in plain.items() if name in began_with}
@@ -114,18 +114,18 @@ def _measured(runs: Sequence[Run], entries: Sequence[tuple[Path, Entry]]) -> tup
     return measured, subjects
 
 
-# From figures of runs to groups in which they compare, with the Pareto fronts marked.
+# From the figures of runs to comparable groups with Pareto fronts.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Measured:
-    """Runs with their figures of quality.
+    """Runs with their quality figures.
 
     Attributes:
-        runs: that are compared, in the order given.
-        figures: by run and name of the measure.
-        model_figures: of the dense models, by the last part of their names.
-        model_names: that dense models are shown under, likewise.
+        runs: compared runs, in the given order.
+        figures: figures by run and name of the measure.
+        model_figures: figures of the dense models, by the last part of their names.
+        model_names: names of the dense models to show, by the same key.
     """
 
     runs: tuple[Run, ...]
@@ -137,13 +137,13 @@ class Measured:
 def _grouped(
     measured: Measured, name: str, benched: Sequence[SpeedSource], latency: str | None
 ) -> tuple[tuple[RunGroup, ...], tuple[str, ...]]:
-    """Part the runs that have a measure into groups that compare, and say why there are several.
+    """Split the runs that have a measure into comparable groups, and explain why there are several.
 
     Args:
         measured: the runs.
-        name: of the measure.
+        name: name of the measure.
         benched: latencies of benchmarks.
-        latency: name of the latencies that are meant; None takes what is known of most runs, in each group.
+        latency: name of the latencies; None uses the source that covers most runs, in each group.
     """
     members: list[list[Run]] = []
     for run in measured.runs:
@@ -160,7 +160,7 @@ def _grouped(
 
 
 def _why_apart(members: Sequence[Sequence[Run]], measured: Measured, name: str) -> tuple[str, ...]:
-    """A note of each group after the first: in what its figures differ from the first one's."""
+    """For each group after the first, note how its figures differ from those of the first."""
     if len(members) < 2:
         return ()
     first = measured.figures[members[0][0].name][name]
@@ -232,7 +232,7 @@ def _group(
 def _references(
     runs: Sequence[Run], figures: Mapping[str, QualityFigure], measured: Measured, name: str
 ) -> list[Reference]:
-    """The models that the group began with: those of the records, or those that were evaluated."""
+    """Starting models of the group: those in the records, or those that were evaluated."""
     found: dict[str, Reference] = {}
     for figure in figures.values():
         if figure.reference is not None:
@@ -253,7 +253,7 @@ def _references(
 
 
 def _with_fronts(models: Sequence[ComparedModel], costs: Costs, *, higher_is_better: bool) -> tuple[ComparedModel, ...]:
-    """Mark what lies on a front. Nothing was trained to make a dense model: it stays out of the one of time."""
+    """Mark the models on a front. Dense models are left out of the time front, because they needed no training."""
     best: list[list[str]] = [[] for _ in models]
     for cost in costs.shown:
         ranked = [index for index, model in enumerate(models) if model.number is not None or cost.name != SECONDS]
@@ -288,29 +288,29 @@ def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Re
     return notes
 
 
-# Which measure of quality a comparison of runs uses.
+# Choice of the quality measure for a comparison.
 
 Figures = Mapping[str, Mapping[str, QualityFigure]]
-"""By name of the run and of the measure."""
+"""Figures by name of the run and of the measure."""
 
 REMEDY = "Measure all of them alike with --eval, or with `loraprune eval` and name its file with --evaluation."
 
 
 def quality_names(figures: Figures) -> list[str]:
-    """All measures that any run has, in the order met."""
+    """Return all measures of all runs, in the order of their first appearance."""
     return list(dict.fromkeys(name for known in figures.values() for name in known))
 
 
 def named_quality(asked: str, figures: Figures) -> str:
-    """The measure that a user means: by its whole name, or by how one name alone begins.
+    """Return the measure that a user names: by its full name, or by a prefix that only one name has.
 
     Raises:
-        ValueError: no run has such a measure, or several names begin so.
+        ValueError: no run has such a measure, or several names have this prefix.
     """
     known = quality_names(figures)
     if asked in known:
         return asked
-    # "wikitext2" means "wikitext2@2048", and "wikitext2:bits_per_byte" what ends alike
+    # "wikitext2" means "wikitext2@2048"; "wikitext2:bits_per_byte" means the longer name with that ending
     start, _, key = asked.partition(":")
     alike = [name for name in known if name.startswith(start) and name.endswith(f":{key}" if key else "")]
     plain = [name for name in alike if ":" not in name] or alike
@@ -322,16 +322,16 @@ def named_quality(asked: str, figures: Figures) -> str:
 
 
 def common_quality(figures: Figures, dense: Figures) -> str:
-    """The measure that most runs share under the same conditions.
+    """Return the measure that most runs share under the same conditions.
 
-    Of several, one that the dense model has, too, and the one met first.
+    Ties are broken in favor of a measure that the dense model also has, then of the first one.
 
     Args:
-        figures: of the runs.
-        dense: of the models that they began with, as far as these were evaluated.
+        figures: figures of the runs.
+        dense: figures of the starting models, as far as these were evaluated.
 
     Raises:
-        ValueError: several runs have no measure in common, or a single one has none.
+        ValueError: several runs have no measure in common, or a single run has none.
     """
     names = quality_names(figures)
     shared = {name: [known[name] for known in figures.values() if name in known] for name in names}
@@ -349,7 +349,7 @@ def common_quality(figures: Figures, dense: Figures) -> str:
 
 
 def without(figures: Figures, name: str) -> list[str]:
-    """A sentence about each run that lacks a measure."""
+    """Return a sentence about each run that lacks a measure."""
     return [
         f"{run} is left out: it has no {name} ({', '.join(known) or 'no measure at all'})."
         for run, known in figures.items()

@@ -1,4 +1,4 @@
-"""What quality is held against: parameters, latency and training time of runs that compare."""
+"""Costs that quality is compared against: parameters, latency and training time of comparable runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from loraprune.report.comparison.runs import Run
 from loraprune.report.comparison.speeds import Speed, SpeedSource, latency_of, machines_in_words, note_on
 
 SPARSE_SHARE = 0.99
-"""A model of which a greater share of the parameters is not zero is no sparse one: exact zeros happen."""
+"""A model counts as sparse only if its share of nonzero parameters is below this; a few exact zeros are normal."""
 
 NOT_TRAINING = (LOADING, DENSE, BASE, MERGING, RESULT, WRITING)
 
@@ -25,11 +25,11 @@ class Costs:
     """Costs of the models of one group.
 
     Attributes:
-        shown: parameters, and those that any of them has a figure of.
-        figures: of each model that is known, by name of the cost.
-        sizes: how large each model is.
+        shown: parameters, and the other costs for which any model has a figure.
+        figures: figures of each known model, by name of the cost.
+        sizes: size of each model.
         speeds: latencies.
-        notes: what the reader has to know.
+        notes: remarks for the reader.
     """
 
     shown: tuple[Cost, ...]
@@ -59,14 +59,14 @@ def costs_of(
     benched: Sequence[SpeedSource],
     latency: str | None,
 ) -> Costs:
-    """Gather costs.
+    """Collect the costs.
 
     Args:
-        runs: of one group.
-        references: models that they began with.
-        figures: of their qualities, which may know the parameters of a model without a record.
+        runs: runs of one group.
+        references: their starting models.
+        figures: quality figures, which may include the parameters of a model without a record.
         benched: latencies of benchmarks.
-        latency: name of the latencies that are meant.
+        latency: name of the latencies to use.
     """
     sizes = {
         Compared(run.name): ModelMeasures(parameters=figures[run.name].parameters) if run.record is None else run.after
@@ -98,7 +98,7 @@ def _is_sparse(size: ModelMeasures) -> bool:
 
 
 def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[Compared, float], list[str]]:
-    """Seconds of each run and of those that it went on from; of training where all records know it, else of all."""
+    """Seconds of each run and its predecessors: training time if all records have it, else total time."""
     recorded = [run for run in runs if run.record is not None]
     only_training = bool(recorded) and all(part.metrics.phases for run in recorded for part in run.chain())
     seconds: dict[Compared, float] = {}

@@ -1,4 +1,4 @@
-"""The picture of a comparison: quality against parameters, latency and training time, with the Pareto fronts."""
+"""Figure of a comparison: quality against parameters, latency and training time, with the Pareto fronts."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ LEGEND_HEIGHT = 30.0
 _MARK = 9.0
 _HIT = 11.0
 _STEP = 6.0
-"""Pixels between the places that keep labels off a line."""
+"""Distance in pixels between the points that keep labels off a line."""
 
 
 def runs_figure(group: RunGroup, title: str) -> figure.Figure:
-    """Picture a group of models, a panel for each cost."""
+    """Draw a group of models, with a panel for each cost."""
     caption = "A number is that of a run in the table. "
     if any(len(model.best_for) for model in group.models):
         caption += "A line joins what lies on the Pareto front: nothing else is as good in both and better in one. "
@@ -52,7 +52,7 @@ def _markup(group: RunGroup) -> str:
 
 
 def _draw_group(group: RunGroup, panels: Sequence[Axes]) -> None:
-    """Draw the points and fronts of a group, a panel for each cost; the labels come when the layout is known."""
+    """Draw the points and fronts of a group, with a panel for each cost. Labels follow when the layout is final."""
     for cost, axes in zip(group.costs, panels, strict=True):
         _draw_panel(group, cost, axes)
     panels[0].set_ylabel(f"{group.quality.label}\n({result.quality_direction(group.quality)})")
@@ -84,7 +84,7 @@ def _draw_panel(group: RunGroup, cost: Cost, axes: Axes) -> None:
 
 
 def _draw_level(axes: Axes, model: ComparedModel, *, higher_is_better: bool) -> None:
-    """A line at the quality of a model that took no time to make, with its name on the side of the better."""
+    """Draw a line at the quality of a model without training time, with its name on the better side."""
     axes.axhline(_height(model), color=SOFT, linewidth=1, linestyle=(0, (5, 4)), zorder=1)
     axes.annotate(
         _label(model),
@@ -99,12 +99,12 @@ def _draw_level(axes: Axes, model: ComparedModel, *, higher_is_better: bool) -> 
 
 
 def _front(shown: Sequence[ComparedModel], cost: Cost) -> list[ComparedModel]:
-    """What lies on the front, from cheap to dear."""
+    """Return the models on the front, from cheap to expensive."""
     return sorted((model for model in shown if cost.name in model.best_for), key=lambda model: model.costs[cost.name])
 
 
 def _shown_in(group: RunGroup, cost: Cost) -> list[ComparedModel]:
-    """Models that are points of a panel."""
+    """Return the models that are points of a panel."""
     return [model for model in group.models if cost.name in model.costs and numbers.is_number(model.quality)]
 
 
@@ -129,10 +129,10 @@ def _mark(model: ComparedModel, cost: Cost) -> dict[str, Any]:
 
 
 def _place_labels(canvas: Figure, drawn: Sequence[tuple[RunGroup, Sequence[Axes]]]) -> None:
-    """Write numbers beside the points, and the names of the models that runs began with.
+    """Write numbers beside the points, and the names of the starting models.
 
     Args:
-        canvas: that all is drawn on; its layout is final from now on.
+        canvas: the whole canvas; its layout is final from here on.
         drawn: groups with their panels.
     """
     canvas.draw_without_rendering()
@@ -162,13 +162,13 @@ def _label_points(axes: Axes, models: Sequence[ComparedModel], cost: Cost) -> No
 
 
 def _pixels(axes: Axes, model: ComparedModel, cost: Cost) -> tuple[float, float]:
-    """Where a model lies; a pixel of the page is a point of the picture."""
+    """Position of a model. One pixel of the page is one point of the figure."""
     x, y = axes.transData.transform((model.costs[cost.name], _height(model)))
     return float(x), float(y)
 
 
 def _along(line: Sequence[tuple[float, float]]) -> Iterator[Box]:
-    """Small boxes along a line."""
+    """Return small boxes along a line."""
     for (left, start), (right, end) in itertools.pairwise(line):
         steps = max(1, math.ceil(math.hypot(right - left, end - start) / _STEP))
         for step in range(steps + 1):
@@ -183,7 +183,7 @@ def _label(model: ComparedModel) -> str:
 
 
 def legend(group: RunGroup) -> list[Line2D]:
-    """What the marks mean, as far as the group has them."""
+    """Legend entries for the marks that the group uses."""
     from matplotlib.lines import Line2D
 
     style: dict[str, Any] = {"linestyle": "none", "markersize": _MARK, "markeredgewidth": 1.5}
@@ -207,7 +207,7 @@ def legend(group: RunGroup) -> list[Line2D]:
 
 
 def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
-    """A square around every point that tells all about its model."""
+    """Return an invisible square around every point, with all details of its model."""
     zones = []
     for cost, axes in zip(group.costs, panels, strict=True):
         for model in _shown_in(group, cost):
@@ -220,18 +220,18 @@ def _zones(group: RunGroup, panels: Sequence[Axes]) -> list[Zone]:
 
 
 def _description(group: RunGroup) -> str:
-    """Say what the picture shows, with every figure."""
+    """Describe the figure in text, with every value."""
     costs = ", ".join(cost.label.lower() for cost in group.costs)
     listed = "; ".join(result.model_in_words(model, group) for model in group.models)
     return f"{group.quality.label} against {costs}. {listed}."
 
 
 def _height(model: ComparedModel) -> float:
-    """Where a model lies vertically."""
+    """Vertical position of a model."""
     return math.nan if model.quality is None else model.quality
 
 
-# The picture of a comparison as a file of its own, with a key to its numbers.
+# The figure of a comparison as a separate file, with a key to its numbers.
 
 _WIDTH = 900.0
 _TITLE_HEIGHT = 24.0
@@ -240,10 +240,10 @@ _KEY_GAP = 48.0
 
 
 def write_picture(comparison: RunsComparison, path: str | Path) -> None:
-    """Write the picture alone, as SVG, PNG or PDF; it appears complete or not at all.
+    """Write only the figure, as SVG, PNG or PDF. The file is written atomically.
 
     Raises:
-        ValueError: ``path`` ends in none of these.
+        ValueError: ``path`` has none of these suffixes.
     """
     picture_files.check_picture(Path(path))
     with _canvas(comparison.groups, _WIDTH) as canvas:
@@ -252,7 +252,7 @@ def write_picture(comparison: RunsComparison, path: str | Path) -> None:
 
 @contextmanager
 def _canvas(groups: Sequence[RunGroup], width: float) -> Iterator[Figure]:
-    """All groups on one canvas, a row for each: for a file of its own."""
+    """Draw all groups on one canvas for a separate file, with a row for each group."""
     columns = max(len(group.costs) for group in groups)
     names = [len(model.name) for group in groups for model in group.models]
     key_columns = max(1, int(width // (_KEY_GAP + 0.65 * drawing.FONT_POINTS * max(names))))
@@ -279,7 +279,7 @@ def _canvas(groups: Sequence[RunGroup], width: float) -> Iterator[Figure]:
 
 
 def _key(group: RunGroup) -> list[Line2D]:
-    """Numbers with the names of the runs, for a picture that stands without its table."""
+    """Key of numbers and run names, for a figure shown without its table."""
     from matplotlib.lines import Line2D
 
     numbered = [model for model in group.models if model.number is not None]

@@ -1,4 +1,4 @@
-"""A comparison of runs as one web page that needs nothing but itself."""
+"""Comparison of runs as one self-contained web page."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _LEAST = {
 
 
 def check_page(path: Path) -> None:
-    """Make sure that a page can be written under a name.
+    """Check that a page can be written under a name.
 
     Raises:
-        ValueError: it does not end in ``.html``.
+        ValueError: the name does not end in ``.html``.
     """
     if path.suffix != ".html":
         raise ValueError(f"The comparison is a web page, but {path} does not end in .html. Call it {path.name}.html.")
 
 
 def write_page(comparison: RunsComparison, path: str | Path) -> None:
-    """Write the page; it appears complete or not at all.
+    """Write the page atomically.
 
     Raises:
         ValueError: ``path`` does not end in ``.html``.
@@ -73,13 +73,13 @@ def render_page(comparison: RunsComparison) -> str:
 
 
 def _heading(quality: Quality) -> str:
-    """The measure as a heading; what begins with the name of data or of a task keeps that as it is."""
+    """Measure as a heading. Names of data and tasks at its start keep their spelling."""
     data = quality.name.partition(":")[0]
     return quality.label if quality.label.startswith(data) else capitalized(quality.label)
 
 
 def comparison_verdict(group: RunGroup) -> str:
-    """Which run is the best, beside the model that it began with."""
+    """Name the best run, and compare it with its starting model."""
     runs = _finite_runs(group)
     if not runs:
         return f"No run has a finite {group.quality.label}."
@@ -94,7 +94,7 @@ def comparison_verdict(group: RunGroup) -> str:
 
 
 def _summary(group: RunGroup) -> str:
-    """Which run is the smallest, the fastest, and the quickest to make."""
+    """Name the smallest and the fastest run, and the one made in the shortest time."""
     sentences = []
     for cost in group.costs:
         known = [model for model in _finite_runs(group) if cost.name in model.costs]
@@ -116,7 +116,7 @@ def _lead(group: RunGroup) -> str:
 
 
 def _rows(group: RunGroup) -> list[dict[str, object]]:
-    """Cells of the table: texts with a flag for those that lie on a front."""
+    """Cells of the table: texts, each with a flag for models on a front."""
     rows: list[dict[str, object]] = []
     for model in group.models:
         costs = [
@@ -141,7 +141,7 @@ def _rows(group: RunGroup) -> list[dict[str, object]]:
 
 
 def _aside(model: ComparedModel, cost: Cost, group: RunGroup) -> str:
-    """What stands below a cost: a latency as a share of that of the model before the runs, timed in turns with it."""
+    """Text below a cost: latency as a share of the starting model's, when both were timed alternately."""
     if cost.name != LATENCY or cost.relative or model.number is None or model.relative_latency is None:
         return ""
     before = [other for other in group.models if other.number is None]
@@ -153,7 +153,7 @@ def _aside(model: ComparedModel, cost: Cost, group: RunGroup) -> str:
 
 
 def runs_table(group: RunGroup) -> Table:
-    """Build the table of a group: the models that runs began with, then the runs under their numbers."""
+    """Build the table of a group: first the starting models, then the numbered runs."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     table.add_column("", justify="right", no_wrap=True)
     table.add_column("run", overflow="fold", ratio=1)

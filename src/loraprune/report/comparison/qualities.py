@@ -1,4 +1,4 @@
-"""Measures of quality that runs have, and which of them compare with each other."""
+"""Quality measures of runs, and which of them are comparable."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from loraprune.report.comparison.runs import Run, last_part
 logger = logging.getLogger("loraprune")
 
 _TOLERANCE = 1e-3
-"""Relative difference up to which two runs measured the same dense model on the same data."""
+"""Relative difference up to which two runs are treated as having measured the same dense model on the same data."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What a figure with a certain key is."""
+    """Description of the figure with a certain key."""
 
     label: str
     unit: Unit
     higher_is_better: bool = False
 
     def quality(self, name: str, of: str, facts: Mapping[str, Any]) -> Quality:
-        """The measure, of some data: ``of`` stands before the label."""
+        """Return the measure for some data; ``of`` precedes the label."""
         return Quality(
             name=name,
             label=f"{of} {self.label}",
@@ -52,21 +52,21 @@ _KINDS: dict[str, Kind] = {
     "bits_per_byte": Kind(label="bits per byte", unit=Unit.BITS_PER_BYTE),
     "loss": Kind(label="loss", unit=Unit.LOSS),
 }
-"""Keys of figures in records and results; of one entry, the first is the one meant where none is named."""
+"""Keys of figures in records and results. If an entry has several, the first is the default."""
 
 NEUTRAL = ("batch_size", "device", "dtype", "threads", "attn_implementation")
-"""Settings of an evaluation that change the last digits of a figure at most."""
+"""Evaluation settings that affect only the last digits of a figure."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """A model that runs began with, and its figure.
+    """A starting model and its figure.
 
     Attributes:
-        name: the last part of its own.
-        what: it is: ``"dense"``, ``"2:4 sparse by wanda"``.
+        name: last part of its name.
+        what: description: ``"dense"``, ``"2:4 sparse by wanda"``.
         quality: the figure.
-        measures: its size.
+        measures: size of the model.
     """
 
     name: str
@@ -80,12 +80,12 @@ class QualityFigure:
     """A figure of one model.
 
     Attributes:
-        quality: what it measures.
-        value: the figure; NaN where the model gave none.
-        data: fingerprint of what was measured, and on what; None in records that are older than fingerprints.
-        reference: of a record, the model that the run, or the first one before it, began with.
-        dtype: that it was measured in, where known.
-        parameters: of the model, where the file of the figure knows them.
+        quality: the measure.
+        value: the figure; NaN if the model returned NaN.
+        data: fingerprint of the measure and its data; None in records older than fingerprints.
+        reference: for a figure from a record, the starting model of the run or of its first predecessor.
+        dtype: dtype of the model in the measurement, if known.
+        parameters: parameters of the model, if the file of the figure has them.
     """
 
     quality: Quality
@@ -96,9 +96,10 @@ class QualityFigure:
     parameters: int | None = field(default=None, compare=False)
 
     def compares_with(self, other: QualityFigure) -> bool:
-        """Whether the two are the same measurement of two models.
+        """Whether both are the same measurement of two models.
 
-        That of records without a fingerprint is, if both found the same figure of the same model.
+        Figures without a fingerprint count as the same measurement if both records have the same figure for the same
+        model.
         """
         if self.data and other.data:
             return self.data == other.data
@@ -109,7 +110,7 @@ class QualityFigure:
 
 
 def same_figure(one: float | None, other: float | None) -> bool:
-    """Whether two figures of one model are the same but for their last digits."""
+    """Whether two figures of one model are equal up to their last digits."""
     return one is not None and other is not None and math.isclose(one, other, rel_tol=_TOLERANCE, abs_tol=1e-9)
 
 
@@ -118,7 +119,7 @@ def _fingerprint(*parts: Any) -> str:
 
 
 def record_figures(run: Run) -> dict[str, QualityFigure]:
-    """Figures that a run's own record has, by name of the measure."""
+    """Return the figures in a run's own record, by name of the measure."""
     figures = {}
     for key, kind in _KINDS.items():
         value: float | None = getattr(run.after, key, None)
@@ -130,20 +131,20 @@ def record_figures(run: Run) -> dict[str, QualityFigure]:
 
 
 def _facts(key: str, measures: ModelMeasures) -> dict[str, int]:
-    """What a quality was measured on, as far as a reader is told."""
+    """Return the conditions of a measure that readers see."""
     wanted = ("num_generated",) if key == "exact_match" else ("segment_length", "num_tokens", "num_examples")
     return {name: value for name in wanted if (value := getattr(measures, name)) is not None}
 
 
 def _alike(key: str, one: ModelMeasures, other: ModelMeasures) -> bool:
-    """Whether a figure of two models is the same measurement, as far as their records know."""
+    """Whether figures of two models are the same measurement, as far as their records show."""
     if one.data_fingerprint and other.data_fingerprint:
         return one.data_fingerprint == other.data_fingerprint
     return _facts(key, one) == _facts(key, other)
 
 
 def _reference(run: Run, key: str) -> Reference | None:
-    """The first model of a chain of runs whose figures are all of one measurement."""
+    """Return the first model of a chain of runs whose figures all come from the same measurement."""
     if not _alike(key, run.before, run.after):
         return None
     base, before = run.base, getattr(run.before, key)
@@ -153,7 +154,7 @@ def _reference(run: Run, key: str) -> Reference | None:
 
 
 def entry_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
-    """Figures of one model that ``loraprune eval`` measured, by name of the measure; newer entries win."""
+    """Return figures of one model from ``loraprune eval``, by name of the measure. Newer entries replace older ones."""
     found: dict[str, QualityFigure] = {}
     for entry in entries:
         keys = [key for key in _KINDS if key in entry.values]
@@ -169,11 +170,11 @@ def _number(value: Any) -> float:
 
 def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
     settings = {setting: value for setting, value in entry.settings.items() if setting not in NEUTRAL}
-    # Perplexities per token compare between models only if these cut the text into the same tokens.
+    # Perplexities per token are comparable only if the models split the text into the same tokens.
     tokens = entry.values.get("num_tokens") if key in ("perplexity", "loss") else None
     version = entry.values.get("version")
     items = entry.values.get("num_items")
-    shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label says it
+    shown = {setting: value for setting, value in settings.items() if setting != "limit"}  # the label includes it
     return QualityFigure(
         quality=_KINDS[key].quality(name, entry.label, {**shown, "num_tokens": tokens, "num_items": items}),
         value=_number(entry.values[key]),
@@ -184,7 +185,7 @@ def _entry_figure(entry: Entry, key: str, name: str) -> QualityFigure:
 
 
 def _average_figures(entries: Sequence[Entry]) -> dict[str, QualityFigure]:
-    """Averages over tasks, as the evaluation prints them."""
+    """Return the task averages, as the evaluation prints them."""
     by_name = {entry.name: entry for entry in entries}
     if len(by_name) < 2:
         return {}
@@ -222,23 +223,23 @@ _WORDS: dict[str, Callable[[int], str]] = {
 
 
 def facts_in_words(facts: Mapping[str, Any]) -> str:
-    """What a figure was measured on: ``"128-token segments, 12,800 tokens"``."""
+    """Describe the data of a figure: ``"128-token segments, 12,800 tokens"``."""
     whole = {name: value for name, value in facts.items() if isinstance(value, int) and not isinstance(value, bool)}
     return ", ".join(_WORDS[name](value) for name, value in whole.items() if name in _WORDS)
 
 
-# Results of ``loraprune eval`` for a comparison, and which run or model a figure in such a file is of.
+# Results of ``loraprune eval`` for a comparison, and the run or model of each figure.
 
 RESULTS_FILE = "evaluation.json"
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What a figure is of.
+    """The run or model of a figure.
 
     Attributes:
-        name: that a run is shown under; of a model that runs began with, the last part of its own.
-        began: whether it is such a model.
+        name: display name of a run; for a starting model, the last part of its name.
+        began: whether it is a starting model.
     """
 
     name: str
@@ -246,10 +247,10 @@ class Compared:
 
 
 def read_entries(files: Sequence[str | Path], folders: Sequence[Path]) -> list[tuple[Path, Entry]]:
-    """Entries of the files named, then of those in the folders, each with its file.
+    """Return the entries of the given files, then those in the folders, each with its file.
 
     Raises:
-        ResultsError: a file that was named cannot be read; one that lies in a folder is left out with a warning.
+        ResultsError: a given file cannot be read. An unreadable file in a folder is skipped with a warning.
     """
     named = [Path(file) for file in files]
     found = [(file, entry) for file in named for entry in read_results(file).entries]
@@ -266,11 +267,11 @@ def read_entries(files: Sequence[str | Path], folders: Sequence[Path]) -> list[t
 
 @dataclass
 class ComparedModels:
-    """The runs that are compared and the models that they began with, told apart by what files of figures say of them.
+    """The compared runs and their starting models, identified by the model descriptions in files of figures.
 
     Attributes:
-        owners: these models.
-        stale: names of those that had other files when they were measured, by file of figures.
+        owners: these runs and models.
+        stale: names of those whose files have changed since they were measured, by file of figures.
     """
 
     owners: Owners[Compared]
@@ -278,10 +279,10 @@ class ComparedModels:
 
     @classmethod
     def among(cls, folders: Mapping[str, Path], models: Mapping[str, Path]) -> ComparedModels:
-        """The runs in these folders, by the names that they are shown under, and the models that they began with.
+        """Return the runs in these folders by display name, and their starting models.
 
         Args:
-            folders: of the runs.
+            folders: folders of the runs.
             models: names of the models, with the folders that may hold them.
         """
         known = {Compared(run): Known(folder=folder) for run, folder in folders.items()}
@@ -289,7 +290,7 @@ class ComparedModels:
         return cls(Owners(known, by_own_name=True))
 
     def of(self, name: str, fingerprint: str | None, file: Path) -> Compared | None:
-        """What a figure is of; None where it is of none of them, or of an older state of one, which is noted."""
+        """Return the owner of a figure. None if there is none, or if the owner's files have changed, which is noted."""
         found = self.owners.of(name, fingerprint, file)
         if found.stale:
             self.stale.setdefault(file, {})[name] = None
@@ -297,7 +298,7 @@ class ComparedModels:
         return found.key
 
     def notes(self) -> list[str]:
-        """A sentence about each file with figures of older states."""
+        """Return a sentence about each file with outdated figures."""
         return [
             f"Figures of {', '.join(names)} in {file} are left out: the files of these models are others now. Measure "
             "them again."

@@ -1,4 +1,4 @@
-"""What a comparison of runs tells: plain values, Pareto fronts, and how figures are written."""
+"""Result of a comparison of runs: plain values, Pareto fronts, and the format of figures."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ _FORMAT = "loraprune-comparison"
 _FORMAT_VERSION = 1
 
 PARAMETERS, LATENCY, SECONDS = "parameters", "latency", "seconds"
-"""Names of the costs that quality is held against."""
+"""Names of the costs that quality is compared against."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The measure of quality that a group of models shares.
+    """The quality measure that a group of models shares.
 
     Attributes:
-        name: what ``--quality`` calls it.
-        label: what the reader sees: ``"Held-out perplexity"``.
-        unit: of the figures.
-        detail: what it was measured on and how; the same for all of the group.
-        higher_is_better: whether a high figure is a good one.
+        name: name for ``--quality``.
+        label: name for the reader: ``"Held-out perplexity"``.
+        unit: unit of the figures.
+        detail: data and conditions, the same for the whole group.
+        higher_is_better: whether a higher figure is better.
     """
 
     name: str
@@ -39,14 +39,14 @@ class Quality:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Something that quality is held against; less of it is better.
+    """A cost that quality is compared against. Less is better.
 
     Attributes:
         name: :data:`PARAMETERS`, :data:`LATENCY` or :data:`SECONDS`.
-        label: what the reader sees: ``"Forward pass"``.
-        detail: how it was measured.
-        relative: whether figures are factors, each to a model's own dense one.
-        why_no_front: why the figures cannot be ranked, so that no front is marked; empty where they can.
+        label: name for the reader: ``"Forward pass"``.
+        detail: conditions of the measurement.
+        relative: whether figures are factors, each relative to the model's own dense one.
+        why_no_front: reason why the figures cannot be ranked and no front is marked; empty if they can.
     """
 
     name: str
@@ -61,18 +61,18 @@ class ComparedModel:
     """One point of the comparison.
 
     Attributes:
-        number: that stands for it in the picture; None of a model that runs began with.
-        name: of the run.
-        folder: its place as it was given, or the name of a model.
-        what: what it is: ``"50% pruned by fisher"``, ``"dense"``.
-        quality: in the unit of its group, or None where the figure is not finite.
-        costs: figures by name of the cost; one that is unknown is missing.
+        number: its number in the figure; None for a starting model.
+        name: name of the run.
+        folder: its path as given, or the name of a model.
+        what: description: ``"50% pruned by fisher"``, ``"dense"``.
+        quality: in the unit of its group, or None if the figure is not finite.
+        costs: figures by name of the cost; unknown costs are missing.
         best_for: names of the costs on whose Pareto front it lies.
-        sparse: whether its parameters are counted without those that are zero, which are stored all the same.
+        sparse: whether its parameter count leaves out zeros, which are stored all the same.
         stored_parameters: all parameters.
         bytes: size of the weights as a file.
-        latency_ms: of a forward pass, as measured.
-        relative_latency: the same as a factor to the latency of its dense model, timed in turns with it.
+        latency_ms: measured latency of a forward pass.
+        relative_latency: latency as a factor of its dense model's, timed alternately.
     """
 
     number: int | None
@@ -91,14 +91,14 @@ class ComparedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunGroup:
-    """Models whose qualities compare with each other.
+    """Models whose qualities are comparable.
 
     Attributes:
         base: the dense model, or several, comma-separated.
         quality: the measure.
-        costs: parameters, and those that any of the models has a figure of.
-        models: those that runs began with first, then the runs in the order given.
-        notes: what the reader has to know.
+        costs: parameters, and the other costs for which any model has a figure.
+        models: starting models first, then the runs in the given order.
+        notes: remarks for the reader.
     """
 
     base: str
@@ -115,14 +115,14 @@ class RunGroup:
 
 @dataclass(frozen=True, kw_only=True)
 class RunsComparison:
-    """Several runs side by side.
+    """Comparison of several runs.
 
     Attributes:
-        groups: within each, figures compare; between them they do not.
+        groups: groups of comparable figures; figures of different groups are not comparable.
         other_qualities: names of further measures that the runs have.
-        notes: why there are several groups, which runs are left out, and the like.
+        notes: reasons for several groups, runs left out, and similar remarks.
         created: time, ISO 8601.
-        versions: of the libraries that compared.
+        versions: versions of the libraries that made the comparison.
         command: the command line, or empty.
     """
 
@@ -140,35 +140,35 @@ class RunsComparison:
         return f"{len(numbers)} runs compared" if len(numbers) > 1 else f"{next(iter(numbers), 'Models')} compared"
 
     def to_json(self) -> dict[str, Any]:
-        """Everything as plain values that strict JSON can hold."""
+        """All content as plain values that strict JSON supports."""
         encoded = codec.encode(self)
         assert isinstance(encoded, dict)
         return {"format": _FORMAT, "version": _FORMAT_VERSION, **encoded}
 
     def to_text(self) -> str:
-        """The same as text."""
+        """The same content as JSON text."""
         return json.dumps(self.to_json(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-# The Pareto front: what nothing else beats in quality and in cost at once.
+# The Pareto front: models that no other model beats in both quality and cost.
 
 
 def pareto_front(
     costs: Sequence[float | None], qualities: Sequence[float | None], *, higher_is_better: bool
 ) -> tuple[bool, ...]:
-    """Tell of each candidate whether it lies on the front.
+    """For each candidate, tell whether it lies on the front.
 
-    A candidate is off it if another one is at least as good in both and better in one. Of candidates that are equal in
-    both, all lie on the front or none. One without a cost or a quality (None, NaN or infinite) does not, and beats
-    nothing.
+    A candidate is off the front if another one is at least as good in both and better in one. Equal candidates are
+    either all on the front or all off it. A candidate without a cost or a quality (None, NaN or infinite) is off the
+    front and has no effect on the others.
 
     Args:
-        costs: of the candidates; lower is better.
-        qualities: of the same candidates.
-        higher_is_better: whether a high quality is a good one (accuracy) or a bad one (perplexity).
+        costs: costs of the candidates; lower is better.
+        qualities: qualities of the same candidates.
+        higher_is_better: whether a higher quality is better (accuracy) or worse (perplexity).
 
     Raises:
-        ValueError: there is not one quality for each cost.
+        ValueError: the numbers of costs and qualities differ.
     """
     if len(costs) != len(qualities):
         raise ValueError(f"There are {len(costs)} costs and {len(qualities)} qualities. Give one of each a candidate.")
@@ -178,7 +178,8 @@ def pareto_front(
             points[index] = (cost, -quality if higher_is_better else quality)
     on_front = [False] * len(costs)
     best = math.inf
-    # From cheap to dear: on the front is what is better than all that is cheaper, and equals the best of its own cost.
+    # From cheap to expensive: the front has each model that is better than all cheaper ones and equals the best of its
+    # cost.
     for cost in sorted({cost for cost, _ in points.values()}):
         here = min(quality for price, quality in points.values() if price == cost)
         if here < best:
@@ -188,21 +189,21 @@ def pareto_front(
     return tuple(on_front)
 
 
-# Figures of a comparison as text, alike in the terminal, on the page and under the pointer.
+# Text of figures, the same in the terminal, on the page and in hover texts.
 
 STAR = "\N{BLACK STAR}"
 
 _EXACT_SECONDS = 9.5
-"""Below, whole seconds would hide which of two runs was shorter."""
+"""Below this, whole seconds would hide which of two runs was shorter."""
 
 
 def quality_text(value: float | None, quality: Quality) -> str:
-    """A figure of quality."""
+    """Format a quality figure."""
     return numbers.percent(value) if quality.unit is Unit.ACCURACY else numbers.significant(value)
 
 
 def cost_text(value: float | None, cost: Cost) -> str:
-    """A figure of a cost."""
+    """Format a cost figure."""
     if cost.name == PARAMETERS:
         return numbers.count(value)
     if cost.name == LATENCY:
@@ -213,17 +214,17 @@ def cost_text(value: float | None, cost: Cost) -> str:
 
 
 def quality_direction(quality: Quality) -> str:
-    """Which way is better."""
+    """State which direction is better."""
     return "higher is better" if quality.higher_is_better else "lower is better"
 
 
 def model_kind(model: ComparedModel) -> str:
-    """What a model is; of one that nothing is known of, nothing."""
+    """Describe a model; empty if nothing is known."""
     return f"{model.what}, sparse" if model.sparse and "sparse" not in model.what else model.what
 
 
 def model_in_words(model: ComparedModel, group: RunGroup) -> str:
-    """Everything about a model in one line."""
+    """Describe a model completely in one line."""
     what = f" ({model_kind(model)})" if model.what else ""
     number = "" if model.number is None else f"{model.number} "
     parts = [f"{group.quality.label} {quality_text(model.quality, group.quality)}"]
@@ -235,7 +236,7 @@ def model_in_words(model: ComparedModel, group: RunGroup) -> str:
 
 
 def front_legend(groups: tuple[RunGroup, ...]) -> str:
-    """What the star means; empty where nothing has one."""
+    """Explain the star; empty if no model has one."""
     if not any(model.best_for for group in groups for model in group.models):
         return ""
     among = "in its group" if len(groups) > 1 else "here"

@@ -1,4 +1,4 @@
-"""Folders of runs as a comparison reads them: the record, and the run that made the model that a run began with."""
+"""Run folders of a comparison: the record, and the run that made the starting model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from loraprune.record.run_record import RECORD_FILE, History, Machine, ModelMeasures, RunMetrics, RunRecord
 
 _REMEMBERED = ("created", "base_model", "recipe", "method", "ratio", "pattern")
-"""What a record's summary of the run before it has in common with that run's own."""
+"""Fields that a record's summary of the previous run shares with that run's own record."""
 
 STATE_SUFFIX = ".run"
-"""Of the folder that holds the state of an unfinished run."""
+"""Suffix of the folder with the state of an unfinished run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One of the folders that are compared.
+    """One of the compared folders.
 
     Attributes:
-        name: that it is shown under.
-        folder: as it was given.
-        record: of the run; None of a model that loraprune did not make.
-        base: the run that made the model that this one began with, where it was found.
+        name: display name.
+        folder: path as given.
+        record: record of the run; None for a model that loraprune did not make.
+        base: run that made the starting model, if found.
     """
 
     name: str
@@ -33,12 +33,12 @@ class Run:
 
     @property
     def metrics(self) -> RunMetrics:
-        """Measures and course; of a plain model, none."""
+        """Measures and course of the run; empty for a plain model."""
         return RunMetrics() if self.record is None else self.record.metrics
 
     @property
     def before(self) -> ModelMeasures:
-        """Measures of the model that the run began with."""
+        """Measures of the starting model."""
         return self.metrics.dense
 
     @property
@@ -48,22 +48,22 @@ class Run:
 
     @property
     def base_name(self) -> str:
-        """Name of the model that the run began with; of a plain model, its own."""
+        """Name of the starting model; for a plain model, its own name."""
         return str(self.folder) if self.record is None else self.record.base_model
 
     @property
     def history(self) -> History | None:
-        """How the model that the run began with was made, as far as the record knows."""
+        """How the starting model was made, if the record has it."""
         return None if self.record is None else self.record.base_pruning
 
     @property
     def began_dense(self) -> bool:
-        """Whether the run began with a model that loraprune had not pruned."""
+        """Whether loraprune had not pruned the starting model."""
         return self.record is not None and self.history is None
 
     @property
     def dense_name(self) -> str:
-        """Name of the dense model at the beginning of it all, as far as that is known."""
+        """Name of the dense model at the start of the chain, if known."""
         if self.base is not None:
             return self.base.dense_name
         name, history = self.base_name, self.history
@@ -73,7 +73,7 @@ class Run:
 
     @property
     def what(self) -> str:
-        """What was done, in words: ``"50% pruned by fisher"``."""
+        """Description of the run: ``"50% pruned by fisher"``."""
         if self.record is None:
             return ""
         summary = self.record.summary()
@@ -82,21 +82,21 @@ class Run:
 
     @property
     def base_words(self) -> str:
-        """What the model that the run began with was: ``"dense"``, ``"2:4 sparse by wanda"``."""
+        """Description of the starting model: ``"dense"``, ``"2:4 sparse by wanda"``."""
         if self.base is not None:
             return self.base.what
         return "dense" if self.history is None else self.history.in_words().replace("`", "")
 
     @property
     def machine(self) -> tuple[str, ...]:
-        """What speed depends on, as far as the record knows it; the platform comes last."""
+        """Properties of the machine that affect speed, if the record has them. The platform comes last."""
         machine = Machine() if self.record is None else self.record.machine
         threads = f"{machine.threads} of {machine.cpus} CPU threads" if machine.threads else None
         parts = (machine.accelerator, machine.processor, threads, machine.platform)
         return tuple(part for part in parts if part)
 
     def chain(self) -> Iterator[Run]:
-        """This run and those that came before it."""
+        """This run and its predecessors."""
         run: Run | None = self
         while run is not None:
             yield run
@@ -104,20 +104,20 @@ class Run:
 
 
 def last_part(name: str) -> str:
-    """A folder's or model's own name."""
+    """Own name of a folder or model."""
     return name.rstrip("/").rpartition("/")[2] or name
 
 
 def read_runs(folders: Sequence[str | Path], names: Sequence[str] | None, plain: Sequence[str] = ()) -> list[Run]:
-    """Read the records of the folders, and of the runs that these went on from.
+    """Read the records of the folders and of the runs before them.
 
     Args:
-        folders: of runs, or of models that other files tell about.
-        names: that they are shown under; None takes those of the folders.
-        plain: names of models that files of figures tell about: such a folder needs no record.
+        folders: folders of runs, or of models described in other files.
+        names: display names; None uses the folder names.
+        plain: names of models described in files of figures. Their folders need no record.
 
     Raises:
-        ValueError: a folder is no run, a record is damaged, or names and folders do not go together.
+        ValueError: a folder is not a run, a record is damaged, or the numbers of names and folders differ.
     """
     if not folders:
         raise ValueError("Name at least one folder of a run.")
@@ -146,7 +146,7 @@ def _names(paths: Sequence[Path], names: Sequence[str] | None) -> list[str]:
 
 
 def _distinct(parts: Sequence[tuple[str, ...]]) -> list[str]:
-    """As many last parts of each path as tell it from the others."""
+    """Shorten each path to as many last parts as distinguish it from the others."""
     found = []
     for own in parts:
         others = [other for other in parts if other != own]
@@ -158,7 +158,7 @@ def _distinct(parts: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _record(folder: Path, *, known: bool) -> RunRecord | None:
-    """The record of a folder; None where there is none and none is needed."""
+    """Return the record of a folder; None if it has none and needs none."""
     path = folder / RECORD_FILE
     if not path.is_file():
         if known:
@@ -192,7 +192,7 @@ def _no_run(folder: Path) -> str:
 
 
 def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
-    """The run with those that it went on from: of the runs given, or where its record says."""
+    """Link a run to its predecessors, found among the given runs or at the places its record names."""
     if run.history is None or depth == 0:
         return run
     own_name = last_part(run.base_name)
@@ -211,7 +211,7 @@ def _with_base(run: Run, runs: Sequence[Run], depth: int = 8) -> Run:
 
 
 def _is_of(record: RunRecord, history: History) -> bool:
-    """Whether a record is that of the run that a later one remembers: several may end in one second."""
+    """Whether a record belongs to the run that a later one remembers. Several runs may end within one second."""
     summary = record.summary()
     same = all(getattr(history, name) in (None, getattr(summary, name)) for name in _REMEMBERED)
     return history.created is not None and same

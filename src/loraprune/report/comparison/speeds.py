@@ -1,4 +1,4 @@
-"""Latencies of runs: from their records and from ``loraprune bench``, and which of them compare."""
+"""Latencies of runs from their records and from ``loraprune bench``, and which of them are comparable."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ RECORDED = "recorded"
 """Name of the latencies of the runs' own records."""
 
 STEADY = 1.1
-"""Largest over smallest latency of one dense model, up to which a machine was equally fast during several runs."""
+"""Ratio of the largest to the smallest latency of one dense model, up to which a machine counts as equally fast."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,11 +31,11 @@ class Speed:
     """A latency of one model.
 
     Attributes:
-        milliseconds: as measured; they compare if ``work`` and ``machine`` are the same.
-        relative: to the model named ``reference``, timed in turns with it; None where that is not known.
-        reference: a dense model, or the one that a run began with.
-        work: that was timed; empty for a benchmark, all of which is one piece of work on one machine.
-        machine: that it was timed on, in words; the platform comes last.
+        milliseconds: measured latency; comparable if ``work`` and ``machine`` are the same.
+        relative: factor of the latency of the model ``reference``, timed alternately; None if unknown.
+        reference: a dense model, or the starting model of a run.
+        work: timed work; empty for a benchmark, which times one piece of work on one machine.
+        machine: description of the machine; the platform comes last.
     """
 
     milliseconds: float
@@ -53,11 +53,11 @@ class SpeedSource:
     """Latencies of one kind of work.
 
     Attributes:
-        name: what ``--latency`` calls it.
-        label: what the reader sees.
-        detail: how they were measured.
-        speeds: of runs, and of models that runs began with.
-        span: least and greatest milliseconds that were measured of one model that several runs began with.
+        name: name for ``--latency``.
+        label: name for the reader.
+        detail: conditions of the measurement.
+        speeds: latencies of runs and of starting models.
+        span: minimum and maximum milliseconds of one starting model that several runs measured.
     """
 
     name: str
@@ -68,11 +68,11 @@ class SpeedSource:
 
 
 def recorded_speeds(runs: Sequence[Run], references: Sequence[str] = ()) -> SpeedSource:
-    """What the records say: a forward pass of the result in turns with one of the model before the run.
+    """Return the latencies in the records: a forward pass of the result, timed alternately with the starting model.
 
     Args:
-        runs: of one group.
-        references: models that they began with, each of which counts with the median of what these runs measured.
+        runs: runs of one group.
+        references: their starting models. Each counts with the median over these runs.
     """
     speeds: Speeds = {}
     before: dict[str, list[Speed]] = {}
@@ -108,7 +108,7 @@ def recorded_speeds(runs: Sequence[Run], references: Sequence[str] = ()) -> Spee
 
 
 def check_latency(asked: str | None, sources: Sequence[SpeedSource]) -> None:
-    """Make sure that there are latencies of the name that a user asks for.
+    """Check that there are latencies of the name that a user asks for.
 
     Raises:
         ValueError: there are none.
@@ -122,7 +122,7 @@ def check_latency(asked: str | None, sources: Sequence[SpeedSource]) -> None:
 
 
 def _relative(run: Run) -> tuple[str, float | None]:
-    """Time of the result as a share of that of the dense model; through all runs on the way from there."""
+    """Time of the result as a share of the dense model's, multiplied over all runs between them."""
     after, before = _positive(run.after.latency_ms), _positive(run.before.latency_ms)
     own = after / before if after and before else None
     if run.base is None:
@@ -143,15 +143,15 @@ def _positive(value: float | None) -> float | None:
 def benched_speeds(
     files: Sequence[str | Path], results: Sequence[BenchResult], known: ComparedModels
 ) -> list[SpeedSource]:
-    """What benchmarks say; each table of each file is a source of its own.
+    """Return the latencies of benchmarks. Each table of each file is a source of its own.
 
     Args:
-        files: that the benchmarks were read from.
-        results: of the files.
-        known: runs, and models that runs began with.
+        files: files of the benchmarks.
+        results: contents of the files.
+        known: runs and starting models.
 
     Raises:
-        ValueError: a benchmark is one of training steps.
+        ValueError: a benchmark timed training steps.
     """
     sources = []
     for file, result in zip(files, results, strict=True):
@@ -175,7 +175,7 @@ def _table(
     decoding = first.measure == "decoding"
     known = [(subjects[figure.contender], figure) for figure in figures if figure.contender in subjects]
     of_dense = {subject.name: figure for subject, figure in known if subject.began}
-    # Which of several dense models a run began with is not known here.
+    # It is unknown here which of several dense models a run started from.
     reference, dense = next(iter(of_dense.items())) if len(of_dense) == 1 else ("", None)
     speeds = {
         subject: Speed(
@@ -197,27 +197,27 @@ def _table(
     )
 
 
-# Which latencies a group of runs is compared by: milliseconds where they compare, else shares of the dense model's.
+# Choice of latencies for a group of runs: milliseconds if comparable, else shares of the dense model's latency.
 
 
 def note_on(text: str, names: Sequence[str]) -> list[str]:
-    """A note on some runs; none where there are none."""
+    """Return a note on some runs; empty if there are no such runs."""
     return [text.format(names=", ".join(names))] if names else []
 
 
 def latency_of(
     runs: Sequence[Run], references: Sequence[str], benched: Sequence[SpeedSource], asked: str | None
 ) -> tuple[Cost | None, Speeds, list[str]]:
-    """Take the source that knows most of the runs; of equals a benchmark, then one that knows the models before them.
+    """Choose the source that covers most runs. Ties favor a benchmark, then a source that has the starting models.
 
     Args:
-        runs: of one group.
-        references: models that they began with.
+        runs: runs of one group.
+        references: their starting models.
         benched: latencies of benchmarks.
-        asked: name of the source that is meant; None takes any.
+        asked: name of the requested source; None accepts any.
 
     Returns:
-        What is shown (None where nothing is known), the latencies, and what the reader has to know.
+        The cost to show (None if nothing is known), the latencies, and remarks for the reader.
     """
     sources = [each for each in (*benched, recorded_speeds(runs, references)) if asked in (None, each.name)]
     models = [*map(Compared, (run.name for run in runs)), *(Compared(name, began=True) for name in references)]
@@ -262,7 +262,7 @@ def _why_shares(span: tuple[float, float], timed: Mapping[str, Speed], *, alike:
 
 
 def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str]) -> Speeds:
-    """Latencies that are known as shares of that of a model that the group began with."""
+    """Latencies known as shares of a starting model's latency."""
     dense = {Compared(run.name): {last_part(run.dense_name), *references} for run in runs}
     return {
         model: speed
@@ -272,7 +272,7 @@ def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str
 
 
 def machines_in_words(machines: Mapping[str, tuple[str, ...]]) -> dict[str, str]:
-    """Machines in words, with the platform only where nothing else tells them apart."""
+    """Describe machines, with the platform only if nothing else distinguishes them."""
     short = {name: ", ".join(parts[:-1]) for name, parts in machines.items()}
     if len(set(short.values())) == len(set(machines.values())):
         return short

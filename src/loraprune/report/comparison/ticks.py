@@ -1,4 +1,4 @@
-"""Few, round ticks for the axes of a comparison, and places for its labels."""
+"""A few round ticks for the axes of a comparison, and positions of its labels."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ if TYPE_CHECKING:
     from matplotlib.axis import Axis
 
 LOG_FROM = 8.0
-"""Spread of the figures (largest over smallest) from which an axis is logarithmic."""
+"""Ratio of largest to smallest figure from which an axis is logarithmic."""
 
 _WIDE = 100.0
 _UNITS = ((86_400.0, "d"), (3_600.0, "h"), (60.0, "min"), (1.0, "s"))
 _STEPS = (1, 2, 5, 10, 15, 20, 30, 60, 100, 1_000, 10_000, 100_000)
-"""Ticks may be so many units apart."""
+"""Allowed distances between ticks."""
 
 _TIMES = (0.01, 0.1, 1, 10, 60, 600, 3_600, 36_000, 86_400, 864_000, 8_640_000)
 _CLOSE_TIMES = (
     *(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 60, 180, 600, 1_800, 3_600, 10_800, 36_000),
     *(86_400, 259_200, 864_000, 2_592_000),
 )
-"""What ticks of times can be on a logarithmic axis, of figures that spread very widely and of others."""
+"""Possible ticks of times on a logarithmic axis, for a very wide spread and for others."""
 
 
 def set_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str], most: int) -> None:
-    """Scale an axis for figures, with logarithms where they spread widely, and choose its ticks.
+    """Scale an axis for figures, logarithmically if they spread widely, and choose its ticks.
 
     Args:
-        axis: of a panel.
-        values: that are shown; finite.
-        text: writes one.
-        most: ticks, about.
+        axis: axis of a panel.
+        values: finite values to show.
+        text: formats one value.
+        most: approximate maximum number of ticks.
     """
     from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
@@ -51,12 +51,12 @@ def set_ticks(axis: Axis, values: Sequence[float], text: Callable[[float], str],
 
 
 def spreads(values: Sequence[float]) -> bool:
-    """Whether figures spread so widely that logarithms show them better."""
+    """Whether figures spread so widely that a logarithmic axis shows them better."""
     return bool(values) and min(values) > 0 and max(values) / min(values) >= LOG_FROM
 
 
 def set_time_ticks(axis: Axis, seconds: Sequence[float], most: int) -> None:
-    """The same for lengths of time: whole seconds, minutes, hours or days."""
+    """Scale an axis of durations: whole seconds, minutes, hours or days."""
     from matplotlib.ticker import FixedLocator, FuncFormatter, MultipleLocator, NullLocator
 
     if spreads(seconds):
@@ -79,7 +79,7 @@ def _take_logarithms(axis: Axis) -> None:
 
 
 def time_text(seconds: float) -> str:
-    """A length of time in one unit if it is round (``10 min``, ``1.5 h``), else in two (``5 min 10 s``)."""
+    """A duration in one unit if it is round (``10 min``, ``1.5 h``), else in two (``5 min 10 s``)."""
     size, name = next(((size, name) for size, name in _UNITS if abs(seconds) >= size), _UNITS[-1])
     count = without_zeros(f"{seconds / size:.3g}")
     return f"{count} {name}" if math.isclose(float(count) * size, seconds) else numbers.duration(seconds)
@@ -90,7 +90,7 @@ def without_zeros(text: str) -> str:
     return re.sub(r"(\.\d*?)0+(?=\D|$)", lambda found: found[1].rstrip("."), text)
 
 
-# Places for labels beside points, so that they cover neither points nor each other where that can be had.
+# Positions of labels beside points. If possible, they cover neither points nor each other.
 
 Box = tuple[float, float, float, float]
 """Left, bottom, right, top."""
@@ -106,13 +106,13 @@ def label_places(
     gap: float,
     taken: Sequence[Box] = (),
 ) -> list[tuple[float, float]]:
-    """Find the lower left corner of each label; one after the other takes the best place that is left.
+    """Find the lower left corner of each label. Each in turn takes the best remaining position.
 
     Args:
         points: in pixels, y upward.
         sizes: widths and heights of the labels.
-        area: that they should stay in.
-        gap: from the point to its label, about the radius of a mark.
+        area: area that the labels should stay in.
+        gap: distance from the point to its label, about the radius of a mark.
         taken: boxes that should stay free.
     """
     marks = [(x - gap, y - gap, x + gap, y + gap) for x, y in points]
@@ -132,7 +132,7 @@ def label_places(
 
 
 def _box(x: float, y: float, width: float, height: float, distance: float, direction: tuple[int, int]) -> Box:
-    """A label beside a point, in one of eight directions; diagonally it may come nearer."""
+    """Box of a label beside a point, in one of eight directions. On a diagonal it may be closer."""
     across, up = direction
     near = 0.7 * distance if across and up else distance
     left = x - width / 2 + across * (near + width / 2)

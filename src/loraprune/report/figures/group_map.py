@@ -1,4 +1,4 @@
-"""The map of what was cut: a row a layer, a cell a group or a run of neighbors, and how much each layer kept."""
+"""Map of removed groups: a row per layer, a cell per group or run of neighbors, and the share kept in each layer."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from loraprune.record.report_data import GroupMap, LayerWidth
 
 KEPT = "#3b7ddd"
-"""Of what stayed; pixels cannot refer to the style sheet, so that this is its ``--accent`` in both schemes."""
+"""Color of the groups kept: ``--accent`` of the style sheet (same in both schemes), which pixels cannot refer to."""
 
 _AXIS_HEIGHT = 48.0
 _ROW_HEIGHT = 20.0
@@ -30,7 +30,7 @@ _MAX_LINED = 1500
 
 @dataclass(frozen=True, kw_only=True)
 class _Row:
-    """A row of the map: where groups went, how many there were, and the share that stayed, also in words."""
+    """A row of the map: positions of the removed groups, the number of groups, and the share kept, also as text."""
 
     map: GroupMap
     groups: int
@@ -39,11 +39,12 @@ class _Row:
 
 
 def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> Figure:
-    """Picture where groups of one kind went.
+    """Draw the positions of the removed groups of one kind.
 
     Args:
-        maps: of one kind, at least one with a cell.
-        widths: of the same kind; without them, shares are those of the cells, of which the last may hold fewer groups.
+        maps: maps of one kind, at least one with a cell.
+        widths: widths of the same kind. Without them, shares are those of the cells, of which the last may hold fewer
+            groups.
     """
     maps = sorted((item for item in maps if item.kept), key=lambda item: item.layer)
     widths = sorted(widths, key=lambda item: item.layer)
@@ -83,7 +84,7 @@ def _picture(rows: Sequence[_Row]) -> str:
 
 
 def _draw_cells(rows: Sequence[_Row], axes: Axes) -> None:
-    """Draw the cells as one small picture, of which each pixel is as opaque as its cell is kept."""
+    """Draw the cells as one small image. The opacity of each pixel is the share kept in its cell."""
     from matplotlib.colors import to_rgba
 
     most = max(len(row.map.kept) for row in rows)
@@ -140,7 +141,7 @@ def _cell_text(cells: GroupMap, share: float) -> str:
 
 
 def _place(rows: Sequence[_Row], column: int) -> str:
-    """What the cells of a column hold: one group or a run of them."""
+    """Content of the cells of a column: one group or a run of groups."""
     size = _group_size(rows)
     first, last = column * size, min((column + 1) * size, max(row.groups for row in rows)) - 1
     return f"{kind_in_words(rows[0].map.kind)} {first:,}" + (f"–{last:,}" if last > first else "")

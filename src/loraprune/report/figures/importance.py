@@ -1,4 +1,4 @@
-"""The picture of importance: how the scores of one kind of group are spread, kept and removed apart."""
+"""Figure of importance: distribution of the scores of one kind of group, for kept and removed groups."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ _SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 def importance_figure(dimensions: Sequence[Importance]) -> Figure:
-    """Picture the scores of the groups of one kind, removed groups stacked on the kept ones.
+    """Draw the scores of the groups of one kind, with removed groups stacked on kept ones.
 
     Args:
-        dimensions: the prunable dimensions of one kind, at least one.
+        dimensions: prunable dimensions of one kind, at least one.
     """
     kind, counted = kind_in_words(dimensions[0].kind), histogram(dimensions)
     caption = (
@@ -58,7 +58,7 @@ def _picture(kind: str, counted: Histogram) -> str:
 
 
 def _draw_zero(zero: Bin, axes: Axes) -> list[Zone]:
-    """Scores that a logarithmic axis cannot show stand in a bar of their own."""
+    """Draw a separate bar for scores that a logarithmic axis cannot show."""
     _draw_bars([zero], [0.0], [1.0], axes)
     axes.set_xlim(-0.4, 1.4)
     axes.set_xticks([0.5], [_ZERO_NAME])
@@ -109,7 +109,7 @@ def _range(item: Bin) -> str:
 
 
 def power_of_ten(value: float) -> str:
-    """Write a tick of a logarithmic axis with raised digits, small powers in full; what it cannot show is empty."""
+    """Label a tick of a logarithmic axis with superscripts, small powers in full; empty for values it cannot show."""
     if value <= 0:
         return ""
     exponent = math.floor(math.log10(value) + 1e-9)
@@ -128,7 +128,7 @@ def _description(kind: str, counted: Histogram) -> str:
 
 
 def _median(columns: Sequence[Bin], which: str) -> str:
-    """The middle of the bin that the median falls into."""
+    """Center of the bin that contains the median."""
     counts = [getattr(item, which) for item in columns]
     half, seen = sum(counts) / 2, 0
     for item, count in zip(columns, counts, strict=True):

@@ -1,4 +1,4 @@
-"""The picture of where the time of a run went."""
+"""Figure of the time spent in each phase of a run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ _MARGIN = 12.0
 
 
 def phases_figure(phases: Mapping[str, float]) -> Figure | None:
-    """Picture the seconds of each phase.
+    """Draw the seconds of each phase.
 
     Args:
-        phases: seconds by name, in their order.
+        phases: seconds by name, in order.
 
     Returns:
-        None where there is no phase of a known length.
+        None if no phase has a known duration.
     """
     known = {name: seconds for name, seconds in phases.items() if math.isfinite(seconds) and seconds >= 0}
     if not known:

@@ -1,4 +1,4 @@
-"""The picture of refit errors: what its last cut did to each layer's output, without its repair and with it."""
+"""Figure of refit errors: effect of the last cut on each layer's output, without and with its repair."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _HEIGHT = 240.0
 
 
 def refit_figure(errors: Sequence[RefitError]) -> Figure:
-    """Picture the errors of one kind, of each layer at its last cut: a cut may leave layers as they are.
+    """Draw the errors of one kind, for each layer at its own last cut, because a cut may leave layers unchanged.
 
     Args:
-        errors: of one kind, at least one.
+        errors: errors of one kind, at least one.
     """
     kind, last = kind_in_words(errors[0].kind), _last(errors)
     steps = {item.step for item in last}
@@ -43,7 +43,7 @@ def refit_figure(errors: Sequence[RefitError]) -> Figure:
 
 
 def _last(errors: Sequence[RefitError]) -> list[RefitError]:
-    """Errors of each layer at the last cut that took something from it, in the order of the layers."""
+    """Errors of each layer at the last cut that removed something from it, in layer order."""
     steps: dict[int, int] = {}
     for item in errors:
         steps[item.layer] = max(item.step, steps.get(item.layer, item.step))
@@ -69,7 +69,7 @@ def _picture(errors: Sequence[RefitError]) -> str:
 
 
 def _draw_marks(errors: Sequence[RefitError], axes: Axes) -> None:
-    """Draw an open mark for the cut alone and a solid one for the repaired layer, with a line between."""
+    """Draw an open mark for the plain cut and a solid one for the repaired layer, joined by a line."""
     size = 8.0 if len(errors) <= 40 else 5.0
     places = range(len(errors))
     cut = [numbers.or_nan(item.cut) for item in errors]
@@ -107,7 +107,7 @@ def _span(errors: Sequence[RefitError], repaired: bool) -> str:
 
 
 def refit_table(errors: Sequence[RefitError]) -> Grid:
-    """Tabulate the errors of all cuts: mean over the layers of each kind, and the worst layer after it."""
+    """Tabulate the errors of all cuts: the mean over the layers of each kind, and the worst layer."""
     together: dict[tuple[int, str], list[RefitError]] = {}
     for item in errors:
         together.setdefault((item.step, item.kind), []).append(item)

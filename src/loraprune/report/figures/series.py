@@ -1,4 +1,4 @@
-"""Numbers made fit to be drawn: lines smoothed and thinned out, importance scores counted in bins."""
+"""Preparation of numbers for figures: smoothing and thinning of lines, binning of importance scores."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def moving_average(values: Sequence[float], window: int, breaks: Iterable[int] =
 
     Args:
         values: the series; values that are not finite are left out of the averages.
-        window: how many values an average spans, fewer at the ends.
-        breaks: indices that start a new stretch; no average reaches over one, so that a jump stays a jump.
+        window: number of values per average; fewer at the ends.
+        breaks: indices that start a new stretch. No average crosses one, so a jump stays a jump.
     """
     bounds = sorted({0, len(values), *(index for index in breaks if 0 < index < len(values))})
     half = window // 2
@@ -37,7 +37,7 @@ def moving_average(values: Sequence[float], window: int, breaks: Iterable[int] =
 
 
 def thin_out(points: Points, limit: int) -> Points:
-    """Reduce a line to about ``limit`` points that look the same: the least and the greatest of every stretch."""
+    """Reduce a line to about ``limit`` points without a visible change: the minimum and maximum of every stretch."""
     if len(points) <= limit:
         return points
     length = math.ceil(2 * len(points) / limit)
@@ -50,12 +50,12 @@ def thin_out(points: Points, limit: int) -> Points:
 
 
 def alone(points: Points) -> Points:
-    """The finite points of a line between two gaps, where a line has nothing to connect."""
+    """Return isolated finite points between two gaps, which no line segment shows."""
     finite = [False, *(math.isfinite(value) for _, value in points), False]
     return [point for i, point in enumerate(points, start=1) if finite[i] and not finite[i - 1] and not finite[i + 1]]
 
 
-# Importance scores counted on a logarithmic scale, kept and removed groups apart.
+# Importance scores binned on a logarithmic scale, separately for kept and removed groups.
 
 _DECADES = 12
 _LEAST = 1e-99
@@ -73,11 +73,11 @@ class Bin:
 
 @dataclass(frozen=True, kw_only=True)
 class Histogram:
-    """Scores counted in bins of equal width on a logarithmic scale.
+    """Scores binned in equal widths on a logarithmic scale.
 
     Attributes:
-        bins: the bins from the least to the greatest score; empty where no score is positive.
-        zero: groups whose score is zero, negative, or twelve decades below the greatest; None where there is none.
+        bins: bins from the lowest to the highest score; empty if no score is positive.
+        zero: groups whose score is zero, negative, or twelve decades below the highest; None if there is none.
         unknown: groups whose score is NaN or infinite.
     """
 
@@ -99,7 +99,7 @@ def histogram(dimensions: Sequence[Importance]) -> Histogram:
 
 
 def _bins(positive: Sequence[tuple[float, bool]]) -> tuple[Bin, ...]:
-    """Cut the range of logarithms into bins, more of them the more scores there are."""
+    """Divide the range of logarithms into bins. More scores get more bins."""
     if not positive:
         return ()
     low, high = min(positive)[0], max(positive)[0]

@@ -1,4 +1,4 @@
-"""The picture of stability: how much the ranking of the groups changed from one cut to the next."""
+"""Figure of stability: change in the ranking of the groups from one cut to the next."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _HEIGHT = 220.0
 
 
 def stability_figure(cuts: Sequence[Cut]) -> Figure | None:
-    """Picture the rank correlation of the scores at each cut with those at the cut before, by kind.
+    """Draw the rank correlation of the scores at each cut with those at the previous cut, by kind.
 
     Args:
-        cuts: in the order made.
+        cuts: cuts in order.
 
     Returns:
-        None where no cut knows it.
+        None if no cut has the correlation.
     """
     known = [cut for cut in cuts if any(map(math.isfinite, cut.stability.values()))]
     if not known:

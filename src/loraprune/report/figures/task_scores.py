@@ -1,4 +1,4 @@
-"""The picture of task scores: the accuracy of both models on each task."""
+"""Figure of task scores: the accuracy of both models on each task."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _THICKNESS = 0.38
 
 
 def scores_figure(scores: Sequence[Row], before: str, after: str) -> Figure:
-    """Picture accuracies as two bars a task.
+    """Draw accuracies as two bars per task.
 
     Args:
         scores: accuracies, at least one.
-        before: what the first bar is of.
-        after: what the second is of.
+        before: name of the first bar's model.
+        after: name of the second bar's model.
     """
     caption = "Share of the items that each model answers as it should; a guess alone is right now and then, too."
     return Figure(title="Accuracy by task", markup=_picture(scores, before, after), caption=caption, full=True)
@@ -59,7 +59,7 @@ def _picture(scores: Sequence[Row], before: str, after: str) -> str:
 
 
 def _name(row: Row) -> str:
-    """The label of a task, shortened where it would take more than two fifths of the picture."""
+    """Label of a task, shortened if it would need more than two fifths of the figure."""
     room = int(0.4 * FULL_WIDTH / (0.6 * drawing.FONT_POINTS))
     return row.label if len(row.label) <= room else f"{row.label[: room - 1]}…"
 

@@ -1,6 +1,6 @@
-"""The picture of a training run: loss and removed share over the steps, with the cuts marked in both.
+"""Figure of a training run: loss and removed share over the steps, with the cuts marked in both.
 
-Of a run that prunes nothing, the loss alone.
+For a recovery run, the figure has only the loss.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ _MIN_AVERAGED = 200
 
 
 def training_figure(data: ReportData) -> Figure:
-    """Picture a run with at least one step."""
+    """Draw a run with at least one step."""
     if not data.cuts:
         caption = "Loss on the training data."
     elif data.headline.sparsity is not None:
@@ -66,7 +66,7 @@ def _picture(data: ReportData) -> str:
 
 
 def _draw_loss(data: ReportData, axes: Axes) -> None:
-    """Draw the loss as it was logged; in a long run faintly, with a moving average that stops at cuts on it."""
+    """Draw the logged loss. In a long run, it is faint, with a moving average that restarts at each cut."""
     steps = [point.step for point in data.history]
     losses = [point.loss if math.isfinite(point.loss) else math.nan for point in data.history]
     lines = [(losses, 2.0, 1.0)]
@@ -88,7 +88,7 @@ def _draw_loss(data: ReportData, axes: Axes) -> None:
 
 
 def _draw_evaluations(data: ReportData, axes: Axes) -> None:
-    """Mark the loss on held-out rows; a full dot is the step whose adapter the result has."""
+    """Mark the loss on held-out rows; a solid dot is the step whose adapter the result has."""
     points = [point for point in data.evaluations if math.isfinite(point.loss)]
     if points:
         axes.plot([p.step for p in points], [p.loss for p in points], color=CUT, linewidth=1.5, zorder=2.5)
@@ -98,7 +98,7 @@ def _draw_evaluations(data: ReportData, axes: Axes) -> None:
 
 
 def _draw_share(data: ReportData, axes: Axes) -> None:
-    """Draw the share that is gone as stairs, filled below: it changes at a cut and stays."""
+    """Draw the removed share as steps, filled below, because it changes only at cuts."""
     from matplotlib.ticker import FuncFormatter, MaxNLocator
 
     points = thin_out(_shares(data), round(FULL_WIDTH))
@@ -121,7 +121,7 @@ def _draw_share(data: ReportData, axes: Axes) -> None:
 
 
 def _shares(data: ReportData) -> Points:
-    """The share after each step that was logged or made a cut; before the first cut nothing is gone."""
+    """Removed share after each step that was logged or had a cut; 0 before the first cut."""
     known = {point.step: point.ratio for point in data.history} | {cut.step: cut.ratio for cut in data.cuts}
     if data.cuts:
         known.setdefault(0, 0.0)
@@ -129,7 +129,7 @@ def _shares(data: ReportData) -> Points:
 
 
 def _mark_cuts(data: ReportData, axes: Axes) -> None:
-    """Mark the cuts by lines through the panel, or by ticks at its top where lines would merge."""
+    """Mark the cuts by lines through the panel, or by ticks at its top if lines would merge."""
     crowded = len(data.cuts) * _MIN_CUT_PITCH > FULL_WIDTH
     for cut in data.cuts:
         style = {"ymin": 0.96} if crowded else {"linestyle": (0, (2, 3))}
@@ -147,7 +147,7 @@ def _draw_steps(data: ReportData, axes: Axes) -> None:
 
 
 def training_description(data: ReportData) -> str:
-    """Say what the picture shows, with the first and the last values."""
+    """Describe the figure in text, with the first and the last values."""
     first, last = data.history[0], data.history[-1]
     steps = f"{data.steps or last.step:,} training steps"
     loss = f"from {numbers.significant(first.loss)} to {numbers.significant(last.loss)}"
@@ -174,12 +174,12 @@ def _reached(data: ReportData) -> str:
 
 
 def _gone(data: ReportData) -> str:
-    """What became of the share: of a sparse model nothing is removed."""
+    """Word for the share: a sparse model has nothing removed."""
     return "of zeros" if data.headline.sparsity is not None else "removed"
 
 
 def _zones(data: ReportData, panels: Sequence[Axes]) -> list[Zone]:
-    """Columns over all panels that tell the values of a step."""
+    """Hover zones over all panels with the values of a step."""
     points = data.history[:: math.ceil(len(data.history) / _MAX_ZONES)]
     first, last = panels[0].get_xlim()
     edges = [first, *((a.step + b.step) / 2 for a, b in itertools.pairwise(points)), last]

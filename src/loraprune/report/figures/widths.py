@@ -1,4 +1,4 @@
-"""The picture of widths: how many groups of one kind each layer kept."""
+"""Figure of widths: the number of groups of one kind kept in each layer."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _MAX_OUTLINED = 60
 
 
 def layers_figure(widths: Sequence[LayerWidth]) -> Figure:
-    """Picture one bar a layer: what stayed, and above it what was removed.
+    """Draw one bar per layer: groups kept, and removed groups above.
 
     Args:
-        widths: the layers of one kind, at least one.
+        widths: layers of one kind, at least one.
     """
     widths = sorted(widths, key=lambda item: item.layer)
     title = f"{capitalized(kind_in_words(widths[0].kind))} in each layer"
@@ -46,7 +46,7 @@ def _picture(widths: Sequence[LayerWidth]) -> str:
 
 
 def _draw_bars(widths: Sequence[LayerWidth], axes: Axes) -> None:
-    """Draw the layers; bars stay slim where there are few, and lose their gaps where there are very many."""
+    """Draw the layers. Bars stay slim if there are few, and have no gaps if there are very many."""
     outlined = len(widths) <= _MAX_OUTLINED
     thickness = 0.7 if outlined else 1.0
     outline = {"edgecolor": CUT, "linewidth": 1} if outlined else {"linewidth": 0}
