@@ -1,4 +1,4 @@
-"""Accuracy of classifiers, and how well encoder–decoder models write held-out targets."""
+"""Accuracy of classifiers, and quality of encoder–decoder models on held-out targets."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ class TargetQuality:
 
     Attributes:
         loss: mean negative log-likelihood of the targets' tokens, in nats.
-        perplexity: ``exp`` of it.
-        num_tokens: target tokens.
-        exact_match: share of the targets that greedy decoding writes word for word.
-        num_generated: targets that were generated.
+        perplexity: ``exp`` of the loss.
+        num_tokens: number of target tokens.
+        exact_match: share of the targets that greedy decoding reproduces exactly.
+        num_generated: number of targets that were generated.
     """
 
     loss: float
@@ -47,22 +47,22 @@ def target_quality(
     shared: bool = False,
     progress: Progress | None = None,
 ) -> TargetQuality:
-    """Measure likelihoods of all held-out targets, and generate the first ``generated`` of them.
+    """Measure the likelihoods of all held-out targets, and generate the first ``generated`` of them.
 
     Args:
         model: encoder–decoder.
-        held_out: rows, one at least.
-        tokenizer: of the model.
-        generated: how many targets are generated.
-        shared: share the batches out among the processes of the run, all of which call this with the same rows.
-        progress: told of rows, of which each that is generated counts twice.
+        held_out: rows, at least one.
+        tokenizer: tokenizer of the model.
+        generated: number of targets to generate.
+        shared: divide the batches among the processes of the run. All of them must call this with the same rows.
+        progress: called with the number of rows; a generated row counts twice.
     """
     device = next(model.parameters()).device
     read, written = held_out.parts(), held_out.parts(generated)
     batches = [*read, *written]
 
     def of_batch(number: int) -> tuple[float, int] | list[bool]:
-        """Loss and tokens of a batch that is read, or whether each target of one is written."""
+        """Loss and tokens of a batch of likelihoods, or, for a generated batch, whether each target matches."""
         inputs = on_device(held_out.batch(batches[number]), device, model.dtype)
         if number >= len(read):
             return _matches(model, inputs, tokenizer)
@@ -88,7 +88,7 @@ def target_quality(
 
 
 def _matches(model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> list[bool]:
-    """Whether greedy decoding writes each target of a batch; it may write as many tokens as the longest has."""
+    """Whether greedy decoding reproduces each target of a batch, limited to the length of the longest target."""
     labels = inputs["labels"]
     output = model.generate(
         input_ids=inputs["input_ids"],
@@ -109,12 +109,12 @@ def _matches(model: Any, inputs: dict[str, Any], tokenizer: PreTrainedTokenizerB
 
 @dataclass(frozen=True, kw_only=True)
 class Accuracy:
-    """How well a classifier does.
+    """Measures of a classifier.
 
     Attributes:
         accuracy: share of the examples whose label has the largest logit.
         loss: mean cross-entropy in nats.
-        num_examples: examples measured.
+        num_examples: number of examples.
     """
 
     accuracy: float
@@ -126,18 +126,18 @@ class Accuracy:
 def accuracy(
     model: PreTrainedModel, held_out: HeldOutRows, *, shared: bool = False, progress: Progress | None = None
 ) -> Accuracy:
-    """Measure a classifier; losses are computed in 32 bits whatever its dtype.
+    """Measure a classifier. Losses are computed in 32 bits for any dtype of the model.
 
     Args:
         model: on its device.
-        held_out: rows, one at least.
-        shared: share the batches out among the processes of the run, all of which call this with the same rows.
-        progress: told of rows.
+        held_out: rows, at least one.
+        shared: divide the batches among the processes of the run. All of them must call this with the same rows.
+        progress: called with the number of rows.
     """
     device, parts = next(model.parameters()).device, held_out.parts()
 
     def of_batch(number: int) -> tuple[int, float, int]:
-        """Right answers, the loss, and examples."""
+        """Number of correct answers, summed loss, and number of examples."""
         inputs = on_device(held_out.batch(parts[number]), device, model.dtype)
         labels = inputs.pop("labels")
         logits = model(**inputs).logits.float()

@@ -1,4 +1,4 @@
-"""What a model writes on: completions of prompts, greedy or sampled, to be read side by side."""
+"""Completions of prompts, greedy or sampled, for comparing models by reading."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ DEFAULT_PROMPTS = (
     "The three most important causes of the war were",
     "Once there was a little girl who wanted to fly. One day,",
 )
-"""Short beginnings of kinds that a language model should know: a story, directions, a list, a tale for children."""
+"""Beginnings of common text types: a story, directions, a list, a tale for children."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Writing:
-    """How completions are written.
+    """Settings of completions.
 
     Attributes:
-        max_new_tokens: at most so many; fewer where the model ends, or its context does.
-        sample: draw each token instead of taking the likeliest.
-        temperature: when sampling; below 1 the likely tokens become likelier.
-        top_p: when sampling: from the likeliest tokens that have this share together; 1 takes all.
-        repetition_penalty: divides the logits of tokens that were there before; 1 is none.
-        seed: when sampling; each prompt starts from it anew, so that a completion does not depend on the others.
+        max_new_tokens: maximum number of new tokens; fewer if the model ends the text or its context is full.
+        sample: draw each token instead of taking the most likely one.
+        temperature: for sampling; below 1, likely tokens become more likely.
+        top_p: for sampling: total probability of the most likely tokens to draw from; 1 uses all tokens.
+        repetition_penalty: divisor for the logits of tokens that already occurred; 1 is no penalty.
+        seed: for sampling; each prompt restarts from it, so completions do not depend on each other.
 
     Raises:
         ValueError: a value is out of range.
@@ -67,9 +67,9 @@ class Writing:
 
 
 def read_prompts(given: Sequence[str]) -> list[str]:
-    """Prompts as typed, and those of files: one a line, or separated by empty lines if the file has any.
+    """Return typed prompts and the prompts of files: one per line, or separated by empty lines if the file has any.
 
-    A file is what has the ending of a text file, or is there. Lines of a prompt of several lines stay as they are.
+    An argument is a file if it has the suffix of a text file or exists. Multi-line prompts keep their lines.
 
     Raises:
         ValueError: a file is missing or has no prompt, or a prompt is empty.
@@ -92,7 +92,7 @@ _ENDINGS = (".txt", ".jsonl", ".json", ".csv", ".parquet")
 def _exists(path: Path) -> bool:
     try:
         return path.exists()
-    except OSError:  # a prompt can be longer than a file's name may be
+    except OSError:  # a prompt can exceed the maximum length of a file name
         return False
 
 
@@ -124,21 +124,21 @@ def complete_prompts(
     shared: bool = False,
     progress: Progress | None = None,
 ) -> list[str]:
-    """Go on from each prompt, without repeating it; an encoder–decoder model writes its target for it.
+    """Complete each prompt, without repeating it. An encoder–decoder model writes its target for it.
 
-    Random numbers of the caller stay as they were, and do not matter. A prompt that leaves no room for a token loses
+    The caller's random state is neither used nor changed. A prompt that leaves no room for a new token is truncated at
     its beginning.
 
     Args:
         model: causal or encoder–decoder.
-        tokenizer: of the model.
+        tokenizer: tokenizer of the model.
         prompts: one or more.
-        writing: how; None: greedily, 64 tokens.
-        shared: share the prompts out among the processes of the run, all of which call this with the same prompts.
-        progress: hears of every completion.
+        writing: settings; None is greedy decoding of 64 tokens.
+        shared: divide the prompts among the processes of the run. All of them must call this with the same prompts.
+        progress: called after every completion.
 
     Raises:
-        ValueError: the tokenizer makes no token of a prompt.
+        ValueError: the tokenizer returns no token for a prompt.
     """
     how = writing or Writing()
     with eval_mode(model):
@@ -152,14 +152,14 @@ def complete_prompts(
 
 def _complete(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt: str, writing: Writing) -> str:
     encoder_decoder = model.config.is_encoder_decoder
-    # An encoder reads a text as its tokenizer frames it, with its end; a decoder goes on from what is not ended.
+    # An encoder reads the text with the tokenizer's end token. A decoder must continue text without an end token.
     token_ids = tokenizer(prompt, verbose=False)["input_ids"] if encoder_decoder else encode_prompt(tokenizer, prompt)
     if not token_ids:
         raise ValueError(f"The tokenizer makes no token of the prompt {prompt!r}.")
     ids, new_tokens = torch.tensor([token_ids], device=model.device), writing.max_new_tokens
     context = longest_input(model.config.get_text_config())
     if context and not encoder_decoder:
-        # A long prompt gives way, but keeps half of the context.
+        # A long prompt is truncated, but keeps half of the context.
         ids = ids[:, -(context - min(new_tokens, context // 2)) :]
         new_tokens = min(new_tokens, context - ids.shape[1])
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from those of another one: the Kullback-Leibler divergence a token."""
+"""Kullback-Leibler divergence per token of a model's predictions from another model's."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
     from loraprune.calibration.block_by_block import Calibration
 
 MOST_LOGITS = 2**27
-"""Logits that are kept of the first model: 256 MB in 16 bits."""
+"""Maximum number of logits kept of the first model: 256 MB in 16 bits."""
 
 _ROWS_AT_ONCE = 512
 
 
 class Divergence:
-    """``KL(first model ‖ model)`` on a few rows, with the predictions of the first model kept.
+    """``KL(first model ‖ model)`` on a few rows, with stored predictions of the first model.
 
     Args:
-        model: the first one, as it is now.
-        rows: token ids (1-D tensors) or mappings of a model's inputs; as many of the first ones are taken as
-            :data:`MOST_LOGITS` allows, and one at least.
+        model: the first model in its current state.
+        rows: token ids (1-D tensors) or mappings of a model's inputs. As many of the first rows are used as
+            :data:`MOST_LOGITS` allows, at least one.
     """
 
     def __init__(self, model: nn.Module, rows: Calibration) -> None:
@@ -46,11 +46,11 @@ class Divergence:
             self._logits.append(logits.to("cpu", torch.bfloat16))
 
     def of(self, model: nn.Module, *, shared: bool = False) -> float:
-        """Nats a token (or a classified row) that a model is away from the first one; infinite where it gives NaN.
+        """Return the divergence in nats per token (or per classified row); infinite if it is NaN.
 
         Args:
             model: the same in all processes.
-            shared: share the rows out among the processes, all of which have to call this.
+            shared: divide the rows among the processes. All of them must call this.
         """
         made = made_of_each(len(self._rows), lambda number: self._of_row(model, number), shared=shared)
         total = sum(part for parts in made for part in parts)
@@ -77,6 +77,6 @@ def _logits(model: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor:
 
 
 def held_back(rows: Calibration, share: int) -> tuple[Sequence[Any], Sequence[Any]]:
-    """Rows to fit on and rows to judge by: each ``share``-th one is held back, and one at least."""
+    """Split rows for fitting and rows for judging: every ``share``-th row is held back, at least one."""
     judged = range(share - 1, len(rows), share) if len(rows) >= share else range(len(rows) - 1, len(rows))
     return [row for index, row in enumerate(rows) if index not in judged] or list(rows), [rows[i] for i in judged]

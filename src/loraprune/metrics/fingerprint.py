@@ -1,4 +1,4 @@
-"""What a figure was measured on, as a hash: figures of two models compare if theirs are the same."""
+"""Hash of the data of a figure. Figures of two models are comparable if their hashes are equal."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from loraprune.metrics.perplexity import HeldOut, HeldOutRows
 
 
 class DataFingerprint:
-    """A hash of all that a model is called with while it is measured.
+    """Hash of all inputs of a model during a measurement.
 
-    Tokens, labels and pixels come out of it as they enter the model. The hash therefore covers rows and their order,
-    tokenizer, special tokens, length of segments and padding, and no setting has to be named. Pixels count in bfloat16,
-    so that the dtype of the model does not matter.
+    Tokens, labels and pixels pass through unchanged. The hash therefore covers rows and their order, tokenizer, special
+    tokens, segment length and padding, without naming any setting. Pixels are hashed in bfloat16, so the dtype of the
+    model does not matter.
 
     Args:
         held_out: rows to measure on.
 
     Attributes:
-        held_out: the same rows; the hash is that of what is read of them.
+        held_out: the same rows; reading them updates the hash.
     """
 
     def __init__(self, held_out: HeldOut | HeldOutRows) -> None:
@@ -38,7 +38,7 @@ class DataFingerprint:
 
     @property
     def value(self) -> str:
-        """The hash of what was read until now: ``"sha256:…"``."""
+        """Hash of everything read so far: ``"sha256:…"``."""
         return f"sha256:{self._digest.hexdigest()}"
 
     def _add(self, batch: Mapping[str, Any]) -> dict[str, Any]:

@@ -26,18 +26,18 @@ LOGITS_PER_BATCH = 1 << 27
 
 @dataclass(frozen=True, kw_only=True)
 class Perplexity:
-    """Perplexity together with what it was measured on.
+    """Perplexity with its conditions.
 
-    A perplexity without its segment length says nothing: published LLaMA-7B figures exist at 128, 2048 and
-    4096 tokens, and they do not compare.
+    A perplexity is meaningless without its segment length. Published LLaMA-7B figures use 128, 2048 and 4096 tokens and
+    are not comparable.
 
     Attributes:
         perplexity: ``exp`` of the mean negative log-likelihood of the predicted tokens.
-        num_tokens: tokens predicted; the first of a sequence is not.
+        num_tokens: number of predicted tokens, which excludes the first of each sequence.
         segment_length: tokens of the longest sequence; each sequence starts without context.
-        bits_per_byte: the same likelihood in bits per byte of UTF-8 text, or None where the number of bytes is
-            unknown. It compares models with different tokenizers.
-        num_not_finite: of ``num_segments`` sequences, those whose loss was not finite; both are None where all were.
+        bits_per_byte: the same likelihood in bits per byte of UTF-8 text, or None if the number of bytes is unknown. It
+            compares models with different tokenizers.
+        num_not_finite: sequences, out of ``num_segments``, whose loss was not finite; both are None if all were finite.
     """
 
     perplexity: float
@@ -53,8 +53,8 @@ class HeldOut:
     """Sequences to measure on.
 
     Attributes:
-        sequences: pairs of token ids and labels, 1-D int64 tensors of one length; a label of -100 is not measured.
-        num_bytes: bytes of UTF-8 text that the sequences stand for, where known.
+        sequences: pairs of token ids and labels, 1-D int64 tensors of one length; a label of -100 is ignored.
+        num_bytes: bytes of UTF-8 text in the sequences, if known.
     """
 
     sequences: Sequence[tuple[torch.Tensor, torch.Tensor]]
@@ -72,10 +72,10 @@ def pack_text(
     *,
     bos: str = "auto",
 ) -> HeldOut:
-    """Join texts, each closed by the end-of-text token, and cut them into segments; a short tail is dropped.
+    """Join texts, each followed by the end-of-text token, and split them into segments; a short rest is dropped.
 
-    What begins with the beginning-of-sequence token is said by ``bos``, one of
-    :data:`~loraprune.data.encoding.BOS_CHOICES`; in front of a segment it is not measured.
+    ``bos``, one of :data:`~loraprune.data.encoding.BOS_CHOICES`, says what starts with the beginning-of-sequence token.
+    At the start of a segment, this token is not scored.
 
     Raises:
         ValueError: all texts together are shorter than one segment.
@@ -110,22 +110,22 @@ def pack_text(
 
 @torch.no_grad()
 def perplexity(model: PreTrainedModel, held_out: HeldOut, *, shared: bool = False) -> Perplexity:
-    """Measure the perplexity of a model; likelihoods are computed in 32 bits whatever its dtype.
+    """Measure the perplexity of a model. Likelihoods are computed in 32 bits for any dtype of the model.
 
     Args:
         model: on its device.
         held_out: sequences.
-        shared: share the batches out among the processes of the run, all of which call this with the same sequences.
+        shared: divide the batches among the processes of the run. All of them must call this with the same sequences.
 
     Raises:
-        ValueError: no token is left to predict.
+        ValueError: there is no token to predict.
     """
     device = next(model.parameters()).device
     tokens = min(_TOKENS_PER_BATCH, LOGITS_PER_BATCH // model.config.vocab_size)
     batches = equal_length_batches([torch.stack(pair, -1) for pair in held_out.sequences], tokens)
 
     def of_batch(number: int) -> tuple[float, int, int]:
-        """Loss, tokens predicted, and sequences whose loss is not finite."""
+        """Loss, predicted tokens, and number of sequences whose loss is not finite."""
         ids, labels = batches[number].unbind(-1)
         targets = labels[:, 1:].to(device)
         logits = model(input_ids=ids.to(device), use_cache=False).logits[:, :-1]
@@ -155,24 +155,24 @@ def perplexity(model: PreTrainedModel, held_out: HeldOut, *, shared: bool = Fals
 
 
 def _num_not_finite(logits: torch.Tensor, targets: torch.Tensor) -> int:
-    """Sequences whose loss is not finite."""
+    """Number of sequences whose loss is not finite."""
     losses = torch.nn.functional.cross_entropy(
         logits.float().transpose(1, 2), targets, reduction="none", ignore_index=IGNORED
     )
     return int((~losses.sum(-1).isfinite()).sum())
 
 
-# Held-out rows as the batches that a model is called with.
+# Held-out rows as batches of model inputs.
 
 Collator = Callable[[list[Any]], dict[str, Any]]
-"""Makes a batch of rows, as a Trainer's ``data_collator`` does."""
+"""Function that makes a batch of rows, like a Trainer's ``data_collator``."""
 
 ROWS_PER_BATCH = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class HeldOutRows:
-    """Rows to measure on, and what makes batches of them."""
+    """Rows to measure on, with their collator."""
 
     rows: Dataset
     collator: Collator
@@ -181,17 +181,17 @@ class HeldOutRows:
         return len(self.rows)
 
     def parts(self, count: int | None = None) -> list[range]:
-        """Numbers of the rows of each batch, in their order; of the first ``count`` rows alone where that is given."""
+        """Row indices of each batch, in order; if ``count`` is given, only of the first ``count`` rows."""
         total = len(self) if count is None else min(count, len(self))
         return [range(start, min(start + ROWS_PER_BATCH, total)) for start in range(0, total, ROWS_PER_BATCH)]
 
     def batch(self, numbers: range) -> dict[str, Any]:
-        """The batch of some rows."""
+        """Return the batch of some rows."""
         return self.collator([self.rows[number] for number in numbers])
 
 
 def on_device(batch: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """A batch on a device; numbers with a fraction (pixels) in the dtype of the model's weights."""
+    """Move a batch to a device. Floating-point values (pixels) get the dtype of the model's weights."""
     cast = {
         name: value.to(dtype) if isinstance(value, torch.Tensor) and value.is_floating_point() else value
         for name, value in batch.items()

@@ -1,4 +1,4 @@
-"""Perplexity of a causal language model on a text, by token and by word, and bits per byte."""
+"""Perplexity of a causal language model on a text, per token and per word, and bits per byte."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ if TYPE_CHECKING:
     from loraprune.calibration.progress import Progress
 
 _TOKENS_PER_BATCH = {"cpu": 4096}
-"""Tokens to begin with, by kind of device."""
+"""Initial number of tokens per batch, by kind of device."""
 TOKENS_PER_BATCH_ELSEWHERE = 16384
 LARGEST_EXPONENT = 700.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextPerplexity:
-    """How well a model foretells a text.
+    """How well a model predicts a text.
 
     Attributes:
         perplexity: ``exp`` of the mean negative log-likelihood of a scored token.
-        word_perplexity: ``exp`` of the summed one by the words that begin in the scored text. It compares models with
-            different tokenizers, and so does
-        bits_per_byte: the summed one in bits by the UTF-8 bytes of the scored text.
-        num_tokens: tokens scored.
+        word_perplexity: ``exp`` of the summed negative log-likelihood per word that begins in the scored text. It
+            compares models with different tokenizers.
+        bits_per_byte: summed negative log-likelihood in bits per UTF-8 byte of the scored text. It also compares models
+            with different tokenizers.
+        num_tokens: scored tokens.
         num_words: words that begin in their text; ``num_bytes``: its bytes.
         num_segments: windows.
     """
@@ -59,18 +60,18 @@ def text_perplexity(
 ) -> TextPerplexity:
     """Measure a model on windows of a text.
 
-    Likelihoods are computed in 32 bits and summed in 64, whatever the model's dtype; the batch size changes nothing
-    but the last digits of the former.
+    Likelihoods are computed in 32 bits and summed in 64, for any dtype of the model. The batch size affects only the
+    last digits of the likelihoods.
 
     Args:
         model: on its device.
-        windows: of the text.
-        batch_size: windows in a batch; None begins with one that should fit and halves it until it does.
-        shared: share the batches out among the processes of the run, all of which call this with the same windows.
-        progress: told how many tokens are done.
+        windows: windows of the text.
+        batch_size: windows per batch; None starts with an estimate and halves it until a batch fits.
+        shared: divide the batches among the processes of the run. All of them must call this with the same windows.
+        progress: called with the number of finished tokens.
 
     Raises:
-        ValueError: there is no memory for a single window.
+        ValueError: not even one window fits into memory.
     """
     total = math.fsum(_losses(model, windows, batch_size, shared, progress or (lambda done, of: None)))
     count = windows.num_scored
@@ -90,7 +91,7 @@ def _exp(value: float) -> float:
 
 
 def _losses(model: Any, windows: Windows, batch_size: int | None, shared: bool, progress: Progress) -> list[float]:
-    """The negative log-likelihood of the scored tokens of each window, in nats."""
+    """Negative log-likelihood of the scored tokens of each window, in nats."""
     count, length = len(windows.ids_WL), windows.length
     size = batch_size or starting_batch_size(model, length)
     batches = [range(start, min(start + size, count)) for start in range(0, count, size)]
@@ -108,7 +109,7 @@ def _losses(model: Any, windows: Windows, batch_size: int | None, shared: bool, 
 
 
 def _halved_to_fit(model: Any, windows: Windows, batch_size: int | None, size: int) -> Callable[[range], list[float]]:
-    """Measures batches; where memory does not suffice for one, it and those after it are halved until it does."""
+    """Measures batches. If memory runs out, this batch and all later ones are halved until they fit."""
     from accelerate.utils.memory import clear_device_cache, should_reduce_batch_size
 
     def measure(batch: range) -> list[float]:
@@ -123,7 +124,7 @@ def _halved_to_fit(model: Any, windows: Windows, batch_size: int | None, size: i
                     raise
                 if size == 1 or batch_size is not None:
                     raise _no_memory(batch_size, windows.length) from error
-            # Out of reach of the error, which holds on to the tensors of the failed batch.
+            # Outside the except block, because the error keeps the tensors of the failed batch alive.
             size //= 2
             clear_device_cache(garbage_collection=True)
         return found
@@ -140,7 +141,7 @@ def _no_memory(batch_size: int | None, length: int) -> ValueError:
 
 
 def starting_batch_size(model: Any, length: int) -> int:
-    """Windows in a batch to begin with: by the tokens, and by the logits that they give."""
+    """Initial number of windows per batch, limited by the tokens and by their logits."""
     device = next(model.parameters()).device
     tokens = _TOKENS_PER_BATCH.get(device.type, TOKENS_PER_BATCH_ELSEWHERE)
     vocabulary = model.get_output_embeddings()
@@ -153,9 +154,9 @@ def _batch_losses(model: Any, windows: Windows, batch: range) -> list[float]:
     logits = model(input_ids=ids, use_cache=False).logits
     found = []
     for row, first in enumerate(windows.first_scored[batch.start : batch.stop]):
-        # One window at a time: logits in 32 bits take more memory than all else.
+        # One window at a time, because logits in 32 bits need more memory than everything else.
         losses = torch.nn.functional.cross_entropy(
             logits[row, first - 1 : -1].float(), ids[row, first:], reduction="none"
         )
-        found.append(losses.cpu().double().sum().item())  # not every accelerator has 64 bits
+        found.append(losses.cpu().double().sum().item())  # not every accelerator supports 64 bits
     return found

@@ -1,4 +1,4 @@
-"""Texts to measure perplexity on: the usual data sets, put together as the papers do, and files."""
+"""Texts for perplexity: the usual datasets, prepared as in the papers, and files."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ BETWEEN_DOCUMENTS = "\n\n"
 
 @dataclass(frozen=True, kw_only=True)
 class TextSet:
-    """How a data set of the hub becomes one text.
+    """How a Hub dataset becomes one text.
 
     Attributes:
-        arguments: of ``datasets.load_dataset``.
-        column: that holds the rows' text.
-        joint: put between rows.
-        row_of_line: makes a row of a line of a local copy.
-        max_rows: rows that are taken, from the first on; None takes all.
-        max_segments: segments that are measured at most; None measures all.
+        arguments: arguments of ``datasets.load_dataset``.
+        column: column of the rows' text.
+        joint: text between rows.
+        row_of_line: converts a line of a local copy to a row.
+        max_rows: maximum number of rows, from the first on; None takes all.
+        max_segments: maximum number of segments to measure; None measures all.
     """
 
     arguments: Mapping[str, Any]
@@ -39,19 +39,19 @@ class TextSet:
 
 
 def _wikitext_row(line: str) -> str:
-    # As the rows of the hub: an empty line is empty, every other one keeps its newline.
+    # Like the rows on the Hub: an empty line is empty, every other one keeps its newline.
     return line if line.strip() else ""
 
 
 TEXT_SETS: dict[str, TextSet] = {
-    # As SparseGPT, Wanda, LLM-Pruner and LoRAPrune.
+    # As in SparseGPT, Wanda, LLM-Pruner and LoRAPrune.
     "wikitext2": TextSet(
         arguments={"path": "Salesforce/wikitext", "name": "wikitext-2-raw-v1", "split": "test"},
         column="text",
         joint="\n\n",
         row_of_line=_wikitext_row,
     ),
-    # As LLM-Pruner and LoRAPrune. The data set itself is a script, which today's `datasets` does not run.
+    # As in LLM-Pruner and LoRAPrune. The dataset itself is a script, which current versions of `datasets` do not run.
     "ptb": TextSet(
         arguments={
             "path": "ptb-text-only/ptb_text_only",
@@ -63,7 +63,7 @@ TEXT_SETS: dict[str, TextSet] = {
         joint="\n\n",
         row_of_line=str.strip,
     ),
-    # As SparseGPT and Wanda.
+    # As in SparseGPT and Wanda.
     "c4": TextSet(
         arguments={
             "path": "allenai/c4",
@@ -77,17 +77,17 @@ TEXT_SETS: dict[str, TextSet] = {
         max_segments=256,
     ),
 }
-"""The sets that go by a name."""
+"""Datasets by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextSource:
-    """Where a text comes from, before anything is read.
+    """Source of a text that is not read yet.
 
     Attributes:
-        name: that its figures go by.
-        file: local file; None of a data set of the hub.
-        put_together: convention of a set; None takes a file as it stands.
+        name: name of its figures.
+        file: local file; None for a Hub dataset.
+        put_together: convention of a dataset; None uses a file unchanged.
     """
 
     name: str
@@ -100,10 +100,10 @@ class Text:
     """One text.
 
     Attributes:
-        name: that its figures go by.
-        text: all of it.
-        source: the data set or the file's name.
-        max_segments: segments that are measured at most, by the set's convention; None measures all.
+        name: name of its figures.
+        text: the whole text.
+        source: name of the dataset or the file.
+        max_segments: maximum number of segments to measure, by the dataset's convention; None measures all.
     """
 
     name: str
@@ -119,13 +119,13 @@ class Text:
 
 
 def find_texts(names: Sequence[str]) -> tuple[TextSource, ...]:
-    """What ``--ppl`` names: sets of :data:`TEXT_SETS`, files, and files under a name (``NAME=FILE``).
+    """Resolve the names given to ``--ppl``: :data:`TEXT_SETS`, files, and files with a name (``NAME=FILE``).
 
-    A file under the name of a set is a local copy of that set and is put together like it. A set comes before a file
-    of its name in the current folder, so that its figures are always those of the set.
+    A file with the name of a dataset is a local copy of it and is prepared in the same way. A dataset takes precedence
+    over a file of its name in the current folder, so figures under its name are always from the dataset.
 
     Raises:
-        ValueError: a set or a file does not exist, or two texts have one name.
+        ValueError: a dataset or a file does not exist, or two texts have the same name.
     """
     found = tuple(_find(name) for name in names)
     for position, source in enumerate(found):
@@ -159,10 +159,10 @@ def _find(argument: str) -> TextSource:
 
 
 def read_text(source: TextSource) -> Text:
-    """Read a text and put it together.
+    """Read and prepare a text.
 
     Raises:
-        ValueError: it cannot be read, is empty, or the hub cannot be reached.
+        ValueError: it cannot be read, is empty, or the Hub cannot be reached.
     """
     form = source.put_together
     limit = None if form is None else form.max_segments
@@ -173,7 +173,7 @@ def read_text(source: TextSource) -> Text:
         text, origin = _file_text(source.file, form), source.file.name
     if not text.strip():
         raise ValueError(f"The text {source.name!r} ({origin}) is empty.")
-    # JSON can hold lone surrogates, which are no text.
+    # JSON can hold lone surrogates, which are not valid text.
     text = text.encode("utf-8", errors="replace").decode("utf-8")
     return Text(name=source.name, text=text, source=origin, max_segments=limit)
 

@@ -1,4 +1,4 @@
-"""A text as windows of tokens: which of them are scored, and how many words and bytes those stand for."""
+"""Splitting of a text into windows of tokens: the scored tokens, and the words and bytes that they cover."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class Windows:
     """Windows of one length over a text.
 
     Attributes:
-        ids_WL: token ids, a window a row.
-        first_scored: of each window, the place of the first token that is scored; all after it are, too.
+        ids_WL: token ids, one window per row.
+        first_scored: for each window, position of the first scored token; all later ones are scored too.
         num_bytes: UTF-8 bytes of the scored tokens' text; ``num_words``: words that begin in it.
     """
 
@@ -41,7 +41,7 @@ class Windows:
 
     @property
     def num_scored(self) -> int:
-        """Tokens that are scored in all."""
+        """Total number of scored tokens."""
         return sum(self.length - first for first in self.first_scored)
 
 
@@ -54,24 +54,26 @@ def cut_into_windows(
     limit: int | None = None,
     bos: str = "auto",
 ) -> Windows:
-    """Tokenize a text at once and cut it into windows; a last one that would not be full is dropped.
+    """Tokenize the whole text and split it into windows. An incomplete last window is dropped.
 
-    By default the text begins with what its tokenizer puts there, once, and the first token of a window is not scored.
-    With ``bos="always"`` each window begins with the tokens that open a sequence, and those are not scored. Without a
-    stride, windows follow one another, and all other tokens are scored. With one, each window begins ``stride`` tokens
-    of text after the one before, and only its last ``stride`` tokens are scored (of the first window all but those at
-    its beginning), so that every other token has at least ``length - stride`` before it.
+    By default, the tokenizer's start tokens come once, at the beginning of the text, and the first token of a window is
+    not scored. With ``bos="always"``, each window starts with the start tokens, which are not scored.
+
+    Without a stride, windows follow one another, and all other tokens are scored. With a stride, each window starts
+    ``stride`` tokens of text after the previous one, and only its last ``stride`` tokens are scored (in the first
+    window, all except those at its beginning). Every other token therefore has at least ``length - stride`` tokens
+    before it.
 
     Args:
-        text: to cut.
-        tokenizer: of the model.
-        length: tokens in a window.
+        text: text to split.
+        tokenizer: tokenizer of the model.
+        length: tokens per window.
         stride: tokens between the starts of two windows, less than ``length``; None is ``length``.
-        limit: windows at most; the text's own limit holds, too.
+        limit: maximum number of windows; the text's own limit also applies.
         bos: one of :data:`~loraprune.data.encoding.BOS_CHOICES`.
 
     Raises:
-        ValueError: the text is shorter than one window, or a window than what opens it.
+        ValueError: the text is shorter than one window, or a window is shorter than its start tokens.
     """
     fast, (before, opening) = bool(tokenizer.is_fast), text_and_segment_opening(tokenizer, bos)
     body = length - len(opening)
@@ -101,11 +103,11 @@ def cut_into_windows(
 
 
 def _covered(text: str, offsets: list[tuple[int, int]], scored: np.ndarray[Any, Any]) -> tuple[int, int]:
-    """Bytes and words of the scored tokens, exactly.
+    """Return the exact numbers of bytes and words of the scored tokens.
 
-    A token stands for what lies between the end of the text of those before it and its own: space that a tokenizer
-    counts to no token goes with the next one, a character that is cut into several tokens with the first of them. A
-    word counts where it begins.
+    A token covers the text between the end of the previous tokens' text and its own end. Space that belongs to no token
+    counts to the next one. A character split into several tokens counts to the first of them. A word counts at its
+    beginning.
     """
     ends = np.maximum.accumulate(np.array([end for _, end in offsets], dtype=np.int64))
     code_points = np.frombuffer(text.encode("utf-32-le"), dtype=np.uint32)
@@ -118,7 +120,7 @@ def _covered(text: str, offsets: list[tuple[int, int]], scored: np.ndarray[Any, 
 
 
 def _decoded(tokenizer: PreTrainedTokenizerBase, ids_WL: torch.Tensor, first: tuple[int, ...]) -> tuple[int, int]:
-    """The same by decoding, for tokenizers that do not say where a token lies; off by a space a window at most."""
+    """Count by decoding, for tokenizers without token offsets. The error is at most one space per window."""
     pieces = [
         str(tokenizer.decode(ids[start:], skip_special_tokens=True)) for ids, start in zip(ids_WL, first, strict=True)
     ]

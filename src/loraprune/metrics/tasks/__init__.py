@@ -1,4 +1,4 @@
-"""Tasks of multiple choice and the like: those of lm-eval, and local files in the same way."""
+"""Benchmark tasks: those of lm-eval, and local files scored in the same way."""
 
 from loraprune.metrics.tasks.choosing import COMMONSENSE, GROUPS, ChosenTask, check_tasks
 from loraprune.metrics.tasks.scores import Average, TaskScore, averages

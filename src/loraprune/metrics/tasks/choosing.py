@@ -1,4 +1,4 @@
-"""Which tasks were asked for, by name or as a file: checked before any weight is loaded."""
+"""Resolution of requested tasks, by name or file, before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ COMMONSENSE = ("boolq", "piqa", "hellaswag", "winogrande", "arc_easy", "arc_chal
 """The seven zero-shot tasks of the LoRAPrune paper (section 4.1)."""
 
 GROUPS: Mapping[str, tuple[str, ...]] = {"commonsense": COMMONSENSE}
-"""Groups of ours: each task of one is scored, and reused, on its own."""
+"""Our own groups. Each task of a group is scored and reused separately."""
 
 SHOTS: Mapping[str, int] = {"mmlu": NUM_FEWSHOT}
-"""Few-shot examples where papers take another number than the harness does by itself."""
+"""Numbers of few-shot examples for which papers differ from the harness's default."""
 
 _FILES = (".jsonl", ".json", ".csv")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ChosenTask:
-    """One task that is going to be scored.
+    """One task to score.
 
     Attributes:
-        name: of the harness, or of the file.
-        num_fewshot: examples before each question; None if each task of the harness says it itself.
-        group: that it was chosen by, if any.
-        data: what is asked: of files their hashes, of the harness data set and version. Plain values.
-        subjects: of local files, their items; several where a folder was named.
+        name: name of the harness's task, or of the file.
+        num_fewshot: examples before each question; None if the tasks of the harness set it themselves.
+        group: group that it was chosen by, if any.
+        data: plain values that identify the data: hashes of files, or dataset and version of the harness.
+        subjects: items of local files; several for a folder.
     """
 
     name: str
@@ -45,20 +45,19 @@ class ChosenTask:
 
 
 def check_tasks(names: Sequence[str], *, num_fewshot: int | None = None, limit: int | None = None) -> list[ChosenTask]:
-    """Resolve names of tasks, groups and files, and read the files; no model is needed, and no network.
+    """Resolve names of tasks, groups and files, and read the files. This needs no model and no network.
 
-    A name without a folder and an ending is one of the harness; ``./mmlu`` is a folder. What is named twice, or by a
-    group as well, is scored once.
+    A name without a folder and a suffix is a task of the harness; ``./mmlu`` is a folder. A task named twice, or also
+    by a group, is scored once.
 
     Args:
-        names: of lm-eval's tasks, groups and tags; ``commonsense``; files ``*.jsonl`` and ``*_test.csv``; folders of
-            MMLU csv files.
-        num_fewshot: examples before each question; None: 5 for MMLU, and for the others what the task says itself
-            (mostly 0).
-        limit: score the first items only, so many of each task or subject.
+        names: names of lm-eval's tasks, groups and tags; ``commonsense``; files ``*.jsonl`` and ``*_test.csv``; folders
+            of MMLU csv files.
+        num_fewshot: examples before each question; None is 5 for MMLU and the task's own number for others (mostly 0).
+        limit: score only the first items, this many of each task or subject.
 
     Raises:
-        ValueError: lm-eval is missing, a name is unknown (the nearest ones are suggested), a file is wrong.
+        ValueError: lm-eval is missing, a name is unknown (the nearest ones are suggested), or a file is wrong.
     """
     for option, value, least in (("--num-fewshot", num_fewshot, 0), ("--limit", limit, 1)):
         if value is not None and value < least:
@@ -120,7 +119,7 @@ def _near_files(path: Path) -> str:
 def _of_harness(name: str, num_fewshot: int | None) -> list[ChosenTask]:
     entry = harness_index().get(name)
     if entry is None:
-        # Nearly all of the harness' names are subjects and languages of larger tasks; short names are the likely ones.
+        # Most names of the harness are subjects or languages of larger tasks. Short names are the likely matches.
         known = sorted({*harness_index(), *GROUPS}, key=len)
         near = near_names(name, known, 3)
         hint = f" Did you mean {' or '.join(near)}?" if near else ""

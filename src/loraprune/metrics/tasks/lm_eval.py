@@ -1,4 +1,4 @@
-"""lm-eval made quiet and repeatable: its index read once, nothing printed, random numbers of its own."""
+"""lm-eval made quiet and reproducible: its index is read once, it prints nothing, and its random state is separate."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from transformers import set_seed
 
 @contextmanager
 def quiet_harness() -> Iterator[None]:
-    """Keep lm-eval and the libraries below it from printing."""
+    """Keep lm-eval and its libraries from printing."""
     from tqdm import tqdm  # type: ignore[import-untyped]
 
     logger, init = logging.getLogger("lm_eval"), tqdm.__init__
@@ -26,7 +26,7 @@ def quiet_harness() -> Iterator[None]:
 
     level = logger.level
     logger.setLevel(logging.CRITICAL)
-    tqdm.__init__ = silent  # some of lm-eval's bars cannot be switched off by an argument
+    tqdm.__init__ = silent  # no argument switches off some of lm-eval's progress bars
     try:
         yield
     finally:
@@ -34,12 +34,12 @@ def quiet_harness() -> Iterator[None]:
         logger.setLevel(level)
 
 
-# Random numbers of one's own for the length of a block.
+# A separate random state for the duration of a block.
 
 
 @contextmanager
 def own_random_numbers(seed: int) -> Iterator[None]:
-    """Seed Python, NumPy and torch, and put all of them back as they were."""
+    """Seed Python, NumPy and torch, and restore their states afterwards."""
     python, arrays = random.getstate(), numpy.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
     with torch.random.fork_rng(devices=devices):
@@ -51,12 +51,12 @@ def own_random_numbers(seed: int) -> Iterator[None]:
             numpy.random.set_state(arrays)
 
 
-# What lm-eval has: its index of tasks, read once.
+# lm-eval's index of tasks, read once.
 
 
 @cache
 def harness_tasks() -> Any:
-    """lm-eval's ``TaskManager``; takes some seconds, since it reads all of its task files."""
+    """Return lm-eval's ``TaskManager``. This takes some seconds, because it reads all task files."""
     from lm_eval.tasks import TaskManager
 
     with quiet_harness():
@@ -64,6 +64,6 @@ def harness_tasks() -> Any:
 
 
 def harness_index() -> Mapping[str, Any]:
-    """Entries of lm-eval's tasks, groups and tags by name: ``kind``, ``cfg`` and of a tag ``tags``, its members."""
+    """Entries of lm-eval's tasks, groups and tags by name: ``kind``, ``cfg`` and, for a tag, its members ``tags``."""
     index: Mapping[str, Any] = harness_tasks().task_index
     return index

@@ -1,6 +1,6 @@
 """Local files of task items as tasks of lm-eval: JSON Lines of choices or contexts, and MMLU's csv files.
 
-They are asked and scored as the harness' own tasks of the kind are.
+Prompts and scores follow the harness's own tasks of the same kind.
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 VERSION = 1.0
-"""Of how local files are asked; goes up when a change of ours changes scores."""
+"""Version of the prompts of local files. It increases when one of our changes affects scores."""
 
 NUM_FEWSHOT = 5
-"""Examples before a question of MMLU, as in its paper."""
+"""Number of examples before an MMLU question, as in the MMLU paper."""
 
 _ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
-# Columns are named as they are, not through templates, so that braces in a text stay what they are.
+# Columns are named directly, not by templates, so braces in a text stay unchanged.
 _CHOICES: Mapping[str, Any] = {"doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}
 # A number for the text and a text for the target is how lm-eval's own WinoGrande asks for one continuation of several
 # contexts. All answers have one length there, so that acc_norm would say nothing.
 _CONTEXTS: Mapping[str, Any] = {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
 
 _FIELDS = {False: ("query", "choices", "gold"), True: ("context_options", "continuation", "gold")}
-"""Of a line of JSON, by whether its choices are contexts."""
+"""Settings for a JSON line, by whether its choices are contexts."""
 _EXAMPLE = 'A line reads like {"query": "The sky is", "choices": ["blue", "square"], "gold": 0}.'
 
 _HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
@@ -35,14 +35,14 @@ _HEADER = ["question", "choice0", "choice1", "choice2", "choice3", "answer"]
 
 @dataclass(frozen=True, kw_only=True)
 class LocalTask:
-    """Items of one file, checked and ready to be asked.
+    """Items of one file, checked and ready to score.
 
     Attributes:
-        name: of the task, for tables.
-        rows: items: ``{"query", "choices", "gold"}``, or ``{"contexts", "continuation", "gold"}`` where one
-            continuation is scored after several contexts. ``gold`` counts from 0.
-        asked: settings of lm-eval by which they are asked and scored.
-        examples: rows that few-shot examples are taken from, in order; None if they are drawn from the other items.
+        name: name of the task, for tables.
+        rows: items: ``{"query", "choices", "gold"}``, or ``{"contexts", "continuation", "gold"}`` if one continuation
+            is scored after several contexts. ``gold`` counts from 0.
+        asked: settings of lm-eval for prompts and scores.
+        examples: rows that few-shot examples are taken from, in order; None draws them from the other items.
         files: SHA-256 of each file that was read, by its name.
     """
 
@@ -53,10 +53,10 @@ class LocalTask:
     files: Mapping[str, str]
 
     def check_fewshot(self, num_fewshot: int) -> None:
-        """Check that there are examples enough.
+        """Check that there are enough examples.
 
         Raises:
-            ValueError: there are fewer.
+            ValueError: there are too few.
         """
         available = len(self.rows) - 1 if self.examples is None else len(self.examples)
         if num_fewshot > available:
@@ -67,7 +67,7 @@ class LocalTask:
 
 
 def task_config(name: str, task: LocalTask) -> dict[str, Any]:
-    """The configuration of lm-eval for a task that is called ``name``."""
+    """Return lm-eval's configuration of a task named ``name``."""
 
     def data(**_: Any) -> Any:
         from datasets import Dataset, DatasetDict
@@ -90,7 +90,7 @@ def task_config(name: str, task: LocalTask) -> dict[str, Any]:
 
 
 def group_config(name: str) -> dict[str, Any]:
-    """The configuration of a group whose accuracy is weighted by the sizes of its tasks, as that of MMLU is."""
+    """Return the configuration of a group whose accuracy is weighted by task size, like that of MMLU."""
     return {
         "group": name,
         "aggregate_metric_list": [{"metric": "acc", "aggregation": "mean", "weight_by_size": True}],
@@ -103,13 +103,13 @@ def _sha256(path: Path) -> str:
 
 
 def read_items(path: Path, name: str) -> LocalTask:
-    """Read one item a line: ``{"query", "choices", "gold"}`` or ``{"context_options", "continuation", "gold"}``.
+    """Read one item per line: ``{"query", "choices", "gold"}`` or ``{"context_options", "continuation", "gold"}``.
 
-    Choices lose the white space around them; a query keeps its own. If every query ends in white space, nothing is put
-    between query and choice, else one space.
+    White space around choices is removed; a query keeps its own. If every query ends in white space, query and choice
+    are joined directly, else by one space.
 
     Raises:
-        ValueError: a line is no such item, or lines are of both forms; the message names the line.
+        ValueError: a line is not such an item, or both forms occur; the message names the line.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -184,9 +184,9 @@ def _gold(value: Any, num_choices: int, place: str) -> int:
 
 
 def read_subjects(path: Path, *, num_fewshot: int) -> list[LocalTask]:
-    """Read one ``X_test.csv``, or all of a folder (or of ``test/`` in it, with the examples in ``dev/``).
+    """Read one ``X_test.csv``, or all files of a folder (or of its ``test/``, with the examples in ``dev/``).
 
-    A row is question, four choices and the answer, which is a number from 0 or a letter; a header is optional.
+    A row has a question, four choices and the answer, which is a letter or a number from 0. A header is optional.
 
     Raises:
         ValueError: there is no such file, the examples are missing, or a row is wrong; the message names the line.

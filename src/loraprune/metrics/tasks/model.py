@@ -1,6 +1,6 @@
-"""A model in memory as lm-eval asks it: batches by tokens, long requests cut, and what is not finite counted.
+"""lm-eval interface of a model in memory: batches by tokens, truncated long requests, counts of non-finite values.
 
-Imports lm-eval; whoever imports this module has checked that it is there.
+This module imports lm-eval. Check that it is installed before importing this module.
 """
 
 from __future__ import annotations
@@ -30,22 +30,24 @@ if TYPE_CHECKING:
 
 Answer = TypeVar("Answer")
 Request = tuple[Any, list[int], list[int]]
-"""What was asked in words, the tokens of the context, and those of the continuation that is scored."""
+"""A request as text, the tokens of its context, and the tokens of the scored continuation."""
 
 
 class HarnessModel(HFLM):
-    """lm-eval's own model of transformers with five things changed.
+    """lm-eval's own transformers model with five changes.
 
-    Batches hold about ``tokens_per_batch`` tokens instead of a number that is found by trying; likelihoods are taken
-    from a softmax in 32 bits whatever the dtype; a continuation that is longer than the model's context is cut on the
-    left instead of failing; and of what a tokenizer adds to a text, a causal model is given what opens it alone: an
-    end is part neither of a context nor of an answer. And batches are made here, each the same in one process and in
-    several, so that processes can share them out; what is drawn in one begins with a seed of its own.
+    1. Batches hold about ``tokens_per_batch`` tokens instead of a number found by trial.
+    2. Likelihoods come from a softmax in 32 bits, whatever the dtype.
+    3. A continuation longer than the model's context is truncated on the left instead of failing.
+    4. Of the tokens that a tokenizer adds, a causal model gets only those at the start. An end token belongs neither in
+       a context nor in an answer.
+    5. Batches are made here and are the same for one process and for several, so processes can share them. Sampling in
+       a batch starts from a seed of its own.
 
     Attributes:
-        num_requests: log-likelihoods asked for.
-        num_truncated: requests that lost their beginning.
-        num_not_finite: log-likelihoods that were NaN.
+        num_requests: number of requested log-likelihoods.
+        num_truncated: number of requests truncated at their beginning.
+        num_not_finite: number of log-likelihoods that were NaN.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class HarnessModel(HFLM):
         super().__init__(
             pretrained=model,
             backend="seq2seq" if model.config.is_encoder_decoder else "causal",
-            tokenizer=copy.deepcopy(tokenizer),  # it gets a pad token
+            tokenizer=copy.deepcopy(tokenizer),  # the tokenizer gets a pad token
             max_length=max_length,
             batch_size=batch_size or 1,
             softmax_dtype="float32",
@@ -72,7 +74,7 @@ class HarnessModel(HFLM):
         context, self._max_length = resolve_max_length(model.config, default=VERY_LARGE_INTEGER), self.max_length
         if self._max_length > context:
             raise ValueError(f"--max-length is {max_length}, and the model reads {context} tokens at most.")
-        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # nothing to warn of: long requests are cut here
+        self.tokenizer.model_max_length = VERY_LARGE_INTEGER  # no warning is needed: long requests are truncated here
         self._batch_size = batch_size or max(1, tokens_per_batch // self.max_length)
         self.batch_size_per_gpu = self._batch_size
         self._tokens_per_batch = tokens_per_batch if batch_size is None else None
@@ -88,7 +90,8 @@ class HarnessModel(HFLM):
         left_truncate_len: int | None = None,
         **options: Any,
     ) -> list[int]:
-        """Tokens of a text, for a causal model opened unless ``add_special_tokens`` is False, and never closed."""
+        """Tokenize a text without end tokens; a causal model gets start tokens if ``add_special_tokens`` is not
+        False."""
         if self.backend != "causal" or add_special_tokens is False:
             return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
         token_ids = opened(self._opening, super().tok_encode(string, add_special_tokens=False, **options))
@@ -101,7 +104,7 @@ class HarnessModel(HFLM):
         left_truncate_len: int | None = None,
         truncation: bool = False,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Tokens of texts that are gone on from, padded, and which of them are no padding."""
+        """Tokens of texts to continue, padded, with their attention mask."""
         if self.backend != "causal":
             return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
         rows = [torch.tensor(self.tok_encode(string)) for string in strings]
@@ -112,16 +115,16 @@ class HarnessModel(HFLM):
         return ids[:, cut:], mask[:, cut:]
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
-        """Likelihoods of whole texts; lm-eval itself puts one token before each."""
+        """Likelihoods of whole texts. lm-eval itself puts one token before each."""
         opening, self._opening = self._opening, []
-        self.batch_size_per_gpu = sys.maxsize  # all windows of all texts, of which batches are made here
+        self.batch_size_per_gpu = sys.maxsize  # all windows of all texts, batched here
         try:
             return super().loglikelihood_rolling(requests, disable_tqdm)
         finally:
             self._opening, self.batch_size_per_gpu = opening, self._batch_size
 
     def _encode_pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
-        """Tokens of both; at least one is left for the continuation, which some tokenizers merge into the context."""
+        """Tokens of both. The continuation keeps at least one; some tokenizers merge it into the context."""
         before, after = super()._encode_pair(context, continuation)
         if not after:
             after = self.tok_encode(continuation, add_special_tokens=False)
@@ -136,7 +139,7 @@ class HarnessModel(HFLM):
         ask = super()._loglikelihood_tokens
 
         def answer(places: Sequence[int]) -> list[tuple[float, bool]]:
-            fixed, self.batch_size_per_gpu = self.batch_size_per_gpu, "auto"  # all at once
+            fixed, self.batch_size_per_gpu = self.batch_size_per_gpu, "auto"  # all together
             try:
                 return ask([fitting[place] for place in places], disable_tqdm, override_bs=len(places))
             finally:
@@ -148,7 +151,7 @@ class HarnessModel(HFLM):
         return answers
 
     def _batches(self, requests: Sequence[Request]) -> list[list[int]]:
-        """Places of the requests of each batch, the longest first; what one forward pass answers is together."""
+        """Request indices of each batch, longest first. Requests that one forward pass answers stay together."""
         groups: dict[Any, list[int]] = {}
         for place, (_, context, continuation) in enumerate(requests):
             alike = tuple(context + continuation[:-1]) if self.backend == "causal" else place
@@ -171,7 +174,7 @@ class HarnessModel(HFLM):
     def _answers(
         self, count: int, batches: Sequence[Sequence[int]], answer: Callable[[Sequence[int]], list[Answer]]
     ) -> list[Answer]:
-        """Answers to so many requests, in their order; batches hold the places of requests, and are shared out."""
+        """Return the answers to all requests in order. Batches of request indices are divided among the processes."""
         if self._progress is not None:
             self._progress(0, count)
         found = made_of_each(
@@ -195,13 +198,13 @@ class HarnessModel(HFLM):
             return words, context, continuation[-self.max_length :]
         self.num_truncated += len(context) + len(continuation) > self.max_length + 1
         if len(continuation) > self.max_length:
-            # The scored tokens are the last ones that the model can see, and the one before them is their context.
+            # The scored tokens are the last ones that the model sees; their context ends one token earlier.
             kept = continuation[-self.max_length :]
             return words, (context + continuation)[: -self.max_length][-1:], kept
         return request
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Text that the model writes."""
+        """Text that the model generates."""
         write = super().generate_until
         alike: dict[str, list[int]] = {}
         for place, request in enumerate(requests):

@@ -1,4 +1,4 @@
-"""What a model reached in a task, and averages over tasks that say what they are averages of."""
+"""Task scores of a model, and averages over tasks that name the tasks they cover."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ class TaskScore:
     """Scores of one task, or of a group of the harness with its tasks.
 
     Attributes:
-        name: of the task.
-        version: of the task as the harness counts it; scores of two versions do not compare.
+        name: name of the task.
+        version: the harness's version of the task; scores of two versions are not comparable.
         num_fewshot: examples before each question; None if the tasks of a group differ.
-        num_items: that were scored.
-        values: by metric, with standard errors: ``acc`` (the choice with the highest log-likelihood), ``acc_norm``
-            (the same for log-likelihood per character of the choice) ``acc_stderr`` ...; in shares of one. NaN where
-            the model gave NaN.
-        chance: accuracy of who guesses, where there are choices.
-        num_tied: items of which several choices have the highest log-likelihood, so that the first of them counts,
-            where there are choices.
-        num_requests: log-likelihoods that the model was asked for; of a subtask None, as the next two.
-        num_truncated: requests too long for the model, of which the beginning was cut away.
-        num_not_finite: log-likelihoods that were NaN; if there are any, so are all scores.
-        group: that the task was chosen by.
-        subtasks: of a group.
+        num_items: number of scored items.
+        values: by metric, with standard errors: ``acc`` (the choice with the highest log-likelihood), ``acc_norm`` (the
+            same for log-likelihood per character of the choice), ``acc_stderr`` ...; as shares of one. NaN if the model
+            returned NaN.
+        chance: accuracy of guessing, for tasks with choices.
+        num_tied: for tasks with choices, items in which several choices share the highest log-likelihood; the first one
+            counts.
+        num_requests: number of requested log-likelihoods; None for a subtask, like the next two.
+        num_truncated: number of requests too long for the model, truncated at their beginning.
+        num_not_finite: number of log-likelihoods that were NaN; if there are any, all scores are NaN.
+        group: group that the task was chosen by.
+        subtasks: tasks of a group.
     """
 
     name: str
@@ -46,7 +46,7 @@ class TaskScore:
     subtasks: Sequence[TaskScore] = ()
 
     def to_values(self) -> dict[str, Any]:
-        """All of it but the name as plain values, the metrics first."""
+        """All fields except the name as plain values, the metrics first."""
         rest = asdict(self)
         del rest["name"], rest["values"], rest["subtasks"]
         values = {**self.values, **{name: value for name, value in rest.items() if value is not None}}
@@ -60,11 +60,11 @@ class Average:
     """A mean over tasks.
 
     Attributes:
-        tasks: what it is a mean of, to be printed: ``"average of 5"``.
-        metric: which scores went in: ``acc``; ``acc_norm`` where a task has one, else acc; or ``paper``, the metric of
-            each task that we take LoRAPrune's table to show (:data:`PAPER_METRICS`).
+        tasks: description of the tasks, to be printed: ``"average of 5"``.
+        metric: scores in the mean: ``acc``; ``acc_norm`` if a task has it, else acc; or ``paper``, the metric of each
+            task that we assume in LoRAPrune's table (:data:`PAPER_METRICS`).
         value: the mean, NaN if one of the scores is.
-        metrics: by task, the metric that went in.
+        metrics: metric used for each task.
     """
 
     tasks: str
@@ -87,13 +87,13 @@ PAPER_METRICS = {
 
 
 def averages(values_by_task: Mapping[str, Mapping[str, Any]]) -> list[Average]:
-    """Means over the tasks that have an accuracy; a group of the harness such as MMLU is left out.
+    """Return means over the tasks that have an accuracy, without groups of the harness such as MMLU.
 
-    Over fewer than two tasks there are none. If the seven tasks of ``commonsense`` are among the tasks, the means are
-    over these, and there is a third by :data:`PAPER_METRICS`.
+    There is no mean over fewer than two tasks. If all seven tasks of ``commonsense`` are present, the means cover
+    these, and there is a third mean by :data:`PAPER_METRICS`.
 
     Args:
-        values_by_task: of each task its values, as :meth:`TaskScore.to_values` gives them.
+        values_by_task: values of each task, as :meth:`TaskScore.to_values` returns them.
     """
     tasks = {name: values for name, values in values_by_task.items() if "acc" in values and "subtasks" not in values}
     if all(name in tasks for name in COMMONSENSE):

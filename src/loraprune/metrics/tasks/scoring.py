@@ -1,4 +1,4 @@
-"""Scores a model in tasks, through lm-eval."""
+"""Scoring of a model in tasks with lm-eval."""
 
 from __future__ import annotations
 
@@ -30,21 +30,23 @@ if TYPE_CHECKING:
 _TOKENS_PER_BATCH = 4096
 _LOGITS_PER_BATCH = 1 << 27
 ACCELERATOR_FACTOR = 4
-"""An accelerator starts with batches so much larger; both halve them when memory runs out."""
+"""Factor for the initial batch size on an accelerator. On any device, batches are halved if memory runs out."""
 
 
 class TaskOptions(TypedDict, total=False):
-    """How a task is scored.
+    """Settings for scoring a task.
 
     Attributes:
-        limit: the first items only, so many of each task or subject.
-        batch_size: requests at once; ``"auto"``: so many tokens at once as memory allows. Scores do not depend on it.
-        max_length: tokens that the model is given at most; what is longer loses its beginning. None: its context.
-        seed: of the few-shot examples that are drawn, and of sampling where a task samples.
-        chat: ask as in a conversation, by the tokenizer's chat template; examples become turns of it.
+        limit: score only the first items, this many of each task or subject.
+        batch_size: requests per batch; ``"auto"``: as many tokens per batch as memory allows. Scores do not depend on
+            it.
+        max_length: maximum number of tokens of a request; longer ones are truncated at the beginning. None is the
+            model's context.
+        seed: seed of drawn few-shot examples, and of sampling in tasks that sample.
+        chat: write requests with the tokenizer's chat template; examples become turns of the conversation.
         system_prompt: content of a system message before it.
-        shared: share the requests out among the processes of the run, all of which call this with the same task.
-        progress: hears of every answered request.
+        shared: divide the requests among the processes of the run. All of them must call this with the same task.
+        progress: called after every answered request.
     """
 
     limit: int | None
@@ -66,13 +68,13 @@ def score_tasks(
     num_fewshot: int | None = None,
     **options: Unpack[TaskOptions],
 ) -> list[TaskScore]:
-    """Score a model in tasks, one after the other.
+    """Score a model in several tasks, one after the other.
 
     Args:
-        model: causal or encoder–decoder, as it is in memory.
-        tokenizer: of the model; it is not changed.
-        tasks: names as :func:`check_tasks` takes them, or what it returns; ``num_fewshot`` is for names.
-        num_fewshot: examples before each question; None: as :func:`check_tasks` says.
+        model: causal or encoder–decoder, in its current state.
+        tokenizer: tokenizer of the model; it is not changed.
+        tasks: names as for :func:`check_tasks`, or its return value; ``num_fewshot`` applies to names.
+        num_fewshot: examples before each question; None: see :func:`check_tasks`.
         **options: see :class:`TaskOptions`.
 
     Raises:
@@ -100,10 +102,10 @@ def score_task(
     shared: bool = False,
     progress: ProgressOf | None = None,
 ) -> TaskScore:
-    """Score a model in one task; the arguments are those of :func:`score_tasks`.
+    """Score a model in one task, with the arguments of :func:`score_tasks`.
 
     Raises:
-        ValueError: one batch does not fit into memory, or the task is of a kind that cannot be asked of this model.
+        ValueError: one batch does not fit into memory, or the model does not support this kind of task.
     """
     from loraprune.metrics.tasks.model import HarnessModel
 
@@ -137,7 +139,7 @@ def score_task(
 
 
 def _prepare_(task: Any, num_fewshot: int | None, seed: int) -> None:
-    """Set the number of examples as lm-eval's own ``simple_evaluate`` does: a task that fixes 0 keeps it."""
+    """Set the number of examples like lm-eval's own ``simple_evaluate``: a task that fixes 0 keeps it."""
     own = task.get_config("num_fewshot")
     if own != 0 and (num_fewshot is not None or own is None):
         task.set_config(key="num_fewshot", value=num_fewshot or 0)
@@ -150,7 +152,8 @@ def _evaluate(
     from lm_eval.api.metrics import acc_all, mean
     from lm_eval.evaluator import evaluate
 
-    # Errors of a mean are computed. Others would be drawn by 100,000 resamplings in processes of their own: left out.
+    # The standard error of a mean is computed. Others would need 100,000 resamplings in separate processes and are left
+    # out.
     known = all(how in (mean, acc_all) for task in tasks["tasks"].values() for how in task.aggregation().values())
     results: Mapping[str, Any] = evaluate(
         scorer,
@@ -159,7 +162,7 @@ def _evaluate(
         bootstrap_iters=1 if known else 0,
         log_samples=False,
         apply_chat_template=chat,
-        fewshot_as_multiturn=chat,  # as lm-eval's own command does
+        fewshot_as_multiturn=chat,  # like lm-eval's own command
         system_instruction=system_prompt,
     )
     return results
@@ -179,7 +182,7 @@ def _too_large(batch_size: int | str) -> str:
 
 
 def _score(task: LoadedTask, results: Mapping[str, Any], scorer: Any) -> TaskScore:
-    """The harness' results as ours: of the task itself, or of the group and its tasks."""
+    """Convert the harness's results: of the task, or of the group and its tasks."""
     name = task.chosen.name
     top = _part(name, results, task.harness["tasks"], finite=not scorer.num_not_finite)
     return replace(
@@ -208,7 +211,7 @@ def _part(key: str, results: Mapping[str, Any], tasks: Mapping[str, Any], *, fin
 
 
 def _chance(task: Any) -> float | None:
-    """What guessing gives: the mean of one in so many choices."""
+    """Accuracy of guessing: the mean of 1 / number of choices."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     choices = Counter(instance.doc_id for instance in task.instances)
@@ -216,7 +219,7 @@ def _chance(task: Any) -> float | None:
 
 
 def _num_tied(task: Any) -> int | None:
-    """Items whose highest log-likelihood several choices have."""
+    """Number of items in which several choices share the highest log-likelihood."""
     if task.OUTPUT_TYPE != "multiple_choice":
         return None
     likelihoods: dict[int, list[float]] = {}
@@ -238,7 +241,7 @@ def _chance_of_group(subtasks: Sequence[TaskScore]) -> float | None:
 
 
 def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """lm-eval writes ``acc,none`` and ``acc_stderr,none``: metric and filter of the answers."""
+    """Split lm-eval's keys, such as ``acc,none`` and ``acc_stderr,none``, into metric and answer filter."""
     for key, value in entry.items():
         metric, comma, chosen_answer = key.partition(",")
         if comma and isinstance(value, (int, float)):
@@ -250,13 +253,12 @@ def _metrics(entry: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LoadedTask:
-    """A task with its data; serves for any number of models, one after the other.
+    """A task with its data, usable for any number of models.
 
     Attributes:
-        chosen: what was asked for.
-        harness: as lm-eval's ``TaskManager.load`` gives it: ``tasks``, ``groups`` and ``group_map``.
-        data: what is asked, as of ``chosen``; of a task of the harness with a hash of the items, which may change on
-            the hub.
+        chosen: the chosen task.
+        harness: return value of lm-eval's ``TaskManager.load``: ``tasks``, ``groups`` and ``group_map``.
+        data: as in ``chosen``; for a task of the harness, with a hash of the items, which may change on the Hub.
     """
 
     chosen: ChosenTask
@@ -265,17 +267,17 @@ class LoadedTask:
 
 
 def load_task(chosen: ChosenTask) -> LoadedTask:
-    """Build a task; one of the harness fetches its data from the hub or its cache, a local file needs neither.
+    """Build a task. A task of the harness gets its data from the Hub or its cache; a local file needs neither.
 
     Raises:
-        ValueError: the harness cannot load it, for want of a network or of a package that it needs.
+        ValueError: the harness cannot load it, because the network or a required package is missing.
     """
     dataset = "." if chosen.subjects else str(chosen.data.get("dataset", chosen.name))
     with quiet_harness(), own_random_numbers(0), hub_or_cache(dataset):
         try:
             loaded = _of_files(chosen) if chosen.subjects else harness_tasks().load([chosen.name])
             data = chosen.data if chosen.subjects else {**chosen.data, "sha256": _digest(loaded["tasks"])}
-        except Exception as error:  # whatever one of thousands of tasks of the harness raises
+        except Exception as error:  # any exception that one of thousands of tasks of the harness may raise
             said = str(error).strip().splitlines() or [type(error).__name__]
             reason = said[0] if chosen.subjects else missing_hub() or said[0]
             raise ValueError(
@@ -286,7 +288,7 @@ def load_task(chosen: ChosenTask) -> LoadedTask:
 
 
 def texts_of(loaded: LoadedTask) -> Iterator[str]:
-    """Everything in a task's items that a model may be asked."""
+    """Return all texts of a task's items that may be part of a request."""
     for task in loaded.harness["tasks"].values():
         for item in task.eval_docs:
             yield from _strings(item)
@@ -301,7 +303,7 @@ def _strings(value: Any) -> Iterator[str]:
 
 
 def _digest(tasks: Mapping[str, Any]) -> str:
-    """SHA-256 of all items that are scored."""
+    """SHA-256 of all scored items."""
     digest = hashlib.sha256()
     for name in sorted(tasks):
         digest.update(f"{name}\0".encode())
