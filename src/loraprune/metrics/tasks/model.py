@@ -90,7 +90,7 @@ class HarnessModel(HFLM):
         left_truncate_len: int | None = None,
         **options: Any,
     ) -> list[int]:
-        """Tokenize a text, without end tokens. A causal model gets start tokens unless ``add_special_tokens`` is False."""
+        """Tokenize without end tokens. A causal model gets start tokens unless ``add_special_tokens`` is False."""
         if self.backend != "causal" or add_special_tokens is False:
             return super().tok_encode(string, add_special_tokens, left_truncate_len, **options)
         token_ids = opened(self._opening, super().tok_encode(string, add_special_tokens=False, **options))
