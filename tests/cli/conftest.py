@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -26,9 +27,12 @@ QUICK = [
 """Options of a run of a fraction of a second."""
 
 
+BEGINNING = re.compile(r"^loraprune \S+ · .*\n", re.MULTILINE)
+
+
 @dataclass(frozen=True)
 class Finished:
-    """What a command left: its exit code and what it printed."""
+    """What a command left: its exit code and what it printed, without the line that says what begins."""
 
     code: int
     out: str
@@ -65,7 +69,7 @@ def run(capsys: pytest.CaptureFixture[str], _quiet_again: None) -> Command:
         except SystemExit as exit:
             code = int(exit.code or 0)
         printed = capsys.readouterr()
-        return Finished(code, printed.out, printed.err)
+        return Finished(code, printed.out, BEGINNING.sub("", printed.err, count=1))
 
     return command
 
