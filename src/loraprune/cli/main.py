@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from loraprune import __version__
-from loraprune.options.near import did_you_mean
 from loraprune.processes.ranks import is_main, launched, leave
 from loraprune.pruning.stopping import STOPPED, Stopping, exit_code, raise_stop
 
@@ -103,6 +102,8 @@ def _run(arguments: list[str]) -> int:
         print(f"loraprune {__version__}")
         return 0
     if command not in COMMANDS:
+        from loraprune.options.near import did_you_mean  # late: signals are awaited as soon as this file is imported
+
         print(
             f"error: there is no command {command!r}; choose one of {', '.join(COMMANDS)}."
             f"{did_you_mean(command, COMMANDS)} (loraprune --help says what they do)",
