@@ -21,7 +21,7 @@ RUNS = tuple(
 
 
 def main() -> None:
-    sweep("calibration", __doc__, RUNS, xlabel="calibration sequences", head=lambda x: f"{x:g}", log_x=True)
+    sweep("calibration", __doc__, RUNS, xlabel="calibration sequences", head=lambda x: f"{x:g}", log_x=True, log_y=True)
 
 
 if __name__ == "__main__":

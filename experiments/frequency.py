@@ -14,7 +14,7 @@ EVERY = (1, 5, 10, 20)
 OURS = {"allocation": "uniform", "prune_start": 0.1, "prune_end": 0.9}
 RUNS = tuple(
     Run(name=name, x=every, values={**values, "cut_every": every})
-    for name, values in (("LoRAPrune", PAPER), ("fisher, refit", OURS))
+    for name, values in (("LoRAPrune (paper)", PAPER), ("fisher, refit", OURS))
     for every in EVERY
 )
 

@@ -126,7 +126,7 @@ class Laboratory:
             self._remember(json.loads(line) for line in options.cache.read_text(encoding="utf-8").splitlines())
 
     def _remember(self, rows: Iterable[Row]) -> None:
-        self.known.update({row["key"]: row for row in rows})
+        self.known.update({row["key"]: row for row in rows if "key" in row})  # smollm2.json has none
 
     def measure(self, key: Mapping[str, Any], measured: Callable[[], Row]) -> Row | None:
         """The row of a key: a known one, or one that is measured now; with ``--known`` no run is made."""
@@ -160,7 +160,8 @@ class Laboratory:
             "seed": seed,
         }
         row = self.measure(key, lambda: pruned_and_measured(subject, run, steps, seed))
-        return None if row is None else {"name": run.name, "x": run.x, **row}
+        own = {"name": run.name, "x": run.x}  # two experiments may call one run differently
+        return None if row is None else own | row | own
 
     def write(self, rows: Sequence[Row], **further: Any) -> None:
         """Write the rows with what is needed to repeat them."""

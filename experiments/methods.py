@@ -27,15 +27,18 @@ METHODS = (
             "max_length": 64,
         },
     ),
-    Run(name="LoRAPrune-8bit", values=PAPER, quantization="bnb-8bit"),
-    Run(name="LoRAPrune", values=PAPER),
-    Run(name="loraprune", values={}),
-    Run(name="loraprune, global", values={"allocation": "global"}),
+    Run(name="LoRAPrune (paper, 8 bits)", values=PAPER, quantization="bnb-8bit"),
+    Run(name="LoRAPrune (paper)", values=PAPER),
+    Run(name="loraprune (default)", values={}),
+    Run(name="loraprune (global)", values={"allocation": "global"}),
 )
 DENSE = (
     Run(name="dense", how="dense", values={}),
     Run(name="dense, tuned", values={"ratio": 0.0, "repair": "none"}),
 )
+
+COLORS = ("#6b7280", "#c2571a", "#2e8b57", "#8d4bbb", "#b3364b", "#2563c9", "#0e7490")
+"""One a method; ours are blue."""
 
 
 def at(method: Run, ratio: float) -> Run:
@@ -66,8 +69,17 @@ def main() -> None:
                 same = {"model": model, "name": name, "x": ratio}
                 table.append([name, f"{ratio:.0%}", *(in_words(perplexities(rows, text, **same)) for text in texts)])
         print(markdown(["method", "removed", *texts], table))
-    clusters: dict[str, dict[str, object]] = {f"{ratio:.0%}": {"x": ratio} for ratio in RATIOS}
-    pictures.bars(rows, laboratory.output.with_suffix(".svg"), models=options.models, names=names, groups=clusters)
+    clusters: dict[str, dict[str, object]] = {f"{ratio:.0%}".replace("%", " %"): {"x": ratio} for ratio in RATIOS}
+    pictures.bars(
+        rows,
+        laboratory.output.with_suffix(".svg"),
+        models=options.models,
+        names=names,
+        groups=clusters,
+        colors=COLORS,
+        dense=DENSE[0].name,
+        xlabel="prunable parameters removed",
+    )
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ def sweep(
     xlabel: str,
     head: Callable[[float], str],
     log_x: bool = False,
+    log_y: bool = False,
 ) -> None:
     """Run an experiment from the command line.
 
@@ -25,7 +26,7 @@ def sweep(
         runs: with the value that is varied as ``x``.
         xlabel: what is varied.
         head: writes a value above its column.
-        log_x: whether it is drawn on a logarithmic axis.
+        log_x: whether it is drawn on a logarithmic axis; ``log_y``: whether perplexity is.
     """
     options = parser(description).parse_args()
     laboratory, rows = all_runs(options, experiment, runs)
@@ -35,4 +36,4 @@ def sweep(
     print(markdown(["", "", *map(head, places)], table))
     series = {name: [name] for name in names}
     path = laboratory.output.with_suffix(".svg")
-    pictures.lines(rows, path, models=options.models, series=series, xlabel=xlabel, log_x=log_x)
+    pictures.lines(rows, path, models=options.models, series=series, xlabel=xlabel, log_x=log_x, log_y=log_y)

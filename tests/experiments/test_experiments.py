@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,7 +134,7 @@ def test_tables_are_made_of_what_is_known_without_a_run(
     assert "| prune, then tune | 16.00 |" in capsys.readouterr().out
     start("frequency", tmp_path, monkeypatch, "--seeds", "1", "--known")
     assert len(fake.made) == made
-    assert "| demo | LoRAPrune | – |" in capsys.readouterr().out
+    assert "| demo | LoRAPrune (paper) | – |" in capsys.readouterr().out
 
 
 def test_agreement_leaves_out_ratios_at_which_no_group_goes(
@@ -221,3 +222,75 @@ def test_the_standard_work_cuts_tunes_and_goes_on(
 
 def in_words(value: float) -> str:
     return importlib.import_module("laboratory").in_words([value])  # type: ignore[no-any-return]
+
+
+def test_rows_of_another_experiment_keep_the_names_of_this_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("laboratory"), "pruned_and_measured", FakeRuns())
+    start("methods", tmp_path, monkeypatch, "--seeds", "1")
+    path = tmp_path / "out" / "methods.json"
+    path.write_text(path.read_text().replace("loraprune (default)", "an older name"))
+    (tmp_path / "out" / "smollm2.json").write_text('{"rows": [{"method": "a row without a key"}]}')
+    start("methods", tmp_path, monkeypatch, "--seeds", "1", "--known")
+    assert {row["name"] for row in json.loads(path.read_text())["rows"]} >= {"loraprune (default)", "dense"}
+
+
+@pytest.mark.parametrize("name", [*NAMES, "iterations", "agreement", "smollm2"])
+def test_a_picture_of_the_repository_has_a_dark_twin(name: str) -> None:
+    folder, pictures = FOLDER.parent / "docs" / "results", importlib.import_module("pictures")
+    light, dark = ((folder / f"{name}{end}.svg").read_text() for end in ("", "-dark"))
+    assert pictures.INK in light  # text says its color, or it would be black on a dark page
+    for color, changed in pictures.DARK.items():
+        assert color not in dark
+        assert light.count(color) == dark.count(changed)
+    assert re.findall(r">([^<>]+)</text>", light) == re.findall(r">([^<>]+)</text>", dark)
+    assert f'srcset="{name}-dark.svg"' in (folder / "README.md").read_text()
+
+
+def test_the_picture_of_methods_has_the_dense_line_and_the_figures_of_its_table() -> None:
+    folder = FOLDER.parent / "docs" / "results"
+    shown = re.findall(r">([^<>]+)</text>", (folder / "methods.svg").read_text())
+    assert shown.count("dense") == 1
+    assert {"loraprune (default)", "LoRAPrune (paper)"} <= set(shown)
+    assert len({name.lower() for name in shown}) == len(set(shown))
+    assert {"16.3", "3.48", "27.5"} <= set(shown)  # loraprune (default) at 50 % of each model
+
+
+def test_the_error_bars_of_agreement_are_inside_of_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    agreement = importlib.import_module("agreement")
+    rows = json.loads((FOLDER.parent / "docs" / "results" / "agreement.json").read_text())["rows"]
+    found = []
+    monkeypatch.setattr(importlib.import_module("pictures"), "save", lambda figure, path: found.append(figure))
+    agreement.draw(rows, ["babyllama105"], Path("unused.svg"))
+    (axes,) = found[0].axes
+    low, high = axes.get_ylim()
+    ends = [y for bars in axes.collections for segment in bars.get_segments() for _, y in segment]
+    assert ends
+    assert low <= min(ends) <= max(ends) <= high
+
+
+def test_smollm2_is_drawn_from_all_rows_of_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    results = json.loads((FOLDER.parent / "docs" / "results" / "smollm2.json").read_text())
+    results["rows"].append({"method": "a new peer", "steps": 60, "parameters": 90_000_000, "perplexity": 141.5})
+    (tmp_path / "smollm2.json").write_text(json.dumps(results))
+    monkeypatch.setattr(sys, "argv", ["smollm2.py", "--out", str(tmp_path)])
+    importlib.import_module("smollm2").main()
+    drawn = (tmp_path / "smollm2.svg").read_text()
+    assert "a new peer 141.5" in drawn
+    assert "loraprune 75.2" in drawn
+    assert "dense 20.9" in drawn
+    assert (tmp_path / "smollm2-dark.svg").is_file()
+
+
+def test_labels_of_smollm2_do_not_lie_on_each_other() -> None:
+    smollm2 = importlib.import_module("smollm2")
+    assert smollm2.apart([10.0, 11.0, 100.0]) == [10.0, 10.0 * smollm2.ROOM, 100.0]
+
+
+def test_the_pictures_in_the_repository_are_those_of_its_rows(tmp_path: Path) -> None:
+    results = FOLDER.parent / "docs" / "results"
+    (tmp_path / "smollm2.json").write_text((results / "smollm2.json").read_text())
+    smollm2 = importlib.import_module("smollm2")
+    figure = smollm2.draw(json.loads((tmp_path / "smollm2.json").read_text()))
+    importlib.import_module("pictures").save(figure, tmp_path / "smollm2.svg")
+    shown = [re.findall(r">([^<>]+)</text>", (folder / "smollm2.svg").read_text()) for folder in (tmp_path, results)]
+    assert shown[0] == shown[1]
