@@ -114,3 +114,8 @@ def test_factors() -> None:
 )
 def test_what_is_missing_is_a_dash_and_what_is_no_number_says_so(show: Callable[[float | None], str]) -> None:
     assert [show(value) for value in (None, math.nan, math.inf, -math.inf)] == ["–", "NaN", "∞", "−∞"]
+
+
+@pytest.mark.parametrize(("number", "text"), [(0, "0 rows"), (1, "1 row"), (2, "2 rows"), (1408, "1,408 rows")])
+def test_a_noun_agrees_with_the_number_that_counts_it(number: int, text: str) -> None:
+    assert numbers.counted(number, "row") == text

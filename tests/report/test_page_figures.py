@@ -235,7 +235,7 @@ def test_scores_are_told_for_both_models_and_long_names_are_shortened() -> None:
     name = "a task with a name that takes very much room, more than two fifths of the picture"
     figure = scores_figure([Row(label=name, unit=Unit.ACCURACY, dense=0.5, pruned=0.25)], "dense", "pruned")
     assert drawn(figure.markup).attrib["aria-label"] == (
-        f"Accuracy on 1 tasks. {name}: 50.0 % dense, 25.0 % pruned (\N{MINUS SIGN}25.0 points)."
+        f"Accuracy on 1 task. {name}: 50.0 % dense, 25.0 % pruned (\N{MINUS SIGN}25.0 points)."
     )
     texts = [item.text for item in drawn(figure.markup).iter(f"{SVG}text")]
     assert name not in texts

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import auto_class_of, is_remote, loading_class
+from loraprune.record.numbers import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +49,9 @@ def load_back(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
         raise LoadBackError(f"The result that was saved cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"] if isinstance(info, dict) else info.missing_keys)
     if missing:
-        raise LoadBackError(f"The result that was saved lacks {len(missing)} tensors, the first is {missing[0]}.")
+        raise LoadBackError(
+            f"The result that was saved lacks {counted(len(missing), 'tensor')}, the first is {missing[0]}."
+        )
     placed: PreTrainedModel = loaded.to(model.device).eval()
     return placed
 

@@ -202,7 +202,7 @@ class BenchProgress:
                 self._live.reset(self._task, description=stage, total=total)
             self._live.update(self._task, completed=done)
         elif done == 0 and not self._quiet:
-            self._console.print(f"{stage} ({total} calls)", markup=False, highlight=False)
+            self._console.print(f"{stage} ({numbers.counted(total, 'call')})", markup=False, highlight=False)
 
     def close(self) -> None:
         """Give the terminal back, also after an error."""

@@ -20,6 +20,7 @@ from loraprune.pruning.watching import ListeningCallback
 from loraprune.recipes.comparison_config import ComparisonConfig
 from loraprune.recipes.steps.check import prepare
 from loraprune.recipes.steps.prepared import PreparedTraining, RunInputs
+from loraprune.record.numbers import counted
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.widths import LegalWidths, legal_widths
 from loraprune.tasks.arguments import given_values
@@ -157,7 +158,8 @@ def _compare(
     model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
-    logger.info("Watching %d steps on %d %s", config.steps, len(prepared.train_rows), prepared.task.row_name)
+    rows = counted(len(prepared.train_rows), prepared.task.row_name)
+    logger.info("Watching %s on %s", counted(config.steps, "step"), rows)
     try:
         trainer.train()
     finally:

@@ -52,6 +52,11 @@ def count(value: float | None) -> str:
     return _scaled(value, ("", " k", " M", " B", " T"))
 
 
+def counted(number: int, noun: str) -> str:
+    """A number with the noun that it counts: ``1 step``, ``1,408 steps``; the plural of ``noun`` ends in an s."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def short_count(number: float) -> str:
     """Format a count for a progress line: ``704``, ``5.48M``, ``6.74B``."""
     for limit, letter in ((1e9, "B"), (1e6, "M"), (1e3, "k")):

@@ -49,7 +49,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     adapter_type = "CAUSAL_LM"
     writes_text = True
-    row_name = "sequences"
+    row_name = "sequence"
     measures = (
         PARAMETERS,
         FILE_SIZE,

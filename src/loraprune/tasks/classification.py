@@ -62,8 +62,8 @@ class ImageClassification(_Classification):
 
     name = "image-classification"
     auto_class = "AutoModelForImageClassification"
-    row_name = "images"
-    measures = classifier_measures("images")
+    row_name = "image"
+    measures = classifier_measures("image")
     has_tokenizer = False
 
     def defaults(self, own_collator: Collator | None) -> dict[str, Any]:
@@ -185,8 +185,8 @@ class TextClassification(_Classification):
     name = "text-classification"
     auto_class = "AutoModelForSequenceClassification"
     adapter_type = "SEQ_CLS"
-    row_name = "texts"
-    measures = classifier_measures("texts")
+    row_name = "text"
+    measures = classifier_measures("text")
 
     def prepare(self, rows: Dataset, setup: Setup) -> PreparedRows:
         """Tokenize texts or pairs of texts."""

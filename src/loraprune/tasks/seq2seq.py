@@ -49,7 +49,7 @@ class TextToText(Task):
     auto_class = "AutoModelForSeq2SeqLM"
     adapter_type = "SEQ_2_SEQ_LM"
     writes_text = True
-    row_name = "pairs"
+    row_name = "pair"
     measures = (
         PARAMETERS,
         FILE_SIZE,

@@ -11,6 +11,7 @@ import torch
 
 from loraprune.checkpoint.source import ModelSource
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
+from loraprune.record.numbers import counted
 from loraprune.record.report_data import Unit
 from loraprune.record.run_record import ModelMeasures
 from loraprune.tasks.distillation import Teacher
@@ -69,7 +70,7 @@ class Task(ABC):
         name: name in the record.
         auto_class: class of transformers that loads such a model.
         adapter_type: peft's name of the task, or None if peft has none.
-        row_name: name of held-out rows, in the plural.
+        row_name: name of a row, in the singular.
         measures: measures in display order.
         eval_rows: default maximum of held-out rows to measure.
         has_tokenizer: whether rows are text.
@@ -263,10 +264,10 @@ CARD_FORMATS = {
 
 
 def classifier_measures(what: str) -> tuple[Measure, ...]:
-    """Return the measures of a classifier of ``what`` (images, texts)."""
+    """Return the measures of a classifier of ``what`` (``image``, ``text``)."""
 
     def held_out(measures: ModelMeasures) -> str:
-        return f"{measures.num_examples or 0:,} held-out {what}"
+        return counted(measures.num_examples or 0, f"held-out {what}")
 
     return (
         PARAMETERS,

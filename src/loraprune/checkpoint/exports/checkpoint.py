@@ -19,6 +19,7 @@ from loraprune.checkpoint.weight_files import (
     stored_tensors,
     weight_files,
 )
+from loraprune.record.numbers import counted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -205,7 +206,7 @@ def block_widths(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) ->
     unknown = sorted(set(blocks) - set(names))
     if unknown:
         raise RuntimeFormatError(
-            f"config.json describes the block {unknown[0]!r}, and the model has {len(names)} blocks "
+            f"config.json describes the block {unknown[0]!r}, and the model has {counted(len(names), 'block')}, "
             f"{names[0]} to {names[-1]}."
         )
     return tuple(_overridden(common, name, blocks.get(name, {})) for name in names)

@@ -96,7 +96,7 @@ class RowsEvaluation(Evaluation):
 
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
         """Figures of the model's task."""
-        what = f"{self.name} {task_of_source(source).row_name}"
+        what = f"{self.name} {task_of_source(source).row_name}s"
         return self._figures(source, model, self._held_out[source.name], partial(progress, what))
 
     @abstractmethod

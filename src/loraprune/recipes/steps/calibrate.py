@@ -9,6 +9,7 @@ import torch
 from loraprune.calibration.block_by_block import Calibration
 from loraprune.pruning.calibration_data import draw_batches, draw_calibration, num_tokens
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun
+from loraprune.record.numbers import counted
 
 logger = logging.getLogger("loraprune")
 
@@ -23,13 +24,13 @@ def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
     """Rows of the data of a run."""
     if prepared.structure.spec.auto_class == "AutoModelForCausalLM" and prepared.task.name == "causal-lm":
         drawn: Calibration = draw_calibration(prepared.train_rows, count, seed)
-        logger.info("Calibrating on %d sequences, %s tokens", len(drawn), f"{sum(map(len, drawn)):,}")
+        tokens = counted(sum(map(len, drawn)), "token")
+        logger.info("Calibrating on %s, %s", counted(len(drawn), "sequence"), tokens)
         return drawn
     assert prepared.collator is not None
     dtype = prepared.source.stored_dtype if prepared.source.loaded is not None else torch.float32
     batches = draw_batches(prepared.train_rows, prepared.collator, count, seed, dtype)
-    rows = min(count, len(prepared.train_rows))
-    logger.info("Calibrating on %d %s", rows, prepared.task.row_name)
+    logger.info("Calibrating on %s", counted(min(count, len(prepared.train_rows)), prepared.task.row_name))
     return batches
 
 

@@ -27,6 +27,7 @@ from loraprune.recipes.steps.same_run import check_same_run
 from loraprune.recipes.steps.sharded import check_shareable, settle_sharing
 from loraprune.recipes.steps.teacher import find_teacher
 from loraprune.recipes.steps.zero import settle_zero, unseen_by_transformers, zero_config
+from loraprune.record.numbers import counted
 from loraprune.sparsity.pst_layer import check_adapter
 from loraprune.structure.describe import describe
 from loraprune.structure.dimensions import Structure
@@ -117,8 +118,8 @@ def _check_prepared(prepared: PreparedTraining) -> None:
     """Make sure that each process has a row, and that a run that is resumed is the one that was begun."""
     if len(prepared.train_rows) < num_processes():
         raise ValueError(
-            f"There are {len(prepared.train_rows)} rows to train on, and {num_processes()} processes. Start fewer "
-            "processes."
+            f"The data gives {counted(len(prepared.train_rows), 'row')} to train on, too few for {num_processes()} "
+            "processes. Start fewer processes."
         )
     if prepared.checkpoint is not None:
         check_same_adapter(prepared.checkpoint, prepared.lora, prepared.name)

@@ -20,6 +20,7 @@ from loraprune.metrics.completions import Writing, complete_prompts
 from loraprune.metrics.fingerprint import DataFingerprint
 from loraprune.processes.ranks import on_any
 from loraprune.processes.shared_work import together
+from loraprune.record.numbers import counted
 from loraprune.record.run_record import ModelMeasures, RunMetrics
 from loraprune.structure.plan import Plan
 from loraprune.surgery.merging import cast_
@@ -39,10 +40,9 @@ def measure_dense(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasure
     """Quality and completion of the model before anything is done to it."""
     if prepared.held_out is not None:
         logger.info(
-            "Measuring the %s model on %d held-out %s",
+            "Measuring the %s model on %s",
             prepared.called[0],
-            len(prepared.held_out),
-            prepared.task.row_name,
+            counted(len(prepared.held_out), f"held-out {prepared.task.row_name}"),
         )
     return _quality(prepared, model)
 

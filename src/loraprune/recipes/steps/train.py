@@ -23,6 +23,7 @@ from loraprune.recipes.steps.same_run import RememberRun, TakeNewRate
 from loraprune.recipes.steps.sharded import let_replicate_
 from loraprune.recipes.steps.zero import zero_engine
 from loraprune.recipes.steps.zeros import RememberKeeping
+from loraprune.record.numbers import counted
 from loraprune.record.places import telling_of_failed_writes
 from loraprune.sparsity.masked_lora import keep_zeros_
 
@@ -88,7 +89,8 @@ def train(
     evaluations.attach_(trainer)
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
-    logger.info("Training on %d %s: %s", len(prepared.train_rows), prepared.task.row_name, _in_words(prepared))
+    rows = counted(len(prepared.train_rows), prepared.task.row_name)
+    logger.info("Training on %s: %s", rows, _in_words(prepared))
     stopped = False
     pruning.phases.begin()
     try:

@@ -154,7 +154,7 @@ def _share(value: float) -> float:
 def _description(rows: Sequence[_Row]) -> str:
     shares = [row.share for row in rows]
     least, most = rows[shares.index(min(shares))], rows[shares.index(max(shares))]
-    text = f"Map of the {kind_in_words(rows[0].map.kind)} that stayed, in {len(rows):,} rows"
+    text = f"Map of the {kind_in_words(rows[0].map.kind)} that stayed, in {numbers.counted(len(rows), 'row')}"
     if math.isclose(least.share, most.share):
         return f"{text}: {least.text} in each."
     return f"{text}: least in layer {least.map.layer} ({least.text}), most in layer {most.map.layer} ({most.text})."

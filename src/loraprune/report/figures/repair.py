@@ -92,9 +92,8 @@ def _text(item: RefitError) -> str:
 
 
 def _description(errors: Sequence[RefitError]) -> str:
-    text = (
-        f"Relative error in {len(errors)} layers after cutting {kind_in_words(errors[0].kind)}: {_span(errors, False)}"
-    )
+    layers, kind = numbers.counted(len(errors), "layer"), kind_in_words(errors[0].kind)
+    text = f"Relative error in {layers} after cutting {kind}: {_span(errors, False)}"
     if any(item.repaired is not None for item in errors):
         text += f" without repair, {_span(errors, True)} with it"
     return text + "."

@@ -85,4 +85,5 @@ def _text(row: Row, before: str, after: str) -> str:
 
 
 def _description(scores: Sequence[Row], before: str, after: str) -> str:
-    return f"Accuracy on {len(scores)} tasks. " + "; ".join(_text(row, before, after) for row in scores) + "."
+    texts = "; ".join(_text(row, before, after) for row in scores)
+    return f"Accuracy on {numbers.counted(len(scores), 'task')}. {texts}."

@@ -71,6 +71,6 @@ def _description(widths: Sequence[LayerWidth]) -> str:
     kept, total = sum(item.kept for item in widths), sum(item.total for item in widths)
     each = [item.kept for item in widths]
     return (
-        f"{capitalized(kind_in_words(widths[0].kind))} kept in each of {len(widths)} layers: {kept:,} of {total:,} in "
-        f"all, between {min(each):,} and {max(each):,} a layer."
+        f"{capitalized(kind_in_words(widths[0].kind))} kept in {numbers.counted(len(widths), 'layer')}: {kept:,} of "
+        f"{total:,} in all, between {min(each):,} and {max(each):,} a layer."
     )
