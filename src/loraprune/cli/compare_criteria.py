@@ -15,6 +15,7 @@ from loraprune.cli.options import Option, OptionGroups, by_name, fields_of, name
 from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import CONFIG, FILES, HUB, LENGTH, LORA, OPTIMIZATION, QUIET, TEXTS, data_option
 from loraprune.cli.training_options import Invocation, TrainingCommand
+from loraprune.data.named import data_places
 from loraprune.processes.ranks import from_main, join
 from loraprune.recipes.comparison_config import ComparisonConfig
 from loraprune.record.atomic import check_file, write_text
@@ -122,13 +123,13 @@ def _work(asked: Invocation) -> None:
 
 
 def _check_output(output: Path, values: Mapping[str, Any]) -> None:
-    read = ("model", "data", "tokenizer", "image_processor", "config", "architecture")
+    read = ("model", "tokenizer", "image_processor", "config", "architecture")
     check_file(
         output,
         example="agreement.json",
         what="agreement of criteria",
         holds=b'"agreement"',
-        inputs=[values.get(name) for name in read],
+        inputs=[*data_places(values["data"]), *(values.get(name) for name in read)],
     )
 
 

@@ -11,6 +11,9 @@ from loraprune.cli.options import SWITCH, Option, indices, names, numbers, optio
 from loraprune.options.field import flat_name, is_option, kind_of, option_name, rule_of
 from loraprune.options.flat import Flat, options_of
 
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
+"""For argparse: several values, and more where the option is repeated."""
+
 _TYPES: dict[str, dict[str, Any]] = {
     "float": {"type": float},
     "int": {"type": int},
@@ -23,6 +26,7 @@ _TYPES: dict[str, dict[str, Any]] = {
     "int | str": {"type": text_or_number},
     "float | str": {"type": text_or_number},
     "Sequence[str]": {"nargs": "+"},
+    "Data": SEVERAL,
 }
 
 

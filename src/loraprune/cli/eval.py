@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.names import check_no_preset
 from loraprune.cli.console import FAILED, begin, open_console, report_errors, results_console
+from loraprune.cli.declared import SEVERAL
 from loraprune.cli.options import MODEL_HELP
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
@@ -49,8 +50,8 @@ def eval_parser() -> Parser:
         "mmlu, or files of items")  # fmt: skip
     add("--prompts", nargs="*", metavar="TEXT", help="prompts to complete, or a file of them (default: built-in "
         "prompts)")  # fmt: skip
-    add("--data", metavar="DATA", help="labelled images or texts for a classifier, or pairs for an encoder-decoder "
-        "model, in the formats of loraprune prune")  # fmt: skip
+    add("--data", **SEVERAL, metavar="DATA", help="labelled images or texts for a classifier, or pairs for an "
+        "encoder-decoder model, in the formats of loraprune prune")  # fmt: skip
     add("--limit", type=int, help="number of segments, items and rows to measure on (default: all)")
     add("--num-fewshot", type=int, help="examples before each item of a task (default: the task's own)")
     add("-o", "--output", type=Path, metavar="FILE.json", help="file for the results (default: evaluation.json)")
@@ -71,6 +72,7 @@ def eval_parser() -> Parser:
         "the figures (default: auto)")  # fmt: skip
     add("--split", help="split of --data if it is a Hub dataset or a folder (default: validation)")
     add("--data-name", help="configuration of the Hub dataset in --data")
+    add("--columns", metavar="NAMES", help="new names for columns of --data: text=review,label=stars")
     add = parser.add_argument_group("tasks and completions").add_argument
     add("--apply-chat-template", action="store_true", help="ask through the chat template of each model")
     add("--system-prompt", metavar="TEXT", help="system message before each conversation")

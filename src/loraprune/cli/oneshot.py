@@ -19,6 +19,7 @@ from loraprune.cli.console import (
     show_end,
     show_report,
 )
+from loraprune.cli.data_options import DATA_HELP, check_data, with_model
 from loraprune.cli.declared import declared
 from loraprune.cli.export import export_sparse, sparse_folder
 from loraprune.cli.options import (
@@ -131,7 +132,7 @@ def oneshot_parser() -> Parser:
         "loraprune oneshot",
         usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
         description=_DESCRIPTION,
-        epilog=_EXAMPLES,
+        epilog=f"{DATA_HELP}\n{_EXAMPLES}",
     )
     add_options(parser, {**_GROUPS, **_RARE})
     parser.rare = set(_RARE)
@@ -154,7 +155,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ValueError: an option is unknown, or something that is needed is missing.
     """
-    given = vars(parsed(parser, arguments))
+    given = with_model(vars(parsed(parser, arguments)))
     recipe = read_recipe(given["config"], parser.prog) if "config" in given else {}
     old = old_names(ONESHOT_OPTIONS.values())
     check_known(recipe, {*ONESHOT_OPTIONS, *old, "model"})
@@ -175,6 +176,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> int:
     config = OneshotConfig(**fields_of(ONESHOT_OPTIONS, values, "oneshot"))  # before anything large is imported
+    check_data(values)
     options = RunOptions(
         **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
     )

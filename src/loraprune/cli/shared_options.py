@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from loraprune.cli.declared import declared
+from loraprune.cli.declared import SEVERAL, declared
 from loraprune.cli.options import OF_TRL, SWITCH, Option, option, parameter_count
 from loraprune.tasks.options import LoraOptions, RunOptions
 
@@ -28,8 +28,10 @@ def data_option(purpose: str) -> Option:
     return option(
         "data",
         "call",
-        f"{purpose}: a .jsonl, .json, .csv, .parquet or .txt file, a folder of such files, a folder of images by "
-        "class, the Hub name of a dataset, or demo (text of Python's standard library)",
+        f"{purpose}: files, folders, Hub datasets or demo (text of Python's standard library), also several or mixed by "
+        "weight (forms below)",
+        **SEVERAL,
+        metavar="DATA",
     )
 
 
@@ -51,7 +53,7 @@ EVALUATIONS = declared(RunOptions, "run", "eval_steps", "early_stopping_patience
 MEASURED = declared(RunOptions, "run", "eval_data", "eval_split", "eval_sequences")
 
 FILES = (
-    *declared(RunOptions, "run", "split", "data_name"),
+    *declared(RunOptions, "run", "split", "data_name", "columns", "streaming", "stopping_strategy"),
     option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
     option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
 )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from loraprune.checkpoint.names import check_no_preset
 from loraprune.cli.console import begin, open_console, report_errors
+from loraprune.cli.data_options import DATA_HELP, check_data, with_model
 from loraprune.cli.options import (
     Option,
     OptionGroups,
@@ -122,7 +123,7 @@ class TrainingCommand:
 
     def help_parser(self) -> Parser:
         """The parser that shows help: our options, and the main ones of trl, without the seconds of its import."""
-        epilog = f"{_FURTHER}\n\nexamples:\n  {self.example}\n"
+        epilog = f"{DATA_HELP}\n{_FURTHER}\n\nexamples:\n  {self.example}\n"
         parser = Parser(self.prog, description=self.description, epilog=epilog, usage=self.usage)
         add_options(parser, {**self.groups, **self.rare}, training=True)
         parser.rare = set(self.rare)
@@ -165,11 +166,12 @@ class TrainingCommand:
             found, further = parser.parse_known_args(arguments)
         except ArgumentError as error:
             raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
-        given = vars(found)
+        given = with_model(vars(found))
         self._check_further(further, flags_of(parser))
         if "config" not in given:
             self._check_needed(given, without=("model",) if further else ())  # what a value of trl's looks like
             old = old_names(self.options.values())
+            check_data(given)
             if not old & given.keys():  # of which a warning is shown later, once
                 values = dict(given)
                 self.settle(values, given)
@@ -211,7 +213,7 @@ class TrainingCommand:
         """
         parser = full_parser(self.prog, {**self.groups, **self.rare})
         try:
-            given = vars(parser.parse_args(arguments))
+            given = with_model(vars(parser.parse_args(arguments)))
         except ArgumentError as error:
             raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
         recipe = read_recipe(given["config"], self.prog) if "config" in given else {}

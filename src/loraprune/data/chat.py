@@ -72,9 +72,40 @@ def _normalize_message(message: object, where: str) -> Message:
         rest["tool_calls"] = _calls(rest.pop("function_call"), where)
     if content is None and "tool_calls" not in rest:
         raise ValueError(f"{where} has no 'content' (or 'value'): it has {keys}.")
+    if isinstance(content, list):
+        content = _text_of_parts(content, where)
     if content is not None and not isinstance(content, str):
         raise ValueError(f"{where}: the content is a {type(content).__name__} where text is needed.")
     return {"role": _ROLES.get(known, role), **({} if content is None else {"content": content}), **rest}
+
+
+def _text_of_parts(parts: list[Any], where: str) -> str:
+    """The text of a content that is a list of parts, ``[{"type": "text", "text": …}]``."""
+    for part in parts:
+        if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+            kind = repr(part.get("type")) if isinstance(part, dict) else f"a {type(part).__name__}"
+            raise ValueError(
+                f"{where}: the content is a list with a part of type {kind}, where only parts of text are understood: "
+                '{"type": "text", "text": …}. Leave such rows out.'
+            )
+    return "".join(part["text"] for part in parts)
+
+
+def prompt_and_completion(row: Mapping[str, Any], number: int, answers_only: bool) -> list[Message]:
+    """The turns of a prompt and of its completion as one conversation, of which the prompt is not trained.
+
+    Args:
+        row: with lists of turns under ``prompt`` and ``completion``.
+        number: of the row.
+        answers_only: whether answers alone are trained; otherwise all turns are.
+
+    Raises:
+        ValueError: a turn is none, or the completion has none of the assistant.
+    """
+    prompt, completion = (normalize_messages(row[name], number) for name in ("prompt", "completion"))
+    if completion and not any(_answers(turn) for turn in completion):
+        raise ValueError(f"Row {number}: the completion has no turn of the assistant to train on. Give it one.")
+    return [{**turn, "train": 0} if answers_only else turn for turn in prompt] + completion
 
 
 def _calls(given: object, where: str) -> list[dict[str, Any]]:

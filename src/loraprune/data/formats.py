@@ -5,14 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cache, partial
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import datasets
 from datasets import Dataset, Features, List, Value
 from transformers import PreTrainedTokenizerBase
 
-from loraprune.data.chat import chat_writer, normalize_messages, template_variables, with_system
+from loraprune.data.chat import (
+    chat_writer,
+    normalize_messages,
+    prompt_and_completion,
+    template_variables,
+    with_system,
+)
 from loraprune.data.encoding import opening_ids, text_and_segment_opening
 from loraprune.data.tokenize import (
     EncodedRow,
@@ -81,7 +88,7 @@ class _Tally:
 
 
 def prepare_dataset(
-    dataset: Dataset,
+    dataset: Dataset | RowsInOrder,
     tokenizer: PreTrainedTokenizerBase,
     *,
     max_length: int,
@@ -89,6 +96,7 @@ def prepare_dataset(
     packing: bool | None = None,
     prompt: str | None = None,
     bos: str = "auto",
+    most_rows: int | None = None,
 ) -> PreparedRows:
     """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
 
@@ -104,6 +112,7 @@ def prepare_dataset(
             on request whole rows of them are.
         prompt: text put before every row, within ``max_length``; no loss is taken on it.
         bos: what begins with the beginning-of-sequence token (``BOS_CHOICES``); a chat template writes its own.
+        most_rows: prepared rows after which nothing more is read; None reads all.
 
     Returns:
         Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
@@ -130,7 +139,7 @@ def prepare_dataset(
         passages = _passages(dataset, columns, _passage_writer(columns, tokenizer, answers_only=answers_only), tally)
         rows = _fitting(_encoded(passages, tokenizer, answers_only=answers_only, bos=bos), max_length, tally)
         rows = pack_rows(rows, max_length) if packing else rows
-    rows = map(before.before, rows) if before else rows
+    rows = islice(map(before.before, rows) if before else rows, most_rows)
     labels = answers_only or before is not None or len(opening) > 1
     found = _collect(rows, tally, answers_only=answers_only, labels=labels)
     return PreparedRows(
@@ -163,7 +172,7 @@ def _passage_writer(
 ) -> Callable[[RawRow, int], Passage | None]:
     """Choose what writes a row (with its number) as a passage, or as None where it is empty."""
     if columns.format is DataFormat.PROMPT_COMPLETION:
-        return prompt_completion_passage
+        return _prompt_completion_writer(tokenizer, answers_only=answers_only)
     if columns.format is DataFormat.INSTRUCTION:
         return instruction_passage
     (column,) = columns.needed
@@ -175,8 +184,34 @@ def _passage_writer(
     )
 
 
+def _prompt_completion_writer(
+    tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
+) -> Callable[[RawRow, int], Passage | None]:
+    """What writes prompt and completion: both are text, or both are lists of turns, as in trl."""
+    chat = cache(partial(chat_writer, tokenizer, answers_only=answers_only))
+    as_text = Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion"))
+
+    def write(row: RawRow, number: int) -> Passage | None:
+        are_turns = [isinstance(row[name], list) for name in as_text.needed if row[name] is not None]
+        if not any(are_turns):
+            refuse_columns(row, as_text.refused, as_text, number)
+            return prompt_completion_passage(row, number)
+        if not all(are_turns):
+            raise ValueError(
+                f"Row {number}: one of 'prompt' and 'completion' is a conversation, and the other is not. Write both "
+                "as text, or both as lists of turns."
+            )
+        return chat().passage(
+            with_system(prompt_and_completion(row, number, answers_only), text_value(row, "system", number), number),
+            number,
+            template_variables(row, number),
+        )
+
+    return write
+
+
 def _encoded_documents(
-    dataset: Dataset, columns: Columns, tokenizer: PreTrainedTokenizerBase, tally: _Tally
+    dataset: Dataset | RowsInOrder, columns: Columns, tokenizer: PreTrainedTokenizerBase, tally: _Tally
 ) -> Iterator[EncodedRow]:
     for batch in numbered_batches(dataset, columns):
         texts = [text_value(row, "text", number) for number, row in batch]
@@ -186,7 +221,7 @@ def _encoded_documents(
 
 
 def _passages(
-    dataset: Dataset, columns: Columns, writer: Callable[[RawRow, int], Passage | None], tally: _Tally
+    dataset: Dataset | RowsInOrder, columns: Columns, writer: Callable[[RawRow, int], Passage | None], tally: _Tally
 ) -> Iterator[list[Passage]]:
     for batch in numbered_batches(dataset, columns):
         passages = [writer(row, number) for number, row in batch]
@@ -235,6 +270,7 @@ def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, l
 RawRow = dict[str, Any]
 
 _BATCH = 1000
+_BATCH_OF_STREAM = 100  # as little as pays is read beyond what is needed
 
 
 class DataFormat(Enum):
@@ -256,7 +292,7 @@ class Columns:
     optional: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        return " + ".join([*self.needed, *(f"{name} (optional)" for name in self.optional)])
+        return " + ".join(self.needed)
 
     @property
     def refused(self) -> tuple[str, ...]:
@@ -264,7 +300,7 @@ class Columns:
         known = self.needed + self.optional
         return () if self.format is DataFormat.TEXT else tuple(name for name in _MEANINGFUL if name not in known)
 
-    def unused(self, dataset: Dataset) -> tuple[str, ...]:
+    def unused(self, dataset: Dataset | RowsInOrder) -> tuple[str, ...]:
         """Columns of ``dataset`` that nothing is made of."""
         known = self.needed + self.optional + self.refused
         return tuple(name for name in dataset.column_names if name not in known)
@@ -277,7 +313,7 @@ _OF_INSTRUCTIONS = ("input", "system", "history")
 KNOWN_COLUMNS = (
     Columns(format=DataFormat.MESSAGES, needed=("messages",), optional=_OF_CHATS),
     Columns(format=DataFormat.MESSAGES, needed=("conversations",), optional=_OF_CHATS),
-    Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
+    Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion"), optional=_OF_CHATS),
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=_OF_INSTRUCTIONS),
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=_OF_INSTRUCTIONS),
     Columns(format=DataFormat.TEXT, needed=("text",)),
@@ -285,7 +321,15 @@ KNOWN_COLUMNS = (
 """In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""
 
 
-def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> Columns:
+class RowsInOrder(Protocol):
+    """Rows that are read one after the other, in place of a data set."""
+
+    column_names: list[str]
+
+    def __iter__(self) -> Iterator[RawRow]: ...
+
+
+def columns_of(dataset: Dataset | RowsInOrder, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> Columns:
     """Find the columns of ``dataset`` that are used, of the ``known`` ones.
 
     Raises:
@@ -296,11 +340,12 @@ def columns_of(dataset: Dataset, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> 
             return columns
     raise ValueError(
         f"The data has the columns {', '.join(dataset.column_names) or '(none)'}, which make up no known format. "
-        f"Understood are: {'; '.join(map(str, known))}. Rename the columns."
+        f"Understood are: {'; '.join(map(str, known))}. Rename columns with --columns, such as "
+        f"{known[0].needed[0]}={(*dataset.column_names, 'NAME')[0]}."
     )
 
 
-def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
+def numbered_batches(dataset: Dataset | RowsInOrder, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
     """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only.
 
     Raises:
@@ -309,14 +354,33 @@ def numbered_batches(dataset: Dataset, columns: Columns) -> Iterator[list[tuple[
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
     refused = [name for name in columns.refused if name in dataset.column_names]
     names, number = used + refused, 0
-    for batch in dataset.select_columns(names).with_format(None).iter(batch_size=_BATCH):
-        rows = [dict(zip(names, values, strict=True)) for values in zip(*(batch[name] for name in names), strict=True)]
+    for rows in _batches(dataset, names):
         for position, row in enumerate(rows, start=number + 1):
-            for name in refused:
-                if row.pop(name):
-                    raise ValueError(
-                        f"Row {position}: the column {name!r} says more than {columns} can hold. Write the row as a "
-                        "conversation in a column 'messages', or remove the column."
-                    )
-        yield list(enumerate(rows, start=number + 1))
+            refuse_columns(row, refused, columns, position)
+        yield [(position, {name: row[name] for name in used}) for position, row in enumerate(rows, start=number + 1)]
         number += len(rows)
+
+
+def _batches(dataset: Dataset | RowsInOrder, names: list[str]) -> Iterator[list[RawRow]]:
+    if isinstance(dataset, Dataset):
+        for batch in dataset.select_columns(names).with_format(None).iter(batch_size=_BATCH):
+            values = zip(*(batch[name] for name in names), strict=True)
+            yield [dict(zip(names, row, strict=True)) for row in values]
+        return
+    rows = iter(dataset)
+    while some := list(islice(rows, _BATCH_OF_STREAM)):
+        yield some
+
+
+def refuse_columns(row: RawRow, names: Iterable[str], columns: Columns, number: int) -> None:
+    """Make sure that row ``number`` has nothing in columns that its format has no place for.
+
+    Raises:
+        ValueError: it has.
+    """
+    for name in names:
+        if row.get(name):
+            raise ValueError(
+                f"Row {number}: the column {name!r} says more than {columns} can hold. Write the row as a "
+                "conversation in a column 'messages', or remove the column."
+            )

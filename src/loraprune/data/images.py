@@ -41,8 +41,8 @@ def image_columns(dataset: Dataset) -> ImageColumns:
     if label is None or image is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"An image classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename the columns, "
-            "or pass a collator of your own."
+            f"An image classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename columns "
+            "with --columns, or pass a collator of your own."
         )
     return ImageColumns(image=image, label=label, ready=image == PIXEL_COLUMN)
 

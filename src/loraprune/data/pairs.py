@@ -14,12 +14,12 @@ from loraprune.data.tokenize import text_value
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_PAIR_COLUMNS = (
+PAIR_COLUMNS = (
     Columns(format=DataFormat.SOURCE_TARGET, needed=("source", "target")),
     Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion")),
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "output"), optional=("input",)),
 )
-_NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for columns in _PAIR_COLUMNS)
+_NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for columns in PAIR_COLUMNS)
 
 
 def _texts(row: RawRow, columns: Columns, number: int) -> tuple[str, str]:
@@ -45,7 +45,7 @@ def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_l
     Raises:
         ValueError: columns are missing, a value is no text, or no row has both.
     """
-    columns = columns_of(dataset, _PAIR_COLUMNS)
+    columns = columns_of(dataset, PAIR_COLUMNS)
     lost = {"cut to --max-length": 0, "left out, since they hold no source or no target": 0}
     input_ids, labels = [], []
     for source, target in _filled(dataset, columns, lost):

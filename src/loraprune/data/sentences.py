@@ -30,7 +30,8 @@ def prepare_sentences(
     if text is None or label is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"A text classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename the columns."
+            f"A text classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename columns with "
+            "--columns."
         )
     pair = find_column(dataset, _PAIR_COLUMNS)
     numbers = label_numbers(dataset, label, ModelLabels.of(config))

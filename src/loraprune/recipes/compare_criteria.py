@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.allocation.agreement import Agreement, agreements
 from loraprune.allocation.allocate import check_reachable
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.whole_blocks import built_for
 from loraprune.processes.ranks import join
@@ -27,10 +28,10 @@ from loraprune.tasks.arguments import given_values
 from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+    from loraprune.data.named import Data
     from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
@@ -69,9 +70,10 @@ class CriteriaComparison:
         }
 
 
+@renamed_keywords(dataset="data")
 def compare_criteria(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset,
+    data: Data,
     config: ComparisonConfig | None = None,
     *,
     training: Mapping[str, Any] | TrainingArguments | None = None,
@@ -88,7 +90,7 @@ def compare_criteria(
 
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        dataset: in any form that :func:`loraprune.prune` takes.
+        data: in any form that :func:`loraprune.prune` takes.
         config: which criteria and ratios; the default compares ``lora``, ``fisher`` and ``taylor``.
         training: training arguments by name, as for :func:`loraprune.prune`; the number of steps is the config's.
         lora: our options or peft's configuration.
@@ -117,19 +119,19 @@ def compare_criteria(
     )
     join()
     with tempfile.TemporaryDirectory(prefix="loraprune-") as scratch:
-        prepared, legal = together(lambda: _prepared(model, dataset, config, inputs, Path(scratch)))
+        prepared, legal = together(lambda: _prepared(model, data, config, inputs, Path(scratch)))
         return _compare(prepared, config, legal, callbacks)
 
 
 def _prepared(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset,
+    data: Data,
     config: ComparisonConfig,
     inputs: RunInputs,
     scratch: Path,
 ) -> tuple[PreparedTraining, LegalWidths]:
     """What is tuned, and the widths that count, all of it checked."""
-    prepared = prepare(model, dataset, config.tuning(), inputs, scratch)
+    prepared = prepare(model, data, config.tuning(), inputs, scratch)
     check_parallel(prepared.arguments, config.tuning(), None)
     if prepared.options.sharded:
         raise ValueError("Criteria are compared on models that each process holds whole. Leave FSDP out.")
@@ -158,8 +160,8 @@ def _compare(
     model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)
-    rows = counted(len(prepared.train_rows), prepared.task.row_name)
-    logger.info("Watching %s on %s", counted(config.steps, "step"), rows)
+    data = counted(len(prepared.train_rows), prepared.task.row_name)
+    logger.info("Watching %s on %s", counted(config.steps, "step"), data)
     try:
         trainer.train()
     finally:

@@ -58,8 +58,9 @@ from loraprune.surgery.repairs import Bias
 from loraprune.tasks.options import RunOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from loraprune.data.named import Data
 
 logger = logging.getLogger("loraprune")
 
@@ -87,10 +88,10 @@ class _Pruned:
     trials: tuple[WidthTrial, ...] = ()
 
 
-@renamed_keywords(told="progress")
+@renamed_keywords(told="progress", dataset="data")
 def oneshot(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset | None = None,
+    data: Data | None = None,
     config: OneshotConfig | SparseConfig | None = None,
     *,
     tokenizer: PreTrainedTokenizerBase | str | None = None,
@@ -104,7 +105,7 @@ def oneshot(
 
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        dataset: calibration data, in any form that :func:`loraprune.prune` takes; None for methods that read weights
+        data: calibration data, in any form that :func:`loraprune.prune` takes; None for methods that read weights
             alone.
         config: what to prune, and how; the default is half of the prunable parameters, by the default method.
         tokenizer: of the model; None loads it from the checkpoint.
@@ -132,7 +133,7 @@ def oneshot(
     claim = entered_by_main(lambda: claimed(None if inputs.options.dry_run else inputs.options.output))
     with run_display(verbosity) as display:
         with claim:
-            prepared = prepare_oneshot(model, dataset, config or OneshotConfig(ratio=0.5), inputs)
+            prepared = prepare_oneshot(model, data, config or OneshotConfig(ratio=0.5), inputs)
             wait()
             show_outlook(prepared, display)
             with saved_steps(prepared) as saved:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.checkpoint.exports.overview import runtimes_of
 from loraprune.checkpoint.save import save_checkpoint
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.display.shown import RunDisplay, run_display
 from loraprune.processes.ranks import entered_by_main, is_main, join, wait
 from loraprune.pruning.callback import PruningCallback
@@ -59,10 +60,10 @@ from loraprune.tasks.event_files import copy_event_files
 from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, Trainer, TrainerCallback, TrainingArguments
 
+    from loraprune.data.named import Data
     from loraprune.metrics.perplexity import Collator
 
 logger = logging.getLogger("loraprune")
@@ -73,9 +74,10 @@ class PruneResult(RunResult):
     """What :func:`prune` and :func:`loraprune.recover` give back."""
 
 
+@renamed_keywords(dataset="data")
 def prune(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset,
+    data: Data,
     config: PruningConfig | None = None,
     *,
     training: Mapping[str, Any] | TrainingArguments | None = None,
@@ -94,9 +96,10 @@ def prune(
 
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        dataset: a file, a folder, a hub data set's name, or a loaded data set. Columns of causal language models: text,
-            prompt and completion, instruction and output, or messages; of encoder–decoder models: source and target,
-            or prompt and completion, or instruction and output; of classifiers: image or text, and label.
+        data: a file, a pattern of files, a folder, a hub data set's name, or a loaded data set; or a list of these, of
+            which each name may have a weight: ``["a.jsonl:0.7", "b.jsonl:0.3"]``. Columns of causal language models:
+            text, prompt and completion, instruction and output, or messages; of encoder–decoder models: source and
+            target, or prompt and completion, or instruction and output; of classifiers: image or text, and label.
         config: what to prune; the default halves the prunable parameters.
         training: fields of trl's SFTConfig, by name, or such an object; of transformers' TrainingArguments (and
             max_length, for text) for all but causal language models. Values by name are completed with our defaults; an
@@ -129,7 +132,7 @@ def prune(
     )
     with run_display(verbosity) as display:
         with run_folder(inputs.options) as run_dir:
-            prepared = prepare(model, dataset, config or PruningConfig(), inputs, run_dir)
+            prepared = prepare(model, data, config or PruningConfig(), inputs, run_dir)
             result = run(prepared, run_dir, callbacks, display)
         return pushed(result, inputs.options)
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from loraprune.compat.renamed import renamed_keywords
 from loraprune.display.shown import run_display
 from loraprune.pruning.config import PruningConfig
 from loraprune.recipes.prune import PruneResult, run, run_folder
@@ -17,16 +18,17 @@ from loraprune.recipes.steps.push import pushed
 from loraprune.tasks.options import LoraOptions, RunOptions
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, PreTrainedTokenizerBase, TrainerCallback, TrainingArguments
 
+    from loraprune.data.named import Data
     from loraprune.metrics.perplexity import Collator
 
 
+@renamed_keywords(dataset="data")
 def recover(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset,
+    data: Data,
     *,
     keep_zeros: bool | None = None,
     max_skipped_steps: int = 5,
@@ -47,7 +49,7 @@ def recover(
 
     Args:
         model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        dataset: in any form that :func:`loraprune.prune` takes.
+        data: in any form that :func:`loraprune.prune` takes.
         keep_zeros: whether weights that are zero stay zero; None: where the model is sparse.
         max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
         training: training arguments, as for :func:`loraprune.prune`.
@@ -86,6 +88,6 @@ def recover(
     pruning = PruningConfig(ratio=0.0, repair="none", max_skipped_steps=max_skipped_steps)
     with run_display(verbosity) as display:
         with run_folder(inputs.options) as run_dir:
-            prepared = prepare(model, dataset, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
+            prepared = prepare(model, data, pruning, inputs, run_dir, recovery=True, keep_zeros=keep_zeros)
             result = run(prepared, run_dir, callbacks, display)
         return pushed(result, inputs.options)

@@ -49,6 +49,7 @@ class CausalLM(Task):
     auto_class = "AutoModelForCausalLM"
     adapter_type = "CAUSAL_LM"
     writes_text = True
+    reads_streams = True
     row_name = "sequence"
     measures = (
         PARAMETERS,
@@ -93,6 +94,7 @@ class CausalLM(Task):
             answers_only=setup.options.answers_only,
             prompt=setup.prompt,
             bos=setup.options.bos,
+            most_rows=setup.most_rows,
         )
 
     def collator(self, prepared: PreparedRows, setup: Setup) -> Collator | None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from loraprune.data.encoding import BOS_CHOICES
+from loraprune.data.renaming import renames
 from loraprune.options.field import check_fields, setting
 from loraprune.options.precision import DTYPE_NAMES, check_quantization
 from loraprune.options.sizes import byte_count, share_or_bytes
@@ -15,9 +17,8 @@ from loraprune.record.places import check_kind
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from datasets import Dataset
-
     from loraprune.checkpoint.publish import HubTarget
+    from loraprune.data.named import Data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +80,7 @@ class RunOptions:
         bos: texts that start with the beginning-of-sequence token, for causal language models. ``auto``: each text, if
             the tokenizer adds the token itself; ``always``: each row and each block of packed text; ``never``: none. A
             chat template adds its own token.
-        eval_data: data to measure on: a file, a folder, the name of a Hub dataset, or a loaded dataset; None holds out
-            some of the training data.
+        eval_data: data to measure on, in any form of the training data; None holds out some of the training data.
         eval_sequences: maximum number of rows to measure on; 0 measures nothing, and None is 64 for models that write
             text and 1000 for classifiers.
         eval_steps: training steps between evaluations on the held-out rows; None evaluates before and after training
@@ -88,9 +88,14 @@ class RunOptions:
         early_stopping_patience: number of evaluations without improvement after which training stops; evaluations
             before the last cut do not count. None never stops early.
         load_best: keep the adapter of the evaluation after the last cut that had the lowest loss.
-        split: split of the training data (of a Hub dataset or a folder).
+        split: split of the training data (of a Hub dataset, a saved dataset or a folder).
         eval_split: split of ``eval_data``, likewise.
-        data_name: configuration of a Hub dataset.
+        data_name: configuration of Hub datasets that are named without one.
+        columns: new names for columns, ``"prompt=question,completion=answer"`` or a mapping: the name in the format,
+            then the name in the data.
+        streaming: read only as many rows as the run uses, one after the other.
+        stopping_strategy: end of a mixture by weight: ``first_exhausted`` ends it when the first source runs out,
+            ``all_exhausted`` when the last one does, and repeats the rows of the others until then.
         target_params: target number of parameters of the whole model, instead of a ratio.
         target_size: target size of the result's weights in bytes, or as text such as ``"500MB"``, instead of a ratio.
         target_kv_cache: target size of the KV cache: a share of the dense model's cache, below 1, or the bytes of one
@@ -129,9 +134,17 @@ class RunOptions:
     output: Path | None = setting(None, "folder for the result")
     split: str = setting("train", "split of --data if it is a Hub dataset or a folder")
     eval_split: str = setting("validation", "split of --eval-data if it is a Hub dataset or a folder")
-    data_name: str | None = setting(None, "configuration of a Hub dataset")
-    eval_data: str | Path | Dataset | None = setting(
-        None, "data to measure the model on", shown="5 % of --data, held out"
+    data_name: str | None = setting(None, "configuration of Hub datasets named without one")
+    eval_data: Data | None = setting(
+        None, "data to measure the model on, in the forms of --data", shown="5 % of --data, held out"
+    )
+    columns: str | None = setting(None, "new names for columns of the data: prompt=question,completion=answer")
+    streaming: bool = setting(False, "read only as many rows as --max-steps uses, for data too large to read whole")
+    stopping_strategy: str = setting(
+        "first_exhausted",
+        "when a mixture by weight ends: when the first source runs out, or the last, with the rows of the others "
+        "repeated until then",
+        choices=("first_exhausted", "all_exhausted"),
     )
     eval_sequences: int | None = setting(
         None,
@@ -230,7 +243,11 @@ class RunOptions:
     command: str | None = None
 
     def __post_init__(self) -> None:
+        if isinstance(self.columns, Mapping):
+            pairs = ",".join(f"{ours}={theirs}" for ours, theirs in self.columns.items())
+            object.__setattr__(self, "columns", pairs)
         check_fields(self)
+        renames(self.columns)
         self._read_sizes()
         if self.output is not None:
             object.__setattr__(self, "output", Path(self.output).expanduser())

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loraprune.data.formats import PreparedRows
-from loraprune.data.sources import hub_data_set, load_source
+from loraprune.data.mixture import Reading, read_data
+from loraprune.data.named import find_sources, hub_data_set, is_stream
+from loraprune.data.streams import RowStream
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
+from loraprune.record.numbers import counted
+from loraprune.tasks.options import RunOptions
 from loraprune.tasks.task import Setup, Task
 
 if TYPE_CHECKING:
@@ -42,40 +45,83 @@ class SplitRows:
     hub_data: str | None = None
 
 
-def split_rows(task: Task, dataset: str | Path | Dataset, setup: Setup, seed: int) -> SplitRows:
+def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -> SplitRows:
     """Prepare the data, and hold out rows to measure on: from ``eval_data``, or a twentieth of the training data.
+
+    Args:
+        task: of the model.
+        data: in any form that :func:`loraprune.data.named.find_sources` takes.
+        setup: what rows are prepared with.
+        seed: of the held-out rows, and of a mixture.
+        sequences: prepared rows that the run uses, after which a stream is not read further. Of a stream, the first
+            rows are those to measure on.
 
     Raises:
         ValueError: the data does not fit the task or the model.
     """
-    prepared = _prepared(task, dataset, setup.options.split, setup)
-    tell_of_lost_rows(prepared)
-    rows = prepared.dataset
-    collator, hub_data = task.collator(prepared, setup), hub_data_set(dataset)
     wanted = _wanted(task, setup)
-    if wanted == 0 or setup.options.eval_data is not None:
-        held_out = rows_to_measure_on(task, setup).held_out
+    of_own = setup.options.eval_data is None and wanted > 0
+    _check_repeats(data, setup.options, holds_out=of_own)
+    most = sequences + (wanted if of_own else 0)
+    prepared = _prepared(task, data, setup.options.split, setup, seed, most)
+    tell_of_lost_rows(prepared)
+    tell_of_sources(prepared)
+    rows = prepared.dataset
+    collator, hub_data = task.collator(prepared, setup), hub_data_set(data)
+    if not of_own:
+        held_out = rows_to_measure_on(task, setup, beside_others=True).held_out
         return SplitRows(prepared=prepared, train=rows, held_out=held_out, collator=collator, hub_data=hub_data)
-    count = min(wanted, len(rows) // HELD_OUT_SHARE)
+    streamed = is_streamed(data, setup.options)
+    count = wanted if streamed and len(rows) >= most else min(wanted, len(rows) // HELD_OUT_SHARE)
     if count == 0:
         names = " and ".join(measure.label.lower() for measure in task.measures if measure.of_quality)
         logger.info("The data is too short to hold some of it out: %s is not measured.", names)
         return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator, hub_data=hub_data)
-    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    if streamed:
+        order = list(range(len(rows)))
+        told = counted(count, task.row_name)
+        logger.info("Streaming: the first %s are held out, the next %s are used", told, f"{len(rows) - count:,}")
+    else:
+        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     held_out = task.held_out(rows.select(sorted(order[:count])), collator)
     train = rows.select(sorted(order[count:]))
     return SplitRows(prepared=prepared, train=train, held_out=held_out, collator=collator, hub_data=hub_data)
 
 
-def rows_to_measure_on(task: Task, setup: Setup) -> SplitRows:
-    """Rows for a run that uses no training data: only those of ``eval_data``, or none."""
+def is_streamed(data: Any, options: RunOptions) -> bool:
+    """Whether data is read row by row, and only as far as it is used."""
+    return options.streaming or any(is_stream(source.loaded) for source in find_sources(data))
+
+
+def _check_repeats(data: Any, options: RunOptions, *, holds_out: bool) -> None:
+    """Make sure that no row is both trained on and measured on.
+
+    Raises:
+        ValueError: a mixture repeats rows, and some of them would be held out.
+    """
+    repeats = options.stopping_strategy == "all_exhausted" and find_sources(data)[0].weight is not None
+    if repeats and holds_out:
+        raise ValueError(
+            "--stopping-strategy all_exhausted repeats rows, and some would be trained on and measured on. Give "
+            "--eval-data, or measure nothing with --eval-sequences 0."
+        )
+
+
+def rows_to_measure_on(task: Task, setup: Setup, *, beside_others: bool = False) -> SplitRows:
+    """Rows for a run that looks at no data: those of ``eval_data`` alone, or none.
+
+    Args:
+        task: of the model.
+        setup: what rows are prepared with.
+        beside_others: whether the options on columns are about training data, too.
+    """
     options, wanted = setup.options, _wanted(task, setup)
     if options.eval_data is None or wanted == 0:
         from datasets import Dataset
 
         nothing = PreparedRows(dataset=Dataset.from_dict({}), facts={}, total=0)
         return SplitRows(prepared=nothing, train=nothing.dataset, held_out=None, collator=setup.collator)
-    prepared = _prepared(task, options.eval_data, options.eval_split, setup)
+    prepared = _prepared(task, options.eval_data, options.eval_split, setup, 0, wanted, may_be_renamed=beside_others)
     collator = task.collator(prepared, setup)
     held_out = task.held_out(prepared.dataset.select(range(min(wanted, len(prepared.dataset)))), collator)
     return SplitRows(prepared=prepared, train=prepared.dataset.select(()), held_out=held_out, collator=collator)
@@ -86,15 +132,42 @@ def _wanted(task: Task, setup: Setup) -> int:
     return task.eval_rows if setup.options.eval_sequences is None else setup.options.eval_sequences
 
 
-def _prepared(task: Task, source: str | Path | Dataset, split: str, setup: Setup) -> PreparedRows:
+def _prepared(
+    task: Task, data: Any, split: str, setup: Setup, seed: int, most: int, *, may_be_renamed: bool = False
+) -> PreparedRows:
+    """The rows of some data as the task takes them: of a stream, the first ``most`` alone."""
     options = setup.options
-    if not isinstance(source, (str, Path)):
-        rows = source
-    elif Path(source).is_file():
-        rows = load_source(str(source))
+    raw = read_data(
+        data,
+        Reading(
+            split=split,
+            name=options.data_name,
+            columns=options.columns,
+            may_be_renamed=may_be_renamed,
+            streaming=options.streaming,
+            stopping_strategy=options.stopping_strategy,
+            seed=seed,
+        ),
+    )
+    if not isinstance(raw.rows, RowStream):
+        prepared = task.prepare(raw.rows, setup)
+    elif task.reads_streams:
+        prepared = task.prepare(raw.rows, replace(setup, most_rows=most))
     else:
-        rows = load_source(str(source), split=split, name=options.data_name)
-    return task.prepare(rows, setup)
+        prepared = task.prepare(raw.rows.first(most), setup)
+    return replace(prepared, facts={**prepared.facts, "sources": raw.facts()})
+
+
+def tell_of_sources(prepared: PreparedRows) -> None:
+    """Say how many rows of each source are used, where there are several."""
+    sources = prepared.facts["sources"]
+    if len(sources) < 2:
+        return
+    words = []
+    for fact in sources:
+        of = "" if fact.get("rows") in (None, fact["used"]) else f" of {fact['rows']:,}"
+        words.append(f"{fact['used']:,}{of} of {fact['source']}")
+    logger.info("Rows of the data: %s", ", ".join(words))
 
 
 def tell_of_lost_rows(prepared: PreparedRows) -> None:

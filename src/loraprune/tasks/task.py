@@ -39,6 +39,7 @@ class Setup:
         collator: the user's own, or None.
         options: options of the run.
         prompt: text put before every row, or None.
+        most_rows: prepared rows that are wanted at most; None takes all.
     """
 
     source: ModelSource
@@ -48,6 +49,7 @@ class Setup:
     collator: Collator | None
     options: RunOptions
     prompt: str | None = None
+    most_rows: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,6 +77,7 @@ class Task(ABC):
         eval_rows: default maximum of held-out rows to measure.
         has_tokenizer: whether rows are text.
         writes_text: whether the model can continue a prompt.
+        reads_streams: whether rows are prepared while they are read; if not, a stream's first rows are read first.
         trains_head: whether the layers after the blocks are trained too.
     """
 
@@ -86,6 +89,7 @@ class Task(ABC):
     eval_rows: ClassVar[int] = 64
     has_tokenizer: ClassVar[bool] = True
     writes_text: ClassVar[bool] = False
+    reads_streams: ClassVar[bool] = False
     trains_head: ClassVar[bool] = False
 
     def arguments_class(self) -> type[TrainingArguments]:

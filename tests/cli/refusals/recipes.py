@@ -80,7 +80,7 @@ VALUES: tuple[Wrong, ...] = (
     holds("push_to_hub: true", "push_to_hub is True", "must be text"),
     holds("data_name: true", "data_name is True", "must be text"),
     holds("output: true", "output is True", "must be text", line="prune model --data data.jsonl"),
-    holds("data: [data.jsonl]", "takes no list", line="prune model -o out"),
+    holds("data: [[data.jsonl]]", "plain values only", line="prune model -o out"),
     holds("data: {train: data.jsonl}", "takes no mapping", line="prune model -o out"),
     holds("data:", "No data was given", "--data", line="prune model -o out"),
     holds("model: [model]", "takes no list", line="prune --data data.jsonl -o out"),

@@ -76,7 +76,36 @@ NO_FILES = (
     wrong(prune("''"), "--data is empty", "Give it a value"),
     wrong(prune("README"), "README", ".jsonl", "Convert", prepare=written("README", "text")),
     wrong(oneshot("a.arrow"), "a.arrow", ".jsonl", "Convert", prepare=written("a.arrow", b"ARROW1")),
-    wrong(criteria("a.jsonl.gz"), "a.jsonl.gz", ".jsonl", "Convert", prepare=written("a.jsonl.gz", b"\x1f\x8b")),
+    wrong(criteria("a.jsonl.bz2"), "a.jsonl.bz2", ".jsonl", "Convert", prepare=written("a.jsonl.bz2", b"BZh")),
+)
+
+NAMED = (
+    wrong(prune("gone.jsonl:0.5 data.jsonl:1"), "gone.jsonl does not exist"),
+    wrong(oneshot("'*.csv'"), "No data file matches *.csv", "Check"),
+    wrong(recover("'mod*'"), "No data file matches mod*", "matches (model)", ".jsonl"),
+    wrong(prune("data.jsonl:x"), "weight of data.jsonl", "'x'", "above 0"),
+    wrong(criteria("data.jsonl:-1 b.jsonl:2"), "weight of data.jsonl is -1", prepare=rows("b.jsonl", {"text": "b"})),
+    wrong(prune("data.jsonl:0.5 b.jsonl"), "b.jsonl has no weight", "NAME:WEIGHT", prepare=rows("b.jsonl", {})),
+    wrong(oneshot("data.jsonl '*.jsonl'"), "data.jsonl is named twice", "Name it once"),
+    wrong(prune("data.jsonl:nan"), "weight of data.jsonl is nan", "above 0"),
+    wrong(
+        held_out("data.jsonl pairs.jsonl"),
+        *("data.jsonl has the columns text", "pairs.jsonl has prompt, completion", "--columns"),
+        prepare=rows("pairs.jsonl", {"prompt": "a", "completion": "b"}),
+    ),
+    wrong(
+        prune("data.jsonl:1 numbers.jsonl:1"),
+        *("the column 'text'", "string in data.jsonl", "int64 in numbers.jsonl"),
+        prepare=rows("numbers.jsonl", {"text": 5}),
+    ),
+    wrong(recover("data.jsonl --columns text=body"), "no column 'body'", "Its columns are text"),
+    wrong(oneshot("data.jsonl --columns text"), "'text' is no pair", "prompt=question"),
+    wrong("prune model --data data.jsonl --streaming -o out", "--streaming", "--max-steps"),
+    wrong(
+        prune("data.jsonl:1 b.jsonl:1 --stopping-strategy all_exhausted"),
+        *("repeats rows", "--eval-data", "--eval-sequences 0"),
+        prepare=rows("b.jsonl", {"text": "b"}),
+    ),
 )
 
 DAMAGED = (
@@ -193,4 +222,4 @@ UNKNOWN_TOKENS = (
     ),
 )
 
-TABLE: tuple[Wrong, ...] = (*NO_FILES, *DAMAGED, *ROWS, *PERPLEXITY, *TASKS, *PROMPTS, *UNKNOWN_TOKENS)
+TABLE: tuple[Wrong, ...] = (*NO_FILES, *NAMED, *DAMAGED, *ROWS, *PERPLEXITY, *TASKS, *PROMPTS, *UNKNOWN_TOKENS)

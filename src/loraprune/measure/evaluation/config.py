@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loraprune.data.encoding import BOS_CHOICES
+from loraprune.data.renaming import renames
 from loraprune.options.field import SEEDS, check_choice, check_fields, setting
 from loraprune.options.precision import DTYPE_NAMES
+
+if TYPE_CHECKING:
+    from loraprune.data.named import Data
 
 DEFAULT_TEXT = "wikitext2"
 
@@ -22,8 +26,9 @@ class EvaluationConfig:
             all is asked for, causal language models are measured on WikiText-2.
         tasks: names of lm-eval's tasks, ``commonsense`` (the seven of the LoRAPrune paper), or files of items.
         prompts: texts to go on from, or files of them; None writes nothing, and an empty tuple takes our own prompts.
-        data: labelled images or texts, or pairs of source and target: a file, a folder or a hub data set.
+        data: labelled images or texts, or pairs of source and target: files, folders or hub data sets, by name.
         split: of ``data``, where it is a folder or a hub data set; ``data_name``: configuration of a hub data set.
+        columns: new names of columns of ``data``: ``"text=review,label=stars"``.
         max_length: tokens of a segment, of a task's request and of a row; None is 2048 or the smallest context of the
             models for perplexity, and each model's own context for the others.
         bos: what begins with the beginning-of-sequence token: ``auto``: a text, if the tokenizer puts it there by
@@ -52,9 +57,10 @@ class EvaluationConfig:
     ppl: tuple[str, ...] = ()
     tasks: tuple[str, ...] = ()
     prompts: tuple[str, ...] | None = None
-    data: str | Path | None = None
+    data: Data | None = None
     split: str = "validation"
     data_name: str | None = None
+    columns: str | None = None
     max_length: int | None = setting(None, within="[2, inf)")
     bos: str = "auto"
     stride: int | None = setting(None, within="[1, inf)")
@@ -91,6 +97,7 @@ class EvaluationConfig:
         check_choice("bos", self.bos, BOS_CHOICES)
         check_fields(self)
         self._check_stride()
+        renames(self.columns)
         if self.dtype is not None:
             check_choice("dtype", self.dtype, DTYPE_NAMES)
         self._check_sampling()

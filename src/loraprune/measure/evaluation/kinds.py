@@ -17,6 +17,7 @@ import torch
 from loraprune.calibration.progress import Progress, ProgressOf
 from loraprune.checkpoint.source import ModelSource
 from loraprune.data.chat_prompt import chat_prompt, check_chat_template
+from loraprune.data.named import DataSource, find_sources
 from loraprune.measure.evaluation.config import EvaluationConfig
 from loraprune.measure.evaluation.evaluation import (
     Evaluation,
@@ -51,8 +52,13 @@ class RowsEvaluation(Evaluation):
     option = "--data"
 
     def __init__(self, config: EvaluationConfig, dtype: Callable[[ModelSource], torch.dtype]) -> None:
-        source = str(config.data)
-        self.name, self.data = _place(source).name, _facts(source, config.split, config.data_name)
+        sources = find_sources(config.data)
+        self.name = " + ".join(_place(source).name for source in sources)
+        facts = [_facts(source, config.split, config.data_name) for source in sources]
+        self.data = {
+            **(facts[0] if len(facts) == 1 else {"sources": facts}),
+            **({} if config.columns is None else {"columns": config.columns}),
+        }
         self._config, self._dtype = config, dtype
         self._held_out: dict[str, HeldOutRows] = {}
 
@@ -61,9 +67,10 @@ class RowsEvaluation(Evaluation):
         task = task_of_source(model)
         task.check_model(model.config)
         options = RunOptions(
-            eval_data=str(self._config.data),
+            eval_data=self._config.data,
             eval_split=self._config.split,
             data_name=self._config.data_name,
+            columns=self._config.columns,
             eval_sequences=self._config.limit or sys.maxsize,
             trust_remote_code=model.trust_remote_code,
         )
@@ -131,23 +138,25 @@ class TargetsEvaluation(RowsEvaluation):
         return asdict(found)
 
 
-def _place(source: str) -> Path:
+def _place(source: DataSource) -> Path:
     """Where the data is, or the hub's name for it; ``.`` has a name, too."""
-    path = Path(source).expanduser()
-    return path.resolve() if path.exists() else path
+    return source.paths[0].resolve() if len(source.paths) == 1 else Path(source.name)
 
 
-def _facts(source: str, split: str, data_name: str | None) -> dict[str, Any]:
+def _facts(source: DataSource, split: str, data_name: str | None) -> dict[str, Any]:
     """What data it is: hashes of files, or a data set of the hub by its name."""
-    path = _place(source)
-    if not path.exists():
-        return {"source": source, "name": data_name, "split": split}
-    digest, files = hashlib.sha256(), [path] if path.is_file() else sorted(path.rglob("*"))
-    for file in files:
-        if file.is_file():
-            digest.update(str(file.relative_to(path)).encode())
-            digest.update(hashlib.sha256(file.read_bytes()).digest())
-    return {"source": path.name, "sha256": digest.hexdigest(), **({} if path.is_file() else {"split": split})}
+    weight = {} if source.weight is None else {"weight": source.weight}
+    if not source.paths:
+        return {"source": source.place, "name": source.config or data_name, "split": split, **weight}
+    config = source.config or (None if source.is_file else data_name)
+    named = {**({} if source.is_file else {"split": split}), **({} if config is None else {"name": config}), **weight}
+    digest = hashlib.sha256()
+    for path in source.paths:
+        for file in [path] if path.is_file() else sorted(path.rglob("*")):
+            if file.is_file():
+                digest.update(str(file.relative_to(path)).encode())
+                digest.update(hashlib.sha256(file.read_bytes()).digest())
+    return {"source": _place(source).name, "sha256": digest.hexdigest(), **named}
 
 
 # Completions of prompts, to be read side by side.

@@ -11,6 +11,7 @@ from loraprune.allocation.allocate import check_reachable
 from loraprune.checkpoint.load import DTYPES
 from loraprune.checkpoint.save import check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
+from loraprune.data.named import data_places, find_sources
 from loraprune.importance.configs import Compresso, LoraGuided
 from loraprune.layers.quantized import is_quantized_model
 from loraprune.measure.width_times import SpeedGoal
@@ -37,13 +38,14 @@ from loraprune.tasks.arguments import given_values, training_arguments
 from loraprune.tasks.lora import lora_config
 from loraprune.tasks.options import LoraOptions, RunOptions
 from loraprune.tasks.own_lora import own_config
-from loraprune.tasks.rows import split_rows
+from loraprune.tasks.rows import is_streamed, split_rows
 from loraprune.tasks.task import Task
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from peft import LoraConfig
     from transformers import PreTrainedModel, TrainingArguments
+
+    from loraprune.data.named import Data
 
 
 logger = logging.getLogger("loraprune")
@@ -51,7 +53,7 @@ logger = logging.getLogger("loraprune")
 
 def prepare(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset,
+    data: Data,
     pruning: PruningConfig,
     inputs: RunInputs,
     run_dir: Path,
@@ -62,7 +64,8 @@ def prepare(
     """Check all that was given, cheapest first, and load everything but the weights."""
     options = inputs.options
     check_goals(options)
-    checkpoint = check_folders(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
+    data = find_sources(data)
+    checkpoint = check_folders(options, (model, *data_places(data), inputs.tokenizer, inputs.image_processor))
     source, task = find_source(model, inputs)
     training = {} if inputs.training is None else inputs.training
     zero = zero_config()
@@ -77,6 +80,7 @@ def prepare(
         arguments.save_strategy = "no"
     elif options.keep_run and arguments.save_strategy == "no":
         raise ValueError("keep_run was given, and save_strategy is 'no': the run has no states to keep. Leave one out.")
+    _check_length(data, options, arguments)
     check_quantized_base(options, pruning, source.loaded, recovery=recovery)
     structure = describe(source.shapes, pruning.target.dimensions, pruning.target.keep_layers)
     _settle_router_loss_(arguments, structure)
@@ -108,10 +112,26 @@ def prepare(
     check_shareable(options, structure, prepared.lora, pruning, source.shapes)
     check_space(structure, prepared.saved_dtype, source.device, pruning, arguments, options)
     setup = prepared.setup(inputs.collator, prompt=_pruning_prompt(pruning, task))
-    prepared.take_rows_(split_rows(task, dataset, setup, arguments.seed))
+    prepared.take_rows_(split_rows(task, data, setup, arguments.seed, _sequences(arguments, pruning)))
     _check_prepared(prepared)
     check_evaluations(prepared)
     return prepared
+
+
+def _check_length(data: Data, options: RunOptions, arguments: TrainingArguments) -> None:
+    """Make sure that a run on a stream says how long it is.
+
+    Raises:
+        ValueError: it does not.
+    """
+    if arguments.max_steps <= 0 and is_streamed(data, options):
+        raise ValueError("--streaming reads as many rows as the run has steps for. Say how many steps: --max-steps N.")
+
+
+def _sequences(arguments: TrainingArguments, pruning: PruningConfig) -> int:
+    """Rows that a run of a number of steps trains on, or calibrates on if these are more."""
+    in_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
+    return max(arguments.max_steps * in_a_step, pruning.calibration_sequences)
 
 
 def _check_prepared(prepared: PreparedTraining) -> None:

@@ -13,6 +13,7 @@ from loraprune.allocation.allocate import check_reachable
 from loraprune.checkpoint.load import DTYPES, default_device
 from loraprune.checkpoint.save import check_disk_space, check_relaxed_class
 from loraprune.checkpoint.source import ModelSource
+from loraprune.data.named import data_places, find_sources
 from loraprune.measure.width_times import SpeedGoal
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.folders import check_result_folder
@@ -29,8 +30,9 @@ from loraprune.tasks.options import RunOptions
 from loraprune.tasks.rows import rows_to_measure_on, split_rows
 
 if TYPE_CHECKING:
-    from datasets import Dataset
     from transformers import PreTrainedModel
+
+    from loraprune.data.named import Data
 
 logger = logging.getLogger("loraprune")
 
@@ -39,16 +41,18 @@ MAX_LENGTH = 2048
 
 def prepare_oneshot(
     model: str | Path | PreTrainedModel,
-    dataset: str | Path | Dataset | None,
+    data: Data | None,
     oneshot: OneshotConfig | SparseConfig,
     inputs: RunInputs,
 ) -> PreparedOneshot:
     """Check all that was given, cheapest first, and load everything but the weights."""
     options = inputs.options
-    check_result_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
+    data = None if data is None else find_sources(data)
+    read = (model, *data_places(data), inputs.tokenizer, inputs.image_processor)
+    check_result_folder(options, read)
     _check_options(oneshot, options)
-    check_oneshot_folder(options, (model, dataset, inputs.tokenizer, inputs.image_processor))
-    if dataset is None and oneshot.needs_data:
+    check_oneshot_folder(options, read)
+    if data is None and oneshot.needs_data:
         raise ValueError(_missing_data(oneshot))
     if isinstance(oneshot, SparseConfig):
         options = replace(options, latency=False)  # zeros make nothing faster
@@ -79,10 +83,10 @@ def prepare_oneshot(
             options.output, structure.num_parameters * prepared.saved_dtype.itemsize + _state_bytes(prepared)
         )
     setup = prepared.setup(inputs.collator)
-    if dataset is None:
+    if data is None:
         prepared.take_rows_(rows_to_measure_on(task, setup))
     else:
-        prepared.take_rows_(split_rows(task, dataset, setup, oneshot.seed))
+        prepared.take_rows_(split_rows(task, data, setup, oneshot.seed, oneshot.calibration_sequences))
     check_same_oneshot(prepared)
     return prepared
 

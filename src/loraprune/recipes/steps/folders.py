@@ -13,6 +13,7 @@ import torch
 
 from loraprune.checkpoint.load import working_dtype
 from loraprune.checkpoint.save import check_disk_space
+from loraprune.data.named import data_places
 from loraprune.processes.ranks import from_main
 from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.resume import last_checkpoint, usable_checkpoint
@@ -89,7 +90,7 @@ def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:
     """
     if options.output is None:
         return
-    check_output(options.output, overwrite=options.overwrite, inputs=(*inputs, options.eval_data))
+    check_output(options.output, overwrite=options.overwrite, inputs=(*inputs, *data_places(options.eval_data)))
     model = place_of(inputs[0])
     if isinstance(inputs[0], (str, Path)) and model is not None and options.output.resolve().is_relative_to(model):
         raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")

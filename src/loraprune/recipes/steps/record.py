@@ -53,7 +53,10 @@ ONESHOT_STATED = (
 )
 """The same for a run without training."""
 
-OF_DATA = ("answers_only", "bos", "split", "data_name", "eval_split", "eval_sequences", "dtype", "distill")
+OF_DATA = (
+    *("answers_only", "bos", "split", "data_name", "columns", "streaming", "stopping_strategy"),
+    *("eval_split", "eval_sequences", "dtype", "distill"),
+)
 """Options on how data is read, and how the result is saved; which data it is, the user says."""
 
 _STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)

@@ -1,0 +1,53 @@
+"""What a command line says of data: its forms, what is checked at once, and a model that was taken for data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from loraprune.data.named import data_places, is_hub_name
+
+DATA_HELP = """forms of --data and --eval-data:
+  rows.jsonl               also .ndjson .json .csv .tsv .txt, plain or as .gz or .zst; .parquet
+  'data/*.jsonl'           all files that match; put the pattern in quotes
+  FOLDER                   data files, images by class, a saved dataset, a clone of a Hub dataset
+  org/name                 a Hub dataset; org/name:config names its configuration
+  a.jsonl b.jsonl          all rows of both; also as two options
+  a.jsonl:0.7 b.jsonl:0.3  a mixture of 70 % and 30 %; ends when one of them runs out
+"""
+"""The forms that data may have, for the end of help pages."""
+
+
+def with_model(values: dict[str, Any]) -> dict[str, Any]:
+    """Values in which a model is no data: in ``--data DATA MODEL``, the parser takes both for data.
+
+    Args:
+        values: of a command line.
+    """
+    if "model" in values:
+        return values
+    for name in ("data", "eval_data"):
+        given = values.get(name) or []
+        found = [item for item in given if _is_checkpoint(item)]
+        if not found and "config" not in values and len(given) > 1 and is_hub_name(given[-1]):
+            found = [item for item in given[-1:] if not Path(item).exists()]
+        if found and len(given) > 1:
+            return {**values, "model": found[0], name: [item for item in given if item != found[0]]}
+    return values
+
+
+def check_data(values: Mapping[str, Any]) -> None:
+    """Make sure that the data is there, before anything large is imported.
+
+    Raises:
+        FileNotFoundError: it is not.
+        ValueError: a name is not understood, or weights are wrong.
+    """
+    for name in ("data", "eval_data"):
+        data_places(values.get(name))
+
+
+def _is_checkpoint(name: str) -> bool:
+    folder = Path(name).expanduser()
+    return any((folder / config).is_file() for config in ("config.json", "adapter_config.json"))
