@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,6 +60,12 @@ def test_a_key_that_some_rows_lack_is_none_there(tmp_path: Path) -> None:
 def test_values_of_several_kinds_in_one_column_are_kept(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", '{"text": "one", "id": 1}\n{"text": "two", "id": "b"}\n')
     assert read_file(path)["id"][:] == [1, "b"]
+
+
+def test_text_that_reads_like_json_stays_text_beside_values_of_other_kinds(tmp_path: Path) -> None:
+    rows = [{"a": "4", "b": [{"c": "true"}]}, {"a": [4], "b": [{"c": [True]}]}, {"a": "x", "b": [{"c": "{}"}]}]
+    path = write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    assert read_file(path).to_list() == rows
 
 
 def test_text_that_looks_like_a_date_or_a_number_stays_text(tmp_path: Path) -> None:
@@ -127,3 +135,50 @@ def test_text_in_another_encoding_is_refused(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b'{"text": "caf\xe9"}')
     with pytest.raises(ValueError, match="is not UTF-8 text"):
         read_file(tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("rows.ndjson", '{"a": "1", "b": "x, y"}\n'),
+        ("rows.tsv", "a\tb\n1\tx, y\n"),
+        ("rows.csv", "a;b\n1;x, y\n"),
+        ("tabs.csv", "a\tb\n1\tx, y\n"),
+        ("commas.csv", 'a,b\n1,"x, y"\n'),
+        ("mixed.csv", '"a";b\n1;"x, y"\n'),
+    ],
+)
+def test_separators_follow_from_ending_and_header(tmp_path: Path, name: str, text: str) -> None:
+    assert read_file(write(tmp_path / name, text)).to_list() == [{"a": "1", "b": "x, y"}]
+
+
+@pytest.mark.parametrize("name", ["rows.jsonl", "rows.json", "rows.csv", "rows.txt"])
+@pytest.mark.parametrize("ending", [".gz", ".zst"])
+def test_compressed_files_are_read_like_plain_ones(tmp_path: Path, name: str, ending: str) -> None:
+    texts = {".txt": "caf\u00e9\n", ".csv": "text\ncaf\u00e9\n"}
+    plain = write(tmp_path / name, texts.get(Path(name).suffix, '{"text": "caf\u00e9"}\n{"text": "tea"}\n'))
+    compress = gzip.compress if ending == ".gz" else pytest.importorskip("zstandard").compress
+    content = plain.read_bytes()
+    (tmp_path / f"{name}{ending}").write_bytes(compress(content[:8]) + compress(content[8:]))  # of two frames
+    assert read_file(tmp_path / f"{name}{ending}").to_list() == read_file(plain).to_list()
+
+
+@pytest.mark.parametrize("content", [b"no gzip", gzip.compress(b'{"text": "x"}\n' * 9)[:-10]])
+def test_broken_compressed_files_are_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "a.jsonl.gz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"a\.jsonl\.gz cannot be (read: Not a gzipped file|decompressed: .* Fetch)"):
+        read_file(tmp_path / "a.jsonl.gz")
+
+
+def test_a_broken_zstandard_file_is_refused(tmp_path: Path) -> None:
+    pytest.importorskip("zstandard")
+    (tmp_path / "a.jsonl.zst").write_bytes(b"no zstandard")
+    with pytest.raises(ValueError, match=r"a\.jsonl\.zst cannot be decompressed: .*\. Fetch it again"):
+        read_file(tmp_path / "a.jsonl.zst")
+
+
+def test_zstandard_files_name_the_package_that_they_need(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "zstandard", None)
+    (tmp_path / "a.jsonl.zst").write_bytes(b"x")
+    with pytest.raises(ValueError, match=r'pip install "loraprune\[zstd\]"'):
+        read_file(tmp_path / "a.jsonl.zst")

@@ -199,3 +199,44 @@ class TestOpening:
                 max_length=2,
                 bos="always",
             )
+
+
+PROMPT = [
+    {"role": "user", "content": "hello"},
+    {"role": "assistant", "content": "earlier"},
+    {"role": "user", "content": [{"type": "text", "text": "and "}, {"type": "text", "text": "now?"}]},
+]
+COMPLETION = [{"role": "assistant", "content": "the answer"}]
+
+
+def test_turns_of_a_prompt_are_read_and_those_of_its_completion_are_trained(
+    tmp_path: Path, make_tokenizer: MakeTokenizer
+) -> None:
+    rows = [{"prompt": PROMPT, "completion": COMPLETION, "system": "be brief"}, {"prompt": PROMPT, "completion": []}]
+    prepared, tokenizer = prepared_chats(tmp_path, rows, make_tokenizer)
+    assert trained_texts(prepared, tokenizer) == ["the answer<|im_end|>\n"]
+    (text,) = texts(prepared, tokenizer)
+    assert text.index("be brief") < text.index("earlier") < text.index("and now?") < text.index("the answer")
+    assert prepared.facts["empty_rows"] == 1
+
+
+def test_text_and_turns_may_stand_in_one_column(tmp_path: Path, make_tokenizer: MakeTokenizer) -> None:
+    rows = [{"prompt": "2+2=", "completion": "4"}, {"prompt": PROMPT, "completion": COMPLETION}]
+    prepared, tokenizer = prepared_chats(tmp_path, rows, make_tokenizer)
+    assert trained_texts(prepared, tokenizer) == ["4</s>", "the answer<|im_end|>\n"]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "completion", "message"),
+    [
+        (PROMPT, "4", "Row 1: one of 'prompt' and 'completion' is a conversation"),
+        ("2+2=", COMPLETION, "Row 1: one of 'prompt' and 'completion' is a conversation"),
+        (PROMPT, PROMPT[:1], "Row 1: the completion has no turn of the assistant"),
+        ([{"role": "user", "content": [{"type": "image"}]}], COMPLETION, "part of type 'image'"),
+    ],
+)
+def test_prompts_that_do_not_go_with_their_completions_are_refused(
+    tmp_path: Path, make_tokenizer: MakeTokenizer, prompt: object, completion: object, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepared_chats(tmp_path, [{"prompt": prompt, "completion": completion}], make_tokenizer)

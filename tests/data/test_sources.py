@@ -162,3 +162,42 @@ def test_real_files_have_their_rows(shared_data: Path) -> None:
     assert alpaca.num_rows == 1000
     assert set(alpaca.column_names) == {"instruction", "input", "output"}
     assert load_source(str(shared_data / "text" / "tinystories_train.jsonl")).num_rows == 3117
+
+
+ROWS = {"train": ["t0", "t1"], "validation": ["v0"]}
+
+
+def test_a_saved_data_set_is_taken_whole(tmp_path: Path) -> None:
+    Dataset.from_dict({"text": ["one", "two"]}).save_to_disk(tmp_path / "saved")
+    assert load_source(str(tmp_path / "saved"), split="validation")["text"][:] == ["one", "two"]
+
+
+def test_a_saved_dictionary_gives_its_splits(tmp_path: Path) -> None:
+    splits = datasets.DatasetDict({name: Dataset.from_dict({"text": texts}) for name, texts in ROWS.items()})
+    splits.save_to_disk(tmp_path / "saved")
+    assert load_source(str(tmp_path / "saved"))["text"][:] == ["t0", "t1"]
+    assert load_source(str(tmp_path / "saved"), split="dev")["text"][:] == ["v0"]
+    with pytest.raises(FileNotFoundError, match="has the splits train, validation, and none called 'test'"):
+        load_source(str(tmp_path / "saved"), split="test")
+
+
+def test_a_copy_of_a_hub_data_set_has_its_splits(tmp_path: Path) -> None:
+    (tmp_path / "copy" / "data").mkdir(parents=True)
+    for split, texts in ROWS.items():
+        write_rows(tmp_path / "copy" / "data" / f"{split}-00000-of-00001.jsonl", *texts)
+    assert load_source(str(tmp_path / "copy"))["text"][:] == ["t0", "t1"]
+    assert load_source(str(tmp_path / "copy"), split="validation[:1]")["text"][:] == ["v0"]
+
+
+def test_a_copy_of_a_hub_data_set_has_the_configurations_of_its_card(tmp_path: Path) -> None:
+    copy = tmp_path / "copy"
+    copy.mkdir()
+    write_rows(copy / "x.jsonl", "x0")
+    write_rows(copy / "y.jsonl", "y0")
+    card = "---\nconfigs:\n- config_name: x\n  data_files: x.jsonl\n- config_name: y\n  data_files: y.jsonl\n---\n"
+    (copy / "README.md").write_text(card)
+    assert load_source(f"{copy}:y")["text"][:] == ["y0"]
+    assert load_source(str(copy), name="x")["text"][:] == ["x0"]
+    with pytest.raises(ValueError, match=f"The folder {copy} cannot be loaded: .*x.*y") as caught:
+        load_source(str(copy))
+    assert "\n" not in str(caught.value)

@@ -9,12 +9,14 @@ from typing import Any
 from loraprune.data.named import data_places, is_hub_name
 
 DATA_HELP = """forms of --data and --eval-data:
-  rows.jsonl               also .ndjson .json .csv .tsv .txt, plain or as .gz or .zst; .parquet
-  'data/*.jsonl'           all files that match; put the pattern in quotes
-  FOLDER                   data files, images by class, a saved dataset, a clone of a Hub dataset
-  org/name                 a Hub dataset; org/name:config names its configuration
-  a.jsonl b.jsonl          all rows of both; also as two options
-  a.jsonl:0.7 b.jsonl:0.3  a mixture of 70 % and 30 %; ends when one of them runs out
+  rows.jsonl             or .ndjson .json .csv .tsv .txt, also as .gz or .zst;
+                         or .parquet
+  'data/*.jsonl'         all files that match; put the pattern in quotes
+  FOLDER                 data files, images by class, a saved dataset, or a
+                         clone of a Hub dataset
+  org/name               a Hub dataset; org/name:config with a configuration
+  a.jsonl b.jsonl        all rows of both
+  a.jsonl:7 b.jsonl:3    a mixture, 7 rows to 3, until one of them runs out
 """
 """The forms that data may have, for the end of help pages."""
 

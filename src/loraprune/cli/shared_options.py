@@ -28,8 +28,8 @@ def data_option(purpose: str) -> Option:
     return option(
         "data",
         "call",
-        f"{purpose}: files, folders, Hub datasets or demo (text of Python's standard library), also several or mixed by "
-        "weight (forms below)",
+        f"{purpose}: files, folders, Hub datasets, or demo (text of Python's standard library); also several, or mixed "
+        "by weight (forms below)",
         **SEVERAL,
         metavar="DATA",
     )

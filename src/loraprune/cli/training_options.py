@@ -166,16 +166,17 @@ class TrainingCommand:
             found, further = parser.parse_known_args(arguments)
         except ArgumentError as error:
             raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
-        given = with_model(vars(found))
+        # Without trl's options, a value of one of them would pass for the model.
+        given = with_model({name: value for name, value in vars(found).items() if name != "model" or not further})
         self._check_further(further, flags_of(parser))
         if "config" not in given:
             self._check_needed(given, without=("model",) if further else ())  # what a value of trl's looks like
             old = old_names(self.options.values())
-            check_data(given)
             if not old & given.keys():  # of which a warning is shown later, once
                 values = dict(given)
                 self.settle(values, given)
                 self.check(values)
+            check_data(given)
 
     def _check_further(self, further: Sequence[str], own: Sequence[str]) -> None:
         """Complain of options that are neither ours nor trl's, and of those of trl's that cannot be given.

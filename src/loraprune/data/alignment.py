@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import datasets
-from datasets import Dataset, Json, List, Value
+from datasets import Dataset, Features, Json, List, Value
 
+from loraprune.data.files import as_json
 from loraprune.data.formats import KNOWN_COLUMNS, Columns
 from loraprune.data.pairs import PAIR_COLUMNS
 
@@ -98,6 +99,13 @@ def _kinds_in_words(column: str, parts: Sequence[Dataset], names: Sequence[str])
 def _with_kinds(part: Dataset, kinds: dict[str, Any]) -> Dataset:
     part = part.select_columns([column for column in part.column_names if column in kinds])
     for column in part.column_names:
-        if part.features[column] not in (kinds[column], Value("null")):
-            part = part.cast_column(column, kinds[column])
+        kind = kinds[column]
+        if part.features[column] in (kind, Value("null")):
+            continue
+        if kind == Json():  # a cast would take JSON within the values for text
+            values = as_json(part.select_columns([column]).with_format(None)[:][column])
+            own = Dataset.from_dict({column: values}, features=Features({column: kind}))
+            part = datasets.concatenate_datasets([part.remove_columns(column), own], axis=1)
+        else:
+            part = part.cast_column(column, kind)
     return part

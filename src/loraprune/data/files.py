@@ -13,7 +13,7 @@ import io
 import json
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import groupby
 from pathlib import Path
@@ -21,7 +21,7 @@ from typing import Any, TextIO
 
 import pyarrow as pa  # type: ignore[import-untyped]
 import pyarrow.parquet as pq  # type: ignore[import-untyped]
-from datasets import Dataset
+from datasets import Dataset, Features, Json
 
 from loraprune.data.named import SUPPORTED, data_ending
 
@@ -87,10 +87,25 @@ def _rows_dataset(rows: list[_Row], path: Path) -> Dataset:
     columns = list(dict.fromkeys(key for row in rows for key in row))
     values = {column: [row.get(column) for row in rows] for column in columns}
     try:
-        # Values of several kinds in one column are kept as they are: whoever uses the column says what is wrong.
-        return Dataset.from_dict(values, on_mixed_types="use_json")
+        return table_of(values)
     except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds a value that cannot be stored in a table: {_first_line(error)}") from error
+
+
+def table_of(columns: Mapping[str, list[Any]]) -> Dataset:
+    """A data set of columns that may hold values of several kinds: whoever uses a column says what is wrong with it."""
+    found = Dataset.from_dict(dict(columns), on_mixed_types="use_json")
+    mixed = [name for name, kind in found.features.items() if "Json(" in str(kind)]
+    if not mixed:
+        return found
+    # Left to itself, a column of JSON takes a text that reads like JSON for what it says: "4" for the number.
+    features = Features({**found.features, **dict.fromkeys(mixed, Json())})
+    return Dataset.from_dict({**columns, **{name: as_json(columns[name]) for name in mixed}}, features=features)
+
+
+def as_json(values: Iterable[Any]) -> list[Any]:
+    """Values for a column of JSON, in which texts stay texts."""
+    return [json.dumps(value) if isinstance(value, str) else value for value in values]
 
 
 def _first_line(error: BaseException) -> str:

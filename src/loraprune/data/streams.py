@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from datasets import Dataset, Features, IterableDataset, Json, Value
 
-from loraprune.data.files import file_rows
+from loraprune.data.files import file_rows, table_of
 from loraprune.data.named import DataSource
 from loraprune.data.renaming import renamed_row
 from loraprune.data.sources import is_published, load_source, open_published, source_files
@@ -60,7 +60,7 @@ class RowStream:
         """The first rows as a data set."""
         rows = list(islice(self, count))
         columns = {name: [row[name] for row in rows] for name in self.column_names}
-        return Dataset.from_dict(columns, on_mixed_types="use_json")
+        return table_of(columns)
 
 
 @dataclass(frozen=True, kw_only=True)

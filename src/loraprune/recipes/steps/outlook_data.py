@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from loraprune.record.numbers import count, percent
+from loraprune.record.numbers import count, counted, percent
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -48,7 +48,7 @@ def data_facts(prepared: PreparedRun, lengths: Sequence[int], batch: int | None 
         batch: rows of a training batch; None without training.
     """
     rows, facts = prepared.rows.prepared, prepared.rows.prepared.facts
-    parts = [f"{_rows(len(prepared.train_rows))}"]
+    parts = [counted(len(prepared.train_rows), "row")]
     if lengths:
         most = max(lengths)
         longest = f"of {most:,}" if min(lengths) == most else f"of up to {most:,}"
@@ -61,9 +61,5 @@ def data_facts(prepared: PreparedRun, lengths: Sequence[int], batch: int | None 
     if dropped and rows.total:
         parts.append(f"{percent(int(str(dropped)) / rows.total)} of the rows left out")
     if prepared.held_out is not None:
-        parts.append(f"{_rows(len(prepared.held_out))} held out")
+        parts.append(f"{counted(len(prepared.held_out), 'row')} held out")
     return ", ".join(parts)
-
-
-def _rows(number: int) -> str:
-    return f"{number:,} row{'' if number == 1 else 's'}"
