@@ -176,12 +176,12 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
 
 def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> int:
     config = OneshotConfig(**fields_of(ONESHOT_OPTIONS, values, "oneshot"))  # before anything large is imported
-    check_data(values)
     options = RunOptions(
         **fields_of(ONESHOT_OPTIONS, values, "run"), command=shlex.join(["loraprune", "oneshot", *arguments])
     )
     check_recipe_stays(values)
     check_no_preset(values["model"])
+    check_data(values)
     begin("oneshot", values["model"])
     from loraprune.architectures import read_spec, register
     from loraprune.recipes.oneshot import oneshot

@@ -130,10 +130,11 @@ class TrainingCommand:
         return parser
 
     def _run(self, arguments: Sequence[str], console: Console) -> int:
-        self._check_own(arguments)
+        given = self._check_own(arguments)
         models = models_in(arguments)
         for model in models:
             check_no_preset(model)
+        check_data(given)
         begin(self.name, *models)
         options, training = self.options, training_fields()
         values = self._values(arguments, options, training)
@@ -153,8 +154,11 @@ class TrainingCommand:
         )
         return 0
 
-    def _check_own(self, arguments: Sequence[str]) -> None:
+    def _check_own(self, arguments: Sequence[str]) -> dict[str, Any]:
         """Complain of our own options at once: those of trl take seconds to import.
+
+        Returns:
+            The values of our options on the command line.
 
         Raises:
             ValueError: a value is not one that an option of ours takes, or one that is needed was not given.
@@ -176,7 +180,7 @@ class TrainingCommand:
                 values = dict(given)
                 self.settle(values, given)
                 self.check(values)
-            check_data(given)
+        return given
 
     def _check_further(self, further: Sequence[str], own: Sequence[str]) -> None:
         """Complain of options that are neither ours nor trl's, and of those of trl's that cannot be given.
