@@ -450,7 +450,7 @@ class TestWrongInvocation:
             (["--sparsity", "0"], "The sparsity is 0; it must lie between 0 and 1"),
             (["--sparsity", "1"], "The sparsity is 1; it must lie between 0 and 1"),
             (["--sparsity", "-0.1"], "The sparsity is -0.1; it must lie between 0 and 1"),
-            (["--sparsity", "0:4"], "The sparsity is 0:4: of every M consecutive weights of a row N become zero"),
+            (["--sparsity", "0:4"], "The sparsity is 0:4. Of every M consecutive weights of a row, N become zero"),
             (["--sparsity", "4:4"], "N must be at least 1 and less than M, as in 2:4"),
             (["--sparsity", "5:4"], "N must be at least 1 and less than M, as in 2:4"),
             (["--sparsity", "much"], "The sparsity 'much' is neither a share such as 0.5 nor a pattern such as 2:4"),

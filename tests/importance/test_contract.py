@@ -208,5 +208,5 @@ def test_options_reach_what_does_the_work():
 
 
 def test_what_scores_no_groups_builds_nothing():
-    with pytest.raises(TypeError, match="scores no groups"):
+    with pytest.raises(TypeError, match="does not score groups"):
         CriterionConfig().build()

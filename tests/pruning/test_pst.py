@@ -199,7 +199,7 @@ def test_a_second_run_goes_on_from_the_masks_of_the_first(tmp_path: Path) -> Non
 def test_a_model_with_two_adapters_is_refused(tmp_path: Path) -> None:
     model = adapted_model()
     model.add_adapter("other", model.peft_config["default"])
-    with pytest.raises(ValueError, match="trains one adapter, and the model has default, other"):
+    with pytest.raises(ValueError, match="trains one adapter, but the model has default, other"):
         train(tmp_path, [PruningCallback(pst_config())], model=model)
 
 
@@ -237,9 +237,9 @@ class TestRefusals:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"use_dora": True}, "leave out use_dora=True"),
-            ({"lora_dropout": 0.1}, r"leave out lora_dropout=0\.1"),
-            ({"init_lora_weights": "pissa"}, "leave out init_lora_weights='pissa'"),
+            ({"use_dora": True}, "Leave out use_dora=True"),
+            ({"lora_dropout": 0.1}, r"Leave out lora_dropout=0\.1"),
+            ({"init_lora_weights": "pissa"}, "Leave out init_lora_weights='pissa'"),
         ],
     )
     def test_other_adapters(self, tmp_path: Path, changes: dict[str, Any], message: str) -> None:

@@ -57,8 +57,8 @@ CONFIGS = (
     wrong(ONESHOT, "rope_type is 'nope'", "config.json", prepare=config(rope_parameters={"rope_type": "nope"})),
     wrong("plan model", "type is 'nope'", "config.json", prepare=config(rope_scaling={"type": "nope", "factor": 2.0})),
     wrong(COMPARE, FILE, "layer_types", prepare=config(layer_types=["nope", "nope"])),
-    wrong("plan model", "'nope'", "supported: bert", prepare=config(model_type="nope")),
-    wrong("eval model --ppl data.jsonl", "'nope'", "supported: bert", prepare=config(model_type="nope")),
+    wrong("plan model", "'nope'", "Supported types: bert", prepare=config(model_type="nope")),
+    wrong("eval model --ppl data.jsonl", "'nope'", "Supported types: bert", prepare=config(model_type="nope")),
     wrong(GGUF, FILE, "'nope'", "known type", prepare=config(model_type="nope")),
     # sizes that no model has
     wrong("plan model", FILE, "num_hidden_layers = 0", "1 or more", prepare=config(num_hidden_layers=0)),

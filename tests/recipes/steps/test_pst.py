@@ -120,8 +120,8 @@ def test_a_run_does_not_go_on_with_another_criterion(checkpoint: Path, data: Pat
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lora": LoraOptions(dropout=0.1)}, r"leave out lora_dropout=0\.1"),
-        ({"lora": LoraConfig(target_modules=["q_proj"], use_dora=True)}, "leave out use_dora=True"),
+        ({"lora": LoraOptions(dropout=0.1)}, r"Leave out lora_dropout=0\.1"),
+        ({"lora": LoraConfig(target_modules=["q_proj"], use_dora=True)}, "Leave out use_dora=True"),
         ({"options": {"target_params": 20_000}}, "target_params was given"),
         ({"options": {"unrecovered": True}}, "measure_unrecovered was given"),
         ({"options": {"quantization": "bnb-8bit"}}, "'pst' masks single base weights"),
