@@ -103,12 +103,15 @@ def test_sigterm_ends_a_comparison_of_criteria(checkpoint: Path, data: Path, tmp
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)
-@pytest.mark.parametrize("delay", thinned([0.15, 1.0, 0.3, 0.6, 2.0], 2))
+@pytest.mark.parametrize("delay", thinned(["first line", 1.0, 0.15, 0.3, 0.6, 2.0], 2))
 def test_a_signal_in_the_first_seconds_ends_with_one_line(
-    number: signal.Signals, delay: float, checkpoint: Path, data: Path, tmp_path: Path
+    number: signal.Signals, delay: float | str, checkpoint: Path, data: Path, tmp_path: Path
 ) -> None:
     process = start(tmp_path, "prune", checkpoint, "--data", data, "-o", "out", *SHORT)
-    time.sleep(delay)
+    if isinstance(delay, str):
+        wait_for(process, "loraprune ")
+    else:
+        time.sleep(delay)
     process.send_signal(number)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (128 + number, ""), err
