@@ -14,6 +14,7 @@ from loraprune.cli.main import main
 from loraprune.data.demo import HELD_OUT_MODULES, demo_data, demo_model, library_root, standard_library_text
 from loraprune.metrics.perplexity import pack_text, perplexity
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.recipes import demo
 from loraprune.tasks.options import RunOptions
 
 
@@ -77,6 +78,7 @@ def test_the_demo_ends_with_a_table_completions_and_a_report(
     output = tmp_path / "out"
     few = texts[0][:20], [texts[1][0][:20_000]]
     monkeypatch.setattr("loraprune.data.demo.standard_library_text", lambda: few)
+    monkeypatch.setitem(demo._TRAINING, "max_length", 64)
     assert main(["demo", "-o", str(output), "--max-steps", "4"]) == 0
     shown = capsys.readouterr().out
     for words in ("Parameters", "File size", "Held-out perplexity", "Forward pass", "without recovery", "dense"):

@@ -93,6 +93,7 @@ def test_padding_on_the_left_changes_nothing(written: tuple[Any, Any]) -> None:
     )
 
 
+@pytest.mark.full
 @pytest.mark.slow
 def test_widths_that_differ_from_layer_to_layer_are_no_hindrance(tmp_path: Path) -> None:
     model = byte_model()
