@@ -236,7 +236,7 @@ class TestRefusals:
             RunOptions(quantization="int3")
 
     def test_missing_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("loraprune.checkpoint.load.find_spec", lambda package: None)
+        monkeypatch.setattr("loraprune.options.precision.find_spec", lambda package: None)
         with pytest.raises(ValueError, match=r'needs bitsandbytes, .*pip install "loraprune\[quantization\]"'):
             RunOptions(quantization="bnb-4bit")
 
