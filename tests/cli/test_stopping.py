@@ -77,15 +77,16 @@ def test_sigterm_leaves_what_a_run_without_training_has_finished(checkpoint: Pat
 
 @pytest.mark.full
 @pytest.mark.slow
-def test_ctrl_c_leaves_nothing_behind(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_what_was_finished(checkpoint: Path, data: Path, tmp_path: Path) -> None:
     process = start(tmp_path, "oneshot", checkpoint, "--data", data, "-o", "out", *ONCE, "--ratio=0.5", "--cuts=300")
     wait_for(process, "cutting 2/300 ")
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=120)
     assert (process.returncode, out) == (130, ""), err
-    assert err.splitlines()[-1] == "Stopped."
+    assert err.splitlines()[-1].startswith("Stopped; nothing was written to the output folder.")
+    assert "--resume" in err.splitlines()[-1]
     assert "Traceback" not in err
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
 
 
 @pytest.mark.full

@@ -169,7 +169,7 @@ TRAINING: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --use-liger-kernel", "liger-kernel", "Install it"),
     wrong(f"{PRUNE} --fp16", "fp16", "bf16"),
     wrong(f"{PRUNE} --tf32", "tf32"),
-    wrong(f"{PRUNE} --eval-strategy steps", "--eval-strategy", "--eval-data"),
+    wrong(f"{PRUNE} --eval-strategy steps", "--eval-strategy", "--eval-steps"),
     wrong(f"{PRUNE} --save-strategy best", "save_strategy is 'best'", "steps"),
     wrong(f"{PRUNE} --keep-run --save-strategy no", "keep_run", "save_strategy"),
     wrong(f"{PRUNE} --load-best-model-at-end", "--load-best-model-at-end"),
