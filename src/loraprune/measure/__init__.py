@@ -1,1 +1,1 @@
-"""The verbs that measure, each with its engine: evaluation, benchmark, estimation."""
+"""Measurement: evaluation, benchmarks and estimation."""

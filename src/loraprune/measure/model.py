@@ -1,4 +1,4 @@
-"""Models that are to be measured: checked before their weights are loaded, and the dtype and device to measure in."""
+"""Checks of a model to measure, before its weights are loaded, and the dtype and device of the measurement."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from loraprune.tasks.registry import TaskError, task_of_source
 
 
 def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> ModelSource:
-    """Make sure that a model can be measured, without loading its weights; gives the same.
+    """Check that a model can be measured, without loading its weights, and return its source.
 
     Args:
-        source: of the model; an adapter, or quantized, or of an unknown family as may be.
+        source: source of the model; adapters, quantized models and unknown families are allowed.
         needs_tokenizer: whether a model that reads text must have one; speed can be measured without.
 
     Raises:
-        CheckpointError: the tokenizer does not fit, or the model is made for something that cannot be measured.
+        CheckpointError: the tokenizer does not fit, or the model's task cannot be measured.
     """
     try:
         task = task_of_source(source)
@@ -36,7 +36,7 @@ def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> Mo
 
 
 def _check_vocabulary(source: ModelSource) -> None:
-    """Make sure that the model has an embedding for every token, those aside that were added to a tokenizer later.
+    """Check that the model has an embedding for every token, except those added to a tokenizer later.
 
     Raises:
         CheckpointError: it has not.
@@ -50,24 +50,24 @@ def _check_vocabulary(source: ModelSource) -> None:
 
 
 def measuring_dtype(source: ModelSource, asked: torch.dtype | str | None, device: torch.device) -> torch.dtype:
-    """The dtype to measure in: the one asked for (by a name such as ``"bfloat16"``), or the checkpoint's own.
+    """Return the dtype to measure in: the requested one (by a name such as ``"bfloat16"``), or the checkpoint's own.
 
-    On a CPU that is 32 bits.
+    On a CPU, the default is 32 bits.
 
     Raises:
-        ValueError: the name is none.
+        ValueError: the name is unknown.
     """
     if isinstance(asked, str):
         if asked not in DTYPES:
             raise ValueError(f"dtype is {asked!r}; choose one of {', '.join(DTYPES)}.")
         return DTYPES[asked]
-    # Training would avoid float16 on old accelerators; a forward pass is what it was made for.
+    # Training avoids float16 on old accelerators, but a forward pass is safe.
     keeps = source.stored_dtype == torch.float16 and device.type != "cpu"
     return asked or (source.stored_dtype if keeps else source.working_dtype(device))
 
 
 def named_device(name: str | None) -> torch.device:
-    """A device by its name, or the first accelerator, or the CPU; in one of several processes, its own accelerator.
+    """Return a device by name, or the first accelerator, or the CPU. One of several processes gets its own accelerator.
 
     Raises:
         ValueError: this machine or this torch has no such device, or several processes would share it.

@@ -1,4 +1,4 @@
-"""Which of several models a figure in a file is of: known by the hash of its files, or else by its name and place."""
+"""The model that a figure in a file belongs to, by the hash of its files, or by its name and path."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ Key = TypeVar("Key", bound=Hashable)
 
 @dataclass(frozen=True, kw_only=True)
 class Known:
-    """A model that figures may be of.
+    """A model that figures may belong to.
 
     Attributes:
-        folder: that holds it; it need not be there.
-        name: as files call it, where that is no place seen from here: a hub name.
+        folder: folder of the model; it need not exist.
+        name: name in files, if that is not a path from here: a Hub name.
     """
 
     folder: Path
@@ -27,11 +27,11 @@ class Known:
 
 @dataclass(frozen=True)
 class Ownership(Generic[Key]):
-    """What a figure is of.
+    """Owner of a figure.
 
     Attributes:
-        key: of the model; None of another one.
-        stale: whether it is of what that model was before its files changed.
+        key: key of the model; None for another model.
+        stale: whether the figure is from before the model's files changed.
     """
 
     key: Key | None = None
@@ -39,11 +39,11 @@ class Ownership(Generic[Key]):
 
 
 class Owners(Generic[Key]):
-    """The models that figures may be of; each is hashed once, and only if a figure may be its own.
+    """Models that figures may belong to. Each is hashed at most once, and only if a figure may be its own.
 
     Args:
-        models: by key; of several that fit, the first one counts.
-        by_own_name: whether the last part of a name will do where no place fits and one model alone is called so.
+        models: models by key; if several match, the first one counts.
+        by_own_name: whether the last part of a name is enough if no path matches and only one model has that name.
     """
 
     def __init__(self, models: Mapping[Key, Known], *, by_own_name: bool = False) -> None:
@@ -52,12 +52,12 @@ class Owners(Generic[Key]):
         self._hashes: dict[Key, str | None] = {}
 
     def of(self, name: str, fingerprint: str | None, file: Path) -> Ownership[Key]:
-        """Tell which model a figure is of.
+        """Return the model of a figure.
 
         Args:
-            name: of its model, as the file has it; a folder is looked for from here and from the file.
+            name: name of its model in the file; a folder is resolved from here and from the file.
             fingerprint: hash of its model, if the file has one.
-            file: that holds the figure.
+            file: file of the figure.
         """
         placed = self._at_its_place(name, file)
         for meant in placed or (self._called(name) if self._by_own_name else ()):
@@ -74,13 +74,13 @@ class Owners(Generic[Key]):
         return [key for key, model in self._models.items() if model.folder.resolve() in places or model.name == name]
 
     def _called(self, name: str) -> list[Key]:
-        """The only model of that own name, whatever folders it was in; none where there are several."""
+        """The only model with this last part of its name, in any folder; empty if there are several."""
         own = Path(name).name
         alike = [key for key, model in self._models.items() if own in (model.folder.resolve().name, _last(model.name))]
         return alike if len(alike) == 1 else []
 
     def _hash(self, key: Key) -> str | None:
-        """Of a folder that holds a model; None where there is nothing to hash."""
+        """Hash of a folder that holds a model; None if there is nothing to hash."""
         if key not in self._hashes:
             folder = self._models[key].folder
             holds = folder.is_dir() and any(folder.glob("*.safetensors"))

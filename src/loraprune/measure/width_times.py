@@ -1,4 +1,4 @@
-"""How long a model of other widths takes: blocks of several widths, timed on this machine before anything is cut."""
+"""Time of a model with other widths: blocks of several widths, timed on this machine before any cut."""
 
 from __future__ import annotations
 
@@ -29,24 +29,24 @@ if TYPE_CHECKING:
     from loraprune.measure.estimation.shape_models import ShapeModels
 
 TIMED_WIDTHS = 6
-"""Widths of each kind that are timed, beside the dense one; between them times are interpolated."""
+"""Number of widths timed for each kind, besides the dense one; times between them are interpolated."""
 
 NEW_TOKENS = 16
 SECONDS = 60.0
-"""That the timing takes about at most; each model is timed at least :data:`LEAST` times."""
+"""Approximate maximum seconds of the timing; each model is timed at least :data:`LEAST` times."""
 
 LEAST, MOST, WARMUP = 3, 15, 2
 
 LEAST_LEFT = 0.02
-"""Share of a block's time that its narrowest form takes at least."""
+"""Minimum share of a block's time that its narrowest form takes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TimedWork:
-    """What is timed.
+    """Work to time.
 
     Attributes:
-        phase: ``prefill``, the forward pass over a prompt, or ``decode``, one token after another behind it.
+        phase: ``prefill``, the forward pass over a prompt, or ``decode``, token by token after it.
         size: batch, and tokens of the prompt.
     """
 
@@ -59,10 +59,10 @@ class TimedWork:
         return f"decoding behind {words}" if self.phase == "decode" else words
 
     def contender(self, model: PreTrainedModel) -> TurnTaker:
-        """The timed call of a model.
+        """Return the timed call of a model.
 
         Raises:
-            ValueError: the model writes no text, and decoding was asked for.
+            ValueError: decoding was requested, but the model generates no text.
         """
         device = next(model.parameters()).device
         if self.phase == "prefill":
@@ -78,10 +78,10 @@ class WidthTimes:
     """Times of a model by its widths.
 
     Attributes:
-        work: that was timed, in words.
-        outside: seconds of everything but the blocks.
+        work: description of the timed work.
+        outside: seconds of everything except the blocks.
         block: seconds of a dense block.
-        blocks: how many there are; ``open``: of those, how many may shrink.
+        blocks: number of blocks; ``open``: number of blocks that may shrink.
         tables: seconds of a block in which one kind has another width, by kind and width.
     """
 
@@ -93,24 +93,24 @@ class WidthTimes:
     tables: Mapping[str, Mapping[int, float]]
 
     def seconds(self, widths: Widths) -> float:
-        """Expected of a model of these widths: what each kind saves is added up."""
+        """Expected seconds of a model with these widths. The savings of all kinds are added."""
         saved = sum(self.block - _between(table, widths[kind]) for kind, table in self.tables.items())
-        saved = min(saved, (1.0 - LEAST_LEFT) * self.block)  # times are noisy, and no block takes none
+        saved = min(saved, (1.0 - LEAST_LEFT) * self.block)  # times are noisy, and a block's time is never 0
         return self.outside + widths.get("blocks", self.blocks) * self.block - self.open * saved
 
     def speedup(self, widths: Widths) -> float:
-        """How many times as fast as the dense model that is."""
+        """Speedup over the dense model."""
         return (self.outside + self.blocks * self.block) / self.seconds(widths)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SpeedGoal:
-    """A speed that was asked for.
+    """A target speedup.
 
     Attributes:
-        asked: times as fast as the dense model.
-        work: that is timed.
-        times: by width, on this machine.
+        asked: requested speedup over the dense model.
+        work: timed work.
+        times: times by width, on this machine.
     """
 
     asked: float
@@ -119,7 +119,7 @@ class SpeedGoal:
 
 
 def _between(table: Mapping[int, float], width: int) -> float:
-    """Seconds at a width, on straight lines between those that were timed."""
+    """Seconds at a width, interpolated linearly between timed widths."""
     known = sorted(table)
     above = next((index for index, other in enumerate(known) if other >= width), len(known) - 1)
     low, high = known[max(above - 1, 0)], known[above]
@@ -131,19 +131,19 @@ def _between(table: Mapping[int, float], width: int) -> float:
 def time_widths(
     models: ShapeModels, legal: LegalWidths, work: TimedWork, *, dtype: torch.dtype, device: torch.device
 ) -> WidthTimes:
-    """Time models of random weights with one block, dense and with less of one kind each.
+    """Time one-block models with random weights: dense, and with a smaller width of one kind each.
 
-    Of a model whose blocks are not alike, all blocks are timed together.
+    If the blocks of a model differ, all blocks are timed together.
 
     Args:
-        models: makes the shapes.
-        legal: widths that the result may have.
-        work: that is timed.
-        dtype: that the models compute in.
-        device: that computes.
+        models: builds the shapes.
+        legal: allowed widths of the result.
+        work: work to time.
+        dtype: dtype of the models.
+        device: device of the timing.
 
     Raises:
-        ValueError: there is not enough memory, or the model cannot do the work.
+        ValueError: memory is too small, or the model cannot do the work.
     """
     structure = models.structure
     if "hidden" in structure.kinds:
@@ -187,13 +187,13 @@ def time_widths(
 
 
 def work_latency(models: Mapping[str, PreTrainedModel], work: TimedWork) -> dict[str, float]:
-    """Median seconds of a piece of work, for models that take turns."""
+    """Median seconds of some work, for models timed in turns."""
     contenders = {name: work.contender(model) for name, model in models.items()}
     return {name: times.median for name, times in in_turns(contenders, repeats=10, warmup=WARMUP).items()}
 
 
 def _timed_widths(kind: str, most: int, legal: LegalWidths) -> Iterator[int]:
-    """Some of the widths that a kind may have, from the smallest on, without the dense one."""
+    """Some of the allowed widths of a kind, from the smallest on, without the dense one."""
     if kind in legal.counts:
         smaller: Sequence[int] = [count for count in legal.counts[kind] if count < most]
     else:
@@ -207,7 +207,7 @@ def _timed_widths(kind: str, most: int, legal: LegalWidths) -> Iterator[int]:
 def _cut_copy(
     dense: PreTrainedModel, kinds: Sequence[str], widths: Widths, legal: LegalWidths, keep_layers: Sequence[int]
 ) -> PreTrainedModel:
-    """A copy of other widths that shares embeddings and head with the first one."""
+    """A copy with other widths that shares embeddings and head with the original."""
     shared = {}
     for get in (dense.get_input_embeddings, dense.get_output_embeddings):
         with suppress(NotImplementedError):  # some models that read images
@@ -233,7 +233,7 @@ def _check_room(model: nn.Module, copies: int, device: torch.device) -> None:
 
 
 def _quickest(contenders: Mapping[object, TurnTaker]) -> dict[object, float]:
-    """Seconds of the quickest call of each: other work on the machine can only add to them."""
+    """Seconds of the fastest call of each, because other load on the machine can only add to them."""
     named = {str(key): contender for key, contender in contenders.items()}
     first = in_turns(named, repeats=1, warmup=WARMUP)
     once = sum(times.median * contender.steps for times, contender in zip(first.values(), named.values(), strict=True))

@@ -1,1 +1,1 @@
-"""Speed and memory of models that take turns: ``loraprune bench``."""
+"""Speed and memory of models, measured alternately: ``loraprune bench``."""

@@ -1,4 +1,4 @@
-"""Benchmarks of a whole run: load the models, let them take turns, and put the figures together."""
+"""A whole benchmark: load the models, measure them in turns, and collect the figures."""
 
 from __future__ import annotations
 
@@ -36,18 +36,17 @@ def bench(
     command: str | None = None,
     progress: ProgressOf | None = None,
 ) -> BenchResult:
-    """Measure speed, memory and operations of models that take turns; the first is what the others are compared with.
+    """Measure speed, memory and operations of models in turns. The first model is the reference for the others.
 
     Args:
-        models: folders or hub names of checkpoints and adapters, or models in memory by what they are called. An
-            adapter is measured unmerged and merged. The profile ``training`` takes the name of one base.
+        models: folders or Hub names of checkpoints and adapters, or models in memory by display name. An adapter is
+            measured unmerged and merged. The profile ``training`` takes the name of one base.
         config: what to measure, and how often.
-        command: what the user typed, for the record.
-        progress: is told what is timed and how far that is.
+        command: command line of the user, for the record.
+        progress: called with the current work and its progress.
 
     Raises:
-        ValueError: a model cannot be measured, does not fit the others or what was asked for, or there is not enough
-            memory.
+        ValueError: a model cannot be measured, or does not fit the others or the configuration, or memory is too small.
     """
     config = config or BenchConfig()
     given = next(iter(models.values()), None) if isinstance(models, Mapping) else None
@@ -72,7 +71,7 @@ def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
 def _inference(
     contenders: Sequence[Contender], config: BenchConfig, device: torch.device, rounds: Rounds, command: str | None
 ) -> BenchResult:
-    """Load, measure, and put together."""
+    """Load, measure, and collect the figures."""
     in_memory_already = contenders[0].source.loaded is not None
     asked = None if config.dtype is None or in_memory_already else DTYPES[config.dtype]
     dtype = asked or contenders[0].source.working_dtype(device)
@@ -170,7 +169,7 @@ def _benched(contender: Contender, model: PreTrainedModel) -> BenchedModel:
 
 
 def _compared(figures: Sequence[BenchFigure], *, in_turns: bool) -> Iterator[BenchFigure]:
-    """Figures with their share of the first one of the same measure."""
+    """Return the figures with their share of the first one of the same measure."""
     first: dict[tuple[str, Any], BenchFigure] = {}
     for figure in figures:
         reference = first.setdefault((figure.measure, figure.settings.get("batch_size")), figure)
@@ -182,18 +181,18 @@ def _settings(config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:
     return asdict(config) | settled | {"flops": CONVENTION, "turns": not config.one_at_a_time}
 
 
-# Whether a benchmark has the memory that it needs, and what to do where it has not.
+# Check of the memory that a benchmark needs, and advice if it is too small.
 
 GIGA = 1e9
 OUT_OF_MEMORY = "can't allocate memory"
-"""What torch says where a CPU has no more; an accelerator has an error of its own."""
+"""Message of torch if the CPU runs out of memory; accelerators have their own error type."""
 
 
 def check_memory(contenders: Sequence[Contender], dtype: torch.dtype, device: torch.device) -> None:
-    """Make sure that there is room for the weights of all models.
+    """Check that the weights of all models fit into memory.
 
     Raises:
-        ValueError: there is not.
+        ValueError: they do not fit.
     """
     needed = sum(contender.parameters() for contender in contenders) * dtype.itemsize
     free = free_memory(device)
@@ -213,10 +212,10 @@ def _remedy(*, one_at_a_time: bool) -> str:
 
 @contextmanager
 def memory_reported(device: torch.device, *, one_at_a_time: bool) -> Iterator[None]:
-    """Say what to do where there is not enough memory for a block.
+    """Add advice to the error if memory runs out in a block.
 
     Raises:
-        ValueError: there is not.
+        ValueError: memory ran out.
     """
     try:
         yield

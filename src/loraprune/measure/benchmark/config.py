@@ -1,4 +1,4 @@
-"""What ``loraprune bench`` measures, how often, and on which device."""
+"""Configuration of ``loraprune bench``: what to measure, how often, and on which device."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ REPEATS = {"inference": 100, "training": 20}
 WARMUP = {"inference": 10, "training": 2}
 TOKENS = {"inference": 2048, "training": 512}
 TIMED_CRITERIA = tuple(name for name in CRITERIA if name != "position")
-"""Criteria of a training step; ``position`` looks at nothing."""
+"""Criteria of a training step; ``position`` uses no data."""
 OF_INFERENCE = ("decode_batch", "new_tokens", "against_base", "base")
 OF_TRAINING = (
     "criteria",
@@ -37,31 +37,31 @@ class BenchConfig:
     Attributes:
         profile: ``inference`` (prefill and decoding) or ``training`` (a step of plain LoRA tuning, of each criterion,
             with masks and with slices).
-        tokens: tokens of a sequence: 2048 for inference, 512 for training, or the context of the model if that is
+        tokens: tokens per sequence: 2048 for inference, 512 for training, or the context of the model if that is
             shorter.
-        batch_size: sequences of a forward pass, in prefill and in training.
-        decode_batch: sequences that are decoded at once; one measurement each. Empty leaves decoding out.
-        new_tokens: tokens that a timed run decodes for each sequence.
+        batch_size: sequences per forward pass, in prefill and in training.
+        decode_batch: batch sizes for decoding; one measurement each. Empty skips decoding.
+        new_tokens: tokens decoded for each sequence in a timed run.
         repeats: timed passes, runs or steps of each model: 100 for inference, 20 for training.
-        warmup: passes, runs or steps of each model before them: 10 for inference, 2 for training.
-        threads: of the CPU; None leaves torch's own number.
+        warmup: untimed passes, runs or steps of each model before them: 10 for inference, 2 for training.
+        threads: CPU threads; None leaves torch's own number.
         device: such as ``cpu`` or ``cuda:0``; None is the first accelerator, or the CPU.
-        dtype: that models compute in; None is the first one's own, on a CPU 32 bits.
+        dtype: dtype that models compute in; None is the first model's own, 32 bits on a CPU.
         attn_implementation: attention of all models; None leaves each one's own.
-        against_base: put the dense shapes that a pruned model was made from first, with random weights.
-        one_at_a_time: load one model after the other; they then take no turns.
-        base: of an adapter, or of ``against_base``, in place of the one that the folder names.
-        seed: of random input and random weights.
-        criteria: that are timed, all of :data:`TIMED_CRITERIA` for None.
+        against_base: add the dense shapes of a pruned model's base, with random weights, as the first model.
+        one_at_a_time: load one model after the other; they are then not measured in turns.
+        base: base of an adapter, or for ``against_base``, in place of the one that the folder names.
+        seed: seed of random input and random weights.
+        criteria: criteria to time; None is all of :data:`TIMED_CRITERIA`.
         ratio: sparsity ratio of masks and slices.
-        accumulation: forward and backward passes in a step.
-        bf16: train under bf16 autocast; None is on where an accelerator has it, as in ``loraprune prune``.
-        gradient_checkpointing: compute activations again; None is on on an accelerator, as in ``loraprune prune``.
-        quantization: of the base that is trained: ``bnb-8bit``, ``bnb-4bit`` or ``torchao-int8``.
+        accumulation: forward and backward passes per step.
+        bf16: train under bf16 autocast; None turns it on if the accelerator supports it, as in ``loraprune prune``.
+        gradient_checkpointing: recompute activations; None turns it on on an accelerator, as in ``loraprune prune``.
+        quantization: quantization of the base in training: ``bnb-8bit``, ``bnb-4bit`` or ``torchao-int8``.
         lora_r: rank of the adapter.
-        offload_grads: of ``taylor``: keep gradients in the machine's memory.
-        trust_remote_code: run code that a checkpoint brings.
-        revision: of a hub checkpoint.
+        offload_grads: for ``taylor``: keep gradients in CPU memory.
+        trust_remote_code: run code that comes with a checkpoint.
+        revision: revision of a Hub checkpoint.
     """
 
     profile: str = "inference"
@@ -106,7 +106,7 @@ class BenchConfig:
         self._check_profile()
 
     def _check_profile(self) -> None:
-        """Refuse options of the other profile rather than ignore them.
+        """Reject options of the other profile instead of ignoring them.
 
         Raises:
             ValueError: one was given.
@@ -122,19 +122,19 @@ class BenchConfig:
 
     @property
     def count(self) -> int:
-        """Timed calls of each contender."""
+        """Number of timed calls of each contender."""
         return REPEATS[self.profile] if self.repeats is None else self.repeats
 
     @property
     def warm(self) -> int:
-        """Calls before them."""
+        """Number of calls before the timed ones."""
         return WARMUP[self.profile] if self.warmup is None else self.warmup
 
     def tokens_for(self, contexts: Sequence[int | None]) -> int:
-        """Tokens of a sequence, for models of these contexts.
+        """Tokens per sequence, for models with these contexts.
 
         Raises:
-            ValueError: a length was asked for that one of them cannot read.
+            ValueError: the requested length exceeds the context of a model.
         """
         shortest = min((context for context in contexts if context is not None), default=None)
         if self.tokens is None:
@@ -144,10 +144,10 @@ class BenchConfig:
         return self.tokens
 
     def prompt_for(self, tokens: int, contexts: Sequence[int | None]) -> int:
-        """Tokens of the prompt before decoding: those of the prefill, as far as the new ones leave room for them.
+        """Tokens of the prompt before decoding: those of the prefill, reduced if necessary to leave room for new ones.
 
         Raises:
-            ValueError: they leave none.
+            ValueError: there is no room for a prompt.
         """
         shortest = min((context for context in contexts if context is not None), default=tokens + self.new_tokens)
         room = min(tokens, shortest - self.new_tokens)

@@ -1,4 +1,4 @@
-"""The models of a benchmark before their weights are loaded: what they are called, and how to get each of them."""
+"""Models of a benchmark before their weights are loaded: their labels, and how to load each of them."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """A model that is to be measured.
+    """A model to measure.
 
     Attributes:
-        label: unique among those of a benchmark.
-        source: of the model.
-        task: name of what it is made for.
+        label: unique label in a benchmark.
+        source: source of the model.
+        task: name of its task.
         adapter: ``"merged"`` or ``"unmerged"``.
-        random_seed: of random weights, which a model has that is there for its shapes alone.
+        random_seed: seed of random weights, for a model of which only the shapes matter.
     """
 
     label: str
@@ -43,7 +43,7 @@ class Contender:
     random_seed: int | None = None
 
     def load(self, dtype: torch.dtype, device: torch.device) -> PreTrainedModel:
-        """The model, in evaluation mode; one that is in memory stays as and where it is."""
+        """Return the model in evaluation mode. A model in memory is neither moved nor changed."""
         if self.random_seed is None:
             return self.source.load(dtype, device, merge=self.adapter != "unmerged")
         with torch.random.fork_rng(), device:
@@ -56,14 +56,14 @@ class Contender:
         return self.source.loaded is None and self.random_seed is None
 
     def parameters(self) -> int:
-        """About how many it has, from its shapes alone; 0 where its class cannot be built without weights."""
+        """Approximate number of parameters, from the shapes alone; 0 if its class cannot be built without weights."""
         try:
             return int(self.source.shapes.num_parameters())
-        except Exception:  # of unknown making: only the estimate of memory needs the number
+        except Exception:  # from an unknown source: only the memory estimate needs the number
             return 0
 
     def file_bytes(self, model: PreTrainedModel) -> tuple[int | None, str | None]:
-        """Bytes of its weights in files, and where they come from: files on disk, or parameters and stored dtype."""
+        """Bytes of its weights in files, with their source: files on disk, or parameters and stored dtype."""
         adapter = self.source.adapter
         folders = [Path(self.source.checkpoint or ""), *([] if adapter is None else [adapter.folder])]
         if self.has_files and self.adapter != "merged" and folders[0].is_dir():
@@ -76,11 +76,11 @@ class Contender:
 
 
 def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
-    """All models of a benchmark, in the order in which they take turns; of an adapter unmerged and merged.
+    """Return all models of a benchmark in measuring order. An adapter appears unmerged and merged.
 
     Raises:
-        CheckpointError: a name stands for nothing that can be measured.
-        ValueError: models are made for different things.
+        CheckpointError: a name is nothing that can be measured.
+        ValueError: models have different tasks.
     """
     found: list[Contender] = []
     labels = unique_labels(names)
@@ -94,7 +94,7 @@ def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
 
 
 def _comparable_contenders(contenders: list[Contender]) -> list[Contender]:
-    """The models, once it is sure that they do the same.
+    """Check that the models have the same task, and return them.
 
     Raises:
         ValueError: they do not.
@@ -119,12 +119,12 @@ def _contenders_of_name(name: str, label: str, config: BenchConfig) -> list[Cont
 
 
 def dense_contender(name: str, config: BenchConfig) -> Contender:
-    """The dense shapes that a pruned model was made from, with random weights: as fast as the real ones.
+    """Return the dense shapes of a pruned model's base, with random weights, which are as fast as the real ones.
 
-    Only the config of the base is read; its weights need not be there.
+    Only the config of the base is read; its weights are not needed.
 
     Raises:
-        CheckpointError: nothing says what the base was, or its config is not to be had.
+        CheckpointError: the base is unknown, or its config is not available.
     """
     base = config.base or _base_of(name, config)
     if base is None:
@@ -154,7 +154,7 @@ def _base_of(name: str, config: BenchConfig) -> str | None:
 
 
 def unique_labels(names: Sequence[str]) -> list[str]:
-    """The shortest ends of paths that tell names apart; the same name twice gets numbers."""
+    """Return the shortest endings of paths that distinguish names. Repeated names get numbers."""
     parts = [[part for part in str(name).rstrip("/").split("/") if part not in ("", ".")] or [name] for name in names]
     labels: list[str] = []
     for position, own in enumerate(parts):
@@ -169,10 +169,10 @@ def unique_labels(names: Sequence[str]) -> list[str]:
 
 
 def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
-    """Models that are there already; each stays as and where it is.
+    """Return contenders for models in memory, which are neither moved nor changed.
 
     Raises:
-        ValueError: there is none, they are on several devices, or they are made for different things.
+        ValueError: there are no models, or they are on several devices or have different tasks.
     """
     if not models:
         raise ValueError("No model was given.")

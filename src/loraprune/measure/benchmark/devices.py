@@ -1,4 +1,4 @@
-"""The device that a benchmark runs on, its threads, and what the record says of them."""
+"""Device and threads of a benchmark, and their description in the record."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def circumstances(device: torch.device, command: str | None) -> dict[str, Any]:
 
 
 def device_name(device: torch.device) -> str:
-    """What an accelerator, or the CPU, calls itself."""
+    """Name of an accelerator or the CPU."""
     if device.type == "cuda":
         return str(torch.cuda.get_device_name(device))
     try:
@@ -38,10 +38,10 @@ def device_name(device: torch.device) -> str:
 
 
 def device_of(name: str | None) -> torch.device:
-    """The device that was asked for.
+    """Return the requested device.
 
     Raises:
-        ValueError: there is none of that name here.
+        ValueError: this machine has no such device.
     """
     if name is None:
         return default_device()
@@ -58,7 +58,7 @@ def device_of(name: str | None) -> torch.device:
 
 @contextmanager
 def threads(count: int | None) -> Iterator[None]:
-    """Let a CPU use that many threads for the length of a block; None leaves them as they are."""
+    """Limit the CPU threads for the duration of a block; None leaves them unchanged."""
     before = torch.get_num_threads()
     if count is not None:
         torch.set_num_threads(count)

@@ -1,4 +1,4 @@
-"""Floating-point operations of a call: those of its matrix products, convolutions and attention."""
+"""Floating-point operations of a call: matrix products, convolutions and attention."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ CONVENTION = "a multiply-add is two; attention in full, without the causal half"
 
 
 def _attention(query: Sequence[int], keys: Sequence[int], values: Sequence[int], *_: Any, **__: Any) -> int:
-    """Scores and weighted sums; with fewer heads of keys than of queries each is used several times."""
+    """Scores and weighted sums. With fewer key heads than query heads, each key head is used several times."""
     batch, heads, length, width = query
     return 2 * batch * heads * length * keys[-2] * (width + values[-1])
 
 
 def _grouped(rows: Sequence[int], weights: Sequence[int], *_: Any, **__: Any) -> int:
-    """Each row times the matrix of its group, as the experts of a mixture are computed."""
+    """Product of each row with the matrix of its group, as for the experts of a mixture."""
     return 2 * math.prod(rows) * weights[-1]
 
 
@@ -34,22 +34,22 @@ _FUSED = (
     "_scaled_dot_product_cudnn_attention",
     "_scaled_dot_product_fused_attention_overrideable",
 )
-"""Kernels of attention; torch's own table has no entry for the CPU's, and up to 2.8 none for grouped heads."""
+"""Attention kernels. torch's own table has none for the CPU and, up to 2.8, none for grouped heads."""
 
 _GROUPED = (("aten", "_grouped_mm"), ("transformers", "grouped_mm_fallback"))
-"""Products of the rows of each group; the second is what transformers does where torch cannot."""
+"""Products of the rows of each group. transformers uses the second one if torch has no such kernel."""
 
 
 COUNTED = ("sdpa", "eager")
-"""Attention that is made of operations with a formula, in the order of preference."""
+"""Attention implementations with operations that have a formula, in order of preference."""
 
 
 @contextmanager
 def countable_attention(model: PreTrainedModel) -> Iterator[None]:
-    """Let a model compute attention in a way that can be counted for the length of a block.
+    """Use countable attention in a model for the duration of a block.
 
-    Kernels that torch knows nothing of (flash attention, flex attention) would count as nothing; the operations are
-    the same whatever computes them.
+    Kernels unknown to torch (flash attention, flex attention) would count as zero. The number of operations is the same
+    for every implementation.
     """
     own = model.config._attn_implementation
     if own in (*COUNTED, None):
@@ -59,7 +59,7 @@ def countable_attention(model: PreTrainedModel) -> Iterator[None]:
         try:
             model.set_attn_implementation(other)
             break
-        except ValueError:  # the class has no such attention
+        except ValueError:  # the class does not support this attention
             continue
     try:
         yield
@@ -68,7 +68,7 @@ def countable_attention(model: PreTrainedModel) -> Iterator[None]:
 
 
 def flops_of(call: Callable[[], object]) -> int:
-    """Count the operations of a call: a multiply-add is two, and attention counts in full, without the causal half."""
+    """Count the operations of a call. A multiply-add is two; attention counts in full, not only its causal half."""
     formulas: dict[Any, Callable[..., int]]
     formulas = {getattr(torch.ops.aten, name): _attention for name in _FUSED if hasattr(torch.ops.aten, name)}
     for namespace, name in _GROUPED:

@@ -1,4 +1,4 @@
-"""Prefill and decoding of models that take turns."""
+"""Prefill and decoding of models, measured in turns."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Models = Mapping[str, "PreTrainedModel"]
 
 
 def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[BenchFigure]:
-    """Time the forward pass that generating begins with, and count its memory and operations."""
+    """Time the forward pass at the start of generation, and measure its memory and operations."""
     first = base_model(next(iter(models.values())))
     measure = "prefill" if writes_text(first) else "forward pass"
     given = {name: prefill_inputs(base_model(model), size, _device(model)) for name, model in models.items()}
@@ -66,7 +66,7 @@ def prefill(models: Models, size: InputSize, rounds: Rounds) -> list[BenchFigure
 
 
 def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -> list[BenchFigure]:
-    """Time the decoding of one token after another behind a prompt of ``size``, with a cache."""
+    """Time token-by-token decoding with a cache, after a prompt of ``size``."""
     ready = {name: after_prompt(model, size, new_tokens, _device(model)) for name, model in models.items()}
     contenders = {name: decoding.contender() for name, decoding in ready.items()}
     examined = {
@@ -91,9 +91,10 @@ def decoding(models: Models, size: InputSize, new_tokens: int, rounds: Rounds) -
 
 
 def _examined(contender: TurnTaker, model: PreTrainedModel, held: int = 0) -> dict[str, Any]:
-    """Operations of a step, and peak memory; the operations of quantized layers cannot be counted.
+    """Operations of a step, and peak memory. The operations of quantized layers cannot be counted.
 
-    Memory comes second: an accelerator's libraries take their workspace in the first call, and keep it.
+    Memory is measured second, because an accelerator's libraries allocate their workspace in the first call and keep
+    it.
     """
     flops = None
     if is_quantized_model(model):
@@ -114,11 +115,11 @@ def _device(model: PreTrainedModel) -> torch.device:
 # The forward pass of several models, timed in turns.
 
 Inputs = Callable[["PreTrainedModel", torch.device], Mapping[str, Any]]
-"""Makes what a model on a device is called with."""
+"""Function that makes the inputs of a model on a device."""
 
 
 def forward_contender(model: PreTrainedModel, inputs: Inputs) -> TurnTaker:
-    """A model's forward pass without gradients, in evaluation mode; inputs are made anew for each turn, untimed."""
+    """A model's forward pass without gradients, in evaluation mode. Inputs are remade for each turn, untimed."""
     device = next(model.parameters()).device
 
     @contextmanager
@@ -133,31 +134,31 @@ def forward_contender(model: PreTrainedModel, inputs: Inputs) -> TurnTaker:
 def call_latency(
     models: Mapping[str, PreTrainedModel], inputs: Inputs, *, repeats: int = 10, warmup: int = 2
 ) -> dict[str, float]:
-    """Median seconds of a call, for models that take turns: the ratios are to be trusted more than the seconds.
+    """Return median seconds per call of models measured in turns. The ratios are more reliable than the seconds.
 
     Args:
         models: by name; each stays on its device.
-        inputs: what to call a model with on its device; made anew for each call, outside the time.
+        inputs: makes the inputs for a model on its device; called before each timed call.
         repeats: timed calls of each model.
-        warmup: calls of each model that are not timed.
+        warmup: untimed calls of each model before them.
     """
     contenders = {name: forward_contender(model, inputs) for name, model in models.items()}
     return {name: times.median for name, times in in_turns(contenders, repeats=repeats, warmup=warmup).items()}
 
 
-# Decoding with a cache of keys and values: one token after another, timed in turns.
+# Decoding with a KV cache, token by token, timed in turns.
 
 
 @dataclass(frozen=True)
 class Decoding:
-    """A model that has read a prompt, and what it goes on from.
+    """A model that has read a prompt, ready to decode.
 
     Attributes:
-        model: that decodes.
+        model: model that decodes.
         cache: keys and values of the prompt; never changed.
-        tokens: that are fed one after another, shape ``(batch, steps)``: random, so that a mixture routes the
-            sequences of a batch to experts of their own.
-        further: arguments of every call.
+        tokens: tokens to feed one by one, shape ``(batch, steps)``. They are random, so a mixture routes the sequences
+            of a batch to different experts.
+        further: additional arguments of every call.
     """
 
     model: PreTrainedModel
@@ -167,12 +168,12 @@ class Decoding:
 
     @property
     def batch_size(self) -> int:
-        """Sequences that are decoded at once."""
+        """Number of sequences in the batch."""
         return self.tokens.shape[0]
 
     @property
     def steps(self) -> int:
-        """Tokens that each of them gets."""
+        """Number of tokens decoded for each sequence."""
         return self.tokens.shape[1]
 
     def cache_bytes(self) -> int:
@@ -180,7 +181,7 @@ class Decoding:
         return cache_bytes(self.cache)
 
     def contender(self) -> TurnTaker:
-        """A run of all steps from the prompt on; times are those of one step."""
+        """Run all steps after the prompt; times are per step."""
 
         @contextmanager
         def turn() -> Iterator[Call]:
@@ -191,7 +192,7 @@ class Decoding:
         return TurnTaker(turn=turn, device=self.tokens.device, steps=self.steps)
 
     def run(self, cache: Any) -> None:
-        """Decode every step greedily; what was chosen is not fed back, so that all models do the same work."""
+        """Decode every step greedily. Chosen tokens are not fed back, so all models do the same work."""
         model: Any = self.model
         name = "decoder_input_ids" if model.config.is_encoder_decoder else "input_ids"
         for step in range(self.steps):
@@ -203,10 +204,10 @@ class Decoding:
 
 @torch.no_grad()
 def after_prompt(model: PreTrainedModel, size: InputSize, new_tokens: int, device: torch.device) -> Decoding:
-    """Let a model read a prompt of ``size.tokens``, and make ready to decode.
+    """Let a model read a prompt of ``size.tokens``, and prepare decoding.
 
-    The prompt is read once and its cache repeated for the batch: how fast decoding is depends on the length alone.
-    Where a model cannot repeat its cache, it reads the whole batch.
+    The prompt is read once and its cache is repeated for the batch, because decoding speed depends only on the length.
+    If a model cannot repeat its cache, it reads the whole batch.
     """
     with eval_mode(model):
         tokens = random_ids(model.config, size, new_tokens, device)
@@ -225,7 +226,7 @@ def after_prompt(model: PreTrainedModel, size: InputSize, new_tokens: int, devic
 
 
 def _read(model: Any, size: InputSize, device: torch.device) -> tuple[Any, torch.Tensor | None]:
-    """The cache after a prompt, and what an encoder made of it."""
+    """Return the cache after a prompt, and the encoder's output."""
     prompt = random_ids(model.config, size, size.tokens, device)
     if not model.config.is_encoder_decoder:
         return model(input_ids=prompt, use_cache=True, **last_logits(model)).past_key_values, None
@@ -235,7 +236,7 @@ def _read(model: Any, size: InputSize, device: torch.device) -> tuple[Any, torch
 
 
 def cache_bytes(cache: Any) -> int:
-    """Bytes of all tensors of a cache of transformers, whatever its layers keep."""
+    """Bytes of all tensors in a cache of transformers, for any kind of layer."""
     found: dict[int, int] = {}
 
     def look(value: Any, depth: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Peak memory of a call (what the accelerator's allocator counts, or the live tensors on a CPU), and free memory."""
+"""Peak memory of a call (from the accelerator's allocator, or from live tensors on a CPU), and free memory."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ CUDA_COUNTER = "the CUDA allocator"
 
 
 class LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are used or made and not yet freed while it is on (a CPU has no such counter).
+    """Counts the bytes of live tensors that are used or created while it is active, because a CPU has no such counter.
 
-    What a kernel allocates for itself and frees again is not seen.
+    Temporary allocations inside a kernel are not seen.
     """
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class LiveBytes(TorchDispatchMode):
         self.now -= self._live.pop(key)[0]
 
     def count(self, value: object) -> None:
-        """Take in a tensor that was used or made, if it was not there before."""
+        """Count a tensor that was used or created, if it is new."""
         if isinstance(value, torch.Tensor):
             storage = value.untyped_storage()
             key = storage._cdata
@@ -51,13 +51,13 @@ class LiveBytes(TorchDispatchMode):
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device, *, held: int = 0) -> int:
-    """Most bytes of tensors at once during a call.
+    """Return the peak bytes of tensors during a call.
 
     Args:
-        call: to watch.
-        device: that it works on.
-        held: bytes on the device that belong to the call and were there before it, such as the model's weights: on an
-            accelerator whatever else is there (other models) must not count. A CPU counts what the call uses.
+        call: call to watch.
+        device: device of the call.
+        held: bytes on the device that belong to the call and existed before it, such as the model's weights. On an
+            accelerator, everything else (other models) must not count. On a CPU, only what the call uses counts.
     """
     if device.type != "cuda":
         with LiveBytes() as live:
@@ -72,17 +72,17 @@ def peak_bytes(call: Callable[[], object], device: torch.device, *, held: int = 
 
 
 def allocated_bytes(device: torch.device) -> int:
-    """Bytes that are allocated on an accelerator now; 0 on a CPU, which does not count them."""
+    """Currently allocated bytes on an accelerator; 0 on a CPU, which does not count them."""
     return torch.cuda.memory_allocated(device) if device.type == "cuda" else 0
 
 
 def counter_of(device: torch.device) -> str:
-    """What counts the memory on a device, for the record."""
+    """Method of measuring memory on a device, for the record."""
     return CUDA_COUNTER if device.type == "cuda" else CPU_COUNTER
 
 
 def weight_bytes(model: nn.Module) -> int:
-    """Bytes of a model's parameters and buffers in memory; shared ones count once, and quantized ones as stored."""
+    """Bytes of a model's parameters and buffers in memory. Shared ones count once, and quantized ones as stored."""
     quantized = {id(layer.weight): layer for _, layer in quantized_layers(model)}
     plain = {
         value.untyped_storage().data_ptr(): value.untyped_storage().nbytes()
@@ -93,15 +93,15 @@ def weight_bytes(model: nn.Module) -> int:
 
 
 def state_bytes(optimizer: torch.optim.Optimizer) -> int:
-    """Bytes that an optimizer keeps for the parameters."""
+    """Bytes of the optimizer's states for the parameters."""
     states = (value for state in optimizer.state.values() for value in state.values())
     return sum(value.untyped_storage().nbytes() for value in states if isinstance(value, torch.Tensor))
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on an accelerator, or in the machine."""
+    """Free bytes on an accelerator, or in CPU memory."""
     if device.type == "cuda":
-        # What torch keeps for later counts as used there.
+        # Memory that torch has cached is reported as used.
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0]) + kept
     try:

@@ -1,4 +1,4 @@
-"""Random input of the size that a model takes, for models that read text or images."""
+"""Random input for models that read text or images."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 TARGET_TOKENS = 64
-"""Tokens that the decoder of an encoder-decoder model reads at most."""
+"""Maximum number of decoder tokens for an encoder-decoder model."""
 IMAGE_SIZE = 224
-"""Of a model whose config names none, as it takes any."""
+"""Image size for a model whose config names none, because it accepts any."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InputSize:
-    """How much a model is called with; of images, the batch alone counts.
+    """Size of a model's input; for images, only the batch matters.
 
     Attributes:
-        batch_size: sequences or images in a call.
-        tokens: tokens in a sequence.
-        seed: of the random content.
+        batch_size: sequences or images per call.
+        tokens: tokens per sequence.
+        seed: seed of the random content.
     """
 
     batch_size: int = 1
@@ -38,22 +38,22 @@ class InputSize:
 
     @property
     def target_tokens(self) -> int:
-        """Tokens that a decoder beside an encoder reads."""
+        """Tokens of the decoder in an encoder-decoder model."""
         return min(TARGET_TOKENS, self.tokens)
 
 
 def reads_images(model: PreTrainedModel) -> bool:
-    """Whether a model is called with pixels."""
+    """Whether the model's input is pixels."""
     return model.main_input_name == "pixel_values"
 
 
 def writes_text(model: PreTrainedModel) -> bool:
-    """Whether a model can go on from what it wrote, with a cache."""
+    """Whether a model can generate with a cache."""
     return not reads_images(model) and bool(model.can_generate())
 
 
 def random_ids(config: PretrainedConfig, size: InputSize, tokens: int, device: torch.device) -> torch.Tensor:
-    """Token ids of a batch, shape ``(batch_size, tokens)``; none of them is the one that pads."""
+    """Token ids of a batch, shape ``(batch_size, tokens)``, without the padding token."""
     generator = torch.Generator().manual_seed(size.seed)
     ids = torch.randint(config.vocab_size, (size.batch_size, tokens), generator=generator)
     pad = getattr(config, "pad_token_id", None)
@@ -63,10 +63,10 @@ def random_ids(config: PretrainedConfig, size: InputSize, tokens: int, device: t
 
 
 def prefill_inputs(model: PreTrainedModel, size: InputSize, device: torch.device) -> dict[str, Any]:
-    """Arguments of one forward pass, as generating text begins with.
+    """Return the arguments of one forward pass like the first one of generation.
 
-    A causal model fills its cache and gives the logits of the last token only, where its class can leave out the
-    others; an encoder-decoder model reads a source and a short target; classifiers read a batch.
+    A causal model fills its cache and returns only the logits of the last token, if its class supports that. An
+    encoder-decoder model reads a source and a short target. Classifiers read a batch.
     """
     if reads_images(model):
         return {"pixel_values": random_pixels(model, size, device)}
@@ -85,12 +85,12 @@ def prefill_inputs(model: PreTrainedModel, size: InputSize, device: torch.device
 
 
 def last_logits(model: PreTrainedModel) -> dict[str, Any]:
-    """What tells a causal model to give the logits of the last token alone; nothing where its class has no such way."""
+    """Argument that makes a causal model return only the last token's logits; empty if its class has none."""
     return {"logits_to_keep": 1} if "logits_to_keep" in inspect.signature(model.forward).parameters else {}
 
 
 def training_inputs(model: PreTrainedModel, size: InputSize, device: torch.device) -> dict[str, Any]:
-    """Arguments of one forward pass that gives a loss."""
+    """Arguments of one forward pass that returns a loss."""
     config = model.config
     generator = torch.Generator().manual_seed(size.seed)
     if reads_images(model) or not writes_text(model):
@@ -104,7 +104,7 @@ def training_inputs(model: PreTrainedModel, size: InputSize, device: torch.devic
 
 
 def random_pixels(model: PreTrainedModel, size: InputSize, device: torch.device) -> torch.Tensor:
-    """Images of noise, shape ``(batch_size, channels, height, width)``, in the model's dtype."""
+    """Random images, shape ``(batch_size, channels, height, width)``, in the model's dtype."""
     height, width = image_size(model.config)
     channels = int(getattr(model.config, "num_channels", 3))
     generator = torch.Generator().manual_seed(size.seed)
@@ -113,14 +113,14 @@ def random_pixels(model: PreTrainedModel, size: InputSize, device: torch.device)
 
 
 def image_size(config: PretrainedConfig) -> tuple[int, int]:
-    """Height and width of the images that a model is made for."""
+    """Height and width of a model's images."""
     stated = getattr(config, "image_size", None) or IMAGE_SIZE
     height, width = (stated, stated) if isinstance(stated, int) else stated
     return int(height), int(width)
 
 
 def inputs_in_words(model: PreTrainedModel, size: InputSize) -> str:
-    """What a forward pass reads: ``"1 × 2048 tokens"``."""
+    """Description of the input of a forward pass: ``"1 × 2048 tokens"``."""
     if reads_images(model):
         height, width = image_size(model.config)
         return f"{size.batch_size} × {getattr(model.config, 'num_channels', 3)}×{height}×{width} pixels"

@@ -1,4 +1,4 @@
-"""What a benchmark found: every figure with its settings and its raw times, and the file that keeps it."""
+"""Result of a benchmark: all figures with settings and raw times, and the file format."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ _FORMAT_VERSION = 1
 
 
 class BenchFileError(ValueError):
-    """A file is no benchmark that can be read; the message says why and what to do."""
+    """A benchmark file cannot be read; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class BenchedModel:
-    """A model that was measured.
+    """A measured model.
 
     Attributes:
-        label: what tables call it; unique.
-        name: folder or hub name as it was given.
-        adapter: ``"merged"`` or ``"unmerged"`` of an adapter, else None.
-        random_weights: whether the weights are random: dense shapes, made for the sake of their speed.
-        parameters: of the model as it was run, an unmerged adapter included.
-        file_bytes: of its weights in files; ``file_bytes_from`` says whether they are on disk or computed.
-        memory_bytes: of its weights in memory.
-        attn_implementation: that it ran with.
-        fingerprint: a hash of its files, where known.
+        label: unique name in tables.
+        name: folder or Hub name as given.
+        adapter: ``"merged"`` or ``"unmerged"`` for an adapter, else None.
+        random_weights: whether the weights are random, for dense shapes that are only timed.
+        parameters: parameters of the model as run, including an unmerged adapter.
+        file_bytes: bytes of its weights in files; ``file_bytes_from`` says whether they are on disk or computed.
+        memory_bytes: bytes of its weights in memory.
+        attn_implementation: attention implementation.
+        fingerprint: hash of its files, if known.
     """
 
     label: str
@@ -52,17 +52,17 @@ class BenchFigure:
     """One measurement of one contender.
 
     Attributes:
-        contender: label of the model; in the training profile, what the step did.
+        contender: label of the model; in the training profile, description of the step.
         measure: ``"prefill"`` (or ``"forward pass"``), ``"decoding"`` or ``"training step"``.
-        settings: all that the figure depends on beyond the settings of the whole benchmark.
-        times: seconds of a pass, of a decoded token (for all sequences of the batch) or of a step.
+        settings: everything that the figure depends on besides the settings of the whole benchmark.
+        times: seconds per pass, per decoded token (for all sequences of the batch) or per step.
         share: time as a share of the first contender's: median over the turns (without turns, ratio of the medians).
-        tokens: that one of these times stands for; None of images.
-        items: sequences or images likewise.
-        peak_bytes: most bytes of tensors at once, weights included.
-        flops: operations that one of these times stands for; None where they cannot be counted.
-        cache_bytes_per_token: of keys and values, in decoding.
-        cut_seconds: median seconds to read scores at a cut, of a criterion that reads them only then.
+        tokens: tokens per time; None for images.
+        items: sequences or images per time.
+        peak_bytes: peak bytes of tensors, including weights.
+        flops: operations per time; None if they cannot be counted.
+        cache_bytes_per_token: bytes of keys and values, in decoding.
+        cut_seconds: median seconds to read scores at a cut, for a criterion that reads them only then.
     """
 
     contender: str
@@ -79,20 +79,20 @@ class BenchFigure:
 
     @property
     def per_second(self) -> float:
-        """Tokens (of images, items) in a second, from the median."""
+        """Tokens (for images, items) per second, from the median."""
         return (self.tokens or self.items) / self.times.median
 
     @property
     def speed(self) -> float | None:
-        """How many times as fast as the first contender."""
+        """Speedup over the first contender."""
         return None if self.share is None else 1 / self.share
 
     def over(self, reference: BenchFigure, *, in_turns: bool) -> float:
-        """Time as a share of another contender's: within the turns where they took turns, else of the medians."""
+        """Time as a share of another contender's: within the turns if there were any, else of the medians."""
         return self.times.over(reference.times) if in_turns else self.times.median / reference.times.median
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; the raw times come last."""
+        """The figure as plain values, with the raw times last."""
         times = self.times
         named = ("contender", "measure", "tokens", "items", "peak_bytes", "flops", "cache_bytes_per_token")
         return {
@@ -110,7 +110,7 @@ class BenchFigure:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> BenchFigure:
-        """Read what :meth:`to_json` gave."""
+        """Read the output of :meth:`to_json`."""
         named = ("contender", "measure", "settings", "tokens", "items", "peak_bytes", "flops")
         return cls(
             **{name: values[name] for name in (*named, "cache_bytes_per_token", "cut_seconds")},
@@ -125,14 +125,14 @@ class BenchResult:
 
     Attributes:
         profile: ``"inference"`` or ``"training"``.
-        models: that were measured; the first is the one that the others are compared with.
-        figures: in the order in which they were measured.
-        left_out: what was not measured, and why.
-        settings: of the whole benchmark.
+        models: measured models; the first is the reference for the others.
+        figures: figures in measuring order.
+        left_out: skipped measurements, with reasons.
+        settings: settings of the whole benchmark.
         machine: device, processor, threads.
-        versions: of the libraries.
+        versions: versions of the libraries.
         created: time, ISO 8601.
-        command: what the user typed, or None.
+        command: command line of the user, or None.
     """
 
     profile: str
@@ -146,7 +146,7 @@ class BenchResult:
     command: str | None = None
 
     def tables(self) -> Iterator[tuple[BenchFigure, ...]]:
-        """Figures that compare with each other: of one measure and one set of settings."""
+        """Groups of comparable figures: one measure and one set of settings each."""
         groups: dict[str, list[BenchFigure]] = {}
         for figure in self.figures:
             key = json.dumps((figure.measure, figure.settings.get("batch_size")))
@@ -154,7 +154,7 @@ class BenchResult:
         yield from map(tuple, groups.values())
 
     def figure(self, contender: str, measure: str, **settings: Any) -> BenchFigure:
-        """The figure of a contender, by measure and settings.
+        """Return the figure of a contender, by measure and settings.
 
         Raises:
             KeyError: there is none.
@@ -166,7 +166,7 @@ class BenchResult:
         raise KeyError(f"The benchmark has no {measure} of {contender!r} with {settings}.")
 
     def to_text(self) -> str:
-        """Strict JSON."""
+        """Return strict JSON."""
         values = {
             "format": _FORMAT,
             "version": _FORMAT_VERSION,
@@ -187,7 +187,7 @@ def read_bench(path: str | Path) -> BenchResult:
     """Read a file that ``loraprune bench -o`` wrote.
 
     Raises:
-        BenchFileError: it is none, or was written by a version that this one cannot read.
+        BenchFileError: it is not such a file, or its version is not supported.
     """
     try:
         values = read_json(Path(path))

@@ -1,4 +1,4 @@
-"""Seconds of calls that take turns, so that whatever else the machine does hits all of them alike."""
+"""Timing of calls in turns, so other load on the machine affects all of them equally."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ import torch
 from loraprune.calibration.progress import ProgressOf
 
 Call = Callable[[], object]
-"""What is timed."""
+"""Call to time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TurnTaker:
-    """One of several that take turns.
+    """One of several contenders timed in turns.
 
     Attributes:
-        turn: what surrounds a turn and is not timed: it is entered, gives the call to time, and is left again.
-        device: that the call works on.
-        steps: equal steps that the call consists of; times are those of one step.
+        turn: context manager around a turn, not timed: it yields the call to time.
+        device: device of the call.
+        steps: number of equal steps in the call; times are per step.
     """
 
     turn: Callable[[], AbstractContextManager[Call]]
@@ -33,42 +33,42 @@ class TurnTaker:
 
 @dataclass(frozen=True)
 class Times:
-    """Seconds of equal calls, in the order in which they were made."""
+    """Seconds of equal calls, in order."""
 
     seconds: tuple[float, ...]
 
     @property
     def mean(self) -> float:
-        """The average."""
+        """Mean time."""
         return statistics.fmean(self.seconds)
 
     @property
     def median(self) -> float:
-        """Half of the calls took no longer."""
+        """Median time."""
         return statistics.median(self.seconds)
 
     @property
     def p95(self) -> float:
-        """95 % of the calls took no longer; linear between two calls, as NumPy's percentile is."""
+        """95th percentile, interpolated linearly like NumPy's."""
         if len(self.seconds) < 2:
             return self.seconds[0]
         return statistics.quantiles(self.seconds, n=20, method="inclusive")[-1]
 
     @property
     def least(self) -> float:
-        """The fastest call."""
+        """Minimum time."""
         return min(self.seconds)
 
     def over(self, reference: Times) -> float:
-        """Time as a share of a reference's: the median over the turns of the ratio within a turn.
+        """Return time as a share of a reference's: the median over the turns of the ratio within a turn.
 
-        What slows the machine down for longer than a turn slows both, and the ratio within the turn does not see it.
+        A slowdown of the machine that lasts longer than a turn affects both, so it cancels in the ratio.
         """
         return statistics.median(a / b for a, b in zip(self.seconds, reference.seconds, strict=True))
 
 
 def wait_for(device: torch.device) -> None:
-    """Wait until an accelerator has done what it was given; a CPU never owes anything."""
+    """Wait until an accelerator has finished its queued work; a CPU has none."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -76,13 +76,13 @@ def wait_for(device: torch.device) -> None:
 def in_turns(
     contenders: Mapping[str, TurnTaker], *, repeats: int, warmup: int, progress: Callable[[], object] | None = None
 ) -> dict[str, Times]:
-    """Time calls that take turns: the first of each, then the second of each, and so on.
+    """Time calls in turns: the first call of each contender, then the second of each, and so on.
 
     Args:
         contenders: by name.
         repeats: timed calls of each.
-        warmup: calls of each that come first and are not timed.
-        progress: is called after every call, timed or not; for a display.
+        warmup: untimed calls of each before them.
+        progress: called after every call, timed or not, for a display.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + repeats):
@@ -100,17 +100,17 @@ def in_turns(
     return {name: Times(tuple(values)) for name, values in seconds.items()}
 
 
-# How often everything in a benchmark is timed, and who is told of it.
+# Number of calls in a benchmark, and its progress callback.
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rounds:
-    """How often.
+    """Numbers of calls.
 
     Attributes:
         repeats: timed calls of each contender.
         warmup: calls before them.
-        progress: is told after every call, or None.
+        progress: called after every call, or None.
     """
 
     repeats: int

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 PLAIN = "plain LoRA"
 READINGS = 3
-"""Times that scores are read where only a cut reads them."""
+"""Number of times scores are read, for a criterion that reads them only at a cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,12 +41,12 @@ class TrainingBench:
     """A model whose training steps are measured, before its weights are loaded.
 
     Attributes:
-        source: of the model.
-        config: of what is measured.
-        task: that the model is tuned for.
-        structure: what can be pruned in it.
-        dtype: of its weights; ``device``: to train on.
-        tokens: of a sequence.
+        source: source of the model.
+        config: what to measure.
+        task: task of the model.
+        structure: prunable dimensions of the model.
+        dtype: dtype of its weights; ``device``: device of the training.
+        tokens: tokens per sequence.
     """
 
     source: ModelSource
@@ -59,10 +59,10 @@ class TrainingBench:
 
     @classmethod
     def of(cls, name: str, config: BenchConfig, device: torch.device) -> TrainingBench:
-        """Check what was asked for, before weights are loaded.
+        """Check the configuration before weights are loaded.
 
         Raises:
-            ValueError: the model cannot be pruned, or its sequences are shorter than asked for.
+            ValueError: the model cannot be pruned, or its context is shorter than the requested sequences.
         """
         source = ModelSource.of(name, trust_remote_code=config.trust_remote_code, revision=config.revision)
         source.check_trainable()
@@ -78,21 +78,21 @@ class TrainingBench:
 
     @property
     def accelerated(self) -> bool:
-        """Whether an accelerator trains."""
+        """Whether training runs on an accelerator."""
         return self.device.type == "cuda"
 
     @property
     def autocast(self) -> torch.dtype | None:
-        """The dtype of autocast, on by default where ``loraprune prune`` switches it on."""
+        """Dtype of autocast, with the default of ``loraprune prune``."""
         default = self.accelerated and torch.cuda.is_bf16_supported(including_emulation=False)
         return torch.bfloat16 if (default if self.config.bf16 is None else self.config.bf16) else None
 
     @property
     def recomputes(self) -> bool:
-        """Whether activations are computed again, by default likewise.
+        """Whether activations are recomputed, with the default of ``loraprune prune``.
 
         Raises:
-            ValueError: that was asked for and cannot be done.
+            ValueError: it was requested, but the model does not support it.
         """
         able = self.source.recomputes
         if self.config.gradient_checkpointing and not able:
@@ -102,11 +102,11 @@ class TrainingBench:
 
     @property
     def size(self) -> InputSize:
-        """Of a micro-batch."""
+        """Tokens of a micro-batch."""
         return InputSize(batch_size=self.config.batch_size, tokens=self.tokens, seed=self.config.seed)
 
     def tuned(self) -> Any:
-        """The model with a fresh adapter, loaded anew."""
+        """The model with a fresh adapter, newly loaded."""
         from peft import get_peft_model
 
         model: Any = self.source.load(self.dtype, self.device, quantization=self.config.quantization)
@@ -120,17 +120,17 @@ class TrainingBench:
         return tuned
 
     def work(self, model: Any) -> Work:
-        """Of one step."""
+        """Tokens of one step."""
         inner = model.get_base_model()
         return Work(training_inputs(inner, self.size, self.device), self.config.accumulation, self.autocast)
 
     def run(self, rounds: Rounds) -> tuple[list[BenchFigure], dict[str, str], int]:
-        """Measure; gives figures, what was left out and why, and bytes of the model's weights with its adapter."""
+        """Return figures, skipped measurements with reasons, and bytes of the weights with the adapter."""
         with torch.random.fork_rng():
             pruned = self.tuned()
             cut = cut_at_random_(pruned, self.config.ratio, head_counts="any")
             masks = (cut.structure, cut.plan)
-            del cut  # it knows the model, which may have to make room
+            del cut  # it refers to the model, which may have to be freed
             slices = {f"slices, {self.config.ratio:.0%}": TrainingStep(pruned, self.work(pruned))}
             if self.config.one_at_a_time:
                 del pruned
@@ -147,7 +147,7 @@ class TrainingBench:
             return self._measured(steps | slices, rounds), left_out, size
 
     def _add_criteria_(self, steps: dict[str, TrainingStep], model: Any) -> dict[str, str]:
-        """Add a step for each criterion that this model can be scored by; gives the others, and why not."""
+        """Add a step for each supported criterion. Return the other criteria, with reasons."""
         left_out = {}
         for name in self.config.criteria or TIMED_CRITERIA:
             try:
@@ -168,7 +168,7 @@ class TrainingBench:
         return left_out
 
     def _measured(self, steps: dict[str, TrainingStep], rounds: Rounds) -> list[BenchFigure]:
-        """Time steps in turns, and count their memory."""
+        """Time steps in turns, and measure their memory."""
         stage = f"training step, {inputs_in_words(self.source.shapes, self.size)}"
         times = rounds.run(stage, {name: step.contender() for name, step in steps.items()})
         settings: dict[str, Any] = {
@@ -197,7 +197,7 @@ class TrainingBench:
 
 
 def reading_seconds(step: TrainingStep) -> float:
-    """Median seconds to read scores that only a cut reads, after a step that gave the evidence."""
+    """Median seconds to read scores at a cut, after a step that collected the evidence."""
 
     @contextmanager
     def turn() -> Iterator[Call]:
@@ -212,19 +212,19 @@ def reading_seconds(step: TrainingStep) -> float:
 # A step of LoRA tuning without a Trainer: forward and backward passes, a criterion's evidence, the update.
 
 FAR = 10**6
-"""Steps of the run that a criterion is told of: no cut falls due while it is timed."""
+"""Number of steps that a criterion is told, large enough that no cut is due during timing."""
 LEARNING_RATE = 1e-4
 MAX_NORM = 1.0
-"""Norm that gradients are clipped to, as the Trainer does by default."""
+"""Maximum norm of gradients, the Trainer's default."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a step computes.
+    """Work of a step.
 
     Attributes:
-        batch: arguments of a forward pass that gives a loss.
-        accumulation: passes in a step.
+        batch: arguments of a forward pass that returns a loss.
+        accumulation: passes per step.
         autocast: dtype to compute in, or None for that of the weights.
     """
 
@@ -234,13 +234,13 @@ class Work:
 
 
 class TrainingStep:
-    """Steps of a model with LoRA, perhaps with a criterion that listens or with masks; several can share a model.
+    """Steps of a model with LoRA, optionally with a criterion or with masks. Several can share a model.
 
     Args:
-        model: with LoRA.
-        work: of a step.
-        criterion: that listens, or None.
-        masks: structure and plan to be masked by, or None.
+        model: model with LoRA.
+        work: work of a step.
+        criterion: criterion that collects evidence, or None.
+        masks: structure and plan for masks, or None.
     """
 
     def __init__(
@@ -263,7 +263,7 @@ class TrainingStep:
 
     @contextmanager
     def turn(self) -> Iterator[Call]:
-        """Attach what listens or masks; gives the step, and leaves the model as it was."""
+        """Attach the criterion or the masks and yield the step. Afterwards, the model is restored."""
         masks = None
         if self.run is not None:
             self.run.begin(self.model, FAR)
@@ -278,11 +278,11 @@ class TrainingStep:
                 masks.remove()
 
     def contender(self) -> TurnTaker:
-        """The step as one of several that take turns."""
+        """The step as a contender for timing in turns."""
         return TurnTaker(turn=self.turn, device=self.device)
 
     def step(self) -> None:
-        """All passes, and the update."""
+        """Run all passes and the update."""
         self.passes()
         self.update()
 
@@ -295,48 +295,48 @@ class TrainingStep:
             loss.backward()
 
     def update(self) -> None:
-        """Take in the evidence, and change the adapter."""
+        """Collect the evidence, and update the adapter."""
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), MAX_NORM)
-        if self.run is not None:  # plain tuning does not look for NaN
+        if self.run is not None:  # plain tuning does not check for NaN
             self.run.observe(usable=gradients_finite(self.model))
         self.optimizer.step()
         self.optimizer.zero_grad()
 
     @property
     def reads_at_cuts(self) -> bool:
-        """Whether the criterion's scores are read at cuts only, and not in every step."""
+        """Whether the criterion's scores are read only at cuts, not in every step."""
         return self.run is not None and not self.run.criterion.every_step
 
     def read_scores(self) -> None:
-        """What a cut begins with where :attr:`reads_at_cuts`: scores from the evidence so far."""
+        """Read scores from the evidence so far, the start of a cut if :attr:`reads_at_cuts`."""
         assert self.run is not None
         self.run.criterion.scores(self.run.plan)
 
     def peak_bytes(self) -> int:
-        """Most bytes at once during a step, weights and optimizer included; one step must have been made before."""
+        """Peak bytes during a step, including weights and optimizer. Run one step before calling this."""
         held = weight_bytes(self.model) + state_bytes(self.optimizer)
         before = allocated_bytes(self.device)
         with self.turn() as step:
-            held += allocated_bytes(self.device) - before  # masks, and what a criterion keeps
+            held += allocated_bytes(self.device) - before  # masks, and the criterion's state
             return peak_bytes(step, self.device, held=held)
 
 
 def recompute_(model: Any) -> None:
-    """Switch gradient checkpointing on for a model with LoRA."""
+    """Turn on gradient checkpointing for a model with LoRA."""
     model.enable_input_require_grads()
     model.get_base_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
 
 
 def cut_at_random_(model: Any, ratio: float, **settings: Any) -> GroupRun:
-    """Cut groups drawn at random, without a refit: for speed it does not matter which ones go.
+    """Cut random groups without a refit. Speed does not depend on which groups are removed.
 
     Args:
-        model: with LoRA or without; changed.
+        model: with LoRA or without; modified in place.
         ratio: sparsity ratio.
-        settings: of :class:`~loraprune.pruning.config.PruningConfig`.
+        settings: settings of :class:`~loraprune.pruning.config.PruningConfig`.
 
     Returns:
-        The run, which knows structure and plan.
+        The run, with its structure and plan.
     """
     config = PruningConfig(ratio=ratio, criterion="random", repair="none", cuts=1, **settings)
     run = GroupRun.of(model, config)

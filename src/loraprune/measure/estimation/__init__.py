@@ -1,1 +1,1 @@
-"""Shapes, memory and time of a run before anything is loaded: ``loraprune plan``."""
+"""Estimates of the shapes, memory and time of a run before anything is loaded: ``loraprune plan``."""

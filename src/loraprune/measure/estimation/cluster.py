@@ -1,4 +1,4 @@
-"""GPUs that share a run: how many, how they are connected, and how the work is shared out."""
+"""GPUs of a run: their number and connections, and how they share the work."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ class ClusterConfig:
     """The GPUs of a run.
 
     Attributes:
-        gpus: of each node.
-        nodes: how many.
-        strategy: ``ddp`` (each GPU holds the whole model) or ``fsdp2`` (the frozen base is shared out); None is ddp
-            where one GPU holds the run, else fsdp2.
-        node_bandwidth: GB a second that a GPU sends to another one of its node; None is that of the GPU's data sheet.
-        network_bandwidth: GB a second that a node sends to other nodes, by all of its adapters; None is that of a usual
-            node with such GPUs.
+        gpus: GPUs per node.
+        nodes: number of nodes.
+        strategy: ``ddp`` (each GPU holds the whole model) or ``fsdp2`` (the frozen base is sharded); None is ddp if one
+            GPU holds the run, else fsdp2.
+        node_bandwidth: GB per second from a GPU to another one of its node; None is that of the GPU's data sheet.
+        network_bandwidth: GB per second from a node to other nodes, over all its adapters; None is that of a usual node
+            with such GPUs.
     """
 
     gpus: int = setting(1, "GPUs in each node", within="[1, 1024]")
@@ -60,11 +60,11 @@ class ClusterConfig:
 
     @property
     def processes(self) -> int:
-        """One for each GPU."""
+        """Number of processes, one per GPU."""
         return self.gpus * self.nodes
 
     def check(self, quantization: str | None, device: str) -> None:
-        """Make sure that a run can be shared out that way.
+        """Check that a run can be distributed in this way.
 
         Raises:
             ValueError: it cannot.
@@ -78,7 +78,7 @@ class ClusterConfig:
             )
 
     def ring(self, link: Link, gpus: int | None = None, nodes: int | None = None) -> Ring:
-        """The GPUs as a ring; with other numbers of them, connected in the same way."""
+        """The GPUs as a ring; other numbers of GPUs are connected in the same way."""
         gpus, nodes = gpus or self.gpus, nodes or self.nodes
         return Ring(
             gpus=gpus,

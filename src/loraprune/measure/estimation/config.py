@@ -1,4 +1,4 @@
-"""What a run would be started with: everything that its memory and its time depend on."""
+"""Configuration of an estimated run: everything that its memory and time depend on."""
 
 from __future__ import annotations
 
@@ -18,19 +18,19 @@ class EstimateConfig:
     """A run of ``loraprune.prune`` to estimate; the defaults are those of such a run on an accelerator.
 
     Attributes:
-        pruning: what would be pruned.
+        pruning: pruning options.
         target_params: parameters of the result, instead of the ratio; ``target_size``: bytes of its weights, likewise;
             ``target_kv_cache``: share of the dense cache, or its bytes for one sequence of the whole context.
         lora: the adapter.
-        batch_size: rows in a micro-batch.
-        max_length: tokens of a row; None is 1024, or the model's context where that is shorter.
-        gradient_accumulation_steps: micro-batches in a step.
-        gradient_checkpointing: compute activations again in the backward pass; None does so where the model can.
+        batch_size: rows per micro-batch.
+        max_length: tokens per row; None is 1024, or the model's context if that is shorter.
+        gradient_accumulation_steps: micro-batches per step.
+        gradient_checkpointing: recompute activations in the backward pass; None does so if the model can.
         quantization: ``bnb-8bit``, ``bnb-4bit``, ``torchao-int8``, or None.
-        dtype: that the checkpoint is stored in; None takes it from the config.
+        dtype: dtype of the stored checkpoint; None takes it from the config.
         bf16: matrix products in bfloat16 (autocast); None: on ``cuda``.
         distill: share of the loss that follows the dense model, which then stays in memory; None is 0.
-        device: ``cuda``, or ``cpu`` (which the validation of the estimate runs on).
+        device: ``cuda``, or ``cpu`` (used to validate the estimate).
     """
 
     pruning: PruningConfig = field(default_factory=PruningConfig)

@@ -1,4 +1,4 @@
-"""From a step of a model with a few blocks to that of one with many that are alike: all grows by equal steps."""
+"""Extrapolation of a step from a few equal blocks to many: every block adds the same amount."""
 
 from __future__ import annotations
 
@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from loraprune.measure.estimation.simulated_step import PARTS, SimulatedStep
 
 FEW = 3
-"""Blocks that say what many take: the first (whose input needs no gradient), one between, and the last."""
+"""Blocks that represent many: the first (whose input needs no gradient), a middle one, and the last."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSize:
-    """What one training step takes.
+    """Memory and arithmetic of one training step.
 
     Attributes:
         weights: bytes of everything that is not trained.
-        adapter: bytes of what is trained, with gradients and the optimizer's states.
-        states: bytes of what is trained and of the optimizer's states, without gradients.
-        activations: bytes that wait for the backward pass when the loss is known.
-        peak: the most bytes that are alive at any moment.
-        moment: when that is: ``forward``, ``loss``, ``backward`` or ``update``.
+        adapter: bytes of trained parameters, with gradients and the optimizer's states.
+        states: bytes of trained parameters and of the optimizer's states, without gradients.
+        activations: bytes saved for the backward pass once the loss is computed.
+        peak: peak of live bytes.
+        moment: phase of the peak: ``forward``, ``loss``, ``backward`` or ``update``.
         flops: floating point operations of one micro-batch.
     """
 
@@ -34,11 +34,11 @@ class StepSize:
 
 
 def step_size(step: SimulatedStep, depth: int) -> StepSize:
-    """The size of a step of a model with ``depth`` blocks.
+    """Return the size of a step of a model with ``depth`` blocks.
 
     Args:
-        step: of the same model; with fewer blocks, of which there must be :data:`FEW`, all alike.
-        depth: blocks of the model asked about.
+        step: step of the same model. It may have fewer blocks: then exactly :data:`FEW`, all alike.
+        depth: number of blocks of the estimated model.
     """
     more = depth - step.blocks
     assert more == 0 or step.blocks == FEW
@@ -59,29 +59,29 @@ def step_size(step: SimulatedStep, depth: int) -> StepSize:
 
 
 def _peaks(step: SimulatedStep, more: int) -> tuple[dict[str, float], float]:
-    """Peaks of segments in the deeper model, and what each block leaves for the backward pass.
+    """Peaks of segments in the deeper model, and the bytes that each block saves for the backward pass.
 
-    From block to block live bytes change by equal steps, so that they are largest at the first ones or the last one.
+    Live bytes change by equal steps from block to block, so the peak is at one of the first blocks or the last one.
     """
     if more == 0:
         return dict(step.peaks), 0.0
     starts, last = step.starts, step.blocks - 1
-    # Autocast keeps copies of trained weights until the forward pass is over.
+    # Autocast keeps copies of trained weights until the end of the forward pass.
     forwards = starts[f"forward {last}"] - starts[f"forward {last - 1}"]
     outside = step.parts["gradients"] - step.blocks * step.of_block["gradients"]
     made = (starts["update"] - starts["forward"] - (0 if step.left else outside)) / step.blocks
-    # What functions keep by themselves, and not by autograd, stays until the loss goes (inputs of LLM.int8's layers).
+    # Tensors kept by functions and not by autograd (inputs of LLM.int8's layers) stay until the loss is freed.
     stays = starts["backward end"] - starts["update"]
-    # The first block, whose input needs no gradient, keeps less.
+    # The first block, whose input needs no gradient, saves less.
     less = forwards - (starts["forward 1"] - starts["forward 0"])
     kept = (stays + less if stays > less else stays) / step.blocks
-    # A block's backward pass frees what waited for it and leaves what it has made: gradients.
+    # A block's backward pass frees its saved tensors and adds gradients.
     freed = starts[f"backward {last}"] - starts[f"backward {last - 1}"] + made
     waiting = freed + kept
     held: float = sum(step.of_block[name] for name in ("weights", "adapter", "optimizer"))
     if step.left:
         held += (step.left - outside) / step.blocks
-    # The first block needs no gradient of its input, so that the second one may take more.
+    # The first block needs no gradient of its input, so the second one may have the peak.
     growth = {
         "forward": 0,
         "forward 0": 0,

@@ -1,4 +1,4 @@
-"""Estimate a run before any weight is loaded: what it will give, what it will take, and what would make it fit."""
+"""Estimate of a run before any weight is loaded: its result, its needs, and options with which it fits."""
 
 from __future__ import annotations
 
@@ -50,19 +50,19 @@ def estimate(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> Estimate:
-    """Say what a run of :func:`loraprune.prune` will take and give, from a model's config alone.
+    """Estimate the needs and the result of a run of :func:`loraprune.prune` from a model's config alone.
 
-    A training step is run on shapes: with the model's own code, the adapter and the criterion, in no memory. Every
-    figure is an estimate; docs/planning.md says what is assumed and how near it comes.
+    A training step runs on shapes, with the model's own code, the adapter and the criterion, and without memory. Every
+    figure is an estimate. docs/planning.md lists the assumptions and the accuracy.
 
     Args:
-        model: a checkpoint's folder or hub name, a ``config.json``, the name of a preset, or a config.
-        config: of the run; the default halves the prunable parameters.
-        trust_remote_code: run code that the checkpoint brings.
-        revision: of a hub checkpoint.
+        model: a checkpoint's folder or Hub name, a ``config.json``, the name of a preset, or a config.
+        config: configuration of the run; the default halves the prunable parameters.
+        trust_remote_code: run code that comes with the checkpoint.
+        revision: revision of a Hub checkpoint.
 
     Raises:
-        ValueError: something given is wrong, or the model cannot be pruned that way.
+        ValueError: an argument is wrong, or the model cannot be pruned that way.
     """
     if isinstance(model, (str, Path)):
         source = find_shapes(str(model), trust_remote_code=trust_remote_code, revision=revision)
@@ -73,11 +73,11 @@ def estimate(
 
 
 class Estimator:
-    """Estimates for one model and several ratios; what does not depend on the ratio is worked out once.
+    """Estimates for one model and several ratios. Results that do not depend on the ratio are computed once.
 
     Args:
-        source: of the model.
-        settings: of the run.
+        source: source of the model.
+        settings: settings of the run.
 
     Raises:
         ValueError: the model cannot be pruned that way.
@@ -96,7 +96,7 @@ class Estimator:
         self._blocks: dict[Any, int] = {}
 
     def _settled(self, settings: EstimateConfig) -> EstimateConfig:
-        """What a run would choose where nothing was said."""
+        """Fill in the defaults that a run would choose."""
         models = self._models
         can, recompute = models.source.recomputes, settings.gradient_checkpointing
         if recompute and not can:
@@ -117,7 +117,7 @@ class Estimator:
         )
 
     def estimate(self, ratio: float | None = None) -> Estimate:
-        """The estimate for a ratio; None takes the one of the settings.
+        """Return the estimate for a ratio; None takes the one of the settings.
 
         Raises:
             ValueError: the ratio cannot be reached.
@@ -151,11 +151,11 @@ class Estimator:
 
     @property
     def settings(self) -> EstimateConfig:
-        """Of the run, with what it would choose where nothing was said."""
+        """Settings of the run, including the defaults that it would choose."""
         return self._settings
 
     def oneshot_work(self, ratio: float | None = None) -> OneshotWork | None:
-        """The arithmetic of ``loraprune oneshot`` with the same goal; None where there is none to share.
+        """Return the arithmetic of ``loraprune oneshot`` with the same target; None if no part of it can be shared.
 
         Raises:
             ValueError: the ratio cannot be reached.
@@ -177,13 +177,13 @@ class Estimator:
         bfloat16: bool = True,
         settings: EstimateConfig | None = None,
     ) -> RunSize:
-        """The run as one of several processes sees it.
+        """Return the size of the run for one of several processes.
 
         Args:
             ratio: as for :meth:`estimate`.
-            processes: that share the run.
-            bfloat16: whether their GPUs compute in it.
-            settings: of another run of the same model; None takes those of the estimator.
+            processes: number of processes of the run.
+            bfloat16: whether their GPUs support bfloat16.
+            settings: settings of another run of the same model; None takes those of the estimator.
 
         Raises:
             ValueError: the ratio cannot be reached.
@@ -193,7 +193,7 @@ class Estimator:
         target = find_target(self._models, settings.pruning)
         dtype, settings = self._trained_in(settings, bfloat16)
         nothing = find_target(self._models, settings.pruning.changed(ratio=0.0))
-        kept = isinstance(settings.pruning.criterion, Taylor)  # whole gradients, where there are other processes
+        kept = isinstance(settings.pruning.criterion, Taylor)  # whole gradients, if there are other processes
         step = self._step(settings, dtype, processes=min(processes, 2) if kept else 1)
         plain = self._step(settings, dtype, listening=False)
         after = self._step(settings, dtype, target, listening=False)
@@ -224,17 +224,17 @@ class Estimator:
         )
 
     def _trained_in(self, settings: EstimateConfig, bfloat16: bool) -> tuple[torch.dtype, EstimateConfig]:
-        """The dtype of weights where there is bfloat16 or not, and the settings there."""
+        """Dtype of weights with or without bfloat16, and the settings for it."""
         return (self._stored, settings) if bfloat16 else (torch.float32, replace(settings, bf16=False))
 
     def _runtimes(self, pruning: PruningConfig) -> tuple[str, ...]:
-        """What will load the result."""
+        """Runtimes that can load the result."""
         plan = whole_plan(self._structure, pruning)
         model, _ = self._models.pruned(len(self._structure.blocks), plan, self._stored)
         return runtimes_after(model, self._structure, plan)
 
     def _reaching(self, settings: EstimateConfig, ratio: float | None) -> PruningConfig:
-        """What is to be pruned, by a ratio or by the goal that stands in its place."""
+        """Return the target of the pruning, from a ratio or from the option used in its place."""
         pruning, stored = settings.pruning, self._stored
         size = settings.target_size
         target = settings.target_params if size is None else int(size) // stored.itemsize
@@ -260,7 +260,7 @@ class Estimator:
         listening: bool = True,
         processes: int = 1,
     ) -> StepSize:
-        """One training step: before the first cut, or of the model after the last one."""
+        """Simulate one training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
         said = repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0)))
@@ -269,7 +269,7 @@ class Estimator:
             try:
                 simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening, processes))
             except (RuntimeError, TypeError) as error:
-                # Code that looks at values, of which there are none.
+                # The model's code reads values, which do not exist here.
                 raise ValueError(
                     f"A training step of this {self._structure.spec.model_type} model cannot be run on shapes alone: "
                     f"{str(error).splitlines()[0]}"
@@ -278,7 +278,7 @@ class Estimator:
         return self._steps[key]
 
     def _made_of(self, settings: EstimateConfig, dtype: torch.dtype, target: TargetShapes | None) -> Any:
-        """Make a model with its adapter, once; gives its key."""
+        """Build a model with its adapter once, and return its key."""
         blocks = self._models.few if target is None else target.blocks
         key = (None if target is None else target.ratio, blocks, dtype, settings.quantization, repr(settings.lora))
         if key not in self._adapted:
@@ -301,7 +301,7 @@ class Estimator:
         )
 
     def _size(self, target: TargetShapes) -> ModelSize:
-        """The model at a target."""
+        """Return the model at a target."""
         tokens = self._settings.max_length or 0
         model, structure = self._models.pruned(target.blocks, target.plan, self._stored)
         cached = self._models.task.name == "causal-lm"
@@ -323,7 +323,7 @@ class Estimator:
         )
 
     def _cut(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype, processes: int = 1) -> float:
-        """Bytes at the fullest moment of a cut; 0 where nothing is refitted."""
+        """Peak bytes of a cut; 0 without a refit."""
 
         def block(data: CalibrationSize) -> int:
             made_of = self._made_of(settings, dtype, None)
@@ -338,12 +338,12 @@ class Estimator:
         return step.weights + step.states + teacher + size if size else 0.0
 
     def _teacher(self, settings: EstimateConfig, dtype: torch.dtype) -> tuple[float, float]:
-        """Bytes of the weights of the dense model that tuning follows, and of the logits that the loss compares."""
+        """Bytes of the dense model's weights for distillation, and of the logits in the loss."""
         if not settings.distill:
             return 0.0, 0.0
         tokens = settings.batch_size * (settings.max_length or 0)
         width = 2 if settings.autocast else dtype.itemsize
-        # The teacher's, the model's and their gradient.
+        # Logits of the teacher and of the model, and their gradient.
         return self._step(settings, dtype).weights, 3.0 * tokens * (self._models.source.vocabulary or 0) * width
 
     def _needed(self, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> float:
@@ -365,16 +365,16 @@ class Estimator:
         )
 
     def _dequantized(self, settings: EstimateConfig, dtype: torch.dtype) -> float:
-        """Bytes of weights that a step writes anew: in every pass of every micro-batch."""
+        """Bytes of weights that a step dequantizes, in every pass of every micro-batch."""
         if settings.quantization is None:
             return 0.0
         passes = (3 if settings.gradient_checkpointing else 2) * settings.gradient_accumulation_steps
         return float(self._structure.prunable_parameters * dtype.itemsize * passes)
 
     def _remedy(self, gpu: Gpu, settings: EstimateConfig, target: TargetShapes, dtype: torch.dtype) -> str | None:
-        """Options with which the run fits, the mildest first; None where none of them is enough."""
+        """Options with which the run fits, mildest first; None if none of them is enough."""
         for flags, changed in remedies(settings, can_recompute=self._models.source.recomputes):
-            # The weights alone may be too much: then there is nothing to work out.
+            # If the weights alone do not fit, no option helps.
             bound = self._structure.num_parameters * LEAST_BYTES.get(changed.quantization or "", dtype.itemsize)
             if bound <= gpu.usable and self._needed(changed, target, dtype) <= gpu.usable:
                 return flags

@@ -1,4 +1,4 @@
-"""A forward pass without gradients on the meta device: its arithmetic, and the cache of keys and values."""
+"""A forward pass without gradients on the meta device: its arithmetic and its KV cache."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ForwardSize:
-    """What a forward pass takes.
+    """Needs of a forward pass.
 
     Attributes:
         flops: floating point operations.
-        cache: bytes of the keys and values of all inputs; 0 where none are kept.
+        cache: bytes of the keys and values of all inputs; 0 if none are kept.
     """
 
     flops: float
@@ -42,9 +42,9 @@ def forward_size(
     Args:
         model: without an adapter, on the meta device.
         structure: its description.
-        inputs: of the model.
+        inputs: inputs of the model.
         cached: whether it keeps keys and values.
-        depth: blocks of the model asked about; the model itself may have fewer, all alike.
+        depth: number of blocks of the estimated model; ``model`` may have fewer, all alike.
     """
     live = LiveShapes()
     output = _passed(model, structure, live, "cuda", lambda: model(**inputs, **({"use_cache": True} if cached else {})))
@@ -58,13 +58,13 @@ def forward_size(
 
 @torch.no_grad()
 def block_bytes(model: nn.Module, structure: Structure, inputs: Mapping[str, torch.Tensor], *, device: str) -> int:
-    """The most bytes that a block makes in a forward pass without gradients, beside what enters it.
+    """Return the peak bytes that a block allocates in a forward pass without gradients, in addition to its input.
 
     Args:
         model: with its adapter, on the meta device.
         structure: its description.
-        inputs: of the model.
-        device: that is stood in for.
+        inputs: inputs of the model.
+        device: simulated device.
     """
     live = LiveShapes(tensors_of(model))
     decoder: Any = base_model(model).base_model
@@ -75,7 +75,7 @@ def block_bytes(model: nn.Module, structure: Structure, inputs: Mapping[str, tor
 
 
 def _passed(model: nn.Module, structure: Structure, live: LiveShapes, device: str, call: Callable[[], Any]) -> Any:
-    """What a forward pass gives that is watched block by block."""
+    """Output of a forward pass that is watched block by block."""
     model.eval()
     live.begin("forward")
     with ExitStack() as stack:

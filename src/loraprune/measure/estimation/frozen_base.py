@@ -1,4 +1,4 @@
-"""The frozen base of a model as FSDP2 shares it out: rows of every weight, and what is gathered together."""
+"""The frozen base of a model as FSDP2 shards it: rows of every weight, and units of gathering."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class GatheredUnit:
     """Weights that are gathered in one operation.
 
     Attributes:
-        weights: rows of each weight, and bytes of one of its rows.
+        weights: number of rows of each weight, and bytes of one of its rows.
     """
 
     weights: tuple[tuple[int, int], ...]
@@ -31,21 +31,21 @@ class GatheredUnit:
         return sum(rows * row for rows, row in self.weights)
 
     def shard(self, processes: int) -> int:
-        """Bytes that each process holds: equally many rows of every weight, the last ones filled up."""
+        """Bytes that each process holds: equally many rows of every weight, with padding at the end."""
         return sum(-(-rows // processes) * row for rows, row in self.weights)
 
     def gathered(self, processes: int) -> int:
-        """Bytes that come together."""
+        """Bytes after gathering."""
         return processes * self.shard(processes)
 
 
 @dataclass(frozen=True, kw_only=True)
 class FrozenBase:
-    """The weights of a model that are not trained.
+    """Untrained weights of a model.
 
     Attributes:
-        blocks: of each block.
-        outside: embedding, last norm and head, which are needed from the beginning of a forward pass to the end of the
+        blocks: weights of each block.
+        outside: embedding, last norm and head, which are needed from the start of the forward pass to the end of the
             backward pass.
     """
 
@@ -54,7 +54,7 @@ class FrozenBase:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of all of them."""
+        """Bytes of all weights."""
         return self.outside.nbytes + sum(block.nbytes for block in self.blocks)
 
     def shard(self, processes: int) -> int:
@@ -62,17 +62,17 @@ class FrozenBase:
         return self.outside.shard(processes) + sum(block.shard(processes) for block in self.blocks)
 
     def largest_block(self, processes: int) -> int:
-        """Bytes of the largest block when it is gathered."""
+        """Bytes of the largest block after gathering."""
         return max((block.gathered(processes) for block in self.blocks), default=0)
 
 
 def frozen_base(model: nn.Module, structure: Structure, depth: int) -> FrozenBase:
-    """Weights of an adapted model that are not trained, by block.
+    """Return the untrained weights of an adapted model, by block.
 
     Args:
         model: with its adapter; with fewer blocks than ``depth``, all of them alike.
         structure: its description.
-        depth: blocks of the model asked about.
+        depth: number of blocks of the estimated model.
     """
     base = base_model(model)
     blocks = [_unit(base.get_submodule(name).parameters()) for name in structure.blocks]

@@ -1,4 +1,4 @@
-"""Accelerators, and from arithmetic to seconds."""
+"""Accelerators, and conversion of arithmetic to seconds."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 
 from loraprune.measure.estimation.links import NVLINK_3, NVLINK_4, PCIE_3, PCIE_4, PCIE_5, Link
 
-# Common accelerators: how much memory they have for a run, and how fast they compute.
+# Common accelerators: their memory available to a run, and their computing speed.
 
 GIB = 1024**3
 
 CONTEXT = 1.0
-"""GiB that the CUDA context, cuBLAS workspaces and loaded kernels take. An assumption."""
+"""GiB used by the CUDA context, cuBLAS workspaces and loaded kernels. An assumption."""
 
 FRAGMENTED = 0.05
-"""Share of the memory that the caching allocator holds and cannot use. An assumption."""
+"""Share of the memory that the caching allocator reserves but cannot use. An assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,13 +22,13 @@ class Gpu:
     """One kind of accelerator.
 
     Attributes:
-        name: as people say it.
+        name: common name.
         memory: GiB that the driver reports.
-        tflops: peak of dense matrix products in bfloat16 with sums in 32 bits; without bfloat16, of 32 bits.
-        bandwidth: of its memory, in GB a second.
-        single: the same in 32 bits without TF32, in which the moments and least squares of a repair are computed.
-        link: to other GPUs.
-        bfloat16: whether it computes in bfloat16; ``loraprune prune`` trains in 32 bits where it does not.
+        tflops: peak of dense matrix products in bfloat16 with 32-bit sums; without bfloat16, of 32 bits.
+        bandwidth: memory bandwidth in GB per second.
+        single: peak in 32 bits without TF32, used for the moments and least squares of a repair.
+        link: connection to other GPUs.
+        bfloat16: whether it supports bfloat16; if not, ``loraprune prune`` trains in 32 bits.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Gpu:
 
     @property
     def usable(self) -> float:
-        """Bytes that tensors may take."""
+        """Bytes available to tensors."""
         return (self.memory * (1 - FRAGMENTED) - CONTEXT) * GIB
 
 
@@ -58,24 +58,25 @@ GPUS = (
     Gpu(name="H100 80 GB", memory=79.2, tflops=989, bandwidth=3350, single=67, link=NVLINK_4),
     Gpu(name="H200 141 GB", memory=139.8, tflops=989, bandwidth=4800, single=67, link=NVLINK_4),
 )
-"""By memory. Peaks and bandwidths are those of the vendor's data sheets: dense; of H100 and H200, the SXM cards."""
+"""Accelerators by memory. Dense peaks and bandwidths are from the vendor's data sheets; H100 and H200 are SXM."""
 
 
-# From arithmetic to seconds: a share of the peak, and the traffic of weights that are dequantized anew each time.
+# Conversion of arithmetic to seconds: a share of the peak, plus memory traffic of weights that are dequantized each
+# time.
 
 UTILIZATION = 0.35
-"""Share of a card's peak that LoRA tuning through transformers reaches. An assumption, not a measurement."""
+"""Share of a card's peak that LoRA tuning with transformers reaches. An assumption, not a measurement."""
 
 BANDWIDTH_SHARE = 0.7
 """Share of the memory's bandwidth that copying kernels reach. An assumption."""
 
 
 def step_seconds(flops: float, gpu: Gpu, *, dequantized: float = 0.0) -> float:
-    """Seconds of a training step.
+    """Return the seconds of a training step.
 
     Args:
         flops: floating point operations of the step.
-        gpu: that it runs on.
-        dequantized: bytes that are written and read again because weights are dequantized.
+        gpu: accelerator of the run.
+        dequantized: bytes that dequantizing weights writes and reads again.
     """
     return flops / (gpu.tflops * 1e12 * UTILIZATION) + 2 * dequantized / (gpu.bandwidth * 1e9 * BANDWIDTH_SHARE)

@@ -1,4 +1,4 @@
-"""Kernels, losses and live bytes on the meta device: a training step watched without computing it."""
+"""Kernels, losses and live bytes on the meta device, to follow a training step without computing it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch.utils.flop_counter import flop_registry
 from loraprune.measure.benchmark.memory import LiveBytes
 
 _ATTENTION = "loraprune_estimate"
-"""Name of the stand-in among the attention functions of transformers."""
+"""Name of the stand-in in the attention interface of transformers."""
 
 _LOWERED = {
     F.linear, torch.matmul, torch.Tensor.matmul, torch.Tensor.__matmul__, torch.mm, torch.Tensor.mm, torch.bmm,
     torch.Tensor.bmm, torch.baddbmm, torch.Tensor.baddbmm, torch.addmm, torch.Tensor.addmm, torch.addbmm, F.conv1d,
     F.conv2d, F.conv3d, torch.conv1d, torch.conv2d, torch.conv3d, F.scaled_dot_product_attention,
 }  # fmt: skip
-"""What autocast computes in 16 bits, on every device."""
+"""Operations that autocast computes in 16 bits, on every device."""
 
 _RAISED_ON_CUDA = {
     F.layer_norm, torch.layer_norm, F.group_norm, F.softmax, torch.softmax, torch.Tensor.softmax, F.log_softmax,
@@ -30,18 +30,18 @@ _RAISED_ON_CUDA = {
     torch.rsqrt, torch.Tensor.rsqrt, torch.exp, torch.Tensor.exp, torch.log, torch.Tensor.log, torch.cumsum,
     torch.Tensor.cumsum, torch.norm, torch.Tensor.norm, torch.sum, torch.Tensor.sum, torch.prod, F.softplus,
 }  # fmt: skip
-"""What autocast computes in 32 bits on CUDA. Source: the op reference of torch.amp."""
+"""Operations that autocast computes in 32 bits on CUDA. Source: the op reference of torch.amp."""
 
 
 _GROUPED = {getattr(F, "grouped_mm", None), getattr(torch, "_grouped_mm", None)} - {None}
-"""Products of rows with the matrix of the expert that each is routed to; on the meta device for bfloat16 alone."""
+"""Products of rows with the matrix of the expert that each is routed to; the meta device supports only bfloat16."""
 
 
 class Kernels(TorchFunctionMode):
-    """Makes operations on the meta device take the memory that they would take on a device.
+    """Makes operations on the meta device allocate the memory that they would on a real device.
 
     Args:
-        live: counts.
+        live: counter of live bytes.
         device: ``cuda`` or ``cpu``.
         autocast: whether matrix products are computed in bfloat16.
     """
@@ -71,7 +71,7 @@ class Kernels(TorchFunctionMode):
             query, key, value, *_ = args
             return fused_attention(self._live, self._device, query, key, value)
         if func in _GROUPED and args[0].device.type == "meta":
-            # Every row meets the matrix of one expert, all of which have one shape.
+            # Every row is multiplied by the matrix of one expert, and all these matrices have the same shape.
             return args[0] @ args[1][0]
         return func(*args, **kwargs)
 
@@ -92,7 +92,7 @@ def _raised(value: Any) -> Any:
 
 
 class _Attention(torch.autograd.Function):
-    """Keeps what fused kernels keep: queries, keys, values, the output, and one number a row of the scores."""
+    """Saves what fused kernels save: queries, keys, values, the output, and one number per row of the scores."""
 
     @staticmethod
     def forward(
@@ -109,11 +109,11 @@ class _Attention(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[Any, ...]:
         query, key, value, _, sums = ctx.saved_tensors
-        # Five products in place of two: the scores are computed again.
+        # Five products instead of two, because the scores are recomputed.
         ctx.live.add_flops(5 * _products(query, key, value) // 2)
         beside = []
         if ctx.device == "cuda":
-            # The gradient of the queries is added up in 32 bits; those of shared keys and values come head by head.
+            # The gradient of the queries is summed in 32 bits; those of shared keys and values are computed per head.
             beside = [query.new_empty(query.shape, dtype=torch.float32), torch.empty_like(sums)]
             if key.shape[1] != query.shape[1]:
                 shape = (*query.shape[:2], *key.shape[2:])
@@ -124,7 +124,7 @@ class _Attention(torch.autograd.Function):
 
 
 def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> int:
-    """Operations of the two products of attention, masked scores counted too, as torch's counter does."""
+    """Operations of the two products of attention, including masked scores, as in torch's counter."""
     batch, heads, tokens, width = query.shape
     return 2 * batch * heads * tokens * key.shape[2] * (width + value.shape[-1])
 
@@ -132,7 +132,7 @@ def _products(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> in
 def fused_attention(
     live: LiveShapes, device: str, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor
 ) -> torch.Tensor:
-    """What ``scaled_dot_product_attention`` gives, by shape; heads may share keys and values."""
+    """Output of ``scaled_dot_product_attention`` by shape; heads may share keys and values."""
     attention: Any = _Attention
     output: torch.Tensor = attention.apply(live, device, query, key, value)
     return output
@@ -141,18 +141,18 @@ def fused_attention(
 def attention_function(
     module: torch.nn.Module, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
-    """For transformers' attention interface: no mask is made for a function that it has no mask for."""
+    """Function for transformers' attention interface, which creates no mask for a function without a mask function."""
     output = F.scaled_dot_product_attention(query, key, value)
     return output.transpose(1, 2).contiguous(), None
 
 
 def use_fused_attention_(model: Any) -> Callable[[], None]:
-    """Let a model on the meta device compute attention by the stand-in.
+    """Make a model on the meta device use the stand-in for attention.
 
-    Models that call torch's function themselves, as Falcon does, ask for it by its name; :class:`Kernels` stands in.
+    Models that call torch's function directly, such as Falcon, request it by its name; :class:`Kernels` replaces it.
 
     Returns:
-        What sets everything back.
+        A function that restores everything.
     """
     from transformers import AttentionInterface
 
@@ -171,27 +171,27 @@ def use_fused_attention_(model: Any) -> Callable[[], None]:
 
 
 def _calls_torch(model: Any) -> bool:
-    """Whether the file of a model's class knows nothing of transformers' attention interface."""
+    """Whether the source file of a model's class does not use transformers' attention interface."""
     return not hasattr(sys.modules[type(model).__module__], "ALL_ATTENTION_FUNCTIONS")
 
 
-# Bytes and arithmetic of tensors that exist by shape alone: a training step on the meta device, watched.
+# Bytes and arithmetic of tensors that have only a shape: a watched training step on the meta device.
 
 
 class LiveShapes(LiveBytes):
-    """Counts the bytes of the tensors that are made and not yet freed while it is on, and what computing them takes.
+    """Counts the bytes of live tensors created while it is active, and the operations that compute them.
 
-    Tensors on the meta device take no memory, yet their storages have a size and a lifetime: those that the same
-    operations would have on a device. What a kernel allocates for itself is not seen.
+    Tensors on the meta device take no memory, but their storages have the same sizes and lifetimes as on a real device.
+    Temporary allocations inside a kernel are not seen.
 
     Args:
-        held: tensors that are there all the time: weights, the optimizer's state.
+        held: tensors that exist throughout: weights, the optimizer's states.
 
     Attributes:
-        segment: the one that runs.
-        starts: bytes that were alive when each segment began, for the first time.
-        peaks: the most bytes that were alive in each segment.
-        flops: floating point operations of each segment, two for a multiplication with an addition.
+        segment: current segment.
+        starts: live bytes at the first start of each segment.
+        peaks: peak of live bytes in each segment.
+        flops: floating point operations of each segment; a multiply-add counts as two.
     """
 
     def __init__(self, held: Iterable[torch.Tensor] = ()) -> None:
@@ -201,24 +201,24 @@ class LiveShapes(LiveBytes):
             self.count(tensor)
 
     def begin(self, segment: str) -> None:
-        """What follows belongs to a segment, until the next one begins; a segment may come again."""
+        """Start a segment. It lasts until the next one starts and may be resumed."""
         self.segment = segment
         self.starts.setdefault(segment, self.now)
         self.peaks[segment] = max(self.peaks.get(segment, 0), self.now)
 
     def forget(self) -> None:
-        """Forget all segments; what is alive stays counted."""
+        """Forget all segments; live bytes stay counted."""
         self.starts: dict[str, int] = {}
         self.peaks: dict[str, int] = {}
         self.flops: dict[str, int] = defaultdict(int)
         self.segment = ""
 
     def add_flops(self, count: int) -> None:
-        """Arithmetic of a kernel that is stood in for."""
+        """Add the arithmetic of a kernel that is simulated."""
         self.flops[self.segment] += count
 
     def count(self, value: object) -> None:
-        """Take in a tensor that was made, if it was not there before."""
+        """Count a tensor that was created, if it is new."""
         super().count(value)
         if self.segment and self.now > self.peaks[self.segment]:
             self.peaks[self.segment] = self.now
@@ -233,18 +233,18 @@ class LiveShapes(LiveBytes):
         return result
 
 
-# The loss of a language model on the meta device: trl's head, which never makes all logits at once.
+# The loss of a language model on the meta device: trl's head, which never computes all logits at the same time.
 
 TILE_TOKENS = 4096
 TILE_WORDS = 32768
-"""Logits that trl (1.10) computes at a time."""
+"""Number of logits that trl (1.10) computes at a time."""
 
 ROW_STATISTICS = 7
-"""Numbers in 32 bits that it keeps of each token while it goes through the vocabulary."""
+"""32-bit numbers that it keeps per token while it iterates over the vocabulary."""
 
 
 TORCH_TILES = (3.0, 7.25)
-"""Tiles in 32 bits that operations of torch make at a time where there is no Triton: forwards and backwards."""
+"""32-bit tiles that torch operations create at the same time without Triton: forward and backward."""
 
 
 class _FusedLoss(torch.autograd.Function):
@@ -270,14 +270,14 @@ class _FusedLoss(torch.autograd.Function):
 def _tiles(
     hidden: torch.Tensor, weight: torch.Tensor, dtype: torch.dtype, beside: float, gradient: torch.Tensor | None = None
 ) -> None:
-    """Compute every logit once, in one buffer; a head in another dtype is converted tile by tile.
+    """Compute every logit once, in one buffer. A head in another dtype is converted tile by tile.
 
     Args:
         hidden: rows of hidden states.
-        weight: of the head.
-        dtype: to compute in.
-        beside: tiles in 32 bits that are made on the way.
-        gradient: of the hidden states, where that is added up from the tiles, too.
+        weight: weight of the head.
+        dtype: dtype to compute in.
+        beside: number of temporary 32-bit tiles.
+        gradient: gradient of the hidden states, if it is also summed from the tiles.
     """
     buffer = hidden.new_empty((min(len(hidden), TILE_TOKENS), TILE_WORDS), dtype=dtype)
     for start in range(0, len(hidden), TILE_TOKENS):
@@ -293,13 +293,13 @@ def _tiles(
 
 
 def fused_loss(hidden_BTH: torch.Tensor, head: torch.nn.Linear, device: str, *, autocast: bool) -> torch.Tensor:
-    """The mean loss over all tokens but the first of each sequence, by shape.
+    """Return the mean loss over all tokens except the first of each sequence, by shape.
 
     Args:
-        hidden_BTH: what the last block gives, normed.
-        head: the language model's.
-        device: that is stood in for: on ``cuda`` kernels of Triton work on one tile, on ``cpu`` operations of torch
-            make several of its size.
+        hidden_BTH: normalized output of the last block.
+        head: head of the language model.
+        device: simulated device: on ``cuda``, Triton kernels use one tile; on ``cpu``, torch operations create several
+            of its size.
         autocast: whether products are computed in bfloat16.
     """
     hidden = hidden_BTH[:, :-1].reshape(-1, hidden_BTH.shape[-1])

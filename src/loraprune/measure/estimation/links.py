@@ -1,4 +1,4 @@
-"""What connects the GPUs of a run, and how long the collective operations of NCCL take on it."""
+"""Connections between the GPUs of a run, and durations of NCCL's collective operations on them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ COLLECTIVE_SHARE = 0.7
 """Share of a connection's bandwidth that collective operations reach. An assumption, not a measurement."""
 
 LAUNCH = 8.4e-6
-"""Seconds before a collective operation sends anything."""
+"""Latency in seconds before a collective operation sends anything."""
 
 NETWORK_HOP = 14.0e-6
 """Seconds for one step of a ring from node to node."""
@@ -17,14 +17,14 @@ NETWORK_HOP = 14.0e-6
 
 @dataclass(frozen=True, kw_only=True)
 class Link:
-    """How one kind of GPU is usually connected; bandwidths are of one direction.
+    """Usual connections of one kind of GPU; bandwidths are for one direction.
 
     Attributes:
-        name: of the connection inside a node.
-        within: GB a second that a GPU sends to another one of its node.
+        name: name of the connection inside a node.
+        within: GB per second from a GPU to another one of its node.
         hop: seconds for one step of a ring inside a node.
-        adapter: GB a second of a network adapter.
-        adapter_a_gpu: whether a node has one adapter for each GPU; else it has one in all.
+        adapter: GB per second of a network adapter.
+        adapter_a_gpu: whether a node has one adapter per GPU; else it has a single one.
     """
 
     name: str
@@ -34,7 +34,7 @@ class Link:
     adapter_a_gpu: bool = False
 
     def between(self, gpus: int) -> float:
-        """GB a second that a node with so many GPUs sends to other nodes."""
+        """GB per second that a node with this number of GPUs sends to other nodes."""
         return self.adapter * (gpus if self.adapter_a_gpu else 1)
 
 
@@ -57,10 +57,10 @@ class Ring:
     """All processes of a run in a ring.
 
     Attributes:
-        gpus: of each node.
-        nodes: how many.
-        within: GB a second that a GPU sends to another one of its node.
-        between: GB a second that a node sends to other nodes.
+        gpus: GPUs per node.
+        nodes: number of nodes.
+        within: GB per second from a GPU to another one of its node.
+        between: GB per second from a node to other nodes.
         hop: seconds for one step inside a node.
     """
 
@@ -72,28 +72,28 @@ class Ring:
 
     @property
     def processes(self) -> int:
-        """One for each GPU."""
+        """Number of processes, one per GPU."""
         return self.gpus * self.nodes
 
     @property
     def bandwidth(self) -> float:
-        """Bytes a second that go round: those of the slowest part.
+        """Bytes per second around the ring, limited by its slowest part.
 
-        Rings in parallel use all adapters of a node together, and each of them enters and leaves a node once.
+        Parallel rings use all adapters of a node together, and each ring enters and leaves a node once.
         """
         parts = ([self.within] if self.gpus > 1 else []) + ([self.between] if self.nodes > 1 else [])
         return min(parts, default=math.inf) * 1e9 * COLLECTIVE_SHARE
 
     def sent(self, total: float) -> float:
-        """Bytes that each process sends while all of ``total`` comes to all: ``(N − 1)/N`` of it."""
+        """Bytes that each process sends to gather ``total`` bytes everywhere: ``(N − 1)/N`` of them."""
         return total * (self.processes - 1) / self.processes
 
     def gather_seconds(self, total: float, calls: float = 1) -> float:
-        """Seconds until every process has all of what is shared out.
+        """Seconds until every process has all shards.
 
         Args:
-            total: bytes of all parts together.
-            calls: operations that it takes.
+            total: bytes of all shards together.
+            calls: number of operations.
         """
         if self.processes == 1:
             return 0.0
@@ -105,6 +105,6 @@ class Ring:
 
         Args:
             total: bytes of one summand.
-            calls: operations that it takes.
+            calls: number of operations.
         """
         return 2 * self.gather_seconds(total, calls) - (calls * LAUNCH if self.processes > 1 else 0.0)

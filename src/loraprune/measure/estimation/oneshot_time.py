@@ -1,4 +1,4 @@
-"""How much faster ``loraprune oneshot`` becomes on several GPUs: part of its work is shared, part is not."""
+"""Speedup of ``loraprune oneshot`` on several GPUs, which share only part of its work."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ class OneshotTime:
     """Seconds of one cut of all blocks, without loading, measuring and saving.
 
     Attributes:
-        shared: what the processes share, as one of them would take for all of it.
-        alone: what each process works out by itself, with its part of the ridges that are tried.
-        communication: until moments are added up.
-        total: on all GPUs.
-        speed_up: against one GPU.
-        limit: the speed-up that no number of GPUs exceeds.
+        shared: work that the processes share, as seconds of a single process.
+        alone: work that each process does itself, including its share of the tried ridges.
+        communication: seconds to sum the moments.
+        total: seconds on all GPUs.
+        speed_up: speedup over one GPU.
+        limit: upper bound of the speedup for any number of GPUs.
     """
 
     shared: float
@@ -31,13 +31,13 @@ class OneshotTime:
 
 
 def oneshot_time(work: OneshotWork, gpu: Gpu, ring: Ring, sequences: int) -> OneshotTime:
-    """Seconds of a one-shot run on several GPUs; with fewer sequences than GPUs, nothing is shared.
+    """Return the seconds of a one-shot run on several GPUs. With fewer sequences than GPUs, nothing is shared.
 
     Args:
-        work: of the run.
-        gpu: the kind.
-        ring: all of them.
-        sequences: of the calibration data.
+        work: work of the run.
+        gpu: kind of GPU.
+        ring: all GPUs.
+        sequences: number of calibration sequences.
     """
     passes = step_seconds(work.passes, gpu)
     moments, solves, tried = (in_single_seconds(flops, gpu) for flops in (work.moments, work.solves, work.tried))

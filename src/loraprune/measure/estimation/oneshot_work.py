@@ -1,8 +1,7 @@
-"""The arithmetic of ``loraprune oneshot`` by default (osscar, the repair stream), and what processes share of it.
+"""Arithmetic of ``loraprune oneshot`` with its defaults (osscar, the repair stream), and the part that processes share.
 
-Calibration sequences are shared out: forward passes of blocks and second moments. What follows from the moments is
-worked out by each process: the order of elimination and the least squares. Ridges that are tried are shared out, too.
-In between, moments are added up.
+The processes divide the calibration sequences for the forward passes of blocks and the second moments, and then sum the
+moments. Each process computes the order of elimination and the least squares itself. The tried ridges are divided, too.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 ONESHOT_LENGTH = 2048
-"""Tokens of a row of calibration data at most, where nothing is said."""
+"""Default maximum number of tokens per row of calibration data."""
 
 _SINGLE, _DOUBLE = 4, 8
 _HALVES = 2
@@ -29,15 +28,15 @@ _HALVES = 2
 
 @dataclass(frozen=True, kw_only=True)
 class PrunedConsumer:
-    """A layer that reads what is pruned.
+    """A consumer of a pruned dimension.
 
     Attributes:
-        outputs: of the layer.
-        inputs: before the cut.
+        outputs: outputs of the layer.
+        inputs: inputs before the cut.
         kept: inputs after it.
-        groups: before the cut.
-        before: parameters of the block's linear layers that come before it.
-        attended: features that attention puts together before it.
+        groups: groups before the cut.
+        before: parameters of the block's linear layers that run before it.
+        attended: output features of the attention before it.
     """
 
     outputs: int
@@ -50,15 +49,15 @@ class PrunedConsumer:
 
 @dataclass(frozen=True, kw_only=True)
 class OneshotWork:
-    """Floating point operations and bytes of a one-shot run on one cut of all blocks.
+    """Floating point operations and bytes of a one-shot run with one cut of all blocks.
 
     Attributes:
         passes: operations of forward passes, in the model's dtype; shared.
         moments: operations of second moments, in 32 bits; shared.
         solves: operations of elimination and least squares, in 32 bits; not shared.
-        tried: operations of the :data:`FITS` that are tried, in 32 bits; shared by that many processes.
-        summed: bytes of the moments that are added up over the processes.
-        sums: operations in which they are.
+        tried: operations of the :data:`FITS` that are tried, in 32 bits; shared by up to that many processes.
+        summed: bytes of the moments that are summed over the processes.
+        sums: number of these sums.
     """
 
     passes: float
@@ -78,7 +77,7 @@ def elimination_flops(layer: PrunedConsumer) -> float:
     for left in range(layer.groups, 0, -at_once):
         i = groups * size
         found += groups * (size**3 / 3 + size**2 * o) if size > 1 else 0.0
-        # Columns that are looked at, if more than go, and those that go.
+        # Columns that are examined, if more than those removed, and the removed ones.
         for k in (2 * d, d) if at_once > 1 else (d,):
             found += k**3 / 3 + k**2 * o + 2 * k * put_by * (k + o)
         found += d**2 * i + 2 * d * put_by * i
@@ -96,20 +95,20 @@ def elimination_flops(layer: PrunedConsumer) -> float:
 
 _RIDGES = 2 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
 FITS = _HALVES * _RIDGES
-"""Least squares that are tried: each half of the rows with each ridge, and without."""
+"""Number of least-squares fits: each half of the rows with each ridge, and without."""
 
 
 def least_squares_flops(layer: PrunedConsumer) -> tuple[float, float]:
     """Operations of :func:`loraprune.calibration.least_squares.held_back_columns` with a target, and of its error.
 
     Returns:
-        Those that each process does, and those of the ridges that are tried.
+        Operations that each process does, and those of the tried ridges.
     """
     o, i, k = layer.outputs, layer.inputs, layer.kept
     equations = 2 * o * k**2 + 2 * k * (i - k) * o
     solving = k**3 / 3 + 2 * k**2 * o
     loss = 2 * k**2 * o
-    # Each half is solved with each ridge and judged on the other one, as is the plain cut.
+    # For each half, every ridge and the plain cut are judged on the other half.
     search = _HALVES * ((_RIDGES - 1) * (solving + loss) + loss)
     return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, 2 * search
 
@@ -117,16 +116,16 @@ def least_squares_flops(layer: PrunedConsumer) -> tuple[float, float]:
 def oneshot_work(
     model: Any, structure: Structure, counts: Mapping[str, int], *, sequences: int, tokens: int
 ) -> OneshotWork | None:
-    """What a run takes whose widths are given (``--allocation uniform``).
+    """Return the work of a run with given widths (``--allocation uniform``).
 
-    None for mixtures of experts, and where it is not shared or not this one.
+    None for mixtures of experts, for runs without shared work, and for other methods.
 
     Args:
         model: without an adapter; shapes are enough.
         structure: its description.
-        counts: groups of each dimension that stay.
-        sequences: of the calibration data, in all processes.
-        tokens: of each.
+        counts: number of groups kept in each dimension.
+        sequences: number of calibration sequences in all processes.
+        tokens: tokens per sequence.
     """
     if structure.spec.decoder is None or structure.spans_blocks or any(d.of_experts for d in structure):
         return None
@@ -138,7 +137,7 @@ def oneshot_work(
         linear = sum(matrix_shape(base_layer(m))[0] * matrix_shape(base_layer(m))[1] for m in _linear(block))
         found = list(_consumers(model, structure, counts, layer, name))
         attended = sum(consumer.attended for consumer in found[:1])
-        # The dense block, and the cut one to move on.
+        # The dense block, and the cut block to continue with.
         left = linear - sum(d.parameters_per_group * (d.num_groups - counts[d.name]) for d in structure.of_layer(layer))
         passes += rows * (2 * (linear + left) + 4 * tokens * (attended + found[-1].attended if found else 0))
         for consumer in found:
@@ -161,9 +160,9 @@ def _linear(block: Any) -> list[Any]:
 def _consumers(
     model: Any, structure: Structure, counts: Mapping[str, int], layer: int, block: str
 ) -> Iterator[PrunedConsumer]:
-    """Consumers of a block's dimensions, with what runs before them once the dimensions before are cut.
+    """Consumers of a block's dimensions, with the layers that run before them once the earlier dimensions are cut.
 
-    Attention reads as many features as it gives.
+    Attention has as many input as output features.
     """
     attended = cut = 0
     for dimension in structure.of_layer(layer):

@@ -13,21 +13,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _BLOCK = 64
-"""Weights of bitsandbytes' 4-bit numbers that share a scale; 256 scales share one in turn."""
+"""Number of 4-bit weights of bitsandbytes per scale; 256 scales share one scale in turn."""
 
 
 class QuantizedShape(nn.Linear):
-    """A linear layer that takes the memory of a quantized one, in rest and in a training step.
+    """A linear layer with the memory of a quantized one, at rest and in a training step.
 
-    Its weight has the layer's shape and is one byte; what is stored is held beside it.
+    Its weight has the layer's shape and one byte; the stored tensors are held beside it.
 
     Args:
         rows: outputs.
         columns: inputs.
-        bias: of the layer, or None.
+        bias: bias of the layer, or None.
         quantization: ``bnb-8bit``, ``bnb-4bit`` or ``torchao-int8``.
-        dtype: that the weight is dequantized to.
-        device: that is stood in for, ``cuda`` or ``cpu``.
+        dtype: dtype of the dequantized weight.
+        device: simulated device, ``cuda`` or ``cpu``.
     """
 
     def __init__(
@@ -52,14 +52,14 @@ class QuantizedShape(nn.Linear):
         ]
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        """The product, with what it keeps for the backward pass."""
+        """The product, with the tensors it saves for the backward pass."""
         if self.quantization == "torchao-int8":
-            # Its dequantized weight is an ordinary tensor, which autograd keeps for the backward pass.
+            # Its dequantized weight is an ordinary tensor, which autograd saves for the backward pass.
             return torch.nn.functional.linear(inputs, self.dequantized(), self.bias)
         product: Any = _Product
         outputs: torch.Tensor = product.apply(inputs, self)
         if self.quantization == "bnb-4bit":
-            outputs = outputs.clone()  # peft does so
+            outputs = outputs.clone()  # as in peft
         bias: Any = self.bias
         return outputs if bias is None else outputs + bias.to(outputs.dtype)
 
@@ -73,7 +73,7 @@ class QuantizedShape(nn.Linear):
 
 
 def stored(rows: int, columns: int, quantization: str) -> list[tuple[int, torch.dtype]]:
-    """Tensors that a quantized weight is stored as: number of elements and dtype."""
+    """Stored tensors of a quantized weight: number of elements and dtype."""
     count = rows * columns
     if quantization == "bnb-4bit":
         scales = -(-count // _BLOCK)
@@ -86,16 +86,16 @@ def stored(rows: int, columns: int, quantization: str) -> list[tuple[int, torch.
 
 
 class _Product(torch.autograd.Function):
-    """``x Wᵀ`` with what the kernels of each kind allocate on the way."""
+    """``x Wᵀ`` with the temporary allocations of each kind of kernel."""
 
     @staticmethod
     def forward(ctx: Any, inputs: torch.Tensor, layer: QuantizedShape) -> torch.Tensor:
         ctx.layer = layer
-        # bitsandbytes keeps the input of LLM.int8 although only its dtype is needed; LoRA's A does so anyway.
+        # bitsandbytes saves the input of LLM.int8 although it needs only its dtype; LoRA's A saves it anyway.
         ctx.inputs = inputs if layer.quantization == "bnb-8bit" else None
         ctx.dtype = inputs.dtype
         if layer.quantization == "bnb-8bit" and layer.stands_for == "cuda":
-            # The input in 16 bits, the input in 8 bits, and sums in 32.
+            # The input in 16 bits, the input in 8 bits, and sums in 32 bits.
             beside = [
                 inputs.new_empty(inputs.shape, dtype=torch.float16),
                 inputs.new_empty(inputs.shape, dtype=torch.int8),
@@ -113,12 +113,12 @@ class _Product(torch.autograd.Function):
 
 
 def quantize_shapes_(model: PreTrainedModel, quantization: str, dtype: torch.dtype, device: str) -> int:
-    """Replace the linear layers of a model on the meta device as the libraries do when they load one, in place.
+    """Replace the linear layers of a model on the meta device in place, as the libraries do when they load a model.
 
-    Layers outside of the base model (a language model's head, a classifier) stay as they are.
+    Layers outside the base model (the head of a language model, a classifier) stay unchanged.
 
     Returns:
-        How many layers were replaced.
+        Number of replaced layers.
     """
     base: Any = model.base_model
     found = [

@@ -1,4 +1,4 @@
-"""What a cut with refit takes beside weights and optimizer: calibration data, second moments, factors."""
+"""Memory of a cut with refit besides weights and optimizer: calibration data, second moments, factors."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ FLOAT, DOUBLE = 4, 8
 
 @dataclass(frozen=True, kw_only=True)
 class Consumer:
-    """A layer that is refitted.
+    """A layer to refit.
 
     Attributes:
-        outputs: of the layer.
-        inputs: before the cut.
+        outputs: outputs of the layer.
+        inputs: inputs before the cut.
         kept: inputs after it.
     """
 
@@ -31,11 +31,11 @@ class CalibrationSize:
     """The calibration data of a refit.
 
     Attributes:
-        sequences: how many.
-        tokens: of each.
+        sequences: number of sequences.
+        tokens: tokens per sequence.
         hidden: width of the hidden states.
-        itemsize: bytes of one number of them.
-        processes: that share the sequences.
+        itemsize: bytes of one number in them.
+        processes: number of processes that share the sequences.
     """
 
     sequences: int
@@ -46,17 +46,17 @@ class CalibrationSize:
 
     @property
     def own(self) -> int:
-        """Sequences of the process that has most."""
+        """Maximum number of sequences of one process."""
         return -(-self.sequences // self.processes)
 
     @property
     def kept(self) -> int:
-        """Bytes of the hidden states that go from block to block."""
+        """Bytes of the hidden states that pass from block to block."""
         return self.own * self.tokens * self.hidden * self.itemsize
 
     @property
     def rows(self) -> int:
-        """Sequences that go through a block at once."""
+        """Number of sequences that pass through a block at the same time."""
         return min(max(TOKENS_PER_BATCH // self.tokens, 1), self.own)
 
     @property
@@ -66,17 +66,17 @@ class CalibrationSize:
 
 
 def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cuda") -> int:
-    """The most bytes that the refit of one layer takes, calibration data included, once its block has been run.
+    """Return the peak bytes of the refit of one layer after its block has run, including calibration data.
 
-    Followed through :meth:`loraprune.calibration.features.FeatureStatistics.add`,
-    :func:`loraprune.calibration.least_squares.refit_columns` and :func:`loraprune.surgery.output_error.output_error`,
-    statement by statement; the layer's own forward pass counts with its input and a few hidden states.
+    This follows :meth:`loraprune.calibration.features.FeatureStatistics.add`,
+    :func:`loraprune.calibration.least_squares.refit_columns` and :func:`loraprune.surgery.output_error.output_error`
+    statement by statement. The layer's own forward pass counts with its input and a few hidden states.
     """
     o, i, k, t = consumer.outputs, consumer.inputs, consumer.kept, data.batch
     moment, kept_moment = i * i * FLOAT, k * k * FLOAT
     passing = t * (i + 3 * data.hidden) * data.itemsize
     single = 0 if data.itemsize == FLOAT else t * i * FLOAT
-    # Squares are added up in 64 bits, in a copy; on a CPU that copy is made where nobody counts it.
+    # Squares are summed in 64 bits, in a copy; on a CPU this copy is not counted.
     squares = t * i * (FLOAT + (DOUBLE if device == "cuda" else 0))
     gathering = passing + single + max(squares, 2 * moment)
     weight = o * i * FLOAT
@@ -86,11 +86,11 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
     factoring = moment + weight + 3 * kept_moment + k * o * FLOAT
     solving = moment + weight + 2 * kept_moment + 3 * k * o * FLOAT
     reading = moment + weight + 2 * delta
-    # On few tokens the equations of two halves come first: the second one is gathered beside the first and all sums.
+    # With few tokens, the equations of two halves come first: the second is collected beside the first and all sums.
     equations, halves = kept_moment + k * o * FLOAT, 0
     if are_few(data.sequences * data.tokens, i):
         halves = 2 * moment + weight + equations + max(gathering, k * i * FLOAT + equations + 2 * kept_moment)
-    # The error that the cut and its repair make, for the report.
+    # The error of the cut and of its repair, for the report.
     gone, part = i - k, o * k * FLOAT
     beside = moment + weight + 2 * part + o * gone * FLOAT
     comparing = (
@@ -102,13 +102,13 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
 
 
 def cut_bytes(consumers: Iterable[Consumer], data: CalibrationSize, block: int, *, device: str = "cuda") -> int:
-    """The most bytes that a cut takes: consumers are refitted one after the other.
+    """Return the peak bytes of a cut; consumers are refitted one after the other.
 
     Args:
-        consumers: that lose inputs.
-        data: that they are refitted on.
-        block: bytes that a block makes in its forward pass on one batch of the data.
-        device: that is computed on.
+        consumers: consumers that lose inputs.
+        data: calibration data.
+        block: bytes allocated by a block's forward pass on one batch of the data.
+        device: device of the computation.
     """
     found = [refit_bytes(consumer, data, device=device) for consumer in consumers]
     return max(*found, data.kept + block) if found else 0

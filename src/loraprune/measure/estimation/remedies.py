@@ -1,4 +1,4 @@
-"""What a run can do without where it does not fit an accelerator: options that take less memory, mildest first."""
+"""Options that reduce memory if a run does not fit an accelerator, mildest first."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import replace
 from loraprune.measure.estimation.config import EstimateConfig
 
 LEAST_BYTES = {"bnb-8bit": 1.0, "torchao-int8": 1.0, "bnb-4bit": 0.5}
-"""Bytes of a weight, at least."""
+"""Minimum bytes per weight."""
 
 FEWER_SEQUENCES = 32
 LIGHTER = {
@@ -17,15 +17,15 @@ LIGHTER = {
     "torchao-int8": (("--load-in-4bit", "bnb-4bit"),),
     "bnb-4bit": (),
 }
-"""Quantizations that take less than the one there is, with the options that ask for them."""
+"""Quantizations that need less memory than the current one, with their options."""
 
 
 def remedies(settings: EstimateConfig, *, can_recompute: bool) -> Iterator[tuple[str, EstimateConfig]]:
-    """Ways to take less memory, each as command-line options and as settings.
+    """Return ways to reduce memory, each as command-line options and as settings.
 
     Args:
-        settings: of the run that does not fit.
-        can_recompute: whether the model can compute activations again.
+        settings: settings of the run that does not fit.
+        can_recompute: whether the model can recompute activations.
     """
     flags: list[str] = []
     if can_recompute and not settings.gradient_checkpointing:
@@ -50,7 +50,7 @@ def _batches(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[list[
 
 
 def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """The lightest base in micro-batches of one row, and no repair after a cut: what costs most quality comes last."""
+    """The lightest base in micro-batches of one row, then without repair after a cut, which costs the most quality."""
     if not settings.pruning.repairs:
         return
     if settings.quantization != "bnb-4bit":
@@ -60,7 +60,7 @@ def _without_refit(flags: list[str], settings: EstimateConfig) -> Iterator[tuple
 
 
 def _with_fewer_sequences(flags: list[str], settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """The same, and then with less calibration data for the refit."""
+    """The same, then with less calibration data for the refit."""
     yield " ".join(flags), settings
     pruning = settings.pruning
     if pruning.repairs and pruning.calibration_sequences > FEWER_SEQUENCES:

@@ -1,4 +1,4 @@
-"""What an estimate says, as plain values."""
+"""Result of an estimate, as plain values."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ class ModelSize:
     """A model before or after pruning.
 
     Attributes:
-        blocks: how many.
-        widths: groups of each kind in each layer, the least and the most.
-        hidden_size: width of the residual stream; 0 where it has none.
-        parameters: all of them, tied ones once.
-        file_bytes: of the checkpoint in its own dtype.
-        forward_flops: of a forward pass over one row of the maximal length.
-        cache_bytes: of keys and values for one token; None of models that keep none.
+        blocks: number of blocks.
+        widths: minimum and maximum number of groups per layer, by kind.
+        hidden_size: width of the residual stream; 0 if it has none.
+        parameters: all parameters, tied ones once.
+        file_bytes: bytes of the checkpoint in its own dtype.
+        forward_flops: operations of a forward pass over one row of the maximum length.
+        cache_bytes: bytes of keys and values per token; None for models without a cache.
     """
 
     blocks: int
@@ -33,17 +33,17 @@ class ModelSize:
 
 @dataclass(frozen=True, kw_only=True)
 class StepMemory:
-    """Bytes at the fullest moment of a training step, and at that of a cut.
+    """Bytes at the peak of a training step, and at the peak of a cut.
 
     Attributes:
-        weights: of the base.
-        adapter: trained parameters with their gradients and what the optimizer keeps of them.
-        activations: what waits for the backward pass.
-        temporary: what is there for a moment: in the backward pass of a block, or in the loss.
-        criterion: what the criterion adds.
-        teacher: the dense model that tuning follows, its logits, and those of the model with their gradient.
-        step: all of these: the peak of a step.
-        cut: the peak of a cut with refit, weights and optimizer included; 0 without refit.
+        weights: weights of the base.
+        adapter: trained parameters with their gradients and the optimizer's states.
+        activations: tensors saved for the backward pass.
+        temporary: short-lived tensors in the backward pass of a block, or in the loss.
+        criterion: additional bytes of the criterion.
+        teacher: the dense model for distillation, its logits, and those of the model with their gradient.
+        step: sum of these: the peak of a step.
+        cut: peak of a cut with refit, including weights and optimizer; 0 without refit.
     """
 
     weights: float
@@ -57,18 +57,18 @@ class StepMemory:
 
     @property
     def peak(self) -> float:
-        """The most that the run needs at any moment."""
+        """Peak bytes of the whole run."""
         return max(self.step, self.cut)
 
     @classmethod
     def of(cls, step: StepSize, plain: StepSize, cut: float = 0.0, teacher: float = 0.0) -> StepMemory:
-        """Take a step apart.
+        """Split a step into parts.
 
         Args:
             step: with the criterion.
-            plain: without one. A criterion may also save something: where gates sit, LoRA keeps no copy of its input.
-            cut: bytes at the fullest moment of a cut, weights and optimizer included; 0 where nothing is refitted.
-            teacher: bytes of a teacher and of the loss that follows it.
+            plain: without one. A criterion may also save memory: where it has gates, LoRA keeps no copy of its input.
+            cut: peak bytes of a cut, including weights and optimizer; 0 without a refit.
+            teacher: bytes of a teacher and of its loss.
         """
         criterion = max(0.0, step.peak - plain.peak)
         rest = step.peak - criterion - step.weights - step.adapter
@@ -90,13 +90,13 @@ class GpuFit:
     """Whether a run fits an accelerator.
 
     Attributes:
-        gpu: its name.
-        usable: bytes that tensors may take.
-        needed: bytes that the run needs there.
-        dtype: of the weights that are not quantized, there.
-        seconds: of a step before the first cut.
-        seconds_after: of a step after the last one.
-        remedy: options with which it fits; None where it fits, or where none of those tried is enough.
+        gpu: name of the accelerator.
+        usable: bytes available to tensors.
+        needed: bytes that the run needs on it.
+        dtype: dtype of the weights that are not quantized, on this accelerator.
+        seconds: seconds of a step before the first cut.
+        seconds_after: seconds of a step after the last one.
+        remedy: options with which it fits; None if it fits, or if none of those tried is enough.
     """
 
     gpu: str
@@ -109,29 +109,29 @@ class GpuFit:
 
     @property
     def fits(self) -> bool:
-        """Whether it does."""
+        """Whether the run fits."""
         return self.needed <= self.usable
 
 
 @dataclass(frozen=True, kw_only=True)
 class Estimate:
-    """What pruning a model will take and give, from its shapes alone.
+    """Needs and result of pruning a model, from its shapes alone.
 
     Attributes:
-        model: as it was named.
-        model_type: its family.
-        asked: the ratio asked for.
-        ratio: the ratio that the widths come to.
-        settings: of the run, as plain values.
-        before: the model as it is.
+        model: name as given.
+        model_type: model type of its config.
+        asked: requested ratio.
+        ratio: actual ratio of the widths.
+        settings: settings of the run, as plain values.
+        before: the model before pruning.
         after: the pruned model.
-        memory: of the run while nothing is cut: its peak.
-        memory_after: of a step after the last cut.
+        memory: peak of the run before any cut.
+        memory_after: peak of a step after the last cut.
         step_flops: floating point operations of a step before the first cut.
-        step_flops_after: likewise after the last one.
-        gpus: which accelerators it fits.
-        notes: what was assumed for this model in particular.
-        loads_in: what will load the result, and why others will not.
+        step_flops_after: the same after the last one.
+        gpus: fit on each accelerator.
+        notes: assumptions for this model in particular.
+        loads_in: runtimes that can load the result, and reasons why others cannot.
     """
 
     model: str
@@ -150,7 +150,7 @@ class Estimate:
     loads_in: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; bytes, floating point operations and seconds."""
+        """The estimate as plain values: bytes, floating point operations and seconds."""
         values = asdict(self)
         for name in ("memory", "memory_after"):
             values[name]["peak"] = getattr(self, name).peak

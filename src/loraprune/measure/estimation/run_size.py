@@ -1,4 +1,4 @@
-"""What one process of a run holds and computes: all that its memory and its time on several GPUs follow from."""
+"""Memory and work of one process of a run, the input for estimates on several GPUs."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from loraprune.measure.estimation.result import StepMemory
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedModel:
-    """A model with its adapter, before the cuts or after them.
+    """A model with its adapter, before or after the cuts.
 
     Attributes:
-        base: its weights that are not trained.
+        base: its untrained weights.
         gradients: bytes of the gradients of the adapter.
         flops: floating point operations of a micro-batch.
-        forward_flops: of its forward pass alone.
-        dequantized: bytes of weights that a step writes anew, since they are quantized.
+        forward_flops: operations of its forward pass alone.
+        dequantized: bytes of quantized weights that a step dequantizes.
     """
 
     base: FrozenBase
@@ -29,16 +29,16 @@ class TrainedModel:
 
 @dataclass(frozen=True, kw_only=True)
 class RunSize:
-    """A run of ``loraprune prune`` as one of its processes sees it.
+    """A run of ``loraprune prune``, for one of its processes.
 
     Attributes:
         before: the model before the cuts.
-        after: the same after them.
-        memory: of a process that holds the whole model; what averages gradients is not part of it.
-        evidence: bytes that the criterion adds up over the processes at each step.
-        micro_batches: in a step.
-        tokens: of a micro-batch; of models without tokens, rows.
-        dtype: of the weights that are not quantized.
+        after: the model after them.
+        memory: bytes of a process that holds the whole model, without the buffers for averaging gradients.
+        evidence: bytes that the criterion sums over the processes at each step.
+        micro_batches: micro-batches per step.
+        tokens: tokens of a micro-batch; for models without tokens, rows.
+        dtype: dtype of the weights that are not quantized.
     """
 
     before: TrainedModel

@@ -1,4 +1,4 @@
-"""A run of several GPUs, for every kind of them: what fits, what would make it fit, and how far it scales."""
+"""A run on several GPUs, for every kind of GPU: whether it fits, options with which it fits, and how it scales."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class GpuScaling:
     """A run on several GPUs of one kind.
 
     Attributes:
-        fit: of ``loraprune prune``.
-        fits_from: the least number of GPUs that it fits, where it does not fit these; None where no number is enough.
-        remedy: options with which it fits these; None where it fits, or where none of those tried is enough.
-        oneshot: seconds of ``loraprune oneshot``; None where that is not known.
+        fit: estimate of ``loraprune prune``.
+        fits_from: minimum number of GPUs that it fits, if it does not fit these; None if no number is enough.
+        remedy: options with which it fits these; None if it fits, or if none of those tried is enough.
+        oneshot: seconds of ``loraprune oneshot``; None if unknown.
     """
 
     fit: ClusterFit
@@ -47,10 +47,10 @@ class Scaling:
     """A run on several GPUs.
 
     Attributes:
-        gpus: of each node.
-        nodes: how many.
-        tokens: of a step, on all GPUs together.
-        kinds: the same for every kind of GPU.
+        gpus: GPUs per node.
+        nodes: number of nodes.
+        tokens: tokens per step, on all GPUs together.
+        kinds: the estimate for every kind of GPU.
     """
 
     gpus: int
@@ -60,11 +60,11 @@ class Scaling:
 
     @property
     def processes(self) -> int:
-        """One for each GPU."""
+        """Number of GPUs."""
         return self.gpus * self.nodes
 
     def to_json(self) -> dict[str, Any]:
-        """As plain values; bytes, seconds and tokens a second."""
+        """The estimate as plain values: bytes, seconds and tokens per second."""
         values = asdict(self)
         for entry, kind in zip(values["kinds"], self.kinds, strict=True):
             entry["fit"]["fits"] = kind.fit.fits
@@ -76,16 +76,16 @@ class Scaling:
 def scale(
     estimator: Estimator, cluster: ClusterConfig, ratio: float | None = None, gpus: tuple[Gpu, ...] = GPUS
 ) -> Scaling:
-    """Say what a run takes on several GPUs.
+    """Estimate the needs of a run on several GPUs.
 
     Args:
-        estimator: of the run on one of them.
-        cluster: how many, how they are connected, and how the work is shared out.
+        estimator: estimator of the run on one of them.
+        cluster: number of GPUs, their connections, and the sharing of the work.
         ratio: as for :meth:`loraprune.measure.estimation.estimate.Estimator.estimate`.
-        gpus: kinds that are asked about.
+        gpus: kinds of GPU to estimate.
 
     Raises:
-        ValueError: a run cannot be shared out that way, or the ratio cannot be reached.
+        ValueError: a run cannot be distributed in this way, or the ratio cannot be reached.
     """
     settings = estimator.settings
     cluster.check(settings.quantization, settings.device)
@@ -108,14 +108,14 @@ def scale(
 
 
 class _Sizes:
-    """Runs as their processes see them; those of like GPUs are worked out once."""
+    """Run sizes for one process, computed once for equal GPUs."""
 
     def __init__(self, estimator: Estimator, ratio: float | None) -> None:
         self._estimator, self._ratio = estimator, ratio
         self._known: dict[tuple[bool, int, str], RunSize] = {}
 
     def of(self, gpu: Gpu, processes: int, settings: EstimateConfig) -> RunSize:
-        """One of so many processes."""
+        """Return the size for one of this many processes."""
         key = (gpu.bfloat16, processes, repr(settings))
         if key not in self._known:
             self._known[key] = self._estimator.run_size(
@@ -124,7 +124,7 @@ class _Sizes:
         return self._known[key]
 
     def fit(self, gpu: Gpu, processes: int, settings: EstimateConfig, cluster: ClusterConfig) -> bool:
-        """Whether so many GPUs hold the run."""
+        """Whether the run fits this many GPUs."""
         size = self.of(gpu, processes, settings)
         strategy, _ = chosen_strategy(size, gpu, processes, cluster.strategy, settings.quantization)
         return memory_of(size, strategy, processes).peak <= usable_beside_others(gpu, processes)
@@ -133,7 +133,7 @@ class _Sizes:
 def _fits_from(
     sizes: _Sizes, cluster: ClusterConfig, gpu: Gpu, settings: EstimateConfig, fit: ClusterFit
 ) -> int | None:
-    """The number of GPUs, doubled at each try, from which a run fits that does not fit these."""
+    """Number of GPUs, found by doubling, from which the run fits, if it does not fit the given ones."""
     if fit.fits or fit.memory.peak - fit.memory.base > fit.usable:
         return None
     processes = 2 * cluster.processes
@@ -145,7 +145,7 @@ def _fits_from(
 
 
 def _remedy(sizes: _Sizes, cluster: ClusterConfig, gpu: Gpu, settings: EstimateConfig, fit: ClusterFit) -> str | None:
-    """Options with which the run fits, the mildest first."""
+    """Options with which the run fits, mildest first."""
     if fit.fits or (cluster.strategy != "ddp" and fit.memory.base + fit.memory.gathered > fit.usable):
         return None
     if cluster.strategy == "ddp" and settings.quantization is None:
@@ -159,7 +159,7 @@ def _remedy(sizes: _Sizes, cluster: ClusterConfig, gpu: Gpu, settings: EstimateC
 
 
 def _lighter(settings: EstimateConfig) -> Iterator[tuple[str, EstimateConfig]]:
-    """Ways to take less memory of what is not shared out; each goes on from the one before."""
+    """Ways to reduce memory that is not shared; each one adds to the previous one."""
     flags: list[str] = []
     if settings.batch_size > 1:
         rows = settings.batch_size * settings.gradient_accumulation_steps

@@ -1,4 +1,4 @@
-"""A run on several GPUs: what each of them holds and sends, and how long a step takes."""
+"""A run on several GPUs: memory and traffic of each GPU, and seconds per step."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from loraprune.measure.estimation.links import Ring
 from loraprune.measure.estimation.run_size import RunSize, TrainedModel
 
 GATHERED_BLOCKS = 2
-"""Blocks that are whole at a time under fsdp2: one is computed while the next one arrives."""
+"""Number of blocks gathered at the same time under fsdp2: one is computed while the next one arrives."""
 
 COMMUNICATOR = 1.0
-"""GiB that the buffers of NCCL take. An assumption."""
+"""GiB used by the buffers of NCCL. An assumption."""
 
 BUCKET = 25 * 1024**2
-"""Bytes of gradients that DDP sends at once."""
+"""Bytes of gradients that DDP sends in one bucket."""
 
 MOST_GPUS = 4096
-"""So far it is looked for the number of GPUs at which communication takes longer than computing."""
+"""Limit of the search for the number of GPUs at which communication takes longer than computation."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterMemory:
-    """Bytes on each GPU at the fullest moment of a step; see :class:`loraprune.measure.estimation.result.StepMemory`.
+    """Bytes on each GPU at the peak of a step; see :class:`loraprune.measure.estimation.result.StepMemory`.
 
     Attributes:
-        base: what a GPU keeps of the frozen weights: all of them, or its part.
-        gathered: weights that are whole for a while: those outside of blocks, and two blocks.
-        adapter: trained parameters, their gradients and the optimizer's states, whole on each GPU.
-        averaging: the copy in which gradients are averaged.
-        activations: of the GPU's own micro-batch.
-        temporary: what is there for a moment.
-        criterion: what the criterion keeps.
-        teacher: the dense model that tuning follows, with logits.
-        step: all of these.
-        cut: the peak of a cut with refit, on this GPU's part of the calibration data; 0 without refit.
+        base: frozen weights on a GPU: all of them, or its shard.
+        gathered: weights that are gathered temporarily: those outside the blocks, and two blocks.
+        adapter: trained parameters, their gradients and the optimizer's states, complete on each GPU.
+        averaging: copy used to average gradients.
+        activations: tensors of the GPU's own micro-batch.
+        temporary: short-lived tensors.
+        criterion: state of the criterion.
+        teacher: the dense model for distillation, with logits.
+        step: sum of all these.
+        cut: peak of a cut with refit, on this GPU's part of the calibration data; 0 without refit.
     """
 
     base: float
@@ -52,7 +52,7 @@ class ClusterMemory:
 
     @property
     def peak(self) -> float:
-        """The most that the run needs at any moment."""
+        """Peak bytes of the whole run."""
         return max(self.step, self.cut)
 
 
@@ -62,8 +62,8 @@ class StepTraffic:
 
     Attributes:
         base: frozen weights that are gathered, for the forward and the backward pass of each micro-batch.
-        gradients: of the adapter, once a step.
-        evidence: of the criterion, once a step.
+        gradients: gradients of the adapter, once per step.
+        evidence: evidence of the criterion, once per step.
     """
 
     base: float
@@ -82,8 +82,8 @@ class StepTime:
 
     Attributes:
         computing: without any communication.
-        communication: as if nothing were computed meanwhile.
-        step: of both: gathers overlap with computing, sums come after it.
+        communication: without any computation.
+        step: both: gathers overlap with computation, and sums follow it.
     """
 
     computing: float
@@ -92,7 +92,7 @@ class StepTime:
 
 
 def memory_of(size: RunSize, strategy: str, processes: int) -> ClusterMemory:
-    """Bytes on each of several GPUs."""
+    """Return the bytes on each of several GPUs."""
     one, base = size.memory, size.before.base
     parts = {"base": one.weights, "gathered": 0.0, "averaging": size.before.gradients if processes > 1 else 0.0}
     cutting = one.weights
@@ -100,7 +100,7 @@ def memory_of(size: RunSize, strategy: str, processes: int) -> ClusterMemory:
         parts["base"] = one.weights - base.nbytes + base.shard(processes)
         block = base.largest_block(processes)
         parts["gathered"] = base.outside.gathered(processes) + min(GATHERED_BLOCKS, len(base.blocks)) * block
-        # A cut takes one block after the other.
+        # A cut processes one block after the other.
         cutting = parts["base"] + base.outside.gathered(processes) + block
     step = one.step - one.weights + sum(parts.values())
     return ClusterMemory(
@@ -118,7 +118,7 @@ def memory_of(size: RunSize, strategy: str, processes: int) -> ClusterMemory:
 def traffic_of(
     model: TrainedModel, strategy: str, ring: Ring, *, micro_batches: int = 1, evidence: float = 0.0
 ) -> StepTraffic:
-    """Bytes that each GPU sends in a step."""
+    """Return the bytes that each GPU sends in a step."""
     gathered = 0.0
     if strategy == "fsdp2":
         processes = ring.processes
@@ -132,11 +132,11 @@ def traffic_of(
 def time_of(
     model: TrainedModel, strategy: str, gpu: Gpu, ring: Ring, *, micro_batches: int = 1, evidence: float = 0.0
 ) -> StepTime:
-    """Seconds of a step.
+    """Return the seconds of a step.
 
-    Blocks are gathered while the block before is computed, in each pass of each micro-batch; what comes first in a pass
-    has nothing to hide behind. Gradients and evidence are added up when all is computed, which is the worst case: DDP
-    begins earlier.
+    Blocks are gathered while the previous block is computed, in each pass of each micro-batch. The first gather of a
+    pass overlaps with nothing. Gradients and evidence are summed after all computation. This is the worst case, because
+    DDP starts earlier.
     """
     computing = step_seconds(model.flops * micro_batches, gpu, dequantized=model.dequantized)
     step, gathering = computing, 0.0
@@ -155,7 +155,7 @@ def time_of(
 
 
 def usable_beside_others(gpu: Gpu, processes: int) -> float:
-    """Bytes that tensors may take on each of several GPUs."""
+    """Bytes available to tensors on each of several GPUs."""
     return gpu.usable - (COMMUNICATOR * GIB if processes > 1 else 0.0)
 
 
@@ -164,20 +164,20 @@ class ClusterFit:
     """A run on several GPUs of one kind.
 
     Attributes:
-        gpu: their name.
-        dtype: of the weights that are not quantized, there.
+        gpu: name of the GPUs.
+        dtype: dtype of the weights that are not quantized, on these GPUs.
         strategy: ``ddp`` or ``fsdp2``.
-        reason: why this one.
-        usable: bytes that tensors may take on each.
-        memory: bytes on each.
-        traffic: bytes that each sends in a step before the cuts.
+        reason: reason for this strategy.
+        usable: bytes available to tensors on each GPU.
+        memory: bytes on each GPU.
+        traffic: bytes that each GPU sends in a step before the cuts.
         time: seconds of a step before the cuts.
         time_after: the same after them.
-        tokens_a_second: of all GPUs together, before the cuts.
+        tokens_a_second: tokens per second of all GPUs together, before the cuts.
         tokens_after: the same after them.
-        outgrown_at: the number of GPUs, of as many a node, from which communication takes longer than computing, if
-            each has the same micro-batches; None where it is more than :data:`MOST_GPUS`.
-        least_tokens: tokens of a micro-batch below which communication takes longer than computing on these GPUs.
+        outgrown_at: number of GPUs, with the same number per node, from which communication takes longer than
+            computation if each GPU keeps its micro-batches; None if it is above :data:`MOST_GPUS`.
+        least_tokens: tokens of a micro-batch below which communication takes longer than computation on these GPUs.
     """
 
     gpu: str
@@ -196,14 +196,14 @@ class ClusterFit:
 
     @property
     def fits(self) -> bool:
-        """Whether the run does."""
+        """Whether the run fits."""
         return self.memory.peak <= self.usable
 
 
 def chosen_strategy(
     size: RunSize, gpu: Gpu, processes: int, asked: str | None, quantization: str | None
 ) -> tuple[str, str]:
-    """How a run is shared out on GPUs of one kind, and why: as it was asked for, or as fits."""
+    """Strategy on GPUs of one kind, and the reason: the requested one, or one that fits."""
     holds = memory_of(size, "ddp", processes).peak <= usable_beside_others(gpu, processes)
     one = f"one GPU {'holds' if holds else 'does not hold'} the whole run"
     if processes == 1:
@@ -216,13 +216,13 @@ def chosen_strategy(
 
 
 def on_cluster(size: RunSize, gpu: Gpu, cluster: ClusterConfig, quantization: str | None = None) -> ClusterFit:
-    """A run on several GPUs of one kind.
+    """Estimate a run on several GPUs of one kind.
 
     Args:
-        size: the run as one process sees it.
-        gpu: the kind.
-        cluster: how many there are, and how they are connected.
-        quantization: of the base.
+        size: size of the run for one process.
+        gpu: kind of GPU.
+        cluster: number of GPUs and their connections.
+        quantization: quantization of the base.
     """
     strategy, reason = chosen_strategy(size, gpu, cluster.processes, cluster.strategy, quantization)
     ring = cluster.ring(gpu.link)
@@ -248,7 +248,7 @@ def on_cluster(size: RunSize, gpu: Gpu, cluster: ClusterConfig, quantization: st
 
 
 def _outgrown_at(size: RunSize, strategy: str, gpu: Gpu, cluster: ClusterConfig) -> int | None:
-    """The number of GPUs at which communication first takes longer than computing; whole nodes beyond the first one."""
+    """Number of GPUs at which communication first takes longer than computation; beyond one node, whole nodes."""
 
     def outgrown(gpus: int, nodes: int) -> bool:
         ring = cluster.ring(gpu.link, gpus, nodes)

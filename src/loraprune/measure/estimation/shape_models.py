@@ -1,4 +1,4 @@
-"""Models without weights for an estimate: as they are, cut, quantized, with an adapter, and with fewer blocks."""
+"""Models without weights for an estimate: dense, cut, quantized, with an adapter, and with fewer blocks."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class ShapeModels:
-    """Makes the models of an estimate.
+    """Builds the models of an estimate.
 
     Attributes:
-        source: of the model as it is.
-        structure: its description, with the kinds that would be pruned.
-        task: that it is tuned for.
-        alike: whether its blocks are, so that a few of them say what many take.
+        source: source of the dense model.
+        structure: its description, with the kinds to prune.
+        task: task of the model.
+        alike: whether its blocks are alike, so a few of them represent many.
     """
 
     source: ModelSource
@@ -47,7 +47,7 @@ class ShapeModels:
         """Describe a model.
 
         Raises:
-            ValueError: it has no such dimensions or layers, or is made for something that it cannot be tuned for.
+            ValueError: it has no such dimensions or layers, or its task is not supported.
         """
         task = tunable_task(source)
         structure = describe(source.shapes, kinds, keep_layers)
@@ -56,11 +56,11 @@ class ShapeModels:
 
     @property
     def few(self) -> int:
-        """Blocks that are enough to look at."""
+        """Number of blocks that is enough to simulate."""
         return min(FEW, len(self.structure.blocks)) if self.alike else len(self.structure.blocks)
 
     def plain(self, blocks: int, dtype: torch.dtype) -> tuple[Any, Structure]:
-        """The model with so many blocks."""
+        """Return the model with this many blocks."""
         config = copy.deepcopy(self.source.config)
         total = len(self.structure.blocks)
         if blocks != total:
@@ -72,7 +72,7 @@ class ShapeModels:
         return model.to(dtype), describe(model, kinds, keep)
 
     def pruned(self, blocks: int, plan: Plan | None, dtype: torch.dtype) -> tuple[Any, Structure]:
-        """The same, cut; a plan of a model with more blocks will do, and None leaves it as it is."""
+        """Return the model after the cut. The plan may be of a model with more blocks; None cuts nothing."""
         model, structure = self.plain(blocks, dtype)
         return model, structure if plan is None else cut_shapes_(model, structure, plan)
 
@@ -83,7 +83,7 @@ class ShapeModels:
         dtype: torch.dtype,
         settings: EstimateConfig,
     ) -> tuple[Any, Structure]:
-        """The same, cut, with its base quantized and an adapter on it."""
+        """Return the model after the cut, with its base quantized and with an adapter."""
         from peft import get_peft_model
 
         model, structure = self.plain(blocks, dtype)
@@ -97,9 +97,9 @@ class ShapeModels:
         return get_peft_model(model, adapter), structure
 
     def inputs(self, rows: int, tokens: int) -> dict[str, torch.Tensor]:
-        """What the model is called with, beside labels."""
+        """Inputs of the model besides labels."""
         if self.task.name == "causal-lm":
-            # With a mask, models that make one of their own do not look for rows that were packed.
+            # With a mask, models that create one of their own do not check for packed rows.
             return {"input_ids": _numbers(rows, tokens), "attention_mask": _numbers(rows, tokens)}
         if self.task.name == "text-to-text":
             return {"input_ids": _numbers(rows, tokens), "decoder_input_ids": _numbers(rows, tokens)}
@@ -111,14 +111,14 @@ class ShapeModels:
         return {"pixel_values": torch.empty((rows, channels, height, width), device="meta")}
 
     def labels(self, rows: int, tokens: int) -> torch.Tensor | None:
-        """For the model's own loss; None of causal language models, whose loss is trl's."""
+        """Labels for the model's own loss; None for causal language models, which use trl's loss."""
         if self.task.name == "causal-lm":
             return None
         return _numbers(rows, tokens) if self.task.writes_text else _numbers(rows)
 
 
 def _fix_frequencies_(model: Any) -> None:
-    """Let rotary positions that depend on the length of the input be those of short ones: shapes have no values."""
+    """Use the rotary positions of short inputs if they depend on the input length, because shapes have no values."""
     for module in model.modules():
         kinds = getattr(module, "rope_type", None)
         if isinstance(kinds, dict):
@@ -136,7 +136,7 @@ def _numbers(*shape: int) -> torch.Tensor:
 
 
 def cut_shapes_(model: Any, structure: Structure, plan: Plan) -> Structure:
-    """Cut a model on the meta device to what a plan keeps of its dimensions; gives what is left of its structure."""
+    """Cut a model on the meta device to a plan, and return the remaining structure."""
     full = Plan.full(structure)
     kept = {name: plan.kept[name] for name in full.kept if name in plan.kept}
     slice_(model, structure, full, Plan({**full.kept, **kept}))

@@ -1,4 +1,4 @@
-"""One training step of an adapted model on the meta device: what it takes, part by part and moment by moment."""
+"""One training step of an adapted model on the meta device: its memory and arithmetic by part and by moment."""
 
 from __future__ import annotations
 
@@ -27,24 +27,24 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 PARTS = ("weights", "adapter", "optimizer", "gradients")
-"""What is there the whole time; gradients from the backward pass on."""
+"""Parts that exist throughout; gradients from the backward pass on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepSettings:
-    """What a step depends on beside the model.
+    """Settings of a step besides the model.
 
     Attributes:
-        inputs: of the model, without labels; on the meta device.
+        inputs: inputs of the model, without labels; on the meta device.
         fused: whether the loss is that of trl's head, which takes the hidden states; else the model's own.
-        labels: for the model's own loss.
-        device: that is stood in for, ``cuda`` or ``cpu``.
+        labels: labels for the model's own loss.
+        device: simulated device, ``cuda`` or ``cpu``.
         autocast: whether products are computed in bfloat16.
-        checkpointing: whether each block's activations are computed again in the backward pass.
-        micro_batches: backward passes in a step.
-        criterion: that listens; None is plain LoRA.
-        states: tensors of a parameter's size that the optimizer keeps, in 32 bits.
-        processes: that the step is shared by; this is one of them.
+        checkpointing: whether each block's activations are recomputed in the backward pass.
+        micro_batches: backward passes per step.
+        criterion: criterion that collects evidence; None is plain LoRA.
+        states: number of 32-bit tensors of a parameter's size that the optimizer keeps.
+        processes: number of processes that share the step; this is one of them.
     """
 
     inputs: Mapping[str, Any]
@@ -60,7 +60,7 @@ class StepSettings:
 
 
 def tensors_of(model: nn.Module) -> Iterator[torch.Tensor]:
-    """Everything that a model holds: parameters, buffers, and what stand-ins of quantized layers hold beside them."""
+    """All tensors of a model: parameters, buffers, and the additional tensors of simulated quantized layers."""
     yield from model.parameters()
     yield from model.buffers()
     for module in model.modules():
@@ -87,7 +87,7 @@ def _listening(model: nn.Module, structure: Structure, settings: StepSettings) -
 
 
 def watch_blocks(model: nn.Module, structure: Structure, live: LiveShapes) -> list[Any]:
-    """Let a segment begin with each block, forwards and backwards."""
+    """Start a segment at each block, forward and backward."""
     base = base_model(model)
     handles = []
 
@@ -111,7 +111,7 @@ def watch_blocks(model: nn.Module, structure: Structure, live: LiveShapes) -> li
 
 
 def _checkpointed_(model: nn.Module, kernels: Callable[[], Kernels]) -> Callable[[], None]:
-    """Compute activations again as transformers does, with the stand-in for autocast on. Gives the way back."""
+    """Recompute activations like transformers, with the stand-in for autocast on. Return a function that undoes it."""
     again = partial(
         checkpoint, use_reentrant=False, preserve_rng_state=False, context_fn=lambda: (nullcontext(), kernels())
     )
@@ -130,9 +130,10 @@ def _loss(model: nn.Module, settings: StepSettings) -> torch.Tensor:
 
 
 def _casts_of_adapters_(model: nn.Module, structure: Structure, settings: StepSettings) -> Callable[[], None]:
-    """Leave out peft's own cast to 32 bits where there is none: of bitsandbytes' layers under autocast, behind gates.
+    """Disable peft's cast to 32 bits where a real run has none: bitsandbytes' layers under autocast, and behind gates.
 
-    The criterion's gates ask whether autocast is on, which it cannot be on the meta device. Gives the way back.
+    The criterion's gates check whether autocast is on, which is impossible on the meta device. Return a function that
+    undoes the change.
     """
     changed: list[Any] = []
     gated = {dimension.consumer.module for dimension in structure if not dimension.spans_blocks}
@@ -156,19 +157,19 @@ def _casts_of_adapters_(model: nn.Module, structure: Structure, settings: StepSe
 
 @dataclass(frozen=True, kw_only=True)
 class SimulatedStep:
-    """What one training step took, on shapes.
+    """Memory and arithmetic of one training step, from shapes.
 
     Attributes:
-        blocks: of the model.
-        left: bytes that another micro-batch had left: gradients, and what a criterion keeps until the end of a step.
+        blocks: number of blocks of the model.
+        left: bytes that the previous micro-batch left: gradients, and what a criterion keeps until the end of a step.
         parts: bytes of each of :data:`PARTS`.
-        of_block: the same for a single block, the second one where there are several.
-        activations: bytes that wait for the backward pass when the loss is known.
-        starts: bytes that were alive when a segment began.
-        peaks: the most bytes that were alive in a segment. Segments are ``forward``, ``forward 0`` (of the first block)
-            and so on, ``forward loss``, ``backward loss``, ``backward 2`` and so on down to 0, ``backward end`` (when
-            the loss still holds what is left of the graph), ``update``.
-        flops: floating point operations of a segment; what is computed again counts as backward.
+        of_block: the same for a single block, the second one if there are several.
+        activations: bytes saved for the backward pass once the loss is computed.
+        starts: live bytes at the start of each segment.
+        peaks: peak of live bytes in each segment. Segments are ``forward``, ``forward 0`` (of the first block) and so
+            on, ``forward loss``, ``backward loss``, ``backward 2`` and so on down to 0, ``backward end`` (when the loss
+            still holds the rest of the graph), ``update``.
+        flops: floating point operations of each segment; recomputation counts as backward.
     """
 
     blocks: int
@@ -185,9 +186,9 @@ def simulate(model: nn.Module, structure: Structure, settings: StepSettings) -> 
     """Run one training step on shapes alone.
 
     Args:
-        model: with its adapter, on the meta device, in the dtypes that it would be trained in; left as it was.
+        model: with its adapter, on the meta device, in the dtypes of its training; not modified.
         structure: its description.
-        settings: of the step.
+        settings: settings of the step.
     """
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -217,7 +218,7 @@ def simulate(model: nn.Module, structure: Structure, settings: StepSettings) -> 
 
 
 def _parts(module: nn.Module, settings: StepSettings) -> dict[str, int]:
-    """Bytes of what a module holds after a backward pass, by :data:`PARTS`."""
+    """Bytes of a module's tensors after a backward pass, by :data:`PARTS`."""
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     mine = {id(parameter) for parameter in trained}
     return {
@@ -231,10 +232,10 @@ def _parts(module: nn.Module, settings: StepSettings) -> dict[str, int]:
 def _run(
     model: nn.Module, structure: Structure, settings: StepSettings, live: LiveShapes, stack: ExitStack
 ) -> tuple[int, int]:
-    """The last micro-batch of a step, and the scores.
+    """Run the last micro-batch of a step, and the scores.
 
     Returns:
-        Bytes that waited for the backward pass, and bytes that the micro-batch before had left.
+        Bytes saved for the backward pass, and bytes that the previous micro-batch had left.
     """
     kernels = partial(Kernels, live, settings.device, settings.autocast)
     stack.callback(use_fused_attention_(base_model(model)))
@@ -247,7 +248,7 @@ def _run(
     stack.enter_context(live)
     average = MovingAverage()
     if criterion is not None and criterion.every_step:
-        # The average of earlier steps is there already.
+        # The average of earlier steps already exists.
         average = updated(average, _some_scores(structure), 0.9)
     before, left = live.now, 0
     if settings.micro_batches > 1:
@@ -263,7 +264,7 @@ def _run(
 
 
 def _micro_batch(model: nn.Module, settings: StepSettings, live: LiveShapes, kernels: Callable[[], Kernels]) -> int:
-    """One forward and backward pass; gives the bytes that waited for the latter."""
+    """Run one forward and backward pass. Return the bytes saved for the latter."""
     live.begin("forward")
     before = live.now
     with kernels():

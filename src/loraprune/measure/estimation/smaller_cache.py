@@ -1,4 +1,4 @@
-"""Widths with which a model needs a smaller cache of keys and values."""
+"""Widths with which a model needs a smaller KV cache."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ if TYPE_CHECKING:
     from loraprune.measure.estimation.shape_models import ShapeModels
 
 ENDLESS = 2048
-"""Of the sequence, where the model's context has no end."""
+"""Length of the sequence, if the model's context has no limit."""
 
 
 def widths_of_smaller_cache(
     shapes: ShapeModels, target: Target, wanted: float | str | None, dtype: torch.dtype, *, alone: bool
 ) -> str:
-    """Of the widths that may be chosen those with a small enough cache.
+    """Restrict the allowed widths to those with a small enough cache.
 
     Args:
-        shapes: of the model.
-        target: of the pruning.
+        shapes: shapes of the model.
+        target: target of the pruning.
         wanted: share of the dense model's cache, below 1; or bytes of a sequence as long as the context.
-        dtype: of keys and values.
-        alone: KV heads go and nothing else; otherwise the widths meet the target, too.
+        dtype: dtype of keys and values.
+        alone: whether only KV heads are removed; otherwise the widths also meet the target.
 
     Returns:
-        The widths, as :attr:`loraprune.allocation.target.Target.widths` has them.
+        The widths, in the form of :attr:`loraprune.allocation.target.Target.widths`.
 
     Raises:
-        ValueError: there are none, or no KV heads go.
+        ValueError: there are none, or KV heads are not pruned.
     """
     structure = shapes.structure
     if "heads" not in structure.kinds or shapes.task.name != "causal-lm":
@@ -75,7 +75,7 @@ def widths_of_smaller_cache(
 
 
 def _cache_of(shapes: ShapeModels, heads: int, dtype: torch.dtype) -> int:
-    """Bytes of the cache of a sequence as long as the context, in a model with so many KV heads."""
+    """Cache bytes of a sequence as long as the context, in a model with this many KV heads."""
     model, structure = shapes.plain(shapes.few, dtype)
     fewer = {d.name: tuple(range(min(heads, d.num_groups))) for d in structure.of_kind("heads")}
     cut_shapes_(model, structure, Plan({**Plan.full(structure).kept, **fewer}))

@@ -1,4 +1,4 @@
-"""What criteria add up over the processes of a run at each training step: bytes of one summand."""
+"""Bytes that criteria sum over the processes of a run at each training step, per process."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SINGLE, _DOUBLE = 4, 8
 
 
 def evidence_bytes(criterion: CriterionConfig, model: Any, structure: Structure) -> int:
-    """Bytes of what one process adds to the sums of a step.
+    """Return the bytes that one process adds to the sums of a step.
 
-    ``fisher`` adds up squared gate gradients and counts of sequences. ``taylor`` adds up whole gradients of weights
-    in 32 bits, or for the forms ``second`` and ``vectorize`` their sums along a side. ``wanda`` and ``flap`` add up
-    sums and squares of features in 64 bits. ``lora`` reads gradients that are averaged anyway; others look at no data.
+    ``fisher`` sums squared gate gradients and counts of sequences. ``taylor`` sums whole gradients of weights in 32
+    bits, or, for the forms ``second`` and ``vectorize``, their sums along one side. ``wanda`` and ``flap`` sum features
+    and their squares in 64 bits. ``lora`` reads gradients that are averaged anyway; others use no data.
 
     Args:
-        criterion: that scores while a model is trained.
+        criterion: criterion that scores during training.
         model: without an adapter; shapes are enough.
         structure: its description.
     """

@@ -1,4 +1,4 @@
-"""What the first cut of a run takes, and the widths that a ratio comes to."""
+"""Memory of the first cut of a run, and the widths for a ratio."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 STEPS = 1000
-"""Of a run whose length does not matter: cuts are fractions of it."""
+"""Number of steps of a run whose length does not matter, because cuts are fractions of it."""
 
 
 def cut_size(
@@ -34,17 +34,17 @@ def cut_size(
     block: Callable[[CalibrationSize], int],
     processes: int = 1,
 ) -> int:
-    """Bytes that the first cut takes beside weights and optimizer; 0 where nothing is refitted.
+    """Return the bytes of the first cut besides weights and optimizer; 0 without a refit.
 
-    The first cut takes most: later ones find narrower layers.
+    The first cut needs the most memory, because later ones have narrower layers.
 
     Args:
-        models: of the estimate.
-        settings: of the run.
-        target: of the pruning.
-        dtype: of the hidden states.
-        block: says what a block makes in a forward pass on one batch of calibration data.
-        processes: of the run; the figure is that of one of them.
+        models: models of the estimate.
+        settings: settings of the run.
+        target: target of the pruning.
+        dtype: dtype of the hidden states.
+        block: returns the bytes of a block's forward pass on one batch of calibration data.
+        processes: number of processes of the run; the result is for one of them.
     """
     pruning = settings.pruning
     if not pruning.repairs or target.ratio == 0.0 or settings.max_length is None:
@@ -61,12 +61,12 @@ def cut_size(
 
 
 def shares_calibration(models: ShapeModels, sequences: int, processes: int) -> bool:
-    """Whether processes share the calibration data: as :class:`loraprune.calibration.block_by_block.LayerwisePass`."""
+    """Whether processes share calibration data, as in :class:`loraprune.calibration.block_by_block.LayerwisePass`."""
     return models.structure.spec.decoder is not None and sequences >= processes > 1
 
 
 def _first_share(pruning: PruningConfig) -> float:
-    """How much of the whole way the first cut goes."""
+    """Share of the whole target that the first cut reaches."""
     first = pruning.schedule.cut_times(STEPS, pruning.target.ratio)[0]
     return first.ratio / pruning.target.ratio
 
@@ -85,20 +85,20 @@ def _consumers(models: ShapeModels, target: TargetShapes, share: float) -> Itera
             yield consumer
 
 
-# The widths that a ratio comes to, before any score is known.
+# The widths for a ratio, before any score is known.
 
 
 @dataclass(frozen=True, kw_only=True)
 class TargetShapes:
-    """What a model is pruned to.
+    """Shapes of a pruning target.
 
     Attributes:
-        plan: what stays inside the blocks of a model with ``blocks`` blocks; None where all of it does.
-        blocks: of the model that stands for the whole one.
-        depth: blocks of the whole one.
-        counts: groups that stay in each dimension of the whole model.
-        removed: parameters that go.
-        ratio: the same as a share of the prunable ones.
+        plan: groups kept inside the blocks of a model with ``blocks`` blocks; None if all are kept.
+        blocks: number of blocks of the model that represents the whole one.
+        depth: number of blocks of the whole one.
+        counts: groups kept in each dimension of the whole model.
+        removed: number of removed parameters.
+        ratio: removed share of the prunable parameters.
     """
 
     plan: Plan | None
@@ -110,7 +110,7 @@ class TargetShapes:
 
 
 def find_target(models: ShapeModels, pruning: PruningConfig) -> TargetShapes:
-    """The widths after the last cut, every kind of dimension losing about the same share.
+    """Return the widths after the last cut if every kind of dimension loses about the same share.
 
     Raises:
         ValueError: the ratio cannot be reached.
@@ -132,7 +132,7 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> TargetShapes:
     whole = structure.of_kind("blocks")
     return TargetShapes(
         plan=None if whole else plan,
-        # Kept layers are no longer like the others.
+        # Protected layers differ from the others.
         blocks=depth if structure.protected and not whole else models.few,
         depth=counts[whole[0].name] if whole else depth,
         counts=counts,
@@ -142,7 +142,7 @@ def find_target(models: ShapeModels, pruning: PruningConfig) -> TargetShapes:
 
 
 def whole_plan(structure: Structure, pruning: PruningConfig) -> Plan:
-    """What may stay of the whole model: an even split, in which the first block is wider where layers may differ."""
+    """A possible plan of the whole model: an even split, with a wider first block if layers may differ."""
     if pruning.target.ratio == 0.0:
         return Plan.full(structure)
     plan = _even(structure, pruning)

@@ -1,4 +1,4 @@
-"""The speed of the machine that a run is about to start on: a matrix product is timed."""
+"""Speed of this machine, from timing a matrix product."""
 
 from __future__ import annotations
 
@@ -7,15 +7,14 @@ import time
 import torch
 
 SHARE_OF_PRODUCT = {"cpu": 0.6, "cuda": 0.45}
-"""Share of the speed of a large matrix product that a training step reaches. Measured on a CPU, an assumption on
-others."""
+"""Share of a large matrix product's speed that a training step reaches. Measured on a CPU, assumed elsewhere."""
 
 _SIZES = {"cpu": 512, "cuda": 4096}
 _ROUNDS = 3
 
 
 def product_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations per second of a square matrix product: the best of a few."""
+    """Floating point operations per second of a square matrix product: the best of a few runs."""
     size = _SIZES.get(device.type, 1024)
     left = torch.ones(size, size, device=device, dtype=dtype)
     best = float("inf")
@@ -30,11 +29,11 @@ def product_flops(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def flops_per_second(device: torch.device, dtype: torch.dtype) -> float:
-    """Floating point operations per second that a run can expect.
+    """Return the floating point operations per second that a run can expect.
 
     Args:
-        device: that computes.
-        dtype: of matrix products.
+        device: device of the run.
+        dtype: dtype of matrix products.
     """
     return product_flops(device, dtype) * SHARE_OF_PRODUCT.get(device.type, SHARE_OF_PRODUCT["cuda"])
 

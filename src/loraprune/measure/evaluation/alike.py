@@ -1,4 +1,4 @@
-"""Several runs measured alike: the same texts in segments of one length, kept beside each run."""
+"""Evaluation of several runs with the same texts and segment length. Results are saved beside each run."""
 
 from __future__ import annotations
 
@@ -26,19 +26,19 @@ def evaluate_alike(
     *,
     progress: ProgressOf | None = None,
 ) -> str:
-    """Measure runs, and the models that they began with, as far as these are here; what is known is not measured again.
+    """Measure runs and, if available, their starting models. Known results are reused.
 
     Args:
         runs: folders.
-        config_of: what to measure of a run, with segments of so many tokens, and where that is kept.
+        config_of: returns the configuration for a run and a segment length in tokens, with the file of its results.
         config: what to measure.
-        progress: called with what is being measured, finished steps and all steps.
+        progress: called with the current work, finished steps and all steps.
 
     Returns:
         Name of the first measure.
 
     Raises:
-        ValueError: a run is no folder of a model, or a text is wrong.
+        ValueError: a run is not the folder of a model, or a text is wrong.
     """
     for run in runs:
         if not run.is_dir():
@@ -67,7 +67,7 @@ def evaluate_alike(
 
 
 def _began_with(run: Path) -> str | None:
-    """The model that a run began with; None of a folder that is no run."""
+    """Return the starting model of a run; None for a folder that is not a run."""
     if not (run / RECORD_FILE).is_file():
         return None
     return RunRecord.read(run).base_model

@@ -1,4 +1,4 @@
-"""What to evaluate models on, and how."""
+"""Configuration of an evaluation: data and conditions."""
 
 from __future__ import annotations
 
@@ -19,39 +19,39 @@ DEFAULT_TEXT = "wikitext2"
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationConfig:
-    """What to evaluate models on, and how.
+    """Data and conditions of an evaluation.
 
     Attributes:
-        ppl: texts to measure perplexity on: ``wikitext2``, ``ptb``, ``c4``, files, and ``NAME=FILE``. Where nothing at
-            all is asked for, causal language models are measured on WikiText-2.
+        ppl: texts to measure perplexity on: ``wikitext2``, ``ptb``, ``c4``, files, and ``NAME=FILE``. If nothing at all
+            is requested, causal language models are measured on WikiText-2.
         tasks: names of lm-eval's tasks, ``commonsense`` (the seven of the LoRAPrune paper), or files of items.
-        prompts: texts to go on from, or files of them; None writes nothing, and an empty tuple takes our own prompts.
-        data: labelled images or texts, or pairs of source and target: files, folders or hub data sets, by name.
-        split: of ``data``, where it is a folder or a hub data set; ``data_name``: configuration of a hub data set.
+        prompts: texts to complete, or files of them; None completes nothing, and an empty tuple uses our own prompts.
+        data: labeled images or texts, or pairs of source and target: files, folders or Hub datasets, by name.
+        split: split of ``data``, for a folder or a Hub dataset; ``data_name``: configuration of a Hub dataset.
         columns: new names of columns of ``data``: ``"text=review,label=stars"``.
         max_length: tokens of a segment, of a task's request and of a row; None is 2048 or the smallest context of the
             models for perplexity, and each model's own context for the others.
-        bos: what begins with the beginning-of-sequence token: ``auto``: a text, if the tokenizer puts it there by
-            itself; ``always``: each segment of it; ``never``: nothing.
+        bos: texts that start with the beginning-of-sequence token. ``auto``: a text, if the tokenizer adds the token
+            itself; ``always``: each segment of it; ``never``: none.
         stride: tokens between the starts of two segments; None is the segment's length.
-        batch_size: None finds one that fits.
-        limit: segments, items of a task, and rows to measure at most.
-        num_fewshot: examples before an item; None leaves it to the task.
-        apply_chat_template: ask tasks and prompts as user messages, written by each model's own chat template; examples
-            of tasks become turns of the conversation.
+        batch_size: rows per batch; None finds a size that fits.
+        limit: maximum number of segments, items of a task, and rows to measure.
+        num_fewshot: examples before an item; None uses the task's own number.
+        apply_chat_template: write tasks and prompts as user messages with each model's own chat template; examples of
+            tasks become turns of the conversation.
         system_prompt: content of a system message before those.
-        max_new_tokens: that a prompt is gone on with.
-        sample: draw the tokens of completions, instead of taking the likeliest.
-        temperature: of drawn tokens; ``top_p``: share of the likeliest that are drawn from.
-        seed: of everything that is drawn.
-        dtype: to compute in: float32, bfloat16 or float16; None is the checkpoint's own, and float32 on a CPU.
+        max_new_tokens: maximum number of new tokens per prompt.
+        sample: draw the tokens of completions, instead of taking the most likely ones.
+        temperature: temperature of drawn tokens; ``top_p``: total probability of the tokens to draw from.
+        seed: seed of everything that is drawn.
+        dtype: dtype to compute in: float32, bfloat16 or float16; None is the checkpoint's own, and float32 on a CPU.
         device: such as ``cuda:0``; None is the first accelerator, or the CPU.
-        output: file to keep the results in; None keeps none.
-        force: measure again what the file holds already.
+        output: file of the results; None keeps none.
+        force: measure again even if the file has the result.
         tokenizer: checkpoint to take the tokenizer from; None is each model's own.
-        base: of an adapter, in place of the one that it names.
-        trust_remote_code: run code that a checkpoint brings.
-        revision: of hub checkpoints.
+        base: base of an adapter, in place of the one that it names.
+        trust_remote_code: run code that comes with a checkpoint.
+        revision: revision of Hub checkpoints.
     """
 
     ppl: tuple[str, ...] = ()
@@ -125,13 +125,13 @@ class EvaluationConfig:
 
     @property
     def chat_settings(self) -> dict[str, Any]:
-        """What a figure depends on, where prompts are written by a chat template."""
+        """Settings that a figure depends on if a chat template writes the prompts."""
         system = {} if self.system_prompt is None else {"system_prompt": self.system_prompt}
         return {"chat_template": True, **system} if self.apply_chat_template else {}
 
     @property
     def asks_for_nothing(self) -> bool:
-        """Whether it is left to us what to measure."""
+        """Whether no measure is requested and the default applies."""
         return not self.ppl and not self.tasks and self.prompts is None and self.data is None
 
 

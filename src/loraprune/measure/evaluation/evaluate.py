@@ -1,4 +1,4 @@
-"""Evaluate models: perplexity, tasks, completions, accuracy; all is checked before any weight is loaded."""
+"""Evaluation of models: perplexity, tasks, completions, accuracy. Everything is checked before any weight is loaded."""
 
 from __future__ import annotations
 
@@ -51,23 +51,23 @@ def evaluate(
     *,
     progress: ProgressOf | None = None,
 ) -> Results:
-    """Measure models, one after the other, and keep every figure with what it belongs to.
+    """Measure models one after the other, and record every figure with its conditions.
 
-    Processes of one run share the work; all of them have to call this. The first one writes.
+    The processes of a run share the work, and all of them must call this function. The first one writes.
 
-    Everything is checked before the first weights are loaded. Where an output file is named, each figure is written as
-    soon as there is one; what the file holds already, of the same model, data and settings, is not measured again.
+    Everything is checked before the first weights are loaded. If there is an output file, each figure is written as
+    soon as it is measured. Figures of the same model, data and settings that the file already has are reused.
 
     Args:
-        models: folders or hub names, adapters among them; one or several.
-        config: what to evaluate on.
-        progress: called with what is being measured, finished steps and all steps; in the first process alone.
+        models: folders or Hub names, including adapters; one or several.
+        config: data and conditions.
+        progress: called with the current work, finished steps and all steps; only in the first process.
 
     Returns:
-        The figures that were asked for, model by model.
+        The requested figures, model by model.
 
     Raises:
-        ValueError: a model, a text, a task or an option is wrong; ResultsError of an output file that cannot be used.
+        ValueError: a model, a text, a task or an option is wrong; ResultsError for an unusable output file.
     """
     config = config or EvaluationConfig()
     names = list(dict.fromkeys(str(model) for model in _listed(models)))
@@ -80,7 +80,7 @@ def evaluate(
     try:
         for number, model in enumerate(found):
             if number:
-                # Models are full of cycles, so that the one before may still be there.
+                # Models contain reference cycles, so the previous one may still be in memory.
                 clear_device_cache(garbage_collection=True)
             entries += _of_model(model, evaluations, config, device, file, told)
     except BaseException:
@@ -93,7 +93,7 @@ def evaluate(
 def _checked(
     names: Sequence[str], config: EvaluationConfig
 ) -> tuple[torch.device, ResultsFile, list[ModelSource], tuple[Evaluation, ...]]:
-    """Where is measured, the file of results (none but in the first process), the models, and what is measured."""
+    """Device, file of results (only in the first process), models, and measures."""
     device = named_device(config.device)
     file = ResultsFile(config.output if is_main() else None, force=config.force)
     found = [
@@ -123,7 +123,7 @@ def _of_model(
     file: ResultsFile,
     progress: ProgressOf,
 ) -> list[Entry]:
-    """All figures of one model, in the order in which they were asked for; its weights are loaded if need be."""
+    """Return all figures of one model, in the requested order. Its weights are loaded if necessary."""
     dtype = measuring_dtype(model, config.dtype, device)
     where = {"dtype": str(dtype).removeprefix("torch."), "device": device.type}
     loaded: PreTrainedModel | None = None
@@ -140,7 +140,7 @@ def _of_model(
         known = from_main(partial(file.find, blank.key))
         if known is not None:
             logger.info("%s: %s is in %s, from %s", model.name, blank.label, file.path, known.created)
-            # Under the name of today: the same model may have been elsewhere.
+            # Under the current name, because the same model may have been elsewhere.
             entries.append(replace(known, model=model.name))
             continue
         if loaded is None:
@@ -168,18 +168,18 @@ def _kept(file: ResultsFile, entry: Entry) -> Entry:
 
 
 def _processes() -> dict[str, int]:
-    """How many processes shared the work, where there were several."""
+    """Number of processes that shared the work, if there were several."""
     return {} if num_processes() == 1 else {"processes": num_processes()}
 
 
 def _versions(kind: str) -> dict[str, str]:
-    """Versions of what shapes a figure: of tasks, the harness', too."""
+    """Versions of libraries that affect a figure, including the harness for tasks."""
     if kind != "task":
         return versions()
     return versions() | {"lm_eval": importlib.metadata.version("lm_eval")}
 
 
-# From what was asked for to what is measured: all of it is read and checked before any weight is loaded.
+# From the request to the measures: everything is read and checked before any weight is loaded.
 
 
 DEFAULT_LENGTH = 2048
@@ -188,13 +188,13 @@ DEFAULT_LENGTH = 2048
 def plan_evaluations(
     config: EvaluationConfig, models: Sequence[ModelSource], device: torch.device
 ) -> tuple[Evaluation, ...]:
-    """Everything that was asked for, checked against every model.
+    """Return everything requested, checked against every model.
 
     Raises:
         ValueError: something does not exist, cannot be read, or does not fit a model.
     """
     sources = find_texts(_default(models) if config.asks_for_nothing else config.ppl)
-    # Kinds of models, names and prompts before texts and data, which may have to be fetched.
+    # Check kinds of models, names and prompts before texts and data, which may need a download.
     rows = None if config.data is None else _kind_of_rows(models[0])
     kinds: list[type[Evaluation] | None] = [TextEvaluation if sources else None, rows]
     kinds += [TaskEvaluation if config.tasks else None, None if config.prompts is None else PromptsEvaluation]
@@ -215,10 +215,10 @@ def plan_evaluations(
 
 
 def _default(models: Sequence[ModelSource]) -> tuple[str, ...]:
-    """What is measured where nothing was asked for.
+    """Return the default measures if nothing was requested.
 
     Raises:
-        ValueError: a model is no causal language model, and there is nothing that suits every model of its kind.
+        ValueError: a model is not a causal language model, and no default suits every model of its kind.
     """
     for model in models:
         task = task_of_source(model).name
@@ -229,10 +229,10 @@ def _default(models: Sequence[ModelSource]) -> tuple[str, ...]:
 
 
 def _kind_of_rows(model: ModelSource) -> type[RowsEvaluation]:
-    """What is measured on labelled data; the first model decides.
+    """Return the measure for labeled data, by the first model.
 
     Raises:
-        ValueError: nothing is, of a model of its kind.
+        ValueError: there is none for models of its kind.
     """
     task = task_of_source(model).name
     if task in CLASSIFIERS:
@@ -255,10 +255,10 @@ def _tasks(config: EvaluationConfig) -> list[TaskEvaluation]:
 
 
 def segment_length(config: EvaluationConfig, models: Sequence[ModelSource]) -> int:
-    """Tokens of a segment: one length for all models, since figures of two lengths do not compare.
+    """Tokens per segment: one length for all models, because figures of different lengths are not comparable.
 
     Raises:
-        ValueError: a model cannot read so much, or the stride is no shorter.
+        ValueError: the length exceeds a model's context, or the stride is not shorter.
     """
     if config.max_length is not None:
         for model in models:

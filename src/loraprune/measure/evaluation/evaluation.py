@@ -1,4 +1,4 @@
-"""The form of everything that a model can be evaluated on."""
+"""Interface of all measures of a model."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class Evaluation(ABC):
 
     Attributes:
         kind: one of :data:`loraprune.measure.evaluation.results.KINDS`.
-        name: of the data.
-        data: where the data comes from, and its hash.
-        tasks: names of the tasks of models that it is for.
-        option: of the command line that asks for it.
+        name: name of the data.
+        data: source of the data, and its hash.
+        tasks: names of the model tasks that it supports.
+        option: command-line option that requests it.
     """
 
     kind: ClassVar[str]
@@ -34,10 +34,10 @@ class Evaluation(ABC):
 
     @classmethod
     def check_kind(cls, model: ModelSource) -> None:
-        """Make sure that models of this kind are measured so; nothing of the data is needed.
+        """Check that models of this kind support the measure, without reading the data.
 
         Raises:
-            ValueError: they are not.
+            ValueError: they do not.
         """
         task = task_of_source(model).name
         if task not in cls.tasks:
@@ -48,7 +48,7 @@ class Evaluation(ABC):
 
     @abstractmethod
     def check(self, model: ModelSource) -> None:
-        """Make sure that a model of the right kind fits the data, without its weights.
+        """Check that a model of the right kind fits the data, without its weights.
 
         Raises:
             ValueError: it does not.
@@ -56,25 +56,25 @@ class Evaluation(ABC):
 
     @abstractmethod
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """Everything but data, dtype and device that the figures depend on."""
+        """All conditions of the figures except data, dtype and device."""
 
     @abstractmethod
     def measure(self, source: ModelSource, model: PreTrainedModel, progress: ProgressOf) -> dict[str, Any]:
-        """The figures by name, of a model that was checked, the same in all processes of a run, which share the work.
+        """Return the figures by name for a checked model. All processes of a run share the work and return the same.
 
         Args:
-            source: of the model.
+            source: source of the model.
             model: in memory, in evaluation mode.
-            progress: told how far it is.
+            progress: called with the progress.
         """
 
 
 def encoding_of(model: ModelSource, bos: str | None = None) -> dict[str, Any]:
-    """How text became tokens, where the tokenizer of a causal model adds some; part of the settings of a figure.
+    """Start tokens that the tokenizer of a causal model adds to text, as part of the settings of a figure.
 
     Args:
         model: of any kind.
-        bos: of segments of text; None of what is asked or gone on from.
+        bos: setting for segments of text; None for requests and prompts.
     """
     if task_of_source(model).name != "causal-lm":
         return {}
@@ -85,10 +85,10 @@ def encoding_of(model: ModelSource, bos: str | None = None) -> dict[str, Any]:
 
 
 def check_context(length: int, model: ModelSource) -> None:
-    """Make sure that a model can read so many tokens.
+    """Check that a model's context holds this many tokens.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: it does not.
     """
     if model.context is not None and length > model.context:
         raise ValueError(
@@ -98,7 +98,7 @@ def check_context(length: int, model: ModelSource) -> None:
 
 
 def check_largest(model: ModelSource, largest: int, what: str) -> None:
-    """Make sure that a model has an embedding for the greatest token id of some text.
+    """Check that a model has an embedding for the highest token id of some text.
 
     Raises:
         ValueError: it has not.
@@ -111,7 +111,7 @@ def check_largest(model: ModelSource, largest: int, what: str) -> None:
 
 
 def check_tokens(model: ModelSource, texts: Iterable[str], what: str) -> None:
-    """Make sure that a model has an embedding for every token of some texts; they are tokenized only if it may not.
+    """Check that a model has an embedding for every token of some texts. They are tokenized only if it may not.
 
     Raises:
         ValueError: it has not.

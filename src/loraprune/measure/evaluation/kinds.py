@@ -1,4 +1,4 @@
-"""What models can be evaluated on: held-out rows, prompts, tasks, texts."""
+"""The measures of an evaluation: held-out rows, prompts, tasks, texts."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ _DEFAULT_MAX_LENGTH = 2048
 
 
 class RowsEvaluation(Evaluation):
-    """Accuracy of a classifier, or how well an encoder–decoder model writes targets."""
+    """Accuracy of a classifier, or quality of the targets that an encoder–decoder model writes."""
 
     option = "--data"
 
@@ -97,7 +97,7 @@ class RowsEvaluation(Evaluation):
         return self._config.max_length
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """Limit, and the length of rows that are text."""
+        """Limit, and the length of text rows."""
         length = self._length(model)
         return {"limit": self._config.limit, **({} if length is None else {"max_length": length})}
 
@@ -126,7 +126,7 @@ class AccuracyEvaluation(RowsEvaluation):
 
 
 class TargetsEvaluation(RowsEvaluation):
-    """Likelihood of targets, and how many of them greedy decoding writes word for word."""
+    """Likelihood of targets, and the number of targets that greedy decoding reproduces exactly."""
 
     kind = "targets"
     tasks = (TEXT_TO_TEXT,)
@@ -139,12 +139,12 @@ class TargetsEvaluation(RowsEvaluation):
 
 
 def _place(source: DataSource) -> Path:
-    """Where the data is, or the hub's name for it; ``.`` has a name, too."""
+    """Path of the data, or its Hub name; ``.`` is resolved to a name."""
     return source.paths[0].resolve() if len(source.paths) == 1 else Path(source.name)
 
 
 def _facts(source: DataSource, split: str, data_name: str | None) -> dict[str, Any]:
-    """What data it is: hashes of files, or a data set of the hub by its name."""
+    """Identity of the data: hashes of files, or the name of a Hub dataset."""
     weight = {} if source.weight is None else {"weight": source.weight}
     if not source.paths:
         return {"source": source.place, "name": source.config or data_name, "split": split, **weight}
@@ -159,13 +159,13 @@ def _facts(source: DataSource, split: str, data_name: str | None) -> dict[str, A
     return {"source": _place(source).name, "sha256": digest.hexdigest(), **named}
 
 
-# Completions of prompts, to be read side by side.
+# Completions of prompts, to read side by side.
 
 DRAWN_ONLY = ("temperature", "top_p", "seed")
 
 
 class PromptsEvaluation(Evaluation):
-    """What a model writes after prompts as given or from files, or our own where none are."""
+    """Completions of given prompts, of prompts from files, or of our own if none are given."""
 
     kind = "completions"
     tasks = ("causal-lm", "text-to-text")
@@ -185,13 +185,13 @@ class PromptsEvaluation(Evaluation):
         self.name, self.data = "prompts", {"prompts": len(self._prompts), "sha256": digest}
 
     def check(self, model: ModelSource) -> None:
-        """The model must know the prompts' tokens, and its tokenizer a chat template that is to be used."""
+        """Check that the model has the prompts' tokens, and its tokenizer a chat template if one is requested."""
         if self._config.apply_chat_template:
             check_chat_template(model.tokenizer, model.name, self._config.system_prompt)
         check_tokens(model, self._prompts, "a prompt")
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """How tokens are chosen."""
+        """Settings for choosing tokens."""
         drawn = self._writing.sample
         written = {name: value for name, value in asdict(self._writing).items() if drawn or name not in DRAWN_ONLY}
         return written | encoding_of(model) | self._config.chat_settings
@@ -217,7 +217,7 @@ class PromptsEvaluation(Evaluation):
 
 
 class TaskEvaluation(Evaluation):
-    """What a model reaches in one task."""
+    """Scores of a model in one task."""
 
     kind = "task"
     tasks = ("causal-lm", "text-to-text")
@@ -229,7 +229,7 @@ class TaskEvaluation(Evaluation):
         self._loaded: LoadedTask | None = None
 
     def check(self, model: ModelSource) -> None:
-        """Fetch the task's data, whose tokens the model must know."""
+        """Load the task's data, and check that the model has its tokens."""
         if self._config.max_length is not None:
             check_context(self._config.max_length, model)
         if self._loaded is None:
@@ -240,7 +240,7 @@ class TaskEvaluation(Evaluation):
             check_chat_template(model.tokenizer, model.name, self._config.system_prompt)
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """Shots, limit, seed, and the tokens that the model is given at most."""
+        """Shots, limit, seed, and the maximum number of tokens per request."""
         given = {name: getattr(self._config, name) for name in ("limit", "max_length", "seed")}
         return {"num_fewshot": self._chosen.num_fewshot, **given, **encoding_of(model), **self._config.chat_settings}
 
@@ -267,7 +267,7 @@ class TaskEvaluation(Evaluation):
 
 
 class TextEvaluation(Evaluation):
-    """How well a causal language model foretells a text."""
+    """Perplexity of a causal language model on a text."""
 
     kind = "perplexity"
     tasks = ("causal-lm",)
@@ -279,7 +279,7 @@ class TextEvaluation(Evaluation):
         self._windows: dict[str, Windows] = {}
 
     def check(self, model: ModelSource) -> None:
-        """Tokenize the text; it must be long enough, and the model must know its tokens."""
+        """Tokenize the text, and check its length and that the model has its tokens."""
         windows = cut_into_windows(
             self._text,
             model.tokenizer,
@@ -292,7 +292,7 @@ class TextEvaluation(Evaluation):
         self._windows[model.name] = windows
 
     def settings(self, model: ModelSource) -> dict[str, Any]:
-        """Length, stride and limit, and whether segments begin with a token of their own."""
+        """Length, stride and limit, and whether segments start with a token of their own."""
         given = {"max_length": self._length, "stride": self._config.stride, "limit": self._config.limit}
         return given | encoding_of(model, self._config.bos)
 

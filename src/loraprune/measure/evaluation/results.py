@@ -1,4 +1,4 @@
-"""Results of evaluations: every figure with what it belongs to, and the file that keeps them."""
+"""Results of evaluations: every figure with its conditions, and the file format."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ class Entry:
     """One measure of one model.
 
     Attributes:
-        model: the folder or hub name as it was given.
-        fingerprint: a hash of what the model is: its files' names, sizes and contents (of a hub name, its commit).
-        parameters: of the model, adapter merged.
+        model: folder or Hub name as given.
+        fingerprint: hash that identifies the model: its files' names, sizes and contents (for a Hub name, its commit).
+        parameters: parameters of the model, with the adapter merged.
         kind: one of :data:`KINDS`.
-        name: of the data: ``"wikitext2"``, ``"piqa"``, a file's name.
-        settings: everything that the figures depend on (segment length, stride, shots, limit, seed, dtype, device ...).
-        data: where the data comes from, and its hash.
-        values: the figures by name, such as ``{"perplexity": 5.69, "num_tokens": 341469}``; of completions
+        name: name of the data: ``"wikitext2"``, ``"piqa"``, a file's name.
+        settings: all conditions of the figures (segment length, stride, shots, limit, seed, dtype, device ...).
+        data: source of the data, and its hash.
+        values: figures by name, such as ``{"perplexity": 5.69, "num_tokens": 341469}``; for completions
             ``{"completions": [{"prompt": ..., "completion": ...}, ...]}``.
         created: time, ISO 8601.
-        seconds: that it took.
-        versions: of the libraries; ``machine``: what it ran on.
+        seconds: duration of the measurement.
+        versions: versions of the libraries; ``machine``: machine of the measurement.
     """
 
     model: str
@@ -65,22 +65,22 @@ class Entry:
 
     @property
     def key(self) -> str:
-        """What two entries must share to be the same measure of the same model."""
+        """Key that two entries share if they are the same measure of the same model."""
         same = (self.fingerprint, self.kind, self.name, self.settings, self.data)
         return json.dumps(same, sort_keys=True, default=str)
 
     @property
     def data_identity(self) -> dict[str, Any]:
-        """What tells its data apart: not the place of a file whose content is known by its hash."""
+        """Identity of its data. The path does not count for a file with a known hash."""
         return {name: value for name, value in self.data.items() if name != "source" or "sha256" not in self.data}
 
     @property
     def label(self) -> str:
-        """The name as it is printed.
+        """Name to print.
 
-        With it, of perplexity, the segment length, and the stride where that is another one; whether segments begin
-        with a token of their own, where that is not as the tokenizer does it; that a chat template wrote the prompts;
-        and that only the first segments, items or rows were measured, where that is so.
+        For perplexity, it includes the segment length and, if different, the stride. It also says if segments start
+        with a token of their own, unlike the tokenizer's default, if a chat template wrote the prompts, and if only the
+        first segments, items or rows were measured.
         """
         length, stride, limit = (self.settings.get(name) for name in ("max_length", "stride", "limit"))
         label = self.name
@@ -95,20 +95,20 @@ class Entry:
 
 @dataclass(frozen=True)
 class Results:
-    """Entries in the order in which they were made."""
+    """Entries in order of creation."""
 
     entries: Sequence[Entry] = ()
 
     def find(self, key: str) -> Entry | None:
-        """The newest entry of a key."""
+        """Return the newest entry of a key."""
         return next((entry for entry in reversed(self.entries) if entry.key == key), None)
 
     def with_(self, entry: Entry) -> Results:
-        """These results and one more, in place of an older one of the same key."""
+        """Return the results with one more entry, which replaces older ones of the same key."""
         return Results((*(old for old in self.entries if old.key != entry.key), entry))
 
     def to_text(self) -> str:
-        """Strict JSON; NaN and infinities become ``null``."""
+        """Return strict JSON; NaN and infinities become ``null``."""
         values = {
             "format": _FORMAT,
             "version": _FORMAT_VERSION,
@@ -121,7 +121,7 @@ def read_results(path: str | Path) -> Results:
     """Read a file of results.
 
     Raises:
-        ResultsError: it is none, or was written by a version that this one cannot read.
+        ResultsError: it is not such a file, or its version is not supported.
     """
     try:
         values = read_json(Path(path))
@@ -146,10 +146,10 @@ def read_results(path: str | Path) -> Results:
 
 
 def _checked(entry: Entry) -> Entry:
-    """The entry, whose parts are of the kinds that they should be.
+    """Return the entry after checking the types of its parts.
 
     Raises:
-        TypeError: one is not.
+        TypeError: a type is wrong.
     """
     for kind, names in ((str, ("model", "fingerprint", "kind", "name", "created")), (Mapping, _MAPPINGS)):
         for name in names:
@@ -166,25 +166,25 @@ def _plain(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-# The file that results are kept in: found again, and added to one by one, also by several runs at a time.
+# The file of results: read at the start, and extended one entry at a time, possibly by several runs.
 
 _PATIENCE = 10.0
-"""Seconds to wait for another run that writes, which takes a fraction of one."""
+"""Seconds to wait for another run's write, which takes a fraction of one."""
 
 
 class ResultsFile:
     """A file of results, or none.
 
     Args:
-        path: of the file; None keeps nothing.
-        force: find nothing in it.
+        path: path of the file; None keeps nothing.
+        force: ignore existing results.
 
     Attributes:
-        path: of the file.
-        num_kept: entries that were added.
+        path: path of the file.
+        num_kept: number of entries added.
 
     Raises:
-        ResultsError: what is there is no such file.
+        ResultsError: the existing file is not such a file.
         ValueError: nothing can be written there.
     """
 
@@ -195,21 +195,21 @@ class ResultsFile:
         self._read()
 
     def find(self, key: str) -> Entry | None:
-        """The newest entry of a key that may be used again."""
+        """Return the newest reusable entry of a key."""
         if self._force:
             return None
         try:
             return self._read().find(key)
-        except ResultsError:  # it was in order when the run began; adding says so
+        except ResultsError:  # it was valid when the run started; adding an entry reports damage
             return None
 
     def add(self, entry: Entry) -> None:
-        """Write an entry; where the file was damaged meanwhile or the disk is full, say so, and let the run go on."""
+        """Write an entry. If the file was damaged meanwhile or the disk is full, warn and continue the run."""
         if self.path is None:
             return
         try:
             with claimed(self.path, patience=_PATIENCE):
-                # Read anew: another run may have written since.
+                # Read again, because another run may have written.
                 write_text(self.path, self._read().with_(entry).to_text())
         except (ValueError, OSError) as error:
             logger.warning("%s of %s cannot be kept, only printed: %s", entry.label, entry.model, error)
