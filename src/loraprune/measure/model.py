@@ -39,7 +39,7 @@ def _check_vocabulary(source: ModelSource) -> None:
     """Check that the model has an embedding for every token, except those added to a tokenizer later.
 
     Raises:
-        CheckpointError: it has not.
+        CheckpointError: a token has no embedding.
     """
     known, tokenizer = source.vocabulary, source.tokenizer
     if known is not None and tokenizer.vocab_size > known:

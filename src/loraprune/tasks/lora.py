@@ -165,8 +165,7 @@ def target_modules(wanted: Sequence[str], chosen: Collection[str], names: Collec
 
     Returns:
         The short names if they match only these layers, else a regular expression of the full names. (peft would
-        shorten a
-        list of full names and then not find the layers when a run is resumed.)
+        shorten a list of full names and then not find the layers when a run is resumed.)
     """
     if {name for name in names if any(_ends_with(name, short) for short in wanted)} == set(chosen):
         return list(wanted)

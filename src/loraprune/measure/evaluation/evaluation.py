@@ -101,7 +101,7 @@ def check_largest(model: ModelSource, largest: int, what: str) -> None:
     """Check that a model has an embedding for the highest token id of some text.
 
     Raises:
-        ValueError: it has not.
+        ValueError: it has none.
     """
     if model.vocabulary is not None and largest >= model.vocabulary:
         raise ValueError(
@@ -114,7 +114,7 @@ def check_tokens(model: ModelSource, texts: Iterable[str], what: str) -> None:
     """Check that a model has an embedding for every token of some texts. They are tokenized only if it may not.
 
     Raises:
-        ValueError: it has not.
+        ValueError: a token has no embedding.
     """
     if model.vocabulary is None or len(model.tokenizer) <= model.vocabulary:
         return

@@ -22,8 +22,8 @@ NUM_FEWSHOT = 5
 _ACC = {"metric": "acc", "aggregation": "mean", "higher_is_better": True}
 # Columns are named directly, not by templates, so braces in a text stay unchanged.
 _CHOICES: Mapping[str, Any] = {"doc_to_text": "query", "doc_to_choice": "choices", "doc_to_target": "gold"}
-# A number for the text and a text for the target is how lm-eval's own WinoGrande asks for one continuation of several
-# contexts. All answers have one length there, so that acc_norm would say nothing.
+# lm-eval's own WinoGrande scores one continuation after several contexts with a number as the text and a text as the
+# target. All answers have the same length, so acc_norm would add nothing.
 _CONTEXTS: Mapping[str, Any] = {"doc_to_text": "gold", "doc_to_choice": "contexts", "doc_to_target": "continuation"}
 
 _FIELDS = {False: ("query", "choices", "gold"), True: ("context_options", "continuation", "gold")}
