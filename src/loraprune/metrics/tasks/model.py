@@ -197,7 +197,7 @@ class HarnessModel(HFLM):
             return words, context, continuation[-self.max_length :]
         self.num_truncated += len(context) + len(continuation) > self.max_length + 1
         if len(continuation) > self.max_length:
-            # The scored tokens are the last ones that the model sees; their context ends one token earlier.
+            # Only the last tokens of the continuation are scored. Their context is the one token before them.
             kept = continuation[-self.max_length :]
             return words, (context + continuation)[: -self.max_length][-1:], kept
         return request
