@@ -161,8 +161,11 @@ class TestFolder:
     def test_the_report_is_a_page_about_this_run(self, finished: PruneResult) -> None:
         assert finished.output is not None
         page = (finished.output / "report.html").read_text()
-        assert "<title>tiny-llama, 50% pruned" in page
-        assert json.loads((finished.output / "report.json").read_text())["title"] == "tiny-llama, 50% pruned"
+        assert "<title>tiny-llama, 50 % of the prunable parameters removed" in page
+        assert (
+            json.loads((finished.output / "report.json").read_text())["title"]
+            == "tiny-llama, 50 % of the prunable parameters removed"
+        )
 
     def test_adapter_and_plan_make_the_result_again_where_nothing_was_refitted(
         self, tmp_path: Path, checkpoint: Path, data: Path

@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tests.sample_reports import recovered_report
 
-from loraprune.record.report_data import Cut, GroupMap, Importance, LayerWidth, RefitError, Row, Unit
+from loraprune.record.report_data import Cut, GroupMap, HistoryPoint, Importance, LayerWidth, RefitError, Row, Unit
 from loraprune.report import page as charts
+from loraprune.report.figure import NONZERO_WEIGHTS
 from loraprune.report.figures import training
 from loraprune.report.figures.group_map import map_figure
 from loraprune.report.figures.importance import importance_figure, power_of_ten
@@ -133,6 +134,32 @@ def test_bars_show_kept_and_removed_in_proportion() -> None:
     assert heights["accent"] == pytest.approx(0.75 * heights["removed"], rel=0.01)
 
 
+def test_of_a_sparse_model_the_bars_are_zeros_by_layer() -> None:
+    widths = [
+        LayerWidth(layer=layer, kind=NONZERO_WEIGHTS, total=1000, kept=kept) for layer, kept in ((0, 250), (1, 500))
+    ]
+    figure = layers_figure(widths)
+    root = drawn(figure.markup)
+    assert figure.title == "Zeros in each layer"
+    assert [name for _, name in figure.legend] == ["nonzero", "zero"]
+    assert (
+        root.attrib["aria-label"] == "Zeros in each of 2 layers: between 50.0 % and 75.0 % of the weights of a layer."
+    )
+    assert "/Layer 0: 750 of 1,000 weights are zero (75.0 %)" in tips(root)
+
+
+@pytest.mark.parametrize(("steps", "lines"), [(19, [(2, 1)]), (20, [(1, 0.45), (2, 1)]), (400, [(1, 0.45), (2, 1)])])
+def test_a_loss_of_some_length_is_smoothed_over_the_raw_line(steps: int, lines: list[tuple[float, float]]) -> None:
+    history = tuple(HistoryPoint(step=step, loss=2.0 + step % 2, ratio=0.0) for step in range(1, steps + 1))
+    data = replace(recovered_report(), evaluations=(), history=history)
+    styles = re.findall(r'style="fill: none; stroke: var\(--accent\)([^"]*)"', training.training_figure(data).markup)
+    found = []
+    for style in styles:
+        width, alpha = (re.search(rf"{name}: ([\d.]+)", style) for name in ("stroke-width", "stroke-opacity"))
+        found.append((float(width[1]) if width else 1.0, float(alpha[1]) if alpha else 1.0))
+    assert found == lines
+
+
 def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
     maps = [
         GroupMap(kind="channels", layer=1, kept=(1.0, 0.5), groups_per_cell=8),
@@ -162,7 +189,7 @@ def test_the_map_of_single_groups_says_kept_or_removed_and_rows_may_differ_in_le
 
 def test_a_map_takes_the_place_of_the_widths_where_layers_have_several_groups(sample: ReportData) -> None:
     titles = [figure.title for section in charts.sections(sample) for figure in section.figures]
-    assert "Which heads stayed" in titles
+    assert "Which KV heads stayed" in titles
     assert "Heads in each layer" not in titles
     blocks = tuple(LayerWidth(layer=layer, kind="blocks", total=1, kept=layer % 2) for layer in range(4))
     maps = tuple(GroupMap(kind="blocks", layer=layer, kept=(float(layer % 2),)) for layer in range(4))
@@ -183,7 +210,7 @@ def test_stability_is_drawn_from_the_second_cut_on_and_tabulated() -> None:
     assert figure.numbers.rows == (("10", "0.500", "\N{MINUS SIGN}0.250"), ("1,500", "1.00", "\N{EN DASH}"))
     assert drawn(figure.markup).attrib["aria-label"] == (
         "Rank correlation of the scores between consecutive cuts: "
-        "heads between 0.500 and 1.00, 1.00 at the last cut; "
+        "KV heads between 0.500 and 1.00, 1.00 at the last cut; "
         "channels between \N{MINUS SIGN}0.250 and \N{MINUS SIGN}0.250, \N{MINUS SIGN}0.250 at the last cut."
     )
     assert stability_figure(cuts[:1]) is None
@@ -199,11 +226,11 @@ def test_refit_errors_are_those_of_the_last_cut_and_the_table_has_all() -> None:
     assert figure.numbers is not None
     assert figure.numbers.rows == (("0", "10", "10.0 %", "10.0 %"), ("1", "10", "20.0 %", "10.0 %"))
     assert drawn(figure.markup).attrib["aria-label"] == (
-        "Relative error in 2 layers after cutting heads: 10.0 % to 20.0 % without repair, 10.0 % to 10.0 % with it."
+        "Relative error in 2 layers after cutting KV heads: 10.0 % to 20.0 % without repair, 10.0 % to 10.0 % with it."
     )
     assert [row[:4] for row in refit_table(errors).rows] == [
-        ("5", "heads", "15.0 %", "5.0 %"),
-        ("10", "heads", "15.0 %", "10.0 %"),
+        ("5", "KV heads", "15.0 %", "5.0 %"),
+        ("10", "KV heads", "15.0 %", "10.0 %"),
     ]
 
 
@@ -221,7 +248,7 @@ def test_a_layer_that_the_last_cut_left_as_it_was_is_shown_at_its_own_last_cut()
 def test_errors_stand_in_the_order_of_the_maps_whatever_was_cut_first(sample: ReportData) -> None:
     errors = tuple(RefitError(step=1, kind=kind, layer=0, cut=0.5) for kind in ("other", "channels", "heads"))
     titles = [figure.title for figure in charts.sections(replace(sample, refit_errors=errors))[1].figures]
-    assert titles[-3:] == ["Error after cutting heads", "Error after cutting channels", "Error after cutting other"]
+    assert titles[-3:] == ["Error after cutting KV heads", "Error after cutting channels", "Error after cutting other"]
 
 
 def test_errors_without_repair_have_one_mark_a_layer() -> None:

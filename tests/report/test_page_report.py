@@ -178,3 +178,22 @@ def test_a_page_on_zeros_from_training_says_nothing_of_removing(sample: ReportDa
     assert "Masks" in body
     for word in ("removed", "Cut at", "Cuts", "without training"):
         assert word not in body
+
+
+@pytest.mark.parametrize(
+    ("prompt", "code"),
+    [
+        ("def add(a, b):\n", True),
+        ("import json", True),
+        ("x = 1\nif x:\n    ", True),
+        ("int main(void) {", True),
+        ("Once upon a time", False),
+        ("A class of ten children went to import shops.", False),
+        ("from here on: the story (old)", False),
+    ],
+)
+def test_completions_of_code_keep_their_indentation_in_a_fixed_width_font(prompt: str, code: bool) -> None:
+    answers = Completion(prompt=prompt, dense="    return 1", pruned="    return 2")
+    text = html.render_report(replace(bare_report(), completions=(answers,)))
+    assert ('class="completion code"' in text) is code
+    assert ("<p>    return 1</p>" in text) is code

@@ -9,7 +9,7 @@ from loraprune.report import tables
 def test_the_table_of_cuts_shows_one_width_or_a_range() -> None:
     cuts = (Cut(step=1000, ratio=0.25, widths={"heads": (4, 4), "channels": (96, 1024)}), Cut(step=2000, ratio=0.5))
     grid = tables.cut_grid(cuts)
-    assert grid.heads == ("step", "removed", "heads", "channels")
+    assert grid.heads == ("step", "removed", "KV heads", "channels")
     assert grid.rows == (("1,000", "25.0 %", "4", "96 to 1,024"), ("2,000", "50.0 %", "\N{EN DASH}", "\N{EN DASH}"))
 
 
@@ -20,7 +20,7 @@ def test_the_table_of_widths_has_a_column_a_kind() -> None:
         LayerWidth(layer=0, kind="heads", total=4, kept=4),
     )
     grid = tables.width_grid(layers)
-    assert grid.heads == ("layer", "heads", "channels")
+    assert grid.heads == ("layer", "KV heads", "channels")
     assert grid.rows == (("0", "4 of 4", "704 of 1,408"), ("1", "3 of 4", "\N{EN DASH}"))
 
 

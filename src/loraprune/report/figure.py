@@ -32,9 +32,13 @@ class Figure:
     numbers: Grid | None = None
 
 
+NONZERO_WEIGHTS = "weights_that_are_not_zero"
+"""Kind of the widths of a sparse model: its layers have weights, of which some are zero."""
+
+
 def kind_in_words(kind: str) -> str:
-    """Name of a kind of dimension for readers: ``expert channels``."""
-    return kind.replace("_", " ")
+    """Name of a kind of dimension for readers: ``KV heads``, ``expert channels``."""
+    return "KV heads" if kind == "heads" else kind.replace("_", " ")
 
 
 def capitalized(text: str) -> str:

@@ -34,6 +34,7 @@ from loraprune.record.run_record import (
     SparsityCourse,
 )
 from loraprune.report.before_after import notes_on_nan
+from loraprune.report.figure import NONZERO_WEIGHTS
 from loraprune.report.width_choice import notes_on_widths
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
@@ -192,7 +193,7 @@ def _outcome(record: RunRecord, total: int) -> tuple[str, Headline]:
             prunable_before=pruning.prunable_parameters_before,
             prunable_after=pruning.prunable_parameters,
         )
-        return f"{pruning.ratio:.0%} pruned", headline
+        return f"{100 * pruning.ratio:.0f} % of the prunable parameters removed", headline
     if sparsity is None or sparsity.reached is None or sparsity.target is None or sparsity.weights is None:
         raise ValueError("it does not say what was pruned")
     headline = _unchanged(total, sparsity.weights, ratio=sparsity.reached, target_ratio=sparsity.target)
@@ -275,23 +276,16 @@ def widths_of(dimensions: Sequence[DimensionRecord], kept: Mapping[str, Sequence
 
 # Matrices of a sparse model, as shown in a report.
 
-SEEN_DIFFERENCE = 0.005
-
 
 def zeroed_layers(matrices: Sequence[MatrixRecord]) -> tuple[LayerWidth, ...]:
-    """Nonzero weights of each layer; empty if every layer has the same share, which needs no figure."""
-    if not matrices:
-        return ()
+    """Nonzero weights of each layer."""
     totals: dict[int, list[int]] = {}
     for matrix in matrices:
         total = totals.setdefault(matrix.layer, [0, 0])
         total[0] += matrix.weights
         total[1] += matrix.weights - matrix.zeros
-    shares = [kept / weights for weights, kept in totals.values()]
-    if max(shares) - min(shares) < SEEN_DIFFERENCE:
-        return ()
     return tuple(
-        LayerWidth(layer=layer, kind="weights_that_are_not_zero", total=weights, kept=kept)
+        LayerWidth(layer=layer, kind=NONZERO_WEIGHTS, total=weights, kept=kept)
         for layer, (weights, kept) in totals.items()
     )
 

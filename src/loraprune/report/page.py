@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
@@ -159,6 +160,7 @@ def render_report(data: ReportData) -> str:
         rows=before_after.format_rows(data),
         unrecovered=before_after.has_unrecovered(data),
         sections=sections(data),
+        is_code=is_code,
         scores=[before_after.format_row(row) for row in data.scores],
         scores_figure=scores_figure(data.scores, data.before, data.after) if data.scores else None,
         widths=tables.width_grid(data.layers),
@@ -167,6 +169,17 @@ def render_report(data: ReportData) -> str:
         settings=tables.flatten(data.settings),
         environment=[*data.machine.items(), *data.versions.items()],
     )
+
+
+_CODE = re.compile(
+    r"^( {4}|\t|#include|#!/|(async )?def \w+\(|class \w+[(:{]|from [\w.]+ import |import [\w.]+;?$|.*\) ?\{$)",
+    re.MULTILINE,
+)
+
+
+def is_code(prompt: str) -> bool:
+    """Tell whether a prompt is source code, whose completions need a fixed-width font and their indentation."""
+    return _CODE.search(prompt) is not None
 
 
 def readable_time(iso: str) -> str:

@@ -135,13 +135,36 @@ def test_the_pointer_finds_every_run_in_every_panel(page: str) -> None:
 @pytest.mark.parametrize(
     ("higher", "expected"),
     [
-        (False, "Best held-out perplexity: fisher-20 with 6.91 (dense: 4.09)."),
-        (True, "Best held-out perplexity: flap-50 with 70.8 (dense: 4.09)."),
+        (
+            False,
+            "Take fisher-20 for quality (held-out perplexity 6.91; dense: 4.09); fisher-70, at 21.7, for size (1.50 M "
+            "parameters) and speed (5.20 ms); and flap-50, at 70.8, for a short training time (12 s).",
+        ),
+        (
+            True,
+            "Take flap-50 for quality (held-out perplexity 70.8; dense: 4.09) and a short training time (12 s); and "
+            "fisher-70, at 21.7, for size (1.50 M parameters) and speed (5.20 ms).",
+        ),
     ],
 )
-def test_the_verdict_names_the_best_run(higher: bool, expected: str) -> None:
+def test_the_conclusion_says_which_run_is_best_for_what(higher: bool, expected: str) -> None:
     group = ten_runs()
     assert comparison_verdict(replace(group, quality=replace(group.quality, higher_is_better=higher))) == expected
+
+
+def test_the_conclusion_about_a_single_run_names_its_quality() -> None:
+    group = ten_runs()
+    one = replace(group, models=group.models[:2])
+    assert comparison_verdict(one) == "fisher-20 has held-out perplexity 6.91 (dense: 4.09)."
+    assert comparison_verdict(replace(one, models=one.models[1:])) == "fisher-20 has held-out perplexity 6.91."
+
+
+def test_of_runs_that_cost_the_same_the_conclusion_takes_the_better_one() -> None:
+    group = ten_runs()
+    models = [replace(model, costs={"parameters": 2.0}) for model in group.models[1:]]
+    verdict = comparison_verdict(replace(group, models=(group.models[0], *reversed(models))))
+    assert verdict.endswith("and size (2 parameters).")
+    assert verdict.startswith("Take fisher-20 for quality")
 
 
 def test_names_of_data_keep_their_case_in_headings() -> None:

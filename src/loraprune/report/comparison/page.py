@@ -18,13 +18,12 @@ from loraprune.report.figure import capitalized
 from loraprune.report.page import readable_time
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunsComparison
 
-_LEAST = {
-    PARAMETERS: "Smallest: {name} with {figure} parameters.",
-    LATENCY: "Fastest: {name} with {figure}.",
-    SECONDS: "Quickest to make: {name} in {figure}.",
-}
+_GOOD_FOR = {PARAMETERS: "size", LATENCY: "speed", SECONDS: "a short training time"}
+"""What the run with the lowest cost is the best choice for."""
 
 
 def check_page(path: Path) -> None:
@@ -61,7 +60,6 @@ def render_page(comparison: RunsComparison) -> str:
                 "quality": _heading(group.quality),
                 "lead": _lead(group),
                 "verdict": comparison_verdict(group),
-                "summary": _summary(group),
                 "figure": runs_figure(group, "Quality against size, speed and training time"),
                 "rows": _rows(group),
             }
@@ -79,31 +77,45 @@ def _heading(quality: Quality) -> str:
 
 
 def comparison_verdict(group: RunGroup) -> str:
-    """Name the best run, and compare it with its starting model."""
+    """State in one sentence which run is the best choice for quality and for each cost."""
     runs = _finite_runs(group)
     if not runs:
         return f"No run has a finite {group.quality.label}."
-    sign = -1 if group.quality.higher_is_better else 1
-    best = min(runs, key=lambda model: sign * (model.quality or 0.0))
+    best = min(runs, key=lambda model: _badness(model, group))
     before = [model for model in group.models if model.number is None]
-    beside = ""
+    figure = f"{group.quality.label} {result.quality_text(best.quality, group.quality)}"
     if len(before) == 1:
-        beside = f" ({before[0].what or 'before'}: {result.quality_text(before[0].quality, group.quality)})"
-    text = result.quality_text(best.quality, group.quality)
-    return f"Best {group.quality.label}: {best.name} with {text}{beside}."
-
-
-def _summary(group: RunGroup) -> str:
-    """Name the smallest and the fastest run, and the one made in the shortest time."""
-    sentences = []
+        figure += f"; {before[0].what or 'before'}: {result.quality_text(before[0].quality, group.quality)}"
+    if len(runs) == 1:
+        return f"{best.name} has {figure.replace('; ', ' (')}{')' if len(before) == 1 else ''}."
+    reasons = {best.name: [f"quality ({figure})"]}
     for cost in group.costs:
-        known = [model for model in _finite_runs(group) if cost.name in model.costs]
+        known = [model for model in runs if cost.name in model.costs]
         if len(known) > 1 and not cost.why_no_front:
-            least = min(known, key=lambda model: model.costs[cost.name])
+            least = min(known, key=lambda model: (model.costs[cost.name], _badness(model, group)))
             figure = result.cost_text(least.costs[cost.name], cost)
-            figure += " of the dense model's latency" if cost.relative else ""
-            sentences.append(_LEAST[cost.name].format(name=least.name, figure=figure))
-    return " ".join(sentences)
+            if cost.name == PARAMETERS:
+                figure += " parameters"
+            elif cost.relative:
+                figure += " of the dense model's latency"
+            reasons.setdefault(least.name, []).append(f"{_GOOD_FOR[cost.name]} ({figure})")
+    at = {
+        model.name: f", at {result.quality_text(model.quality, group.quality)}," for model in runs if model is not best
+    }
+    choices = [f"{name}{at.get(name, '')} for {_listed(why)}" for name, why in reasons.items()]
+    return f"Take {_listed(choices, '; ')}."
+
+
+def _badness(model: ComparedModel, group: RunGroup) -> float:
+    """Quality as a figure of which less is better."""
+    quality = model.quality or 0.0
+    return -quality if group.quality.higher_is_better else quality
+
+
+def _listed(texts: Sequence[str], between: str = ", ") -> str:
+    """Join texts: ``a``, ``a and b``, ``a, b and c``."""
+    *first, last = texts
+    return f"{between.join(first)}{between.rstrip() if between == '; ' else ''} and {last}" if first else last
 
 
 def _finite_runs(group: RunGroup) -> list[ComparedModel]:

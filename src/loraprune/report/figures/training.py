@@ -30,7 +30,9 @@ _AXIS_HEIGHT = 40.0
 _MAX_ZONES = 200
 _MAX_CUT_DOTS = 60
 _MIN_CUT_PITCH = 12.0
-_MIN_AVERAGED = 200
+_MIN_AVERAGED = 20
+_LEAST_WINDOW = 5
+_MAX_WINDOWS = 50
 
 
 def training_figure(data: ReportData) -> Figure:
@@ -42,7 +44,8 @@ def training_figure(data: ReportData) -> Figure:
     else:
         caption = "Vertical lines mark cuts: expect a rise of the loss there, and a fall while what is left is tuned."
     if len(data.history) >= _MIN_AVERAGED:
-        caption += " The strong line is a moving average that does not reach over them, the faint one the loss itself."
+        over = " that starts anew at each of them" if data.cuts else ""
+        caption += f" The strong line is a moving average{over}; the faint one is the loss itself."
     if data.evaluations:
         caption += " Dots: loss on held-out rows."
         taken = next((point.step for point in data.evaluations if point.taken), None)
@@ -66,13 +69,16 @@ def _picture(data: ReportData) -> str:
 
 
 def _draw_loss(data: ReportData, axes: Axes) -> None:
-    """Draw the logged loss. In a long run, it is faint, with a moving average that restarts at each cut."""
+    """Draw the logged loss. With enough points, it is faint, under a moving average that restarts at each cut."""
     steps = [point.step for point in data.history]
     losses = [point.loss if math.isfinite(point.loss) else math.nan for point in data.history]
     lines = [(losses, 2.0, 1.0)]
     if len(losses) >= _MIN_AVERAGED:
         ends = [bisect.bisect_right(steps, cut.step) for cut in data.cuts]
-        lines = [(losses, 1.0, 0.45), (moving_average(losses, len(losses) // 50, ends), 2.0, 1.0)]
+        lines = [
+            (losses, 1.0, 0.45),
+            (moving_average(losses, max(_LEAST_WINDOW, len(losses) // _MAX_WINDOWS), ends), 2.0, 1.0),
+        ]
     for values, thickness, alpha in lines:
         points = thin_out([(float(step), value) for step, value in zip(steps, values, strict=True)], round(FULL_WIDTH))
         axes.plot(*zip(*points, strict=True), color=ACCENT, linewidth=thickness, alpha=alpha)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from loraprune.record import numbers
 from loraprune.report import drawing
 from loraprune.report.drawing import ACCENT, CUT, REMOVED, Zone
-from loraprune.report.figure import HALF_WIDTH, KEPT_AND_REMOVED, Figure, capitalized, kind_in_words
+from loraprune.report.figure import HALF_WIDTH, KEPT_AND_REMOVED, NONZERO_WEIGHTS, Figure, capitalized, kind_in_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,6 +27,10 @@ def layers_figure(widths: Sequence[LayerWidth]) -> Figure:
         widths: layers of one kind, at least one.
     """
     widths = sorted(widths, key=lambda item: item.layer)
+    if widths[0].kind == NONZERO_WEIGHTS:
+        caption = "Solid: nonzero weights. The whole bar: all weights of the layer's matrices."
+        legend = (("kept", "nonzero"), ("removed", "zero"))
+        return Figure(title="Zeros in each layer", markup=_picture(widths), caption=caption, legend=legend)
     title = f"{capitalized(kind_in_words(widths[0].kind))} in each layer"
     caption = "Solid is what stayed; the whole bar is what the layer had."
     return Figure(title=title, markup=_picture(widths), caption=caption, legend=KEPT_AND_REMOVED)
@@ -64,10 +68,21 @@ def _zones(widths: Sequence[LayerWidth], axes: Axes) -> list[Zone]:
 
 def _text(item: LayerWidth) -> str:
     share = numbers.percent(item.kept / item.total if item.total else None)
+    if item.kind == NONZERO_WEIGHTS:
+        zeros = item.total - item.kept
+        return f"Layer {item.layer}: {zeros:,} of {item.total:,} weights are zero ({numbers.percent(_zeros(item))})"
     return f"Layer {item.layer}: {item.kept:,} of {item.total:,} {kind_in_words(item.kind)} kept ({share})"
 
 
+def _zeros(item: LayerWidth) -> float:
+    return 1 - item.kept / item.total if item.total else 0.0
+
+
 def _description(widths: Sequence[LayerWidth]) -> str:
+    if widths[0].kind == NONZERO_WEIGHTS:
+        shares = [_zeros(item) for item in widths]
+        span = f"between {numbers.percent(min(shares))} and {numbers.percent(max(shares))}"
+        return f"Zeros in each of {len(widths)} layers: {span} of the weights of a layer."
     kept, total = sum(item.kept for item in widths), sum(item.total for item in widths)
     each = [item.kept for item in widths]
     return (
