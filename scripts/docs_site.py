@@ -31,6 +31,7 @@ ROOT = Path(__file__).parents[1]
 REPOSITORY = "https://github.com/loraprune/loraprune"
 
 CODE = re.compile(r"(^```.*?^```$)", re.MULTILINE | re.DOTALL)
+PICTURE = re.compile(r"\b(src|srcset)=\"(?!\w+:)([^\"\s]+\.svg)\"")
 LINK = re.compile(r"\]\((?![a-z]+:)([^)#\s]+)(#[^)\s]+)?\)")
 
 ROOT_PAGES = {
@@ -108,6 +109,11 @@ def relinked(markdown: str, site_path: str) -> str:
     """
     origin = next((name for name, page in ROOT_PAGES.items() if page == site_path), f"docs/{site_path}")
 
+    def turned_picture(found: re.Match[str]) -> str:
+        path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), found[2]))
+        path = posixpath.relpath(path.removeprefix("docs/"), posixpath.dirname(site_path) or ".")
+        return f'{found[1]}="{path}"'
+
     def turned(found: re.Match[str]) -> str:
         target, anchor = found[1], found[2] or ""
         path = posixpath.normpath(posixpath.join(posixpath.dirname(origin), target))
@@ -124,7 +130,7 @@ def relinked(markdown: str, site_path: str) -> str:
 
     parts = CODE.split(markdown)
     for index in range(0, len(parts), 2):
-        text = LINK.sub(turned, parts[index])
+        text = PICTURE.sub(turned_picture, LINK.sub(turned, parts[index]))
         parts[index] = re.sub(r"^(?![|#]|[-*] |\d+\. | |$)(.+\n)(?=\||[-*] |\d+\. )", r"\1\n", text, flags=re.MULTILINE)
     return "".join(parts)
 

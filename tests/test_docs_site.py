@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import re
 import subprocess
@@ -36,7 +37,7 @@ def reference() -> dict[str, str]:
 def test_the_navigation_has_every_page_once(reference: dict[str, str]) -> None:
     text = re.sub(r"!!python\S+", "", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     written = {path.relative_to(ROOT / "docs").as_posix() for path in ROOT.glob("docs/**/*.md")}
-    pages = pages_of(docs_site.filled(yaml.safe_load(text)["nav"]))
+    pages = [page for page in pages_of(docs_site.filled(yaml.safe_load(text)["nav"])) if "://" not in page]
     assert sorted(pages) == sorted(written | reference.keys() | set(docs_site.ROOT_PAGES.values()))
 
 
@@ -84,6 +85,13 @@ def test_a_link_of_the_repository_becomes_one_of_the_site(page: str, link: str, 
     assert docs_site.relinked(f"See [it]({link}).", page) == f"See [it]({there})."
 
 
+def test_pictures_of_pages_are_found_on_the_site() -> None:
+    picture = '<picture><source srcset="{0}-dark.svg"><img alt="a" src="{0}.svg"></picture>'
+    assert docs_site.relinked(picture.format("docs/results/a"), "index.md") == picture.format("results/a")
+    assert docs_site.relinked(picture.format("a"), "results/README.md") == picture.format("a")
+    assert docs_site.relinked(picture.format("../results/a"), "guides/b.md") == picture.format("../results/a")
+
+
 def test_code_stays_as_it_is_and_tables_get_a_blank_line() -> None:
     code = "```python\nx = table[0](CONTRIBUTING.md)\n- 1\n```\n"
     assert docs_site.relinked(code, "index.md") == code
@@ -97,10 +105,20 @@ def test_the_site_builds_without_a_warning_and_loads_nothing_from_elsewhere(tmp_
         [sys.executable, "-m", "mkdocs", "build", "--quiet", "--strict", "--site-dir", tmp_path],
         cwd=ROOT, env={**os.environ, "NO_MKDOCS_2_WARNING": "1"}, check=True,
     )  # fmt: skip
+    for written in ROOT.glob("docs/**/*.md"):
+        page = written.relative_to(ROOT / "docs")
+        made = tmp_path / (page.parent / "index.html" if page.name == "README.md" else page.with_suffix(".html"))
+        heading = re.search(r"^# (.+)$", written.read_text(encoding="utf-8"), re.MULTILINE)
+        assert heading, page
+        assert f">{html.escape(heading[1], quote=False)}<a " in re.sub(
+            r"</?code>", "`", made.read_text(encoding="utf-8")
+        )
     for page in tmp_path.rglob("*.html"):
         text = page.read_text(encoding="utf-8")
         fetched = re.findall(r'<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)="((?:https?:)?//[^"]+)"', text)
         assert fetched == [], page
+        for picture in re.findall(r'(?:src|srcset)="([^":]+\.svg)"', text):
+            assert (page.parent / picture).is_file(), (page, picture)
         assert not re.search(r":(?:class|func|meth|mod|attr|data|exc):", text), page
     for sheet in tmp_path.rglob("*.css"):
         assert not re.search(r"url\([\"']?(?:https?:)?//", sheet.read_text(encoding="utf-8")), sheet
