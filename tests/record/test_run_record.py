@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.checkpoints import byte_model
@@ -39,6 +40,12 @@ def same(one: Any, other: Any) -> bool:
     return repr(one) == repr(other)
 
 
+def parts_of_card(card: str) -> tuple[dict[str, Any], str]:
+    """What the Hub reads of a card, and the text for people."""
+    _, metadata, text = card.split("---\n", 2)
+    return yaml.safe_load(metadata), text
+
+
 class TestOlderRuns:
     """What version 0.1.0 wrote before records had a version: the report, the card and the comparison stay."""
 
@@ -53,9 +60,11 @@ class TestOlderRuns:
         for place in ("models/tiny-llama", "runs/sparse"):  # what a folder of that name holds is no name on the hub
             (tmp_path / place).mkdir(parents=True)
         monkeypatch.chdir(tmp_path)
-        card = (folder / "README.md").read_text(encoding="utf-8")
-        runtimes = [line.removeprefix("- ") for line in card.splitlines() if line.startswith("- ")]
-        assert card_of(RunRecord.read(folder), describe(byte_model()), runtimes) == card
+        metadata, text = parts_of_card((folder / "README.md").read_text(encoding="utf-8"))
+        runtimes = [line.removeprefix("- ") for line in text.splitlines() if line.startswith("- ")]
+        own, own_text = parts_of_card(card_of(RunRecord.read(folder), describe(byte_model()), runtimes))
+        assert own_text == text
+        assert {key: own.get(key) for key in metadata} == metadata
 
     def test_the_comparison_is_the_same(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.chdir(OLDER)
