@@ -72,7 +72,7 @@ class TestComparison:
         weights = load_file(tmp_path / "model.safetensors")
         del weights["model.norm.weight"]
         save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
-        with pytest.raises(LoadBackError, match=r"lacks 1 tensors, the first is model\.norm\.weight"):
+        with pytest.raises(LoadBackError, match=r"lacks 1 tensor, the first is model\.norm\.weight"):
             check_loads_back(tmp_path, model)
 
 
@@ -116,7 +116,7 @@ class TestRuns:
         shown = capsys.readouterr()
         assert "Checkpoint" not in shown.out
         assert "out.new" in shown.err
-        assert main([*asked, "--eval-sequences", "0", "--no-verify"]) == 0
+        assert main([*asked, "--eval-sequences", "0", "--no-verify", "--resume"]) == 0
         assert "Checkpoint" in capsys.readouterr().out
 
 

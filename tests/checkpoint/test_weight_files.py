@@ -34,6 +34,13 @@ def test_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
         weight_map(index)
 
 
+def broken_data(folder: Path) -> Path:
+    """Data that is there and cannot be read."""
+    path = folder / "broken.jsonl"
+    path.write_text("no JSON")
+    return path
+
+
 @pytest.mark.parametrize("content", [[], {}, {"weight_map": ["a"]}, {"weight_map": None}, 3])
 def test_what_is_no_index_is_refused(tmp_path: Path, content: object) -> None:
     with pytest.raises(WeightIndexError, match="is no index of weights"):
@@ -47,7 +54,7 @@ def test_what_is_no_index_is_refused(tmp_path: Path, content: object) -> None:
         (lambda folder: load_model(str(folder), torch.float32, torch.device("cpu")), WeightIndexError),
         (loraprune.load, WeightIndexError),
         (lambda folder: ModelSource.of(folder).stored_dtype, WeightIndexError),
-        (lambda folder: prune(folder, folder / "none.jsonl"), WeightIndexError),
+        (lambda folder: prune(folder, broken_data(folder)), WeightIndexError),
     ],
     ids=["export", "load_model", "load", "dtype", "prune, before it reads data"],
 )

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from datasets import Dataset
 from tests.checkpoints import byte_model, tiny_checkpoint
 from tests.finished_run import QUICK
 from tests.models import token_ids
@@ -146,7 +147,7 @@ class TestRefusals:
 
     def test_other_tasks(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match="distill is for causal language models"):
-            prune(tiny_vit(), [{"image": None, "label": 0}], options=RunOptions(distill=1.0, **QUIET))  # type: ignore[arg-type]
+            prune(tiny_vit(), Dataset.from_list([{"image": [0], "label": 0}]), options=RunOptions(distill=1.0, **QUIET))
 
     @pytest.mark.parametrize("given", [{"label_smoothing_factor": 0.1}, {"loss_type": "dft"}], ids=str)
     def test_another_loss(self, given: dict[str, Any], cut: Path, data: Path) -> None:

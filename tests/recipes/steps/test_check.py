@@ -145,9 +145,12 @@ class TestFolders:
     def test_an_output_that_holds_something_is_refused_before_the_data_is_read(
         self, checkpoint: Path, tmp_path: Path
     ) -> None:
-        (tmp_path / "mine.txt").write_text("mine")
+        out, broken = tmp_path / "out", tmp_path / "broken.jsonl"
+        out.mkdir()
+        (out / "mine.txt").write_text("mine")
+        broken.write_text("no JSON")
         with pytest.raises(ValueError, match="exists and is not empty"):
-            prepared_run(checkpoint, tmp_path / "no-such-data.jsonl", output=tmp_path)
+            prepared_run(checkpoint, broken, output=out)
 
     def test_an_output_that_holds_what_the_run_reads_is_refused_even_with_overwrite(
         self, checkpoint: Path, data: Path, tmp_path: Path
