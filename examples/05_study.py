@@ -51,7 +51,8 @@ def all_rows(options, data, held_out):
     known = {json.dumps(row["run"]): row for row in map(json.loads, lines)}
     rows = []
     for method, ratio, seed in itertools.product(options.methods, options.ratios, options.seeds):
-        run = {"method": method, "ratio": ratio, "seed": seed, "model": str(options.model), "data": str(options.data)}
+        run = {"method": method, "settings": METHODS[method], "ratio": ratio, "seed": seed}
+        run |= {"model": str(options.model), "data": data, "held_out": held_out}
         run |= {name: getattr(options, name) for name in ("calibration_sequences", "max_length", "steps")}
         key = json.dumps(run)
         if key not in known:

@@ -40,6 +40,7 @@ def test_a_gguf_file_is_read_back(run: Command) -> None:
         assert refused.code == 2
         assert refused.err.count("\n") == 1
         assert "loraprune export files/small.gguf --format safetensors -o OUT" in refused.err
+    assert "loraprune export files/small.gguf --format safetensors -o OUT" in run("inspect", "files/small.gguf").err
     copied = run("export", "files/small.gguf", "--format", "safetensors")
     assert copied.code == 0, copied.err
     assert "small-16bit" in copied.out

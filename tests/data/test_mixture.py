@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from datasets import Dataset, DatasetDict
+from datasets import ClassLabel, Dataset, DatasetDict, Features, IterableDatasetDict, Value
 
 from loraprune.data.mixture import RawRows, Reading, read_data
 from loraprune.data.streams import RowStream
@@ -146,3 +146,25 @@ def test_streams_of_datasets_are_read_as_streams() -> None:
     raw = read_data(rows, Reading())
     assert isinstance(raw.rows, RowStream)
     assert texts(raw) == ["x", "y"]
+
+
+def labeled(names: list[str]) -> Dataset:
+    features = Features(text=Value("string"), label=ClassLabel(names=names))
+    return Dataset.from_dict({"text": ["x", "y"], "label": [0, 1]}, features=features)
+
+
+def test_a_stream_keeps_the_names_of_classes() -> None:
+    stream = read_data(labeled(["cat", "dog"]).to_iterable_dataset(), Reading(streaming=True)).rows
+    assert isinstance(stream, RowStream)
+    assert stream.first(2).features["label"].names == ["cat", "dog"]
+
+
+def test_streams_with_other_classes_are_not_mixed() -> None:
+    data = [labeled(names).to_iterable_dataset() for names in (["cat", "dog"], ["dog", "cat"])]
+    with pytest.raises(ValueError, match="labels have other classes"):
+        read_data(data, Reading(streaming=True))
+
+
+def test_splits_that_are_streams_are_read_as_one() -> None:
+    splits = IterableDatasetDict({"train": Dataset.from_dict({"text": ["x", "y"]}).to_iterable_dataset()})
+    assert texts(read_data(splits, Reading())) == ["x", "y"]

@@ -71,6 +71,7 @@ class TestNames:
             (["a.jsonl", "./a.jsonl"], r"a.jsonl is named twice \(by a.jsonl and by ./a.jsonl\)"),
             (["*.jsonl", "b.jsonl"], r"b.jsonl is named twice \(by \*.jsonl and by b.jsonl\)"),
             (["org/name", "org/name"], "org/name is named twice. Name it once"),
+            ([".", "a.jsonl"], "a.jsonl lies in ., which is named too"),
         ],
     )
     def test_wrong_names_and_weights_are_refused(self, given: object, message: str) -> None:

@@ -16,12 +16,12 @@ from typing import Any
 import deepspeed
 import torch
 from peft import LoraConfig, get_peft_model
-from tests.processes.shared_out import IDS, row_of
+from tests.processes.shared_out import IDS, saved_models
 from torch import nn
 from transformers import AutoModelForCausalLM
 
 from loraprune.checkpoint.sharded import sharded_loading, take_over_
-from loraprune.processes.ranks import is_main, join, leave, wait
+from loraprune.processes.ranks import join, leave
 from loraprune.processes.sharding import whole
 from loraprune.processes.zero import kept_by_zero3
 
@@ -79,11 +79,7 @@ def main(arguments: list[str]) -> None:
     results, folder, *names = arguments
     join()
     found: dict[str, Any] = {}
-    for name in names:
-        path = Path(folder, name)
-        if is_main():
-            row_of(name).model().save_pretrained(path)
-        wait()
+    for name, path in saved_models(folder, names):
         found[name] = {"alone": _course(path, kept=False)}
         gc.collect()
         found[name]["kept"] = _course(path, kept=True)

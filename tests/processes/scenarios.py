@@ -87,7 +87,7 @@ SHARED = (
     "distill",
     "evaluated",
 )
-SHARED += (*(name for name in SCENARIOS if name.startswith("taylor")), "recover", "checkpointing", "evaluated")
+SHARED += (*(name for name in SCENARIOS if name.startswith("taylor")), "recover", "checkpointing")
 SCENARIOS |= {
     f"shared out: {name}": {**SCENARIOS[name], "options": {**SCENARIOS[name].get("options", {}), "fsdp": 2}}
     for name in SHARED

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import sys
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +104,21 @@ def row_of(name: str) -> Row:
     return next(row for row in ROWS if row.name == name)
 
 
-def main(arguments: list[str]) -> None:
-    results, folder, *names = arguments
-    join()
-    found: dict[str, Any] = {}
+def saved_models(folder: str, names: Sequence[str]) -> Iterator[tuple[str, Path]]:
+    """Save the model of each row, from the first process, and yield its name and folder in all of them."""
     for name in names:
         path = Path(folder, name)
         if is_main():
             row_of(name).model().save_pretrained(path)
         wait()
+        yield name, path
+
+
+def main(arguments: list[str]) -> None:
+    results, folder, *names = arguments
+    join()
+    found: dict[str, Any] = {}
+    for name, path in saved_models(folder, names):
         found[name] = {"alone": from_main(lambda path=path: _course(path, shared=False))}  # type: ignore[misc]
         found[name]["shared"] = _course(path, shared=True)
     found["opened"] = _opened_twice(Path(folder, names[0]))

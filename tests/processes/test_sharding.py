@@ -34,7 +34,6 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.xdist_group("shared out")
 @pytest.mark.parametrize("name", NAMES)
 def test_a_shared_out_model_is_cut_and_merged_like_a_whole_one(name: str, found: list[dict[str, Any]]) -> None:
     alone = found[0][name]["alone"]
@@ -52,7 +51,6 @@ def test_a_shared_out_model_is_cut_and_merged_like_a_whole_one(name: str, found:
 
 @pytest.mark.full
 @pytest.mark.slow
-@pytest.mark.xdist_group("shared out")
 def test_what_is_changed_while_it_is_open_stays(found: list[dict[str, Any]]) -> None:
     for rank in found:
         opened_twice = rank["opened"]

@@ -70,7 +70,6 @@ def of_two(model_and_texts: tuple[str, str], tmp_path_factory: pytest.TempPathFa
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.xdist_group("zero")
 @pytest.mark.parametrize("name", JOBS)
 def test_deepspeed_trains_as_one_process_does(
     name: str, of_two: list[dict[str, Any]], model_and_texts: tuple[str, str]
@@ -91,7 +90,6 @@ def test_deepspeed_trains_as_one_process_does(
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.xdist_group("zero")
 def test_the_checkpoint_of_zero3_is_a_plain_one(of_two: list[dict[str, Any]]) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -104,7 +102,6 @@ def test_the_checkpoint_of_zero3_is_a_plain_one(of_two: list[dict[str, Any]]) ->
 
 @needs_deepspeed
 @pytest.mark.slow
-@pytest.mark.xdist_group("zero")
 def test_a_model_comes_back_from_deepspeed_as_it_went_but_for_the_step(tmp_path: Path) -> None:
     launched("kept.py", str(tmp_path / "found"), str(tmp_path), *FAMILIES)
     for rank in range(2):

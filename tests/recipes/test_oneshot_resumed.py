@@ -14,6 +14,7 @@ from tests.thinned import thinned
 from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot, prune
 from loraprune.pruning import oneshot as engine
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.resume import STATE_FILE
 from loraprune.record.codec import encode
 from loraprune.record.saved_steps import SavedSteps
 
@@ -85,8 +86,6 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_with_the_same_bits(
 ) -> None:
     whole = run(checkpoint, data, tmp_path / "whole", CONFIGS[name])
     all_steps, steps.kept = steps.kept, []
-    if name == "blocks" and not all_steps:
-        pytest.skip("whole blocks go at once")
     steps.last = max(1, round(share * len(all_steps)))
     with pytest.raises(Killed):
         run(checkpoint, data, tmp_path / "parts", CONFIGS[name])
@@ -140,6 +139,15 @@ def test_a_run_that_holds_a_state_is_continued_or_started_again_and_nothing_else
     run(checkpoint, data, tmp_path / "out", values, overwrite=True)
     assert steps.kept == ["zeros-0", "zeros-1"]
     assert not (tmp_path / "out.run").exists()
+
+
+def test_an_interrupted_run_with_training_is_not_removed(checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    state = tmp_path / "out.run" / "checkpoint-1"
+    state.mkdir(parents=True)
+    (state / STATE_FILE).write_text("{}")
+    with pytest.raises(ValueError, match="holds an interrupted run with training"):
+        run(checkpoint, data, tmp_path / "out", CONFIGS["sparsegpt"])
+    assert [path.name for path in state.iterdir()] == [STATE_FILE]
 
 
 def test_nothing_to_resume_is_said(checkpoint: Path, data: Path, tmp_path: Path) -> None:

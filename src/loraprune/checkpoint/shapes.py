@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from loraprune.architectures import UnsupportedArchitectureError, spec_for, unsupported
 from loraprune.checkpoint.names import PRESETS, is_preset
-from loraprune.checkpoint.reading import CheckpointError, read_config_values, reading
+from loraprune.checkpoint.reading import CheckpointError, gguf_file_of, read_config_values, reading
 from loraprune.checkpoint.source import ModelSource
 from loraprune.options.near import near_names
 
@@ -32,7 +32,7 @@ def find_shapes(
         UnsupportedArchitectureError: the family has no description.
     """
     path = Path(name).expanduser()
-    if path.is_file():
+    if path.is_file() and gguf_file_of(path) is None:
         return ModelSource(name=name, config=_of_values(read_config_values(path), name, described))
     if is_preset(name):
         return ModelSource(name=name, config=_of_values(PRESETS[name], name, described))

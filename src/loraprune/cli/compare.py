@@ -110,8 +110,6 @@ def _measured_alike(options: argparse.Namespace, console: Console) -> str:
     Returns:
         The name of the first measure.
     """
-    from dataclasses import replace
-
     from loraprune.cli.console import begin
     from loraprune.display.steps import StepsProgress
     from loraprune.measure.evaluation.alike import evaluate_alike
@@ -125,8 +123,8 @@ def _measured_alike(options: argparse.Namespace, console: Console) -> str:
     with StepsProgress(console, quiet=options.quiet, rates=True) as progress:
         return evaluate_alike(
             [Path(run) for run in options.runs],
-            lambda run, length: replace(config, max_length=length, output=run / RESULTS_FILE),
             config,
+            results_file=RESULTS_FILE,
             progress=progress,
         )
 

@@ -219,6 +219,11 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
         return
     if not isinstance(config, SparseConfig) or str(config.pattern) != "2:4":
         raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
+    if options.push_to_hub is not None:
+        raise ValueError(
+            f"--push-to-hub pushes the dense checkpoint, and --format is {form}. Leave --push-to-hub out, and push the "
+            "folder of that format with loraprune push."
+        )
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import check_semi_structured
         from loraprune.checkpoint.load import DTYPES

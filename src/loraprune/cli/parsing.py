@@ -29,7 +29,6 @@ class Parser(argparse.ArgumentParser):
         epilog: examples, printed last.
 
     Attributes:
-        further: options that the command takes beside those of the parser.
         rare: titles of groups that only ``--help-all`` shows.
     """
 
@@ -45,7 +44,6 @@ class Parser(argparse.ArgumentParser):
             allow_abbrev=False,
             add_help=False,
         )
-        self.further: Sequence[str] = ()
         self.rare: set[str] = set()
         self._everything = False
         self._positionals.title = "arguments"
@@ -193,17 +191,11 @@ def owners_of(flag: str) -> str:
     """The commands that have an option, in words; empty where none has it."""
     from loraprune.cli.main import COMMANDS
 
-    owners = [command for command in COMMANDS if flag in _flags_of_command(command)]
+    owners = [command for command in COMMANDS if flag in flags_of(parser_of(command))]
     if not owners:
         return ""
     *first, last = owners
     return f"{flag} is an option of loraprune {', '.join(first)}{' and ' if first else ''}{last}"
-
-
-def _flags_of_command(command: str) -> list[str]:
-    """The options of a command."""
-    parser = parser_of(command)
-    return [*flags_of(parser), *parser.further]
 
 
 def parser_of(command: str) -> Parser:

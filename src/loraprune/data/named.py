@@ -114,8 +114,9 @@ def hub_data_set(given: Any) -> str | None:
 
 
 def is_stream(loaded: Any) -> bool:
-    """Whether a data set that was passed in has no length: one of ``datasets`` that is streamed."""
-    return loaded is not None and not hasattr(loaded, "__len__")
+    """Whether a dataset that was passed in has no length: one of ``datasets`` that is streamed, or its splits."""
+    one = next(iter(loaded.values()), None) if isinstance(loaded, dict) else loaded
+    return one is not None and not hasattr(one, "__len__")
 
 
 def data_ending(path: Path) -> str | None:
@@ -209,6 +210,12 @@ def _check_apart(sources: Sequence[DataSource]) -> None:
                 by = "" if seen[key] == source.name == str(what) else f" (by {seen[key]} and by {source.name})"
                 raise ValueError(f"{what} is named twice{by}. Name it once.")
             seen[key] = source.name
+    folders = {path.resolve(): source.name for source in sources for path in source.paths if path.is_dir()}
+    for source in sources:
+        for path in source.paths:
+            around = next((folders[parent] for parent in path.resolve().parents if parent in folders), None)
+            if around is not None:
+                raise ValueError(f"{path} lies in {around}, which is named too. Name one of them.")
 
 
 def near_files(path: Path) -> str:

@@ -113,7 +113,9 @@ def _is_copy(folder: Path) -> bool:
             values = None
         if isinstance(values, dict) and ("configs" in values or "dataset_info" in values):
             return True
-    return not _data_files(folder) and any(data_ending(path) is not None for path in folder.glob("*/*"))
+    if _data_files(folder) or any(class_folders(place) for place in (folder, *folder.iterdir()) if place.is_dir()):
+        return False
+    return any(data_ending(path) is not None for path in folder.glob("*/*"))
 
 
 # What `save_to_disk` wrote, and data sets in memory.

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from typing import Any
 
 import datasets
-from datasets import Dataset, Features, IterableDataset, Json, Value
+from datasets import ClassLabel, Dataset, Features, IterableDataset, Json, Value
 
 from loraprune.data.files import file_rows, table_of
 from loraprune.data.named import DataSource
@@ -33,9 +33,13 @@ class RowStream:
     """
 
     def __init__(
-        self, rows: Callable[[], Iterator[tuple[int, Mapping[str, Any]]]], columns: list[str], name: str
+        self,
+        rows: Callable[[], Iterator[tuple[int, Mapping[str, Any]]]],
+        columns: list[str],
+        name: str,
+        classes: Mapping[str, ClassLabel],
     ) -> None:
-        self._rows, self._name = rows, name
+        self._rows, self._name, self._classes = rows, name, classes
         self.column_names = columns
         self.read: Counter[int] = Counter()
 
@@ -57,10 +61,12 @@ class RowStream:
             yield {key: row.get(key) for key in self.column_names}
 
     def first(self, count: int) -> Dataset:
-        """The first rows as a data set."""
+        """The first rows as a dataset. Columns of labels keep the names of their classes."""
         rows = list(islice(self, count))
-        columns = {name: [row[name] for row in rows] for name in self.column_names}
-        return table_of(columns)
+        found = table_of({name: [row[name] for row in rows] for name in self.column_names})
+        for name, kind in self._classes.items():
+            found = found.cast_column(name, kind)
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,11 +77,13 @@ class OpenSource:
         source: that is read.
         rows: reads it from the beginning.
         columns: of its first rows.
+        classes: names of the classes of each column of labels.
     """
 
     source: DataSource
     rows: _Rows
     columns: tuple[str, ...]
+    classes: Mapping[str, ClassLabel]
 
     def renamed(self, names: Mapping[str, str]) -> OpenSource:
         """The same source with the names of :func:`~loraprune.data.renaming.new_names`."""
@@ -83,7 +91,10 @@ class OpenSource:
             return self
         rows = self.rows
         return OpenSource(
-            source=self.source, rows=lambda: (renamed_row(row, names) for row in rows()), columns=tuple(names.values())
+            source=self.source,
+            rows=lambda: (renamed_row(row, names) for row in rows()),
+            columns=tuple(names.values()),
+            classes={names[name]: kind for name, kind in self.classes.items() if name in names},
         )
 
 
@@ -100,13 +111,18 @@ def open_source(source: DataSource, *, split: str, name: str | None) -> OpenSour
         ValueError: its first rows cannot be read.
     """
     rows: _Rows
+    loaded: Any = None
     if is_published(source, source.config or name):
-        rows = partial(iter, open_published(source, split, source.config or name, streaming=True))
+        loaded = open_published(source, split, source.config or name, streaming=True)
     elif (files := source_files(source, split)) is not None:
         rows = partial(_of_files, files)
     else:
-        rows = partial(iter, load_source(source, split=split, name=name).with_format(None))
-    return OpenSource(source=source, rows=rows, columns=tuple(_columns(islice(rows(), PEEKED))))
+        loaded = load_source(source, split=split, name=name).with_format(None)
+    if loaded is not None:
+        rows = partial(iter, loaded)
+    features = {} if loaded is None else loaded.features or {}
+    classes = {column: kind for column, kind in features.items() if isinstance(kind, ClassLabel)}
+    return OpenSource(source=source, rows=rows, columns=tuple(_columns(islice(rows(), PEEKED))), classes=classes)
 
 
 def _columns(rows: Iterable[Mapping[str, Any]]) -> list[str]:
@@ -129,8 +145,11 @@ def stream_of(opened: Sequence[OpenSource], *, seed: int, stopping_strategy: str
     columns = list(dict.fromkeys(column for each in opened for column in each.columns))
     if not columns:
         raise ValueError(f"{name} holds no rows. Give data with at least one.")
+    classes = opened[0].classes
+    if any(each.classes != classes for each in opened):
+        raise ValueError(f"{name} do not go together: their labels have other classes. Leave one of them out.")
     if len(opened) == 1:
-        return RowStream(lambda: ((0, row) for row in opened[0].rows()), columns, name)
+        return RowStream(lambda: ((0, row) for row in opened[0].rows()), columns, name, classes)
     # Rows as JSON values: sources need not have the same keys in each row, as tables must.
     streams = [
         IterableDataset.from_generator(partial(_numbered, number, each.rows), features=_MIXED)
@@ -143,7 +162,7 @@ def stream_of(opened: Sequence[OpenSource], *, seed: int, stopping_strategy: str
         mixed = datasets.interleave_datasets(
             streams, probabilities=shares(weights), seed=seed, stopping_strategy=stopping_strategy
         )
-    return RowStream(lambda: ((item["source"], item["row"]) for item in mixed), columns, name)
+    return RowStream(lambda: ((item["source"], item["row"]) for item in mixed), columns, name, classes)
 
 
 def shares(weights: Sequence[float | None]) -> list[float]:

@@ -27,7 +27,7 @@ def _key(name: str) -> str:
     return name.lower().replace("_", "-").lstrip("-")
 
 
-def did_you_mean(name: str, known: Iterable[str], most: int = 1) -> str:
+def did_you_mean(name: str, known: Iterable[str]) -> str:
     """`` Did you mean 'ratio'?``, with a space in front; empty where no known name is near."""
-    near = near_names(name, known, most)
-    return f" Did you mean {' or '.join(map(repr, near))}?" if near else ""
+    near = near_names(name, known)
+    return f" Did you mean {near[0]!r}?" if near else ""

@@ -66,8 +66,8 @@ class _Losses:
     sequences: int
     progress: Progress
 
-    def go_back_from_(self, model: Any, *, each_alone: bool) -> None:
-        """Go back from the loss of each sequence (``each_alone``), or from the mean over all of them.
+    def go_back_from_(self, model: Any, *, by_sequence: bool) -> None:
+        """Go back from the loss of each sequence (``by_sequence``), or from the mean over all of them.
 
         With several processes the gradients are as many times as large, as a Trainer makes them: evidence divides by
         that where it is added up.
@@ -75,7 +75,7 @@ class _Losses:
         Raises:
             ValueError: the calibration data give no loss.
         """
-        together(lambda: self._go_back_from_(model, 1 if each_alone else self.sequences))
+        together(lambda: self._go_back_from_(model, 1 if by_sequence else self.sequences))
 
     def _go_back_from_(self, model: Any, divisor: int) -> None:
         device = next(model.parameters()).device
@@ -216,7 +216,7 @@ def _listening(
         with _backward_ready(base, structure):
             if own:  # it may let the parameters that it reads ask for gradients
                 criterion.attach(base, structure)
-            losses.go_back_from_(base, each_alone=isinstance(config, Fisher))
+            losses.go_back_from_(base, by_sequence=isinstance(config, Fisher))
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
@@ -246,7 +246,7 @@ def _of_experts(
         alone = block_by_block(base, structure)
         return joined_scores(structure, _of_experts(base, alone, Plan.full(alone), losses, config))
     with _backward_ready(base, structure), base_gradients(base, structure):
-        losses.go_back_from_(base, each_alone=False)
+        losses.go_back_from_(base, by_sequence=False)
         for weight in base.parameters():
             if weight.requires_grad and num_processes() > 1:
                 weight.grad = averaged_gradient(torch.zeros_like(weight) if weight.grad is None else weight.grad)

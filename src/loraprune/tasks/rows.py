@@ -59,7 +59,7 @@ def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -
     Raises:
         ValueError: the data does not fit the task or the model.
     """
-    wanted = _wanted(task, setup)
+    data, wanted = find_sources(data), _wanted(task, setup)
     of_own = setup.options.eval_data is None and wanted > 0
     _check_repeats(data, setup.options, holds_out=of_own)
     most = sequences + (wanted if of_own else 0)

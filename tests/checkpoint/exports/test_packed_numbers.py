@@ -106,3 +106,13 @@ def test_scales_of_a_matrix_of_rows_and_of_blocks(shape: tuple[int, ...]) -> Non
 def test_zero_points_of_integers() -> None:
     numbers, scales, zeros = drawn(100, 4, 6).to(torch.int8), torch.rand(4, 1), drawn(9, 4, 1).to(torch.int8)
     assert torch.allclose(scaled_weight(numbers, scales, zeros), (numbers.float() - zeros.float()) * scales)
+
+
+def test_the_last_block_may_be_smaller() -> None:
+    numbers, scales = torch.randn(6, 9).to(torch.float8_e4m3fn), torch.rand(2, 3)
+    found = scaled_weight(numbers, scales, block=(4, 4))
+    for row in range(6):
+        for column in range(9):
+            assert found[row, column] == pytest.approx(
+                float(numbers[row, column].float() * scales[row // 4, column // 4])
+            )

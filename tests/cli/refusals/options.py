@@ -190,6 +190,7 @@ TOGETHER: tuple[Wrong, ...] = (
     wrong(f"{ONESHOT} --ratio 0.5 --sparsity 0.5", "Give one of them"),
     wrong(f"{ONESHOT} --sparsity 0.5 --repair refit", "repair", "--ratio"),
     wrong(f"{ONESHOT} --ratio 0.5 --format semi-structured", "--sparsity 2:4"),
+    wrong(f"{ONESHOT} --sparsity 2:4 --format semi-structured --push-to-hub me/x", "pushes the dense checkpoint"),
     wrong("eval model --prompts hi --temperature 1", "--temperature", "--sample"),
     wrong("eval model --ppl data.jsonl --stride 64 --max-length 32", "--stride", "--max-length"),
     wrong("bench model --no-decoding --decode-batch 2", "--no-decoding and --decode-batch"),

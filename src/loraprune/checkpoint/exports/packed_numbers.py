@@ -5,6 +5,8 @@ Shapes: ``O`` outputs, ``I`` inputs, ``G`` groups of inputs that share a scale, 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -77,8 +79,9 @@ def _in_order(numbers: Tensor) -> Tensor:
     return found.flatten(1)
 
 
-def _even_groups(inputs: int, groups: int) -> Tensor:
-    return torch.arange(inputs) // -(-inputs // groups)
+def _even_groups(inputs: int, groups: int, size: int | None = None) -> Tensor:
+    """The group of each input; ``size`` is that of a group, of which the last one may be smaller."""
+    return torch.arange(inputs) // (size or -(-inputs // groups))
 
 
 def pack_quantized_weight(
@@ -105,20 +108,25 @@ def pack_quantized_weight(
     return numbers_OI * scales_OG.float()[:, groups]
 
 
-def scaled_weight(numbers_OI: Tensor, scales: Tensor, zeros: Tensor | None = None) -> Tensor:
+def scaled_weight(
+    numbers_OI: Tensor, scales: Tensor, zeros: Tensor | None = None, *, block: Sequence[int] | None = None
+) -> Tensor:
     """A weight of numbers of 8 bits (FP8 or integers) times scales, in 32 bits.
 
     Args:
         numbers_OI: numbers.
         scales: one, one an output, or one a block of outputs and inputs; blocks of an edge may be smaller.
         zeros: zero points, of the same shape.
+        block: outputs and inputs of a block, where scales are those of blocks.
 
     Returns:
         (O, I).
     """
-    rows, columns = numbers_OI.shape
+    lengths = numbers_OI.shape
     shape = (1, 1) if scales.numel() == 1 else (len(scales), scales.numel() // len(scales))
-    places = [_even_groups(length, count) for length, count in zip((rows, columns), shape, strict=True)]
+    blocked = block is not None and shape == tuple(-(-n // size) for n, size in zip(lengths, block, strict=True))
+    sizes = block if block is not None and blocked else (None, None)
+    places = [_even_groups(*each) for each in zip(lengths, shape, sizes, strict=True)]
     spread = [part.float().reshape(shape)[places[0]][:, places[1]] for part in (scales, zeros) if part is not None]
     numbers = numbers_OI.float()
     return (numbers - spread[1] if zeros is not None else numbers) * spread[0]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,9 @@ if TYPE_CHECKING:
 
 SHARD = 4_000_000_000
 """Bytes of a file of weights, about."""
+
+_SAYS_QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
+"""Files by which other tools take a folder for a quantized checkpoint."""
 
 _PACKED = ("qweight", "weight_packed")
 _BESIDE = (
@@ -88,10 +91,10 @@ def _of_gguf(file: Path, output: Path, overwrite: bool) -> PlainCopyResult:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     remedy = "Name a checkpoint in safetensors, or a GGUF file of a family that transformers reads."
-    check_disk_space(output, file.stat().st_size)
     with reading(f"{file} cannot be read as GGUF", remedy):
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
         model: Any = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float16)
+    check_disk_space(output, model.num_parameters() * torch.float16.itemsize)
     model.config.dtype = torch.float16
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
@@ -104,7 +107,8 @@ def _of_gguf(file: Path, output: Path, overwrite: bool) -> PlainCopyResult:
 
 def _of_quantized(source: Path, output: Path, overwrite: bool) -> PlainCopyResult:
     values = read_config_values(source / MODEL_CONFIG)
-    settings = values.pop("quantization_config", None) or values.pop("compression_config", None)
+    found = [values.pop(key, None) for key in ("quantization_config", "compression_config")]
+    settings = found[0] or found[1]
     if not settings:
         raise RuntimeFormatError(f"{source} is not quantized: it is an ordinary checkpoint already.")
     layers = _Layers(stored_tensors(weight_files(source)), settings)
@@ -115,6 +119,8 @@ def _of_quantized(source: Path, output: Path, overwrite: bool) -> PlainCopyResul
     values["dtype"] = str(dtype).removeprefix("torch.")
     with appearing_folder(output, overwrite=overwrite) as folder:
         copy_companions(source, folder)
+        for name in _SAYS_QUANTIZED:
+            (folder / name).unlink(missing_ok=True)
         (folder / MODEL_CONFIG).write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         _write_shards(layers.plain(dtype), folder)
         size = _size(folder)
@@ -190,6 +196,7 @@ class _Layers:
             "fbgemm_fp8": True,
             "compressed-tensors": self._settings.get("format")
             in ("pack-quantized", "float-quantized", "int-quantized", "naive-quantized")
+            and (self._settings.get("sparsity_config") or {}).get("format", "dense") == "dense"
             and (not packs or bits in (4, 8)),
         }
         if not known.get(self.method, False):
@@ -207,6 +214,13 @@ class _Layers:
         groups = self._settings.get("config_groups") or {}
         widths = {int((group.get("weights") or {}).get("num_bits") or 0) for group in groups.values()}
         return widths.pop() if len(widths) == 1 else 0
+
+    @property
+    def _block(self) -> Sequence[int] | None:
+        """Outputs and inputs that share a scale, as the config says it."""
+        weights = [group.get("weights") or {} for group in (self._settings.get("config_groups") or {}).values()]
+        blocks = [self._settings.get("weight_block_size"), *(each.get("block_structure") for each in weights)]
+        return next((block for block in blocks if block), None)
 
     @property
     def count(self) -> int:
@@ -235,14 +249,17 @@ class _Layers:
                 return None if stored is None else files[stored.file].get_tensor(name)
 
             for layer, parts in self._parts.items():
-                quantized = self._weight({part: read(layer, part) for part in parts & {*_PACKED, *_BESIDE, "weight"}})
+                beside = parts & {*_PACKED, *_BESIDE}
+                needed = beside | (parts & {"weight"}) if beside else ()
+                quantized = self._weight({part: read(layer, part) for part in needed})
                 if quantized is not None:
                     yield f"{layer}.weight", quantized.to(dtype)
                 for part in sorted(parts - {*_PACKED, *_BESIDE}):
                     if part != "weight" or quantized is None:
                         tensor = read(layer, part)
                         assert tensor is not None
-                        yield f"{layer}.{part}" if layer else part, _cast(tensor, dtype)
+                        name = f"{layer}.{part}" if layer else part
+                        yield name, _cast(name, tensor, dtype)
 
     def _weight(self, given: Mapping[str, Tensor | None]) -> Tensor | None:
         """The weight of a quantized layer, in 32 bits; None of a layer that is none."""
@@ -264,9 +281,18 @@ class _Layers:
         scales = part.get("weight_scale_inv", part.get("weight_scale"))
         if scales is None or "weight" not in part:
             return None
-        return scaled_weight(part["weight"], scales, part.get("weight_zero_point"))
+        return scaled_weight(part["weight"], scales, part.get("weight_zero_point"), block=self._block)
 
 
-def _cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor that was not quantized: numbers with a point in the dtype of the copy, others as they are."""
+def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A tensor that was not quantized: numbers with a point in the dtype of the copy, others as they are.
+
+    Raises:
+        RuntimeFormatError: it is in 8 bits: its scale has a name that is not known.
+    """
+    if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
+        raise RuntimeFormatError(
+            f"{name} is in 8 bits and has no scale that is known, so no 16-bit copy can be made here. Name the "
+            "original checkpoint."
+        )
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

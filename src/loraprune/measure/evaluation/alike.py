@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,17 +22,17 @@ logger = logging.getLogger("loraprune")
 
 def evaluate_alike(
     runs: Sequence[Path],
-    config_of: Callable[[Path, int], EvaluationConfig],
     config: EvaluationConfig,
     *,
+    results_file: str,
     progress: ProgressOf | None = None,
 ) -> str:
     """Measure runs and, if available, their starting models. Known results are reused.
 
     Args:
         runs: folders.
-        config_of: returns the configuration for a run and a segment length in tokens, with the file of its results.
         config: what to measure.
+        results_file: name of the file of results in the folder of each run.
         progress: called with the current work, finished steps and all steps.
 
     Returns:
@@ -60,7 +61,9 @@ def evaluate_alike(
         entry.label
         for run in runs
         for entry in evaluate(
-            [*([began[run]] if run in began else []), run], config_of(run, length), progress=progress
+            [*([began[run]] if run in began else []), run],
+            replace(config, max_length=length, output=run / results_file),
+            progress=progress,
         ).entries
     ]
     return labels[0]

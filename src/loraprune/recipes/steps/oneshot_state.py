@@ -11,6 +11,7 @@ from typing import Any
 
 from loraprune.processes.ranks import is_main, num_processes
 from loraprune.pruning.errors import InterruptedRunError
+from loraprune.pruning.resume import last_checkpoint
 from loraprune.recipes.steps.folders import check_state_folder
 from loraprune.recipes.steps.prepared import PreparedOneshot
 from loraprune.recipes.steps.same_run import rows_fingerprint
@@ -44,11 +45,17 @@ def check_oneshot_folder(options: RunOptions, inputs: tuple[object, ...]) -> Non
         return
     check_state_folder(options, inputs)
     begun = _read(options) is not None
+    trained = options.run_dir.is_dir() and last_checkpoint(options.run_dir) is not None
     if options.resume and not begun:
         raise ValueError(f"There is nothing to resume: {options.run_dir} holds no saved state. Start without --resume.")
     if begun and not (options.resume or options.overwrite):
         raise ValueError(
             f"{options.run_dir} holds an interrupted run. Continue it with --resume, or start again with --overwrite."
+        )
+    if trained and not options.overwrite:
+        raise ValueError(
+            f"{options.run_dir} holds an interrupted run with training. Continue it with its own command and --resume, "
+            "or start again with --overwrite."
         )
 
 
@@ -75,12 +82,11 @@ def check_same_oneshot(prepared: PreparedOneshot) -> None:
     Raises:
         ValueError: it is not; the message lists what differs.
     """
-    before, now = _read(prepared.options), _facts(prepared)
-    if not prepared.options.resume or before is None:
+    begun = _read(prepared.options) if prepared.options.resume else None
+    if begun is None:
         return
-    before, now = ({**facts["settings"], **facts} for facts in (before, now))
+    before, now = ({**facts.pop("settings"), **facts} for facts in (begun, _facts(prepared)))
     changed = [f"{name}: {before.get(name)} -> {now[name]}" for name in now if before.get(name) != now[name]]
-    changed = [text for text in changed if not text.startswith("settings:")]
     if changed:
         raise ValueError(
             f"The interrupted run was started differently ({', '.join(changed)}). Resume it with the same options, or "

@@ -11,7 +11,7 @@ from loraprune.display.shown import RunDisplay
 from loraprune.display.time_left import StepWork
 from loraprune.measure.benchmark.memory import free_memory
 from loraprune.measure.estimation.this_machine import flops_per_second
-from loraprune.processes.ranks import num_processes
+from loraprune.processes.ranks import is_main, num_processes
 from loraprune.pruning.errors import DryRunError
 from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.outlook_cost import ExpectedCost, oneshot_cost, planned_steps, training_cost
@@ -193,11 +193,10 @@ def show_outlook(prepared: PreparedTraining | PreparedOneshot, display: RunDispl
     Raises:
         DryRunError: it is a dry run, which ends here.
     """
-    dry = prepared.options.dry_run
-    if display.quiet and not dry:
-        return None
-    outlook = training_outlook(prepared) if isinstance(prepared, PreparedTraining) else oneshot_outlook(prepared)
-    display.facts(outlook.title, outlook.facts, asked=dry)
+    dry, outlook = prepared.options.dry_run, None
+    if is_main() and (dry or not display.quiet):
+        outlook = training_outlook(prepared) if isinstance(prepared, PreparedTraining) else oneshot_outlook(prepared)
+        display.facts(outlook.title, outlook.facts, asked=dry)
     if dry:
         raise DryRunError("Dry run: everything was checked, and nothing was done.")
     return outlook

@@ -17,6 +17,7 @@ from loraprune.measure.estimation.result import Estimate
 from loraprune.metrics.perplexity import HeldOut
 from loraprune.processes.ranks import num_processes
 from loraprune.pruning.config import PruningConfig
+from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun, PreparedTraining
 from loraprune.surgery.repairs import Stream
 from loraprune.tasks.options import LoraOptions
@@ -42,7 +43,7 @@ class ExpectedCost:
     Attributes:
         memory: bytes at its fullest moment.
         work: floating point operations of an optimizer step; None without training.
-        cut: of one cut of all blocks.
+        cut: of one cut of all blocks; without training, of all cuts.
         measuring: of the measures before and after the run.
         estimate: of the run; None without training.
     """
@@ -82,7 +83,7 @@ def training_cost(prepared: PreparedTraining, lengths: Sequence[int]) -> Expecte
         lengths: tokens of each row; empty if they are no text.
     """
     arguments, pruning, given = prepared.arguments, prepared.pruning, prepared.lora_options or LoraOptions()
-    estimated = _can_be_estimated(pruning)
+    estimated = _nearest_estimated(pruning)
     settings = EstimateConfig(
         pruning=estimated,
         lora=replace(given, r=prepared.lora.r),
@@ -114,20 +115,20 @@ def training_cost(prepared: PreparedTraining, lengths: Sequence[int]) -> Expecte
     return ExpectedCost(
         memory=estimate.memory.peak,
         work=StepWork(listening=max(listening, plain), plain=plain, after=after),
-        cut=_cut_flops(prepared, estimate.before.forward_flops, settings.max_length or 1, work),
+        cut=_cut_flops(prepared, estimate.before.forward_flops, work),
         measuring=_measuring(prepared, estimate.before.forward_flops, settings.max_length),
         estimate=estimate if estimated is pruning else None,
     )
 
 
-def _can_be_estimated(pruning: PruningConfig) -> PruningConfig:
+def _nearest_estimated(pruning: PruningConfig) -> PruningConfig:
     """The nearest run that an estimate knows: gates that are learnt cost what ``fisher`` costs, masks nothing."""
     if pruning.unstructured:
         return PruningConfig(ratio=0.0, repair="none")
     return PruningConfig(ratio=pruning.target.ratio, repair="none") if pruning.criterion.learns else pruning
 
 
-def _cut_flops(prepared: PreparedTraining, forward: float, tokens: int, work: OneshotWork | None) -> float:
+def _cut_flops(prepared: PreparedTraining, forward: float, work: OneshotWork | None) -> float:
     """Operations of a cut on the calibration data; 0 without a cut."""
     pruning = prepared.pruning
     if pruning.target.ratio == 0.0 or not pruning.repairs:
@@ -135,18 +136,18 @@ def _cut_flops(prepared: PreparedTraining, forward: float, tokens: int, work: On
     if work is not None and pruning.cuts_first:
         return work.passes + work.moments + work.solves + work.tried
     sequences = min(pruning.calibration_sequences, len(prepared.train_rows))
-    return _LOOKS * forward * sequences
+    return _LOOKS * forward * sequences / num_processes()
 
 
 def _measuring(prepared: PreparedRun, forward: float, tokens: int | None) -> float:
-    """Operations of forward passes over the held-out rows, before and after."""
+    """Operations of each process in forward passes over the held-out rows, before and after."""
     held_out = prepared.held_out
     if held_out is None:
         return 0.0
     rows = float(len(held_out))
     if isinstance(held_out, HeldOut) and tokens:
         rows = sum(len(ids) for ids, _ in held_out.sequences) / tokens
-    return 2.0 * rows * forward
+    return 2.0 * rows * forward / num_processes()
 
 
 def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedCost:
@@ -169,9 +170,10 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
     moments = _MOMENTS * features**2 * _SINGLE if rows else 0.0
     verifying = parameters * prepared.saved_dtype.itemsize if prepared.options.verify else 0
     forward = 2.0 * parameters * longest
+    cuts = config.cuts if isinstance(config, OneshotConfig) else 1
     return ExpectedCost(
         memory=parameters * width + max(kept + moments, verifying),
-        cut=_LOOKS * 2.0 * parameters * rows * mean + (rows > 0) * _eliminations(prepared),
+        cut=cuts * (_LOOKS * 2.0 * parameters * rows * mean / num_processes() + (rows > 0) * _eliminations(prepared)),
         measuring=_measuring(prepared, forward, longest),
     )
 

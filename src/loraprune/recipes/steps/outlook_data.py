@@ -21,19 +21,18 @@ def row_lengths(rows: Dataset) -> list[int]:
         return []
     from pyarrow import compute  # type: ignore[import-untyped]
 
-    table = rows.select_columns(["input_ids"]).with_format("arrow")[:]
-    return [int(length) for length in compute.list_value_length(table["input_ids"]).to_pylist()]
+    tables = rows.select_columns(["input_ids"]).with_format("arrow").iter(batch_size=1000)
+    return [int(length) for table in tables for length in compute.list_value_length(table["input_ids"]).to_pylist()]
 
 
-def padded_share(lengths: Sequence[int], batch: int, seed: int = 0) -> float:
+def padded_share(lengths: Sequence[int], batch: int) -> float:
     """Expected share of padding, if rows are drawn in random order and each batch is as long as its longest row.
 
     Args:
         lengths: tokens of each row.
         batch: rows of a batch.
-        seed: of the order.
     """
-    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(seed)).tolist()
+    order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
     batches = [[lengths[row] for row in order[start : start + batch]] for start in range(0, len(order), batch)]
     padded = sum(max(some) * len(some) for some in batches)
     return 1.0 - sum(lengths) / padded if padded else 0.0

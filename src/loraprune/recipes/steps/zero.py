@@ -124,12 +124,14 @@ def unseen_by_transformers() -> Iterator[None]:
     Otherwise transformers partitions every model that any process makes or loads from then on.
     """
     asked = os.environ.get(_ASKED)
-    yield
-    if asked is not None:
-        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+    try:
+        yield
+    finally:
+        if asked is not None:
+            from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-        os.environ[_ASKED] = asked  # the training arguments delete it
-        unset_hf_deepspeed_config()
+            os.environ[_ASKED] = asked  # the training arguments delete it
+            unset_hf_deepspeed_config()
 
 
 @contextmanager

@@ -83,12 +83,12 @@ def comparison_verdict(group: RunGroup) -> str:
         return f"No run has a finite {group.quality.label}."
     best = min(runs, key=lambda model: _badness(model, group))
     before = [model for model in group.models if model.number is None]
-    figure = f"{group.quality.label} {result.quality_text(best.quality, group.quality)}"
+    own, dense = f"{group.quality.label} {result.quality_text(best.quality, group.quality)}", ""
     if len(before) == 1:
-        figure += f"; {before[0].what or 'before'}: {result.quality_text(before[0].quality, group.quality)}"
+        dense = f"{before[0].what or 'before'}: {result.quality_text(before[0].quality, group.quality)}"
     if len(runs) == 1:
-        return f"{best.name} has {figure.replace('; ', ' (')}{')' if len(before) == 1 else ''}."
-    reasons = {best.name: [f"quality ({figure})"]}
+        return f"{best.name} has {own}{f' ({dense})' if dense else ''}."
+    reasons = {best.name: [f"quality ({own}{f'; {dense}' if dense else ''})"]}
     for cost in group.costs:
         known = [model for model in runs if cost.name in model.costs]
         if len(known) > 1 and not cost.why_no_front:
