@@ -629,7 +629,7 @@ class TestWrongInput:
 
     def test_data_without_a_usable_column_is_refused(self, refused: Any, tmp_path: Path) -> None:
         source = write_jsonl(tmp_path / "data.jsonl", [{"question": "a", "reply": "b"}])
-        assert "The data has the columns question, reply, which make up no" in refused("--ratio=0.5", source=source)
+        assert "The data has the columns question, reply, which match no" in refused("--ratio=0.5", source=source)
 
     def test_few_tokens_are_warned_of_and_the_damping_is_raised(
         self, run: Command, checkpoint: Path, tmp_path: Path, out: Path

@@ -391,7 +391,7 @@ class TestWrongInput:
     def test_data_without_a_usable_column_is_refused_with_the_columns_found(self, refused: Any, tmp_path: Path) -> None:
         source = write_jsonl(tmp_path / "data.jsonl", [{"question": "a", "reply": "b"}])
         message = refused(source=source)
-        assert "The data has the columns question, reply, which make up no known format." in message
+        assert "The data has the columns question, reply, which match no known format." in message
         assert "prompt + completion" in message
 
     def test_a_broken_line_is_named(self, refused: Any, tmp_path: Path) -> None:

@@ -46,12 +46,15 @@ def test_turns_keep_their_role_and_further_keys() -> None:
 @pytest.mark.parametrize(
     ("messages", "message"),
     [
-        ([{"role": "user", "content": "x"}, {"content": "y"}], "Row 3, message 2 has no 'role' .*: it has 'content'"),
+        (
+            [{"role": "user", "content": "x"}, {"content": "y"}],
+            "Row 3, message 2 has no text under 'role' .*: it has 'content'",
+        ),
         ([{"role": "user", "text": "x"}], "Row 3, message 1 has no 'content' .*: it has 'role', 'text'"),
         ([{"role": "user", "content": None}], "Row 3, message 1 has no 'content' .*: it has 'role'"),
-        ([{"role": "user", "content": ["x"]}], "Row 3, message 1: the content is a list with a part of type a str"),
-        ([{"role": "user", "content": [{"type": "image"}]}], "a part of type 'image', where only parts of text"),
-        ([{"role": "user", "content": {"text": "x"}}], "Row 3, message 1: the content is a dict where text is needed"),
+        ([{"role": "user", "content": ["x"]}], "Row 3, message 1: the content has a part of type a str"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "a part of type 'image'; only text parts"),
+        ([{"role": "user", "content": {"text": "x"}}], "Row 3, message 1: the content is a dict; it must be text"),
         (["hello"], "Row 3, message 1 is a str, not"),
         ('[{"role": "user"}]', "Row 3: the conversation is a str, not a list"),
     ],
@@ -159,12 +162,12 @@ def test_a_call_that_is_none_is_refused(value: str) -> None:
 
 def test_what_a_template_would_leave_out_is_refused(make_tokenizer: MakeTokenizer) -> None:
     silent = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True)
-    with pytest.raises(ValueError, match="Row 4 has calls of tools, which the tokenizer's chat template"):
+    with pytest.raises(ValueError, match="Row 4 has tool calls, which the tokenizer's chat template"):
         silent.passage(WITH_CALL, 4)
     with pytest.raises(ValueError, match="Row 4 has tools, which the tokenizer's chat template does not write"):
         silent.passage(CHAT, 4, {"tools": TOOLS})
     every = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=False)
-    with pytest.raises(ValueError, match="Row 4 has calls of tools"):
+    with pytest.raises(ValueError, match="Row 4 has tool calls"):
         every.passage(WITH_CALL, 4)
 
 
@@ -204,21 +207,21 @@ def test_a_turn_that_is_marked_as_not_to_be_trained_is_none(
 
 def test_marks_that_cannot_be_followed_are_refused(make_tokenizer: MakeTokenizer) -> None:
     marked = [CHAT[0], CHAT[1] | {"weight": 0}, *CHAT[2:]]
-    with pytest.raises(ValueError, match="Row 1 marks a turn as not to be trained, and --no-answers-only"):
+    with pytest.raises(ValueError, match="Row 1 marks a turn as not trained on, but --no-answers-only"):
         chat_writer(make_tokenizer(chat_template=CHATML), answers_only=False).passage(marked, 1)
-    with pytest.raises(ValueError, match=r"Row 1, message 2: 'weight' is 0\.5; a turn is trained"):
+    with pytest.raises(ValueError, match=r"Row 1, message 2: 'weight' is 0\.5; it must be 1"):
         chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True).passage(
             [CHAT[0], CHAT[1] | {"weight": 0.5}], 1
         )
     twice = MARKED.replace("{{ m.content }} {% endgen", "{{ m.content }}{% endgeneration %}{% generation %}x{% endgen")
-    with pytest.raises(ValueError, match="of its 2 turns of the assistant the chat template marks 4 parts"):
+    with pytest.raises(ValueError, match="2 assistant turns, and the chat template marks 4 parts"):
         chat_writer(make_tokenizer(chat_template=twice), answers_only=True).passage(marked, 1)
 
 
 def test_a_row_whose_roles_nobody_knows_is_refused_with_them(make_tokenizer: MakeTokenizer) -> None:
     turns = normalize_messages([{"role": "User", "content": "x"}, {"role": "Captain", "content": "y"}], 7)
     writer = chat_writer(make_tokenizer(chat_template=CHATML), answers_only=True)
-    with pytest.raises(ValueError, match=r"Row 7 has no turn of the assistant .*: its roles are Captain, user"):
+    with pytest.raises(ValueError, match=r"Row 7 has no assistant turn .*: its roles are Captain, user"):
         writer.passage(turns, 7)
     assert writer.passage(CHAT[:1], 7) is None
 
@@ -227,7 +230,7 @@ def test_a_system_text_beside_a_conversation_is_its_first_turn() -> None:
     system = {"role": "system", "content": "be brief"}
     assert with_system(CHAT, "be brief", 1) == with_system([system, *CHAT], "be brief", 1) == [system, *CHAT]
     assert with_system(CHAT, " ", 1) == CHAT
-    with pytest.raises(ValueError, match="Row 3: the conversation has a system turn, and the column 'system' another"):
+    with pytest.raises(ValueError, match="Row 3: the conversation has a system turn, and the column 'system' differs"):
         with_system([system, *CHAT], "be long", 3)
 
 
@@ -259,7 +262,7 @@ LAST_TURN_THINKS = (
 def test_a_template_that_rewrites_earlier_turns_is_refused(make_tokenizer: MakeTokenizer) -> None:
     writer = chat_writer(make_tokenizer(chat_template=LAST_TURN_THINKS), answers_only=True)
     assert answers(writer.passage(CHAT[:2], 1)) == ["<think></think>first answer<|im_end|>\n"]
-    with pytest.raises(ValueError, match=r"Row 5: the answers cannot be told from the rest.*--no-answers-only"):
+    with pytest.raises(ValueError, match=r"Row 5: the answers cannot be located.*--no-answers-only"):
         writer.passage(CHAT, 5)
 
 
@@ -280,5 +283,5 @@ def test_a_conversation_that_the_template_refuses_is_named(make_tokenizer: MakeT
 
 
 def test_a_tokenizer_without_chat_template_is_refused_with_a_remedy(make_tokenizer: MakeTokenizer) -> None:
-    with pytest.raises(ValueError, match=r"no chat template .* set tokenizer\.chat_template, or .* prompt and compl"):
+    with pytest.raises(ValueError, match=r"no chat template\. .* set tokenizer\.chat_template, or .* prompt and compl"):
         chat_writer(make_tokenizer(), answers_only=True)

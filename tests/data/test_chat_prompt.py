@@ -19,7 +19,7 @@ def test_a_prompt_is_a_user_message_and_the_answer_is_begun() -> None:
 @pytest.mark.parametrize(
     ("template", "system", "message"),
     [
-        (None, None, "the tokenizer of small has no chat template"),
+        (None, None, "the tokenizer of small has none"),
         (WITHOUT_SYSTEM, "Be short.", "does not write a system prompt"),
         (REFUSES, "Be short.", "cannot write the prompt: no system role"),
         ("{% if %}", None, "cannot write the prompt"),

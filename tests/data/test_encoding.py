@@ -74,7 +74,7 @@ def test_a_sequence_begins_as_the_tokenizer_does_always_or_never(adds: str, auto
 
 
 def test_what_cannot_be_is_refused(make_tokenizer: MakeTokenizer) -> None:
-    with pytest.raises(ValueError, match="--bos is always, and the tokenizer has no beginning-of-sequence token"):
+    with pytest.raises(ValueError, match="--bos is always, but the tokenizer has no beginning-of-sequence token"):
         opening_ids(make_tokenizer(), "always")
     with pytest.raises(ValueError, match="bos is 'yes'; choose one of auto, always, never"):
         opening_ids(make_tokenizer(), "yes")

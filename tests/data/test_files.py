@@ -97,9 +97,9 @@ def test_long_csv_fields_are_read_and_the_limit_is_restored(tmp_path: Path) -> N
         (
             "a.docx",
             "x",
-            r"a\.docx cannot be read: its ending is none of \.csv, .* \.txt; or one of these and \.gz or \.zst",
+            r"a\.docx cannot be read: its ending is not one of \.csv, .* \.txt; or one of these and \.gz or \.zst",
         ),
-        ("a", "x", r"its ending is none of"),
+        ("a", "x", r"its ending is not one of"),
         ("a.jsonl", '{"text": "\\ud800"}\n', r"a\.jsonl holds a value that cannot be stored in a table"),
         ("a.jsonl", json.dumps({"id": 2**80}), r"a\.jsonl holds a value that cannot be stored in a table"),
     ],

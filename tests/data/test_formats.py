@@ -65,7 +65,7 @@ class TestText:
         assert prepared.facts["empty_rows"] == 3
 
     def test_data_without_text_is_refused(self, tokenizer: PreTrainedTokenizerBase) -> None:
-        with pytest.raises(ValueError, match="all of its rows are empty"):
+        with pytest.raises(ValueError, match="all rows are empty"):
             prepare_dataset(Dataset.from_dict({"text": ["", None]}), tokenizer, max_length=8)
 
     def test_text_of_one_token_is_refused(self, make_tokenizer: MakeTokenizer) -> None:
@@ -193,7 +193,7 @@ def test_a_maximal_length_below_two_is_refused(tokenizer: PreTrainedTokenizerBas
 
 
 def test_columns_that_are_not_understood_are_refused(tokenizer: PreTrainedTokenizerBase) -> None:
-    with pytest.raises(ValueError, match="columns sentence, which make up no known format"):
+    with pytest.raises(ValueError, match="columns sentence, which match no known format"):
         prepare_dataset(Dataset.from_dict({"sentence": ["one"]}), tokenizer, max_length=8)
 
 

@@ -94,7 +94,7 @@ def test_history_and_system_of_an_instruction_are_read_and_not_trained(make_toke
 @pytest.mark.parametrize("history", ["2? 4", [["2?"]], ["2?", "4"], [["2?", None]]])
 def test_a_history_of_another_form_is_refused(make_tokenizer: MakeTokenizer, history: object) -> None:
     rows = Dataset.from_list([{"instruction": "x", "output": "y", "history": history}])
-    with pytest.raises(ValueError, match="Row 1: the column 'history' is no list of pairs"):
+    with pytest.raises(ValueError, match="Row 1: the column 'history' must be a list of pairs"):
         prepare_dataset(rows, make_tokenizer(), max_length=100)
 
 
@@ -113,10 +113,10 @@ def test_what_a_row_has_no_place_for_is_refused(
 ) -> None:
     tokenizer = make_tokenizer(chat_template=CHATML)
     prepare_dataset(Dataset.from_list([row | {column: None}, row | {column: ""}]), tokenizer, max_length=200)
-    with pytest.raises(ValueError, match=f"Row 2: the column '{column}' says more than .*'messages'"):
+    with pytest.raises(ValueError, match=f"Row 2: the format .* cannot represent the column '{column}'.*'messages'"):
         prepare_dataset(Dataset.from_list([row | {column: ""}, row | {column: "z"}]), tokenizer, max_length=200)
     if "messages" not in row:
-        with pytest.raises(ValueError, match=f"Row 1: the column '{column}' says more"):
+        with pytest.raises(ValueError, match=f"Row 1: the format .* cannot represent the column '{column}'"):
             prepare_pairs(Dataset.from_list([row | {column: "z"}]), tokenizer, max_length=200)
 
 
@@ -138,7 +138,7 @@ def test_columns_that_are_not_used_are_named_once(
 
 def test_conversations_without_an_answer_are_not_refused_for_their_length(make_tokenizer: MakeTokenizer) -> None:
     rows = Dataset.from_dict({"messages": [CHAT[:1], CHAT[:1]]})
-    with pytest.raises(ValueError, match="all of its rows are empty, or have no answer"):
+    with pytest.raises(ValueError, match="all rows are empty or have no answer"):
         prepare_dataset(rows, make_tokenizer(chat_template=CHATML), max_length=200)
 
 
@@ -192,7 +192,7 @@ class TestOpening:
         assert begins == {"auto": "<|im_start|>", "always": "<s><|im_start|>", "never": "<|im_start|>"}
 
     def test_rows_without_room_behind_their_opening_are_refused(self) -> None:
-        with pytest.raises(ValueError, match="leaves no room behind the 2 tokens"):
+        with pytest.raises(ValueError, match="leaves no room after the 2 tokens"):
             prepare_dataset(
                 Dataset.from_dict({"text": ["one"]}),
                 tiny_tokenizer(adds="<|im_start|> <s> $A"),
@@ -229,9 +229,9 @@ def test_text_and_turns_may_stand_in_one_column(tmp_path: Path, make_tokenizer: 
 @pytest.mark.parametrize(
     ("prompt", "completion", "message"),
     [
-        (PROMPT, "4", "Row 1: one of 'prompt' and 'completion' is a conversation"),
-        ("2+2=", COMPLETION, "Row 1: one of 'prompt' and 'completion' is a conversation"),
-        (PROMPT, PROMPT[:1], "Row 1: the completion has no turn of the assistant"),
+        (PROMPT, "4", "Row 1: only one of 'prompt' and 'completion' is a conversation"),
+        ("2+2=", COMPLETION, "Row 1: only one of 'prompt' and 'completion' is a conversation"),
+        (PROMPT, PROMPT[:1], "Row 1: the completion has no assistant turn"),
         ([{"role": "user", "content": [{"type": "image"}]}], COMPLETION, "part of type 'image'"),
     ],
 )

@@ -38,7 +38,7 @@ def test_splits_are_folders_of_folders(tmp_path: Path) -> None:
     write(tmp_path / "valid" / "cat", "c.png")
     assert len(load_source(str(tmp_path), split="train")) == 2
     assert len(load_source(str(tmp_path), split="validation")) == 1
-    with pytest.raises(FileNotFoundError, match=r"images of the splits train, validation, and none of 'test'"):
+    with pytest.raises(FileNotFoundError, match=r"images of the splits train, validation, but none of 'test'"):
         load_source(str(tmp_path), split="test")
 
 

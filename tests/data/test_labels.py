@@ -44,12 +44,15 @@ def test_text_and_fractions_that_are_whole_numbers_count_as_such() -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ([0, 3], r"Row 2: the column 'label' holds the label 3, and the model has 3 labels \(0 to 2\).*num_labels=4"),
+        ([0, 3], r"Row 2: the column 'label' holds the label 3, but the model has 3 labels \(0 to 2\).*num_labels=4"),
         ([0, -1], r"Row 2: the column 'label' holds the label -1"),
-        (["cat", "fox"], r"Row 2: the column 'label' holds 'fox', which is no label of the model.*: cat, dog, owl\."),
-        ([0, None], r"Row 2: the column 'label' holds None where a label"),
-        ([0.5], r"Row 1: the column 'label' holds 0\.5 where a label"),
-        ([[0, 1]], r"Row 1: the column 'label' holds a list; a classifier is trained on one label"),
+        (
+            ["cat", "fox"],
+            r"Row 2: the column 'label' holds 'fox', which is not a label of the model.*: cat, dog, owl\.",
+        ),
+        ([0, None], r"Row 2: the column 'label' holds None; a label"),
+        ([0.5], r"Row 1: the column 'label' holds 0\.5; a label"),
+        ([[0, 1]], r"Row 1: the column 'label' holds a list; a classifier needs one label"),
     ],
 )
 def test_what_is_no_label_is_refused_with_its_row(values: list[Any], message: str) -> None:

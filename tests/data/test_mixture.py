@@ -77,7 +77,7 @@ def test_sources_of_different_formats_do_not_go_together(streaming: bool) -> Non
 def test_columns_that_no_format_reads_are_left_out_unless_they_are_alike(caplog: pytest.LogCaptureFixture) -> None:
     raw = read_data(["a.jsonl", "b.jsonl"], Reading())
     assert raw.rows.column_names == ["text"]
-    assert "columns left out, since not all sources have them alike: id" in caplog.text
+    assert "dropped columns that not all sources have with the same type: id" in caplog.text
 
 
 def test_conversations_with_other_keys_go_together(folder: Path) -> None:
@@ -123,7 +123,7 @@ def test_wrong_pairs_of_columns_are_refused(columns: str) -> None:
 def test_a_dictionary_of_splits_gives_the_split_that_is_asked_for() -> None:
     splits = DatasetDict(train=Dataset.from_dict({"text": ["t"]}), validation=Dataset.from_dict({"text": ["v"]}))
     assert texts(read_data(splits, Reading(split="val"))) == ["v"]
-    with pytest.raises(FileNotFoundError, match="has the splits train, validation, and none called 'test'"):
+    with pytest.raises(FileNotFoundError, match="has the splits train, validation, but none called 'test'"):
         read_data(splits, Reading(split="test"))
 
 
@@ -161,7 +161,7 @@ def test_a_stream_keeps_the_names_of_classes() -> None:
 
 def test_streams_with_other_classes_are_not_mixed() -> None:
     data = [labeled(names).to_iterable_dataset() for names in (["cat", "dog"], ["dog", "cat"])]
-    with pytest.raises(ValueError, match="labels have other classes"):
+    with pytest.raises(ValueError, match="labels have different classes"):
         read_data(data, Reading(streaming=True))
 
 

@@ -71,7 +71,7 @@ class TestNames:
             (["a.jsonl", "./a.jsonl"], r"a.jsonl is named twice \(by a.jsonl and by ./a.jsonl\)"),
             (["*.jsonl", "b.jsonl"], r"b.jsonl is named twice \(by \*.jsonl and by b.jsonl\)"),
             (["org/name", "org/name"], "org/name is named twice. Name it once"),
-            ([".", "a.jsonl"], "a.jsonl lies in ., which is named too"),
+            ([".", "a.jsonl"], "a.jsonl lies in ., which is also named"),
         ],
     )
     def test_wrong_names_and_weights_are_refused(self, given: object, message: str) -> None:
@@ -82,7 +82,7 @@ class TestNames:
         ("given", "message"),
         [
             ("*.parquet", r"No data file matches \*.parquet"),
-            ("*.md", r"matches \(notes.md\) is none: endings are .csv"),
+            ("*.md", r"matches notes.md, which is not a data file: endings are .csv"),
             ("gone.jsonl:0.5", "gone.jsonl does not exist"),
             ("gone.jsonl:main", "gone.jsonl:main does not exist"),
             ("a/b/c:main", "a/b/c:main does not exist"),

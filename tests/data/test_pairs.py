@@ -37,5 +37,5 @@ def test_long_rows_lose_their_right_end_and_are_counted() -> None:
 def test_rows_without_a_source_or_a_target_are_left_out() -> None:
     rows = prepared({"prompt": ["ab", " ", "ab"], "completion": ["c", "c", None]})
     assert texts(rows) == [("ab</s>", "c</s>")]
-    assert rows.lost["left out, since they hold no source or no target"] == 2
+    assert rows.lost["left out, because they hold no source or no target"] == 2
     assert rows.total == 3

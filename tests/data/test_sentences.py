@@ -31,5 +31,5 @@ def test_rows_that_are_cut_and_rows_without_text_are_counted() -> None:
     texts = ["good " * 9, "good " * 6, "good " * 5, " ", None]
     rows = prepared(Dataset.from_dict({"text": texts, "label": [0] * 5}), max_length=8)
     assert [len(ids) for ids in rows.dataset["input_ids"]] == [8, 8, 7]
-    assert rows.lost == {"cut to --max-length": 1, "left out, since they hold no text": 2}
+    assert rows.lost == {"cut to --max-length": 1, "left out, because they hold no text": 2}
     assert rows.total == 5

@@ -73,7 +73,7 @@ class TestOnDisk:
     def test_files_with_other_kinds_of_values_do_not_go_together(self, tmp_path: Path) -> None:
         write_rows(tmp_path / "a.jsonl", "one")
         (tmp_path / "b.jsonl").write_text('{"text": [1]}')
-        with pytest.raises(ValueError, match=r"holds values of kind string in a\.jsonl and list in b\.jsonl"):
+        with pytest.raises(ValueError, match=r"has the type string in a\.jsonl and list in b\.jsonl"):
             load_source(str(tmp_path))
 
     def test_a_missing_file_is_answered_with_near_names(self, tmp_path: Path) -> None:
@@ -127,14 +127,14 @@ class TestHub:
             (
                 ConnectionError("Couldn't reach 'org/name' on the Hub"),
                 FileNotFoundError,
-                "'org/name' is no file or folder here, and the hub cannot be reached",
+                "'org/name' is not a local file or folder, and the Hub cannot be reached",
             ),
             (
                 datasets.exceptions.DatasetNotFoundError("Dataset 'org/name' doesn't exist\non the Hub"),
                 FileNotFoundError,
-                "'org/name' is no file or folder here, and the hub has no such data set",
+                "'org/name' is not a local file or folder, and the Hub has no such dataset",
             ),
-            (ValueError("Unknown split"), ValueError, "The hub data set 'org/name' cannot be loaded: Unknown split"),
+            (ValueError("Unknown split"), ValueError, "The Hub dataset 'org/name' cannot be loaded: Unknown split"),
             (RuntimeError("Dataset scripts are no longer supported"), ValueError, "cannot be loaded: Dataset scripts"),
             (datasets.exceptions.DatasetGenerationError("broken"), ValueError, "cannot be loaded: broken"),
         ],
@@ -177,7 +177,7 @@ def test_a_saved_dictionary_gives_its_splits(tmp_path: Path) -> None:
     splits.save_to_disk(tmp_path / "saved")
     assert load_source(str(tmp_path / "saved"))["text"][:] == ["t0", "t1"]
     assert load_source(str(tmp_path / "saved"), split="dev")["text"][:] == ["v0"]
-    with pytest.raises(FileNotFoundError, match="has the splits train, validation, and none called 'test'"):
+    with pytest.raises(FileNotFoundError, match="has the splits train, validation, but none called 'test'"):
         load_source(str(tmp_path / "saved"), split="test")
 
 

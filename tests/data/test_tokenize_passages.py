@@ -52,5 +52,5 @@ def test_an_output_without_a_task_is_empty_but_a_completion_without_a_prompt_is_
 
 @pytest.mark.parametrize("value", [4, ["4"], {"role": "user"}])
 def test_values_that_are_no_text_are_refused_with_their_row(value: object) -> None:
-    with pytest.raises(ValueError, match=f"Row 7: the column 'output' holds a {type(value).__name__} where text"):
+    with pytest.raises(ValueError, match=f"Row 7: the column 'output' holds a {type(value).__name__}; it must be text"):
         instruction_passage({"instruction": "x", "output": value}, 7)

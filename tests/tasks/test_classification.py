@@ -265,7 +265,7 @@ class TestWrongInput:
     def test_a_label_that_the_model_does_not_have(self, digit_images: Split) -> None:
         rows = digit_images[0]
         first = next(i for i, label in enumerate(rows["label"], start=1) if label > 3)
-        message = rf"Row {first}: the column 'label' holds the label \d, and the model has 4 labels \(0 to 3\)"
+        message = rf"Row {first}: the column 'label' holds the label \d, but the model has 4 labels \(0 to 3\)"
         self.refused(message, tiny_vit(num_labels=4), rows)
 
     def test_images_of_another_size(self, digit_images: Split) -> None:

@@ -105,18 +105,18 @@ def test_rows_that_are_cut_or_left_out_are_said(text_checkpoint: Path, caplog: p
     with caplog.at_level("WARNING", logger="loraprune"):
         run(text_checkpoint, rows, PruningConfig(ratio=0.5, calibration_sequences=2), training=training)
     assert "training rows cut to --max-length: 1 of 3" in caplog.text
-    assert "left out, since they hold no text: 1 of 3" in caplog.text
+    assert "left out, because they hold no text: 1 of 3" in caplog.text
 
 
 @pytest.mark.parametrize(
     ("columns", "message"),
     [
-        ({"source": ["a"], "target": ["b"]}, r"the columns 'text' .* and 'label', and the data has the columns source"),
-        ({"text": ["good"], "label": [2]}, r"Row 1: the column 'label' holds the label 2, and the model has 2 labels"),
-        ({"text": ["good"], "label": ["glad"]}, r"holds 'glad', which is no label of the model.*LABEL_0, LABEL_1"),
-        ({"text": ["good"], "label": [0.5]}, r"holds 0.5 where a label, a whole number, is needed"),
-        ({"text": [3], "label": [0]}, r"the column 'text' holds a int where text is needed"),
-        ({"text": [" "], "label": [0]}, r"all of its texts are empty"),
+        ({"source": ["a"], "target": ["b"]}, r"the columns 'text' .* and 'label', but the data has the columns source"),
+        ({"text": ["good"], "label": [2]}, r"Row 1: the column 'label' holds the label 2, but the model has 2 labels"),
+        ({"text": ["good"], "label": ["glad"]}, r"holds 'glad', which is not a label of the model.*LABEL_0, LABEL_1"),
+        ({"text": ["good"], "label": [0.5]}, r"holds 0.5; a label must be a whole number"),
+        ({"text": [3], "label": [0]}, r"the column 'text' holds a int; it must be text"),
+        ({"text": [" "], "label": [0]}, r"all texts are empty"),
     ],
 )
 def test_data_that_does_not_fit_is_refused(columns: dict[str, Any], message: str, text_checkpoint: Path) -> None:

@@ -95,7 +95,7 @@ def test_other_columns_are_pairs_too(columns: dict[str, list[str]], form: str) -
 
 def test_data_that_does_not_fit_is_refused() -> None:
     for columns, message in (
-        ({"text": ["a"]}, r"the columns text, .* Understood are: source \+ target; prompt \+ completion; instruction"),
+        ({"text": ["a"]}, r"the columns text, .* Known formats: source \+ target; prompt \+ completion; instruction"),
         ({"source": ["a"], "target": [""]}, "no row has both a source and a target"),
         ({"source": [1], "target": ["a"]}, "the column 'source' holds a int"),
     ):

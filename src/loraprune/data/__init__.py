@@ -1,1 +1,1 @@
-"""Training and calibration data: files, folders and hub data sets made into rows."""
+"""Training and calibration data: reads files, folders and Hub datasets as rows."""

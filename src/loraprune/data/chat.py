@@ -1,4 +1,4 @@
-"""Conversations written by the tokenizer's chat template, with the assistant's turns marked."""
+"""Conversations rendered by the tokenizer's chat template, with the assistant's turns marked."""
 
 from __future__ import annotations
 
@@ -30,21 +30,21 @@ _ROLES = {
     "function_response": "tool",
     "tool_response": "tool",
 }
-"""Names of roles in ShareGPT data and the like, as chat templates call them; in small letters."""
+"""Lowercase role names in ShareGPT-style data, mapped to the names that chat templates use."""
 _CALLS = ("function_call", "tool_call")
-"""Roles of turns in which the assistant calls tools, written as JSON."""
+"""Roles of turns that hold the assistant's tool calls as JSON."""
 _MARKS = ("weight", "train", "loss")
-"""Keys that say whether a turn is trained: OpenAI's, axolotl's, and ms-swift's."""
+"""Keys that say whether a turn is trained on, as OpenAI, axolotl and ms-swift write them."""
 _GENERATION = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 
 
 def normalize_messages(messages: object, number: int) -> list[Message]:
-    """Bring the turns of row ``number`` into the form ``{"role": …, "content": …}``.
+    """Convert the turns of row ``number`` to the form ``{"role": …, "content": …}``.
 
-    ShareGPT's ``from`` and ``value`` are renamed, its roles too; keys without a value are left out.
+    ShareGPT's ``from`` and ``value`` are renamed, and so are its roles. Keys without a value are dropped.
 
     Raises:
-        ValueError: a turn lacks its role or its content, or is no turn at all.
+        ValueError: a turn has no role or no content, or is not a turn.
     """
     if messages is None:
         return []
@@ -64,7 +64,7 @@ def _normalize_message(message: object, where: str) -> Message:
     content = given.get("content", given.get("value"))
     keys = ", ".join(repr(key) for key in given) or "nothing"
     if not isinstance(role, str):
-        raise ValueError(f"{where} has no 'role' (or 'from') that is text: it has {keys}.")
+        raise ValueError(f"{where} has no text under 'role' (or 'from'): it has {keys}.")
     known = role.strip().lower()
     if known in _CALLS:
         return {"role": "assistant", **rest, "tool_calls": _calls(content, where)}
@@ -75,50 +75,50 @@ def _normalize_message(message: object, where: str) -> Message:
     if isinstance(content, list):
         content = _text_of_parts(content, where)
     if content is not None and not isinstance(content, str):
-        raise ValueError(f"{where}: the content is a {type(content).__name__} where text is needed.")
+        raise ValueError(f"{where}: the content is a {type(content).__name__}; it must be text.")
     return {"role": _ROLES.get(known, role), **({} if content is None else {"content": content}), **rest}
 
 
 def _text_of_parts(parts: list[Any], where: str) -> str:
-    """The text of a content that is a list of parts, ``[{"type": "text", "text": …}]``."""
+    """Join the text parts of a content, ``[{"type": "text", "text": …}]``."""
     for part in parts:
         if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
             kind = repr(part.get("type")) if isinstance(part, dict) else f"a {type(part).__name__}"
             raise ValueError(
-                f"{where}: the content is a list with a part of type {kind}, where only parts of text are understood: "
+                f"{where}: the content has a part of type {kind}; only text parts are supported: "
                 '{"type": "text", "text": …}. Leave such rows out.'
             )
     return "".join(part["text"] for part in parts)
 
 
 def prompt_and_completion(row: Mapping[str, Any], number: int, answers_only: bool) -> list[Message]:
-    """The turns of a prompt and of its completion as one conversation, of which the prompt is not trained.
+    """Join the turns of a prompt and its completion into one conversation.
 
     Args:
-        row: with lists of turns under ``prompt`` and ``completion``.
-        number: of the row.
-        answers_only: whether answers alone are trained; otherwise all turns are.
+        row: row with lists of turns under ``prompt`` and ``completion``.
+        number: number of the row.
+        answers_only: mark the turns of the prompt as not trained on.
 
     Raises:
-        ValueError: a turn is none, or the completion has none of the assistant.
+        ValueError: a turn is malformed, or the completion has no assistant turn.
     """
     prompt, completion = (normalize_messages(row[name], number) for name in ("prompt", "completion"))
     if completion and not any(_answers(turn) for turn in completion):
-        raise ValueError(f"Row {number}: the completion has no turn of the assistant to train on. Give it one.")
+        raise ValueError(f"Row {number}: the completion has no assistant turn to train on. Add one.")
     return [{**turn, "train": 0} if answers_only else turn for turn in prompt] + completion
 
 
 def _calls(given: object, where: str) -> list[dict[str, Any]]:
-    """Calls of tools, one or several, as chat templates take them."""
+    """Convert one or several tool calls to the form that chat templates take."""
     given = _from_json(given, where)
     calls = given if isinstance(given, list) else [given]
     if not calls or not all(isinstance(call, dict) and "name" in call for call in calls):
-        raise ValueError(f'{where} calls a tool, and is not written as {{"name": …, "arguments": …}}. Write it so.')
+        raise ValueError(f'{where}: the tool call is malformed. Write it as {{"name": …, "arguments": …}}.')
     return [{"type": "function", "function": call} for call in calls]
 
 
 def _from_json(value: object, where: str) -> Any:
-    """What JSON in a text says; other values as they are."""
+    """Parse text as JSON; return other values as they are."""
     if not isinstance(value, str):
         return value
     try:
@@ -128,9 +128,9 @@ def _from_json(value: object, where: str) -> Any:
 
 
 def without_nulls(value: Any) -> Any:
-    """``value`` without the keys that are null at any depth.
+    """Return ``value`` without null keys, at any depth.
 
-    A table has the same keys in every row, so that those that a row does not have are null there.
+    A table has the same keys in every row: it fills the keys that a row lacks with null.
     """
     if isinstance(value, dict):
         return {key: without_nulls(item) for key, item in value.items() if item is not None}
@@ -138,10 +138,10 @@ def without_nulls(value: Any) -> Any:
 
 
 def with_system(messages: list[Message], system: str, number: int) -> list[Message]:
-    """Put the text of a column ``system`` before a conversation as its first turn.
+    """Add the text of the column ``system`` as the first turn of a conversation.
 
     Raises:
-        ValueError: the conversation begins with another one.
+        ValueError: the conversation begins with a different system turn.
     """
     if not system.strip() or not messages:
         return messages
@@ -149,23 +149,23 @@ def with_system(messages: list[Message], system: str, number: int) -> list[Messa
         return [{"role": "system", "content": system}, *messages]
     if messages[0].get("content") != system:
         raise ValueError(
-            f"Row {number}: the conversation has a system turn, and the column 'system' another. Keep one."
+            f"Row {number}: the conversation has a system turn, and the column 'system' differs from it. Keep one."
         )
     return messages
 
 
 def template_variables(row: Mapping[str, Any], number: int) -> dict[str, Any]:
-    """What a row gives a chat template beside its conversation: ``tools`` and ``chat_template_kwargs``, as in trl.
+    """Return the template variables of a row: ``tools`` and ``chat_template_kwargs``, as in trl.
 
     Raises:
-        ValueError: one of them is not written as it should be.
+        ValueError: a value is not valid JSON or has the wrong type.
     """
     found: dict[str, Any] = {}
     for name, kind in (("chat_template_kwargs", dict), ("tools", list)):
         where = f"Row {number}: the column {name!r}"
         value = without_nulls(_from_json(row.get(name) or None, where))
         if value is not None and not isinstance(value, kind):
-            raise ValueError(f"{where} holds a {type(value).__name__} where a {kind.__name__} is needed.")
+            raise ValueError(f"{where} holds a {type(value).__name__}; it must be a {kind.__name__}.")
         if value:
             found[name] = value
     tools = [_from_json(tool, f"Row {number}: a tool") for tool in found.get("tools", [])]
@@ -173,21 +173,21 @@ def template_variables(row: Mapping[str, Any], number: int) -> dict[str, Any]:
 
 
 def _is_trained(message: Message, where: str) -> bool:
-    """Whether a turn is not marked as one that is not to be trained."""
+    """Whether a turn is trained on: no mark says otherwise."""
     for mark in _MARKS:
         if message.get(mark, 1) not in (0, 1):
-            raise ValueError(f"{where}: {mark!r} is {message[mark]!r}; a turn is trained (1) or is not (0).")
+            raise ValueError(f"{where}: {mark!r} is {message[mark]!r}; it must be 1 (train on the turn) or 0.")
     return all(message.get(mark, 1) for mark in _MARKS)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ChatWriter:
-    """Writes conversations as text.
+    """Renders conversations as text.
 
     Attributes:
-        tokenizer: the tokenizer whose chat template is used.
-        answers_only: whether the answers must be found.
-        marked_template: the template to use for that where it marks the answers itself, by ``{% generation %}``.
+        tokenizer: tokenizer with the chat template.
+        answers_only: whether to find the answers.
+        marked_template: template that marks the answers with ``{% generation %}``, if there is one.
     """
 
     tokenizer: PreTrainedTokenizerBase
@@ -197,19 +197,19 @@ class ChatWriter:
     def passage(
         self, messages: Sequence[Message], number: int, variables: Mapping[str, Any] | None = None
     ) -> Passage | None:
-        """Write the conversation of row ``number`` and find its answers; None where it is empty or has no answer.
+        """Render the conversation of row ``number`` and find its answers; None if it is empty or has no answer.
 
-        An assistant's turn before any other answers nothing, and does not count as an answer unless the template
-        marks it; nor does one that the data marks as not to be trained.
+        An assistant turn at the start of a conversation counts as an answer only if the template marks it. A turn
+        that the data marks as not trained on does not count.
 
         Args:
-            messages: as :func:`normalize_messages` returns them.
-            number: of the row.
-            variables: further ones of the template, such as ``tools``.
+            messages: turns as :func:`normalize_messages` returns them.
+            number: number of the row.
+            variables: other template variables, such as ``tools``.
 
         Raises:
-            ValueError: the template refuses the conversation or leaves out calls or tools, or its answers cannot be
-                found.
+            ValueError: the template rejects the conversation, leaves out tools or tool calls, or the answers cannot
+                be found.
         """
         trained = [_is_trained(message, f"Row {number}, message {i}") for i, message in enumerate(messages, start=1)]
         turns = [{key: value for key, value in message.items() if key not in _MARKS} for message in messages]
@@ -236,7 +236,7 @@ class ChatWriter:
         return text
 
     def _check_written(self, turns: Sequence[Message], variables: Mapping[str, Any], number: int) -> None:
-        """Make sure that the template writes tools and their calls, and does not leave them out."""
+        """Check that the template writes tools and tool calls."""
         silent = [
             {**{key: value for key, value in turn.items() if key != "tool_calls"}, "content": turn.get("content", "")}
             if "tool_calls" in turn
@@ -245,43 +245,43 @@ class ChatWriter:
         ]
         without = {key: value for key, value in variables.items() if key != "tools"}
         for what, other in (
-            ("calls of tools", (silent, variables) if any(turn.get("tool_calls") for turn in turns) else None),
+            ("tool calls", (silent, variables) if any(turn.get("tool_calls") for turn in turns) else None),
             ("tools", (turns, without) if "tools" in variables else None),
         ):
             if other is not None and self._writes_the_same(*other, as_text=self._write(turns, variables)):
                 raise ValueError(
-                    f"Row {number} has {what}, which the tokenizer's chat template does not write. Name a tokenizer "
-                    "whose template does with --tokenizer, or leave such rows out."
+                    f"Row {number} has {what}, which the tokenizer's chat template does not write. Pass a tokenizer "
+                    "whose template does (--tokenizer), or leave such rows out."
                 )
 
     def _writes_the_same(self, turns: Sequence[Message], variables: Mapping[str, Any], *, as_text: str) -> bool:
         try:
             return self._write(turns, variables) == as_text
-        except (TemplateError, TypeError):  # the answer of a tool without its call, say
+        except (TemplateError, TypeError):  # for example, a tool's answer without the call
             return False
 
     def _check_roles(self, turns: Sequence[Message], number: int) -> None:
-        """Make sure that a row without answers has none because of a role that we do not know."""
+        """Raise an error if a row has no answers because its roles are unknown."""
         roles = {turn["role"] for turn in turns}
         if "assistant" not in roles and not roles <= set(_ROLES.values()):
             raise ValueError(
-                f"Row {number} has no turn of the assistant to train on: its roles are {', '.join(sorted(roles))}. "
-                "Call the one that answers 'assistant'."
+                f"Row {number} has no assistant turn to train on: its roles are {', '.join(sorted(roles))}. "
+                "Name the role that answers 'assistant'."
             )
 
     def _found(
         self, turns: Sequence[Message], trained: Sequence[bool], variables: Mapping[str, Any], number: int
     ) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """The text, and where the answers stand in it that are to be trained."""
+        """Return the text and the positions of the answers to train on."""
         by_assistant = [is_trained for turn, is_trained in zip(turns, trained, strict=True) if _answers(turn)]
         if not self.answers_only:
             if not all(by_assistant):
                 raise ValueError(
-                    f"Row {number} marks a turn as not to be trained, and --no-answers-only trains all tokens. Leave "
-                    "the option or the mark out."
+                    f"Row {number} marks a turn as not trained on, but --no-answers-only trains on all tokens. Remove "
+                    "the option or the mark."
                 )
             return self._write(turns, variables), ()
-        # A tokenizer that has several templates keeps one of its own for tools.
+        # A tokenizer with several templates has a separate one for tools.
         if self.marked_template is None or ("tools" in variables and isinstance(self.tokenizer.chat_template, dict)):
             return self._by_prefix(turns, trained, variables, number)
         text, spans = self._marked(turns, variables)
@@ -289,8 +289,8 @@ class ChatWriter:
             return text, spans
         if len(spans) != len(by_assistant):
             raise ValueError(
-                f"Row {number} marks a turn as not to be trained, and of its {len(by_assistant)} turns of the "
-                f"assistant the chat template marks {len(spans)} parts, so that the turn cannot be told. Leave the row "
+                f"Row {number} marks a turn as not trained on, but the turn cannot be located: the row has "
+                f"{len(by_assistant)} assistant turns, and the chat template marks {len(spans)} parts. Leave the row "
                 "out, or use a template without {% generation %}."
             )
         return text, tuple(span for span, is_trained in zip(spans, by_assistant, strict=True) if is_trained)
@@ -298,8 +298,8 @@ class ChatWriter:
     def _marked(
         self, turns: Sequence[Message], variables: Mapping[str, Any]
     ) -> tuple[str, tuple[tuple[int, int], ...]]:
-        # `apply_chat_template(return_assistant_tokens_mask=True)` maps these positions to tokens by offsets and loses
-        # answers that begin or end with a space (transformers issue 47325), so we take the positions themselves.
+        # `apply_chat_template(return_assistant_tokens_mask=True)` maps these positions to tokens by offsets. That
+        # loses answers that begin or end with a space (transformers issue 47325), so we use the positions.
         special_tokens: dict[str, Any] = dict(self.tokenizer.special_tokens_map)
         rendered: Any = render_jinja_template(
             conversations=[list(turns)],
@@ -313,7 +313,7 @@ class ChatWriter:
     def _by_prefix(
         self, turns: Sequence[Message], trained: Sequence[bool], variables: Mapping[str, Any], number: int
     ) -> tuple[str, tuple[tuple[int, int], ...]]:
-        """Find each answer as what the template adds to the conversation that leads up to it."""
+        """Find each answer as the text that the template adds to the conversation before it."""
         text = self._write(turns, variables)
         answers: list[tuple[int, int]] = []
         for i, turn in enumerate(turns):
@@ -323,9 +323,9 @@ class ChatWriter:
             after = self._write(turns[: i + 1], variables)
             if not (text.startswith(before) and text.startswith(after) and len(before) <= len(after)):
                 raise ValueError(
-                    f"Row {number}: the answers cannot be told from the rest, because the tokenizer's chat template "
-                    "writes earlier turns in another way once later ones follow. Train on all tokens with "
-                    "--no-answers-only, or mark the answers in the template with {% generation %}."
+                    f"Row {number}: the answers cannot be located, because the tokenizer's chat template changes "
+                    "earlier turns when later ones follow. Train on all tokens with --no-answers-only, or mark the "
+                    "answers in the template with {% generation %}."
                 )
             answers.append((len(before), len(after)))
         return text, tuple(answers)
@@ -336,18 +336,18 @@ def _answers(turn: Message) -> bool:
 
 
 def chat_writer(tokenizer: PreTrainedTokenizerBase, *, answers_only: bool) -> ChatWriter:
-    """Choose how conversations are written for ``tokenizer``.
+    """Choose the chat template that renders conversations for ``tokenizer``.
 
-    Where only answers are trained, a template that marks them is preferred: the tokenizer's own, or the marked twin
-    that trl keeps of many published templates.
+    With ``answers_only``, a template that marks the answers is preferred: the tokenizer's own, or the marked version
+    that trl has of many published templates.
 
     Raises:
         ValueError: the tokenizer has no chat template.
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            "The data holds conversations, but the tokenizer has no chat template to write them with. Use the chat "
-            "(instruct) version of the model, set tokenizer.chat_template, or give the data as prompt and completion."
+            "The data holds conversations, but the tokenizer has no chat template. Use the chat (instruct) version of "
+            "the model, set tokenizer.chat_template, or give the data as prompt and completion."
         )
     if not answers_only:
         return ChatWriter(tokenizer=tokenizer, answers_only=False)

@@ -1,4 +1,4 @@
-"""A prompt as a user message, written by the tokenizer's chat template."""
+"""A prompt as a user message, rendered by the tokenizer's chat template."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _PROBE = "Which question is this?"
 
 
 def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: str | None = None) -> str:
-    """The text that a model answers: a system message if there is one, the prompt, and the beginning of the answer.
+    """Return the text that a chat model answers: the system message, the prompt, and the start of the answer.
 
     Args:
-        tokenizer: with a chat template.
+        tokenizer: tokenizer with a chat template.
         prompt: content of the user message.
         system_prompt: content of the system message; None writes none.
     """
@@ -26,20 +26,20 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, prompt: str, system_prompt: 
 
 
 def check_chat_template(tokenizer: PreTrainedTokenizerBase, name: str, system_prompt: str | None = None) -> None:
-    """Make sure that a tokenizer has a chat template that writes a prompt, and the system prompt with it.
+    """Check that a tokenizer has a chat template that writes a prompt, and the system prompt if there is one.
 
     Args:
-        tokenizer: of the model.
-        name: of the model.
-        system_prompt: that is to be written; None of none.
+        tokenizer: tokenizer of the model.
+        name: name of the model, for messages.
+        system_prompt: system prompt, or None.
 
     Raises:
-        ValueError: it has none, or the template does not write them.
+        ValueError: there is no chat template, or it does not write the prompts.
     """
     if not tokenizer.chat_template:
         raise ValueError(
-            f"--apply-chat-template was given, and the tokenizer of {name} has no chat template. Leave the option out, "
-            "or name a checkpoint that has one with --tokenizer."
+            f"--apply-chat-template needs a chat template, but the tokenizer of {name} has none. Leave the option out, "
+            "or pass a checkpoint that has one with --tokenizer."
         )
     try:
         written = chat_prompt(tokenizer, _PROBE, system_prompt)

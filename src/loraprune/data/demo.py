@@ -1,7 +1,7 @@
-"""The bundled demo model, and text that every CPython carries: the standard library and the language reference.
+"""The bundled demo model and its text: the standard library and the language reference, which ship with CPython.
 
-The model was trained on this text, and the demo tunes and measures on it.
-Whole modules are held out, so that nothing that is measured was ever trained on.
+The model was trained on this text, and the demo tunes and evaluates on it.
+Whole modules are held out, so that the model never trains on evaluation text.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ PROMPT = 'def read_lines(path):\n    """Return the lines of a text file."""\n'
 
 
 def demo_model() -> Path:
-    """Folder of the bundled checkpoint.
+    """Return the folder of the bundled checkpoint.
 
     Raises:
         FileNotFoundError: the installation lacks it.
@@ -34,16 +34,13 @@ def demo_data(folder: Path) -> tuple[Path, Path]:
     """Write the demo's text as ``train.jsonl`` and ``held_out.jsonl`` into a folder.
 
     Raises:
-        FileNotFoundError: this Python carries no sources of its standard library.
+        FileNotFoundError: this Python has no sources of its standard library.
     """
     folder.mkdir(parents=True, exist_ok=True)
     paths = folder / "train.jsonl", folder / "held_out.jsonl"
     for path, texts in zip(paths, standard_library_text(), strict=True):
         path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts), encoding="utf-8")
     return paths
-
-
-# Text that every CPython carries: the standard library's sources and the language reference.
 
 
 HELD_OUT_MODULES: tuple[str, ...] = (
@@ -61,9 +58,9 @@ HELD_OUT_MODULES: tuple[str, ...] = (
     "tarfile",
     "textwrap",
 )
-"""Top-level modules that are only ever measured on.
+"""Top-level modules that are used for evaluation only.
 
-None of them has a twin in the standard library (as ``datetime`` has in ``_pydatetime``).
+None of them has a copy in the standard library (as ``datetime`` has in ``_pydatetime``).
 """
 
 SKIPPED_PARTS: frozenset[str] = frozenset(
@@ -88,7 +85,7 @@ MAX_DOCUMENT_CHARS = 400_000
 
 
 def library_root() -> Path:
-    """Folder of the running interpreter's standard library."""
+    """Return the folder of the running interpreter's standard library."""
     return Path(sysconfig.get_path("stdlib"))
 
 
@@ -116,10 +113,10 @@ def _documentation() -> list[str]:
 
 
 def standard_library_text() -> tuple[list[str], list[str]]:
-    """Read the standard library as ``(documents to tune on, documents to measure on)``.
+    """Read the standard library as ``(training documents, held-out documents)``.
 
     Raises:
-        FileNotFoundError: the interpreter has no readable library sources (a zipped or stripped one).
+        FileNotFoundError: the interpreter has no readable library sources (it is zipped or stripped).
     """
     train: list[str] = []
     held_out: list[str] = []
@@ -127,7 +124,7 @@ def standard_library_text() -> tuple[list[str], list[str]]:
         (held_out if module in HELD_OUT_MODULES else train).append(text)
     if not train or not held_out:
         raise FileNotFoundError(
-            f"{library_root()} holds no sources of the standard library. The demo needs them as its text: "
-            "install the full Python of your system (on Debian and Ubuntu: python3 rather than python3-minimal)."
+            f"{library_root()} holds no sources of the standard library, which the demo uses as its text. "
+            "Install the full Python of your system (on Debian and Ubuntu: python3 rather than python3-minimal)."
         )
     return train + _documentation(), held_out

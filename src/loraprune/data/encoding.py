@@ -1,4 +1,4 @@
-"""Text as token ids, and what stands before and behind it: never what a tokenizer happens to add."""
+"""Text as token ids, with explicit opening and closing tokens instead of those that a tokenizer adds."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 BOS_CHOICES = ("auto", "always", "never")
-"""What begins with the beginning-of-sequence token. ``auto``: a text, if its tokenizer puts it there by itself, once,
-however the text is cut or packed; ``always``: every sequence that a model is given; ``never``: nothing."""
+"""Where the beginning-of-sequence token goes. ``auto``: once before each text, if the tokenizer adds it by itself;
+``always``: before every sequence that the model gets; ``never``: nowhere."""
 
 
 def tokenize(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[list[int]]:
-    """Token ids of each text, without tokens that open or close a sequence."""
+    """Return the token ids of each text, without tokens that open or close a sequence."""
     if not texts:  # fast tokenizers fail on an empty batch
         return []
-    # `verbose` off: rows longer than the model's context are cut later, and are no reason to warn.
+    # `verbose=False`: no warning about rows longer than the model's context, which are cut later.
     encoded = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
     return encoded["input_ids"]
 
 
 def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:
-    """What the tokenizer by itself puts before and behind a text."""
+    """Return the tokens that the tokenizer adds before and after a text by default."""
     (bare,) = tokenize(tokenizer, ["a"])
     framed: list[int] = tokenizer("a", verbose=False)["input_ids"]
     if bare:
@@ -37,12 +37,12 @@ def added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]
 
 
 def opening_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> list[int]:
-    """The tokens that a sequence begins with.
+    """Return the tokens that a sequence begins with.
 
     Args:
-        tokenizer: of the model.
-        bos: ``auto``: what the tokenizer puts before a text by itself; ``always``: the same, or the
-            beginning-of-sequence token if that is not in it; ``never``: none.
+        tokenizer: tokenizer of the model.
+        bos: ``auto``: the tokens that the tokenizer adds before a text by default; ``always``: the same, with the
+            beginning-of-sequence token in front if it is not among them; ``never``: none.
 
     Raises:
         ValueError: ``bos`` is none of these, or is ``always`` and the tokenizer has no such token.
@@ -55,40 +55,40 @@ def opening_ids(tokenizer: PreTrainedTokenizerBase, bos: str = "auto") -> list[i
         return opening
     if token is None:
         raise ValueError(
-            "--bos is always, and the tokenizer has no beginning-of-sequence token. Say --bos auto, or name another "
+            "--bos is always, but the tokenizer has no beginning-of-sequence token. Use --bos auto, or pass another "
             "tokenizer with --tokenizer."
         )
     return [token, *opening]
 
 
 def text_and_segment_opening(tokenizer: PreTrainedTokenizerBase, bos: str) -> tuple[list[int], list[int]]:
-    """What a text begins with, and what each segment begins with that texts are cut into."""
+    """Return the opening tokens of a text, and those of each segment that a text is cut into."""
     opening = opening_ids(tokenizer, bos)
     return (opening, []) if bos == "auto" else ([], opening)
 
 
 def opened(opening: list[int], token_ids: list[int]) -> list[int]:
-    """Put ``opening`` before ``token_ids``, unless they begin with it."""
+    """Prepend ``opening`` to ``token_ids``, unless they begin with it."""
     return token_ids if token_ids[: len(opening)] == opening else [*opening, *token_ids]
 
 
 def closed(tokenizer: PreTrainedTokenizerBase, token_ids: list[int]) -> list[int]:
-    """Put the end-of-sequence token behind ``token_ids``, unless they end with it or the tokenizer has none."""
+    """Append the end-of-sequence token to ``token_ids``, unless they end with it or the tokenizer has none."""
     eos = tokenizer.eos_token_id
     return token_ids if eos is None or token_ids[-1:] == [eos] else [*token_ids, eos]
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of a text that a causal language model goes on from: opened, and not closed."""
+    """Return the token ids of a text that a causal language model continues: opened but not closed."""
     (token_ids,) = tokenize(tokenizer, [text])
     return opened(opening_ids(tokenizer), token_ids)
 
 
 _CONTEXT = ("max_position_embeddings", "max_seq_len")
-"""What the configs of families call the most tokens of an input; MPT has the second."""
+"""Names of the maximum input length in configs; MPT has the second."""
 
 
 def longest_input(config: Any) -> int | None:
-    """Tokens of an input that a config allows at most; None where it says nothing."""
+    """Return the maximum number of input tokens that a config allows; None if it does not state one."""
     found = (getattr(config, name, None) for name in _CONTEXT)
     return next((value for value in found if isinstance(value, int)), None)

@@ -1,8 +1,7 @@
-"""Readers of one data file each: JSON Lines, JSON, CSV, Parquet and plain text, as they are or compressed.
+"""Readers of data files: JSON Lines, JSON, CSV, Parquet and plain text, plain or compressed.
 
-The ``datasets`` loaders are not used for files: their errors do not name the broken line, they turn strings that
-look like dates into dates, and they keep a copy of the data in a cache. A file is read into memory instead, or row by
-row where it is streamed.
+The ``datasets`` loaders are not used for files: their errors do not name the broken line, they convert strings that
+look like dates, and they copy the data into a cache.
 """
 
 from __future__ import annotations
@@ -26,13 +25,13 @@ from datasets import Dataset, Features, Json
 from loraprune.data.named import SUPPORTED, data_ending
 
 DOCUMENT_SEPARATOR = "<|endoftext|>"
-"""A line that holds only this ends a document of a plain text file."""
+"""Line that separates the documents of a plain text file."""
 
 _Row = dict[str, Any]
 
 
 def read_file(path: Path) -> Dataset:
-    """Read one data file; its ending says how.
+    """Read one data file in the format of its ending.
 
     Raises:
         ValueError: the ending is unknown, the file is broken (the message names the line), or it holds no rows.
@@ -48,23 +47,23 @@ def read_file(path: Path) -> Dataset:
 
 
 def file_rows(path: Path) -> Iterator[_Row]:
-    """The rows of one data file, one after the other.
+    """Yield the rows of one data file.
 
     Raises:
         ValueError: the ending is unknown, or the file is broken (the message names the line).
     """
     ending = data_ending(path)
     if ending is None:
-        raise ValueError(f"{path} cannot be read: its ending is none of {SUPPORTED}. Convert it to one of these.")
+        raise ValueError(f"{path} cannot be read: its ending is not one of {SUPPORTED}. Convert it to one of these.")
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no regular file, and data is read more than once. Write it into a file.")
+        raise ValueError(f"{path} is not a regular file, but data is read more than once. Write the data to a file.")
     with _telling(path):
         yield from _READERS[ending](path)
 
 
 @contextmanager
 def _telling(path: Path) -> Iterator[None]:
-    """Say in one line why a file cannot be read."""
+    """Turn errors of reading into one-line messages."""
     try:
         yield
     except UnicodeDecodeError as error:
@@ -83,7 +82,7 @@ def _decompression_errors() -> tuple[type[BaseException], ...]:
 
 
 def _rows_dataset(rows: list[_Row], path: Path) -> Dataset:
-    """Turn rows into a data set with the columns of all rows; a key that a row lacks is None there."""
+    """Make a dataset with the columns of all rows; a key that a row lacks becomes None."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
     values = {column: [row.get(column) for row in rows] for column in columns}
     try:
@@ -93,18 +92,18 @@ def _rows_dataset(rows: list[_Row], path: Path) -> Dataset:
 
 
 def table_of(columns: Mapping[str, list[Any]]) -> Dataset:
-    """A data set of columns that may hold values of several kinds: whoever uses a column says what is wrong with it."""
+    """Make a dataset from columns that may mix types. The code that uses a column checks its values."""
     found = Dataset.from_dict(dict(columns), on_mixed_types="use_json")
     mixed = [name for name, kind in found.features.items() if "Json(" in str(kind)]
     if not mixed:
         return found
-    # Left to itself, a column of JSON takes a text that reads like JSON for what it says: "4" for the number.
+    # By default, a JSON column parses text that looks like JSON: "4" becomes the number.
     features = Features({**found.features, **dict.fromkeys(mixed, Json())})
     return Dataset.from_dict({**columns, **{name: as_json(columns[name]) for name in mixed}}, features=features)
 
 
 def as_json(values: Iterable[Any]) -> list[Any]:
-    """Values for a column of JSON, in which texts stay texts."""
+    """Encode values for a JSON column so that text stays text."""
     return [json.dumps(value) if isinstance(value, str) else value for value in values]
 
 
@@ -114,7 +113,7 @@ def _first_line(error: BaseException) -> str:
 
 @contextmanager
 def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
-    """The text of a file, decompressed where its ending says so."""
+    """Open a file as text, decompressed according to its ending."""
     openers: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".zst": _zstandard}
     opener = openers.get(path.suffix.lower(), open)
     with opener(path, "rb") as binary, io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as text:
@@ -122,12 +121,12 @@ def _opened(path: Path, newline: str | None = None) -> Iterator[TextIO]:
 
 
 def _zstandard(path: Path, mode: str) -> Any:
-    """A file that Zstandard compressed, in one frame or in several, with windows of any size."""
+    """Open a Zstandard file: one frame or several, with windows of any size."""
     try:
         import zstandard
     except ModuleNotFoundError as error:
         raise ValueError(
-            f"{path} is compressed by Zstandard, and the package that reads it is not installed: "
+            f"{path} is compressed with Zstandard, and the package that reads it is not installed: "
             'pip install "loraprune[zstd]".'
         ) from error
     decompressor = zstandard.ZstdDecompressor(max_window_size=1 << 31)
@@ -143,7 +142,7 @@ def _parse_line(line: str, number: int, path: Path) -> _Row:
             "Every line must hold one complete JSON object."
         ) from error
     except RecursionError:
-        raise ValueError(f"{path}, line {number} is nested too deeply. Write plain rows.") from None
+        raise ValueError(f"{path}, line {number} is nested too deeply. Flatten the row.") from None
     if not isinstance(row, dict):
         raise ValueError(
             f"{path}, line {number} holds a JSON {type(row).__name__}, not an object with named fields. "
@@ -160,20 +159,20 @@ def _json_lines(path: Path) -> Iterator[_Row]:
 
 
 def _json(path: Path) -> Iterator[_Row]:
-    """Read a list of objects, an object that holds it under ``data``, or JSON Lines in a file called .json."""
+    """Read a list of objects, an object with such a list under ``data``, or JSON Lines in a .json file."""
     with _opened(path) as file:
         text = file.read()
     try:
         content = json.loads(text)
     except json.JSONDecodeError as error:
-        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # one object, and then more: JSON Lines
+        if error.msg == "Extra data" and text.lstrip().startswith("{"):  # several objects: JSON Lines
             yield from _json_lines(path)
             return
         raise ValueError(
             f"{path} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}."
         ) from error
     except RecursionError:
-        raise ValueError(f"{path} is nested too deeply. Write plain rows.") from None
+        raise ValueError(f"{path} is nested too deeply. Flatten the rows.") from None
     rows = content["data"] if isinstance(content, dict) and isinstance(content.get("data"), list) else content
     if not isinstance(rows, list):
         raise ValueError(
@@ -199,7 +198,7 @@ def _long_fields() -> Iterator[None]:
 
 
 def _csv(path: Path) -> Iterator[_Row]:
-    """Read a table with a header line; all its values are text. Fields are apart by commas, semicolons or tabs."""
+    """Read a table with a header line and commas, semicolons or tabs between fields. All values are text."""
     with _opened(path, newline="") as file:
         separator = "\t" if data_ending(path) == ".tsv" else _separator(file.readline())
     with _opened(path, newline="") as file:
@@ -209,7 +208,7 @@ def _csv(path: Path) -> Iterator[_Row]:
                 with _long_fields():
                     row = next(reader, None)
             except csv.Error as error:
-                start = reader.line_num + 1  # behind the last row that was read whole
+                start = reader.line_num + 1  # the line after the last complete row
                 raise ValueError(f"{path}: the row that begins on line {start} is not valid CSV: {error}.") from error
             if row is None:
                 return
@@ -226,7 +225,7 @@ _NAMES = {",": "commas", ";": "semicolons", "\t": "tabs"}
 
 
 def _separator(header: str) -> str:
-    """What a header has between its names: a comma, or what splits it where no comma does."""
+    """Find the separator of a header: a comma if there is one, else the sign that splits it most."""
     parts = {sign: len(next(csv.reader([header], delimiter=sign), [])) for sign in _NAMES}
     return "," if parts[","] > 1 else max(_NAMES, key=parts.__getitem__)
 
@@ -237,7 +236,7 @@ def _parquet(path: Path) -> Iterator[_Row]:
 
 
 def _text(path: Path) -> Iterator[_Row]:
-    """Read documents apart from each other by ``<|endoftext|>`` lines or, where there is none, by blank lines."""
+    """Read documents separated by ``<|endoftext|>`` lines or, if there are none, by blank lines."""
     with _opened(path) as lines:
         separator = DOCUMENT_SEPARATOR if any(line.strip() == DOCUMENT_SEPARATOR for line in lines) else ""
     with _opened(path) as lines:

@@ -1,4 +1,4 @@
-"""Data of any known format as token ids and labels, the way trl's ``SFTTrainer`` takes them."""
+"""Data of any known format as token ids and labels, in the form that trl's ``SFTTrainer`` takes."""
 
 from __future__ import annotations
 
@@ -36,19 +36,19 @@ from loraprune.data.tokenize import (
 )
 
 _TOKEN_IDS = List(Value("int32"))
-_CHUNK = 10_000  # rows that are held as Python lists at a time
+_CHUNK = 10_000  # rows held as Python lists at a time
 
 
 @dataclass(frozen=True, kw_only=True)
 class PreparedRows:
-    """What a task makes of a data set.
+    """A dataset prepared for a task.
 
     Attributes:
-        dataset: rows as the task's collator takes them.
-        facts: about the data, for the record.
-        lost: what became of rows that are not trained on as they stand, with their number.
-        total: rows that there were.
-        unused: columns that nothing is made of.
+        dataset: rows in the form that the task's collator takes.
+        facts: facts about the data, for the record.
+        lost: number of rows that were cut or left out, by reason.
+        total: number of rows before any were left out.
+        unused: columns that are not used.
     """
 
     dataset: Dataset
@@ -60,7 +60,7 @@ class PreparedRows:
 
 @dataclass(kw_only=True)
 class _Tally:
-    """What has become of the rows so far."""
+    """Counts of tokens and rows so far."""
 
     tokens: int = 0
     trained_tokens: int = 0
@@ -69,7 +69,7 @@ class _Tally:
     empty: int = 0
 
     def facts(self) -> dict[str, Any]:
-        """Of tokens and rows, for the record."""
+        """Return the counts for the record."""
         return {
             "tokens": self.tokens,
             "trained_tokens": self.trained_tokens,
@@ -79,11 +79,11 @@ class _Tally:
         }
 
     def lost(self, most: int) -> dict[str, int]:
-        """What rows have lost, in words; ``most`` is the length of a row."""
+        """Return the number of rows cut or left out, by reason; ``most`` is the maximum length of a row."""
         return {
             f"cut to {most} tokens (--max-length)": self.truncated,
-            "left out, since nothing to train is left of them within --max-length": self.dropped,
-            "left out, since they hold no text or no answer": self.empty,
+            "left out, because nothing to train on fits within --max-length": self.dropped,
+            "left out, because they hold no text or no answer": self.empty,
         }
 
 
@@ -100,27 +100,28 @@ def prepare_dataset(
 ) -> PreparedRows:
     """Tokenize ``dataset`` for causal language modeling, in rows of at most ``max_length`` tokens.
 
-    Plain text trains on every token. The other formats train on their answers (completion, output, the assistant's
-    turns) and on the token that ends them; rows that are too long lose their right end.
+    Plain text trains on every token. The other formats train on their answers (completion, output, assistant turns)
+    and on the token that ends an answer. Rows that are too long are cut at the end.
 
     Args:
-        dataset: rows of one of the formats of ``DataFormat``.
-        tokenizer: the model's tokenizer; it need not have special tokens.
-        max_length: tokens in a row at most, 2 or more.
-        answers_only: take the loss on answers only; plain text has none and ignores this.
-        packing: join rows. By default plain text is joined, in blocks of exactly ``max_length``, and answers are not;
-            on request whole rows of them are.
-        prompt: text put before every row, within ``max_length``; no loss is taken on it.
-        bos: what begins with the beginning-of-sequence token (``BOS_CHOICES``); a chat template writes its own.
-        most_rows: prepared rows after which nothing more is read; None reads all.
+        dataset: rows in one of the formats of ``DataFormat``.
+        tokenizer: tokenizer of the model; it need not have special tokens.
+        max_length: maximum number of tokens in a row, 2 or more.
+        answers_only: compute the loss on answers only. Plain text has none and ignores this.
+        packing: join rows. By default, plain text is joined in blocks of exactly ``max_length``, and other formats
+            are not joined; True joins whole rows of them, too.
+        prompt: text before every row, counted in ``max_length`` and without loss.
+        bos: where the beginning-of-sequence token goes (``BOS_CHOICES``); a chat template writes its own.
+        most_rows: maximum number of prepared rows; None prepares all.
 
     Returns:
-        Rows of ``input_ids`` and, where not every token is trained, ``labels`` (-100: no loss here). ``SFTTrainer``
-        takes them as they are: set its ``packing`` to False, and its ``max_length`` to None. Among the facts are the
-        tokens, and those that a loss is taken on (the first token of a row never is).
+        Rows of ``input_ids`` and, if some tokens are not trained on, ``labels`` (-100: no loss). ``SFTTrainer`` takes
+        them with ``packing=False`` and ``max_length=None``. The facts count the tokens, and the tokens with a loss
+        (the first token of a row has none).
 
     Raises:
-        ValueError: a wrong ``max_length``, columns or values that are not understood, or nothing left to train on.
+        ValueError: ``max_length`` is too small, columns or values are not understood, or there is nothing to train
+            on.
     """
     if max_length < 2:
         raise ValueError(f"max_length={max_length} leaves nothing to predict. Give 2 or more.")
@@ -128,7 +129,7 @@ def prepare_dataset(
     before = RowPrompt.of(prompt, tokenizer, max_length, opening) if prompt else None
     most, max_length = max_length, max_length - (len(before.prompt) if before else 0)
     if max_length <= len(opening):
-        raise ValueError(f"max_length={most} leaves no room behind the {len(opening)} tokens that open a row.")
+        raise ValueError(f"max_length={most} leaves no room after the {len(opening)} tokens that open a row.")
     if columns.format is DataFormat.TEXT:
         answers_only = False
         rows = _encoded_documents(dataset, columns, tokenizer, tally)
@@ -154,7 +155,7 @@ def prepare_dataset(
 def _packed(
     rows: Iterable[EncodedRow], tokenizer: PreTrainedTokenizerBase, max_length: int, bos: str
 ) -> tuple[Iterator[EncodedRow], list[int]]:
-    """Documents in blocks, each opened as its tokenizer opens a text, and what opens every block."""
+    """Pack opened documents into blocks; return the blocks and the tokens that open each block."""
     of_text, opening = text_and_segment_opening(tokenizer, bos)
     opened = (opened_row(of_text, row, trained=True) for row in rows)
     return pack_documents(opened, max_length - len(opening)), opening
@@ -170,7 +171,7 @@ def _encoded(
 def _passage_writer(
     columns: Columns, tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
 ) -> Callable[[RawRow, int], Passage | None]:
-    """Choose what writes a row (with its number) as a passage, or as None where it is empty."""
+    """Choose the function that turns a row (and its number) into a passage, or into None if the row is empty."""
     if columns.format is DataFormat.PROMPT_COMPLETION:
         return _prompt_completion_writer(tokenizer, answers_only=answers_only)
     if columns.format is DataFormat.INSTRUCTION:
@@ -187,7 +188,7 @@ def _passage_writer(
 def _prompt_completion_writer(
     tokenizer: PreTrainedTokenizerBase, *, answers_only: bool
 ) -> Callable[[RawRow, int], Passage | None]:
-    """What writes prompt and completion: both are text, or both are lists of turns, as in trl."""
+    """Make the writer of prompt and completion: both are text, or both are lists of turns, as in trl."""
     chat = cache(partial(chat_writer, tokenizer, answers_only=answers_only))
     as_text = Columns(format=DataFormat.PROMPT_COMPLETION, needed=("prompt", "completion"))
 
@@ -198,8 +199,8 @@ def _prompt_completion_writer(
             return prompt_completion_passage(row, number)
         if not all(are_turns):
             raise ValueError(
-                f"Row {number}: one of 'prompt' and 'completion' is a conversation, and the other is not. Write both "
-                "as text, or both as lists of turns."
+                f"Row {number}: only one of 'prompt' and 'completion' is a conversation. Write both as text, or both "
+                "as lists of turns."
             )
         return chat().passage(
             with_system(prompt_and_completion(row, number, answers_only), text_value(row, "system", number), number),
@@ -231,7 +232,7 @@ def _passages(
 
 
 def _fitting(rows: Iterable[EncodedRow], max_length: int, tally: _Tally) -> Iterator[EncodedRow]:
-    """Cut rows to ``max_length`` and leave out those of which nothing to train is left."""
+    """Cut rows to ``max_length`` and leave out those with no token left to train on."""
     for row in rows:
         cut = row[:max_length]
         if not cut.num_trained:
@@ -242,7 +243,7 @@ def _fitting(rows: Iterable[EncodedRow], max_length: int, tally: _Tally) -> Iter
 
 
 def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, labels: bool) -> Dataset:
-    """Gather rows in a data set; the labels stay out where they would repeat the token ids."""
+    """Collect rows in a dataset; leave the labels out if they would repeat the token ids."""
     chunks = []
     names = ["input_ids", "labels"] if labels else ["input_ids"]
     features = Features(dict.fromkeys(names, _TOKEN_IDS))
@@ -254,27 +255,25 @@ def _collect(rows: Iterator[EncodedRow], tally: _Tally, *, answers_only: bool, l
     if chunks:
         return datasets.concatenate_datasets(chunks)
     if not tally.dropped:
-        raise ValueError(
-            "The data has nothing to train on: all of its rows are empty, or have no answer. Give rows with text."
-        )
+        raise ValueError("The data has nothing to train on: all rows are empty or have no answer. Give rows with text.")
     if answers_only:
         raise ValueError(
-            f"Every answer is masked out: none of the {tally.dropped} rows has a token of an answer left within the "
-            "maximal length. Allow longer rows with --max-length, or train on all tokens with --no-answers-only."
+            f"Every answer is masked out: none of the {tally.dropped} rows has an answer token within the maximum "
+            "length. Allow longer rows with --max-length, or train on all tokens with --no-answers-only."
         )
     raise ValueError("The data has nothing to train on: no row has two tokens. Give longer text.")
 
 
-# The formats that data comes in, told by the columns.
+# Data formats, recognized by their columns.
 
 RawRow = dict[str, Any]
 
 _BATCH = 1000
-_BATCH_OF_STREAM = 100  # as little as pays is read beyond what is needed
+_BATCH_OF_STREAM = 100  # small, to read few rows beyond those needed
 
 
 class DataFormat(Enum):
-    """What one row of the data is."""
+    """Content of one row of the data."""
 
     MESSAGES = "messages"
     PROMPT_COMPLETION = "prompt_completion"
@@ -285,7 +284,7 @@ class DataFormat(Enum):
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """The columns that make up a format."""
+    """The columns of a format."""
 
     format: DataFormat
     needed: tuple[str, ...]
@@ -296,12 +295,12 @@ class Columns:
 
     @property
     def refused(self) -> tuple[str, ...]:
-        """Columns that would change what a row means, and that the format has no place for."""
+        """Columns that change the meaning of a row, and that the format cannot represent."""
         known = self.needed + self.optional
         return () if self.format is DataFormat.TEXT else tuple(name for name in _MEANINGFUL if name not in known)
 
     def unused(self, dataset: Dataset | RowsInOrder) -> tuple[str, ...]:
-        """Columns of ``dataset`` that nothing is made of."""
+        """Return the columns of ``dataset`` that are not used."""
         known = self.needed + self.optional + self.refused
         return tuple(name for name in dataset.column_names if name not in known)
 
@@ -318,11 +317,11 @@ KNOWN_COLUMNS = (
     Columns(format=DataFormat.INSTRUCTION, needed=("instruction", "response"), optional=_OF_INSTRUCTIONS),
     Columns(format=DataFormat.TEXT, needed=("text",)),
 )
-"""In order of preference: Alpaca's own data, for one, carries a ``text`` column beside its instructions."""
+"""Known formats in order of preference. Alpaca's data, for example, has a ``text`` column beside its instructions."""
 
 
 class RowsInOrder(Protocol):
-    """Rows that are read one after the other, in place of a data set."""
+    """Rows read in order, in place of a dataset."""
 
     column_names: list[str]
 
@@ -330,26 +329,26 @@ class RowsInOrder(Protocol):
 
 
 def columns_of(dataset: Dataset | RowsInOrder, known: tuple[Columns, ...] = KNOWN_COLUMNS) -> Columns:
-    """Find the columns of ``dataset`` that are used, of the ``known`` ones.
+    """Return the first of the ``known`` formats whose columns ``dataset`` has.
 
     Raises:
-        ValueError: the columns make up no known format.
+        ValueError: no known format matches.
     """
     for columns in known:
         if set(columns.needed) <= set(dataset.column_names):
             return columns
     raise ValueError(
-        f"The data has the columns {', '.join(dataset.column_names) or '(none)'}, which make up no known format. "
-        f"Understood are: {'; '.join(map(str, known))}. Rename columns with --columns, such as "
+        f"The data has the columns {', '.join(dataset.column_names) or '(none)'}, which match no known format. "
+        f"Known formats: {'; '.join(map(str, known))}. Rename columns with --columns, such as "
         f"{known[0].needed[0]}={(*dataset.column_names, 'NAME')[0]}."
     )
 
 
 def numbered_batches(dataset: Dataset | RowsInOrder, columns: Columns) -> Iterator[list[tuple[int, RawRow]]]:
-    """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and the used columns only.
+    """Yield the rows of ``dataset`` in batches, each row with its number (from 1) and only the used columns.
 
     Raises:
-        ValueError: a row has something in a column that the format has no place for.
+        ValueError: a row has a value in a column that the format cannot represent.
     """
     used = [name for name in columns.needed + columns.optional if name in dataset.column_names]
     refused = [name for name in columns.refused if name in dataset.column_names]
@@ -373,14 +372,14 @@ def _batches(dataset: Dataset | RowsInOrder, names: list[str]) -> Iterator[list[
 
 
 def refuse_columns(row: RawRow, names: Iterable[str], columns: Columns, number: int) -> None:
-    """Make sure that row ``number`` has nothing in columns that its format has no place for.
+    """Check that row ``number`` has no values in columns that its format cannot represent.
 
     Raises:
-        ValueError: it has.
+        ValueError: it has one.
     """
     for name in names:
         if row.get(name):
             raise ValueError(
-                f"Row {number}: the column {name!r} says more than {columns} can hold. Write the row as a "
+                f"Row {number}: the format {columns} cannot represent the column {name!r}. Write the row as a "
                 "conversation in a column 'messages', or remove the column."
             )

@@ -1,4 +1,4 @@
-"""Whether the hub answers: asked once, before libraries try it again and again, each of them for a minute."""
+"""A check whether the Hub answers, so that libraries do not each retry for a minute."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import Path
 from typing import Any
 
 PATIENCE = 3.0
-"""Seconds that the hub has to answer."""
+"""Seconds to wait for the Hub's answer."""
 _REMEMBERED = 60.0
-"""Seconds that an answer, or none, is taken for granted."""
+"""Seconds for which the outcome of a check counts."""
 
 _answers: dict[str, tuple[float, bool]] = {}
 
 
 def missing_hub() -> str | None:
-    """Why nothing can be fetched from the hub, as the end of a sentence; None where it can, for all that is known.
+    """Return why nothing can be fetched from the Hub, as the end of a sentence; None if the Hub seems reachable.
 
-    Where ``HF_HUB_OFFLINE`` says ``0``, nobody is asked.
+    With ``HF_HUB_OFFLINE=0``, the Hub counts as reachable without a check.
     """
     from huggingface_hub import constants
 
@@ -29,12 +29,12 @@ def missing_hub() -> str | None:
     when, answers = _answers.get(endpoint, (-_REMEMBERED, True))
     if time.monotonic() - when > _REMEMBERED:
         if constants.HF_HUB_OFFLINE:
-            return "downloads from the hub are off (HF_HUB_OFFLINE)"
+            return "downloads from the Hub are off (HF_HUB_OFFLINE)"
         if os.environ.get("HF_HUB_OFFLINE") == "0":
             return None
         answers = _answers_in_time(endpoint)
         _answers[endpoint] = time.monotonic(), answers
-    return None if answers else f"the hub ({endpoint}) cannot be reached"
+    return None if answers else f"the Hub ({endpoint}) cannot be reached"
 
 
 def _answers_in_time(endpoint: str) -> bool:
@@ -52,7 +52,7 @@ def _answers_in_time(endpoint: str) -> bool:
         done.set()
 
     done = threading.Event()
-    # A daemon, so that a server that never answers does not keep the program from ending.
+    # A daemon thread, so that the program can end while a server does not answer.
     threading.Thread(target=ask, daemon=True).start()
     done.wait(PATIENCE)
     return answered.is_set()
@@ -60,17 +60,17 @@ def _answers_in_time(endpoint: str) -> bool:
 
 @contextmanager
 def hub_or_cache(name: str) -> Iterator[None]:
-    """Let libraries read their caches only, where ``name`` is that of the hub and the hub does not answer.
+    """Let libraries read only their caches if ``name`` is not a local path and the Hub does not answer.
 
     Args:
-        name: a path, which needs no hub, or a name.
+        name: local path, or name on the Hub.
     """
     from huggingface_hub import constants
 
     if Path(name).expanduser().exists() or constants.HF_HUB_OFFLINE or missing_hub() is None:
         yield
         return
-    import datasets  # late: it takes a second to import, and only a missing hub needs it
+    import datasets  # late: it takes a second to import, and is needed only when the Hub does not answer
 
     places: tuple[Any, ...] = (constants, datasets.config)
     before = [place.HF_HUB_OFFLINE for place in places]

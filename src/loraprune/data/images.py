@@ -1,4 +1,4 @@
-"""Images and their labels: from rows of a data set to what an image classifier is called with."""
+"""Images and their labels: from rows of a dataset to the inputs of an image classifier."""
 
 from __future__ import annotations
 
@@ -23,7 +23,13 @@ _NEEDED = "the columns 'image' (or 'pixel_values') and 'label'"
 
 @dataclass(frozen=True, kw_only=True)
 class ImageColumns:
-    """Which columns hold the images and the labels; ``ready``: pixels are as the model takes them."""
+    """Names of the columns of images and labels.
+
+    Attributes:
+        image: column of the images.
+        label: column of the labels.
+        ready: whether the image column holds pixel values in the form that the model takes.
+    """
 
     image: str
     label: str
@@ -31,44 +37,44 @@ class ImageColumns:
 
 
 def image_columns(dataset: Dataset) -> ImageColumns:
-    """Find the columns that are used.
+    """Find the columns of images and labels.
 
     Raises:
-        ValueError: images or labels are missing; the message lists the columns that there are.
+        ValueError: images or labels are missing; the message lists the columns.
     """
     label = find_column(dataset, LABEL_COLUMNS)
     image = find_column(dataset, (PIXEL_COLUMN, *IMAGE_COLUMNS))
     if label is None or image is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"An image classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename columns "
-            "with --columns, or pass a collator of your own."
+            f"An image classifier needs {_NEEDED}, but the data has the columns {found}. Rename columns with "
+            "--columns, or pass your own collator."
         )
     return ImageColumns(image=image, label=label, ready=image == PIXEL_COLUMN)
 
 
 def as_picture(value: Any, channels: int) -> Image:
-    """A value of a column of images as a picture with as many channels as the model takes.
+    """Convert a value of an image column to a picture with the model's number of channels.
 
     Raises:
-        ValueError: the value is no image.
+        ValueError: the value is not an image, or pillow is not installed.
     """
     try:
-        from PIL import Image  # late: pillow is needed for images alone
+        from PIL import Image  # late: pillow is optional
     except ModuleNotFoundError as error:
         raise ValueError('Images need pillow, which is not installed: pip install "loraprune[vision]".') from error
 
     if not isinstance(value, Image.Image):
         if isinstance(value, (str, bytes, dict)) or value is None:
             raise ValueError(
-                f"The column of images holds a {type(value).__name__}. Make images of it: "
+                f"The image column holds a {type(value).__name__}. Convert the column: "
                 "dataset.cast_column('image', datasets.Image())."
             )
         pixels = np.asarray(value)
         if pixels.dtype.kind not in "iu" or pixels.ndim not in (2, 3) or pixels.min() < 0 or pixels.max() > 255:
             raise ValueError(
-                f"The column of images holds arrays of {pixels.dtype} with {pixels.ndim} axes. Give whole numbers from "
-                "0 to 255 as (height, width) or (height, width, channels), or finished input in a column "
+                f"The image column holds arrays of {pixels.dtype} with {pixels.ndim} axes. Give whole numbers from "
+                "0 to 255 as (height, width) or (height, width, channels), or preprocessed input in a column "
                 "'pixel_values'."
             )
         value = Image.fromarray(np.squeeze(pixels.astype(np.uint8)))
@@ -80,11 +86,11 @@ class ImageCollator:
     """Makes a batch of rows: ``pixel_values`` and ``labels``.
 
     Attributes:
-        columns: that hold image and label.
+        columns: columns of image and label.
         numbers: number of each label.
-        processor: resizes and normalizes; None where pixels are ready.
-        channels: of the model's input.
-        dtype: of the model's weights, for its first layer takes pixels of no other.
+        processor: image processor that resizes and normalizes; None if the pixels are ready.
+        channels: number of channels of the model's input.
+        dtype: dtype of the pixels, which must be that of the model's weights.
     """
 
     columns: ImageColumns
@@ -106,17 +112,17 @@ class ImageCollator:
 
 
 def _plain(value: Any) -> Any:
-    """A label as it stands in the column, also where rows come as tensors."""
+    """Convert a label that comes as a tensor or a NumPy scalar to a Python value."""
     return value.item() if hasattr(value, "item") else value
 
 
-# A folder with one sub-folder of images for each class, as a data set.
+# A folder with one sub-folder of images for each class, as a dataset.
 
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
 def class_folders(folder: Path) -> list[Path]:
-    """Sub-folders that hold images themselves, sorted by name."""
+    """Return the sub-folders that directly hold images, sorted by name."""
     return [
         entry
         for entry in sorted(folder.iterdir())
@@ -132,7 +138,7 @@ def read_image_folder(folder: Path) -> Dataset:
     """List the images of a folder of classes; pixels are read when a row is used.
 
     Returns:
-        Rows of ``image`` and ``label``, the classes named after their folders and numbered in the names' order.
+        Rows of ``image`` and ``label``. The classes are named after their folders and numbered in alphabetical order.
     """
     classes = class_folders(folder)
     assert classes

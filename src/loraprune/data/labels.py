@@ -1,4 +1,4 @@
-"""The labels of examples, as the numbers that a classifier's outputs have."""
+"""Labels of examples as output numbers of a classifier."""
 
 from __future__ import annotations
 
@@ -15,40 +15,45 @@ LABEL_COLUMNS = ("labels", "label")
 
 
 def find_column(dataset: Dataset, names: tuple[str, ...]) -> str | None:
-    """The first of several columns that a data set has."""
+    """Return the first of ``names`` that is a column of the dataset, or None."""
     return next((name for name in names if name in dataset.column_names), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelLabels:
-    """The labels of a classifier: how many outputs it has, and the number of each one's name."""
+    """The labels of a classifier.
+
+    Attributes:
+        count: number of outputs.
+        numbers: output number of each label name.
+    """
 
     count: int
     numbers: Mapping[str, int]
 
     @classmethod
     def of(cls, config: PretrainedConfig) -> ModelLabels:
-        """Read them from a config."""
+        """Read the labels from a config."""
         names = config.label2id or {}
         return cls(count=int(config.num_labels or 0), numbers={str(name): int(value) for name, value in names.items()})
 
 
 def label_numbers(dataset: Dataset, column: str, labels: ModelLabels) -> dict[Any, int]:
-    """Find out which output of the classifier each value of a column of labels stands for.
+    """Map each value of a label column to an output of the classifier.
 
-    A text is the name of a label. The classes of a ``ClassLabel`` column go by their names if the model knows all of
-    these, and else by their numbers.
+    Text is the name of a label. The classes of a ``ClassLabel`` column are matched by name if the model knows all
+    their names, otherwise by number.
 
     Args:
-        dataset: with the column.
-        column: its name.
-        labels: of the model.
+        dataset: dataset with the column.
+        column: name of the column.
+        labels: labels of the model.
 
     Returns:
-        The number of each value that occurs.
+        The output number of each value that occurs.
 
     Raises:
-        ValueError: a value is no label of the model, or no label at all; the message names the row.
+        ValueError: a value is not a label of the model; the message names the row.
     """
     feature = dataset.features[column]
     titles: dict[Any, str] = {}
@@ -61,8 +66,8 @@ def label_numbers(dataset: Dataset, column: str, labels: ModelLabels) -> dict[An
     for row, value in enumerate(values, start=1):
         if isinstance(value, (list, dict)):
             raise ValueError(
-                f"Row {row}: the column {column!r} holds a {type(value).__name__}; a classifier is trained on one "
-                "label a row."
+                f"Row {row}: the column {column!r} holds a {type(value).__name__}; a classifier needs one label per "
+                "row."
             )
         if value not in found:
             title = titles.get(value, value)
@@ -71,18 +76,18 @@ def label_numbers(dataset: Dataset, column: str, labels: ModelLabels) -> dict[An
 
 
 def _number(value: Any, row: int, column: str, labels: ModelLabels) -> int:
-    """A label that is no name, checked."""
+    """Check a label that is not a known name, and return its number."""
     where = f"Row {row}: the column {column!r} holds"
     if isinstance(value, str) and not value.strip().isdecimal():
         known = ", ".join(list(labels.numbers)[:12])
-        raise ValueError(f"{where} {value!r}, which is no label of the model. Its labels are: {known}.")
-    # A CSV file holds text only; tables with gaps hold whole numbers as fractions.
+        raise ValueError(f"{where} {value!r}, which is not a label of the model. Its labels are: {known}.")
+    # CSV files hold only text; tables with missing values hold whole numbers as floats.
     if not (isinstance(value, (str, bool, Integral)) or (isinstance(value, float) and value.is_integer())):
-        raise ValueError(f"{where} {value!r} where a label, a whole number, is needed.")
+        raise ValueError(f"{where} {value!r}; a label must be a whole number.")
     number = int(value)
     if not 0 <= number < labels.count:
         raise ValueError(
-            f"{where} the label {number}, and the model has {labels.count} labels (0 to {labels.count - 1}). Load the "
+            f"{where} the label {number}, but the model has {labels.count} labels (0 to {labels.count - 1}). Load the "
             f"model with num_labels={max(number + 1, 2)} or more, or number the labels from 0."
         )
     return number

@@ -1,4 +1,4 @@
-"""The rows of a run, of one source or of several: all of them in order, or a mixture by weight."""
+"""The rows of a run from one or several sources: all of them in order, or a mixture by weight."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from loraprune.data.renaming import new_names, renamed, renames
 from loraprune.data.sources import load_source
 from loraprune.data.streams import RowStream, open_source, shares, stream_of
 
-_WHERE = "The data sets"
+_WHERE = "The datasets"
 _REMEDY = "Rename columns with --columns, or leave one source out."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """How data is read.
+    """Options for reading data.
 
     Attributes:
-        split: of data sets that have several.
-        name: configuration of those that have several and are not given with one.
+        split: split of datasets that have several.
+        name: configuration of datasets that have several, if the source does not name one.
         columns: new names of columns (:mod:`loraprune.data.renaming`).
-        may_be_renamed: whether columns may have their new names already, as those of held-out data may.
-        streaming: read only as many rows as are asked for.
-        stopping_strategy: of a mixture: ``first_exhausted`` ends it with the first source that has no rows left,
-            ``all_exhausted`` with the last one, and repeats the rows of the others until then.
-        seed: of a mixture.
+        may_be_renamed: whether columns may already have their new names, as in held-out data.
+        streaming: whether to read only the rows that are needed.
+        stopping_strategy: end of a mixture. ``first_exhausted``: when the first source has no rows left;
+            ``all_exhausted``: when every source was read once, with rows of shorter sources repeated.
+        seed: seed of a mixture.
     """
 
     split: str = "train"
@@ -49,10 +49,10 @@ class RawRows:
     """Rows as they are in the data.
 
     Attributes:
-        rows: all of them, or a stream.
-        sources: where they come from.
-        available: rows of each source; None of a stream.
-        used: rows of each source that are in ``rows``; a stream counts them while it is read.
+        rows: dataset or stream of the rows.
+        sources: sources of the rows.
+        available: number of rows of each source; None for a stream.
+        used: number of rows of each source in ``rows``; None for a stream, which counts while it is read.
     """
 
     rows: Dataset | RowStream
@@ -61,7 +61,7 @@ class RawRows:
     used: tuple[int, ...] | None = None
 
     def facts(self) -> list[dict[str, Any]]:
-        """What was used of each source, for the record."""
+        """Return the number of rows used from each source, for the record."""
         found = []
         for number, source in enumerate(self.sources):
             values = {"source": source.name, "weight": source.weight}
@@ -74,11 +74,11 @@ class RawRows:
 
 
 def read_data(given: Any, reading: Reading) -> RawRows:
-    """Read what was given as data: a name or a data set, or a list of them.
+    """Read data given as a name, a dataset, or a list of these.
 
     Raises:
         FileNotFoundError: a source does not exist.
-        ValueError: a source cannot be read, or sources do not go together.
+        ValueError: a source cannot be read, or the sources cannot be combined.
     """
     sources = find_sources(given)
     names = [source.name for source in sources]
@@ -103,14 +103,14 @@ def read_data(given: Any, reading: Reading) -> RawRows:
 
 
 def _renaming(columns: Sequence[Sequence[str]], names: Sequence[str], reading: Reading) -> list[dict[str, str]]:
-    """The new names of each source's columns. One source at least has to have a column that is renamed."""
+    """The new names of each source's columns. At least one source must have each column that is renamed."""
     wanted = renames(reading.columns)
     optional = set(wanted.values()) if reading.may_be_renamed else {name for of_one in columns for name in of_one}
     return [new_names(of_one, wanted, name, optional) for of_one, name in zip(columns, names, strict=True)]
 
 
 def _loaded(source: DataSource, reading: Reading) -> Dataset:
-    if source.is_file:  # which has neither splits nor configurations
+    if source.is_file:  # files have neither splits nor configurations
         return load_source(source)
     return load_source(source, split=reading.split, name=reading.name)
 

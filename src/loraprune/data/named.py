@@ -1,6 +1,6 @@
-"""What ``--data`` names: files, patterns of files, folders, data sets of the hub, each with a weight or without.
+"""Sources that ``--data`` names: files, glob patterns, folders and Hub datasets, with or without a weight.
 
-Everything here is found out without reading data and without importing ``datasets``.
+Nothing here reads data or imports ``datasets``.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
     from datasets import Dataset, DatasetDict, IterableDataset
 
     Data: TypeAlias = str | Path | Dataset | DatasetDict | IterableDataset | Sequence[Any]
-    """What the functions of the package take as data: one source, or a list of them."""
+    """Data that functions of the package take: one source, or a list of sources."""
 
 ENDINGS = (".csv", ".json", ".jsonl", ".ndjson", ".parquet", ".tsv", ".txt")
 """Endings of data files."""
 
 COMPRESSED = (".gz", ".zst")
-"""Endings that may follow one of these, but for ``.parquet``, which compresses itself."""
+"""Endings that may follow those in ``ENDINGS``, except ``.parquet``, which is already compressed."""
 
 SUPPORTED = f"{', '.join(ENDINGS)}; or one of these and {' or '.join(COMPRESSED)}"
 
@@ -39,11 +39,11 @@ class DataSource:
     """One source of rows.
 
     Attributes:
-        name: as it was given, without the weight.
-        paths: the file or the folder, or the files that a pattern matches; empty of a data set of the hub.
-        config: configuration of a data set of the hub, or of a local copy of one.
-        weight: share of the mixture in relation to the other weights; None where all rows are taken.
-        loaded: a data set that was passed in place of a name.
+        name: name as given, without the weight.
+        paths: file, folder, or the files that a pattern matches; empty for a Hub dataset.
+        config: configuration of a Hub dataset or of a local copy of one.
+        weight: weight in the mixture, relative to the other weights; None if all rows are used.
+        loaded: dataset that was passed instead of a name.
     """
 
     name: str
@@ -64,17 +64,17 @@ class DataSource:
 
     @property
     def is_file(self) -> bool:
-        """Whether it is a file or several."""
+        """Whether it is one or several files."""
         return bool(self.paths) and not self.paths[0].is_dir()
 
 
 def find_sources(given: Any) -> tuple[DataSource, ...]:
-    """Find what was named: a name or a data set, or a list of them. What was found already stays as it is.
+    """Find the sources given as a name, a dataset, or a list of these. A :class:`DataSource` stays as it is.
 
     Raises:
         FileNotFoundError: a file or a folder does not exist, or a pattern matches no data file.
-        ValueError: nothing is named, a weight is no number above 0, only some sources have one, or two sources share
-            rows.
+        ValueError: no source is named, a weight is not a number above 0, only some sources have a weight, or two
+            sources share rows.
     """
     found = tuple(_find(item) for item in (given if isinstance(given, (list, tuple)) else [given]))
     if not found:
@@ -82,21 +82,22 @@ def find_sources(given: Any) -> tuple[DataSource, ...]:
     unweighted = [source.name for source in found if source.weight is None]
     if 0 < len(unweighted) < len(found):
         raise ValueError(
-            f"{unweighted[0]} has no weight, and other sources have one. Give a weight to every source (NAME:WEIGHT), "
+            f"{unweighted[0]} has no weight, but other sources have one. Give a weight to every source (NAME:WEIGHT) "
             "or to none."
         )
     _check_apart(found)
     return found
 
 
-_NOTHING = "No data is named. Give a file, a folder or the name of a data set on the hub."
+_NOTHING = "No data is named. Give a file, a folder or the name of a dataset on the Hub."
 
 
 def data_places(given: Any) -> tuple[Path, ...]:
-    """The files and folders that data is read from, for the check that no output takes their place.
+    """Return the files and folders that data is read from, for the check that no output overwrites them.
 
     Raises:
-        FileNotFoundError: see :func:`find_sources`, as for ValueError.
+        FileNotFoundError: see :func:`find_sources`.
+        ValueError: see :func:`find_sources`.
     """
     if given is None:
         return ()
@@ -104,7 +105,7 @@ def data_places(given: Any) -> tuple[Path, ...]:
 
 
 def hub_data_set(given: Any) -> str | None:
-    """The first of the data sets that are asked of the hub; None of data that is here."""
+    """Return the first dataset that comes from the Hub; None if all data is local."""
     found = (
         source.place
         for source in find_sources(given)
@@ -114,13 +115,13 @@ def hub_data_set(given: Any) -> str | None:
 
 
 def is_stream(loaded: Any) -> bool:
-    """Whether a dataset that was passed in has no length: one of ``datasets`` that is streamed, or its splits."""
+    """Whether a dataset that was passed in is streamed, so that it has no length; it may be a dictionary of splits."""
     one = next(iter(loaded.values()), None) if isinstance(loaded, dict) else loaded
     return one is not None and not hasattr(one, "__len__")
 
 
 def data_ending(path: Path) -> str | None:
-    """The ending that says how a file is read: ``.jsonl`` of ``rows.jsonl.gz``; None of what is no data file."""
+    """Return the ending that gives a file's format: ``.jsonl`` for ``rows.jsonl.gz``; None if it is not a data file."""
     inner = path.with_suffix("") if path.suffix.lower() in COMPRESSED else path
     ending = inner.suffix.lower()
     return ending if ending in ENDINGS else None
@@ -131,7 +132,7 @@ def _find(given: Any) -> DataSource:
         return given
     if not isinstance(given, (str, Path)):
         if not hasattr(given, "column_names"):
-            raise ValueError(f"The data is {given!r}. Give a file, a folder, the name of a data set, or a data set.")
+            raise ValueError(f"The data is {given!r}. Give a file, a folder, the name of a dataset, or a dataset.")
         return DataSource(name=f"{type(given).__name__} in memory", loaded=given)
     if not str(given).strip():
         raise ValueError(_NOTHING)
@@ -151,7 +152,7 @@ def _is_pattern(name: str) -> bool:
 
 
 def _without_weight(given: str) -> tuple[str, float | None]:
-    """A name and its weight. What exists on disk has its colons for itself."""
+    """Split a name from its weight. The colons of an existing path belong to the path."""
     name, _, amount = given.rpartition(":")
     if _exists(given) or not name:
         return given, None
@@ -181,24 +182,24 @@ def _place(name: str) -> DataSource:
 
 
 def is_hub_name(name: str) -> bool:
-    """Whether a name can be that of a data set of the hub."""
+    """Whether a name can be that of a Hub dataset."""
     return data_ending(Path(name)) is None and _HUB_NAME.fullmatch(name) is not None
 
 
 def _matches(name: str, pattern: Path) -> tuple[Path, ...]:
-    """The data files that a pattern matches, in the order of their names."""
+    """The data files that a pattern matches, sorted by name."""
     found = sorted(Path(match) for match in glob.glob(str(pattern), recursive=True))  # noqa: PTH207 (may be absolute)
     files = tuple(path for path in found if path.is_file() and data_ending(path) is not None)
     if files:
         return files
-    others = f" What it matches ({found[0]}) is none: endings are {SUPPORTED}." if found else ""
+    others = f" It matches {found[0]}, which is not a data file: endings are {SUPPORTED}." if found else ""
     raise FileNotFoundError(
         f"No data file matches {name}.{others}{'' if found else ' Check the folder and the ending.'}"
     )
 
 
 def _check_apart(sources: Sequence[DataSource]) -> None:
-    """Make sure that no row comes twice: it could be trained on and measured on."""
+    """Check that no source is named twice: one copy of a row could be trained on and the other held out."""
     seen: dict[object, str] = {}
     for source in sources:
         if source.loaded is not None:
@@ -215,11 +216,11 @@ def _check_apart(sources: Sequence[DataSource]) -> None:
         for path in source.paths:
             around = next((folders[parent] for parent in path.resolve().parents if parent in folders), None)
             if around is not None:
-                raise ValueError(f"{path} lies in {around}, which is named too. Name one of them.")
+                raise ValueError(f"{path} lies in {around}, which is also named. Name one of them.")
 
 
 def near_files(path: Path) -> str:
-    """Say what a mistyped path may have meant."""
+    """Suggest what a mistyped path may have meant, as the end of a message."""
     folder = path.parent
     if not folder.is_dir():
         return f" There is no folder {folder} either."

@@ -1,4 +1,4 @@
-"""Texts and the texts to make of them, as token ids for an encoder–decoder model."""
+"""Source and target texts as token ids for an encoder–decoder model."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NEEDED = "; or ".join(" + ".join(repr(name) for name in columns.needed) for col
 
 
 def _texts(row: RawRow, columns: Columns, number: int) -> tuple[str, str]:
-    """Source and target of a row: of an instruction, the input it is about follows on a line of its own."""
+    """Return source and target of a row; the input of an instruction follows on its own line."""
     source, target = (text_value(row, name, number) for name in columns.needed)
     extra = text_value(row, "input", number) if columns.optional else ""
     return (f"{source}\n{extra}" if extra.strip() else source), target
@@ -36,17 +36,17 @@ def _filled(dataset: Dataset, columns: Columns, lost: dict[str, int]) -> Iterato
             if source.strip() and target.strip():
                 yield source, target
             else:
-                lost["left out, since they hold no source or no target"] += 1
+                lost["left out, because they hold no source or no target"] += 1
 
 
 def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_length: int) -> PreparedRows:
     """Tokenize sources and targets, each cut to ``max_length`` tokens; a target ends with the end-of-sequence token.
 
     Raises:
-        ValueError: columns are missing, a value is no text, or no row has both.
+        ValueError: columns are missing, a value is not text, or no row has both a source and a target.
     """
     columns = columns_of(dataset, PAIR_COLUMNS)
-    lost = {"cut to --max-length": 0, "left out, since they hold no source or no target": 0}
+    lost = {"cut to --max-length": 0, "left out, because they hold no source or no target": 0}
     input_ids, labels = [], []
     for source, target in _filled(dataset, columns, lost):
         source_ids = tokenizer(source, verbose=False)["input_ids"]
@@ -57,7 +57,9 @@ def prepare_pairs(dataset: Dataset, tokenizer: PreTrainedTokenizerBase, *, max_l
         input_ids.append(source_ids)
         labels.append(target_ids[:max_length])
     if not input_ids:
-        raise ValueError("The data has nothing to train on: no row has both a source and a target. Fill them in.")
+        raise ValueError(
+            "The data has nothing to train on: no row has both a source and a target. Give rows with both."
+        )
     return PreparedRows(
         dataset=Dataset.from_dict({"input_ids": input_ids, "labels": labels}),
         facts={

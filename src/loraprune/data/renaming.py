@@ -1,4 +1,4 @@
-"""Columns of the data under the names that formats have: ``prompt=question,completion=answer``."""
+"""Columns renamed to the names of a format: ``prompt=question,completion=answer``."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from datasets import Dataset
 
-_EXAMPLE = "Write prompt=question,completion=answer: what a format calls the column, then what the data calls it."
+_EXAMPLE = "Write prompt=question,completion=answer: the format's name of the column, then the data's name of it."
 
 
 def renames(given: str | None) -> dict[str, str]:
-    """The columns of formats, each with the column of the data that becomes it.
+    """Parse renames: return the data's column for each column of the format.
 
     Raises:
-        ValueError: it is not written as pairs, or a column is named twice.
+        ValueError: ``given`` does not consist of pairs, or names a column twice.
     """
     found: dict[str, str] = {}
     for pair in (given or "").split(","):
@@ -23,7 +23,7 @@ def renames(given: str | None) -> dict[str, str]:
         if not pair.strip() and not given:
             continue
         if not (ours and equals and theirs) or "=" in theirs:
-            raise ValueError(f"columns is {given!r}, of which {pair!r} is no pair of names. {_EXAMPLE}")
+            raise ValueError(f"columns is {given!r}, but {pair!r} is not a pair of names. {_EXAMPLE}")
         if ours in found or theirs in found.values():
             twice = ours if ours in found else theirs
             raise ValueError(f"columns is {given!r}, which names the column {twice!r} twice. {_EXAMPLE}")
@@ -34,18 +34,18 @@ def renames(given: str | None) -> dict[str, str]:
 def new_names(
     columns: Iterable[str], wanted: Mapping[str, str], source: str, optional: Container[str] = ()
 ) -> dict[str, str]:
-    """The columns that stay, each with its new name.
+    """Return the columns that stay, each with its new name.
 
-    A column that has the new name already gives way.
+    A column that already has the new name is dropped.
 
     Args:
-        columns: of the source.
-        wanted: as :func:`renames` gives them.
-        source: its name, for the message.
-        optional: columns that may be missing where there is one of the new name.
+        columns: columns of the source.
+        wanted: renames as :func:`renames` returns them.
+        source: name of the source, for the message.
+        optional: columns that may be missing if the source has a column with the new name.
 
     Raises:
-        ValueError: there is no such column.
+        ValueError: the source does not have a column to rename.
     """
     columns = list(columns)
     found = {name: name for name in columns}
@@ -63,7 +63,7 @@ def new_names(
 
 
 def renamed(dataset: Dataset, names: Mapping[str, str]) -> Dataset:
-    """A data set with the names of :func:`new_names`."""
+    """Return a dataset with the names of :func:`new_names`."""
     if all(old == new for old, new in names.items()):
         return dataset
     kept = dataset.select_columns(list(names))
@@ -71,6 +71,6 @@ def renamed(dataset: Dataset, names: Mapping[str, str]) -> Dataset:
 
 
 def renamed_row(row: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
-    """A row with the names of :func:`new_names`; what they do not name stays."""
+    """Return a row with the names of :func:`new_names`; columns that these do not name stay."""
     gone = set(names.values()) - names.keys()
     return {names.get(key, key): value for key, value in row.items() if key in names or key not in gone}

@@ -1,4 +1,4 @@
-"""Texts (or pairs of them) and their labels, as token ids for a text classifier."""
+"""Texts (or pairs of texts) and their labels as token ids for a text classifier."""
 
 from __future__ import annotations
 
@@ -15,34 +15,33 @@ if TYPE_CHECKING:
 
 TEXT_COLUMNS = ("text", "sentence", "sentence1", "premise")
 _PAIR_COLUMNS = ("text_pair", "sentence2", "hypothesis")
-_NEEDED = "the columns 'text' (or 'sentence'; with 'text_pair' or 'sentence2' where it has two) and 'label'"
+_NEEDED = "the columns 'text' (or 'sentence'; for pairs, also 'text_pair' or 'sentence2') and 'label'"
 
 
 def prepare_sentences(
     dataset: Dataset, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, *, max_length: int
 ) -> PreparedRows:
-    """Tokenize for text classification, as the tokenizer itself opens and closes texts and pairs.
+    """Tokenize for text classification, with the special tokens that the tokenizer adds by default.
 
     Raises:
-        ValueError: columns are missing, a value is no text or no label of the model, or all texts are empty.
+        ValueError: columns are missing, a value is not text or not a label of the model, or all texts are empty.
     """
     text, label = find_column(dataset, TEXT_COLUMNS), find_column(dataset, LABEL_COLUMNS)
     if text is None or label is None:
         found = ", ".join(dataset.column_names) or "(none)"
         raise ValueError(
-            f"A text classifier is trained on {_NEEDED}, and the data has the columns {found}. Rename columns with "
-            "--columns."
+            f"A text classifier needs {_NEEDED}, but the data has the columns {found}. Rename columns with --columns."
         )
     pair = find_column(dataset, _PAIR_COLUMNS)
     numbers = label_numbers(dataset, label, ModelLabels.of(config))
     used = [name for name in (text, pair, label) if name is not None]
     columns: dict[str, list[Any]] = {"labels": []}
-    lost = {"cut to --max-length": 0, "left out, since they hold no text": 0}
+    lost = {"cut to --max-length": 0, "left out, because they hold no text": 0}
     for number, row in enumerate(dataset.select_columns(used).with_format(None), start=1):
         first = text_value(row, text, number)
         second = text_value(row, pair, number) if pair is not None else ""
         if not (first + second).strip():
-            lost["left out, since they hold no text"] += 1
+            lost["left out, because they hold no text"] += 1
             continue
         texts = (first, second) if pair is not None else (first,)
         encoded = tokenizer(*texts, truncation=True, max_length=max_length, verbose=False)
@@ -54,7 +53,7 @@ def prepare_sentences(
             if name in encoded:
                 columns.setdefault(name, []).append(encoded[name])
     if not columns["labels"]:
-        raise ValueError("The data has nothing to train on: all of its texts are empty. Give rows with text.")
+        raise ValueError("The data has nothing to train on: all texts are empty. Give rows with text.")
     return PreparedRows(
         dataset=Dataset.from_dict(columns),
         facts={

@@ -1,4 +1,4 @@
-"""Where rows come from: files, folders of several kinds, data sets of the Hugging Face hub, data sets in memory."""
+"""Sources of rows: files, folders of several kinds, Hub datasets, and datasets in memory."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ _SPLIT_WORDS: dict[str, frozenset[str]] = {
 def load_source(data: str | DataSource, *, split: str = "train", name: str | None = None) -> Dataset:
     """Read the rows of one source.
 
-    Nothing is ever written beside the data, and no code that comes with data is run.
+    This writes nothing beside the data and runs no code that comes with it.
 
     Args:
-        data: what :func:`~loraprune.data.named.find_sources` found, or a name. A folder may hold data files, one
-            sub-folder of images for each class (or one such folder for each split), what ``save_to_disk`` wrote, or a
-            copy of a hub data set. ``demo`` is the text of Python's standard library.
-        split: split of a hub data set, of a copy of one, or of a saved ``DatasetDict``. In another folder it picks the
-            files or the sub-folder named after it (``train-0.parquet``, ``stories_valid.jsonl``, ``test/``) or else
-            those named after no split. A single file is taken whole, as is what a pattern matches.
-        name: configuration of a hub data set that has several, or of a copy of one.
+        data: source that :func:`~loraprune.data.named.find_sources` found, or a name. A folder may hold data files,
+            one sub-folder of images for each class (or one such folder for each split), the output of
+            ``save_to_disk``, or a copy of a Hub dataset. ``demo`` is the text of Python's standard library.
+        split: split of a Hub dataset, of a copy of one, or of a saved ``DatasetDict``. In other folders, it selects
+            the files or the sub-folder named after it (``train-0.parquet``, ``stories_valid.jsonl``, ``test/``), or
+            the files named after no split. It does not apply to single files and glob patterns.
+        name: configuration of a Hub dataset or of a copy of one.
 
     Raises:
-        FileNotFoundError: there is no such file, folder, split or hub data set, or the hub cannot be reached.
-        ValueError: what is there cannot be read, or holds no rows.
+        FileNotFoundError: the file, folder, split or Hub dataset does not exist, or the Hub cannot be reached.
+        ValueError: the source cannot be read, or holds no rows.
     """
     source = data if isinstance(data, DataSource) else find_sources(data)[0]
     name = source.config or name
@@ -56,9 +56,11 @@ def load_source(data: str | DataSource, *, split: str = "train", name: str | Non
         return rows
     path = source.paths[0]
     if name is not None:
-        raise ValueError(f"name={name!r} picks a configuration of a hub data set, but {path} is on disk. Drop it.")
+        raise ValueError(f"name={name!r} picks a configuration of a Hub dataset, but {path} is on disk. Drop it.")
     if "[" in split:
-        raise ValueError(f"split={split!r} takes a slice of a hub data set, but {path} is on disk. Name the whole.")
+        raise ValueError(
+            f"split={split!r} takes a slice of a Hub dataset, but {path} is on disk. Name the whole split."
+        )
     if _is_saved(path):
         return _load_saved(path, split)
     files = source_files(source, split)
@@ -69,7 +71,7 @@ def load_source(data: str | DataSource, *, split: str = "train", name: str | Non
 
 
 def is_published(source: DataSource, name: str | None) -> bool:
-    """Whether a source is a data set of the hub, or a folder that is a copy of one."""
+    """Whether a source is a Hub dataset, or a folder with a copy of one."""
     if not source.paths:
         return source.loaded is None and not source.is_demo
     folder = source.paths[0]
@@ -77,7 +79,12 @@ def is_published(source: DataSource, name: str | None) -> bool:
 
 
 def open_published(source: DataSource, split: str, name: str | None, *, streaming: bool = False) -> Any:
-    """A data set of the hub or a copy of one: all of it, or a stream."""
+    """Load a Hub dataset or a copy of one, whole or as a stream.
+
+    Raises:
+        FileNotFoundError: the dataset is not on the Hub, or the Hub cannot be reached.
+        ValueError: the dataset cannot be loaded.
+    """
     place = str(source.paths[0]) if source.paths else source.place
     options = {"streaming": True} if streaming else {}
     try:
@@ -87,14 +94,14 @@ def open_published(source: DataSource, split: str, name: str | None, *, streamin
         if source.paths:
             raise ValueError(f"The folder {place} cannot be loaded: {_one_line(error)}") from error
         unreachable = isinstance(error, ConnectionError)
-        said = "the hub cannot be reached" if unreachable else "the hub has no such data set"
+        said = "the Hub cannot be reached" if unreachable else "the Hub has no such dataset"
         reason = missing_hub() or f"{said} ({_one_line(error)})"
         raise FileNotFoundError(
-            f"{place!r} is no file or folder here, and {reason}. Check the path, the name, and the network."
+            f"{place!r} is not a local file or folder, and {reason}. Check the path, the name, and the network."
             f"{near_files(Path(place))}"
         ) from error
     except (datasets.exceptions.DatasetsError, ValueError, RuntimeError, OSError) as error:
-        what = f"The folder {place}" if source.paths else f"The hub data set {place!r}"
+        what = f"The folder {place}" if source.paths else f"The Hub dataset {place!r}"
         raise ValueError(f"{what} cannot be loaded: {_one_line(error)}") from error
 
 
@@ -103,7 +110,7 @@ def _one_line(error: BaseException) -> str:
 
 
 def _is_copy(folder: Path) -> bool:
-    """Whether a folder is a copy of a hub data set: its card tells of splits, or all data files lie deeper."""
+    """Whether a folder is a copy of a Hub dataset: its card describes splits, or all data files are in sub-folders."""
     card = folder / "README.md"
     if card.is_file():
         found = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
@@ -118,7 +125,7 @@ def _is_copy(folder: Path) -> bool:
     return any(data_ending(path) is not None for path in folder.glob("*/*"))
 
 
-# What `save_to_disk` wrote, and data sets in memory.
+# Output of `save_to_disk`, and datasets in memory.
 
 
 def _is_saved(path: Path) -> bool:
@@ -132,19 +139,19 @@ def _load_saved(folder: Path, split: str) -> Dataset:
         raise ValueError(f"The folder {folder} cannot be loaded: {_one_line(error)}") from error
     rows = _of_split(saved, split, str(folder))
     if rows.num_rows == 0:
-        raise ValueError(f"{folder} holds no rows. Give a data set with at least one.")
+        raise ValueError(f"{folder} holds no rows. Give a dataset with at least one.")
     return rows
 
 
 def _of_split(found: Any, split: str, where: str) -> Any:
-    """The split of a dictionary of them; a data set itself has none, and is taken whole."""
+    """Select a split from a dictionary of splits; return a dataset as it is."""
     if not isinstance(found, dict):
         return found
     for key, rows in found.items():
         if key == split or _split_key(key) == _split_key(split):
             return rows
     raise FileNotFoundError(
-        f"{where} has the splits {', '.join(found)}, and none called {split!r}. Name another split."
+        f"{where} has the splits {', '.join(found)}, but none called {split!r}. Name another split."
     )
 
 
@@ -170,10 +177,10 @@ def _data_files(folder: Path) -> list[Path]:
 
 
 def source_files(source: DataSource, split: str) -> list[Path] | None:
-    """The data files of a source, of a folder those of a split; None where it is none of files.
+    """Return the data files of a source, or those of a split if it is a folder; None if it does not consist of files.
 
     Raises:
-        FileNotFoundError: a folder has files, and none of the split.
+        FileNotFoundError: a folder has data files, but none of the split.
     """
     if source.is_file:
         return list(source.paths)
@@ -194,14 +201,14 @@ def source_files(source: DataSource, split: str) -> list[Path] | None:
 
 
 def _load_images(folder: Path, split: str) -> Dataset:
-    """A folder of classes, or the one of the wanted split in it."""
+    """Read a folder of classes, or its sub-folder of the wanted split."""
     entries = [entry for entry in sorted(folder.iterdir()) if entry.is_dir()]
     splits = {_split_of(entry): entry for entry in entries if _split_of(entry) and class_folders(entry)}
     if split in splits:
         return read_image_folder(splits[split])
     if splits:
         raise FileNotFoundError(
-            f"The folder {folder} holds images of the splits {', '.join(sorted(map(str, splits)))}, and none of "
+            f"The folder {folder} holds images of the splits {', '.join(sorted(map(str, splits)))}, but none of "
             f"{split!r}. Name another split."
         )
     if class_folders(folder):

@@ -1,4 +1,4 @@
-"""Rows that are read one after the other, as far as a run needs them: of data that is too large to be read whole."""
+"""Streams of rows: data too large to read whole is read row by row, as far as a run needs it."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ from loraprune.data.renaming import renamed_row
 from loraprune.data.sources import is_published, load_source, open_published, source_files
 
 PEEKED = 1000
-"""Rows whose columns are taken for those of the whole stream."""
+"""Number of first rows that define the columns of a stream."""
 
 _MIXED = Features({"source": Value("int32"), "row": Json()})
 _Rows = Callable[[], Iterator[Mapping[str, Any]]]
 
 
 class RowStream:
-    """Rows of one source, or of several that follow each other or are mixed.
+    """Rows of one source, or of several sources in sequence or mixed.
 
     Attributes:
-        column_names: those of the first rows.
-        read: rows that were read of each source, by its position, since the stream was begun last.
+        column_names: columns of the first rows.
+        read: number of rows read from each source, by position, since the last start of the stream.
     """
 
     def __init__(
@@ -47,7 +47,7 @@ class RowStream:
         """Read from the beginning.
 
         Raises:
-            ValueError: a row has something in a column that the first rows do not have.
+            ValueError: a row has a value in a column that the first rows do not have.
         """
         self.read.clear()
         for number, (source, row) in enumerate(self._rows(), start=1):
@@ -56,12 +56,12 @@ class RowStream:
                 if key not in self.column_names and value is not None:
                     raise ValueError(
                         f"Row {number} of {self._name} has a column {key!r}, which the first {PEEKED:,} rows do not "
-                        "have. Leave --streaming out, or give all rows the same columns."
+                        "have. Leave out --streaming, or give all rows the same columns."
                     )
             yield {key: row.get(key) for key in self.column_names}
 
     def first(self, count: int) -> Dataset:
-        """The first rows as a dataset. Columns of labels keep the names of their classes."""
+        """Return the first rows as a dataset. Label columns keep the names of their classes."""
         rows = list(islice(self, count))
         found = table_of({name: [row[name] for row in rows] for name in self.column_names})
         for name, kind in self._classes.items():
@@ -71,13 +71,13 @@ class RowStream:
 
 @dataclass(frozen=True, kw_only=True)
 class OpenSource:
-    """One source that is read row by row.
+    """A source that is read row by row.
 
     Attributes:
-        source: that is read.
-        rows: reads it from the beginning.
-        columns: of its first rows.
-        classes: names of the classes of each column of labels.
+        source: the source.
+        rows: function that reads the rows from the beginning.
+        columns: columns of the first rows.
+        classes: class names of each label column.
     """
 
     source: DataSource
@@ -86,7 +86,7 @@ class OpenSource:
     classes: Mapping[str, ClassLabel]
 
     def renamed(self, names: Mapping[str, str]) -> OpenSource:
-        """The same source with the names of :func:`~loraprune.data.renaming.new_names`."""
+        """Return the same source with the column names of :func:`~loraprune.data.renaming.new_names`."""
         if all(old == new for old, new in names.items()):
             return self
         rows = self.rows
@@ -99,16 +99,16 @@ class OpenSource:
 
 
 def open_source(source: DataSource, *, split: str, name: str | None) -> OpenSource:
-    """Find out how the rows of one source are read.
+    """Open one source and read the columns of its first rows.
 
     Args:
-        source: to read.
-        split: of a data set that has several.
-        name: configuration of one that has several.
+        source: source to open.
+        split: split of a dataset that has several.
+        name: configuration of a dataset that has several.
 
     Raises:
         FileNotFoundError: the source does not exist.
-        ValueError: its first rows cannot be read.
+        ValueError: the first rows cannot be read.
     """
     rows: _Rows
     loaded: Any = None
@@ -134,12 +134,15 @@ def _of_files(files: Sequence[Any]) -> Iterator[dict[str, Any]]:
 
 
 def stream_of(opened: Sequence[OpenSource], *, seed: int, stopping_strategy: str) -> RowStream:
-    """One stream of several sources: one after the other, or drawn by weight.
+    """Make one stream of several sources: in sequence, or drawn by weight.
 
     Args:
-        opened: the sources.
-        seed: of the draws.
-        stopping_strategy: as ``datasets.interleave_datasets`` takes it.
+        opened: sources.
+        seed: seed of the draws.
+        stopping_strategy: strategy of ``datasets.interleave_datasets``.
+
+    Raises:
+        ValueError: there are no rows, or the label columns of the sources have different classes.
     """
     name = ", ".join(each.source.name for each in opened)
     columns = list(dict.fromkeys(column for each in opened for column in each.columns))
@@ -147,10 +150,10 @@ def stream_of(opened: Sequence[OpenSource], *, seed: int, stopping_strategy: str
         raise ValueError(f"{name} holds no rows. Give data with at least one.")
     classes = opened[0].classes
     if any(each.classes != classes for each in opened):
-        raise ValueError(f"{name} do not go together: their labels have other classes. Leave one of them out.")
+        raise ValueError(f"{name} cannot be combined: their labels have different classes. Leave one of them out.")
     if len(opened) == 1:
         return RowStream(lambda: ((0, row) for row in opened[0].rows()), columns, name, classes)
-    # Rows as JSON values: sources need not have the same keys in each row, as tables must.
+    # As JSON values, rows of different sources need not have the same keys.
     streams = [
         IterableDataset.from_generator(partial(_numbered, number, each.rows), features=_MIXED)
         for number, each in enumerate(opened)
@@ -166,7 +169,7 @@ def stream_of(opened: Sequence[OpenSource], *, seed: int, stopping_strategy: str
 
 
 def shares(weights: Sequence[float | None]) -> list[float]:
-    """Weights as shares of 1."""
+    """Return the weights as shares of 1."""
     numbers = [weight or 0.0 for weight in weights]
     return [number / sum(numbers) for number in numbers]
 

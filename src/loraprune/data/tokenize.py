@@ -1,4 +1,4 @@
-"""Rows as token ids, with labels that train on the answers: passages, prompts, packing."""
+"""Rows as token ids with labels on the answers: passages, prompts, packing."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ from transformers import PreTrainedTokenizerBase
 from loraprune.data.encoding import closed, opening_ids, tokenize
 
 IGNORED_LABEL = -100
-"""Label of a token that no loss is taken on."""
+"""Label of a token without loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodedRow:
-    """Token ids, and for each the id to predict there or ``IGNORED_LABEL``."""
+    """Token ids and labels: each label is the id to predict, or ``IGNORED_LABEL``."""
 
     input_ids: list[int]
     labels: list[int]
 
     @property
     def num_trained(self) -> int:
-        """Tokens that a loss is taken on. Nothing predicts the first token of a row, whatever its label."""
+        """Number of tokens with a loss. The first token of a row is never predicted, whatever its label."""
         return sum(label != IGNORED_LABEL for label in self.labels[1:])
 
     def __len__(self) -> int:
@@ -37,13 +37,13 @@ class EncodedRow:
 
 
 def encode_documents(texts: Sequence[str], tokenizer: PreTrainedTokenizerBase) -> list[EncodedRow]:
-    """Token ids of whole documents, all trained, each closed by the end-of-sequence token."""
+    """Encode whole documents: the loss is on all tokens, and an end-of-sequence token closes each document."""
     documents = [closed(tokenizer, token_ids) for token_ids in tokenize(tokenizer, texts)]
     return [EncodedRow(input_ids=token_ids, labels=token_ids) for token_ids in documents]
 
 
 def opened_row(opening: list[int], row: EncodedRow, *, trained: bool = False) -> EncodedRow:
-    """Put ``opening`` before a row that does not begin with it; a loss is taken on it only if it is ``trained``."""
+    """Prepend ``opening`` to a row that does not begin with it; it has a loss only if ``trained``."""
     is_open = row.input_ids[: len(opening)] == opening
     labels = opening if trained else [IGNORED_LABEL] * len(opening)
     return row if is_open else EncodedRow(input_ids=opening, labels=labels) + row
@@ -52,10 +52,10 @@ def opened_row(opening: list[int], row: EncodedRow, *, trained: bool = False) ->
 def encode_passages(
     passages: Sequence[Passage], tokenizer: PreTrainedTokenizerBase, *, answers_only: bool, bos: str = "auto"
 ) -> list[EncodedRow]:
-    """Token ids of each passage, with labels for its answers or, without ``answers_only``, for all of it.
+    """Encode passages with labels on the answers or, without ``answers_only``, on all tokens.
 
-    An answer that runs to the end of its passage includes the end-of-sequence token, so that the model learns to stop.
-    A passage that is complete gets no more tokens, unless ``bos`` is ``always``.
+    An answer at the end of its passage includes the end-of-sequence token, so that the model learns to stop. A
+    complete passage gets no more tokens, unless ``bos`` is ``always``.
     """
     opening = opening_ids(tokenizer, bos)
     token_ids = tokenize(tokenizer, [passage.text for passage in passages])
@@ -76,9 +76,10 @@ def _answer_masks(
 ) -> list[list[bool]]:
     """Mark the tokens of the answers.
 
-    A boundary in the text lies where the tokens of the text before it stop to agree with those of the whole. So a
-    token that spans the start of an answer belongs to it, as in trl; one that spans its end does not. Offsets would be
-    cheaper, but byte-level tokenizers trim spaces from theirs, and slow tokenizers have none.
+    The text before a boundary is tokenized alone; the boundary is where its tokens first differ from those of the
+    whole text. A token that spans the start of an answer therefore belongs to it, as in trl; a token that spans its
+    end does not. Offsets would be cheaper, but byte-level tokenizers trim spaces from them, and slow tokenizers have
+    none.
     """
     cuts = sorted(
         {
@@ -101,18 +102,18 @@ def _answer_masks(
 
 
 def _common_length(first: Sequence[int], second: Sequence[int]) -> int:
-    """How many tokens two sequences share from their start."""
+    """Number of tokens that two sequences share at their start."""
     pairs = enumerate(zip(first, second, strict=False))
     return next((i for i, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
-# Rows joined to longer ones, so that no computation goes to padding.
+# Packing: rows are joined so that no computation is spent on padding.
 
 
 def pack_documents(documents: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRow]:
-    """Join documents and cut them in blocks of exactly ``max_length`` tokens.
+    """Join documents and cut them into blocks of exactly ``max_length`` tokens.
 
-    The tail that fills no block is dropped, unless it is all there is.
+    The incomplete last block is dropped, unless it is the only one.
     """
     rest = EncodedRow(input_ids=[], labels=[])
     is_first = True
@@ -128,9 +129,9 @@ def pack_documents(documents: Iterable[EncodedRow], max_length: int) -> Iterator
 
 
 def pack_rows(rows: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRow]:
-    """Join whole rows, in their order, as long as they fit in ``max_length`` tokens; no row is cut.
+    """Join whole rows, in order, into blocks of at most ``max_length`` tokens; no row is cut.
 
-    The rows of a block see each other, as documents do in packed text.
+    The rows of a block attend to each other, as documents do in packed text.
     """
     block: EncodedRow | None = None
     for row in rows:
@@ -144,7 +145,7 @@ def pack_rows(rows: Iterable[EncodedRow], max_length: int) -> Iterator[EncodedRo
         yield block
 
 
-# Text whose answers are marked, and the formats of a question and an answer written as such text.
+# Passages: text with marked answers, and the formats written as passages.
 
 _TASK = "### Instruction:\n{instruction}\n\n"
 _INPUT = "### Input:\n{input}\n\n"
@@ -153,13 +154,13 @@ _RESPONSE = "### Response:\n"
 
 @dataclass(frozen=True, kw_only=True)
 class Passage:
-    """One row as text, with the parts of it that are answers.
+    """One row as text, with the positions of its answers.
 
     Attributes:
-        text: the whole row.
-        answers: where the answers stand, as ``(start, end)`` in characters, in order and without overlap.
-        is_complete: whether ``text`` already holds the tokens that open and close a sequence, as what a chat
-            template writes does. The tokenizer's own are added otherwise.
+        text: text of the whole row.
+        answers: positions of the answers as ``(start, end)`` in characters, in order and without overlap.
+        is_complete: whether ``text`` already has the tokens that open and close a sequence, as chat templates write
+            them. Otherwise, those of the tokenizer are added.
     """
 
     text: str
@@ -168,24 +169,24 @@ class Passage:
 
 
 def text_value(row: Mapping[str, Any], column: str, number: int) -> str:
-    """Text of ``column``, empty where the row has none.
+    """Return the text of ``column``; empty if the row has none.
 
     Raises:
-        ValueError: the value is no text; the message names row ``number``.
+        ValueError: the value is not text; the message names row ``number``.
     """
     value = row.get(column)
     if value is None:
         return ""
     if not isinstance(value, str):
         raise ValueError(
-            f"Row {number}: the column {column!r} holds a {type(value).__name__} where text is needed. "
-            "Write it as text; a conversation belongs in a column 'messages'."
+            f"Row {number}: the column {column!r} holds a {type(value).__name__}; it must be text. "
+            "A conversation belongs in a column 'messages'."
         )
     return value
 
 
 def instruction_prompt(instruction: str, input: str = "") -> str:
-    """Write an instruction, and the input it is about, as the prompt that tuning used."""
+    """Write an instruction and its input as the prompt that tuning uses."""
     task = _TASK.format(instruction=instruction.strip())
     return task + (_INPUT.format(input=input.strip()) if input.strip() else "") + _RESPONSE
 
@@ -198,14 +199,14 @@ def _passage(prompt: str, answer: str) -> Passage | None:
 
 
 def prompt_completion_passage(row: Mapping[str, Any], number: int) -> Passage | None:
-    """Put the completion right behind the prompt; None without a completion."""
+    """Append the completion to the prompt; None without a completion."""
     return _passage(text_value(row, "prompt", number), text_value(row, "completion", number))
 
 
 def instruction_passage(row: Mapping[str, Any], number: int) -> Passage | None:
-    """Write the output behind the prompt made of instruction and input; None without a task or an output.
+    """Write instruction and input as a prompt, followed by the output; None without a task or an output.
 
-    A system text and earlier tasks with their answers (``history``) come before it; no loss is taken on them.
+    The system text and earlier tasks with their answers (``history``) come first, without loss.
     """
     instruction, task_input = text_value(row, "instruction", number), text_value(row, "input", number)
     if not instruction.strip() and not task_input.strip():
@@ -223,11 +224,11 @@ def _history(row: Mapping[str, Any], number: int) -> list[tuple[str, str]]:
     if pairs is None or not all(
         isinstance(pair, tuple) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in pairs
     ):
-        raise ValueError(f"Row {number}: the column 'history' is no list of pairs, [[task, answer], …]. Write it so.")
+        raise ValueError(f"Row {number}: the column 'history' must be a list of pairs, [[task, answer], …].")
     return pairs
 
 
-# A text before every row, which the model reads and is not trained to write.
+# A prompt before every row, without loss.
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +236,8 @@ class RowPrompt:
     """A prompt as tokens.
 
     Attributes:
-        prompt: token ids.
-        opening: what the tokenizer opens a sequence with; in rows that have it, it stays in front.
+        prompt: token ids of the prompt.
+        opening: opening tokens of a sequence; they stay in front of the prompt in rows that begin with them.
     """
 
     prompt: list[int]
@@ -246,24 +247,24 @@ class RowPrompt:
     def of(
         cls, text: str, tokenizer: PreTrainedTokenizerBase, max_length: int, opening: list[int] | None = None
     ) -> RowPrompt:
-        """Tokenize a prompt; an empty line parts it from the row.
+        """Tokenize a prompt; an empty line separates it from the row.
 
         Raises:
-            ValueError: it leaves no room for a row.
+            ValueError: the prompt leaves no room for a row.
         """
         (prompt,) = tokenize(tokenizer, [f"{text.strip()}\n\n"])
         if max_length - len(prompt) < 2:
             raise ValueError(
                 f"The prompt before each row takes {len(prompt)} of {max_length} tokens (--max-length), which leaves "
-                "nothing to predict. Shorten it, or allow longer rows."
+                "nothing to predict. Shorten the prompt, or allow longer rows."
             )
         return cls(prompt=prompt, opening=opening_ids(tokenizer) if opening is None else opening)
 
     def before(self, row: EncodedRow) -> EncodedRow:
-        """Put the prompt before a row."""
+        """Prepend the prompt to a row."""
         split = len(self.opening) if row.input_ids[: len(self.opening)] == self.opening else 0
         prompt = EncodedRow(input_ids=self.prompt, labels=[IGNORED_LABEL] * len(self.prompt))
-        # What follows the prompt was the row's first token, which nothing predicts; it stays so.
+        # The row's first token had no loss, and still has none after the prompt.
         return _untrained(row[:split]) + prompt + row[split:] if split else prompt + _first_untrained(row)
 
 

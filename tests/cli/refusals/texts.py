@@ -61,9 +61,11 @@ def with_added_token(folder: Path) -> None:
 
 
 NO_FILES = (
-    wrong(prune("pipe.jsonl"), "pipe.jsonl", "no regular file", "Write it into a file", prepare=fifo("pipe.jsonl")),
-    wrong(criteria("pipe.txt"), "pipe.txt", "no regular file", "Write it into a file", prepare=fifo("pipe.txt")),
-    wrong(held_out("pipe.jsonl"), "pipe.jsonl", "no regular file", prepare=fifo("pipe.jsonl")),
+    wrong(
+        prune("pipe.jsonl"), "pipe.jsonl", "not a regular file", "Write the data to a file", prepare=fifo("pipe.jsonl")
+    ),
+    wrong(criteria("pipe.txt"), "pipe.txt", "not a regular file", "Write the data to a file", prepare=fifo("pipe.txt")),
+    wrong(held_out("pipe.jsonl"), "pipe.jsonl", "not a regular file", prepare=fifo("pipe.jsonl")),
     wrong(recover("pipes"), "pipes", "no data files", prepare=fifo("pipes/a.jsonl")),
     wrong(oneshot("/dev/null"), "/dev/null", ".jsonl"),
     wrong(prune("/dev/zero"), "/dev/zero", ".jsonl"),
@@ -82,7 +84,7 @@ NO_FILES = (
 NAMED = (
     wrong(prune("gone.jsonl:0.5 data.jsonl:1"), "gone.jsonl does not exist"),
     wrong(oneshot("'*.csv'"), "No data file matches *.csv", "Check"),
-    wrong(recover("'mod*'"), "No data file matches mod*", "matches (model)", ".jsonl"),
+    wrong(recover("'mod*'"), "No data file matches mod*", "matches model, which", ".jsonl"),
     wrong(prune("data.jsonl:x"), "weight of data.jsonl", "'x'", "above 0"),
     wrong(criteria("data.jsonl:-1 b.jsonl:2"), "weight of data.jsonl is -1", prepare=rows("b.jsonl", {"text": "b"})),
     wrong(prune("data.jsonl:0.5 b.jsonl"), "b.jsonl has no weight", "NAME:WEIGHT", prepare=rows("b.jsonl", {})),
@@ -99,7 +101,7 @@ NAMED = (
         prepare=rows("numbers.jsonl", {"text": 5}),
     ),
     wrong(recover("data.jsonl --columns text=body"), "no column 'body'", "Its columns are text"),
-    wrong(oneshot("data.jsonl --columns text"), "'text' is no pair", "prompt=question"),
+    wrong(oneshot("data.jsonl --columns text"), "'text' is not a pair", "prompt=question"),
     wrong("prune model --data data.jsonl --streaming -o out", "--streaming", "--max-steps"),
     wrong(
         prune("data.jsonl:1 b.jsonl:1 --stopping-strategy all_exhausted"),
@@ -152,7 +154,7 @@ ROWS = (
     wrong("prune model --data data.jsonl --max-length 1 -o out", "max", "1"),
     wrong(f"prune sorter --data data.jsonl {OPTIONS}", "label", prepare=classifier),
     wrong("eval sorter --data data.jsonl", "label", prepare=classifier),
-    wrong("eval sorter --data f.jsonl", "f.jsonl", "no regular file", prepare=both(classifier, fifo("f.jsonl"))),
+    wrong("eval sorter --data f.jsonl", "f.jsonl", "not a regular file", prepare=both(classifier, fifo("f.jsonl"))),
     wrong("eval sorter --data a.jsonl", "a.jsonl, line 1", "JSON", prepare=both(classifier, written("a.jsonl", "{"))),
     wrong("eval model --data data.jsonl", "--data", "--ppl"),
 )

@@ -237,5 +237,5 @@ def test_rows_that_are_cut_or_left_out_are_said(checkpoint: Path, caplog: pytest
         )
     said = caplog.text
     assert "training rows cut to 32 tokens (--max-length): 1 of 5" in said
-    assert "left out, since nothing to train is left of them within --max-length: 1 of 5" in said
-    assert "left out, since they hold no text or no answer: 1 of 5" in said
+    assert "left out, because nothing to train on fits within --max-length: 1 of 5" in said
+    assert "left out, because they hold no text or no answer: 1 of 5" in said
