@@ -54,7 +54,7 @@ def test_a_folder_as_output_is_refused_before_the_run(
 def test_ratios_that_are_no_numbers_are_refused(run: Command, checkpoint: Path, data: Path) -> None:
     finished = run("compare-criteria", checkpoint, "--data", data, "--ratios", "a,b")
     assert finished.code == 2
-    assert "no list of numbers" in finished.err
+    assert "not a list of numbers" in finished.err
 
 
 def test_help_lists_the_options(run: Command) -> None:

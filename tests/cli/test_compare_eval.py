@@ -42,7 +42,7 @@ def test_what_is_missing_is_measured_and_kept(run: Command, checkpoint: Path) ->
     ("options", "message"),
     [
         (["--eval", "nothing"], "There is no text 'nothing'"),
-        (["--limit", "3"], "--max-length and --limit are about --eval"),
+        (["--limit", "3"], "--max-length and --limit need --eval"),
         (["--eval", "--max-length", "1"], "max_length is 1"),
     ],
 )

@@ -78,7 +78,7 @@ def test_the_text_tells_what_can_be_pruned_from_the_config_alone(run: Command, o
     assert "heads that may stay: 1, 2, 4." in out
     assert "channels that may stay" not in out  # any number
     # A query head: 4 rows of q and columns of o.
-    assert f"With --dimensions also query_heads: one query head, 4 x 2 a layer, {8 * 32} parameters each" in out
+    assert f"With query_heads in --dimensions: one query head, 4 x 2 a layer, {8 * 32} parameters each" in out
     assert "; instead of heads." in out
 
 
@@ -152,10 +152,10 @@ def test_what_no_stock_config_can_say_is_told(run: Command, tmp_path: Path) -> N
     out = words(run("inspect", checkpoint_of("convnext", tmp_path)).out)
     assert "convnext, 5 layers, " in out  # its hidden size differs from stage to stage
     assert "channels by layer: 32, 48, 64, 64, 96." in out
-    assert "No stock config can say fewer channels: the result is saved with a modeling file of its own." in out
+    assert "No stock config can express fewer channels: the result is saved with its own modeling file." in out
     out = words(run("inspect", checkpoint_of("bert", tmp_path)).out)
-    assert "also heads: one head, 4 a layer, " in out
-    assert "; the result is saved with a modeling file of its own." in out
+    assert "With heads in --dimensions: one head, 4 a layer, " in out
+    assert "; the result is saved with its own modeling file." in out
 
 
 @pytest.mark.parametrize("name", ["llama", "convnext", "bert", "qwen2_moe"])
@@ -181,7 +181,7 @@ def test_groups_of_experts_are_counted_for_each(run: Command, tmp_path: Path) ->
     out = words(run("inspect", checkpoint_of("mixtral", tmp_path)).out)
     experts = config.num_local_experts
     assert f"one FFN channel of one expert {experts} x {config.intermediate_size} {3 * config.hidden_size}" in out
-    assert "also experts: one expert, " in out
+    assert "With experts in --dimensions: one expert, " in out
 
 
 def test_a_family_whose_layers_share_their_widths_says_why(run: Command, tmp_path: Path) -> None:
@@ -262,7 +262,7 @@ def test_a_description_of_another_family_is_refused(run: Command, unknown: Path,
     )
     finished = run("inspect", unknown, "--architecture", other)
     assert finished.code == 2
-    assert f"{other} describes models of type 'elektra', and {unknown} is of type 'electra'." in words(finished.err)
+    assert f"{other} describes models of type 'elektra', but {unknown} is of type 'electra'." in words(finished.err)
 
 
 REMOTE_CODE = """

@@ -31,7 +31,7 @@ def test_numbers_of_parameters_are_read_as_people_write_them(text: str, number: 
 
 @pytest.mark.parametrize("text", ["", "B", "half", "4.5BB", "4.5 billion", "nan", "inf", "1e999"])
 def test_what_is_no_number_is_refused_with_examples(text: str) -> None:
-    with pytest.raises(ArgumentTypeError, match=r"is no number of parameters; write 4\.5B, 350M or 120000"):
+    with pytest.raises(ArgumentTypeError, match=r"is not a parameter count; write 4\.5B, 350M or 120000"):
         parameter_count(text)
 
 
@@ -47,5 +47,5 @@ def test_layers_are_numbers_ranges_and_shares() -> None:
 
 @pytest.mark.parametrize("text", ["a", "1.5", "6-4", "%", "0,x"])
 def test_what_is_no_list_of_layers_is_refused(text: str) -> None:
-    with pytest.raises(ArgumentTypeError, match="is no list of layers; write it like 0,1,-1"):
+    with pytest.raises(ArgumentTypeError, match="is not a list of layers; write it like 0,1,-1"):
         indices(text)

@@ -52,7 +52,7 @@ def test_a_command_line_with_old_names_runs_and_help_shows_new_ones(
     words = ["--refit", "--refit-damping", "0.1", "--head-rounding", "any", "--ratio", "0.5"]
     finished = run("prune", checkpoint, "--data", data, "-o", tmp_path / "out", *QUICK, *words)
     assert finished.code == 0, finished.err
-    assert "--refit is now called --repair; the old name goes with the next version." in finished.err
+    assert "--refit is now called --repair; the next version removes the old name." in finished.err
     recipe = json.loads((tmp_path / "out" / "pruning.json").read_text())["recipe"]
     assert (recipe["repair"], recipe["damping"], recipe["head_counts"]) == ("refit", 0.1, "any")
     shown = run("prune", "--help").out

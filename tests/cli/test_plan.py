@@ -31,7 +31,7 @@ def test_one_screen_says_what_goes_what_it_takes_and_where_it_fits(
     assert done.code == 0, done.err
     lines = done.out.splitlines()
     for words in ("KV heads", "FFN channels", "KV cache for 1,000 tokens", "weights of the base", "peak of a step",
-                  "peak of the first cut", "H100 80 GB", "Estimates."):  # fmt: skip
+                  "peak of the first cut", "H100 80 GB", "Estimates for full rows."):  # fmt: skip
         assert words in done.out
     tables = [line for line in lines if not line.endswith((".", "off", "on"))]
     assert max(map(len, tables)) <= 80
@@ -75,9 +75,9 @@ def test_several_gpus_are_told_apart_and_the_choice_of_a_strategy_is_explained(
     assert done.code == 0, done.err
     for words in (
         "On 2 nodes of 4 GPUs",
-        "copy in which gradients are averaged",
-        "to average gradients of the adapter",
-        "ddp, since one GPU holds the whole run",
+        "copy for averaging gradients",
+        "gradients of the adapter",
+        "ddp (one GPU holds the whole run",
         "seconds of a step",
         "speed-up",
         "Nothing was measured",
@@ -139,7 +139,7 @@ def test_help_names_the_presets(capsys: pytest.CaptureFixture[str]) -> None:
     [
         (("--ratio", "1.5"), "--ratio is 1.5; it must lie between 0 and 1"),
         (("--ratio", "0"), "--ratio is 0; it must lie between 0 and 1"),
-        (("--ratio", "0.5", "--target-params", "1K"), "both say how much is to go"),
+        (("--ratio", "0.5", "--target-params", "1K"), "both set the amount to remove"),
         (("--load-in-8bit", "--load-in-4bit"), "bnb-4bit and bnb-8bit were given"),
         (("--criterion", "fischer"), "There is no criterion 'fischer'"),
         (("--lora-target-modules", "wq"), "LoRA cannot adapt wq"),

@@ -30,7 +30,7 @@ def test_options_that_can_do_nothing_are_refused(
 ) -> None:
     finished = run("prune", checkpoint, "--data", data, "--criterion", "pst", option, "-o", tmp_path / "out", *QUICK)
     assert finished.code == 2
-    assert f"{option.partition('=')[0]} is nothing for the criterion 'pst'" in finished.err
+    assert f"{option.partition('=')[0]} does not apply to the criterion 'pst'" in finished.err
 
 
 def test_options_that_speak_of_groups_are_refused(run: Command, checkpoint: Path, data: Path, tmp_path: Path) -> None:

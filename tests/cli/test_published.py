@@ -60,7 +60,7 @@ def test_a_published_recipe_runs_by_its_name(
 def test_a_recipe_that_is_not_there_lists_those_of_the_package(run: Command, checkpoint: Path, tmp_path: Path) -> None:
     finished = run("prune", checkpoint, "--config", "loraprune-papr", "-o", tmp_path / "out")
     assert finished.code == 2
-    assert "loraprune-papr does not exist. Published ones go by their names:" in finished.err
+    assert "loraprune-papr does not exist. Names of published recipes:" in finished.err
     assert "loraprune-paper" in finished.err
 
 

@@ -20,7 +20,7 @@ def _here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_run_pushes_its_result_and_says_where(run: Command, own_hub: StandInHub, checkpoint: Path) -> None:
     done = run("oneshot", checkpoint, *CUT, "-o", "out", "--push-to-hub", "lab/small", "--private")
     assert done.code == 0
-    assert f"On the hub: {own_hub.endpoint}/lab/small/commit/" in done.out
+    assert f"On the Hub: {own_hub.endpoint}/lab/small/commit/" in done.out
     assert own_hub.private == {"lab/small"}
     assert run("push", "out", "small", "--hub-revision", "again").code == 0
     assert own_hub.branches == ["main", "again"]
@@ -32,7 +32,7 @@ def test_a_push_that_fails_ends_with_what_to_type(run: Command, own_hub: StandIn
     own_hub.refuses_commits = True
     done = run("oneshot", checkpoint, *CUT, "-o", "out", "--push-to-hub", "small")
     assert done.code == 1
-    assert done.err.splitlines()[-1] == ("error: The result is not on the hub. Push it again: loraprune push out small")
+    assert done.err.splitlines()[-1] == ("error: The result is not on the Hub. Push it again: loraprune push out small")
     own_hub.refuses_commits = False
     assert run("push", "out", "small").code == 0
     assert "model.safetensors" in own_hub.files["me/small"]

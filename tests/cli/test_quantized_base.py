@@ -36,7 +36,7 @@ def test_the_switches_stand_for_quantizations_and_the_command_line_wins(
 
 def test_two_quantizations_are_refused() -> None:
     given = {"load_in_4bit": True, "load_in_8bit": True}
-    with pytest.raises(ValueError, match="in one way only, and bnb-4bit and bnb-8bit were given"):
+    with pytest.raises(ValueError, match="Only one quantization is possible, but bnb-4bit and bnb-8bit were given"):
         settle_quantization(dict(given), given)
 
 

@@ -202,7 +202,7 @@ def test_commands_that_cannot_share_their_work_say_so_once(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("LOCAL_RANK", "0")
-    for rank, said in (("0", f"error: loraprune {command} works in one process, and 2 were started."), ("1", "")):
+    for rank, said in (("0", f"error: loraprune {command} runs in one process, but 2 were started."), ("1", "")):
         monkeypatch.setenv("RANK", rank)
         assert main([command, "x"]) == 2
         error = capsys.readouterr().err

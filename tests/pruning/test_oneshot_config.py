@@ -111,7 +111,7 @@ class TestOptionsOfOneKind:
                 {"criterion": "magnitude", "sparsity": 0.5, "block_size": 64},
                 "block_size is an option of the criterion 'sparsegpt'",
             ),
-            ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "and the criterion is 'wanda'"),
+            ({"criterion": "wanda", "sparsity": 0.5, "block_size": 64}, "but the criterion is 'wanda'"),
         ],
         ids=str,
     )
@@ -189,7 +189,7 @@ class TestOptionsOfScores:
             ({"group_reduction": "median", "criterion": "taylor"}, "group_reduction is 'median'; choose one of sum"),
             (
                 {"taylor_form": "first", "criterion": "fisher"},
-                "taylor_form is an option of the criterion 'taylor', and the",
+                "taylor_form is an option of the criterion 'taylor', but the",
             ),
             (
                 {"group_reduction": "max", "criterion": "osscar"},

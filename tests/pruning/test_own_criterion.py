@@ -142,7 +142,7 @@ class Half:
 @pytest.mark.parametrize(
     ("criterion", "message"),
     [
-        (Taylor, r"The criterion is the class Taylor; give an object of it, Taylor\(...\)"),
+        (Taylor, r"The criterion is the class Taylor; give an instance, Taylor\(...\)"),
         (Half(), "The criterion, an object of Half, lacks scores, detach, comparable, every_step"),
         (3, "The criterion, an object of int, lacks"),
         ("tailor", "There is no criterion 'tailor'; choose one of fisher"),
@@ -225,7 +225,7 @@ class TestOneshot:
         ("given", "message"),
         [
             ({"criterion": Counting(), "sparsity": "2:4"}, "such as Counting, scores groups: give a ratio"),
-            ({"criterion": Taylor, "ratio": 0.5}, "give an object of it"),
+            ({"criterion": Taylor, "ratio": 0.5}, "give an instance"),
             ({"criterion": LoraGuided(), "ratio": 0.5}, "and nothing is trained here. Use loraprune prune"),
             ({"criterion": "compresso", "ratio": 0.5}, "learns its gates up to the cut, and nothing is trained here"),
         ],

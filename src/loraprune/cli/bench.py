@@ -1,4 +1,4 @@
-"""``loraprune bench``: how fast models are, in turns, and what memory and operations they take."""
+"""``loraprune bench``: speed, memory and operations of models that take turns."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ _EXAMPLES = """examples:
 
 
 def bench_parser() -> Parser:
-    """Models and options, without defaults: those stand beside ``BenchConfig``."""
+    """Make the parser, without defaults: ``BenchConfig`` has them."""
     made = Parser(
         "loraprune bench",
         usage="loraprune bench MODEL... [options]",
@@ -126,14 +126,14 @@ def bench_command(arguments: Sequence[str]) -> int:
 
 
 def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """The given options.
+    """Parse and check the options.
 
     Raises:
-        ValueError: one is unknown (the nearest known one is suggested) or wrong, or no model was given.
+        ValueError: an option is unknown or invalid, or no model was given.
     """
     values = vars(parsed(parser, arguments))
     if not values["models"]:
-        raise ValueError("No model was given. Name one or several: loraprune bench DENSE PRUNED.")
+        raise ValueError("No model was given. Name one or more: loraprune bench DENSE PRUNED.")
     if values.get("decoding") is False:
         if "decode_batch" in values:
             raise ValueError("--no-decoding and --decode-batch contradict each other. Leave one of them out.")
@@ -166,19 +166,19 @@ def _run(parser: Parser, arguments: Sequence[str], console: Console) -> int:
     results = results_console()
     try:
         if values.get("output") is not None:
-            write_text(values["output"], result.to_text())  # before anything is printed, which may fail
-    finally:  # what took long to measure is shown in any case
+            write_text(values["output"], result.to_text())  # before printing, which may fail
+    finally:  # show the figures even if they cannot be written
         _show(results, result)
     if values.get("output") is not None:
         print_line(results, f"Figures: {values['output']}")
     return 0
 
 
-# What a running benchmark shows: the thing that is timed, how far it is, and the time left for it.
+# Progress of a running benchmark.
 
 
 class BenchProgress:
-    """A live line in a terminal, else one plain line for each thing that is timed."""
+    """Shows a live line in a terminal, otherwise one plain line for each stage."""
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
         self._console, self._quiet = console, quiet
@@ -196,7 +196,7 @@ class BenchProgress:
             self._live.start()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
-        """Take in that ``done`` of ``total`` calls of a stage are over."""
+        """Show that ``done`` of ``total`` calls of a stage are done."""
         if self._live is not None:
             if done == 0:
                 self._live.reset(self._task, description=stage, total=total)
@@ -205,17 +205,17 @@ class BenchProgress:
             self._console.print(f"{stage} ({numbers.counted(total, 'call')})", markup=False, highlight=False)
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Remove the live line from the terminal, also after an error."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
 
-# A benchmark as tables for the terminal: one of the models, and one for each thing that was timed.
+# A benchmark as tables for the terminal: one of the models, and one for each measure.
 
 
 def _show(console: Console, result: BenchResult) -> None:
-    """Print everything."""
+    """Print all tables, and the conditions of the figures."""
     if result.profile == "inference":
         console.print(Text("Models", style="bold"))
         console.print(models_table(result))
@@ -234,7 +234,7 @@ def _table() -> Table:
 
 
 def models_table(result: BenchResult) -> Table:
-    """Sizes of the models, and what a pass and a token cost in operations and cache."""
+    """Return the table of model sizes, operations of a forward pass, and KV cache of a token."""
     table = _table()
     passes = {figure.contender: figure for figure in result.figures if figure.measure != "decoding"}
     decoded = {figure.contender: figure for figure in result.figures if figure.measure == "decoding"}
@@ -260,7 +260,7 @@ def models_table(result: BenchResult) -> Table:
 
 
 def _figures_table(figures: tuple[BenchFigure, ...]) -> Table:
-    """Times of contenders that took turns; the first is what the others are compared with."""
+    """The table of times; the first contender is the reference for the others."""
     first = figures[0]
     trains = first.measure == "training step"
     table = _table()
@@ -288,12 +288,12 @@ def _figures_table(figures: tuple[BenchFigure, ...]) -> Table:
 
 
 def _operations(flops: int | None) -> str:
-    """``6.14 G``: a billion operations is a G."""
+    """Operations as text: ``6.14 G`` for 6.14 billion."""
     return numbers.count(flops).replace(" B", " G")
 
 
 def title_of(figure: BenchFigure) -> str:
-    """What was timed, in words."""
+    """Return the heading of a figure's table: the measure and its settings."""
     settings = figure.settings
     if figure.measure == "decoding":
         return (
@@ -313,7 +313,7 @@ def _training_words(settings: Any) -> str:
 
 
 def _circumstances(result: BenchResult) -> str:
-    """All that the figures depend on, in words."""
+    """The conditions of the figures, as lines of text."""
     machine, settings = result.machine, result.settings
     attention = sorted({model.attn_implementation or "?" for model in result.models})
     threads = f"{machine['threads']} CPU thread{'s' if machine['threads'] != 1 else ''}"

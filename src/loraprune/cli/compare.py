@@ -20,7 +20,7 @@ NAMED_OTHERS = 8
 
 
 def compare_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune compare",
         usage="loraprune compare RUN... [options]",
@@ -64,16 +64,16 @@ def compare_command(arguments: Sequence[str]) -> int:
 
 
 def _options(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """What was given.
+    """Parse and check the options.
 
     Raises:
-        ValueError: an option is unknown or misses its value, or no run is named.
+        ValueError: an option is unknown or has no value, or no run is named.
     """
     options = parsed(parser, arguments)
     if not options.runs:
         raise ValueError("No run was given. Name runs before the options: loraprune compare RUN... --evaluation FILE.")
     if options.eval is None and (options.max_length is not None or options.limit is not None):
-        raise ValueError("--max-length and --limit are about --eval. Say that, too, or leave them out.")
+        raise ValueError("--max-length and --limit need --eval. Add it, or leave them out.")
     return options
 
 
@@ -105,7 +105,7 @@ def _run(options: argparse.Namespace, arguments: Sequence[str], console: Console
 
 
 def _measured_alike(options: argparse.Namespace, console: Console) -> str:
-    """Measure all runs, and the models that they began with, on the same texts in segments of one length.
+    """Measure all runs and their dense models on the same texts, in segments of one length.
 
     Returns:
         The name of the first measure.
@@ -130,10 +130,10 @@ def _measured_alike(options: argparse.Namespace, console: Console) -> str:
 
 
 def _check_outputs(options: argparse.Namespace) -> None:
-    """Refuse what cannot be written before anything is read.
+    """Check the output files before anything is read.
 
     Raises:
-        ValueError: a name has a wrong suffix, or what is there is not to be replaced.
+        ValueError: a name has a wrong suffix, or an existing file must not be replaced.
     """
     from loraprune.report.comparison.page import check_page
     from loraprune.report.page import HEAD_OF_PAGES
@@ -156,7 +156,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
     places = [path.resolve() for path in outputs]
     for path, place in zip(outputs, places, strict=True):
         if places.count(place) > 1:
-            raise ValueError(f"Two outputs have the same name, {path}. Name a file for each.")
+            raise ValueError(f"Two outputs have the same name, {path}. Give each its own file.")
     if options.output is not None:
         check_page(options.output)
     if options.picture is not None:
@@ -164,7 +164,7 @@ def _check_outputs(options: argparse.Namespace) -> None:
 
 
 def _show(console: Console, comparison: RunsComparison) -> None:
-    """Print a table for each group, what the stars mean, and what to know."""
+    """Print a table for each group, the legend and the notes."""
     from loraprune.report.comparison import result
     from loraprune.report.comparison.page import runs_table
 

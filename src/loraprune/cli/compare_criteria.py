@@ -1,4 +1,4 @@
-"""``loraprune compare-criteria``: which groups several criteria would remove, and how far they agree."""
+"""``loraprune compare-criteria``: agreement of several criteria on the groups to remove."""
 
 from __future__ import annotations
 
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from loraprune.recipes.compare_criteria import CriteriaComparison
 
-
-# The options of ``loraprune compare-criteria`` that are not training options, declared once.
 
 SHARED = ("dimensions", "keep_layers")
 """Options of ``loraprune prune`` that mean the same here."""
@@ -76,10 +74,10 @@ def compare_criteria_command(arguments: Sequence[str]) -> int:
 
 
 def _configured(values: dict[str, Any]) -> tuple[ComparisonConfig, LoraOptions, RunOptions]:
-    """What was asked for, checked.
+    """Make the configurations.
 
     Raises:
-        ValueError: a value is none that an option takes, or options do not go together.
+        ValueError: a value is not valid, or options exclude each other.
     """
     return (
         ComparisonConfig(**fields_of(_OPTIONS, values, "pruning")),
@@ -134,7 +132,7 @@ def _check_output(output: Path, values: Mapping[str, Any]) -> None:
 
 
 def agreement_table(comparison: CriteriaComparison) -> Table:
-    """Pairs of criteria by kind of dimension, and ratios across."""
+    """Return the table: a row for each kind of dimension and pair of criteria, a column for each ratio."""
     from rich import box
     from rich.table import Table
 

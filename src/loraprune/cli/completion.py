@@ -1,7 +1,7 @@
-"""Completion in the shell: commands, options, choices, and names of models and data.
+"""Shell completion of commands, options, choices, and names of models and data.
 
-The shell runs ``loraprune`` with a half-typed line in the environment, and argcomplete answers. Only the parser of the
-command in that line is made, and nothing large is imported.
+The shell runs ``loraprune`` with the typed line in the environment, and argcomplete answers. This makes only the
+parser of the command in that line, and imports nothing large.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def answer_shell() -> None:
     """Answer the shell and end the process.
 
     Raises:
-        SystemExit: always, where the shell did ask.
+        SystemExit: argcomplete has answered, or is not installed.
     """
     try:
         import argcomplete
@@ -33,10 +33,10 @@ def answer_shell() -> None:
 
 
 def parser_for(line: str) -> argparse.ArgumentParser:
-    """A parser of all commands, in which that of the line has its options.
+    """Make a parser of all commands, with the options of the command in the line.
 
     Args:
-        line: as typed so far.
+        line: command line as typed so far.
     """
     words = line.split()
     parser = argparse.ArgumentParser(prog="loraprune")
@@ -50,7 +50,7 @@ def parser_for(line: str) -> argparse.ArgumentParser:
 
 
 def _with_names(command: str) -> argparse.ArgumentParser:
-    """The parser of a command whose arguments know what may stand there."""
+    """The parser of a command, with completers for names."""
     parser = parser_of(command)
     known = {flag for action in parser._actions for flag in action.option_strings}
     for name in sorted(training_names()) if command in _TRAIN else ():
@@ -66,7 +66,7 @@ def _with_names(command: str) -> argparse.ArgumentParser:
 
 
 def _completer(names: Iterable[str]) -> Callable[..., list[str]]:
-    """Names, and what lies in the folder."""
+    """A completer of names and files."""
     from argcomplete.completers import FilesCompleter
 
     def candidates(prefix: str, **context: object) -> list[str]:

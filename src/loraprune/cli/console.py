@@ -1,4 +1,4 @@
-"""What every command does around its work: consoles, quiet libraries, readable errors, the end of a run."""
+"""Shared parts of all commands: consoles, quiet libraries, readable errors, results."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ FAILED = 1
 
 
 def open_console(*, quiet: bool = False) -> Console:
-    """A console on standard error for progress and messages; results go to standard output.
+    """Open the console on standard error for progress and messages; results go to standard output.
 
-    Must be called before transformers is imported: it sets what that reads from the environment.
+    Call this before importing transformers, which reads the environment variables that this sets.
     """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -47,7 +47,7 @@ def open_console(*, quiet: bool = False) -> Console:
     logger.setLevel(logging.WARNING if quiet else logging.INFO)
 
     def show(message: Warning | str, category: type[Warning], *rest: Any, **named: Any) -> None:
-        # Deprecations inside other libraries are nothing that the user of this command can act on.
+        # A user of the command cannot act on deprecations inside other libraries.
         if not issubclass(category, (DeprecationWarning, FutureWarning, PendingDeprecationWarning)):
             logger.warning("warning: %s", message)
 
@@ -56,12 +56,13 @@ def open_console(*, quiet: bool = False) -> Console:
 
 
 def begin(*words: object) -> None:
-    """Say what begins, before the libraries are imported, which takes seconds; then keep the libraries quiet.
+    """Print the first line of a command, import transformers, and silence the libraries.
 
-    Their progress bars and chatter are switched off: our own display takes their place.
+    The line comes first because the import takes seconds. Our own display replaces the progress bars and messages of
+    the libraries.
 
     Args:
-        words: the command and its models; none prints nothing.
+        words: command and models; without any, nothing is printed.
     """
     if words:
         logging.getLogger("loraprune").info("loraprune %s · %s", __version__, " ".join(map(str, words)))
@@ -72,12 +73,12 @@ def begin(*words: object) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()
-    # bitsandbytes says it of every layer whose input is not in 16 bits, as on a CPU.
+    # bitsandbytes warns for every layer whose input is not in 16 bits, as on a CPU.
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
 
 
 def report_errors(console: Console, work: Callable[[], int]) -> int:
-    """Run a command's work; what the user can mend becomes one line and an exit code."""
+    """Run a command's work; turn errors that the user can fix into one line and an exit code."""
     try:
         return work()
     except DryRunError as error:
@@ -97,7 +98,7 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except (ValueError, OSError) as error:
         if os.environ.get("LORAPRUNE_TRACEBACK"):
             raise
-        # The disk of one node, say, of which no other process knows.
+        # For example, an error of one node's disk, which the main process does not see.
         if isinstance(error, OSError) and not is_main() and not is_told(error):
             print(f"error: {one_line(str(error))}", file=sys.stderr)
         print_line(console, f"error: {error}", "red")
@@ -109,23 +110,23 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
 
 
 def results_console() -> Console:
-    """A console on standard output, for what the command was asked for."""
+    """Open a console on standard output, for the results of a command."""
     return CleanConsole(file=sys.stdout, quiet=not is_main())
 
 
 def plain_table(*headings: str, left: int = 1, header_style: str = "table.header") -> Table:
-    """A table with a line under its header, whose first columns stand on the left and the others on the right."""
+    """Make a table with a line under its header; the first ``left`` columns are left-aligned, the others right."""
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style=header_style)
     for position, heading in enumerate(headings):
         table.add_column(heading, justify="left" if position < left else "right")
     return table
 
 
-# What a finished run prints.
+# Output of a finished run.
 
 
 def show_result(console: Console, result: PruneResult) -> None:
-    """Print the table, the completions, what to know, and where things are."""
+    """Print the table, the completions, the notes, and the paths of the result."""
     show_report(console, result.report)
     show_end(console, result)
 
@@ -148,7 +149,7 @@ def show_report(console: Console, report: ReportData) -> None:
 
 
 def show_end(console: Console, result: RunResult) -> None:
-    """Print what to know, and where things are."""
+    """Print the notes, and the paths of the result."""
     from loraprune.checkpoint.exports.overview import runtimes_of
 
     for note in result.report.notes:
@@ -159,23 +160,23 @@ def show_end(console: Console, result: RunResult) -> None:
         if page.is_file():
             print_line(console, f"Report:     {page}")
         if result.pushed is not None:
-            print_line(console, f"On the hub: {result.pushed}")
+            print_line(console, f"On the Hub: {result.pushed}")
         show_runtimes(console, runtimes_of(result.model))
 
 
 def check_pushed(result: RunResult, options: RunOptions) -> None:
-    """Say at the end that a push failed, which was told with its reason before the result was shown.
+    """Repeat at the end that a push failed; its reason was printed before the result.
 
     Raises:
-        WriteError: it failed.
+        WriteError: the push failed.
     """
     target = options.hub_target()
     if target is not None and result.output is not None and result.pushed is None and is_main():
-        raise WriteError(f"The result is not on the hub. Push it again: {target.command(result.output)}")
+        raise WriteError(f"The result is not on the Hub. Push it again: {target.command(result.output)}")
 
 
 def show_runtimes(console: Console, runtimes: Iterable[str], label: str = "Loads in:") -> None:
-    """Print what loads a result, or will."""
+    """Print the runtimes that load a result."""
     for runtime in runtimes:
         print_line(console, f"{label:11} {runtime}")
         label = " " * len(label)

@@ -1,4 +1,4 @@
-"""What a command line says of data: its forms, what is checked at once, and a model that was taken for data."""
+"""Data on the command line: help on its forms, early checks, and a model that was parsed as data."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ DATA_HELP = """forms of --data and --eval-data:
   a.jsonl b.jsonl        all rows of both
   a.jsonl:7 b.jsonl:3    a mixture, 7 rows to 3, until one of them runs out
 """
-"""The forms that data may have, for the end of help pages."""
+"""Forms of data, for the end of help pages."""
 
 
 def with_model(values: dict[str, Any]) -> dict[str, Any]:
-    """Values in which a model is no data: in ``--data DATA MODEL``, the parser takes both for data.
+    """Separate the model from the data: in ``--data DATA MODEL``, the parser takes both as data.
 
     Args:
-        values: of a command line.
+        values: values of a command line.
     """
     if "model" in values:
         return values
@@ -40,10 +40,10 @@ def with_model(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def check_data(values: Mapping[str, Any]) -> None:
-    """Make sure that the data is there, before anything large is imported.
+    """Check that local data exists, before anything large is imported.
 
     Raises:
-        FileNotFoundError: it is not.
+        FileNotFoundError: a file or folder does not exist.
         ValueError: a name is not understood, or weights are wrong.
     """
     for name in ("data", "eval_data"):

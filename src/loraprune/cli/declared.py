@@ -1,4 +1,4 @@
-"""Options of commands that are fields of a configuration: help, type and default are said there, and only there."""
+"""Command options made from the fields of a configuration, which declare help, type and default."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraprune.options.field import flat_name, is_option, kind_of, option_name, 
 from loraprune.options.flat import Flat, options_of
 
 SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
-"""For argparse: several values, and more where the option is repeated."""
+"""Arguments for argparse: several values, extended if the option is repeated."""
 
 _TYPES: dict[str, dict[str, Any]] = {
     "float": {"type": float},
@@ -33,14 +33,14 @@ _TYPES: dict[str, dict[str, Any]] = {
 def declared(
     config: type[Any], target: str, *names: str, usual: Any = None, old: Mapping[str, str] | None = None
 ) -> tuple[Option, ...]:
-    """Options of a configuration as those of a command.
+    """Make command options from the options of a configuration.
 
     Args:
-        config: a dataclass of options, or a :class:`~loraprune.options.flat.Flat`.
-        target: what the options set.
-        names: which of them, by their flat names, in the order of the help.
-        usual: an object with the defaults that help shows; None makes one.
-        old: names that options had before.
+        config: dataclass of options, or a :class:`~loraprune.options.flat.Flat`.
+        target: target of the options (:class:`~loraprune.cli.options.Option`).
+        names: flat names of the options, in the order of the help.
+        usual: object with the defaults that help shows; None makes one.
+        old: old names of options.
     """
     usual, found = config() if usual is None else usual, options_of_all(config)
     return tuple(
@@ -59,7 +59,7 @@ def declared(
 
 
 def options_of_all(config: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The options of a configuration and of all of its parts, by their flat names."""
+    """Return the options of a configuration and of all its parts, by flat name."""
     found: dict[str, dataclasses.Field[Any]] = {}
     for part in getattr(config, "parts", {}).values():
         for kind in part.kinds.values():
@@ -70,7 +70,7 @@ def options_of_all(config: type[Any]) -> dict[str, dataclasses.Field[Any]]:
 
 
 def nested(kind: type[Any]) -> tuple[Option, ...]:
-    """The options of a criterion that has a group of its own: ``--compresso-warmup``."""
+    """Make the options of a criterion with its own group: ``--compresso-warmup``."""
     return tuple(
         option(
             option_name(field, kind.name),
@@ -87,7 +87,7 @@ def nested(kind: type[Any]) -> tuple[Option, ...]:
 
 
 def _is_optional(field: dataclasses.Field[Any]) -> bool:
-    """Whether None is a value of its own, and no number that is missing."""
+    """Whether None is a valid value."""
     return str(field.type).endswith("| None")
 
 
@@ -97,7 +97,7 @@ def _choices(field: dataclasses.Field[Any]) -> dict[str, Any]:
 
 
 def _help(field: dataclasses.Field[Any], usual: Any, name: str) -> str:
-    """The help of an option with its default; a switch is off unless help says otherwise."""
+    """The help of an option with its default. Help without a default means that a switch is off."""
     rule = rule_of(field)
     value = getattr(usual, name if isinstance(usual, Flat) else field.name)
     shown = rule.shown

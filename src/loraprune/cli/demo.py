@@ -1,4 +1,4 @@
-"""``loraprune demo``: the main job on the bundled model."""
+"""``loraprune demo``: pruning of the bundled model."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraprune.cli.parsing import Parser, help_shown, parsed
 
 
 def demo_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune demo",
         usage="loraprune demo [options]",
@@ -47,7 +47,7 @@ def _run(options: argparse.Namespace, console, arguments: list[str]) -> int:  # 
     from loraprune.recipes.demo import run_demo
 
     demo_model()
-    check_within("--ratio", options.ratio, "(0, 1)", "the share of heads and channels that goes")
+    check_within("--ratio", options.ratio, "(0, 1)", "the share of heads and channels to remove")
     if options.max_steps is not None:
         check_within("--max-steps", options.max_steps, "[1, 1000000]")
     begin("demo")

@@ -1,4 +1,4 @@
-"""``loraprune env``: the versions and the device that a report of a fault should name."""
+"""``loraprune env``: versions and device, for bug reports."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraprune.record.provenance import versions
 
 
 def env_parser() -> Parser:
-    """The options of the command: none."""
+    """Make the parser of the command, which has no options."""
     return Parser(
         "loraprune env",
         usage="loraprune env",

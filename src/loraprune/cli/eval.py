@@ -1,4 +1,4 @@
-"""``loraprune eval``: what models reach, with everything that the figures depend on."""
+"""``loraprune eval``: evaluation of models on texts, tasks, prompts and labelled data."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ DEFAULT_OUTPUT = Path("evaluation.json")
 
 
 def eval_parser() -> Parser:
-    """The options of the command; what was not given is left to the configuration."""
+    """Make the parser, without defaults: ``EvaluationConfig`` has them."""
     parser = Parser(
         "loraprune eval",
         usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [--prompts [TEXT...]] [--data DATA] [options]",
@@ -109,10 +109,10 @@ def eval_command(arguments: Sequence[str]) -> int:
 
 
 def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """What was given.
+    """Parse and check the options.
 
     Raises:
-        ValueError: an option is unknown or misses its value, or no model is named.
+        ValueError: an option is unknown or has no value, or no model is named.
     """
     values = vars(parsed(parser, arguments))
     if not values.get("models"):
@@ -145,7 +145,7 @@ def _run(values: dict[str, Any], console: Console) -> int:
 
 
 def _kept(results: Results, output: Path | None) -> bool:
-    """Whether all results are in the file: a disk that is full stops no evaluation."""
+    """Whether all results are in the file; a full disk does not stop an evaluation."""
     from loraprune.measure.evaluation.results import ResultsError, read_results
 
     assert output is not None

@@ -1,4 +1,4 @@
-"""``loraprune export``: a finished checkpoint in a format that another runtime loads."""
+"""``loraprune export``: conversion of a checkpoint to the format of another runtime."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ _FORMATS = ("safetensors", "gguf", "onnx", "semi-structured", "compressed-tensor
 
 
 def export_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune export",
         usage="loraprune export CHECKPOINT --format FORMAT [-o PATH] [options]",
         description="Write a checkpoint in the format of another runtime: GGUF for llama.cpp, ONNX for onnxruntime, "
-        "for 2:4 weights semi-structured (torch) or compressed-tensors (vLLM); or a quantized checkpoint or a GGUF "
-        "file as safetensors in 16 bits.",
+        "or for 2:4 weights, semi-structured (torch) or compressed-tensors (vLLM). Or write a quantized checkpoint or "
+        "a GGUF file as safetensors in 16 bits.",
         epilog="examples:\n  loraprune export pruned --format gguf --outtype q8_0\n",
     )
     parser.add_argument(
@@ -90,10 +90,10 @@ def _plain(options: argparse.Namespace, source: Path) -> Path:
     result = write_plain_copy(source, output, overwrite=options.overwrite)
     _show(
         [
-            f"{result.folder}: {result.size / 1e6:.1f} MB of weights in {result.dtype}, made from {result.kind}",
+            f"{result.folder}: {result.size / 1e6:.1f} MB of weights in {result.dtype}, converted from {result.kind}",
             f"Prune it: loraprune oneshot {result.folder} --data DATA --ratio 0.5 -o OUT",
         ],
-        ["the copy computes what the quantized model does; the error of quantization stays in it"],
+        ["the copy computes the same as the quantized model, so the quantization error stays"],
     )
     return result.folder
 
@@ -114,28 +114,30 @@ def _gguf(options: argparse.Namespace, folder: Path) -> Path:
 
 
 def sparse_folder(folder: Path, form: str) -> Path:
-    """Where a 2:4 checkpoint goes in another format: beside it."""
+    """Return the default folder for a 2:4 checkpoint in another format, beside the checkpoint."""
     beside = folder.resolve()
     return beside.with_name(f"{beside.name}-{form}")
 
 
 def export_sparse(folder: Path, form: str, output: Path | None = None, *, overwrite: bool = False) -> None:
-    """Write a 2:4 checkpoint in one of the formats for it, and show what came of it.
+    """Write a 2:4 checkpoint in a format for 2:4 weights, and print the result.
 
     Raises:
-        ValueError: it is not 2:4, or this machine or the installed packages cannot do that.
+        ValueError: the checkpoint is not 2:4, or this machine or the installed packages do not support the format.
     """
     output = output or sparse_folder(folder, form)
     if form == "semi-structured":
         from loraprune.checkpoint.exports.semi_structured import write_semi_structured
 
         result = write_semi_structured(folder, output, overwrite=overwrite)
-        how = f"Load it: loraprune.load_semi_structured({str(output)!r}), on a GPU of compute capability 8.0 or more"
+        how = f"Load it: loraprune.load_semi_structured({str(output)!r}), on a GPU of compute capability 8.0 or higher"
     else:
         from loraprune.checkpoint.exports.compressed_tensors import export_compressed_tensors
 
         result = export_compressed_tensors(folder, output, overwrite=overwrite)
-        how = f"Run it: vllm serve {output}, with a vLLM from before its pull request 36799 (2026), which ended that"
+        how = (
+            f"Run it: vllm serve {output}, with a vLLM from before pull request 36799 (2026), which removed 2:4 support"
+        )
     _show([_sparse_line(result), how], _sparse_notes(result))
 
 
@@ -148,11 +150,9 @@ def _check(options: argparse.Namespace) -> None:
     source: Path = options.checkpoint
     is_gguf = options.format == "safetensors" and source.suffix.lower() == ".gguf" and source.is_file()
     if not is_gguf and not source.is_dir():
-        raise ValueError(f"{options.checkpoint} is no folder. Name one that `loraprune prune` wrote.")
+        raise ValueError(f"{options.checkpoint} is not a folder. Name one that `loraprune prune` wrote.")
     if options.push_to_hub is None and (options.private is not None or options.hub_revision is not None):
-        raise ValueError(
-            "--private and --hub-revision are about a push. Say --push-to-hub NAME, too, or leave them out."
-        )
+        raise ValueError("--private and --hub-revision need --push-to-hub NAME. Add it, or leave them out.")
     if options.format != "gguf":
         for name in ("outtype", "pre_tokenizer"):
             if getattr(options, name) is not None:

@@ -1,4 +1,4 @@
-"""How help pages look: flags with short value names, defaults, and no line longer than a terminal."""
+"""The format of help pages: flags with short value names, defaults, and lines that fit the terminal."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from loraprune.cli.options import indices, names, numbers, parameter_count
 
 WIDEST = 100
-"""Columns of a help page in a wider terminal: longer lines are hard to read."""
+"""Largest width of a help page in columns; longer lines are hard to read."""
 
 _BY_TYPE: dict[object, str] = {
     int: "N",
@@ -40,7 +40,7 @@ _ON = "(default: on"
 
 
 def page_width() -> int:
-    """Columns of a help page in this terminal."""
+    """Return the width of a help page in this terminal, in columns."""
     return min(shutil.get_terminal_size().columns, WIDEST) - 2
 
 
@@ -58,7 +58,7 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
             return super()._format_action_invocation(action)
         flags = list(action.option_strings)
         if isinstance(action, argparse.BooleanOptionalAction) and _ON not in (action.help or ""):
-            flags = [flag for flag in flags if not flag.startswith("--no-")]  # it undoes what a recipe says
+            flags = [flag for flag in flags if not flag.startswith("--no-")]  # only undoes a recipe's value
         if action.nargs == 0:
             return ", ".join(flags)
         return f"{', '.join(flags)} {self._format_args(action, self._get_default_metavar_for_optional(action))}"

@@ -1,4 +1,4 @@
-"""``loraprune inspect``: what can be pruned in a model, from its config alone."""
+"""``loraprune inspect``: prunable dimensions of a model, from its config."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 
 def inspect_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune inspect",
         usage="loraprune inspect MODEL [options]",
@@ -88,7 +88,7 @@ def _run(options: argparse.Namespace) -> int:
         register(spec)
         if spec.model_type != source.config.model_type:
             raise ValueError(
-                f"{options.architecture} describes models of type {spec.model_type!r}, and {options.model} is of type "
+                f"{options.architecture} describes models of type {spec.model_type!r}, but {options.model} is of type "
                 f"{source.config.model_type!r}."
             )
     try:
@@ -119,7 +119,7 @@ def _show_described(options: argparse.Namespace, source: ModelSource) -> int:
 
 
 def _runtimes(source: ModelSource, structure: Structure) -> tuple[str, ...]:
-    """What will load the result of a run that takes half of what it may take; empty where half cannot go."""
+    """The runtimes that load the model after half of its groups are removed; empty if half cannot be removed."""
     from loraprune.checkpoint.exports.overview import runtimes_after
     from loraprune.checkpoint.load import meta_model
     from loraprune.structure.plan import Plan
@@ -154,16 +154,16 @@ def _write_draft(options: argparse.Namespace, text: str) -> None:
         write_text(options.draft, text)
 
 
-# The layers of a model that loraprune does not know, as text and as plain values.
+# The layers of an unknown model family, as text and as plain values.
 
 SHOWN_INDICES = 8
 
 
 def show_outline(console: Console, model: str, model_type: str, seen: Undescribed, *, with_draft: bool) -> None:
-    """Print the layers of every kind of block, and the start of a description."""
+    """Print the layers of every kind of block, and a draft of a description."""
     line = partial(print_line, console)
     line(f"{model}: {seen.model_class} ({model_type}), {short_count(seen.num_parameters)} parameters.")
-    line(f"loraprune has no description of {model_type!r}. Its layers, and a start for a description:")
+    line(f"loraprune has no description of {model_type!r}. Its layers, and a draft of a description:")
     for stack in seen.stacks:
         for kind in stack.kinds:
             line("")
@@ -172,12 +172,12 @@ def show_outline(console: Console, model: str, model_type: str, seen: Undescribe
             for layer in kind.layers:
                 line(f"  {layer.name:{width}}  {_layer_text(layer)}")
     if not seen.stacks:
-        line("It has no list of blocks with linear layers in them.")
+        line("It has no list of blocks that contain linear layers.")
     if with_draft:
         line("")
         console.print(seen.draft.rstrip(), highlight=False, soft_wrap=True)
         line("")
-        line("--draft FILE.yaml writes this start to a file; complete it, and pass it with --architecture FILE.yaml.")
+        line("--draft FILE.yaml writes this draft to a file; complete it, and pass it with --architecture FILE.yaml.")
 
 
 def _blocks_text(kind: BlockKind) -> str:
@@ -193,7 +193,7 @@ def _layer_text(layer: Layer) -> str:
     return f"{layer.type} {experts}{layer.inputs} -> {layer.outputs}{' with bias' if layer.bias else ''}"
 
 
-# What can be pruned in a model, as a table and as plain values.
+# Prunable dimensions, as a table and as plain values.
 
 _GROUPS = {
     "query_heads": "one query head",
@@ -207,13 +207,13 @@ _GROUPS = {
 
 
 def structure_values(model: str, structure: Structure, others: Sequence[Structure], dtype: str) -> dict[str, Any]:
-    """Everything as plain values.
+    """Return the prunable dimensions as plain values.
 
     Args:
-        model: as the user named it.
-        structure: of the kinds that are pruned.
-        others: the same model with each of the kinds that are not.
-        dtype: in which its weights are stored.
+        model: name of the model, as the user typed it.
+        structure: structure with the kinds that are pruned.
+        others: structures with one kind each that is not pruned by default.
+        dtype: dtype of the stored weights.
     """
     from loraprune.structure.widths import legal_widths
 
@@ -259,7 +259,7 @@ def _dimension_values(dimension: PrunableDimension) -> dict[str, Any]:
 def show_structure(
     console: Console, model: str, structure: Structure, others: Sequence[Structure], itemsize: int
 ) -> None:
-    """Print one line a kind of dimension, what stays, and what could be pruned besides."""
+    """Print a table row for each kind of dimension, the parameters that stay, and notes on other kinds."""
     hidden = f", hidden size {structure.hidden_size}" if structure.hidden_size else ""
     print_line(
         console,
@@ -301,7 +301,7 @@ def _legal_lines(structure: Structure) -> Iterable[str]:
 
 
 def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
-    """What differs from layer to layer, what is kept, what a stock config cannot say, and what else there is."""
+    """Notes on counts that differ by layer, kept layers, limits of the stock config, and other kinds."""
     for kind in structure.kinds:
         counts = [dimension.num_groups for dimension in structure.of_kind(kind)]
         if len(set(counts)) > 1:
@@ -310,7 +310,7 @@ def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
         yield f"Layers that keep everything: {', '.join(map(str, sorted(structure.protected)))}."
     for kind in structure.kinds:
         if not structure.of_kind(kind)[0].config:
-            yield f"No stock config can say fewer {kind}: the result is saved with a modeling file of its own."
+            yield f"No stock config can express fewer {kind}: the result is saved with its own modeling file."
     if structure.spec.ragged_refusal and any(dimension.tied or dimension.alibi for dimension in structure):
         yield f"All layers keep the same widths: {structure.spec.ragged_refusal}."
     for other in others:
@@ -319,18 +319,18 @@ def _notes(structure: Structure, others: Sequence[Structure]) -> Iterable[str]:
         needs = "".join(f"; {need}" for need in _needs(other, structure))
         if other.spans_blocks:
             yield (
-                f"With --dimensions {kind}, alone: {_group_text(kind, other)}, {first.num_groups:,} in all, "
+                f"With --dimensions {kind} alone: {_group_text(kind, other)}, {first.num_groups:,} in all, "
                 f"{first.parameters_per_group:,} parameters each."
             )
             continue
         yield (
-            f"With --dimensions also {kind}: {_group_text(kind, other)}, {_groups_a_layer(other.dimensions)} a layer, "
+            f"With {kind} in --dimensions: {_group_text(kind, other)}, {_groups_a_layer(other.dimensions)} a layer, "
             f"{first.parameters_per_group:,} parameters each{needs}."
         )
 
 
 def _needs(other: Structure, structure: Structure) -> list[str]:
-    """What comes with pruning a kind that is not pruned unless it is chosen."""
+    """The conditions for pruning a kind that is not pruned by default."""
     from loraprune.structure.kinds import EXCLUSIVE
 
     kind = other.kinds[0]
@@ -342,7 +342,7 @@ def _needs(other: Structure, structure: Structure) -> list[str]:
         if kind in pair and (pair - {kind}) & set(structure.kinds)
     ]
     if not other.dimensions[0].config:
-        found.append("the result is saved with a modeling file of its own")
+        found.append("the result is saved with its own modeling file")
     return found
 
 
@@ -358,7 +358,7 @@ def _range(numbers: Iterable[int]) -> str:
 
 
 def _groups_a_layer(dimensions: Sequence[PrunableDimension]) -> str:
-    """``32``, ``16-64``, or ``8 x 64`` where eight experts have 64 each."""
+    """``32``, ``16-64``, or ``8 x 64`` for eight experts with 64 groups each."""
     strata = {dimension.strata for dimension in dimensions}
     if strata == {1}:
         return _range(dimension.num_groups for dimension in dimensions)

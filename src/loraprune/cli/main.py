@@ -1,4 +1,4 @@
-"""``loraprune``: finds the subcommand and hands over; imports nothing heavy, so that help is instant."""
+"""``loraprune``: finds and runs the subcommand; imports nothing large, so that help is instant."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _GROUPS = {
 }
 
 COMMANDS = {name: text for commands in _GROUPS.values() for name, text in commands.items()}
-"""What each command does, in the order of the help."""
+"""Commands with a short description, in the order of the help."""
 
 IN_PARALLEL = ("prune", "recover", "oneshot", "eval", "compare-criteria")
 """Commands that torchrun and ``accelerate launch`` may start in several processes."""
@@ -59,7 +59,7 @@ loraprune COMMAND --help shows the options of a command.
 
 
 def usage() -> str:
-    """The text of ``loraprune --help``."""
+    """Return the text of ``loraprune --help``."""
     width = max(map(len, COMMANDS))
     groups = (
         f"{title}:\n" + "".join(f"  {name:{width}}  {text}\n" for name, text in commands.items())
@@ -69,20 +69,20 @@ def usage() -> str:
 
 
 def _quiet_optional_libraries() -> None:
-    """Hide what libraries of the extra ``quantization`` say on being imported, which peft does unasked."""
+    """Hide messages of the libraries of the extra ``quantization`` at import; peft imports them by itself."""
     for name in ("torchao", "bitsandbytes", "torch.utils._pytree"):
         logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line; returns the exit code (0 fine, 1 failed, 2 wrong invocation, 130 and 143 stopped)."""
+    """Run a command line; return the exit code (0 success, 1 failure, 2 wrong invocation, 130 and 143 stopped)."""
     if "_ARGCOMPLETE" in os.environ:
         import_module("loraprune.cli.completion").answer_shell()
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     with Stopping(raise_stop) as stopping:
         try:
             code = _run(arguments)
-        except BaseException:  # a library may make something else of what a signal raises while it is imported
+        except BaseException:  # a library may replace the signal's exception while it is imported
             if stopping.number is None:
                 raise
             print("Stopped.", file=sys.stderr)
@@ -102,19 +102,19 @@ def _run(arguments: list[str]) -> int:
         print(f"loraprune {__version__}")
         return 0
     if command not in COMMANDS:
-        from loraprune.options.near import did_you_mean  # late: signals are awaited as soon as this file is imported
+        from loraprune.options.near import did_you_mean  # late: signals are handled once this file is imported
 
         print(
             f"error: there is no command {command!r}; choose one of {', '.join(COMMANDS)}."
-            f"{did_you_mean(command, COMMANDS)} (loraprune --help says what they do)",
+            f"{did_you_mean(command, COMMANDS)} (loraprune --help describes them)",
             file=sys.stderr,
         )
         return 2
     if launched() > 1 and command not in IN_PARALLEL:
         if is_main():
             print(
-                f"error: loraprune {command} works in one process, and {launched()} were started. Start it without the "
-                f"launcher; {', '.join(IN_PARALLEL[:-1])} and {IN_PARALLEL[-1]} can share their work.",
+                f"error: loraprune {command} runs in one process, but {launched()} were started. Start it without the "
+                f"launcher; {', '.join(IN_PARALLEL[:-1])} and {IN_PARALLEL[-1]} can use several processes.",
                 file=sys.stderr,
             )
         return 2
@@ -130,7 +130,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _empty(arguments: Sequence[str]) -> str | None:
-    """What is empty in a command line, as where a variable of the shell has no value; None where nothing is."""
+    """Name the empty argument of a command line, such as an unset shell variable; None if there is none."""
     for before, argument in zip(("", *arguments), arguments, strict=False):
         if argument.startswith("--") and argument.endswith("="):
             return argument[:-1]

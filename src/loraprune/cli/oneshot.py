@@ -1,4 +1,4 @@
-"""``loraprune oneshot``: prune a checkpoint on calibration data, without training."""
+"""``loraprune oneshot``: pruning on calibration data, without training."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ _EXAMPLES = """examples:
 
 
 def oneshot_parser() -> Parser:
-    """The options of the command; nothing has a default."""
+    """Make the parser of the command, without defaults."""
     parser = Parser(
         "loraprune oneshot",
         usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
@@ -150,10 +150,10 @@ def oneshot_command(arguments: Sequence[str]) -> int:
 
 
 def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
-    """Recipe and command line together; the command line wins.
+    """Merge recipe and command line; the command line wins.
 
     Raises:
-        ValueError: an option is unknown, or something that is needed is missing.
+        ValueError: an option is unknown, or a required one is missing.
     """
     given = with_model(vars(parsed(parser, arguments)))
     recipe = read_recipe(given["config"], parser.prog) if "config" in given else {}
@@ -164,7 +164,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     values = recipe | given
     amount = settle_amount(values, given, (*AMOUNTS, "sparsity"))
     if amount not in (None, "ratio", "sparsity"):
-        values["ratio"] = 0.5  # the amount decides
+        values["ratio"] = 0.5  # a placeholder: widths or goals decide
     for name, remedy in (
         ("model", "Name a checkpoint: loraprune oneshot MODEL --data DATA --ratio 0.5 -o OUT."),
         ("output", "Name the folder of the result with -o."),
@@ -208,17 +208,17 @@ def _run(values: dict[str, Any], console: Console, arguments: Sequence[str]) -> 
 
 
 def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, options: RunOptions) -> None:
-    """Make sure, before any work, that the result can be written in the format that was asked for.
+    """Check, before any work, that the result can be written in the requested format.
 
     Raises:
-        ValueError: it is for 2:4 alone, or this machine or the installed packages cannot do it.
+        ValueError: the sparsity is not 2:4, or this machine or the installed packages do not support the format.
     """
     from loraprune.record.replaceable import check_output
 
     if form == "dense":
         return
     if not isinstance(config, SparseConfig) or str(config.pattern) != "2:4":
-        raise ValueError(f"--format {form} is for --sparsity 2:4. Leave it out, or ask for that.")
+        raise ValueError(f"--format {form} needs --sparsity 2:4. Add it, or leave --format out.")
     if options.push_to_hub is not None:
         raise ValueError(
             f"--push-to-hub pushes the dense checkpoint, and --format is {form}. Leave --push-to-hub out, and push the "
@@ -261,7 +261,7 @@ def sparsity_table(matrices: Sequence[MatrixRecord]) -> Table:
 
 
 def show_oneshot_result(console: Console, result: OneshotResult) -> None:
-    """Print the tables, the completions, what to know, and where things are."""
+    """Print the tables, the completions, the notes, and the paths of the result."""
     show_report(console, result.report)
     if result.matrices:
         console.print(sparsity_table(result.matrices))

@@ -1,4 +1,4 @@
-"""Options of commands: declared once, read from a recipe and the command line, with old names and typed numbers."""
+"""Options of commands, for recipes and the command line: declarations, old names, and parsers of values."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ logger = logging.getLogger("loraprune")
 
 @dataclass(frozen=True)
 class Option:
-    """One option.
+    """One option of a command.
 
     Attributes:
-        name: its key in a recipe file; the flag is the same with dashes.
-        target: what it sets: a field of ``run``, of what the command configures, or the ``call`` itself.
-        help: one line.
-        extra: for argparse.
-        field: the field's name where it differs.
-        old: name that the option had before, of :data:`OLD_OPTIONS`.
-        optional: whether a recipe may leave its value open.
+        name: key in a recipe file; the flag is the same with dashes.
+        target: object that the option sets: ``run``, a configuration of the command, or the ``call`` itself.
+        help: one line of help.
+        extra: arguments for argparse.
+        field: name of the field, if it differs.
+        old: old name of the option, in :data:`OLD_OPTIONS`.
+        optional: whether its value in a recipe may be null.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Option:
 
     @property
     def flag(self) -> str:
-        """As typed."""
+        """The flag as typed."""
         return "--" + self.name.replace("_", "-")
 
 
@@ -50,7 +50,7 @@ def option(
     optional: bool = True,
     **extra: Any,
 ) -> Option:
-    """One option; ``extra`` is for argparse."""
+    """Make an option; ``extra`` holds arguments for argparse."""
     return Option(name, target, help, extra, field, old, optional)
 
 
@@ -59,12 +59,12 @@ SWITCH: dict[str, Any] = {"action": argparse.BooleanOptionalAction}
 
 @dataclass(frozen=True)
 class OldOption:
-    """An option under a name that it had before.
+    """An option under its old name.
 
     Attributes:
-        name: the new name.
-        extra: of the old one, for argparse.
-        forward: turns its value into one of the new option.
+        name: new name.
+        extra: arguments of the old option for argparse.
+        forward: conversion of its value to one of the new option.
     """
 
     name: str
@@ -78,16 +78,16 @@ OLD_OPTIONS = {
     "refit_damping": OldOption("damping", {"type": float}),
     "head_rounding": OldOption("head_counts", {"choices": ("config", "any")}),
 }
-"""Options by their old names; they work for one more version, and say what they are called now."""
+"""Options by old name. They work for one more version, with a warning that gives the new name."""
 
 
 def old_names(options: Iterable[Option]) -> set[str]:
-    """Names that options had before."""
+    """Return the old names of options."""
     return {option.old for option in options if option.old is not None}
 
 
 def add_old_options(parser: argparse.ArgumentParser, names: Collection[str]) -> None:
-    """Let a parser understand options under old names; help does not show them."""
+    """Let a parser accept options under old names, hidden from help."""
     for old in sorted(names):
         parser.add_argument(
             f"--{old.replace('_', '-')}",
@@ -99,10 +99,10 @@ def add_old_options(parser: argparse.ArgumentParser, names: Collection[str]) -> 
 
 
 def with_new_names(values: Mapping[str, Any], old_names: Collection[str]) -> dict[str, Any]:
-    """Values of options given under some old names, under the new ones; each old name is warned of.
+    """Rename options given under old names, with a warning for each.
 
     Raises:
-        ValueError: an option was given under both of its names.
+        ValueError: an option was given under both names.
     """
     found = dict(values)
     for old in sorted(found.keys() & set(old_names)):
@@ -111,34 +111,34 @@ def with_new_names(values: Mapping[str, Any], old_names: Collection[str]) -> dic
         if new.name in found:
             raise ValueError(f"{before} is the old name of {now}; give one of them.")
         found[new.name] = new.forward(found.pop(old))
-        logger.warning("%s is now called %s; the old name goes with the next version.", before, now)
+        logger.warning("%s is now called %s; the next version removes the old name.", before, now)
     return found
 
 
 OptionGroups = Mapping[str, Iterable[Option]]
-"""Options by the title of their group."""
+"""Options by title of their group."""
 
 MODEL_HELP = "folder of a checkpoint, Hub name, or demo (the bundled model)"
 
 SHAPES_HELP = "folder of a checkpoint, Hub name, config.json, demo (the bundled model), or a preset such as llama-2-7b"
 
 OF_TRL = "training"
-"""Target of the options that trl's own configuration reads; our parsers know them for help alone."""
+"""Target of the options that trl's configuration reads; our parsers know them for help only."""
 
 
 def by_name(*groups: OptionGroups) -> dict[str, Option]:
-    """The options of groups that are our own, by name."""
+    """Return the options of groups by name, without those that trl reads."""
     every = (option for some in groups for options in some.values() for option in options)
     return {option.name: option for option in every if option.target != OF_TRL}
 
 
 def add_options(parser: argparse.ArgumentParser, groups: OptionGroups, *, training: bool = False) -> None:
-    """Add every option, in its group, without defaults: what was not given must not hide a recipe's value.
+    """Add every option to its group, without defaults, which would hide the values of a recipe.
 
     Args:
-        parser: to add to.
-        groups: options by the title of their group.
-        training: add those that trl reads, too: for help.
+        parser: parser to add to.
+        groups: options by title of their group.
+        training: also add the options that trl reads, for help.
     """
     parser.add_argument("model", nargs="?", default=argparse.SUPPRESS, metavar="MODEL", help=MODEL_HELP)
     for title, options in groups.items():
@@ -157,7 +157,7 @@ def add_option(group: argparse._ActionsContainer, option: Option) -> None:
 
 
 def fields_of(options: Mapping[str, Option], values: Mapping[str, Any], target: str) -> dict[str, Any]:
-    """The given values of one target, by field name."""
+    """Return the given values of one target, by field name."""
     return {
         option.field or name: values[name]
         for name, option in options.items()
@@ -174,7 +174,7 @@ def parameter_count(text: str | int | float) -> int:
     """Read ``4.5B``, ``350M``, ``120k`` or a plain number.
 
     Raises:
-        argparse.ArgumentTypeError: it is none of these.
+        argparse.ArgumentTypeError: ``text`` is none of these.
     """
     if isinstance(text, (int, float)):
         return int(text)
@@ -184,16 +184,16 @@ def parameter_count(text: str | int | float) -> int:
     try:
         return round(float(digits) * _FACTORS[suffix])
     except (ValueError, OverflowError):
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of parameters; write 4.5B, 350M or 120000") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a parameter count; write 4.5B, 350M or 120000") from None
 
 
 def text_or_number(text: str) -> str:
-    """A value that may look like a number in a recipe, too: ``0.5`` or ``2:4``."""
+    """Return text that may be a number in a recipe: ``0.5`` or ``2:4``."""
     return text
 
 
 def names(text: str) -> tuple[str, ...]:
-    """``heads,channels`` as a tuple; spaces do not matter."""
+    """Read ``heads,channels`` as a tuple; spaces do not matter."""
     found = tuple(part.strip() for part in text.split(",") if part.strip())
     if not found:
         raise argparse.ArgumentTypeError(f"{text!r} is an empty list; name at least one, or leave the option out")
@@ -201,19 +201,19 @@ def names(text: str) -> tuple[str, ...]:
 
 
 def numbers(text: str) -> tuple[float, ...]:
-    """``0.1,0.2`` as a tuple.
+    """Read ``0.1,0.2`` as a tuple.
 
     Raises:
-        argparse.ArgumentTypeError: a part is no number.
+        argparse.ArgumentTypeError: a part is not a number.
     """
     try:
         return tuple(float(part) for part in names(text))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no list of numbers; write it like 0.1,0.2,0.5") from None
+        raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers; write it like 0.1,0.2,0.5") from None
 
 
 def indices(text: str) -> tuple[int | str, ...]:
-    """``0,1,-1`` as a tuple; ``4-7`` stands for 4 to 7, and a share such as ``10%`` stays as it is.
+    """Read ``0,1,-1`` as a tuple; ``4-7`` stands for 4 to 7, and a share such as ``10%`` stays text.
 
     Raises:
         argparse.ArgumentTypeError: a part is none of these.
@@ -221,7 +221,9 @@ def indices(text: str) -> tuple[int | str, ...]:
     found: list[int | str] = []
     for part in names(text):
         if re.search(r"\d{6}", part):
-            raise argparse.ArgumentTypeError(f"{part!r} names a layer that no model has; count from 0, or from -1 back")
+            raise argparse.ArgumentTypeError(
+                f"{part!r} is a layer that no model has; count from 0, or backwards from -1"
+            )
         span = re.fullmatch(r"(\d+)-(\d+)", part)
         if span is not None and int(span[1]) <= int(span[2]):
             found += range(int(span[1]), int(span[2]) + 1)
@@ -230,5 +232,5 @@ def indices(text: str) -> tuple[int | str, ...]:
         elif re.fullmatch(r"\d+(\.\d+)?%", part):
             found.append(part)
         else:
-            raise argparse.ArgumentTypeError(f"{text!r} is no list of layers; write it like 0,1,-1 or 0-3 or 10%")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of layers; write it like 0,1,-1 or 0-3 or 10%")
     return tuple(found)

@@ -1,4 +1,4 @@
-"""Command lines as parsers read them, and what is said of those that they do not understand."""
+"""Parsing of command lines, with error messages that suggest a remedy."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from loraprune.options.near import near_names
 
 
 class ArgumentError(Exception):
-    """Carries a parser's complaint."""
+    """An error of a parser, with its message."""
 
 
 class Parser(argparse.ArgumentParser):
-    """A parser whose help starts with what is used most, and whose complaints can be put in our words.
+    """A parser with two levels of help, which raises errors instead of ending the process.
 
     Args:
-        prog: the words that call the command.
-        usage: the shortest way to call it.
-        description: what it does.
+        prog: words that call the command.
+        usage: shortest call.
+        description: description of the command.
         epilog: examples, printed last.
 
     Attributes:
@@ -51,11 +51,11 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--help-all", action=_HelpAll, nargs=0, default=argparse.SUPPRESS, help=argparse.SUPPRESS)
 
     def error(self, message: str) -> NoReturn:
-        """Complain."""
+        """Raise the message as an error."""
         raise ArgumentError(message)
 
     def format_help(self) -> str:
-        """The help page: without the rare groups, and with a last line that says how to see them."""
+        """Return the help page without the rare groups; its last line says how to see them."""
         groups = self._action_groups
         hidden = [group for group in groups if group.title in self.rare and not self._everything]
         self._action_groups = [group for group in groups if group not in hidden]
@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
 
 
 class _HelpAll(argparse.Action):
-    """``--help-all``: help with the rare groups, too."""
+    """``--help-all``: help with the rare groups."""
 
     def __call__(self, parser: argparse.ArgumentParser, *rest: object) -> NoReturn:
         assert isinstance(parser, Parser)
@@ -83,20 +83,20 @@ class _HelpAll(argparse.Action):
 
 
 def fill_paragraphs(text: str) -> str:
-    """A text whose paragraphs are lines of the width of a help page."""
+    """Wrap the paragraphs of a text to the width of a help page."""
     return "\n\n".join(textwrap.fill(" ".join(part.split()), page_width()) for part in text.split("\n\n"))
 
 
 def help_shown(parser: Parser, arguments: Sequence[str], *, needs_arguments: bool = True) -> int | None:
-    """Answer a command line that asks for help, or that is empty.
+    """Show help if the command line asks for it or is empty.
 
     Args:
-        parser: of the command.
-        arguments: the command line after the command.
-        needs_arguments: whether the command does nothing without any.
+        parser: parser of the command.
+        arguments: command line after the command.
+        needs_arguments: whether the command needs arguments.
 
     Returns:
-        The exit code; None where the command is to run.
+        The exit code; None if the command has to run.
     """
     if "--help-all" in arguments:
         parser.print_full_help()
@@ -112,16 +112,16 @@ def help_shown(parser: Parser, arguments: Sequence[str], *, needs_arguments: boo
 
 
 def with_dashes(argument: str) -> str:
-    """``--lora_r`` as ``--lora-r``: training options are understood both ways, and so are ours."""
+    """Return ``--lora_r`` as ``--lora-r``: options may be written both ways."""
     name, equals, value = argument.partition("=")
     return name.replace("_", "-") + equals + value if name.startswith("--") else argument
 
 
 def parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
-    """What a command line says.
+    """Parse a command line.
 
     Raises:
-        ValueError: the parser does not understand it; the message says what comes nearest.
+        ValueError: the command line is not valid; the message suggests the nearest option.
     """
     arguments = [with_dashes(argument) for argument in arguments]
     flags = flags_of(parser)
@@ -133,17 +133,17 @@ def parsed(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def models_in(arguments: Sequence[str]) -> Sequence[str]:
-    """What stands before the options of a command line: the names of models."""
+    """Return the words before the options of a command line, which name models."""
     return tuple(itertools.takewhile(lambda word: not word.startswith("-"), arguments))
 
 
 def flags_of(parser: argparse.ArgumentParser) -> list[str]:
-    """The long options of a parser, as typed."""
+    """Return the long options of a parser, as typed."""
     return [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
 
 
 def check_dashes(arguments: Iterable[str], flags: Sequence[str]) -> None:
-    """Refuse long options with one dash: ``-overwrite`` would be read as ``-o verwrite``.
+    """Reject long options with one dash: the parser would read ``-overwrite`` as ``-o verwrite``.
 
     Raises:
         ArgumentError: there is one.
@@ -151,24 +151,24 @@ def check_dashes(arguments: Iterable[str], flags: Sequence[str]) -> None:
     for argument in arguments:
         name = argument.partition("=")[0]
         if not name.startswith("--") and len(name) > 2 and f"-{name}" in flags:
-            raise ArgumentError(f"{name} has one dash; say -{name}")
+            raise ArgumentError(f"{name} has one dash; write -{name}")
 
 
 def complaint(message: str, prog: str, flags: Sequence[str], usage: str | None = None) -> str:
-    """A parser's complaint with what helps: the option that comes nearest, or the command that has it.
+    """Return a parser's message with a remedy: the nearest option, or the command that has it.
 
     Args:
-        message: of the parser.
-        prog: the words that call the command.
-        flags: its options.
-        usage: the shortest way to call it.
+        message: message of the parser.
+        prog: words that call the command.
+        flags: options of the command.
+        usage: shortest call.
     """
     hint = f"; {usage}" if usage is not None and "arguments are required" in message else suggestion(message, flags)
     return f"{message}{hint} ({prog} --help lists the options)"
 
 
 def suggestion(message: str, flags: Sequence[str]) -> str:
-    """What to say of an option that a parser does not know."""
+    """Return a suggestion for an unknown option or choice, as the end of a message."""
     choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
     if choice is not None:
         near = near_names(choice[1], [name.strip("' ") for name in choice[2].split(",")])
@@ -188,7 +188,7 @@ def suggestion(message: str, flags: Sequence[str]) -> str:
 
 
 def owners_of(flag: str) -> str:
-    """The commands that have an option, in words; empty where none has it."""
+    """Return a sentence with the commands that have an option; empty if none has it."""
     from loraprune.cli.main import COMMANDS
 
     owners = [command for command in COMMANDS if flag in flags_of(parser_of(command))]
@@ -199,7 +199,7 @@ def owners_of(flag: str) -> str:
 
 
 def parser_of(command: str) -> Parser:
-    """The parser of a command, as its help shows it."""
+    """Return the parser of a command that shows its help."""
     name = command.replace("-", "_")
     parser: Parser = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_parser")()
     return parser

@@ -1,4 +1,4 @@
-"""``loraprune plan``: what pruning a model will give and take, before any weight is loaded."""
+"""``loraprune plan``: estimates of size, memory and time of a pruned model, without loading weights."""
 
 from __future__ import annotations
 
@@ -40,21 +40,21 @@ if TYPE_CHECKING:
 
 PRUNING = ("criterion", "taylor_form", "lora_form", "group_reduction", "offload_grads", "allocation", "widths",
            "dimensions", "keep_layers", "repair", "calibration_sequences", "channel_multiple", "cuts")  # fmt: skip
-"""Options that go to the pruning configuration under their own names."""
+"""Options of the pruning configuration, under the same names."""
 
 _OLD = ("refit",)
-"""Old names of options, of those in :data:`~loraprune.cli.options.OLD_OPTIONS`."""
+"""Old names of options, from :data:`~loraprune.cli.options.OLD_OPTIONS`."""
 
 _MAIN = ("criterion", "dimensions", "keep_layers", "allocation", "repair", "calibration_sequences")
-"""Those of them that most runs set."""
+"""Options in ``PRUNING`` that most runs set."""
 
 RUN = ("target_params", "target_size", "target_kv_cache", "max_length", "gradient_accumulation_steps",
        "gradient_checkpointing", "dtype", "bf16", "device", "batch_size", "distill")  # fmt: skip
-"""The same for the run."""
+"""Options of the run, under the same names."""
 
 
 def plan_parser() -> Parser:
-    """The options of the command; those of ``loraprune prune`` have the same names and mean the same."""
+    """Make the parser of the command. Options of ``loraprune prune`` have the same names and meaning."""
     parser = Parser(
         "loraprune plan",
         usage="loraprune plan MODEL [options]",
@@ -99,7 +99,7 @@ def plan_parser() -> Parser:
 
 
 def _plain(name: str) -> str:
-    """The help of an option of ``loraprune prune`` without its default."""
+    """The help of an option of ``loraprune prune``, without its default."""
     return PRUNE_OPTIONS[name].help.partition(" (default")[0]
 
 
@@ -129,7 +129,7 @@ def _run(options: argparse.Namespace) -> int:
     vars(options).update(with_new_names(given, _OLD))
     settle_amount(given, given)
     if options.output is not None and not options.output.parent.is_dir():
-        raise ValueError(f"The folder of {options.output} does not exist. Make it, or name another file.")
+        raise ValueError(f"The folder of {options.output} does not exist. Create it, or name another file.")
     if options.output is not None:
         check_file(
             options.output,
@@ -178,7 +178,7 @@ def _values(estimates: Sequence[Estimate], scalings: Sequence[Scaling]) -> list[
 
 
 def _settings(options: argparse.Namespace) -> Any:
-    """The run that was asked about."""
+    """The configuration of the planned run."""
     from loraprune.measure.estimation.config import EstimateConfig
     from loraprune.pruning.config import PruningConfig
     from loraprune.tasks.options import LoraOptions
@@ -190,7 +190,7 @@ def _settings(options: argparse.Namespace) -> Any:
     for ratio in ratios:
         if not 0.0 < ratio < 1.0:
             raise ValueError(
-                f"--ratio is {ratio:g}; it must lie between 0 and 1: the share of prunable weights that goes."
+                f"--ratio is {ratio:g}; it must lie between 0 and 1: the share of prunable weights to remove."
             )
     pruning = {name: given[name] for name in PRUNING if name in given}
     lora = {"r": given.get("lora_r"), "target_modules": given.get("lora_target_modules")}
@@ -202,20 +202,20 @@ def _settings(options: argparse.Namespace) -> Any:
     )
 
 
-# An estimate on one screen: the model before and after, memory by part, and which GPUs it fits.
+# The estimate as tables: model before and after, memory by part, and GPUs.
 
 _GIB = 1024**3
 _KINDS = {"heads": "KV heads", "query_heads": "query heads", "channels": "FFN channels", "hidden": "hidden size"}
 
 
 def _show(console: Console, estimates: Sequence[Estimate], scalings: Sequence[Scaling]) -> None:
-    """Print estimates of one model, one ratio after the other; what is the same is said once."""
+    """Print estimates of one model for all ratios."""
     first = estimates[0]
     print_line(console, _headline(first))
     if scalings:
         several = scalings[0]
         each = f"{several.nodes} nodes of {several.gpus} GPUs" if several.nodes > 1 else f"{several.gpus} GPUs"
-        print_line(console, f"On {each}: {several.tokens:,} tokens a step, all GPUs together.")
+        print_line(console, f"On {each}: {several.tokens:,} tokens a step on all GPUs together.")
     console.print(_sizes(estimates))
     if scalings:
         show_memory_and_gpus(console, scalings[0], first.before.file_bytes)
@@ -279,10 +279,10 @@ def _memory(estimates: Sequence[Estimate]) -> Table:
     for label, name in (
         ("weights of the base", "weights"),
         ("adapter, gradients, optimizer", "adapter"),
-        ("activations that wait", "activations"),
+        ("saved activations", "activations"),
         ("loss, backward pass of a block", "temporary"),
         ("criterion", "criterion"),
-        ("dense model that is followed", "teacher"),
+        ("teacher (dense model)", "teacher"),
         ("peak of a step", "step"),
     ):
         if name == "teacher" and not any(memory.teacher for memory in memories):
@@ -310,13 +310,13 @@ def _gpus(estimate: Estimate) -> Table:
 
 
 def _remedies(estimate: Estimate) -> Iterator[str]:
-    """With what the run fits where it does not, cards that want the same together."""
+    """Lines with the options that make the run fit, GPUs with the same options together."""
     by_remedy: dict[str | None, list[str]] = {}
     for fit in estimate.gpus:
         if not fit.fits:
             by_remedy.setdefault(fit.remedy, []).append(fit.gpu)
     for remedy, gpus in reversed(by_remedy.items()):
-        how = "Nothing that was tried makes it fit" if remedy is None else f"It fits with {remedy}"
+        how = "No tried option makes it fit" if remedy is None else f"It fits with {remedy}"
         yield f"{how}: {', '.join(gpus)}."
 
 
@@ -325,12 +325,12 @@ def _lines(estimates: Sequence[Estimate]) -> Iterator[str]:
 
     first = estimates[0]
     if any(abs(found.ratio - found.asked) > 0.0005 for found in estimates):
-        yield "Ratios differ from those asked for, since head counts and FFN widths come in steps."
+        yield "Ratios differ from the requested ones, because head counts and FFN widths come in steps."
     yield from dict.fromkeys(note for found in estimates for note in found.notes)
     if any(fit.dtype != first.settings["dtype"] for fit in first.gpus):
-        yield "* No bfloat16: it would train in 32 bits."
+        yield "* Without bfloat16, this GPU trains in 32 bits."
     yield (
-        f"Estimates. Memory in GiB; a GPU has what its driver reports, less {CONTEXT:g} GiB for CUDA and "
-        f"{percent(FRAGMENTED)} for fragmentation; rows are full. Times assume {percent(UTILIZATION)} of the peak and "
-        "were not measured. docs/planning.md says more."
+        f"Estimates for full rows. Memory is in GiB; a GPU has what its driver reports, minus {CONTEXT:g} GiB for CUDA "
+        f"and {percent(FRAGMENTED)} for fragmentation. Times assume {percent(UTILIZATION)} of the peak and were not "
+        "measured. See docs/planning.md."
     )

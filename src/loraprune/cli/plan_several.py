@@ -1,4 +1,4 @@
-"""What ``loraprune plan`` says of a run on several GPUs: its options, and its tables."""
+"""Options and tables of ``loraprune plan`` for a run on several GPUs."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: dict[str, Callable[[str], Any]] = {"int": int, "str | None": str, "float
 
 
 def add_cluster_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how many GPUs share the run."""
+    """Add the options that describe the GPUs of the run."""
     group = parser.add_argument_group("several GPUs")
     for field in fields(ClusterConfig):
         rule = rule_of(field)
@@ -41,16 +41,22 @@ def add_cluster_options(parser: argparse.ArgumentParser) -> None:
 
 
 def cluster_of(given: Mapping[str, Any]) -> ClusterConfig:
-    """The GPUs that the options name.
+    """Make the configuration of the GPUs from the options.
 
     Raises:
-        ValueError: there are no such GPUs.
+        ValueError: a value is not valid.
     """
     return ClusterConfig(**{field.name: given[field.name] for field in fields(ClusterConfig) if field.name in given})
 
 
 def show_memory_and_gpus(console: Console, scaling: Scaling, weights: int) -> None:
-    """Print what each GPU holds and sends, and which kinds of GPUs the run fits; ``weights`` are bytes of the model."""
+    """Print memory and traffic of each GPU, and the kinds of GPUs that the run fits.
+
+    Args:
+        console: console to print to.
+        scaling: estimate for several GPUs.
+        weights: size of the model's weights in bytes.
+    """
     strategies = {
         kind.fit.strategy: kind.fit for kind in scaling.kinds if kind.fit.dtype == scaling.kinds[-1].fit.dtype
     }
@@ -80,14 +86,14 @@ def _gib(value: float) -> str:
 def _memory(fits: Sequence[ClusterFit]) -> Table:
     table = plain_table("memory of a step on each GPU, GiB", *(fit.strategy for fit in fits))
     for label, name in (
-        ("weights of the base that it keeps", "base"),
-        ("weights that are gathered for a while", "gathered"),
+        ("weights of the base, its own part", "base"),
+        ("weights of the base, gathered", "gathered"),
         ("adapter, gradients, optimizer", "adapter"),
-        ("copy in which gradients are averaged", "averaging"),
-        ("activations that wait", "activations"),
+        ("copy for averaging gradients", "averaging"),
+        ("saved activations", "activations"),
         ("loss, backward pass of a block", "temporary"),
         ("criterion", "criterion"),
-        ("dense model that is followed", "teacher"),
+        ("teacher (dense model)", "teacher"),
         ("peak of a step", "step"),
         ("peak of the first cut, with refit", "cut"),
     ):
@@ -101,10 +107,10 @@ def _memory(fits: Sequence[ClusterFit]) -> Table:
 def _traffic(fits: Sequence[ClusterFit]) -> Table:
     table = plain_table("what each GPU sends in a step", *(fit.strategy for fit in fits))
     for label, name in (
-        ("to gather the base, forwards and backwards", "base"),
-        ("to average gradients of the adapter", "gradients"),
-        ("to add up what the criterion has seen", "evidence"),
-        ("all", "total"),
+        ("weights of the base, both passes", "base"),
+        ("gradients of the adapter", "gradients"),
+        ("evidence of the criterion", "evidence"),
+        ("total", "total"),
     ):
         table.add_row(
             label, *(_bytes(getattr(fit.traffic, name)) for fit in fits), style="bold" if name == "total" else None
@@ -139,7 +145,7 @@ def _speeds(fits: Sequence[ClusterFit]) -> Table:
 
 
 def _grouped(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
-    """Sentences with the GPUs that they are true of, those of the same sentence together."""
+    """Sentences, each followed by the GPUs that it applies to."""
     names = defaultdict(list)
     for sentence, gpu in pairs:
         names[sentence].append(gpu)
@@ -147,19 +153,19 @@ def _grouped(pairs: Iterator[tuple[str, str]]) -> Iterator[str]:
 
 
 def _reasons(kinds: Sequence[GpuScaling]) -> Iterator[str]:
-    """Why each strategy, and what would make the run fit."""
-    yield from _grouped((f"{kind.fit.strategy}, since {kind.fit.reason}", kind.fit.gpu) for kind in kinds)
+    """Reasons for each strategy, and remedies if the run does not fit."""
+    yield from _grouped((f"{kind.fit.strategy} ({kind.fit.reason})", kind.fit.gpu) for kind in kinds)
     yield from _grouped((_way_out(kind), kind.fit.gpu) for kind in kinds if not kind.fit.fits)
 
 
 def _way_out(kind: GpuScaling) -> str:
     ways = [] if kind.fits_from is None else [f"from {kind.fits_from:,} GPUs"]
     ways += [] if kind.remedy is None else [f"with {kind.remedy}"]
-    return f"It fits {', or '.join(ways)}" if ways else "Neither more GPUs nor an option that was tried makes it fit"
+    return f"It fits {', or '.join(ways)}" if ways else "Neither more GPUs nor a tried option makes it fit"
 
 
 def _limits(fits: Sequence[ClusterFit]) -> Iterator[str]:
-    """How far the run scales."""
+    """Limits of scaling."""
     yield from _grouped((_limit(fit), fit.gpu) for fit in fits)
     yield from _grouped(
         (f"With {fit.least_tokens:,.0f} tokens a micro-batch, sending would take as long as computing", fit.gpu)
@@ -172,7 +178,7 @@ def _limit(fit: ClusterFit) -> str:
     from loraprune.measure.estimation.several_gpus import MOST_GPUS
 
     if fit.outgrown_at is None:
-        return f"Computing takes longer than sending up to {MOST_GPUS:,} GPUs at least"
+        return f"Computing takes longer than sending up to at least {MOST_GPUS:,} GPUs"
     return f"Sending takes longer than computing from {fit.outgrown_at:,} GPUs"
 
 
@@ -193,7 +199,7 @@ def _assumptions() -> Iterator[str]:
     from loraprune.measure.estimation.several_gpus import COMMUNICATOR
 
     yield (
-        f"Sending assumes {percent(COLLECTIVE_SHARE)} of the bandwidths of data sheets (or of --node-bandwidth and "
-        f"--network-bandwidth) and rings of NCCL, whose buffers take {COMMUNICATOR:g} GiB. fsdp2 gathers a block while "
-        "the one before it is computed. Nothing was measured on several GPUs. docs/scaling.md says more."
+        f"Sending assumes {percent(COLLECTIVE_SHARE)} of the bandwidths in data sheets (or of --node-bandwidth and "
+        f"--network-bandwidth) and NCCL rings, whose buffers take {COMMUNICATOR:g} GiB. fsdp2 gathers a block while "
+        "it computes the one before. Nothing was measured on several GPUs. See docs/scaling.md."
     )

@@ -1,4 +1,4 @@
-"""``loraprune prune``: prune a checkpoint while LoRA tunes it."""
+"""``loraprune prune``: pruning during LoRA fine-tuning."""
 
 from __future__ import annotations
 
@@ -32,8 +32,6 @@ from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.importance.configs import Compresso, Pst
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions, RunOptions
-
-# The options of ``loraprune prune`` that are not training options, declared once and grouped as they are used.
 
 _SHORT = {
     "load_in_8bit": "quantize the base model to 8 bits with bitsandbytes during the run",
@@ -95,17 +93,17 @@ SHORT_FORMS = {"load_in_8bit": "bnb-8bit", "load_in_4bit": "bnb-4bit"}
 
 
 def settle_quantization(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Turn the short forms into the quantization that they stand for; those of the command line win.
+    """Replace the short forms by the quantization that they stand for; the command line wins.
 
     Raises:
-        ValueError: two different ones were given in the same place.
+        ValueError: two different quantizations were given in the same place.
     """
     for place in (given, values):
         short = {full for name, full in SHORT_FORMS.items() if place.get(name)}
         found = short | ({place["quantization"]} if place.get("quantization") else set())
         if len(found) > 1:
             raise ValueError(
-                f"The base is quantized in one way only, and {' and '.join(sorted(found))} were given. Leave one out."
+                f"Only one quantization is possible, but {' and '.join(sorted(found))} were given. Leave one out."
             )
         if found:
             values["quantization"] = found.pop()
@@ -115,31 +113,31 @@ def settle_quantization(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 NOT_OF_ZEROS = {
-    "cuts": "--cut-every says how many steps lie between two masks",
-    "repair": "no group goes that a layer could make up for",
-    "latency": "shapes stay, and plain inference is no faster",
+    "cuts": "--cut-every sets the number of steps between two masks",
+    "repair": "no group is removed",
+    "latency": "shapes stay the same, and plain inference is no faster",
 }
-"""Options that can do nothing where single weights become zero, and why."""
+"""Options without effect if single weights become zero, with the reason."""
 
 
 def _check_unstructured(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Refuse what the command line asks for and the criterion ``pst`` does not do.
+    """Reject options on the command line that the criterion ``pst`` does not support.
 
     Raises:
-        ValueError: something of that was given.
+        ValueError: such an option was given.
     """
     if values.get("criterion") != "pst":
         return
     for name, why in NOT_OF_ZEROS.items():
         if given.get(name) and given[name] != "none":
-            raise ValueError(f"--{name} is nothing for the criterion 'pst': {why}. Leave it out.")
+            raise ValueError(f"--{name} does not apply to the criterion 'pst': {why}. Leave it out.")
 
 
 def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
-    """Let one way to say how much goes replace the other one in a recipe.
+    """Resolve options that exclude each other; the command line replaces a recipe's choice.
 
     Raises:
-        ValueError: both were given in the same place.
+        ValueError: two such options were given in the same place, or one does not apply to the criterion.
     """
     settle_amount(values, given)
     settle_quantization(values, given)
@@ -147,10 +145,10 @@ def _settle(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 
 def _configured(values: dict[str, Any]) -> tuple[PruningConfig, LoraOptions, RunOptions]:
-    """What was asked for, checked.
+    """Make the configurations.
 
     Raises:
-        ValueError: a value is none that an option takes, or options do not go together.
+        ValueError: a value is not valid, or options exclude each other.
     """
     pruning = fields_of(PRUNE_OPTIONS, values, "pruning")
     if pruning.get("ratio") == 0.0:

@@ -1,4 +1,4 @@
-"""``loraprune push``: a finished result to the hub."""
+"""``loraprune push``: upload of a finished result to the Hub."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def push_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune push",
         usage="loraprune push OUT NAME [options]",
@@ -31,7 +31,7 @@ def push_parser() -> Parser:
 
 
 def add_target(group: argparse._ArgumentGroup) -> None:
-    """What can be said of a repository on the hub beside its name."""
+    """Add the options of a repository on the Hub, other than its name."""
     group.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
@@ -52,10 +52,10 @@ def push_command(arguments: Sequence[str]) -> int:
 
 
 def target_of(options: argparse.Namespace) -> HubTarget:
-    """The repository that was named, once it is sure that a push can work.
+    """Return the target repository after checks that a push can work.
 
     Raises:
-        ValueError: it cannot.
+        ValueError: a push cannot work.
     """
     from loraprune.checkpoint.publish import HubTarget
 
@@ -65,15 +65,15 @@ def target_of(options: argparse.Namespace) -> HubTarget:
 
 
 def push_now(target: HubTarget, path: Path, card: Path | None = None) -> None:
-    """Push, and print where it went.
+    """Push, and print the address.
 
     Args:
-        target: to push to.
-        path: a folder or a file.
-        card: of the checkpoint that a file was made from; None is the one beside it.
+        target: repository to push to.
+        path: folder or file to push.
+        card: card of the checkpoint that a file was made from; None takes the one beside the file.
 
     Raises:
-        WriteError: the hub did not take it; the message says how to push again.
+        WriteError: the push failed; the message says how to push again.
     """
     from loraprune.record.places import WriteError
 
@@ -81,7 +81,7 @@ def push_now(target: HubTarget, path: Path, card: Path | None = None) -> None:
         address = target.push(path, card=card)
     except WriteError as error:
         raise WriteError(f"{error} Push it again: {target.command(path)}") from error
-    print_line(results_console(), f"On the hub: {address}")
+    print_line(results_console(), f"On the Hub: {address}")
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -89,6 +89,6 @@ def _run(options: argparse.Namespace) -> int:
     if not path.exists():
         raise ValueError(f"{path} does not exist. Name the folder or the file of a result.")
     if path.is_dir() and not any((path / name).is_file() for name in ("config.json", "semi_structured.json")):
-        raise ValueError(f"{path} holds no model: there is no config.json. Name the folder of a result.")
+        raise ValueError(f"{path} holds no model: it has no config.json. Name the folder of a result.")
     push_now(target_of(options), path)
     return 0

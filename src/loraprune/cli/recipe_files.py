@@ -1,4 +1,4 @@
-"""Recipes: YAML files of options, read with the same care as a command line."""
+"""Recipes: YAML files of options, checked like a command line."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from loraprune.options.near import did_you_mean
 from loraprune.record.replaceable import check_apart
 
 _LARGEST = 1 << 20
-"""Bytes that a recipe may have: a file of options is small, and a device has no end."""
+"""Maximum size of a recipe in bytes: reading a device might never end."""
 
 
 def published() -> dict[str, Path]:
-    """The recipes that the package brings, by name: the methods of the field with their published settings."""
+    """Return the bundled recipes by name: published methods with their settings."""
     folder = Path(__file__).parent.parent / "recipes" / "published"
     return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
 
 
 def command_of(recipe: str) -> str:
-    """The command that a published recipe is for: its first line shows the call."""
+    """Return the command of a published recipe, which its first line shows."""
     found = re.search(r"`(loraprune [a-z-]+) MODEL", recipe)
     assert found is not None
     return found[1]
 
 
 class _Loader(yaml.SafeLoader):
-    """Plain values, each key once."""
+    """Loads plain values, and rejects repeated keys."""
 
     def resolve(self, kind: Any, value: Any, implicit: Any) -> Any:
-        # To YAML, an unquoted 2:4 is a number to the base of sixty.
+        # YAML reads an unquoted 2:4 as a base-60 number.
         is_pattern = kind is yaml.ScalarNode and re.fullmatch(r"\d+:\d+", value)
         resolver: Any = super()
         return "tag:yaml.org,2002:str" if is_pattern else resolver.resolve(kind, value, implicit)
 
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Refuse aliases of lists and mappings: a few lines of them stand for more than memory holds."""
+        """Reject aliases of lists and mappings: a few lines of them can expand to more than memory holds."""
         is_alias = self.check_event(yaml.AliasEvent)
         node = super().compose_node(parent, index)
         if is_alias and not isinstance(node, yaml.ScalarNode):
@@ -52,7 +52,7 @@ class _Loader(yaml.SafeLoader):
         return node
 
     def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-        """Refuse a key that is there twice, of which YAML would drop one."""
+        """Reject a repeated key, of which YAML would drop one."""
         keys = [str(key.value).replace("-", "_") for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         for key in keys:
             if keys.count(key) > 1:
@@ -61,14 +61,15 @@ class _Loader(yaml.SafeLoader):
 
 
 def read_recipe(path: Path, command: str) -> dict[str, Any]:
-    """Read a YAML recipe: a file, or one of the package's by its name.
+    """Read a YAML recipe: a file, or a bundled recipe by name.
 
     Args:
-        path: of the file, or a name.
-        command: that it is read for, as typed: ``"loraprune prune"``.
+        path: path of the file, or a name.
+        command: command that reads it, as typed: ``"loraprune prune"``.
 
     Raises:
-        ValueError: it cannot be read, is no mapping, is for another command, or would let code of others run.
+        ValueError: the recipe cannot be read, is not a mapping, is for another command, or contains an option that
+            recipes may not set.
     """
     try:
         is_ours = not path.exists() and str(path) in published()
@@ -76,46 +77,48 @@ def read_recipe(path: Path, command: str) -> dict[str, Any]:
         values = yaml.load(text, _Loader)
     except FileNotFoundError:
         names = ", ".join(published())
-        raise ValueError(f"The recipe {path} does not exist. Published ones go by their names: {names}.") from None
+        raise ValueError(f"The recipe {path} does not exist. Names of published recipes: {names}.") from None
     except RecursionError:
-        raise ValueError(f"The recipe {path} nests too deeply: it is a mapping of option names to values.") from None
+        raise ValueError(f"The recipe {path} is nested too deeply. Write option names with plain values.") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise ValueError(f"The recipe {path} cannot be read: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
-        raise ValueError(f"The recipe {path} is no mapping of option names to values, such as `ratio: 0.5`.")
+        raise ValueError(f"The recipe {path} must be a mapping of option names to values, such as `ratio: 0.5`.")
     if is_ours and command_of(text) != command:
-        raise ValueError(f"The recipe {path} is for {command_of(text)}, not for {command}. Use that, or another one.")
+        raise ValueError(
+            f"The recipe {path} is for {command_of(text)}, not for {command}. Use that command, or another recipe."
+        )
     found = {str(key).replace("-", "_"): value for key, value in values.items()}
     if "trust_remote_code" in found:
         raise ValueError(
             f"The recipe {path} holds trust_remote_code, which lets a checkpoint run code here. Only the command line "
-            "may say that: --trust-remote-code."
+            "can set it: --trust-remote-code."
         )
     if "config" in found:
-        raise ValueError(f"The recipe {path} holds config, and a recipe reads no other one. Write its values out.")
+        raise ValueError(f"The recipe {path} holds config, but a recipe cannot read another one. Write the values out.")
     return found
 
 
 def _text_of(path: Path) -> str:
-    """The text of a recipe; shells hand over the output of a command as a file below /dev.
+    """The text of a recipe. Files below /dev are allowed, because shells pass the output of a command that way.
 
     Raises:
-        ValueError: it is no file, too large, or no text in UTF-8.
+        ValueError: ``path`` is not a file, is too large, or is not UTF-8 text.
     """
     if path.exists() and not path.is_file() and (path.is_dir() or not path.is_relative_to("/dev")):
-        raise ValueError("it is no file. Name a YAML file.")
+        raise ValueError("it is not a file. Name a YAML file.")
     with path.open("rb") as file:
         found = file.read(_LARGEST + 1)
     if len(found) > _LARGEST:
-        raise ValueError(f"it has more than {_LARGEST} bytes, which no file of options has. Name a YAML file.")
+        raise ValueError(f"it has more than {_LARGEST} bytes, too many for a recipe. Name a YAML file.")
     try:
         return found.decode("utf-8")
     except UnicodeDecodeError:
-        raise ValueError("it is no text in UTF-8. Save it as UTF-8, or name another file.") from None
+        raise ValueError("it is not UTF-8 text. Save it as UTF-8, or name another file.") from None
 
 
 LISTS = {"report_to", "optim_target_modules"}
-"""Training options that take one text or a list of them; the parser knows the text alone."""
+"""Training options that take one text or a list; the parser knows only the text."""
 
 
 def typed(
@@ -125,17 +128,17 @@ def typed(
     own: Mapping[str, Option],
     training: Mapping[str, Field[Any]] | None = None,
 ) -> Any:
-    """A recipe's value as the command line would have read it: to YAML, 1e-4 is text.
+    """Convert a recipe's value as the command line does; YAML reads 1e-4 as text.
 
     Args:
-        name: of the option.
-        value: as YAML has it.
-        parser: of the command.
+        name: name of the option.
+        value: value from YAML.
+        parser: parser of the command.
         own: our options, by name.
         training: fields of the training arguments, by name.
 
     Raises:
-        ValueError: the command line would have refused it.
+        ValueError: the command line would reject the value.
     """
     training = training or {}
 
@@ -155,7 +158,7 @@ def typed(
         return value if isinstance(value, bool) else refuse("; it must be true or false.")
     if isinstance(value, list):
         if any(isinstance(item, (list, dict, bool)) or item is None for item in value):
-            refuse("; a list holds plain values only.")
+            refuse("; a list must hold only plain values.")
         if name in LISTS:
             return value
         takes_text = action is not None and action.nargs is None and action.type in (names, indices, numbers)
@@ -179,7 +182,7 @@ def typed(
 
 
 def _read(parser: Any, action: argparse.Action, value: object) -> Any:
-    """A value as the parser reads it from a command line."""
+    """Read a value as the parser does on a command line."""
     try:
         found = parser._get_value(action, str(value))
         parser._check_value(action, found)
@@ -189,7 +192,7 @@ def _read(parser: Any, action: argparse.Action, value: object) -> Any:
 
 
 def check_recipe_stays(values: Mapping[str, Any]) -> None:
-    """Make sure that the result does not take the place of the recipe or of the description that the command reads.
+    """Check that the result does not overwrite the recipe or the description that the command reads.
 
     Raises:
         ValueError: it would.
@@ -199,10 +202,10 @@ def check_recipe_stays(values: Mapping[str, Any]) -> None:
 
 
 def check_known(recipe: Iterable[str], known: Collection[str]) -> None:
-    """Make sure that a recipe names options only.
+    """Check that a recipe contains only known options.
 
     Raises:
-        ValueError: a name is unknown; the nearest known one is suggested, or the command that has it.
+        ValueError: an option is unknown; the message suggests the nearest one, or the command that has it.
     """
     for name in recipe:
         if name not in known:

@@ -1,4 +1,4 @@
-"""``loraprune recover``: tune a pruned or sparse checkpoint, of which zeros stay zero."""
+"""``loraprune recover``: tuning of a pruned or sparse checkpoint; zeros stay zero."""
 
 from __future__ import annotations
 
@@ -29,8 +29,6 @@ from loraprune.cli.shared_options import (
 from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.pruning.config import PruningConfig
 from loraprune.tasks.options import LoraOptions, RunOptions
-
-# The options of ``loraprune recover`` that are not training options, declared once and grouped as they are used.
 
 _GROUPS: OptionGroups = {
     "most used": (
@@ -75,10 +73,10 @@ def recover_command(arguments: Sequence[str]) -> int:
 
 
 def _configured(values: dict[str, Any]) -> tuple[LoraOptions, RunOptions]:
-    """What was asked for, checked.
+    """Make the configurations.
 
     Raises:
-        ValueError: a value is none that an option takes, or options do not go together.
+        ValueError: a value is not valid, or options exclude each other.
     """
     return (
         LoraOptions(**fields_of(RECOVER_OPTIONS, values, "lora")),

@@ -1,4 +1,4 @@
-"""``loraprune report``: make the report of a finished run again, with what was measured of it since."""
+"""``loraprune report``: a new report of a finished run, with later measurements."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _EXAMPLES = """examples:
 
 
 def report_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune report",
         usage="loraprune report RUN [--evaluation FILE ...] [-o FILE.html] [options]",
@@ -66,7 +66,7 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _show(console: Console, made: ReportAgain) -> None:
-    """Print which results belong to which model, and where the report is."""
+    """Print the results of each model, and the path of the report."""
     for side, entries in ((made.data.before, made.entries.dense), (made.data.after, made.entries.pruned)):
         for model in dict.fromkeys(entry.model for entry in entries):
             labels = [entry.label for entry in entries if entry.model == model]

@@ -1,4 +1,4 @@
-"""Options that several commands share, declared once; ``target`` says what each one sets."""
+"""Options that several commands share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ CONFIG = option(
 
 
 def data_option(purpose: str) -> Option:
-    """The option ``--data``.
+    """Make the option ``--data``.
 
     Args:
-        purpose: what the data are for: ``"training data"``.
+        purpose: purpose of the data: ``"training data"``.
     """
     return option(
         "data",
@@ -36,10 +36,10 @@ def data_option(purpose: str) -> Option:
 
 
 def output_option(result: str) -> Option:
-    """The option ``--output``.
+    """Make the option ``--output``.
 
     Args:
-        result: what the folder holds: ``"pruned checkpoint"``.
+        result: content of the folder: ``"pruned checkpoint"``.
     """
     return option("output", "run", f"folder for the {result}", type=Path)
 
@@ -57,22 +57,22 @@ FILES = (
     option("tokenizer", "call", "checkpoint to take the tokenizer from (default: MODEL)"),
     option("image_processor", "call", "checkpoint to take the image processor from (default: MODEL)"),
 )
-"""How data are found, and turned into the model's input."""
+"""Options for finding data and preparing it for the model."""
 
 TEXTS = declared(RunOptions, "run", "answers_only", "bos")
 
 ARCHITECTURE = option("architecture", "call", "YAML description of an unknown model family", type=Path)
 
 HUB = (*declared(RunOptions, "run", "revision", "trust_remote_code"), ARCHITECTURE)
-"""How the model is found and read."""
+"""Options for finding and reading the model."""
 
 
 AMOUNTS = ("ratio", "widths", "target_params", "target_size", "speedup")
-"""Options of which one says how much goes; a smaller cache (``target_kv_cache``) goes with the last three of them."""
+"""Options for the amount to remove, of which one is given; ``target_kv_cache`` combines with the last three."""
 
 
 def goals() -> tuple[Option, ...]:
-    """What the result is to be, instead of a ratio."""
+    """Make the options for goals of the result, which replace a ratio."""
     first, *others = declared(
         *(RunOptions, "run", "target_params", "target_size", "target_kv_cache"),
         *("speedup", "speedup_phase", "speedup_tokens", "speedup_batch"),
@@ -84,21 +84,21 @@ def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence
     """Let an amount on the command line replace that of a recipe.
 
     Args:
-        values: recipe and command line together; changed.
-        given: the command line's.
-        known: options that say how much goes.
+        values: values of recipe and command line together, modified in place.
+        given: values of the command line.
+        known: options for the amount to remove.
 
     Returns:
-        The option that says it, or None.
+        The option that gives the amount, or None.
 
     Raises:
-        ValueError: several were given in the same place.
+        ValueError: several amounts were given in the same place.
     """
     known = (*known, "target_kv_cache")
     asked = {name for name in known if given.get(name) is not None}
     if asked:
         kept = asked
-        if not asked & {"ratio", "widths", "sparsity"}:  # a smaller cache goes with the others
+        if not asked & {"ratio", "widths", "sparsity"}:  # a cache size combines with the other goals
             kept = asked | ({"target_kv_cache"} if asked != {"target_kv_cache"} else set(known[2:]) - {"sparsity"})
         for name in known:
             if name not in kept:
@@ -107,17 +107,17 @@ def settle_amount(values: dict[str, Any], given: dict[str, Any], known: Sequence
     if "target_kv_cache" in found and not {"ratio", "widths", "sparsity"} & set(found):
         found = [name for name in found if name != "target_kv_cache"] or found
     if set(found) == {"ratio", "sparsity"}:
-        return "ratio"  # the configuration says what each of them does
+        return "ratio"  # the configuration raises the error
     if len(found) > 1:
         first, second = (f"--{name.replace('_', '-')}" for name in found[:2])
-        raise ValueError(f"{first} and {second} both say how much is to go. Give one of them.")
+        raise ValueError(f"{first} and {second} both set the amount to remove. Give one of them.")
     return found[0] if found else None
 
 
 LORA = declared(LoraOptions, "lora", "lora_r", "lora_alpha", "lora_dropout", "lora_target_modules", "lora_experts")
 
 PROCESSES = declared(RunOptions, "run", "fsdp")
-"""How processes of one launcher share the work."""
+"""Options for sharing the work among the processes of a launcher."""
 
 DISTILLATION = declared(RunOptions, "run", "distill", "teacher")
 
@@ -126,10 +126,10 @@ PUSH = declared(RunOptions, "run", "push_to_hub", "private", "hub_revision")
 
 
 def kept(adapter: str) -> tuple[Option, ...]:
-    """Options about the result.
+    """Make the options for the result.
 
     Args:
-        adapter: what ``--save-adapter`` saves.
+        adapter: files that ``--save-adapter`` saves.
     """
     return (
         *declared(RunOptions, "run", "dtype", "prompt", "report", "verify", "allow_bad_result"),
@@ -151,7 +151,7 @@ LENGTH = (
     _of_trl("per_device_train_batch_size", "rows in a batch on each device (default: 8)"),
     _of_trl("max_length", "tokens in a row (default: 1024, or the model's context)"),
 )
-"""The training options that are used most."""
+"""Training options that are used most."""
 
 OPTIMIZATION = (
     _of_trl("gradient_accumulation_steps", "batches in an optimizer step (default: 1)"),

@@ -1,4 +1,4 @@
-"""Names of the training options, read from the sources of trl and transformers: to import them takes seconds."""
+"""Names of the training options, read from the sources of trl and transformers, because importing takes seconds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SOURCES = (
 
 
 def training_names() -> set[str]:
-    """Names of the fields of SFTConfig and of what it is made of; empty where a source is not to be found."""
+    """Return the names of the fields of SFTConfig and its base classes; empty if a source cannot be found."""
     found: set[str] = set()
     for package, file in _SOURCES:
         spec = find_spec(package)

@@ -1,4 +1,4 @@
-"""Commands that train: their own options and those of trl, from a recipe and from the command line."""
+"""Commands that train, with our options and those of trl, from recipes and the command line."""
 
 from __future__ import annotations
 
@@ -50,13 +50,13 @@ def _as_they_are(values: dict[str, Any], given: dict[str, Any]) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """What a user asked for.
+    """Options of one call of a command.
 
     Attributes:
-        values: of our options, by name.
-        training: of the training options.
-        console: for progress.
-        command: as typed.
+        values: values of our options, by name.
+        training: values of the training options, by name.
+        console: console for progress.
+        command: command line as typed.
     """
 
     values: dict[str, Any]
@@ -66,12 +66,12 @@ class Invocation:
 
     @property
     def quiet(self) -> bool:
-        """Whether results are all that is wanted."""
+        """Whether to print results only."""
         return bool(self.values.get("quiet"))
 
     @property
     def verbosity(self) -> str:
-        """What of the run is shown, in the words of the recipes."""
+        """Verbosity of the run, as the functions of ``loraprune.recipes`` take it."""
         return "warnings" if self.quiet else "progress"
 
 
@@ -80,15 +80,17 @@ class TrainingCommand:
     """A command that trains.
 
     Attributes:
-        name: as typed.
-        description: what it does.
-        usage: the shortest way to call it, and ``example``: with nothing but what is needed.
-        groups: its options, and ``rare``: those that only ``--help-all`` shows.
-        work: does it.
+        name: name as typed.
+        description: description for the help page.
+        usage: shortest call.
+        example: example for the help page.
+        groups: options by title of their group.
+        rare: groups that only ``--help-all`` shows.
+        work: function that runs the command.
+        settle: function that resolves options that exclude each other, in its first argument; the second argument
+            holds the values of the command line alone.
+        check: function that checks the values by making the configurations.
         needs: options that must be given.
-        settle: changes the values (its first argument) where options exclude each other; the second argument holds
-            those of the command line alone.
-        check: makes the configurations of the values, to see that they are right.
     """
 
     name: str
@@ -104,12 +106,12 @@ class TrainingCommand:
 
     @property
     def prog(self) -> str:
-        """The words that call it."""
+        """Words that call the command."""
         return f"loraprune {self.name}"
 
     @property
     def options(self) -> dict[str, Option]:
-        """By name; without those that trl reads."""
+        """Options by name, without those that trl reads."""
         return by_name(self.groups, self.rare)
 
     def main(self, arguments: Sequence[str]) -> int:
@@ -122,7 +124,7 @@ class TrainingCommand:
         return report_errors(console, lambda: self._run(arguments, console))
 
     def help_parser(self) -> Parser:
-        """The parser that shows help: our options, and the main ones of trl, without the seconds of its import."""
+        """Make the parser that shows help: our options and the main ones of trl, without importing trl."""
         epilog = f"{DATA_HELP}\n{_FURTHER}\n\nexamples:\n  {self.example}\n"
         parser = Parser(self.prog, description=self.description, epilog=epilog, usage=self.usage)
         add_options(parser, {**self.groups, **self.rare}, training=True)
@@ -155,13 +157,13 @@ class TrainingCommand:
         return 0
 
     def _check_own(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """Complain of our own options at once: those of trl take seconds to import.
+        """Check our own options at once, before the import of trl, which takes seconds.
 
         Returns:
             The values of our options on the command line.
 
         Raises:
-            ValueError: a value is not one that an option of ours takes, or one that is needed was not given.
+            ValueError: a value is not valid, or a required option is missing.
         """
         parser = Parser(self.prog)
         add_options(parser, {**self.groups, **self.rare})
@@ -170,23 +172,23 @@ class TrainingCommand:
             found, further = parser.parse_known_args(arguments)
         except ArgumentError as error:
             raise ValueError(complaint(str(error), self.prog, flags_of(parser))) from None
-        # Without trl's options, a value of one of them would pass for the model.
+        # This parser does not know trl's options, so a value of one of them may look like the model.
         given = with_model({name: value for name, value in vars(found).items() if name != "model" or not further})
         self._check_further(further, flags_of(parser))
         if "config" not in given:
-            self._check_needed(given, without=("model",) if further else ())  # what a value of trl's looks like
+            self._check_needed(given, without=("model",) if further else ())
             old = old_names(self.options.values())
-            if not old & given.keys():  # of which a warning is shown later, once
+            if not old & given.keys():  # old names are translated later, with one warning
                 values = dict(given)
                 self.settle(values, given)
                 self.check(values)
         return given
 
     def _check_further(self, further: Sequence[str], own: Sequence[str]) -> None:
-        """Complain of options that are neither ours nor trl's, and of those of trl's that cannot be given.
+        """Check the options that are not ours.
 
         Raises:
-            ValueError: there is one.
+            ValueError: an option is not trl's either, or these commands do not take it.
         """
         names = training_names()
         known = {f"--{prefix}{name.replace('_', '-')}" for name in names for prefix in ("", "no-")}
@@ -210,11 +212,11 @@ class TrainingCommand:
     def _values(
         self, arguments: Sequence[str], options: dict[str, Option], training: Mapping[str, Field[Any]]
     ) -> dict[str, Any]:
-        """Recipe and command line together; the command line wins.
+        """Merge recipe and command line; the command line wins.
 
         Raises:
-            ValueError: a name is unknown (the nearest known one is suggested) or is set another way here; a recipe's
-                value is not one that the option takes.
+            ValueError: an option is unknown (the message suggests the nearest one), these commands do not take it,
+                or a recipe's value is not valid.
         """
         parser = full_parser(self.prog, {**self.groups, **self.rare})
         try:
@@ -235,17 +237,17 @@ class TrainingCommand:
 
 
 def check_taken(name: str) -> None:
-    """Refuse a training option that these commands do not take.
+    """Reject a training option that these commands do not take.
 
     Raises:
-        ValueError: it is one of these; the message says what to do instead.
+        ValueError: they do not take it; the message says what to do instead.
     """
     if name in REMEDIES:
         raise ValueError(f"--{name.replace('_', '-')} is not an option of this command. {REMEDIES[name]}")
 
 
 def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
-    """The parser that knows every field of SFTConfig too; nothing has a default."""
+    """Make the parser of our options and every field of SFTConfig, without defaults."""
     from dataclasses import fields
 
     from transformers import HfArgumentParser
@@ -265,14 +267,14 @@ def full_parser(prog: str, groups: OptionGroups) -> argparse.ArgumentParser:
         action.default = argparse.SUPPRESS
         action.required = False
         if action.dest in switches and action.nargs is None and isinstance(action, argparse._StoreAction):
-            # `bool | None`: without this, --bf16 would want a value
+            # `bool | None`: without this, --bf16 would need a value
             action.nargs, action.const, action.type = "?", True, string_to_bool
     built: argparse.ArgumentParser = parser
     return built
 
 
 def training_fields() -> dict[str, Field[Any]]:
-    """The fields of SFTConfig that a user may set, by name."""
+    """Return the fields of SFTConfig that a user may set, by name."""
     from dataclasses import fields
 
     from trl import SFTConfig

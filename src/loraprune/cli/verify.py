@@ -1,4 +1,4 @@
-"""``loraprune verify``: whether a result is whole."""
+"""``loraprune verify``: checks that a result is complete and loads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from loraprune.display.console import print_line
 
 
 def verify_parser() -> Parser:
-    """The options of the command."""
+    """Make the parser of the command."""
     parser = Parser(
         "loraprune verify",
         usage="loraprune verify OUT [options]",

@@ -1,1 +1,1 @@
-"""Old names that still work, with a warning."""
+"""Old names, which still work with a warning."""

@@ -1,4 +1,4 @@
-"""Modules under the paths that the documentation gave before they moved; importing one says where it is now."""
+"""Modules under old, documented paths; importing one warns and names the new path."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ MOVED = {
     "loraprune.runtimes.semi_structured": "loraprune.checkpoint.exports.semi_structured",
     "loraprune.slicing": "loraprune.surgery.slicing",
 }
-"""Old paths to new ones; None stands for a package that only held others."""
+"""Old paths to new paths; None stands for a package that only held other modules."""
 
 RENAMED_AT_OLD_PATHS = {("loraprune.refit", "cut_"): "cut_and_repair_"}
-"""What has another name at its new path."""
+"""Names that changed with the path."""
 
 
 def new_path(old: str) -> str | None:
-    """Where a module is now, by its own old path or by that of a package above it; None where neither is known."""
+    """Return the new path of a module, by its old path or that of a parent package; None if neither is known."""
     above, _, name = old.rpartition(".")
     if old in MOVED or not above:
         return MOVED.get(old)
@@ -44,16 +44,16 @@ def new_path(old: str) -> str | None:
 
 
 class _MovedModule(Loader):
-    """Makes a module that hands out what the one at the new path holds."""
+    """Makes a module that returns the attributes of the module at the new path."""
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module = ModuleType(spec.name)
-        module.__path__ = []  # what is below is looked for by the finder, too
+        module.__path__ = []  # so that the finder is asked for submodules, too
         new = new_path(spec.name)
         if new is None:
             return module
         warnings.warn(
-            f"{spec.name} has moved to {new}; the old path goes with the next version.", FutureWarning, stacklevel=2
+            f"{spec.name} has moved to {new}; the next version removes the old path.", FutureWarning, stacklevel=2
         )
 
         def hand_out(name: str) -> Any:
@@ -63,11 +63,11 @@ class _MovedModule(Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        """There is nothing to run."""
+        """Run nothing."""
 
 
 class _MovedFinder(MetaPathFinder):
-    """Asked last, for modules that are nowhere else."""
+    """Finds moved modules, after all other finders."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -80,6 +80,6 @@ class _MovedFinder(MetaPathFinder):
 
 
 def find_moved_modules() -> None:
-    """Let ``import`` find modules under their old paths."""
+    """Make ``import`` find modules under their old paths."""
     if not any(isinstance(finder, _MovedFinder) for finder in sys.meta_path):
         sys.meta_path.append(_MovedFinder())

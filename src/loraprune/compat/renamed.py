@@ -1,4 +1,4 @@
-"""Keywords and attributes under their old names: they work for one more version, and each use says the new one."""
+"""Keywords and attributes under old names: they work for one more version, and each use warns with the new name."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ def _same(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Renamed:
-    """A new name, and how values change with it.
+    """A new name, with conversions between old and new values.
 
     Attributes:
         name: the new name.
-        forward: turns a value of the old name into one of the new name.
-        back: the reverse of ``forward``.
+        forward: conversion of a value from the old name to the new name.
+        back: reverse of ``forward``.
     """
 
     name: str
@@ -33,7 +33,7 @@ class Renamed:
 
 
 def translated(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -> dict[str, Any]:
-    """Replace old names by new ones; a value under the new name is overwritten."""
+    """Replace old names with new ones; a value already under the new name is overwritten."""
     found = dict(values)
     for old, new in renamed.items():
         if old in found:
@@ -42,7 +42,7 @@ def translated(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -> dic
 
 
 def under_old_names(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -> dict[str, Any]:
-    """The reverse of :func:`translated`, in the order of ``values``."""
+    """Replace new names with old ones: the reverse of :func:`translated`, in the order of ``values``."""
     by_new = {new.name: (old, new) for old, new in renamed.items()}
     return {
         by_new[name][0] if name in by_new else name: by_new[name][1].back(value) if name in by_new else value
@@ -51,7 +51,7 @@ def under_old_names(values: Mapping[str, Any], renamed: Mapping[str, Renamed]) -
 
 
 def _warn(owner: str, old: str, new: Renamed) -> None:
-    """Warn at the line that used the old name, which is neither in this package nor in ``dataclasses.replace``."""
+    """Warn at the line of the user's code that used the old name, outside this package and the standard library."""
     level, frame = 1, inspect.currentframe()
     while frame is not None and frame.f_globals.get("__name__", "").split(".")[0] in (
         "loraprune",
@@ -60,17 +60,17 @@ def _warn(owner: str, old: str, new: Renamed) -> None:
     ):
         level, frame = level + 1, frame.f_back
     warnings.warn(
-        f"{owner}: {old!r} is now called {new.name!r}; the old name goes with the next version.",
+        f"{owner}: {old!r} is now called {new.name!r}; the next version removes the old name.",
         FutureWarning,
         stacklevel=level,
     )
 
 
 def renamed_fields(**renamed: Renamed) -> Callable[[_Class], _Class]:
-    """Let a dataclass take, and show, fields under their old names.
+    """Let a dataclass accept and return fields under their old names.
 
     Raises:
-        TypeError: when an object is made with both names of a field, and they say different things.
+        TypeError: at construction, if both names of a field are given with different values.
     """
 
     def decorate(cls: _Class) -> _Class:
@@ -79,7 +79,7 @@ def renamed_fields(**renamed: Renamed) -> Callable[[_Class], _Class]:
 
         @functools.wraps(original)
         def with_old_names(self: Any, *args: Any, **values: Any) -> None:
-            # `dataclasses.replace` gives every field its present value beside the changes.
+            # `dataclasses.replace` passes the present value of every field along with the changes.
             is_copy = names <= values.keys()
             for old, new in renamed.items():
                 if old not in values:
@@ -104,15 +104,15 @@ def _old_attribute(owner: str, old: str, new: Renamed) -> property:
         _warn(owner, old, new)
         return new.back(getattr(self, new.name))
 
-    read.__doc__ = f"The old name of :attr:`{new.name}`."
+    read.__doc__ = f"Old name of :attr:`{new.name}`."
     return property(read)
 
 
 def renamed_keywords(**renamed: str) -> Callable[[_Function], _Function]:
-    """Let a function take keyword arguments under their old names.
+    """Let a function accept keyword arguments under their old names.
 
     Raises:
-        TypeError: when the function is called with both names of an argument.
+        TypeError: at the call, if both names of an argument are given.
     """
 
     def decorate(function: _Function) -> _Function:

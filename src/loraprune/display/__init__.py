@@ -1,1 +1,1 @@
-"""What a user sees before and during a run."""
+"""Console output before and during a run."""

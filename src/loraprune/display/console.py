@@ -1,4 +1,4 @@
-"""The console that messages and progress go to, and log records as lines on it."""
+"""The console for messages and progress, and a handler that prints log records on it."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from rich.segment import Segment
 from loraprune.display.terminal import clean, one_line
 
 COLUMNS = 80
-"""Columns that lines fit where there is no terminal."""
+"""Width of lines without a terminal."""
 
 
 class CleanConsole(Console):
-    """A console whose texts are no markup, and of which nothing but its own styles controls the terminal."""
+    """A console without markup that removes control characters from texts."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(markup=False, emoji=False, **options)
 
     def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterable[Segment]:
-        """As the parent does, with each text clean."""
+        """Render as the parent class does, with clean texts."""
         for text, style, control in super().render(renderable, options):
             yield Segment(text if control else clean(text), style, control)
 
@@ -31,7 +31,7 @@ class ConsoleHandler(logging.Handler):
     """Prints log records as plain lines, above a live display if there is one.
 
     Attributes:
-        console: that it prints to.
+        console: console to print to.
     """
 
     def __init__(self, console: Console) -> None:
@@ -45,16 +45,16 @@ class ConsoleHandler(logging.Handler):
 
 
 def print_line(console: Console, text: object, style: str | None = None) -> None:
-    """Print a text in one line: nothing in it is markup, and a terminal alone breaks it."""
+    """Print a text as one line, without markup and without wrapping."""
     console.print(one_line(str(text)), style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def fitting(parts: Sequence[str], width: int) -> str:
-    """Join as many parts as fit a width, two spaces apart.
+    """Join the parts that fit a width, two spaces apart.
 
     Args:
-        parts: the most important first; the line shows them in this order.
-        width: columns.
+        parts: parts in order, the most important first.
+        width: width in columns.
     """
     line = ""
     for part in filter(None, parts):

@@ -1,4 +1,4 @@
-"""Facts with a label, as lines that fit a terminal of 80 columns."""
+"""Labeled facts as lines of at most 80 columns."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ _LABEL = 10
 
 
 def fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
-    """Lines of a block: its title, then each fact behind its label; long facts go on below themselves.
+    """Yield the lines of a block: the title, then each fact after its label. Long facts wrap with an indent.
 
     Args:
         title: first line.
-        facts: labels of at most ten characters, and texts; a fact without text is left out.
+        facts: labels of at most ten characters, with texts; a fact without text is left out.
     """
     yield from textwrap.wrap(one_line(title), COLUMNS, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
     for label, text in facts:

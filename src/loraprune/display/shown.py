@@ -1,4 +1,4 @@
-"""What of a run is shown: all of its progress, warnings alone, or nothing."""
+"""The display of a run: progress, warnings only, or nothing."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ if TYPE_CHECKING:
     from loraprune.pruning.callback import PruningCallback
 
 VERBOSITIES = ("progress", "warnings", "silent")
-"""Values of ``verbosity``, the one that shows most first."""
+"""Values of ``verbosity``, from most to least output."""
 
 logger = logging.getLogger("loraprune")
 
 
 class RunDisplay:
-    """Shows a run on a console, or nothing of it.
+    """Shows the progress of a run on a console.
 
     Args:
-        console: to print to.
+        console: console to print to.
         quiet: show no progress.
 
     Attributes:
-        steps: shows work in steps; a :data:`~loraprune.calibration.progress.ProgressOf`.
-        quiet: whether no progress is shown.
+        steps: display of work in steps; a :data:`~loraprune.calibration.progress.ProgressOf`.
+        quiet: whether progress is hidden.
     """
 
     def __init__(self, console: Console, *, quiet: bool) -> None:
@@ -52,7 +52,7 @@ class RunDisplay:
         Args:
             title: first line.
             facts: labels and texts.
-            asked: whether the block is the result that was asked for; it then goes to standard output.
+            asked: print to standard output, because the block is the command's result.
         """
         console = CleanConsole(file=sys.stdout, quiet=not is_main()) if asked else self._console
         for line in fact_lines(title, facts):
@@ -61,7 +61,7 @@ class RunDisplay:
     def training(
         self, pruning: PruningCallback, *, work: StepWork | None = None, eval_steps: int = 0
     ) -> TrainingProgress:
-        """The callback that shows training; see :class:`~loraprune.display.training.TrainingProgress`."""
+        """Return the callback that shows training; see :class:`~loraprune.display.training.TrainingProgress`."""
         from loraprune.display.training import TrainingProgress
 
         self._training = TrainingProgress(
@@ -70,7 +70,7 @@ class RunDisplay:
         return self._training
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Remove live lines from the terminal."""
         self.steps.close()
         if self._training is not None:
             self._training.close()
@@ -78,13 +78,13 @@ class RunDisplay:
 
 @contextmanager
 def run_display(verbosity: str) -> Iterator[RunDisplay]:
-    """The display of a run; logging, warnings and the bars of other libraries are as before afterwards.
+    """Open the display of a run; afterwards, restore logging, warnings and other libraries' progress bars.
 
     Args:
         verbosity: one of :data:`VERBOSITIES`.
 
     Raises:
-        ValueError: it is none of them.
+        ValueError: ``verbosity`` is none of these.
     """
     check_choice("verbosity", verbosity, VERBOSITIES)
     handler = next((found for found in logger.handlers if isinstance(found, ConsoleHandler)), None)
@@ -116,7 +116,7 @@ def _level(level: int) -> Iterator[None]:
 
 @contextmanager
 def _handled(handler: logging.Handler) -> Iterator[None]:
-    """Show the records of our logger by this handler alone."""
+    """Send the records of our logger to this handler only."""
     propagates = logger.propagate
     logger.addHandler(handler)
     logger.propagate = False
@@ -129,7 +129,7 @@ def _handled(handler: logging.Handler) -> Iterator[None]:
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Switch the progress bars and the chatter of datasets and transformers off."""
+    """Turn off progress bars and informational messages of datasets and transformers."""
     import datasets
     import transformers
 

@@ -1,4 +1,4 @@
-"""The live line of work in steps: what is done, how far it is, and the time left."""
+"""The live line of work in steps: task, progress and time left."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from loraprune.display.console import COLUMNS, fitting
 from loraprune.record.numbers import clock, short_count
 
 PLAIN_LINES = 10
-"""Lines of one piece of work where there is no terminal."""
+"""Number of lines for one task without a terminal."""
 
 
 class StepsProgress:
-    """Shows the pieces of work of a run one after the other; a live line in a terminal, else a few plain ones.
+    """Shows the tasks of a run one after the other: a live line in a terminal, otherwise a few plain lines.
 
     Args:
-        console: to print to.
+        console: console to print to.
         quiet: print nothing.
-        rates: show how many steps are done in a second, too.
+        rates: also show steps per second.
     """
 
     def __init__(self, console: Console, *, quiet: bool = False, rates: bool = False) -> None:
@@ -43,7 +43,7 @@ class StepsProgress:
         self.close()
 
     def __call__(self, what: str, done: int, total: int) -> None:
-        """A step is done."""
+        """Show that ``done`` of ``total`` steps of the task ``what`` are done."""
         now = time.monotonic()
         if what != self._what or done <= self._first:
             self.close()
@@ -78,7 +78,7 @@ class StepsProgress:
             self._live.start()
 
     def close(self) -> None:
-        """Give the terminal back."""
+        """Remove the live line from the terminal."""
         if self._live is not None:
             self._live.stop()
             self._live = None

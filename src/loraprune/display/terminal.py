@@ -1,7 +1,7 @@
-"""What may reach a terminal of texts that come from elsewhere: names, files, messages, what a model has written.
+"""Sanitizing of untrusted text for the terminal: names, files, messages, generated text.
 
-A terminal obeys control characters, and characters that turn the direction of writing make a text look like another.
-Both are shown as the replacement character, as are halves of surrogate pairs, which cannot be printed at all.
+A terminal obeys control characters, and characters that change the writing direction can make a text look like
+another. Both are replaced by the replacement character, and so are unpaired surrogates, which cannot be printed.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ _BREAK = re.compile(rf"\s*[\r\n{_LINE_ENDS}\x85\x0b\x0c]\s*")
 
 
 def clean(text: str) -> str:
-    """The text without what a terminal would obey; newlines and tabs stay."""
+    """Replace the characters that control a terminal; newlines and tabs stay."""
     return _UNSAFE.sub(REPLACEMENT, text)
 
 
 def one_line(text: str) -> str:
-    """The text, clean and in one line, so that no part of it can pass for a message of its own."""
+    """Return the clean text in one line, so that no part of it can look like a separate message."""
     return clean(_BREAK.sub(" ", text.rstrip()))

@@ -1,4 +1,4 @@
-"""Time left of a training run: steps cost what their operations cost, cuts and evaluations what earlier ones took."""
+"""Estimate of the time left in a training run, from operations of steps and measured times of cuts and evaluations."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from loraprune.allocation.schedule import ScheduledCut
 
 LISTENING = 1.3
-"""Cost of a step that gathers evidence, relative to one that does not, if nothing better is known. An assumption."""
+"""Cost of a step that gathers evidence, relative to one that does not. An assumption, if nothing better is known."""
 
 CUT_STEPS = 3.0
-"""Cost of the first cut in steps of the whole model, until one is measured. An assumption."""
+"""Cost of a cut in steps of the whole model, until one is measured. An assumption."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,9 @@ class StepWork:
     """Operations of an optimizer step, in any unit.
 
     Attributes:
-        listening: of the whole model, while evidence is gathered.
-        plain: of the whole model.
-        after: of the model after the last cut.
+        listening: operations of the whole model while evidence is gathered.
+        plain: operations of the whole model.
+        after: operations of the model after the last cut.
     """
 
     listening: float
@@ -31,14 +31,14 @@ class StepWork:
 
     @classmethod
     def of_parameters(cls, before: int, after: int) -> StepWork:
-        """Operations proportional to the parameters of the model."""
+        """Assume operations proportional to the model's parameters."""
         return cls(listening=LISTENING * before, plain=float(before), after=float(after))
 
     def at(self, share: float, *, listening: bool) -> float:
-        """Operations of a step after a share of the removal.
+        """Return the operations of a step after part of the removal.
 
         Args:
-            share: ratio reached, as a share of the final one, in [0, 1].
+            share: reached ratio as a share of the final ratio, in [0, 1].
             listening: whether cuts are still to come.
         """
         whole = self.listening if listening else self.plain
@@ -47,12 +47,12 @@ class StepWork:
 
 @dataclass(frozen=True, kw_only=True)
 class Course:
-    """Cuts and evaluations of a run, which are known before it starts.
+    """Planned steps, cuts and evaluations of a run.
 
     Attributes:
-        steps: optimizer steps of the whole run.
-        work: of a step.
-        cuts: of the whole run, in order; those at step 0 are made before training.
+        steps: number of optimizer steps of the whole run.
+        work: operations of a step.
+        cuts: cuts of the whole run, in order; those at step 0 are made before training.
         eval_steps: steps from one evaluation to the next; 0 without evaluations.
     """
 
@@ -62,36 +62,36 @@ class Course:
     eval_steps: int = 0
 
     def work_of(self, step: int) -> float:
-        """Operations of an optimizer step, counted from 1."""
+        """Return the operations of an optimizer step; steps are counted from 1."""
         target = self.cuts[-1].ratio if self.cuts else 0.0
         reached = max((cut.ratio for cut in self.cuts if cut.step < step), default=0.0)
         listening = any(cut.step >= step for cut in self.cuts)
         return self.work.at(reached / target if target else 0.0, listening=listening)
 
     def work_between(self, done: int, end: int) -> float:
-        """Operations of the steps after ``done``, up to and with ``end``."""
+        """Return the operations of the steps after ``done``, up to and including ``end``."""
         edges = sorted({done, end, *(cut.step for cut in self.cuts if done < cut.step < end)})
         return sum((last - first) * self.work_of(last) for first, last in itertools.pairwise(edges))
 
     def cuts_after(self, step: int) -> int:
-        """Number of cuts still to be made after a step."""
+        """Return the number of cuts after a step."""
         return sum(cut.step > step for cut in self.cuts)
 
     def evaluations_after(self, step: int) -> int:
-        """Number of evaluations still to be made after a step."""
+        """Return the number of evaluations after a step."""
         if not self.eval_steps or step >= self.steps:
             return 0
-        return -(-self.steps // self.eval_steps) - step // self.eval_steps  # the last step has one
+        return -(-self.steps // self.eval_steps) - step // self.eval_steps  # the last step has an evaluation
 
 
 @dataclass(frozen=True, kw_only=True)
 class MeasuredSoFar:
-    """What the run took so far.
+    """Measured times so far.
 
     Attributes:
-        since: step after which steps were measured.
+        since: step after which the measurement starts.
         step: last finished step.
-        seconds: of the steps between the two, without cuts and evaluations.
+        seconds: seconds of the steps between the two, without cuts and evaluations.
         cuts: seconds of each cut so far.
         evaluations: seconds of each evaluation so far.
     """
@@ -107,8 +107,8 @@ def seconds_left(course: Course, measured: MeasuredSoFar) -> float | None:
     """Estimate the seconds until the last step is done.
 
     Args:
-        course: of the run.
-        measured: so far.
+        course: planned course of the run.
+        measured: measured times so far.
 
     Returns:
         The estimate, or None if no step was measured.
@@ -120,7 +120,7 @@ def seconds_left(course: Course, measured: MeasuredSoFar) -> float | None:
     steps = pace * course.work_between(measured.step, course.steps)
     first = pace * CUT_STEPS * course.work.plain
     cuts = course.cuts_after(measured.step) * _mean(measured.cuts, first)
-    # A forward pass over rows of unknown number: nothing is known before the first one.
+    # The number of evaluation rows is unknown, so the first evaluation counts as 0.
     evaluations = course.evaluations_after(measured.step) * _mean(measured.evaluations, 0.0)
     return steps + cuts + evaluations
 

@@ -23,17 +23,17 @@ if TYPE_CHECKING:
 
 _BAR = 12
 _WINDOW = 32
-"""Steps whose pace counts: the load of a machine changes."""
+"""Number of latest steps that define the pace, because the load of a machine changes."""
 
 
 class TrainingProgress(TrainerCallback):
-    """Shows step, loss, ratio, speed and time left: a live line in a terminal, else a few plain lines.
+    """Shows step, loss, ratio, speed and time left: a live line in a terminal, otherwise a few plain lines.
 
     Args:
-        console: to print to.
+        console: console to print to.
         quiet: print nothing.
-        pruning: what prunes the model, if anything does; it must be called before this callback.
-        work: operations of a step, if known; otherwise they follow from the parameters.
+        pruning: callback that prunes the model, or None; it must be called before this callback.
+        work: operations of a step; by default, they are estimated from the parameters.
         eval_steps: steps from one evaluation to the next; 0 without evaluations.
     """
 
@@ -83,7 +83,7 @@ class TrainingProgress(TrainerCallback):
             self._progress.start()
 
     def _course_of(self, steps: int) -> Course:
-        """What is known of the run before its first step."""
+        """The planned course of the run, before its first step."""
         run = None if self._pruning is None else self._pruning.run
         work = self._work
         if run is None or not run.schedule:
@@ -97,16 +97,16 @@ class TrainingProgress(TrainerCallback):
         return Course(steps=steps, work=work, cuts=cuts, eval_steps=self._eval_steps)
 
     def _cutting(self) -> float:
-        """Seconds that cuts took so far."""
+        """Seconds spent on cuts so far."""
         phases = {} if self._pruning is None else self._pruning.phases.seconds
         return phases.get(CUTTING, 0.0) + phases.get(MASKING, 0.0)
 
     def evaluated(self, seconds: float, facts: str) -> None:
-        """An evaluation is done.
+        """Record an evaluation.
 
         Args:
-            seconds: that it took.
-            facts: its result, in a few words.
+            seconds: duration.
+            facts: result, in a few words.
         """
         self._evaluations.append(seconds)
         self._held_out = facts
@@ -119,7 +119,7 @@ class TrainingProgress(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Take in the numbers of the last steps."""
+        """Record the logged values."""
         if not logs or "loss" not in logs:
             return
         now, tokens = time.monotonic(), float(logs.get("num_tokens", 0.0))
@@ -128,7 +128,7 @@ class TrainingProgress(TrainerCallback):
         self._facts = [f"loss {float(logs['loss']):.3f}"]
         if self._course.cuts and "sparsity_ratio" in logs:
             share, left = f"{logs['sparsity_ratio']:.1%}", logs.get("base_parameters")
-            # Where single weights become zero, none is gone.
+            # Unstructured pruning removes no parameters.
             self._facts.append(f"{share} zero" if left is None else f"{share} pruned, {short_count(left)} left")
         speed = (tokens - tokens_before) / max(now - before, 1e-9)
         if tokens_before and speed > 0:
@@ -151,10 +151,10 @@ class TrainingProgress(TrainerCallback):
         )
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Move the display."""
+        """Update the display."""
         step = state.global_step
         elapsed = time.monotonic() - self._begun
-        # The first step, which allocates memory, is not a measure of the others.
+        # The first step allocates memory, so it is not counted.
         self._marks.append((step, elapsed - (self._cutting() - self._begun_cutting) - sum(self._evaluations)))
         seconds = self._seconds_left(step)
         left = "" if seconds is None else f"{clock(seconds)} left"
@@ -175,7 +175,7 @@ class TrainingProgress(TrainerCallback):
         self.close()
 
     def close(self) -> None:
-        """Give the terminal back, also after an error."""
+        """Remove the live line from the terminal, also after an error."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None

@@ -1,1 +1,1 @@
-"""Options as fields of dataclasses: declared once, with help, range and choices; flat keywords for nested ones."""
+"""Options as dataclass fields: declared once with help, range and choices, and flat keywords for nested options."""

@@ -1,4 +1,4 @@
-"""One option: a field that knows its help, its type, its range and its choices, and checks its own values."""
+"""An option as a dataclass field with help, type, range and choices, and checks of its values."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from loraprune.options.near import did_you_mean
 _RULE = "loraprune"
 
 SEEDS = "[0, 4294967295]"
-"""The seeds that every generator takes: those of 32 bits."""
+"""Range of seeds that every random generator accepts: 32 bits."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What is known of an option beside its type and its default.
+    """Properties of an option other than its type and default.
 
     Attributes:
         help: one line for ``--help``.
-        within: interval that numbers lie in, such as ``"[0, 1)"`` or ``"[1, inf)"``.
-        choices: the values that a text may have.
-        flat: name as a keyword, in recipes and on the command line, where it differs from the field's.
-        shown: how help shows the default, where that is not the value itself.
-        why: what an error adds about the range.
-        idle: may be given where nothing in use has it.
+        within: interval of numbers, such as ``"[0, 1)"`` or ``"[1, inf)"``.
+        choices: allowed values of text.
+        flat: name as a keyword, in recipes and on the command line, if it differs from the field's.
+        shown: default as help shows it, if it differs from the value.
+        why: reason for the range, added to the error message.
+        idle: whether the option may be given even if nothing in use has it.
     """
 
     help: str = ""
@@ -41,7 +41,13 @@ class Rule:
 
 
 def setting(default: Any, help: str = "", **rule: Any) -> Any:
-    """A dataclass field that is an option: see :class:`Rule` for its keywords; callables make the default."""
+    """Declare a dataclass field as an option.
+
+    Args:
+        default: default value, or a callable that returns it.
+        help: one line for ``--help``.
+        rule: other attributes of :class:`Rule`.
+    """
     metadata = {_RULE: Rule(help=help, **rule)}
     if callable(default):
         return dataclasses.field(default_factory=default, metadata=metadata)
@@ -49,36 +55,36 @@ def setting(default: Any, help: str = "", **rule: Any) -> Any:
 
 
 def rule_of(field: dataclasses.Field[Any]) -> Rule:
-    """The rule of a field; an empty one where it was not declared with :func:`setting`."""
+    """Return the rule of a field; an empty one if the field was not declared with :func:`setting`."""
     found: Rule = field.metadata.get(_RULE, Rule())
     return found
 
 
 def is_option(field: dataclasses.Field[Any]) -> bool:
-    """Whether a field was declared with :func:`setting`; others cannot be given flat."""
+    """Whether a field was declared with :func:`setting`; other fields cannot be given flat."""
     return _RULE in field.metadata
 
 
 def flat_name(field: dataclasses.Field[Any]) -> str:
-    """Name of a field as a flat keyword."""
+    """Return the name of a field as a flat keyword."""
     return rule_of(field).flat or field.name
 
 
 def option_name(field: dataclasses.Field[Any], of: str) -> str:
-    """Name of an option of a nested kind on the command line and in recipes: ``compresso_warmup``."""
+    """Return the name of a nested option on the command line and in recipes: ``compresso_warmup``."""
     return rule_of(field).flat or f"{of}_{field.name}"
 
 
 def kind_of(field: dataclasses.Field[Any]) -> str:
-    """The annotation of a field without ``| None``."""
+    """Return the annotation of a field without ``| None``."""
     return str(field.type).removesuffix(" | None")
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
-    """Make sure that an option is one of its choices.
+    """Check that the value of an option is one of its choices.
 
     Raises:
-        ValueError: it is none of them; the message lists them.
+        ValueError: it is not; the message lists the choices.
     """
     if value not in choices:
         near = did_you_mean(str(value), choices)
@@ -86,7 +92,7 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
 
 
 def check_within(name: str, value: Any, interval: str, why: str | None = None) -> None:
-    """Make sure that a number lies in an interval such as ``"(0, 1]"``; NaN lies in none.
+    """Check that a number lies in an interval such as ``"(0, 1]"``; NaN lies in none.
 
     Raises:
         ValueError: it does not.
@@ -107,14 +113,14 @@ _WORDS = {
     "float": "a number",
     "int": "a whole number",
     "bool": "true or false",
-    "str": "a text",
+    "str": "text",
     "tuple[str, ...]": "a list of names, such as [heads, channels]",
     "tuple[int | str, ...]": "a list of whole numbers and shares, such as [0, -1]",
 }
 
 
 def _fits(kind: str, value: Any) -> bool:
-    """Whether a value is of the type that an annotation names; numbers of NumPy are numbers."""
+    """Whether a value has the type that an annotation names; NumPy numbers are numbers."""
     if kind in ("float", "int"):
         return isinstance(value, Real if kind == "float" else Integral) and not isinstance(value, bool)
     if kind.startswith("tuple"):
@@ -124,14 +130,14 @@ def _fits(kind: str, value: Any) -> bool:
 
 
 def check_fields(options: Any, of: str = "") -> None:
-    """Check every option of a dataclass: its type, its range, its choices. Lists become tuples, in place.
+    """Check type, range and choices of every option of a dataclass. Lists are replaced by tuples, in place.
 
     Args:
-        options: the object, whose class was declared with :func:`setting`.
-        of: what messages put before a name, such as ``"compresso."``.
+        options: object whose fields were declared with :func:`setting`.
+        of: prefix of names in messages, such as ``"compresso."``.
 
     Raises:
-        ValueError: a value is none that the option takes; the message names the option and what it takes.
+        ValueError: a value is not valid; the message names the option and the valid values.
     """
     for field in dataclasses.fields(options):
         rule, kind, value = rule_of(field), kind_of(field), getattr(options, field.name)
@@ -141,7 +147,7 @@ def check_fields(options: Any, of: str = "") -> None:
             continue
         name = f"{of}{flat_name(field)}"
         if isinstance(value, list):
-            # Lists, as JSON and YAML have them, compare unequal to tuples.
+            # JSON and YAML give lists, which compare unequal to tuples.
             value = tuple(value)
             object.__setattr__(options, field.name, value)
         if rule.choices is not None:

@@ -1,4 +1,4 @@
-"""Configurations made of parts, whose options can be given flat: ``ratio=0.5`` for ``target=Target(ratio=0.5)``."""
+"""Configurations made of parts, with flat options: ``ratio=0.5`` for ``target=Target(ratio=0.5)``."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ class Part:
     """One part of a configuration.
 
     Attributes:
-        kinds: dataclasses that it may be, by name; a part of one kind has one entry.
-        adopt: makes a part of an object that is of no kind; may raise ValueError.
-        refused: names that are none here, and what to say of each.
+        kinds: dataclasses of the part, by name; a part of one kind has one entry.
+        adopt: function that makes a part from an object of another type; may raise ValueError.
+        refused: names that are not allowed here, each with an error message.
     """
 
     kinds: Mapping[str, type[Any]]
@@ -28,30 +28,30 @@ class Part:
     refused: Mapping[str, str] = field(default_factory=dict)
 
     def names_of(self, flat: str) -> list[str]:
-        """Kinds that have a flat option."""
+        """Return the kinds that have a flat option."""
         return [name for name, kind in self.kinds.items() if flat in options_of(kind)]
 
 
 def options_of(kind: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The options of a kind by their flat names; those of a nested kind are given as a mapping under its name."""
+    """Return the options of a kind by flat name; empty for a nested kind, which takes a mapping under its name."""
     nested = getattr(kind, "nested", False)
     return {} if nested else {flat_name(field): field for field in fields(kind) if is_option(field)}
 
 
 def default_of(field: dataclasses.Field[Any]) -> Any:
-    """The default of a field."""
+    """Return the default of a field."""
     return field.default_factory() if field.default_factory is not MISSING else field.default
 
 
 class Flat:
     """Base of frozen dataclasses (``init=False``) whose :attr:`parts` are fields.
 
-    The constructor takes the parts as objects or by name (``criterion="taylor"``), and every option of a part flat
-    (``taylor_form="first"``). A flat option changes the part that is given beside it, so that
-    ``dataclasses.replace(config, ratio=0.3)`` works. Attributes can be read flat, too.
+    The constructor takes parts as objects or by name (``criterion="taylor"``), and options of parts as flat keywords
+    (``taylor_form="first"``). A flat option changes the part that is given with it, so that
+    ``dataclasses.replace(config, ratio=0.3)`` works. Attributes can also be read flat.
 
     Raises:
-        ValueError: a value is none that the option takes, or an option belongs to another criterion or repair.
+        ValueError: a value is not valid, or an option belongs to another criterion or repair.
         TypeError: there is no such option.
     """
 
@@ -73,15 +73,15 @@ class Flat:
 
     @classmethod
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Complete what was given by the defaults that depend on it."""
+        """Add defaults that depend on the given values."""
         return values
 
     def _check(self) -> None:
-        """Check what options mean together."""
+        """Check combinations of options."""
 
     @classmethod
     def own_options(cls, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Flat values without those of criteria and repairs that are not in use: files of runs hold them all."""
+        """Drop flat values of criteria and repairs that are not in use; the files of runs hold all of them."""
         made = [_made(name, part, values.get(name), dict(values)) for name, part in cls.parts.items()]
         own = {field.name for field in fields(cls)} | {kind.name for kind in made if getattr(kind, "nested", False)}  # type: ignore[arg-type]
         own |= {flat for kind in made for flat in options_of(type(kind))}
@@ -93,17 +93,17 @@ class Flat:
             owners = {name: kinds for name, kinds in owners.items() if kinds}
             part, (kind, *_) = next(iter(owners.items()))
             owner = self.parts[part].kinds[kind]
-            owner(**{options_of(owner)[stray].name: values[stray]})  # a value that nobody takes is told of first
+            owner(**{options_of(owner)[stray].name: values[stray]})  # reports an invalid value first
             of = " and ".join(f"the {name} {_listed(kinds)}" for name, kinds in owners.items())
             now = " and ".join(f"the {name} is {getattr(self, name).name!r}" for name in owners)
-            raise ValueError(f"{stray} is an option of {of}, and {now}. Leave it out.")
+            raise ValueError(f"{stray} is an option of {of}, but {now}. Leave it out.")
 
     def _strays(self, values: Mapping[str, Any]) -> Iterator[str]:
-        """Flat options that were given, and that no part has: of other kinds, and not at their defaults.
+        """Yield the given flat options that belong to kinds not in use and are not at their defaults.
 
         Raises:
-            TypeError: there is no such option at all.
-            ValueError: a nested kind was configured, and another one is in use.
+            TypeError: there is no such option.
+            ValueError: options of a nested kind were given, but another kind is in use.
         """
         own = {field.name for field in fields(self)}  # type: ignore[arg-type]
         in_use = {flat for name in self.parts for flat in options_of(type(getattr(self, name)))}
@@ -120,7 +120,7 @@ class Flat:
 
     @classmethod
     def _is_idle(cls, flat: str) -> bool:
-        """Whether an option may be given where nothing has it."""
+        """Whether an option may be given even if no part in use has it."""
         kinds = (kind for part in cls.parts.values() for kind in part.kinds.values())
         return any(rule_of(options_of(kind)[flat]).idle for kind in kinds if flat in options_of(kind))
 
@@ -130,13 +130,13 @@ class Flat:
                 given = type(default)(**value) if isinstance(value, Mapping) else value
                 if given not in (None, default):
                     raise ValueError(
-                        f"Options of {name} were given, and the {part} is {getattr(self, part).name!r}. Leave them "
+                        f"Options of {name} were given, but the {part} is {getattr(self, part).name!r}. Leave them "
                         f"out, or choose the {part} {name!r}."
                     )
 
     @classmethod
     def _elsewhere(cls, flat: str) -> Any:
-        """The default of an option of any kind of any part; MISSING where there is none of that name."""
+        """The default of an option of any kind of any part; MISSING if there is no such option."""
         for part in cls.parts.values():
             for name, kind in part.kinds.items():
                 if flat == name and getattr(kind, "nested", False):
@@ -146,7 +146,7 @@ class Flat:
         return MISSING
 
     def __getattr__(self, name: str) -> Any:
-        """Read an option of a part flat; of a part of another kind, its default."""
+        """Read an option of a part flat; the default if the option belongs to a kind that is not in use."""
         if not name.startswith("_"):
             for part, of in self.parts.items():
                 now = self.__dict__.get(part)
@@ -163,21 +163,21 @@ class Flat:
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def changed(self: _Config, **values: Any) -> _Config:
-        """A copy with other options, given flat or as parts: ``config.changed(ratio=0.3)``."""
+        """Return a copy with changed options, given flat or as parts: ``config.changed(ratio=0.3)``."""
         return dataclasses.replace(self, **values)  # type: ignore[type-var]
 
     def options_off_default(self) -> dict[str, Any]:
-        """The options of :meth:`flat` that are not at their defaults."""
+        """Return the options of :meth:`flat` that are not at their defaults."""
         usual = type(self)(**self._usual()).flat()
         return {name: value for name, value in self.flat().items() if value != usual[name]}
 
     def _usual(self) -> dict[str, Any]:
-        """What a configuration with all defaults has to be given."""
+        """The arguments that a configuration with all defaults still needs."""
         return {}
 
     @classmethod
     def flat_names(cls) -> list[str]:
-        """Names of all flat options: those of the parts, of every kind, then the configuration's own."""
+        """Return the names of all flat options: those of every kind of every part, then the configuration's own."""
         found: dict[str, None] = {}
         for part_name, part in cls.parts.items():
             if len(part.kinds) > 1:
@@ -188,7 +188,7 @@ class Flat:
         return list(found | dict.fromkeys(own))
 
     def flat(self) -> dict[str, Any]:
-        """All options as flat, plain values: a part of several kinds by its name, a nested kind as a mapping."""
+        """Return all options as flat, plain values: a part by the name of its kind, a nested kind as a mapping."""
         values = {name: getattr(self, name) for name in self.flat_names()}
         return {
             name: value.name
@@ -206,7 +206,7 @@ def _listed(names: list[str]) -> str:
 
 
 def _made(what: str, part: Part, given: Any, flat: dict[str, Any]) -> Any:
-    """A part: from an object or a name, with the flat options that are its own."""
+    """Make a part from an object or a name, with its flat options."""
     if given is None or isinstance(given, str):
         kind = _kind(what, part, given)
         nested = flat.get(kind.name) if getattr(kind, "nested", False) else None
@@ -214,13 +214,13 @@ def _made(what: str, part: Part, given: Any, flat: dict[str, Any]) -> Any:
             return nested
         return kind(**(_changes(kind, flat) | dict(nested or {})))
     if isinstance(given, type) and given in part.kinds.values():
-        raise ValueError(f"The {what} is the class {given.__name__}; give an object of it, {given.__name__}(...).")
+        raise ValueError(f"The {what} is the class {given.__name__}; give an instance, {given.__name__}(...).")
     if getattr(given, "name", None) in part.refused:
         raise ValueError(part.refused[given.name])
     if type(given) not in part.kinds.values():
         if part.adopt is None:
             wanted = " or ".join(kind.__name__ for kind in part.kinds.values())
-            raise ValueError(f"{what} is {given!r}; give an object of {wanted}.")
+            raise ValueError(f"{what} is {given!r}; give an instance of {wanted}.")
         given = part.adopt(given)
     changes = _changes(type(given), flat)
     return dataclasses.replace(given, **changes) if changes else given
@@ -238,7 +238,7 @@ def _kind(what: str, part: Part, name: str | None) -> type[Any]:
 
 
 def _changes(kind: type[Any], flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat options as fields of a kind; None leaves a field that cannot be None as it is."""
+    """Flat options as fields of a kind; None is ignored for a field that cannot be None."""
     return {
         field.name: flat[name]
         for name, field in options_of(kind).items()

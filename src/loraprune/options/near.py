@@ -1,4 +1,4 @@
-"""The name that was probably meant: one rule for commands, options, choices and files."""
+"""Suggestions for mistyped names of commands, options, choices and files."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import difflib
 from collections.abc import Iterable
 
 CUTOFF = 0.66
-"""How alike two names have to be, from 0 to 1: a letter or two apart, or an ending that was forgotten."""
+"""Least similarity of two names, from 0 to 1: they differ by one or two letters, or by a missing ending."""
 
 
 def near_names(name: str, known: Iterable[str], most: int = 1) -> list[str]:
-    """Known names that are almost the given one, the nearest first; empty where none is.
+    """Return the known names that are similar to a name, the nearest first.
 
     Args:
-        name: as typed. Case, dashes in front, and underscores for dashes do not count.
-        known: names there are.
-        most: how many to give back.
+        name: name as typed. Case, leading dashes, and underscores for dashes are ignored.
+        known: known names.
+        most: maximum number of names to return.
     """
     by_key: dict[str, str] = {}
     for candidate in known:
@@ -28,6 +28,6 @@ def _key(name: str) -> str:
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
-    """`` Did you mean 'ratio'?``, with a space in front; empty where no known name is near."""
+    """Return `` Did you mean 'ratio'?``, with a leading space; empty if no known name is similar."""
     near = near_names(name, known)
     return f" Did you mean {near[0]!r}?" if near else ""

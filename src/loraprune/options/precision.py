@@ -1,4 +1,4 @@
-"""Names of number formats, known without importing torch."""
+"""Names of data types and quantizations, without importing torch."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from importlib.util import find_spec
 from loraprune.options.field import check_choice
 
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
-"""Data types that models are computed and saved in."""
+"""Data types for computing and saving models."""
 
 QUANTIZATIONS = {"bnb-8bit": "bitsandbytes", "bnb-4bit": "bitsandbytes", "torchao-int8": "torchao"}
-"""Names of quantizations, and the package that each one needs."""
+"""Names of quantizations, with the package that each needs."""
 
 
 def check_quantization(name: str | None) -> None:
-    """Make sure that a quantization exists and that its package is installed.
+    """Check that a quantization exists and that its package is installed.
 
     Raises:
         ValueError: there is no such quantization, or its package is missing.

@@ -1,4 +1,4 @@
-"""Sizes in bytes that a user writes: ``500MB``, ``1.5GiB``, or a number."""
+"""Sizes in bytes as users write them: ``500MB``, ``1.5GiB``, or a number."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ _SIZE = re.compile(r"([0-9]+\.?[0-9]*|\.[0-9]+)\s*([KMGT]?)(I?)B?", re.IGNORECAS
 
 
 def byte_count(name: str, value: str | float) -> int:
-    """Read a size.
+    """Read a size in bytes.
 
     Raises:
-        ValueError: it is none; the message names the option.
+        ValueError: ``value`` is not a size; the message names the option.
     """
     found = value if isinstance(value, (int, float)) and not isinstance(value, bool) else _read(str(value))
     if found is None or not math.isfinite(found) or found < 1:
@@ -22,10 +22,10 @@ def byte_count(name: str, value: str | float) -> int:
 
 
 def share_or_bytes(name: str, value: str | float) -> float | int:
-    """Read a share below 1, or a size.
+    """Read a share below 1, or a size in bytes.
 
     Raises:
-        ValueError: it is neither; the message names the option.
+        ValueError: ``value`` is neither; the message names the option.
     """
     try:
         number = float(value)

@@ -93,7 +93,7 @@ CONFIGS = (
     wrong("plan model", "no config.json", "save_pretrained", prepare=fifo(FILE)),
     wrong("prune data.jsonl --data data.jsonl -o out", "no config.json", "save_pretrained"),
     wrong("bench ./gone", "./gone", "no config.json", "save_pretrained"),
-    wrong("export gone --format gguf", "gone is no folder"),
+    wrong("export gone --format gguf", "gone is not a folder"),
     wrong("verify gone", "gone is no folder"),
     wrong("plan llama-2-7", "llama-2-7b", "Did you mean"),
 )

@@ -14,8 +14,8 @@ UNKNOWN: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --sparsity 2:4", "--sparsity 2:4", "is an option of loraprune oneshot"),
     wrong(f"{PRUNE} --ppl wikitext2", "--ppl", "is an option of loraprune eval"),
     wrong(f"{PRUNE} --keep_layer 3", "--keep-layer 3", "did you mean --keep-layers?"),
-    wrong(f"{PRUNE} -overwrite", "-overwrite has one dash; say --overwrite"),
-    wrong(f"{PRUNE} -ratio=0.4", "-ratio has one dash; say --ratio"),
+    wrong(f"{PRUNE} -overwrite", "-overwrite has one dash; write --overwrite"),
+    wrong(f"{PRUNE} -ratio=0.4", "-ratio has one dash; write --ratio"),
     wrong(f"{PRUNE} -x 3", "-x 3", "--help lists the options"),
     wrong(f"{PRUNE} another", "unrecognized arguments: another", "quotes"),
     wrong(f"{PRUNE} --warmup-ratio 2", "--warmup-ratio 2", "did you mean --warmup-steps?"),
@@ -36,9 +36,9 @@ UNKNOWN: tuple[Wrong, ...] = (
 )
 
 MISSING: tuple[Wrong, ...] = (
-    wrong(f"{PRUNE} --private", "private and hub_revision are about a push", "--push-to-hub NAME"),
+    wrong(f"{PRUNE} --private", "private and hub_revision are need --push-to-hub", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "about a push", "--push-to-hub NAME"),
-    wrong("export model --format gguf --private", "about a push", "--push-to-hub NAME"),
+    wrong("export model --format gguf --private", "need --push-to-hub", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is no name of a model on the hub"),
     wrong("push model", "arguments are required: NAME", "loraprune push OUT NAME"),
     wrong("prune --data data.jsonl -o out", "No model was given", "loraprune prune MODEL --data DATA -o OUT"),
@@ -115,7 +115,7 @@ VALUES: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --keep-layers 99", "no layer 99", "0 to 1"),
     wrong(f"{PRUNE} --calibration-sequences 999999999999", "calibration_sequences", "[0, 1000000]"),
     wrong(f"{PRUNE} --channel-multiple 1000000000", "FFN", "--channel-multiple between 1 and 64"),
-    wrong(f"{PRUNE} --target-params nan", "'nan' is no number of parameters", "4.5B"),
+    wrong(f"{PRUNE} --target-params nan", "'nan' is not a parameter count", "4.5B"),
     wrong(f"{PRUNE} --prune-start 0.5 --prune-end 0.2", "prune_start <= prune_end"),
     wrong(f"{PRUNE} --dimensions nothing", "kind 'nothing'", "channels"),
     wrong(f"{PRUNE} --criterion sparsegpt", "'sparsegpt'", "loraprune oneshot"),

@@ -94,12 +94,12 @@ COMPARISONS = (
     wrong("compare run --latency nonsense", "nonsense", prepare=recorded()),
     wrong("compare run -o page.txt", "page.txt", ".html", prepare=recorded()),
     wrong("compare run --picture picture.gif", "picture.gif", ".svg", prepare=recorded()),
-    wrong("compare run -o a.html --json a.html", "a.html", "Name a file for each", prepare=recorded()),
+    wrong("compare run -o a.html --json a.html", "a.html", "Give each its own file", prepare=recorded()),
 )
 
 EXPORTS = (
     wrong("export model --format gguff", "gguff", "gguf"),
-    wrong("export data.jsonl --format gguf", "data.jsonl is no folder"),
+    wrong("export data.jsonl --format gguf", "data.jsonl is not a folder"),
     wrong("export run --format gguf", "no config.json", "save_pretrained", prepare=folder_at("run")),
     wrong("export model --format compressed-tensors", "2:4", "loraprune oneshot"),
     wrong("export model --format onnx --outtype f16", "--outtype", "leave it out"),
