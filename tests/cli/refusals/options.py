@@ -36,7 +36,7 @@ UNKNOWN: tuple[Wrong, ...] = (
 )
 
 MISSING: tuple[Wrong, ...] = (
-    wrong(f"{PRUNE} --private", "private and hub_revision are need --push-to-hub", "--push-to-hub NAME"),
+    wrong(f"{PRUNE} --private", "private and hub_revision are about a push", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "about a push", "--push-to-hub NAME"),
     wrong("export model --format gguf --private", "need --push-to-hub", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is no name of a model on the hub"),
