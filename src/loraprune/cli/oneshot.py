@@ -221,7 +221,7 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
         raise ValueError(f"--format {form} needs --sparsity 2:4. Add it, or leave --format out.")
     if options.push_to_hub is not None:
         raise ValueError(
-            f"--push-to-hub pushes the dense checkpoint, and --format is {form}. Leave --push-to-hub out, and push the "
+            f"--push-to-hub pushes the dense checkpoint, but --format is {form}. Leave --push-to-hub out, and push the "
             "folder of that format with loraprune push."
         )
     if form == "semi-structured":
@@ -240,11 +240,11 @@ def _check_format(form: str, model: str, config: OneshotConfig | SparseConfig, o
     check_output(sparse_folder(options.output, form), overwrite=options.overwrite)
 
 
-# What a finished run without training prints.
+# Output of a finished run.
 
 
 def sparsity_table(matrices: Sequence[MatrixRecord]) -> Table:
-    """Zeros, error and time of each layer: of its matrices of a kind the least and the largest share of zeros."""
+    """Return the table of zeros, least and most zeros in a matrix, error and time of each layer."""
     with_error = any(matrix.error is not None for matrix in matrices)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
     for head in ("layer", "zeros", "least", "most", *(["output error"] if with_error else []), "seconds"):
