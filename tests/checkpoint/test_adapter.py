@@ -102,14 +102,14 @@ class TestAdaptersOfRuns:
         result = prune(checkpoint, data, config, training=QUICK, options=options)
         found = load_measured(tmp_path / "out" / "adapter")
         assert torch.equal(logits_of(found, IDS), logits_of(result.model, IDS))
-        with pytest.raises(CheckpointError, match=r"can be measured merged only"):
+        with pytest.raises(CheckpointError, match=r"can only be used merged"):
             load_measured(tmp_path / "out" / "adapter", merge=False)
 
     @pytest.mark.parametrize(
         ("missing", "message"),
         [
-            ("loraprune_adapter.json", "which says what was cut, is missing. Name the finished checkpoint"),
-            ("refitted_base_weights.safetensors", "refitted_base_weights.safetensors is missing there"),
+            ("loraprune_adapter.json", "which records what was cut, is missing. Name the finished checkpoint"),
+            ("refitted_base_weights.safetensors", "but its refitted_base_weights.safetensors is missing"),
         ],
     )
     def test_it_is_refused_where_a_part_of_it_is_missing(
@@ -132,7 +132,7 @@ class TestWrongAdapters:
     @pytest.mark.parametrize("base", ["./nowhere", "/tmp/loraprune/there/is/none"])
     def test_a_missing_base_is_an_error(self, adapter: Path, checkpoint: Path, base: str) -> None:
         rewrite(adapter, base_model_name_or_path=base)
-        with pytest.raises(CheckpointError, match=rf"is an adapter, and its base {base} cannot be read: .*--base"):
+        with pytest.raises(CheckpointError, match=rf"is an adapter, but its base {base} cannot be read: .*--base"):
             measurable(adapter)
         assert measurable(adapter, base=str(checkpoint)).checkpoint == str(checkpoint)
         load_measured(adapter, base=str(checkpoint))
@@ -143,7 +143,7 @@ class TestWrongAdapters:
             measurable(adapter)
 
     def test_a_base_for_what_is_no_adapter_is_an_error(self, checkpoint: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"is none. Leave it out"):
+        with pytest.raises(CheckpointError, match=r"is not an adapter. Leave it out"):
             measurable(checkpoint, base=str(checkpoint))
 
     def test_an_adapter_on_an_adapter_is_refused(self, adapter: Path, tmp_path: Path) -> None:
@@ -156,7 +156,7 @@ class TestWrongAdapters:
         ("rename", "message"),
         [
             (lambda name: name.replace(".layers.1.", ".layers.7."), "14 weights match no layer of the base"),
-            (lambda name: None if ".layers.1." in name else name, "14 of its layers' weights are missing"),
+            (lambda name: None if ".layers.1." in name else name, "14 weights of its layers are missing"),
             (lambda name: "x." + name, "weights match no layer of the base"),
         ],
         ids=["another layer", "missing", "another prefix"],
@@ -180,12 +180,12 @@ class TestWrongAdapters:
 
     def test_weights_that_are_missing_or_pickled_are_an_error(self, adapter: Path) -> None:
         (adapter / WEIGHTS).rename(adapter / "adapter_model.bin")
-        with pytest.raises(CheckpointError, match=r"no adapter_model.safetensors: weights are read from there only"):
+        with pytest.raises(CheckpointError, match=r"no adapter_model.safetensors. Save the adapter again"):
             measurable(adapter)
 
     def test_a_folder_of_an_adapter_and_a_whole_model_is_ambiguous(self, adapter: Path) -> None:
         byte_model().save_pretrained(adapter)
-        with pytest.raises(CheckpointError, match=r"which of them is meant cannot be told"):
+        with pytest.raises(CheckpointError, match=r"not clear which one to load"):
             measurable(adapter)
 
     def test_an_adapter_that_cannot_be_merged_is_refused(self, checkpoint: Path, tmp_path: Path) -> None:
@@ -202,5 +202,5 @@ class TestWrongAdapters:
 
     def test_what_a_later_version_wrote_is_refused(self, adapter: Path) -> None:
         (adapter / "loraprune_adapter.json").write_text(json.dumps({"format": 2}))
-        with pytest.raises(CheckpointError, match=r"of a version that this loraprune cannot read"):
+        with pytest.raises(CheckpointError, match=r"This version of loraprune cannot read .*loraprune_adapter.json"):
             measurable(adapter)

@@ -86,8 +86,8 @@ class TestTied:
         assert source.config.tie_word_embeddings is model.config.tie_word_embeddings is False
         assert torch.equal(logits_of(model, IDS), logits)
         assert [r.getMessage() for r in caplog.records if r.name == "loraprune"] == [
-            f"warning: The head of {tmp_path} differs from its embedding, although its config says that they are "
-            "tied: both are kept, with tie_word_embeddings=False in the config."
+            f"warning: The head of {tmp_path} differs from its embedding, but its config ties them. Both are "
+            "kept, and the config gets tie_word_embeddings=False."
         ]
         assert source.shapes.num_parameters() == model.num_parameters()
 
@@ -164,7 +164,7 @@ class TestLayers:
     ) -> None:
         small_model(family).save_pretrained(tmp_path)
         change_config(tmp_path, **{key: said, "layer_types": None})
-        with pytest.raises(CheckpointError, match=rf"have 2 layers \(.*\), and its config says {said}\. Correct"):
+        with pytest.raises(CheckpointError, match=rf"have 2 layers \(.*\), but its config says {said}\. Correct"):
             ModelSource.of(tmp_path)
 
     def test_a_folder_without_weights_is_not_asked(self, tmp_path: Path) -> None:

@@ -34,11 +34,11 @@ def write_config(folder: Path, **values: Any) -> str:
 
 class TestConfig:
     def test_a_folder_without_config_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=f"{tmp_path} is no checkpoint: it has no config.json"):
+        with pytest.raises(CheckpointError, match=f"{tmp_path} is not a checkpoint: it has no config.json"):
             load_config(str(tmp_path))
 
     def test_a_path_that_does_not_exist_is_not_looked_for_on_the_hub(self) -> None:
-        with pytest.raises(CheckpointError, match=r"\./missing is no checkpoint"):
+        with pytest.raises(CheckpointError, match=r"\./missing is not a checkpoint"):
             load_config("./missing")
 
     @pytest.mark.parametrize("family", ["xlnet", "not-even-transformers-knows-it"])

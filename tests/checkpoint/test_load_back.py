@@ -59,7 +59,7 @@ class TestComparison:
         if "rope_parameters" in change:
             change = {"rope_parameters": {"rope_type": "default", **change["rope_parameters"]}}
         change_config(tmp_path, **change)
-        with pytest.raises(LoadBackError, match=r"is not the model that was made: .* differ by"):
+        with pytest.raises(LoadBackError, match=r"does not compute what the model does: .* differ by"):
             check_loads_back(tmp_path, model)
 
     def test_tensors_that_are_missing_or_do_not_fit_are_found(self, tmp_path: Path) -> None:

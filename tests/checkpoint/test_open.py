@@ -52,7 +52,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(CheckpointError, match=r"it has no config\.json"):
         load(tmp_path / "empty")
-    with pytest.raises(CheckpointError, match="is no checkpoint"):
+    with pytest.raises(CheckpointError, match="is not a checkpoint"):
         load("./nowhere")
     (tmp_path / "empty" / DESCRIPTION).write_text('{"format": 99}')
     with pytest.raises(RuntimeFormatError, match="of format 99"):

@@ -184,7 +184,7 @@ def test_a_class_of_one_s_own_is_refused_with_the_way_out():
     full = Plan.full(structure)
     plan = full.keep(RAGGED)
     slice_(model, structure, full, plan)
-    with pytest.raises(ValueError, match=r"MyLlama is no class of the transformers library.*--allocation balanced"):
+    with pytest.raises(ValueError, match=r"MyLlama is not a class of the transformers library.*--allocation balanced"):
         finish(model, structure, plan)
 
 

@@ -108,7 +108,7 @@ class TestModelsInMemory:
         assert source.auto_class == "AutoModelForCausalLM"
 
     def test_without_a_checkpoint_there_is_no_tokenizer_unless_one_is_given(self) -> None:
-        with pytest.raises(ValueError, match=r"names no checkpoint to load a tokenizer from: pass tokenizer="):
+        with pytest.raises(ValueError, match=r"names no checkpoint to load a tokenizer from. Pass tokenizer="):
             _ = ModelSource.of(byte_model()).tokenizer
         tokenizer = tiny_tokenizer()
         assert ModelSource.of(byte_model(), tokenizer=tokenizer).tokenizer is tokenizer

@@ -30,7 +30,7 @@ def test_an_index_names_files_beside_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["../x.safetensors", "/etc/x.safetensors", "a/x.safetensors", "..", "", "..\\x"])
 def test_a_file_elsewhere_is_refused(tmp_path: Path, name: str) -> None:
     index = write_index(tmp_path, {"weight_map": {"a": "model.safetensors", "b": name}})
-    with pytest.raises(WeightIndexError, match="which is outside of its folder"):
+    with pytest.raises(WeightIndexError, match="which is outside its folder"):
         weight_map(index)
 
 
@@ -43,7 +43,7 @@ def broken_data(folder: Path) -> Path:
 
 @pytest.mark.parametrize("content", [[], {}, {"weight_map": ["a"]}, {"weight_map": None}, 3])
 def test_what_is_no_index_is_refused(tmp_path: Path, content: object) -> None:
-    with pytest.raises(WeightIndexError, match="is no index of weights"):
+    with pytest.raises(WeightIndexError, match="is not an index of weights"):
         weight_map(write_index(tmp_path, content))
 
 
@@ -64,5 +64,5 @@ def test_all_who_read_weights_refuse_it(
     folder = shutil.copytree(checkpoint, tmp_path / "model")
     (folder / WEIGHTS).rename(tmp_path / "secret.safetensors")
     write_index(folder, {"metadata": {}, "weight_map": {"model.norm.weight": "../secret.safetensors"}})
-    with pytest.raises(error, match="outside of its folder"):
+    with pytest.raises(error, match="outside its folder"):
         read(folder)

@@ -140,7 +140,7 @@ class TestWrong:
         rewrite(Path("adapter"), base_model_name_or_path="./gone")
         finished = run("eval", "adapter", "--ppl", notes)
         assert (finished.code, finished.out) == (2, "")
-        assert "adapter is an adapter, and its base ./gone cannot be read" in finished.err
+        assert "adapter is an adapter, but its base ./gone cannot be read" in finished.err
         assert run("eval", "adapter", "--base", checkpoint, "--ppl", notes).code == 0
 
     def test_a_file_that_is_no_results_is_left_alone(self, run: Command, checkpoint: Path, notes: Path) -> None:

@@ -92,7 +92,7 @@ def test_options_that_make_no_sense_are_refused(run: Command, folder: Path, opti
 
 
 def test_what_is_no_checkpoint_is_refused(run: Command, tmp_path: Path) -> None:
-    for name, message in (("missing", "is not a folder"), (".", "is no checkpoint: it has no config.json")):
+    for name, message in (("missing", "is not a folder"), (".", "is not a checkpoint: it has no config.json")):
         finished = run("export", tmp_path / name, "--format", "gguf")
         assert (finished.code, finished.out) == (2, "")
         assert message in one_line(finished.err)

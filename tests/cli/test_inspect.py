@@ -329,13 +329,13 @@ def test_a_config_that_makes_no_model_is_refused(run: Command, unknown: Path) ->
     (unknown / "config.json").write_text(json.dumps(values))
     finished = run("inspect", unknown)
     assert (finished.code, finished.out) == (2, "")
-    assert "num_attention_heads = 0; a model has 1 or more" in words(finished.err)
+    assert "num_attention_heads = 0; it must be 1 or more" in words(finished.err)
 
 
 def test_a_missing_folder_and_an_unknown_option_are_refused(run: Command, tmp_path: Path) -> None:
     missing = run("inspect", tmp_path / "missing")
     assert missing.code == 2
-    assert f"{tmp_path / 'missing'} is no checkpoint" in missing.err
+    assert f"{tmp_path / 'missing'} is not a checkpoint" in missing.err
     unknown = run("inspect", tmp_path, "--jason")
     assert unknown.code == 2
     assert "--jason" in unknown.err

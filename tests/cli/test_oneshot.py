@@ -607,7 +607,7 @@ class TestWrongInvocation:
 class TestWrongInput:
     def test_a_missing_model_is_named(self, refused: Any, tmp_path: Path) -> None:
         message = refused("--sparsity", "0.5", model=tmp_path / "none")
-        assert f"{tmp_path / 'none'} is no checkpoint: it has no config.json" in message
+        assert f"{tmp_path / 'none'} is not a checkpoint: it has no config.json" in message
 
     def test_an_unknown_architecture_is_named(self, refused: Any, tmp_path: Path) -> None:
         (tmp_path / "model").mkdir()

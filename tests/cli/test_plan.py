@@ -159,4 +159,4 @@ def test_mistakes_are_told_in_one_line(run: Command, model: str, words: tuple[st
 def test_a_folder_that_is_no_checkpoint_is_told(run: Command, tmp_path: Path) -> None:
     done = run("plan", str(tmp_path))
     assert done.code == 2
-    assert "is no checkpoint" in done.err
+    assert "is not a checkpoint" in done.err

@@ -369,7 +369,7 @@ class TestWrongInput:
         assert "needs code from its own repository" in refused(model=tmp_path / "model")
 
     def test_a_missing_model_is_named(self, refused: Any, tmp_path: Path) -> None:
-        assert f"{tmp_path / 'none'} is no checkpoint: it has no config.json" in refused(model=tmp_path / "none")
+        assert f"{tmp_path / 'none'} is not a checkpoint: it has no config.json" in refused(model=tmp_path / "none")
 
     def test_a_model_without_tokenizer_is_refused_with_the_way_out(self, refused: Any, tmp_path: Path) -> None:
         byte_model().save_pretrained(tmp_path / "model")

@@ -51,8 +51,8 @@ def test_an_exported_file_is_pushed_alone(run: Command, own_hub: StandInHub, tmp
     [
         (["nowhere", "small"], "nowhere does not exist"),
         ([".", "small"], "holds no model"),
-        (["here", "https://hub/small"], "is no name of a model on the hub"),
-        (["here", "small"], "switched off (HF_HUB_OFFLINE)"),
+        (["here", "https://hub/small"], "is not a valid name for a model on the Hub"),
+        (["here", "small"], "HF_HUB_OFFLINE is set"),
     ],
 )
 def test_what_cannot_be_pushed_is_refused_in_one_line(

@@ -90,9 +90,9 @@ class TestCheckpoints:
 
 class TestWrongCheckpoints:
     def test_a_folder_that_is_none_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
+        with pytest.raises(CheckpointError, match=r"is not a checkpoint: it has no config.json"):
             measurable(tmp_path)
-        with pytest.raises(CheckpointError, match=r"is no checkpoint: it has no config.json"):
+        with pytest.raises(CheckpointError, match=r"is not a checkpoint: it has no config.json"):
             measurable("./nowhere")
 
     def test_a_model_for_something_else_is_refused(self, tmp_path: Path) -> None:

@@ -103,7 +103,7 @@ class TestInATrainer:
         assert AutoTokenizer.from_pretrained(output).decode([72, 73]) == tiny_tokenizer().decode([72, 73])
 
     def test_nothing_can_be_saved_before_training(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="has seen no training yet"):
+        with pytest.raises(ValueError, match="has not seen any training yet"):
             save_pruned(PruningCallback(), adapted_model(), None, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 

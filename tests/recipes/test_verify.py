@@ -99,8 +99,8 @@ def test_a_result_is_whole_and_keeps_its_checksums(out: Path, capsys: pytest.Cap
     ("damage", "failed"),
     [
         (poison, {"weights": "model.norm.weight holds 1 NaN", "forward pass": "NaN"}),
-        (drop_a_layer, {"shapes": "have 2 layers (model.layers), and its config says 1"}),
-        (widen, {"shapes": "other shapes than its config.json says"}),
+        (drop_a_layer, {"shapes": "have 2 layers (model.layers), but its config says 1"}),
+        (widen, {"shapes": "shapes differ from its config.json"}),
         (flip_a_bit, {"checksums": "model.safetensors is not the file that was written"}),
         (cut_short, {"checksums": "is not the file", "weights": "", "shapes": "cannot be loaded"}),
         (remove_weights, {"checksums": "model.safetensors is missing", "weights": "no weights", "shapes": ""}),

@@ -1,1 +1,1 @@
-"""Checkpoints in and out: loading, saving, adapters, the class for ragged widths, exports to other runtimes."""
+"""Loading and saving of checkpoints: adapters, the class for ragged widths, exports to other runtimes."""

@@ -1,4 +1,4 @@
-"""LoRA adapters on disk, those of pruned models too: found, checked, and put on their base."""
+"""LoRA adapters on disk, also those of pruned models: find them, check them, and attach them to their base."""
 
 from __future__ import annotations
 
@@ -33,22 +33,24 @@ if TYPE_CHECKING:
 
 WEIGHTS_FILE = "adapter_model.safetensors"
 FACTS_FILE = "loraprune_adapter.json"
-"""What happened to the base of an adapter that loraprune trained, beside the adapter."""
+"""File beside an adapter that loraprune trained; it records how the base was pruned."""
 REFITTED_FILE = "refitted_base_weights.safetensors"
 MASKS_FILE = "pst_masks.safetensors"
 
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterFolder:
-    """An adapter, before anything of it is loaded.
+    """An adapter that is not loaded yet.
 
     Attributes:
-        folder: that holds it; of a hub adapter, where it was stored.
-        base: checkpoint that it belongs on; ``base_revision``: of a hub checkpoint.
-        plan: the groups that are left of the base; None of a base that stays whole.
-        dimensions: kinds of dimensions that the plan is of; ``keep_layers``: layers that it leaves alone.
+        folder: folder of the adapter; for a Hub adapter, its folder in the cache.
+        base: checkpoint of the base model.
+        base_revision: revision of a base on the Hub.
+        plan: groups of the base that are kept; None if the base is not cut.
+        dimensions: kinds of dimensions in the plan.
+        keep_layers: layers that the plan does not cut.
         keeps_zeros: whether zeros of the base stay zero under the adapter.
-        masked: whether masks of single weights belong to it.
+        masked: whether the adapter comes with masks of single weights.
     """
 
     folder: Path
@@ -68,7 +70,7 @@ def facts_text(
     keep_layers: Sequence[int | str] = (),
     keeps_zeros: bool = False,
 ) -> str:
-    """What :func:`find_adapter` must know of an adapter that a run of ours saves."""
+    """Return the text of ``FACTS_FILE``, which :func:`find_adapter` reads."""
     values = {
         "format": 1,
         "plan": None if plan is None else plan.to_json(),
@@ -80,16 +82,16 @@ def facts_text(
 
 
 def find_adapter(name: str, *, base: str | None = None, revision: str | None = None) -> AdapterFolder | None:
-    """The adapter in a folder or in a hub repository; None where there is none.
+    """Find the adapter in a folder or in a Hub repository. Return None if there is none.
 
     Args:
-        name: a folder, or a name on the hub.
-        base: to use in place of the one that the adapter names.
-        revision: of a hub adapter.
+        name: a folder, or a name on the Hub.
+        base: checkpoint to use instead of the base that the adapter names.
+        revision: revision of a Hub adapter.
 
     Raises:
-        CheckpointError: it has no weights in safetensors, names no base, is of a kind that cannot be merged, or lies
-            in one folder with a whole model.
+        CheckpointError: the adapter has no safetensors weights, names no base, has a type that cannot be merged, or
+            shares its folder with a whole model.
     """
     name = expanded(name)
     folder = _folder_of(name, revision)
@@ -99,16 +101,16 @@ def find_adapter(name: str, *, base: str | None = None, revision: str | None = N
     whole = [file for file in MODEL_FILES if (folder / file).is_file()]
     if whole:
         raise CheckpointError(
-            f"{name} holds an adapter ({ADAPTER_CONFIG}) and a whole model ({whole[0]}): which of them is meant cannot "
-            "be told. Move one of them into a folder of its own."
+            f"{name} holds an adapter ({ADAPTER_CONFIG}) and a whole model ({whole[0]}), so it is not clear which one "
+            "to load. Move one of them to another folder."
         )
     if not (folder / WEIGHTS_FILE).is_file():
         raise CheckpointError(
-            f"{name} has an {ADAPTER_CONFIG} and no {WEIGHTS_FILE}: weights are read from there only."
+            f"{name} has an {ADAPTER_CONFIG} but no {WEIGHTS_FILE}. Save the adapter again, as safetensors."
         )
     base_name = base or values.get("base_model_name_or_path")
     if not base_name:
-        raise CheckpointError(f"{name} is an adapter that names no base. Name the base with --base.")
+        raise CheckpointError(f"The adapter {name} names no base. Name the base with --base.")
     _check_kind(name, values)
     return _with_facts(
         AdapterFolder(folder=folder, base=str(base_name), base_revision=None if base else values.get("revision")), name
@@ -133,7 +135,7 @@ def _read(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}. Save the adapter again.") from error
     if not isinstance(values, dict):
-        raise CheckpointError(f"{path} is no mapping of names to values. Save the adapter again.")
+        raise CheckpointError(f"{path} is not a JSON object. Save the adapter again.")
     return values
 
 
@@ -144,8 +146,8 @@ def _check_kind(name: str, values: Mapping[str, Any]) -> None:
     tuner = PEFT_TYPE_TO_TUNER_MAPPING.get(PeftType(kind)) if kind in PeftType.__members__ else None
     if not hasattr(tuner, "merge_and_unload"):
         raise CheckpointError(
-            f"{name} is an adapter of type {kind}, which cannot be merged into its base. Adapters of the kind of LORA "
-            "are read."
+            f"{name} is an adapter of type {kind}, which cannot be merged into its base. Use an adapter of a type that "
+            "can, such as LORA."
         )
 
 
@@ -154,13 +156,13 @@ def _with_facts(found: AdapterFolder, name: str) -> AdapterFolder:
     if not (folder / FACTS_FILE).is_file():
         if masked or (folder / REFITTED_FILE).is_file():
             raise CheckpointError(
-                f"{name} is the adapter of a model that loraprune pruned, and {FACTS_FILE}, which says what was cut, "
-                "is missing. Name the finished checkpoint instead."
+                f"{name} is the adapter of a model that loraprune pruned, but {FACTS_FILE}, which records what was "
+                "cut, is missing. Name the finished checkpoint instead."
             )
         return found
     values = _read(folder / FACTS_FILE)
     if values.get("format") != 1:
-        raise CheckpointError(f"{folder / FACTS_FILE} is of a version that this loraprune cannot read. Update it.")
+        raise CheckpointError(f"This version of loraprune cannot read {folder / FACTS_FILE}. Update loraprune.")
     plan, dimensions = values.get("plan"), values.get("dimensions")
     return replace(
         found,
@@ -172,20 +174,17 @@ def _with_facts(found: AdapterFolder, name: str) -> AdapterFolder:
     )
 
 
-# Adapters put on their base, which is cut, refitted or masked first where the adapter was trained so.
-
-
 def with_adapter(
     model: PreTrainedModel, adapter: AdapterFolder, name: str, *, merge: bool, dtype: torch.dtype
 ) -> nn.Module:
-    """Put an adapter on its base, which is used up: cut to the adapter's plan first where it has one.
+    """Attach an adapter to its base. If the adapter has a plan, the base is first cut to it.
 
     Args:
-        model: the base.
-        adapter: to put on it.
-        name: of the adapter, for messages.
-        merge: give back a plain model with the adapter merged, instead of peft's around it.
-        dtype: of the merged model.
+        model: the base, modified in place.
+        adapter: adapter to attach.
+        name: name of the adapter, for messages.
+        merge: return a plain model with the adapter merged, instead of a ``PeftModel``.
+        dtype: dtype of the merged model.
 
     Raises:
         CheckpointError: the adapter does not fit the base.
@@ -211,7 +210,7 @@ def with_adapter(
         ) from error
     if not merge:
         if adapter.masked:
-            raise CheckpointError(f"{name} masks the sum of weights and adapter; it can be measured merged only.")
+            raise CheckpointError(f"{name} masks the sum of weights and adapter, so it can only be used merged.")
         return peft_model.eval()
     if structure is None or adapter.plan is None:
         plain = merged(peft_model, dtype)
@@ -223,10 +222,10 @@ def with_adapter(
 
 
 def _attached(model: PreTrainedModel, folder: Path, name: str) -> Any:
-    """Peft's model with the adapter, each of whose tensors found its place.
+    """Return the ``PeftModel`` with the adapter, after a check that all its tensors were loaded.
 
     Raises:
-        CheckpointError: one did not, or a place is left without.
+        CheckpointError: a tensor matches no layer, or a layer got no tensor.
     """
     from peft import PeftModel
 
@@ -234,11 +233,11 @@ def _attached(model: PreTrainedModel, folder: Path, name: str) -> Any:
         warnings.simplefilter("ignore")
         device = next(model.parameters()).device
         adapted: Any = PeftModel.from_pretrained(model, str(folder), torch_device=str(device))
-        # The same once more, for what it tells: from_pretrained keeps to itself which tensors were left over.
+        # Loaded a second time because from_pretrained does not return which keys were missing or unexpected.
         result = adapted.load_adapter(str(folder), "default", torch_device=str(device))
     for keys, what in (
         (result.unexpected_keys, "weights match no layer of the base"),
-        (result.missing_keys, "of its layers' weights are missing from its file"),
+        (result.missing_keys, "weights of its layers are missing from its file"),
     ):
         if keys:
             raise CheckpointError(f"The adapter {name} does not fit: {len(keys)} {what}, the first is {keys[0]}.")
@@ -249,7 +248,7 @@ def _attached(model: PreTrainedModel, folder: Path, name: str) -> Any:
 def _restore_refitted_(model: PreTrainedModel, folder: Path) -> None:
     path = folder / REFITTED_FILE
     if not path.is_file():
-        raise CheckpointError(f"{folder} is the adapter of a pruned model, and {REFITTED_FILE} is missing there.")
+        raise CheckpointError(f"{folder} is the adapter of a pruned model, but its {REFITTED_FILE} is missing.")
     for name, weight in load_file(path).items():
         module, _, parameter = name.rpartition(".")
         target = getattr(base_layer(model.get_submodule(module)), parameter)
@@ -260,7 +259,7 @@ def _restore_refitted_(model: PreTrainedModel, folder: Path) -> None:
 
 @torch.no_grad()
 def _mask_(model: nn.Module, folder: Path) -> None:
-    """Set weights to zero that a run with the criterion ``pst`` has masked."""
+    """Set the weights to zero that a run with the criterion ``pst`` masked."""
     from transformers.pytorch_utils import Conv1D
 
     for name, mask in load_file(folder / MASKS_FILE).items():

@@ -1,4 +1,4 @@
-"""Where the config of a checkpoint and its weights disagree: the headers and tensors in the files are the truth."""
+"""Checks that a checkpoint's config agrees with its weight files. If they disagree, the files count."""
 
 from __future__ import annotations
 
@@ -21,22 +21,23 @@ _ROWS = 4096
 
 
 def local_folder(name: str, revision: str | None = None) -> Path | None:
-    """The folder of a checkpoint's files: its own, or that of a hub checkpoint which was fetched; or None."""
+    """Return a checkpoint's folder, or the cache folder of a Hub checkpoint; None if it was not downloaded."""
     path = Path(name).expanduser()
     return path if path.is_dir() else hub_folder(name, revision)
 
 
 def agreeing(config: PretrainedConfig, name: str, revision: str | None = None) -> PretrainedConfig:
-    """A checkpoint's config, mended where its files say otherwise; of files that are not here, nothing is known.
+    """Correct a checkpoint's config by its weight files. Without local files, the config stays as it is.
 
     Args:
-        config: as it was read; a head that is stored and differs from the embedding makes it untied, in place.
-        name: of the checkpoint.
-        revision: of a hub checkpoint.
+        config: the config, modified in place: it becomes untied if the files hold a head that differs from the
+            embedding.
+        name: name of the checkpoint.
+        revision: revision of a Hub checkpoint.
 
     Raises:
         CheckpointError: config and files have different numbers of layers.
-        WeightIndexError: the index of the weights names files elsewhere.
+        WeightIndexError: the index of the weights names files outside its folder.
     """
     from safetensors import SafetensorError
 
@@ -47,7 +48,7 @@ def agreeing(config: PretrainedConfig, name: str, revision: str | None = None) -
     try:
         stored = stored_tensors(files)
         differs = says_tied(config) and stored_head_differs(config, stored)
-    except (OSError, ValueError, SafetensorError):  # loading the weights says what is wrong with them
+    except (OSError, ValueError, SafetensorError):  # loading the weights reports what is wrong with them
         return config
     _check_layers(config, name, stored)
     if differs:
@@ -56,7 +57,7 @@ def agreeing(config: PretrainedConfig, name: str, revision: str | None = None) -
 
 
 def _model_class(config: PretrainedConfig) -> Any:
-    """The stock class that a config names; None where it names none of the library."""
+    """Return the stock class that a config names; None if transformers has no such class."""
     import transformers
 
     names = getattr(config, "architectures", None) or ("",)
@@ -64,11 +65,11 @@ def _model_class(config: PretrainedConfig) -> Any:
 
 
 def stored_head_differs(config: PretrainedConfig, stored: Mapping[str, StoredTensor]) -> bool:
-    """Whether files hold a head beside the embedding, and it is another one.
+    """Whether the files hold a head that differs from the embedding.
 
     Args:
-        config: of the model.
-        stored: its tensors.
+        config: config of the model.
+        stored: its tensors in the files, by name.
     """
     pairs = getattr(_model_class(config), "_tied_weights_keys", None)
     if not isinstance(pairs, Mapping):
@@ -84,7 +85,7 @@ def stored_head_differs(config: PretrainedConfig, stored: Mapping[str, StoredTen
 def _differ(
     head: str, one: StoredTensor, embedding: str, other: StoredTensor, stored: Mapping[str, StoredTensor]
 ) -> bool:
-    """Whether two tensors in files differ, read a few rows at a time."""
+    """Whether two stored tensors differ. Reads ``_ROWS`` rows at a time."""
     from safetensors import safe_open
 
     if one.shape != other.shape:
@@ -99,7 +100,7 @@ def _differ(
 
 
 def _stacks(config: PretrainedConfig) -> Iterator[tuple[str, int]]:
-    """Paths of a model's lists of blocks, with the number that its config says."""
+    """Yield the path of each list of blocks, with the number of blocks in the config."""
     try:
         spec = spec_for(config)
     except UnsupportedArchitectureError:
@@ -118,11 +119,11 @@ def _check_layers(config: PretrainedConfig, name: str, stored: Mapping[str, Stor
     counted = [tensor for tensor in stored if not any(re.search(pattern, tensor) for pattern in ignored)]
     for path, said in _stacks(config):
         first, _, rest = path.partition(".")
-        # Files of a model that was saved without its head leave out the first part.
+        # In the files of a model saved without its head, names lack the first part.
         pattern = re.compile(rf"(?:{re.escape(first)}\.)?{re.escape(rest)}\.(\d+)\.")
         found = {int(match[1]) for tensor in counted if (match := pattern.match(tensor))}
         if found and max(found) + 1 != said:
             raise CheckpointError(
-                f"The weights of {name} have {max(found) + 1} layers ({path}), and its config says {said}. Correct the "
+                f"The weights of {name} have {max(found) + 1} layers ({path}), but its config says {said}. Correct the "
                 "number in config.json, or fetch the checkpoint again."
             )

@@ -1,4 +1,4 @@
-"""What tells one checkpoint from another: a hash of the files that decide what a model computes."""
+"""Fingerprints of checkpoints: a hash of the files that determine what a model computes."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ DECIDING = (
     "*.tiktoken",
     "*.py",
 )
-"""Files that decide it; model cards, records, reports and logs do not."""
+"""Files that determine what a model computes; model cards, records, reports and logs do not."""
 _BLOCK = 1 << 24
 
 
 def folder_fingerprint(folder: Path) -> str:
-    """SHA-256 over names and contents of the deciding files in a folder, in the order of their names.
+    """Return a SHA-256 over names, sizes and contents of the ``DECIDING`` files in a folder, in order of their names.
 
-    It reads every weight: a second for some gigabytes.
+    It reads every weight, which takes about a second for a few gigabytes.
     """
     digest = hashlib.sha256()
     for path in sorted(folder.iterdir()):
@@ -49,21 +49,21 @@ def folder_fingerprint(folder: Path) -> str:
 
 
 def hub_folder(name: str, revision: str | None) -> Path | None:
-    """Where the files of a hub checkpoint lie that were fetched; None where none were. Nothing is asked of the hub."""
+    """Return the cache folder of a Hub checkpoint; None if it was not downloaded. Makes no request to the Hub."""
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
         stored = try_to_load_from_cache(name, "config.json", revision=revision)
-    except HFValidationError:  # no name that a checkpoint on the hub can have
+    except HFValidationError:  # not a valid name on the Hub
         return None
     return Path(stored).parent if isinstance(stored, str) else None
 
 
 def hub_fingerprint(name: str, revision: str | None) -> str:
-    """The commit of a hub checkpoint, as its files were fetched; nothing is asked of the hub.
+    """Return the commit of a Hub checkpoint's cached files. Makes no request to the Hub.
 
-    Where it cannot be told, no two fingerprints are equal, so that no figure of another commit is taken for its own.
+    If the commit is unknown, every fingerprint is unique, so that no figure of another commit is reused.
     """
     from huggingface_hub import try_to_load_from_cache
     from transformers.utils.hub import extract_commit_hash
@@ -77,5 +77,5 @@ def hub_fingerprint(name: str, revision: str | None) -> str:
 
 
 def joined_fingerprint(*parts: str) -> str:
-    """One fingerprint of several: of an adapter and its base, of a model and the tokenizer of another one."""
+    """Join several fingerprints, such as those of an adapter and its base, or of a model and a separate tokenizer."""
     return parts[0] if len(parts) == 1 else f"sha256:{hashlib.sha256(chr(0).join(parts).encode()).hexdigest()}"

@@ -1,4 +1,4 @@
-"""Weights that are NaN or infinite: found before anything is saved."""
+"""Checks for NaN and infinite weights before a model is saved."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ if TYPE_CHECKING:
 
 
 class NonFiniteWeightsError(ArithmeticError):
-    """A weight is NaN or infinite, so that nothing was saved."""
+    """A weight is NaN or infinite, so the model was not saved."""
 
 
 def check_finite(model: nn.Module) -> None:
-    """Make sure that all tensors of a model are finite, in one pass.
+    """Make sure that all tensors of a model are finite.
 
     Raises:
-        NonFiniteWeightsError: one is not; the message names it, and counts.
+        NonFiniteWeightsError: a tensor is not; see :func:`check_finite_tensors`.
     """
     check_finite_tensors(model.state_dict().items())
 
 
 def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
-    """Make sure that tensors, with their names, are finite; each is read once and let go.
+    """Make sure that named tensors are finite. Each tensor is read once and not kept.
 
     Raises:
-        NonFiniteWeightsError: one is not; the message names the first, and counts.
+        NonFiniteWeightsError: a tensor is not. The message names the first one and counts its NaN and Inf.
     """
     broken = list(non_finite(tensors))
     if not broken:
@@ -39,16 +39,16 @@ def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
     name, dtype, nans, infinities = broken[0]
     kind = str(dtype).removeprefix("torch.")
     others = f", as do {len(broken) - 1} other tensors" if len(broken) > 1 else ""
-    how = "They come from training or calibration: lower the learning rate, or look at the data."
+    how = "They come from training or calibration: lower the learning rate, or check the data."
     if dtype == torch.float16 and infinities:
-        how = "Numbers above 65,504 do not fit into float16: save the model in another dtype, with --dtype bfloat16."
+        how = "float16 holds no number above 65,504. Save the model in another dtype, with --dtype bfloat16."
     raise NonFiniteWeightsError(
         f"{name} holds {nans:,} NaN and {infinities:,} Inf ({kind}){others}: nothing was saved. {how}"
     )
 
 
 def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, torch.dtype, int, int]]:
-    """Name, dtype, number of NaN and number of infinities of each tensor that is not finite."""
+    """Yield name, dtype, number of NaN and number of infinities of each tensor that is not finite."""
     for name, tensor in tensors:
         nans, infinities = _count(whole(tensor))
         if nans or infinities:
@@ -56,13 +56,13 @@ def non_finite(tensors: Iterable[tuple[str, Tensor]]) -> Iterator[tuple[str, tor
 
 
 def _count(tensor: Tensor) -> tuple[int, int]:
-    """How many numbers of a tensor are NaN, and how many are infinite."""
+    """Return how many numbers of a tensor are NaN, and how many are infinite."""
     if not tensor.is_floating_point() or not tensor.numel() or tensor.is_meta:
         return 0, 0
     if type(tensor) not in (torch.Tensor, nn.Parameter):
-        tensor = tensor.dequantize()  # as torchao keeps them
+        tensor = tensor.dequantize()  # a quantized tensor of torchao
     if tensor.element_size() < 2:
-        tensor = tensor.float()  # numbers of 8 bits cannot be compared
+        tensor = tensor.float()  # aminmax does not take 8-bit floats
     least, most = torch.aminmax(tensor.detach())
     if bool(torch.isfinite(least)) and bool(torch.isfinite(most)):
         return 0, 0

@@ -1,4 +1,4 @@
-"""Checkpoints in: config, tokenizer and weights, quantized if asked for, with errors that say what to do."""
+"""Loading of a checkpoint's config, tokenizer and weights, optionally quantized."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ _AUTO_CLASSES = {
     "AutoModelForImageClassification": "MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES",
     "AutoModelForSequenceClassification": "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
 }
-"""Classes of transformers that load a model, and the list of the model classes that each of them loads."""
+"""Auto classes of transformers, and the mapping that lists the model classes of each."""
 _ANY_AUTO_CLASSES = (
     "AutoModelForCausalLM",
     "AutoModelForSeq2SeqLM",
@@ -53,9 +53,9 @@ _ANY_AUTO_CLASSES = (
     "AutoModelForSequenceClassification",
     "AutoModel",
 )
-"""Where to look for the class of a model of another kind, first choice first."""
+"""Auto classes to try for any other model, in order of preference."""
 PRUNED = "Pruned"
-"""What the name of a class for widths that no stock config can say begins with."""
+"""Prefix of the names of classes for widths that no stock config can state."""
 
 
 def _is_local(name: str) -> bool:
@@ -70,17 +70,17 @@ def load_config(
     described: bool = True,
     quantized: bool = False,
 ) -> PretrainedConfig:
-    """Read the config of a checkpoint (a folder or a hub name) and make sure that its family has a description.
+    """Read the config of a checkpoint and make sure that its family has a description.
 
     Args:
-        name: of the checkpoint.
-        trust_remote_code: run code that it brings.
-        revision: of a hub checkpoint.
+        name: a folder, or a name on the Hub.
+        trust_remote_code: run code from the checkpoint.
+        revision: revision of a Hub checkpoint.
         described: whether the family must have a description.
         quantized: whether the checkpoint may be quantized.
 
     Raises:
-        CheckpointError: there is no such checkpoint, it needs code of its own, or it is quantized and may not be.
+        CheckpointError: there is no such checkpoint, it needs its own code, or it is quantized and must not be.
         UnsupportedArchitectureError: the family has no description.
     """
     from transformers import AutoConfig
@@ -123,7 +123,7 @@ def load_tokenizer(
 
 
 def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a tokenizer without a pad token pad with another token; padded positions are never attended to."""
+    """Give a tokenizer without a pad token another token to pad with; padded positions are masked anyway."""
     if tokenizer.pad_token is None:
         tokenizer.pad_token = (
             tokenizer.eos_token or tokenizer.unk_token or tokenizer.bos_token or tokenizer.convert_ids_to_tokens([0])[0]
@@ -133,10 +133,10 @@ def give_pad_token_(tokenizer: PreTrainedTokenizerBase) -> None:
 def load_image_processor(
     name: str, *, required: bool = False, trust_remote_code: bool = False, revision: str | None = None
 ) -> Any:
-    """Load what resizes and normalizes the images of a checkpoint; None where it has none.
+    """Load the image processor of a checkpoint. Return None if it has none.
 
     Raises:
-        CheckpointError: it is required and missing.
+        CheckpointError: the image processor is required and missing.
     """
     try:
         with reading(f"No image processor can be loaded from {name}", "Name one."), hub_or_cache(name):
@@ -150,7 +150,7 @@ def load_image_processor(
 
 
 def loading_class(class_name: str) -> str | None:
-    """The class of transformers that loads a class of models (or ours over that one); None where none of those does."""
+    """Return the auto class that loads a model class, or our subclass of it; None if no auto class does."""
     from transformers.models.auto import modeling_auto
 
     wanted = {class_name, class_name.removeprefix(PRUNED)}
@@ -162,10 +162,10 @@ def loading_class(class_name: str) -> str | None:
 
 
 def auto_class_of(config: PretrainedConfig) -> str:
-    """The class of transformers that loads a checkpoint: by the class that its config names, or by its family.
+    """Return the auto class that loads a checkpoint, by the class that its config names or by its family.
 
     Raises:
-        ValueError: none does.
+        ValueError: no auto class loads it.
     """
     names = getattr(config, "architectures", None) or ()
     found = loading_class(names[0]) if names else None
@@ -176,10 +176,10 @@ def auto_class_of(config: PretrainedConfig) -> str:
 
 
 def any_auto_class(config: PretrainedConfig) -> str:
-    """The class of transformers that makes the model that the config names, or else the first that makes any.
+    """Return the auto class that makes the model that the config names, or else the first that makes any model.
 
     Raises:
-        ValueError: none does.
+        ValueError: no auto class makes a model of this config.
     """
     brought = getattr(config, "auto_map", None) or {}
     made = {
@@ -190,13 +190,13 @@ def any_auto_class(config: PretrainedConfig) -> str:
     for name in (*(name for name in made if made[name] & named), *(name for name in made if made[name])):
         return name
     raise ValueError(
-        f"transformers has a config for models of type {config.model_type!r}, but none of these classes makes one: "
-        f"{', '.join(_ANY_AUTO_CLASSES)}."
+        f"transformers has a config for models of type {config.model_type!r}, but none of these classes makes such a "
+        f"model: {', '.join(_ANY_AUTO_CLASSES)}."
     )
 
 
 def _makes(auto_class: str, config: PretrainedConfig) -> set[str]:
-    """Names of the model classes that a class of transformers makes of such a config."""
+    """Return the names of the model classes that an auto class makes of a config."""
     import transformers
 
     mapping = getattr(transformers, auto_class)._model_mapping
@@ -207,12 +207,12 @@ def _makes(auto_class: str, config: PretrainedConfig) -> set[str]:
 
 
 def is_remote(config: PretrainedConfig) -> bool:
-    """Whether a config was made by code from its checkpoint, which happens only where the user trusts that code."""
+    """Whether a config's class comes from its checkpoint's own code, which runs only if the user trusts it."""
     return type(config).__module__.startswith("transformers_modules")
 
 
 def meta_model(config: PretrainedConfig, auto_class: str | None = None) -> PreTrainedModel:
-    """The model without its weights: names and shapes only, in no memory."""
+    """Make the model on the meta device: names and shapes without memory for weights."""
     with torch.device("meta"):
         model = random_model(config, auto_class or auto_class_of(config))
     model.tie_weights()
@@ -220,13 +220,13 @@ def meta_model(config: PretrainedConfig, auto_class: str | None = None) -> PreTr
 
 
 def random_model(config: PretrainedConfig, auto_class: str, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """A model of a config's shapes with random weights, by a class of transformers."""
+    """Make a model with random weights from a config, by an auto class of transformers."""
     import transformers
 
     auto: Any = getattr(transformers, auto_class)
     classes = auto._model_mapping.get(type(config), None)
     if isinstance(classes, (tuple, list)) and not getattr(config, "architectures", None):
-        # With several classes to choose from, transformers wants to be told by the config.
+        # If there are several classes, transformers chooses by config.architectures.
         config = copy.deepcopy(config)
         config.architectures = [classes[0].__name__]
     further = {} if dtype is None else {"dtype": dtype}
@@ -235,9 +235,9 @@ def random_model(config: PretrainedConfig, auto_class: str, dtype: torch.dtype |
 
 
 def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
-    """Tokens that a model can read at most; None where its positions have no end.
+    """Return the largest number of tokens that a model can read; None if its positions have no limit.
 
-    Families like RoBERTa count positions from behind the padding's, so that their table holds more than can be used.
+    Families such as RoBERTa start to count positions after the padding index, so their table has unused rows.
     """
     context = longest_input(config)
     for name, module in model.named_modules():
@@ -247,7 +247,7 @@ def context_of(config: PretrainedConfig, model: nn.Module) -> int | None:
 
 
 def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
-    """The dtype in which a checkpoint's weights are stored, as its config says; float32 where it does not."""
+    """Return the dtype of a checkpoint's weights according to its config; float32 if the config has none."""
     dtype = getattr(config, "dtype", None)
     if isinstance(dtype, str):
         dtype = DTYPES.get(dtype.removeprefix("torch."))
@@ -255,9 +255,9 @@ def checkpoint_dtype(config: PretrainedConfig) -> torch.dtype:
 
 
 def working_dtype(stored: torch.dtype, device: torch.device) -> torch.dtype:
-    """The dtype to train in: the checkpoint's own on an accelerator, 32 bits on a CPU, which is slow in 16.
+    """Return the dtype to train in: the stored one on an accelerator; float32 on a CPU, which is slow in 16 bits.
 
-    A float16 checkpoint is trained in 32 bits where the accelerator has no bfloat16.
+    A 16-bit checkpoint is trained in float32 if the GPU has no bfloat16.
     """
     if device.type == "cpu":
         return torch.float32
@@ -278,22 +278,22 @@ def load_model(
     quantized: bool = False,
     sharded: bool = False,
 ) -> PreTrainedModel:
-    """Load a checkpoint's weights onto a device, by a class of transformers; quantize them on the way if asked to.
+    """Load a checkpoint onto a device, by an auto class of transformers, and quantize it if ``quantization`` is set.
 
     Args:
-        name: of the checkpoint.
-        dtype: of weights that are not quantized.
-        device: to load onto.
-        auto_class: that loads it.
-        trust_remote_code: run code that it brings.
-        revision: of a hub checkpoint.
+        name: name or folder of the checkpoint.
+        dtype: dtype of weights that are not quantized.
+        device: device to load onto.
+        auto_class: name of the auto class.
+        trust_remote_code: run code from the checkpoint.
+        revision: revision of a Hub checkpoint.
         quantization: one of :data:`~loraprune.options.precision.QUANTIZATIONS`, or None.
         quantized: whether the checkpoint itself is quantized.
-        sharded: share the weights out among the processes of the run; each reads its own part.
+        sharded: shard the weights over the processes of the run (FSDP2); each process reads its own part.
 
     Raises:
         CheckpointError: files are missing or broken, or tensors are missing from them.
-        WeightIndexError: the index of the weights names files elsewhere.
+        WeightIndexError: the index of the weights names files outside its folder.
     """
     import transformers
 
@@ -301,7 +301,7 @@ def load_model(
     further: dict[str, Any] = sharded_loading() if sharded else {"device_map": {"": device}} if quantized else {}
     if quantization is not None:
         further = {"quantization_config": quantization_config(quantization, dtype), "device_map": {"": device}}
-    remedy = "Weights are read from safetensors files only; fetch the checkpoint again, or name another one."
+    remedy = "Only safetensors files are supported. Fetch the checkpoint again, or name another one."
     values = read_config_values(Path(name).expanduser() / MODEL_CONFIG) if _is_local(name) else None
     with reading(f"The weights of {name} cannot be loaded", remedy, values), hub_or_cache(name), _shapes_agree(name):
         model, info = getattr(transformers, auto_class).from_pretrained(
@@ -316,46 +316,43 @@ def load_model(
     missing = sorted(info["missing_keys"] if isinstance(info, dict) else info.missing_keys)
     if missing:
         raise CheckpointError(
-            f"{name} does not hold all weights of its model: {len(missing)} are missing, the first is {missing[0]}."
+            f"{name} lacks weights of its model: {len(missing)} are missing, the first is {missing[0]}."
         )
     if sharded:
         take_over_(model)
     placed: PreTrainedModel = model if further else model.to(device)
     prepare_(placed)
-    mend_tied_(placed, name, said=not _is_local(name))  # of a folder, it was said when the config was read
+    mend_tied_(placed, name, said=not _is_local(name))  # for a folder, the warning came when the config was read
     return placed
 
 
 @contextmanager
 def _shapes_agree(name: str) -> Iterator[None]:
-    """Say what it means that transformers asks for ``ignore_mismatched_sizes``, which is an argument of theirs."""
+    """Explain shape mismatches; transformers' error only suggests its argument ``ignore_mismatched_sizes``."""
     try:
         yield
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise CheckpointError(
-            f"{name} holds tensors of other shapes than its config.json says. Correct that, or fetch the checkpoint "
-            "again."
+            f"{name} holds tensors whose shapes differ from its config.json. Correct config.json, or download the "
+            "checkpoint again."
         ) from error
 
 
 def default_device() -> torch.device:
-    """The first accelerator, or that of this process of a run; without any, the CPU."""
+    """Return the current CUDA device of this process, or the CPU if there is none."""
     if not torch.cuda.is_available():
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
 
 
-# How a checkpoint can be quantized while it is loaded: names of ours, and what transformers calls them.
-
-
 def quantization_config(name: str, dtype: torch.dtype) -> Any:
-    """What transformers wants to know of a quantization.
+    """Return the quantization config of transformers for one of our names.
 
     Args:
         name: one of :data:`~loraprune.options.precision.QUANTIZATIONS`.
-        dtype: to compute in.
+        dtype: dtype to compute in.
     """
     check_quantization(name)
     if name == "torchao-int8":

@@ -1,4 +1,4 @@
-"""A saved checkpoint, loaded back as its users will load it, and compared with the model that was saved."""
+"""Check of a saved checkpoint: load it with plain transformers and compare its outputs with the model's."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ if TYPE_CHECKING:
 
 _TOKENS = 8
 _STEPS = 8
-"""How many steps of the dtype two ways of computing the same may lie apart."""
+"""Largest difference between both outputs, in rounding steps (eps) of the dtype."""
 _LEAST = 1e-3
 
 
 class LoadBackError(ArithmeticError):
-    """A saved checkpoint does not load, or computes something else than the model that was saved."""
+    """A saved checkpoint does not load, or its outputs differ from those of the model that was saved."""
 
 
 def load_back(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
-    """The checkpoint in a folder by plain transformers, in the dtype that it is saved in, where the model is.
+    """Load a saved checkpoint with plain transformers, in its own dtype and on the device of ``model``.
 
     Args:
-        folder: of the checkpoint.
-        model: that was saved there.
+        folder: folder of the checkpoint.
+        model: model that was saved there.
 
     Raises:
-        LoadBackError: it does not load, or tensors are missing from it.
+        LoadBackError: the checkpoint does not load, or lacks tensors.
     """
     import transformers
 
@@ -46,18 +46,16 @@ def load_back(folder: Path, model: PreTrainedModel) -> PreTrainedModel:
             output_loading_info=True,
         )
     except Exception as error:
-        raise LoadBackError(f"The result that was saved cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise LoadBackError(f"The saved result cannot be loaded: {str(error).splitlines()[0]}") from error
     missing = sorted(info["missing_keys"] if isinstance(info, dict) else info.missing_keys)
     if missing:
-        raise LoadBackError(
-            f"The result that was saved lacks {counted(len(missing), 'tensor')}, the first is {missing[0]}."
-        )
+        raise LoadBackError(f"The saved result lacks {counted(len(missing), 'tensor')}, the first is {missing[0]}.")
     placed: PreTrainedModel = loaded.to(model.device).eval()
     return placed
 
 
 def few_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Inputs of a forward pass that costs next to nothing: some tokens, shape ``(1, 8)``, or one picture of noise."""
+    """Return inputs for one cheap forward pass: eight tokens, shape ``(1, 8)``, or one image of noise."""
     config: Any = model.config
     if model.main_input_name == "pixel_values":
         size = getattr(config, "image_size", 224)
@@ -72,27 +70,28 @@ def few_inputs(model: PreTrainedModel) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def check_loads_back(folder: Path, model: PreTrainedModel) -> None:
-    """Make sure that a saved checkpoint loads, and gives the logits of the model that was saved.
+    """Make sure that a saved checkpoint loads and gives the outputs of the model that was saved.
 
-    Both compute on the model's device; their logits may differ, in norm, by some steps of the saved dtype.
+    Both run on the model's device. The norm of the difference may be a few rounding steps of the dtype, relative to
+    the norm of the outputs.
 
     Args:
-        folder: of the checkpoint.
-        model: that was saved there, in evaluation mode.
+        folder: folder of the checkpoint.
+        model: model that was saved there, in evaluation mode.
 
     Raises:
-        LoadBackError: it does not.
+        LoadBackError: the checkpoint does not load, or its outputs differ.
     """
     inputs = few_inputs(model)
     expected = model(**inputs)[0].float()
     found = load_back(folder, model)(**inputs)[0].float()
     if expected.shape != found.shape:
-        raise LoadBackError(f"The result that was saved has outputs of other shapes: {list(found.shape)}.")
+        raise LoadBackError(f"The saved result has outputs of another shape: {list(found.shape)}.")
     apart = float((found - expected).norm() / expected.norm().clamp_min(1e-30))
     allowed = max(_STEPS * torch.finfo(model.dtype).eps, _LEAST)
     if not apart <= allowed:
         raise LoadBackError(
-            f"The result that was saved is not the model that was made: loaded back, its outputs on {_TOKENS} tokens "
-            f"differ by {apart:.2g} of their norm ({allowed:.2g} would be rounding). Please report this, with its "
-            "config.json."
+            f"The saved result does not compute what the model does: loaded back, its outputs on {_TOKENS} tokens "
+            f"differ by {apart:.2g} of their norm (rounding accounts for at most {allowed:.2g}). Please report this, "
+            "with its config.json."
         )

@@ -1,4 +1,4 @@
-"""Names that stand for models without the Hub: the bundled model, and shapes of well-known ones."""
+"""Names of models that need no download: the bundled model, and presets of well-known models."""
 
 from __future__ import annotations
 
@@ -60,34 +60,34 @@ PRESETS: dict[str, dict[str, Any]] = {
     "qwen3-4b": _shape(QWEN_3, 2560, 9728, 36, 32, tie_word_embeddings=True),
     "qwen3-8b": _shape(QWEN_3, 4096, 12288, 36, 32),
 }  # fmt: skip
-"""Config values by name. A folder or a file of the same name wins."""
+"""Config values by name of the preset. A folder or file of the same name takes precedence."""
 
 DEMO = "demo"
-"""Name of the bundled model, and of its text."""
+"""Name of the bundled model and of its text."""
 
 
 def is_preset(name: str | Path) -> bool:
-    """Whether a name stands for a shape; a file or folder of that name wins."""
+    """Whether a name is a preset. A file or folder of that name takes precedence."""
     return str(name) in PRESETS and not Path(name).exists()
 
 
 def check_no_preset(name: str | Path) -> None:
-    """Make sure that a name can stand for a model with weights.
+    """Make sure that a name is not a preset, which has no weights.
 
     Raises:
-        ValueError: it is a preset.
+        ValueError: the name is a preset.
     """
     if is_preset(name):
         raise ValueError(
-            f"{name} is a preset, the shape of a model without its weights: loraprune inspect and loraprune plan take "
-            "it. Name a checkpoint here, a folder or OWNER/NAME on the Hub."
+            f"{name} is a preset, the shape of a model without weights, for loraprune inspect and loraprune plan only. "
+            "Name a checkpoint here: a folder, or OWNER/NAME on the Hub."
         )
 
 
 def expanded(name: str | Path) -> str:
-    """What a model's name stands for: ``demo`` for the folder of the bundled model, ``~`` for the user's own.
+    """Expand a model's name: ``demo`` becomes the folder of the bundled model, ``~`` the user's home.
 
-    Anything in the working directory wins over ``demo``.
+    A file or folder ``demo`` in the working directory takes precedence.
     """
     if str(name) == DEMO and not Path(name).exists():
         return str(demo_model())

@@ -1,4 +1,4 @@
-"""A config as transformers 4 reads it, too: what transformers 5 calls otherwise is written under both names."""
+"""Configs that transformers 4 reads, too: keys that transformers 5 renamed are written under both names."""
 
 from __future__ import annotations
 
@@ -17,28 +17,28 @@ if TYPE_CHECKING:
 
 _PARTS = {"rope_theta": "rope_theta", "partial_rotary_factor": "partial_rotary_factor"}
 _PARTS_OF = {"gpt_neox": {"rope_theta": "rotary_emb_base", "partial_rotary_factor": "rotary_pct"}}
-"""Entries of ``rope_parameters`` that are keys of their own in transformers 4."""
+"""Entries of ``rope_parameters`` that are top-level keys in transformers 4."""
 
 _SECOND_THETA = {"gemma3_text": "rope_local_base_freq", "gemma3n_text": "rope_local_base_freq"}
-"""What transformers 4 calls the base of the layers with a sliding window; that of the others is ``rope_theta``."""
+"""Key in transformers 4 for the rotary base of sliding-window layers; the other layers use ``rope_theta``."""
 
 _CLOSED = ("olmo2", "phi3")
-"""Families that accept no further key in ``rope_scaling``, and read ``type`` there."""
+"""Families that accept no other keys in ``rope_scaling``, and read ``type`` there."""
 
 _RENAMED = {"qwen3_moe": {"num_local_experts": "num_experts"}}
 
 _SCALED_IF_TIED = ("t5", "mt5")
-"""Families whose output is scaled where the config says that the head is the embedding."""
+"""Families that scale their output if the config ties the head to the embedding."""
 
 
 def with_older_keys(values: Mapping[str, Any], *, own_head: bool = False) -> dict[str, Any]:
-    """What a config file says, and the same under the names of transformers 4 (4.57).
+    """Return a config's values with the keys of transformers 4.57 added.
 
-    Transformers 5 reads its own names first, so that it loads what it loaded before.
+    Transformers 5 reads its own keys first, so it loads the same model as before.
 
     Args:
-        values: of ``config.json``, as transformers 5 writes it; configs within it are extended, too.
-        own_head: whether the head is another tensor than the embedding, which no config of a T5 says.
+        values: values of ``config.json``, as transformers 5 writes it; nested configs are extended, too.
+        own_head: whether the head is not the embedding's tensor, which a T5 config does not state.
     """
     found = {key: with_older_keys(value) if _is_config(value) else value for key, value in values.items()}
     model_type = str(values.get("model_type", "")).removeprefix(PREFIX)
@@ -75,11 +75,11 @@ def _older_rope(model_type: str, parameters: Mapping[str, Any]) -> dict[str, Any
 
 
 def mend_config(folder: Path, model: PreTrainedModel) -> None:
-    """Let the config of a saved checkpoint be read by transformers 4, too; it forgets code that a stock class replaces.
+    """Make the config of a saved checkpoint readable by transformers 4. A stock class also loses its ``auto_map``.
 
     Args:
-        folder: that ``save_pretrained`` wrote.
-        model: that was saved there.
+        folder: folder that ``save_pretrained`` wrote.
+        model: model that was saved there.
     """
     file = folder / MODEL_CONFIG
     values = with_older_keys(json.loads(file.read_text(encoding="utf-8")), own_head=has_own_head(model))

@@ -1,4 +1,4 @@
-"""Which results transformers 4.57 loads with the same logits, and why it does not load others."""
+"""Which results transformers 4.57 loads with the same logits, and why not the others."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ IN_4 = frozenset((
     "qwen3_moe", "roberta", "smollm3", "stablelm", "starcoder2", "t5", "vit", "xlm-roberta",
 ))
 # fmt: on
-"""Families of which the tests compare the logits of both versions."""
+"""Families whose logits the tests compare between both versions."""
 
 _LATER = ("ministral3",)
-"""Families that are only in transformers 5."""
+"""Families that only transformers 5 has."""
 
 _OWN_HEAD_DIM = ("qwen2_moe", "vit", "deit", "dinov2")
-"""Families whose classes in 4.57 divide the hidden size by the number of heads, whatever the config says."""
+"""Families whose classes in 4.57 ignore ``head_dim`` and divide the hidden size by the number of heads."""
 
 _OTHER_MODULES = ("vit", "deit", "dinov2")
-"""Families whose modules have other names in 4.57, so that a list of cuts does not fit."""
+"""Families whose modules have other names in 4.57, so the shapes listed in the config do not match."""
 
 _ROPE_TYPES = {"olmo2": ("default", "linear", "dynamic"), "nemotron": ("default", "dynamic")}
 _ALL_ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "longrope", "llama3")
 
 
 def missing_in_4(model: PreTrainedModel) -> str | None:
-    """What keeps transformers 4.57 from loading a finished model as it is meant, in a few words; None where nothing."""
+    """Return why transformers 4.57 does not load a finished model with the same logits; None if it does."""
     return next(_missing(model), None)
 
 
@@ -56,9 +56,9 @@ def _missing(model: PreTrainedModel) -> Iterator[str]:
     for rope in (value for value in (parameters, *parameters.values()) if isinstance(value, dict)):
         yield from _missing_of_rope(family, rope)
     if getattr(config, "scale_attn_by_inverse_layer_idx", False):
-        yield "4.57 leaves scale_attn_by_inverse_layer_idx out of its fast attention"
+        yield "4.57 ignores scale_attn_by_inverse_layer_idx in its fast attention"
     if getattr(config, "attn_logit_softcapping", None):
-        yield "4.57 leaves attn_logit_softcapping out of its fast attention"
+        yield "4.57 ignores attn_logit_softcapping in its fast attention"
     if family in ("t5", "mt5") and not getattr(config, "scale_decoder_outputs", False) and not has_own_head(model):
         yield "4.57 scales the output of a head that is the embedding"
 
@@ -77,7 +77,7 @@ def _missing_of_rope(family: str, rope: Mapping[str, Any]) -> Iterator[str]:
 
 
 def has_own_head(model: PreTrainedModel) -> bool:
-    """Whether the head of an encoder-decoder is another tensor than its embedding."""
+    """Whether the head of an encoder-decoder has its own tensor, not the embedding's."""
     if not getattr(model.config, "is_encoder_decoder", False):
         return False
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()

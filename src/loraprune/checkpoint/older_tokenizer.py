@@ -1,4 +1,4 @@
-"""A saved tokenizer as transformers 4 reads it, too: its class, its special tokens, and SentencePiece's own file."""
+"""Tokenizers that transformers 4 reads, too: class name, special tokens, and the SentencePiece file."""
 
 from __future__ import annotations
 
@@ -15,33 +15,33 @@ TOKENIZER_CONFIG = "tokenizer_config.json"
 SENTENCEPIECE_FILE = "tokenizer.model"
 
 _PLAIN = "PreTrainedTokenizerFast"
-"""The class that takes ``tokenizer.json`` as it is, in both; transformers 5 writes its own name for it."""
+"""Class that loads ``tokenizer.json`` unchanged in both versions; transformers 5 writes another name for it."""
 
 _ONLY_IN_5 = ("TokenizersBackend",)
 _FRAMING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer", "CohereTokenizer")
-"""Classes that in transformers 4 put the first token before a text, and no last one, whatever the file says."""
+"""Classes that in transformers 4 always add the first token (BOS) and never the last, whatever the file says."""
 
 
 def _begins_only(tokenizer: PreTrainedTokenizerBase) -> bool:
-    """Whether a text gets the first token in front and nothing else."""
+    """Whether the tokenizer adds the first token (BOS) and nothing else."""
     alone = tokenizer("a", add_special_tokens=False)["input_ids"]
     return bool(tokenizer("a")["input_ids"] == [tokenizer.bos_token_id, *alone])
 
 
 def with_older_names(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBase) -> dict[str, Any]:
-    """What a tokenizer's config says, in words that transformers 4.57 and 5 read alike.
+    """Return a tokenizer config that transformers 4.57 and 5 read alike.
 
     Args:
-        values: of ``tokenizer_config.json``, as transformers 5 writes it.
-        tokenizer: that was saved.
+        values: values of ``tokenizer_config.json``, as transformers 5 writes it.
+        tokenizer: tokenizer that was saved.
     """
     found = dict(values)
     name = str(found.get("tokenizer_class")).removesuffix("Fast")
     if name in _ONLY_IN_5 or (name in _FRAMING and not _begins_only(tokenizer)):
         found["tokenizer_class"] = _PLAIN
-        # Of the class that it was; the plain one has others.
+        # The plain class has other defaults, so those of the original class are written out.
         found |= {"model_input_names": list(tokenizer.model_input_names), "padding_side": tokenizer.padding_side}
-    if isinstance(found.get("extra_special_tokens"), list):  # 4 wants names for those
+    if isinstance(found.get("extra_special_tokens"), list):  # transformers 4 needs a name for each of these
         found["additional_special_tokens"] = found.pop("extra_special_tokens")
     if named := found.get("model_specific_special_tokens"):
         found["extra_special_tokens"] = named
@@ -49,11 +49,11 @@ def with_older_names(values: Mapping[str, Any], tokenizer: PreTrainedTokenizerBa
 
 
 def mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
-    """Let a saved tokenizer be read by transformers 4, too, and put SentencePiece's file of the base beside it.
+    """Make a saved tokenizer readable by transformers 4, and copy the base's SentencePiece file, if there is one.
 
     Args:
-        folder: that ``save_pretrained`` wrote.
-        tokenizer: that was saved there. One that brought its own code stays as it is.
+        folder: folder that ``save_pretrained`` wrote.
+        tokenizer: tokenizer that was saved there. One with its own code is not changed.
     """
     file = folder / TOKENIZER_CONFIG
     if not file.is_file():
@@ -69,7 +69,7 @@ def mend_tokenizer(folder: Path, tokenizer: PreTrainedTokenizerBase) -> None:
 
 
 def _of_base(tokenizer: PreTrainedTokenizerBase) -> Path | None:
-    """SentencePiece's file of the checkpoint that a tokenizer was loaded from, where it is at hand."""
+    """Return the SentencePiece file of the tokenizer's original checkpoint; None if it is not available locally."""
     from transformers.utils import cached_file
 
     name = tokenizer.name_or_path

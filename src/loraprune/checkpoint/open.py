@@ -1,4 +1,4 @@
-"""Every kind of checkpoint that this package writes, loaded by one call."""
+"""One function that loads every kind of checkpoint that this package writes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,29 @@ def load(
     trust_remote_code: bool = False,
     revision: str | None = None,
 ) -> PreTrainedModel:
-    """Load a pruned or sparse model for inference or further tuning, whichever way it was saved.
+    """Load a pruned or sparse model for inference or further tuning.
 
-    Takes what every recipe and :func:`loraprune.save` write: stock checkpoints, those whose widths differ from layer to
-    layer (their modeling file is not run; this package has the same class), sparse and quantized ones, and folders of
-    packed 2:4 weights that ``loraprune export --format semi-structured`` wrote. The latter give torch's semi-structured
-    tensors on a GPU, and ordinary ones elsewhere.
+    It loads what every recipe and :func:`loraprune.save` write:
+
+    - stock checkpoints;
+    - checkpoints whose widths differ between layers; this package has their class and does not run their modeling file;
+    - sparse and quantized checkpoints;
+    - packed 2:4 weights from ``loraprune export --format semi-structured``. They become torch's semi-structured tensors
+      on a GPU, and dense tensors elsewhere.
 
     Args:
-        name: a folder, or a name on the hub.
-        dtype: of the weights; None is the checkpoint's own. Packed 2:4 weights keep theirs.
-        device: to load onto; None is the CPU, and for packed 2:4 weights the first GPU where there is one.
-        trust_remote_code: run code that the checkpoint brings, where no library knows its class.
-        revision: of a hub checkpoint.
+        name: a folder, or a name on the Hub.
+        dtype: dtype of the weights; None is the checkpoint's own. Packed 2:4 weights keep theirs.
+        device: device to load onto; None is the CPU. For packed 2:4 weights, None is the first GPU, if there is one.
+        trust_remote_code: run code from the checkpoint if neither transformers nor loraprune has its class.
+        revision: revision of a Hub checkpoint.
 
     Returns:
         The model, of the class that its config names, in evaluation mode.
 
     Raises:
         CheckpointError: there is no such checkpoint, or files or tensors are missing from it.
-        RuntimeFormatError: packed 2:4 weights are of another version, or the GPU does not multiply them.
+        RuntimeFormatError: packed 2:4 weights are of another version, or the GPU cannot multiply them.
     """
     folder = Path(name).expanduser()
     if is_packed(folder):

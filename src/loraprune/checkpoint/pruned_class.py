@@ -1,7 +1,7 @@
 """Models that no stock config can describe: a subclass of the stock class whose tensors are cut to listed shapes.
 
-The subclass exists as the text of a Python module. An output folder carries that text, so that the checkpoint loads
-with ``trust_remote_code``; this package runs the same text, so that it loads without.
+The source of the subclass is a template. An output folder contains that source, so the checkpoint loads with
+``trust_remote_code``. This package runs the same source, so that ``import loraprune`` is enough.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from transformers import {model}
 
 
 def find(model, name):
-    """A module by its name in the model that was saved; this one may be that model without its head, or with one."""
+    """Find a module by its name in the saved model. This model may lack the saved model's head, or add one."""
     prefix = model.base_model_prefix + "."
     for path in (name, name.removeprefix(prefix), prefix + name):
         try:
@@ -54,7 +54,7 @@ def find(model, name):
 
 
 def cut(model, pruned):
-    """Bring a freshly built model to the listed widths."""
+    """Cut a newly built model to the listed widths."""
     if not isinstance(pruned, dict) or pruned.get("format") != {format}:
         raise ValueError("The config's description of pruned widths is broken, or of another version of loraprune.")
     for name, length in pruned["lists"].items():
@@ -79,7 +79,7 @@ def cut(model, pruned):
         module = find(model, name) if name else model
         for attribute, value in numbers.items():
             owner, _, leaf = attribute.rpartition(".")
-            if owner:  # a config, which all layers share: this one gets its own
+            if owner:  # a config that all layers share: this layer gets a copy
                 setattr(module, owner, copy.copy(getattr(module, owner)))
             setattr(getattr(module, owner) if owner else module, leaf, value)
 
@@ -94,7 +94,7 @@ class Pruned{model}({model}):
 '''
 
 OLDER_HEADS = {"GPTNeoXForCausalLM": "embed_out"}
-"""What transformers 4 calls a head that 5 calls ``lm_head``; 5 translates the names in files for its own classes."""
+"""Name in transformers 4 of a head that is ``lm_head`` in 5. Transformers 5 renames tensors for its own classes."""
 
 OLDER_HEAD_SOURCE = """
     @classmethod
@@ -104,9 +104,9 @@ OLDER_HEAD_SOURCE = """
         return super().from_pretrained(*args, **kwargs)
 """
 
-_HEAD = '''"""{model} with widths that differ from what its config can say. Written by loraprune.
+_HEAD = '''"""{model} with widths that its stock config cannot state. Written by loraprune.
 
-``config.pruned`` lists the shapes of the tensors that were cut, and the numbers that modules keep of them.
+``config.pruned`` lists the shapes of the tensors that were cut, and the sizes that modules store as attributes.
 Everything else is {model} of the transformers library.
 """
 
@@ -123,14 +123,14 @@ AUTO_CLASSES = {
     "ForQuestionAnswering": "AutoModelForQuestionAnswering",
     "Model": "AutoModel",
 }
-"""Ending of a model class to the class of transformers that finds it."""
+"""Auto class of transformers by the ending of a model class's name."""
 
 
 def stock_classes(model: PreTrainedModel) -> tuple[type[PretrainedConfig], type[PreTrainedModel]]:
-    """Config and model class that a model has in the transformers library, under ours if it has one of ours.
+    """Return the config and model class of the transformers library, also for a model of our subclass.
 
     Raises:
-        ValueError: the class is none of the library's, so that no file can build on it.
+        ValueError: transformers has no such class, so no modeling file can import it.
     """
     import transformers
 
@@ -141,15 +141,15 @@ def stock_classes(model: PreTrainedModel) -> tuple[type[PretrainedConfig], type[
     for found in (model_class, config_class):
         if getattr(transformers, found.__name__, None) is not found:
             raise ValueError(
-                f"{found.__name__} is no class of the transformers library. Widths that its config cannot say can only "
-                "be saved for those: choose the same widths for all layers (--allocation balanced, no --keep-layers)."
+                f"{found.__name__} is not a class of the transformers library, so loraprune cannot save widths that "
+                "its config cannot state. Use the same widths in all layers (--allocation balanced, no --keep-layers)."
             )
     return config_class, model_class
 
 
 @functools.cache
 def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedConfig]:
-    """Our config class over a stock one, made from its text once in a process."""
+    """Return our subclass of a stock config class, made from its source once in a process."""
     module = types.ModuleType(f"loraprune.generated.{model_type}")
     sys.modules[module.__name__] = module
     _run(CONFIG_SOURCE.format(config=config_name, model_type=model_type, prefix=PREFIX), module)
@@ -159,14 +159,14 @@ def pruned_config_class(config_name: str, model_type: str) -> type[PretrainedCon
 
 @functools.cache
 def pruned_model_class(config_name: str, model_name: str, model_type: str) -> type[PreTrainedModel]:
-    """Our model class over a stock one, made from its text once in a process."""
+    """Return our subclass of a stock model class, made from its source once in a process."""
     module = sys.modules[pruned_config_class(config_name, model_type).__module__]
     _run(_model_source(model_name).format(config=config_name, model=model_name, format=_FORMAT), module)
     made: Any = getattr(module, f"Pruned{model_name}")
     text = source(config_name, model_name, model_type)
 
     def save_pretrained(self: Any, save_directory: str | Path, *args: Any, **kwargs: Any) -> None:
-        """Save as every model does, with the modeling file beside the weights."""
+        """Save the model, with its modeling file beside the weights."""
         self.config.auto_map = _auto_map(config_name, model_name, "AutoModel")
         super(made, self).save_pretrained(save_directory, *args, **kwargs)
         (Path(save_directory) / MODELING_FILE).write_text(text, encoding="utf-8")
@@ -186,7 +186,7 @@ def _run(text: str, module: types.ModuleType) -> None:
 
 
 def source(config_name: str, model_name: str, model_type: str) -> str:
-    """The text of the modeling file for a stock class."""
+    """Return the source of the modeling file for a stock class."""
     parts = _HEAD + CONFIG_SOURCE + "\n\n" + _model_source(model_name)
     imports: list[str] = []
     lines: list[str] = []
@@ -203,7 +203,7 @@ def source(config_name: str, model_name: str, model_type: str) -> str:
 
 
 def _differing_shapes(model: nn.Module, stock: nn.Module) -> tuple[dict[str, list[int]], dict[str, int]]:
-    """Shapes of parameters and buffers that differ from the stock model's, and lengths of lists that lost modules."""
+    """Return shapes of tensors that differ from the stock model's, and lengths of lists that lost modules."""
     there = {**dict(stock.named_parameters()), **dict(stock.named_buffers())}
     shapes = {
         name: list(tensor.shape)
@@ -220,12 +220,12 @@ def _differing_shapes(model: nn.Module, stock: nn.Module) -> tuple[dict[str, lis
 
 
 def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) -> PreTrainedModel:
-    """The same function as a model of our class, which carries its shapes in its config; the tensors are shared.
+    """Return a model as our subclass, which lists its shapes in its config. The tensors are shared.
 
     Args:
-        model: cut to the plan, without adapters.
-        structure: of the model before pruning.
-        plan: that it is at.
+        model: model cut to the plan, without adapters.
+        structure: structure of the model before pruning.
+        plan: plan that the model was cut to.
     """
     config_class, model_class = stock_classes(model)
     values = model.config.to_dict()
@@ -249,25 +249,25 @@ def as_pruned_class(model: PreTrainedModel, structure: Structure, plan: Plan) ->
     }
     config.auto_map = _auto_map(names[0], names[1], structure.spec.auto_class)
     if len({plan.count(dimension.name) for dimension in structure.of_kind("experts")}) > 1:
-        config.output_router_logits = False  # the loss that reads them counts equally many experts in all layers
+        config.output_router_logits = False  # the loss that reads them assumes the same number of experts everywhere
     config._attn_implementation = model.config._attn_implementation
     return rebuilt(model, pruned_model_class(*names), config)
 
 
 def _auto_map(config_name: str, model_name: str, otherwise: str) -> dict[str, str]:
-    """What a config says of the classes in the modeling file; ``otherwise`` is the auto class of an unusual ending."""
+    """Return the config's ``auto_map``; ``otherwise`` is the auto class for an ending not in ``AUTO_CLASSES``."""
     auto_class = next((auto for ending, auto in AUTO_CLASSES.items() if model_name.endswith(ending)), otherwise)
     stem = Path(MODELING_FILE).stem
     return {"AutoConfig": f"{stem}.Pruned{config_name}", auto_class: f"{stem}.Pruned{model_name}"}
 
 
 def rebuilt(model: PreTrainedModel, model_class: Any, config: PretrainedConfig) -> PreTrainedModel:
-    """A model of another class and config with the same tensors."""
+    """Return a model of another class and config with the same tensors."""
     with torch.device("meta"):
         other = model_class(config)
     other.load_state_dict(model.state_dict(), assign=True, strict=True)
     other.tie_weights()
-    # Buffers that no checkpoint holds (rotary frequencies) are still on the meta device.
+    # Buffers outside the state dict (rotary frequencies) are still on the meta device.
     buffers = dict(model.named_buffers())
     for name, buffer in list(other.named_buffers()):
         if buffer.is_meta:
@@ -286,5 +286,5 @@ def is_pruned_class(model: PreTrainedModel) -> bool:
 
 
 def is_stock(model: PreTrainedModel) -> bool:
-    """Whether a class of the transformers library itself loads a model: no code of its checkpoint, nor ours."""
+    """Whether a model's class is in the transformers library, not in its checkpoint's code or in this package."""
     return type(model).__module__.startswith("transformers.")

@@ -1,4 +1,4 @@
-"""Results on the hub: a target that is checked before a run, and pushed to after it."""
+"""Upload of results to the Hub: the repository is checked before a run and written after it."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 CARD_FILE = "README.md"
 _STALE = ("*.safetensors", "*.safetensors.index.json", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
-"""Files of an earlier push that go where the new one does not have them: loaders would read them."""
+"""Files of an earlier push to delete if the new one lacks them, because loaders would read them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubTarget:
-    """The repository on the hub that a result goes to.
+    """The Hub repository for a result.
 
     Attributes:
         name: ``owner/name``, or a name under the account of the token.
-        private: whether a repository that is made is private; None is the account's default.
-        revision: branch to commit to, made where it does not exist; None is the main one.
-        token: of the hub; None is that of the environment (``HF_TOKEN``) or of ``hf auth login``.
+        private: whether a new repository is private; None is the account's default.
+        revision: branch to commit to, created if it does not exist; None is the main branch.
+        token: Hub token; None is that of ``HF_TOKEN`` or of ``hf auth login``.
 
     Raises:
-        ValueError: the hub takes no such name.
+        ValueError: the name is not valid on the Hub.
     """
 
     name: str
@@ -48,30 +48,30 @@ class HubTarget:
             validate_repo_id(self.name)
         except HFValidationError as error:
             raise ValueError(
-                f"{self.name!r} is no name of a model on the hub. Give NAME or OWNER/NAME, of letters, digits, '-', "
-                "'_' and '.', such as me/my-model."
+                f"{self.name!r} is not a valid name for a model on the Hub. Give NAME or OWNER/NAME, of letters, "
+                "digits, '-', '_' and '.', such as me/my-model."
             ) from error
 
     def check(self) -> str:
-        """Make sure that a push can work: the hub answers, the login may write, and the owner is one of the account's.
+        """Make sure that a push can work: the Hub answers, and the login may write under the owner.
 
         Returns:
-            The whole name, with its owner.
+            The full name, ``owner/name``.
 
         Raises:
-            ValueError: it cannot; the message says what to do.
+            ValueError: a push cannot work; the message says what to do.
         """
         from huggingface_hub import constants
 
         if constants.HF_HUB_OFFLINE:
             raise ValueError(
-                f"The result is to be pushed to {self.name}, and the hub is switched off (HF_HUB_OFFLINE). Unset that, "
-                "or leave the push out and push later: loraprune push OUT NAME."
+                f"The result cannot be pushed to {self.name}: HF_HUB_OFFLINE is set. Unset it, or push later: "
+                "loraprune push OUT NAME."
             )
         reason = missing_hub()
         if reason is not None:
             raise ValueError(
-                f"The result is to be pushed to {self.name}, and {reason}. Push later: loraprune push OUT NAME."
+                f"The result cannot be pushed to {self.name}: {reason}. Push later: loraprune push OUT NAME."
             )
         api = self._api()
         account = _account(api)
@@ -84,20 +84,20 @@ class HubTarget:
     def push(
         self, path: Path, *, card: Path | None = None, message: str = "Upload a model pruned with loraprune"
     ) -> str:
-        """Upload a folder with all that it holds, or a file with a card, in one commit.
+        """Upload a folder, or a file with a model card, in one commit.
 
-        Weights of an earlier push that the folder does not have are removed.
+        Weights of an earlier push that the folder lacks are deleted.
 
         Args:
-            path: a folder, or a file such as one of GGUF.
-            card: of the checkpoint that a file was made from; None is the one beside it.
-            message: of the commit.
+            path: a folder, or a file such as a GGUF file.
+            card: model card of the checkpoint that the file was made from; None is the one beside the file.
+            message: commit message.
 
         Returns:
-            The address of the commit.
+            URL of the commit.
 
         Raises:
-            WriteError: the hub did not take it.
+            WriteError: the push failed.
         """
         try:
             api = self._api()
@@ -115,12 +115,12 @@ class HubTarget:
                 )
             else:
                 commit = self._push_file(api, name, path, card or path.with_name(CARD_FILE), message)
-        except Exception as error:  # of the network, of the hub, of the disk: the result is what matters
+        except Exception as error:  # whatever fails (network, Hub, disk), the result on disk stays
             raise WriteError(f"The push to {self.name} failed: {reason_of(error)}.") from error
         return str(commit.commit_url)
 
     def command(self, path: Path) -> str:
-        """What to type to push a result."""
+        """Return the command that pushes a result."""
         words = ["loraprune", "push", str(path), self.name, *(["--private"] if self.private else [])]
         return shlex.join([*words, *([] if self.revision is None else ["--hub-revision", self.revision])])
 
@@ -130,10 +130,10 @@ class HubTarget:
         return HfApi(token=self.token)
 
     def _check_private(self, api: HfApi, name: str) -> None:
-        """Make sure that a result which is to be private does not go to a public repository.
+        """Make sure that a private push does not go to a public repository.
 
         Raises:
-            ValueError: that repository exists.
+            ValueError: the repository exists and is public.
         """
         if not self.private:
             return
@@ -145,11 +145,11 @@ class HubTarget:
             return
         if public:
             raise ValueError(
-                f"{name} is a public repository, and --private was given. Make it private on the hub, or name another."
+                f"{name} is a public repository, but --private was given. Make it private on the Hub, or name another."
             )
 
     def _push_file(self, api: HfApi, name: str, path: Path, card: Path, message: str) -> Any:
-        """Upload one file; it gets a card where the repository has none."""
+        """Upload one file, with a model card if the repository has none."""
         from huggingface_hub import CommitOperationAdd
 
         uploads = [CommitOperationAdd(path.name, path)]
@@ -162,10 +162,10 @@ class HubTarget:
 
 
 def _account(api: HfApi) -> dict[str, Any]:
-    """Whom the token belongs to.
+    """Return the account of the token.
 
     Raises:
-        ValueError: there is no token, or the hub does not take it.
+        ValueError: there is no token, or the Hub rejects it.
     """
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -173,31 +173,32 @@ def _account(api: HfApi) -> dict[str, Any]:
         found: dict[str, Any] = api.whoami()
     except LocalTokenNotFoundError as error:
         raise ValueError(
-            "A push needs a login, and there is none: run `hf auth login`, or set HF_TOKEN to a token that may write."
+            "A push needs a login. Run `hf auth login`, or set HF_TOKEN to a token with write access."
         ) from error
     except (HfHubHTTPError, OSError) as error:
         raise ValueError(
-            f"The hub does not take the login for the push: {reason_of(error)}. Run `hf auth login`, or set HF_TOKEN "
-            "to a token that may write."
+            f"The Hub rejects the login: {reason_of(error)}. Run `hf auth login`, or set HF_TOKEN to a token with "
+            "write access."
         ) from error
     return found
 
 
 def _check_owner(owner: str, account: dict[str, Any]) -> None:
-    """Make sure that the account may write under an owner's name, as far as the hub tells.
+    """Make sure that the account may write under an owner, as far as the Hub reports it.
 
     Raises:
-        ValueError: it may not.
+        ValueError: the account may not write there.
     """
     role = account.get("auth", {}).get("accessToken", {}).get("role")
     if role == "read":
         raise ValueError(
-            f"The token of {account['name']} may only read. Make one that may write, and run `hf auth login` again."
+            f"The token of {account['name']} has read access only. Create one with write access, and run "
+            "`hf auth login` again."
         )
     owners = [account["name"], *(group["name"] for group in account.get("orgs", ()) if _writes(group))]
-    if owner not in owners and role != "fineGrained":  # which names its organizations in other ways
+    if owner not in owners and role != "fineGrained":  # a fine-grained token lists its organizations elsewhere
         raise ValueError(
-            f"The result is to be pushed under {owner}, and the login is that of {account['name']}, who may push under "
+            f"The result cannot be pushed under {owner}: the login is {account['name']}, who may push under "
             f"{', '.join(owners)}. Name one of these, or run `hf auth login`."
         )
 
@@ -207,7 +208,7 @@ def _writes(group: dict[str, Any]) -> bool:
 
 
 def _card_of_file(path: Path, card: Path) -> str:
-    """A card for a file that is alone in its repository, with what the card of the checkpoint says of the base."""
+    """Return a model card for a single file, with license, base model and tags from the checkpoint's card."""
     from huggingface_hub import ModelCard
 
     given: dict[str, Any] = {}

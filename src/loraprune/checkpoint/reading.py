@@ -1,4 +1,4 @@
-"""Inputs that libraries read: whatever these raise becomes one line that names the file, the field and the remedy."""
+"""Errors of reading a checkpoint: what libraries raise becomes one line with the file, the field and the remedy."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _COUNTS = (
     *("hidden_size", "n_embd", "d_model", "num_hidden_layers", "num_layers", "n_layer", "n_layers"),
     *("num_attention_heads", "n_head", "n_heads", "num_heads", "num_key_value_heads", "head_dim", "vocab_size"),
 )
-"""What a model has one of at least, as the configs of families call it."""
+"""Config keys whose value must be at least 1."""
 _KINDS: Mapping[str, tuple[type, str]] = {
     "architectures": (list, "a list of names"),
     "auto_map": (dict, "an object"),
@@ -38,14 +38,14 @@ class CheckpointError(ValueError):
 
 @contextmanager
 def reading(what: str, remedy: str, values: object = None) -> Iterator[None]:
-    """Turn what a library raises while it reads an input into a :class:`CheckpointError` of one line.
+    """Turn an exception of a library into a :class:`CheckpointError` of one line.
 
-    Calls of libraries alone belong inside: a mistake of ours must not look like one of the user's.
+    Put only calls of libraries inside: a bug of ours must not look like a mistake of the user.
 
     Args:
-        what: cannot be done, as a sentence without its end.
-        remedy: sentences.
-        values: of the config that is read, in which the field is looked for.
+        what: sentence that says what failed, without its period.
+        remedy: sentences that say what to do.
+        values: values of the config that is read, to name the field.
     """
     try:
         yield
@@ -56,9 +56,9 @@ def reading(what: str, remedy: str, values: object = None) -> Iterator[None]:
 
 
 def reason_of(error: BaseException, values: object = None) -> str:
-    """What an exception says, in one line without its end, and the fields of a config whose values it names."""
+    """Return an exception's message as one line without its period, with the config fields whose values it quotes."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    if lines and "alidation error" in lines[0]:  # strict dataclasses: the reason comes last
+    if lines and "alidation error" in lines[0]:  # strict dataclasses: the reason is in the last line
         lines = [re.sub(r"^\w+Error: ", "", lines[-1]).partition(". Errors: ")[0]]
     said = " ".join(lines[: 2 if lines and lines[0].endswith(":") else 1])
     text = said[:_LONGEST].rstrip(" .:") or type(error).__name__
@@ -72,7 +72,7 @@ def reason_of(error: BaseException, values: object = None) -> str:
 
 
 def _texts(values: object, inside: str = "") -> Iterator[tuple[str, str]]:
-    """Fields of a config that hold text, with their paths."""
+    """Yield the path and value of each config field that holds text."""
     for name, value in values.items() if isinstance(values, Mapping) else ():
         path = f"{inside}{name}"
         if isinstance(value, Mapping):
@@ -82,10 +82,10 @@ def _texts(values: object, inside: str = "") -> Iterator[tuple[str, str]]:
 
 
 def read_config_values(file: Path) -> dict[str, Any]:
-    """The values of a ``config.json``, as far as every model has them.
+    """Read a ``config.json`` and check the fields that are common to all models.
 
     Raises:
-        CheckpointError: it is no JSON, names no ``model_type``, or holds a value that no model has.
+        CheckpointError: the file is not JSON, names no ``model_type``, or holds an impossible value.
     """
     again = f"Correct {file}, or fetch the checkpoint again."
     try:
@@ -93,30 +93,30 @@ def read_config_values(file: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{file} cannot be read as JSON: {error}. Fetch the checkpoint again.") from error
     if not isinstance(values, dict) or not isinstance(values.get("model_type"), str):
-        raise CheckpointError(f"{file} is no config of a model: it names no model_type. {again}")
+        raise CheckpointError(f"{file} is not a model's config: it names no model_type. {again}")
     for name, (kind, words) in _KINDS.items():
         if values.get(name) is not None and not isinstance(values[name], kind):
             raise CheckpointError(f"{file} has {name} = {values[name]!r}; it must be {words}. {again}")
     lists = (values.get("pruned") or {}).get("lists", {})
     if not isinstance(lists, dict) or not all(isinstance(number, int) for number in lists.values()):
-        raise CheckpointError(f"{file} has pruned.lists = {lists!r}; it must be numbers by name. {again}")
+        raise CheckpointError(f"{file} has pruned.lists = {lists!r}; it must map names to integers. {again}")
     for name in _COUNTS:
         value = values.get(name)
         if isinstance(value, int) and value < 1:
-            raise CheckpointError(f"{file} has {name} = {value}; a model has 1 or more. {again}")
+            raise CheckpointError(f"{file} has {name} = {value}; it must be 1 or more. {again}")
     return values
 
 
 def explain_config_error(error: Exception, name: str, values: Mapping[str, Any] | None) -> None:
-    """Raise what says more than an error of ``AutoConfig`` does, where there is such a thing.
+    """Raise a more helpful error for a common error of ``AutoConfig``; return for all others.
 
     Args:
-        error: that was raised.
-        name: of the checkpoint.
-        values: of a local ``config.json``; None of a name on the hub.
+        error: error that ``AutoConfig`` raised.
+        name: name of the checkpoint.
+        values: values of a local ``config.json``; None for a name on the Hub.
 
     Raises:
-        CheckpointError: it needs code of its own, or is not to be had.
+        CheckpointError: the checkpoint needs its own code, or cannot be found.
         UnsupportedArchitectureError: transformers does not know the family.
     """
     from huggingface_hub.errors import HFValidationError
@@ -130,17 +130,17 @@ def explain_config_error(error: Exception, name: str, values: Mapping[str, Any] 
     if values is not None and "does not recognize" in text:
         raise UnsupportedArchitectureError(unsupported(values["model_type"])) from error
     if values is None and isinstance(error, (OSError, HFValidationError)):
-        reason = missing_hub() or f"the hub does not give it out: {text.splitlines()[0]}"
+        reason = missing_hub() or f"the Hub does not provide it: {text.splitlines()[0]}"
         if isinstance(error, HFValidationError):
-            reason = "no model of the hub can have that name"
+            reason = "it is not a valid name on the Hub"
         raise CheckpointError(
-            f"{name} is no folder here and not in the hub's cache, and {reason}. Name a folder that save_pretrained "
-            f"wrote, or a model that the hub has.{_near_model(name)}"
+            f"{name} is neither a local folder nor in the Hub's cache, and {reason}. Name a folder that "
+            f"save_pretrained wrote, or a model on the Hub.{_near_model(name)}"
         ) from error
 
 
 def _near_model(name: str) -> str:
-    """What a mistyped name may have meant: a folder beside it, the bundled model, or a preset."""
+    """Suggest a folder, the bundled model or a preset with a similar name."""
     path = Path(name)
     beside = [entry.name for entry in path.parent.iterdir() if entry.is_dir()] if path.parent.is_dir() else []
     near = near_names(path.name, beside)
@@ -149,14 +149,11 @@ def _near_model(name: str) -> str:
     return did_you_mean(name, (DEMO, *PRESETS)) if "/" not in name else ""
 
 
-# What a folder may hold in place of a model.
-
-
 def gguf_file_of(path: Path) -> Path | None:
-    """The GGUF file that a path names: itself, or the only one in a folder without a config; None of anything else.
+    """Return the GGUF file at a path: the path itself, or the only one in a folder without a config; else None.
 
     Raises:
-        CheckpointError: the folder holds several.
+        CheckpointError: the folder holds several GGUF files.
     """
     if path.suffix.lower() == ".gguf" and path.is_file():
         return path
@@ -171,37 +168,37 @@ def gguf_file_of(path: Path) -> Path | None:
 
 
 def how_to_copy(name: str | Path) -> str:
-    """What to type to make an ordinary checkpoint of a quantized one or of a GGUF file."""
+    """Return the command that makes a 16-bit checkpoint from a quantized one or from a GGUF file."""
     return shlex.join(["loraprune", "export", str(name), "--format", "safetensors", "-o", "OUT"])
 
 
 COPIED_METHODS = ("gptq", "awq", "fp8", "fbgemm_fp8", "compressed-tensors")
-"""Ways to quantize a checkpoint of which ``loraprune export --format safetensors`` makes a copy in 16 bits."""
+"""Quantization methods that ``loraprune export --format safetensors`` converts to 16 bits."""
 
 
 def how_to_take(name: str, settings: Any) -> str:
-    """What to do with a checkpoint that is quantized, as an error.
+    """Return the error message for a quantized checkpoint.
 
     Args:
-        name: of the checkpoint.
+        name: name of the checkpoint.
         settings: ``quantization_config`` of its config.
     """
     values = settings if isinstance(settings, dict) else settings.to_dict()
     method = str(getattr(values.get("quant_method"), "value", values.get("quant_method", "")))
     named = f"{name} is quantized{f' ({method})' if method else ''}. Name the original checkpoint, in 16 or 32 bits"
     if method in COPIED_METHODS:
-        return f"{named}; or make a 16-bit copy of this one, and name that: {how_to_copy(name)}."
+        return f"{named}, or make a 16-bit copy and name that: {how_to_copy(name)}."
     return (
-        f"{named}; --load-in-8bit or --load-in-4bit quantizes it while it is pruned, and --keep-quantized the result, "
-        "too."
+        f"{named}. --load-in-8bit or --load-in-4bit then quantizes it for the run, and --keep-quantized keeps the "
+        "result quantized."
     )
 
 
 def check_whole_model(name: str) -> None:
-    """Make sure that a folder holds a config.
+    """Make sure that a folder holds a model's config.
 
     Raises:
-        CheckpointError: it holds none, or is no folder.
+        CheckpointError: the folder has no config, or does not exist.
     """
     folder = Path(name).expanduser()
     if (folder / MODEL_CONFIG).is_file():
@@ -209,16 +206,16 @@ def check_whole_model(name: str) -> None:
     file = gguf_file_of(folder)
     if file is not None:
         raise CheckpointError(
-            f"{file} is a GGUF file. Make a 16-bit checkpoint of it, and name that: {how_to_copy(file)}."
+            f"{file} is a GGUF file. Make a 16-bit checkpoint from it, and name that: {how_to_copy(file)}."
         )
     if (folder / ADAPTER_CONFIG).is_file():
         raise CheckpointError(
-            f"{name} holds a LoRA adapter{_base_of(folder)}, and no model. Name the model that it was trained on; or "
+            f"{name} holds a LoRA adapter{_base_of(folder)}, not a model. Name the model that it was trained on; or "
             "merge it (peft: merge_and_unload, then save_pretrained), and name that folder."
         )
     raise CheckpointError(
-        f"{name} is no checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
-        "of the hub."
+        f"{name} is not a checkpoint: it has no config.json. Name a folder that save_pretrained wrote, or a model "
+        "on the Hub."
     )
 
 
@@ -231,15 +228,15 @@ def _base_of(folder: Path) -> str:
 
 
 def check_tokenizer_files(name: str) -> None:
-    """Make sure that the package is there which a tokenizer needs that comes as a SentencePiece model alone.
+    """Make sure that ``sentencepiece`` is installed if the tokenizer is a SentencePiece model only.
 
     Raises:
-        CheckpointError: it is not.
+        CheckpointError: it is not installed.
     """
     folder = Path(name).expanduser()
     models = [file.name for pattern in ("*.model", "*.spm") for file in folder.glob(pattern)] if folder.is_dir() else []
     if models and not (folder / "tokenizer.json").is_file() and find_spec("sentencepiece") is None:
         raise CheckpointError(
-            f"The tokenizer of {name} is a SentencePiece model ({models[0]}), and sentencepiece is not installed: "
+            f"The tokenizer of {name} is a SentencePiece model ({models[0]}), but sentencepiece is not installed: "
             'pip install "loraprune[sentencepiece]". Or name a checkpoint that has a tokenizer.json with --tokenizer.'
         )

@@ -1,7 +1,7 @@
-"""Makes transformers know our model types, so that checkpoints of ours load without code from their folder.
+"""Registration of our model types with transformers, so that our checkpoints load without code from their folder.
 
-``import loraprune`` calls :func:`register_with_transformers`, which costs nothing: a config class is made when a
-checkpoint asks for it, and the model classes over it when the first config is made.
+``import loraprune`` calls :func:`register_with_transformers`. That takes no time: a config class is made when a
+checkpoint needs it, and its model classes when the first config is made.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ TRIGGER = "transformers.models.auto.configuration_auto"
 
 
 def register_with_transformers() -> None:
-    """Register now where transformers is loaded, and otherwise as soon as it is."""
+    """Register now if transformers is imported, otherwise right after its import."""
     if TRIGGER in sys.modules:
         _register()
     elif not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
@@ -26,7 +26,7 @@ def register_with_transformers() -> None:
 
 
 class _AfterImport(importlib.abc.MetaPathFinder):
-    """Lets one module be imported as always, and registers our types right after it."""
+    """Import hook that registers our types right after the import of one module."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
@@ -47,7 +47,7 @@ class _AfterImport(importlib.abc.MetaPathFinder):
 
 
 class _ConfigsOnDemand(dict[str, Any]):
-    """The registered configs of transformers, and ours beside them, each made when it is first asked for."""
+    """The configs registered with transformers, and ours, each made on first access."""
 
     def __contains__(self, key: object) -> bool:
         return super().__contains__(key) or (isinstance(key, str) and _is_ours(key))
@@ -60,10 +60,10 @@ class _ConfigsOnDemand(dict[str, Any]):
 
 
 def _register() -> None:
-    """Make the config class of each family known; its model classes follow when the first config is made.
+    """Register the config class of each family. Its model classes follow when the first config is made.
 
-    Making all of them at once takes a second. Where transformers keeps what is registered in a plain dictionary, as it
-    does today, they wait until they are needed.
+    Making all classes takes a second. If transformers keeps its registry in a plain dictionary, as today, each class is
+    made only when it is needed.
     """
     from transformers import AutoConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -83,7 +83,7 @@ def _our_types() -> list[str]:
 
 
 def _is_ours(model_type: str) -> bool:
-    """Whether a model type is one of our classes over a family that transformers has and we describe."""
+    """Whether a model type is our prefix and a family that both transformers and this package know."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from loraprune.architectures import PREFIX, supported
@@ -93,7 +93,7 @@ def _is_ours(model_type: str) -> bool:
 
 
 def _config_class(model_type: str) -> Any:
-    """Our config class; the model classes over it are registered when the first config is made."""
+    """Make our config class. It registers its model classes when its first config is made."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
     from loraprune.architectures import PREFIX
@@ -115,7 +115,7 @@ def _config_class(model_type: str) -> Any:
 
 
 def _register_models(config_class: Any, model_type: str) -> None:
-    """Register our class over every stock model class of a family, under the auto class that finds that one."""
+    """Register our subclass of each stock model class of a family with the same auto class."""
     import transformers
 
     from loraprune.checkpoint.pruned_class import AUTO_CLASSES, pruned_model_class
@@ -123,7 +123,7 @@ def _register_models(config_class: Any, model_type: str) -> None:
     for auto_name in dict.fromkeys(AUTO_CLASSES.values()):
         auto = getattr(transformers, auto_name)
         model_name = auto._model_mapping._model_mapping.get(model_type)
-        if isinstance(model_name, (tuple, list)):  # several classes for one task (DeiT with and without its teacher)
+        if isinstance(model_name, (tuple, list)):  # several classes for one task (DeiT with and without distillation)
             model_name = model_name[0]
         if isinstance(model_name, str) and hasattr(transformers, model_name):
             model_class = pruned_model_class(config_class.__bases__[0].__name__, model_name, model_type)

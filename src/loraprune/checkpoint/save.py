@@ -1,4 +1,4 @@
-"""From a pruned model to an ordinary checkpoint: config, merge, and a folder that appears complete or not at all."""
+"""Saving of a pruned model as an ordinary checkpoint. The folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ FREE_SPACE_MARGIN = 1.1
 
 
 def _config_refuses(structure: Structure, values: Mapping[str, int]) -> bool:
-    """Whether the stock config refuses a number of heads."""
+    """Whether the stock config does not allow the number of heads."""
     heads = values.get(structure.spec.config.heads)
     return structure.spec.heads_divide_hidden and heads is not None and structure.hidden_size % heads != 0
 
@@ -47,20 +47,20 @@ def _has_biases(config: PretrainedConfig) -> bool:
 
 
 def check_relaxed_class(structure: Structure, config: PretrainedConfig) -> None:
-    """Make sure that a model may be exported as the related class that accepts any head count.
+    """Make sure that a model can be saved as the related class that accepts any head count.
 
     Raises:
-        ValueError: it has biases, which that class does not have.
+        ValueError: the model has biases, but that class has none.
     """
     if structure.spec.relaxed_class is not None and _has_biases(config):
         raise ValueError(
-            f"Any head count needs an export as {structure.spec.relaxed_class}, which has no biases, and this model "
-            "has some. Use --head-counts config."
+            f"--head-counts any saves the model as {structure.spec.relaxed_class}, which has no biases, but this model "
+            "has biases. Use --head-counts config."
         )
 
 
 def _as_relaxed_class(model: PreTrainedModel, structure: Structure) -> PreTrainedModel:
-    """The same function as a model of the class that accepts any head count; the tensors are shared."""
+    """Return a model as the related class that accepts any head count. The tensors are shared."""
     import transformers
     from transformers import AutoConfig
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
@@ -84,21 +84,20 @@ def finish(
     original: PreTrainedModel | None = None,
     refitted: Collection[str] = (),
 ) -> PreTrainedModel:
-    """Merge the adapter and write the widths into the config: a plain model of the transformers library.
+    """Merge the adapter, write the widths into the config, and return a plain model of the transformers library.
 
-    The model that is passed in is used up. The adapter is merged in 32 bits, and the sum is rounded once.
-
-    Where a stock config cannot say the widths, it is a model of our class: see
-    :mod:`loraprune.checkpoint.pruned_class`.
+    The adapter is merged in 32 bits, and the sum is rounded once. If no stock config can state the widths, the result
+    is a model of our subclass: see :mod:`loraprune.checkpoint.pruned_class`.
 
     Args:
-        model: a sliced model or the ``PeftModel`` around it.
-        structure: of the model before pruning.
-        plan: that the model is at.
-        dtype: of the result; None leaves the model's own.
-        original: of a quantized model, the one that it was made from, uncut and in 16 or 32 bits: its weights take the
-            place of the quantized ones. It is used up. None dequantizes. Either way the result is in CPU memory.
-        refitted: names of quantized layers whose own weights are kept: those that a refit has changed.
+        model: a sliced model, or the ``PeftModel`` around it, modified in place.
+        structure: structure of the model before pruning.
+        plan: plan that the model was cut to.
+        dtype: dtype of the result; None keeps the model's own.
+        original: for a quantized model, the unquantized and uncut model that it was made from, modified in place. Its
+            weights replace the quantized ones; with None, these are dequantized. In both cases the result of a
+            quantized model is in CPU memory.
+        refitted: names of quantized layers that keep their own weights because a refit changed them.
     """
     if original is not None:
         slice_(original, structure, Plan.full(structure), plan)
@@ -125,17 +124,17 @@ def finish(
 
 
 def _share_config_(model: PreTrainedModel) -> None:
-    """Modules that got a config of their own, for the time in which widths differed, share the model's again."""
+    """Give modules the model's config again if they got a copy while widths differed between blocks."""
     for module in model.modules():
         if module.__dict__.pop("_loraprune_own_config", False):
             module.config = model.config  # type: ignore[assignment]
 
 
 def check_disk_space(folder: Path, needed_bytes: int) -> None:
-    """Make sure that what will be written fits.
+    """Make sure that the disk has room for a result.
 
     Raises:
-        OSError: it does not; the message says how much is needed and how much is free.
+        OSError: it has not; the message states the needed and the free space.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -144,7 +143,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
     needed = int(needed_bytes * FREE_SPACE_MARGIN)
     if free < needed:
         raise OSError(
-            f"The result needs about {needed / 1e9:.2f} GB in {existing}, and {free / 1e9:.2f} GB are free. "
+            f"The result needs about {needed / 1e9:.2f} GB in {existing}, but only {free / 1e9:.2f} GB are free. "
             "Free some space, or choose another output folder."
         )
 
@@ -160,20 +159,20 @@ def save_checkpoint(
     overwrite: bool = False,
     check: Callable[[Path], None] | None = None,
 ) -> None:
-    """Write a finished model as an ordinary checkpoint; the folder appears complete or not at all.
+    """Write a finished model as an ordinary checkpoint. The folder appears complete or not at all.
 
     Args:
-        output: folder to make.
-        model: merged, with its config.
-        tokenizer: saved beside it, or None.
+        output: folder to write.
+        model: merged model, with its config.
+        tokenizer: tokenizer to save beside the model, or None.
         card: text of ``README.md``.
-        record: what was done; goes to ``pruning.json``. None leaves that to ``extras``.
-        extras: writes further files into the folder, after the weights.
-        overwrite: replace a result that is there.
-        check: of the complete folder; see :func:`~loraprune.record.appearing.appearing_folder`.
+        record: content of ``pruning.json``; None if ``extras`` writes that file.
+        extras: function that writes more files into the folder, after the weights.
+        overwrite: replace an existing result.
+        check: check of the complete folder; see :func:`~loraprune.record.appearing.appearing_folder`.
 
     Raises:
-        WriteError: the disk is full, or something else has taken the folder's place meanwhile.
+        WriteError: the disk is full, or something else took the folder's place meanwhile.
         NonFiniteWeightsError: a weight is NaN or infinite; nothing is written.
     """
     check_finite(model)
@@ -192,25 +191,25 @@ def save_checkpoint(
 
 
 def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:
-    """Save what a Trainer with a :class:`~loraprune.PruningCallback` leaves behind as an ordinary checkpoint.
+    """Save the model of a Trainer with a :class:`~loraprune.PruningCallback` as an ordinary checkpoint.
 
     Args:
-        callback: the callback of the run.
-        model: ``trainer.model``; its adapter is merged.
-        tokenizer: saved beside the model.
-        output: folder to make; it must not exist or be empty.
+        callback: callback of the run.
+        model: ``trainer.model``, modified in place; its adapter is merged.
+        tokenizer: tokenizer to save beside the model, or None.
+        output: folder to write; it must be empty or not exist.
 
     Raises:
-        OutputExistsError: the folder holds something.
-        ValueError: training has not begun.
+        OutputExistsError: the folder is not empty.
+        ValueError: training has not started.
     """
     run = callback.run
     if run is None:
-        raise ValueError("The callback has seen no training yet, so there is nothing to save.")
+        raise ValueError("The callback has not seen any training yet, so there is nothing to save. Train first.")
     output = Path(output)
     check_output(output, overwrite=False)
     finished = finish(model, run.structure, run.plan)
-    finished.config.use_cache = True  # switched off by trainers
+    finished.config.use_cache = True  # trainers switch it off
     record = {
         "settings": {"pruning": run.config.to_saved()},
         "pruning": run.summary(),
@@ -235,24 +234,24 @@ def save(
 ) -> Path:
     """Save a model that :func:`loraprune.cut_` has cut as an ordinary checkpoint.
 
-    Widths that are the same in every layer make a checkpoint of the stock class. Others make one of our class over it,
-    with its modeling file: it loads with ``import loraprune`` or with ``trust_remote_code``.
+    If all layers have the same widths, the checkpoint has the stock class. Otherwise it has a subclass, with its
+    modeling file: it loads with ``import loraprune`` or with ``trust_remote_code``.
 
     Args:
-        model: cut, or the ``PeftModel`` around it, whose adapter is merged. It is used up: go on with what
-            :func:`loraprune.load` gives.
-        folder: to make; it appears complete or not at all.
-        tokenizer: or image processor, saved beside the model.
-        dtype: of the weights; None leaves the model's own.
-        overwrite: replace a folder that exists.
+        model: cut model, or the ``PeftModel`` around it, whose adapter is merged. It is modified in place and must not
+            be used afterwards: continue with the model that :func:`loraprune.load` returns.
+        folder: folder to write; it appears complete or not at all.
+        tokenizer: tokenizer or image processor to save beside the model.
+        dtype: dtype of the weights; None keeps the model's own.
+        overwrite: replace an existing folder.
 
     Returns:
         The folder.
 
     Raises:
-        OutputExistsError: the folder holds something, and ``overwrite`` is off.
-        OSError: the disk is too full.
-        ValueError: the widths differ from layer to layer, and the model's class is none of the transformers library.
+        OutputExistsError: the folder is not empty, and ``overwrite`` is off.
+        OSError: the disk has too little space.
+        ValueError: the widths differ between layers, and the model's class is not in the transformers library.
     """
     output = Path(folder).expanduser()
     check_output(output, overwrite=overwrite)

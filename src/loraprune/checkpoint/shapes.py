@@ -1,4 +1,4 @@
-"""Models of which a config is enough: folders, files, presets and names on the hub."""
+"""Models by their config alone: folders, files, presets and names on the Hub."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ if TYPE_CHECKING:
 def find_shapes(
     name: str, *, described: bool = True, trust_remote_code: bool = False, revision: str | None = None
 ) -> ModelSource:
-    """What a folder, a ``config.json``, a preset, or a name on the hub stands for; weights need not be there.
+    """Find the model for a folder, a ``config.json``, a preset, or a name on the Hub. Weights are not needed.
 
     Args:
-        name: as typed.
+        name: name as the user typed it.
         described: whether the family must have a description.
-        trust_remote_code: run code that a checkpoint brings.
-        revision: of a hub checkpoint.
+        trust_remote_code: run code from the checkpoint.
+        revision: revision of a Hub checkpoint.
 
     Raises:
-        CheckpointError: there is no such thing.
+        CheckpointError: there is no such model, or its config is not usable.
         UnsupportedArchitectureError: the family has no description.
     """
     path = Path(name).expanduser()
@@ -41,7 +41,7 @@ def find_shapes(
         if near:
             raise CheckpointError(
                 f"There is no folder {name!r} and no preset of that name. Did you mean {near[0]!r}? "
-                "Models of the hub are named with their owner: OWNER/NAME."
+                "Models on the Hub are named with their owner: OWNER/NAME."
             )
     return ModelSource.of(name, described=described, trust_remote_code=trust_remote_code, revision=revision)
 
@@ -52,8 +52,8 @@ def _of_values(values: dict[str, Any], name: str, described: bool) -> Pretrained
     kind, further = values["model_type"], {key: value for key, value in values.items() if key != "model_type"}
     if further.get("quantization_config"):
         raise CheckpointError(
-            f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit say how it is "
-            "quantized while it is pruned."
+            f"{name} is quantized. Name the config of the original; --load-in-8bit or --load-in-4bit quantizes it for "
+            "the run."
         )
     if kind not in CONFIG_MAPPING:
         raise UnsupportedArchitectureError(unsupported(kind))

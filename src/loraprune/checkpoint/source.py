@@ -1,4 +1,4 @@
-"""A model before its weights: what its name stands for, its config, shapes, dtype and tokenizer, and how it loads."""
+"""A model before its weights are loaded: its config, shapes, dtype and tokenizer, and how to load it."""
 
 from __future__ import annotations
 
@@ -38,20 +38,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ModelSource:
-    """A model before its weights are loaded: a folder, a name on the hub, an adapter of either, or one in memory.
+    """A model before its weights are loaded: a folder, a name on the Hub, an adapter, or a model in memory.
 
-    What takes reading or building is worked out when it is first asked for, and once.
+    What has to be read or built is computed on first access and then kept.
 
     Attributes:
-        name: as it was given; of a model in memory, the checkpoint that it comes from, or ``"model"``.
-        config: of the model; of an adapter, its base's; of a model in memory, a copy.
-        checkpoint: that holds the whole model: of an adapter, its base; None of a config alone, and of a model that
-            names none.
-        loaded: the model where it is in memory already.
-        adapter: where the name is that of an adapter.
+        name: name as given; for a model in memory, its original checkpoint, or ``"model"``.
+        config: config of the model, or of an adapter's base; for a model in memory, a copy.
+        checkpoint: checkpoint of the whole model, or of an adapter's base; None for a config alone, and for a model in
+            memory that names no checkpoint.
+        loaded: model in memory, or None.
+        adapter: adapter that the name stands for, or None.
         given_tokenizer: a tokenizer, or the checkpoint to take it from; None is the model's own.
-        trust_remote_code: run code that the checkpoint brings.
-        revision: of a hub checkpoint.
+        trust_remote_code: whether to run code from the checkpoint.
+        revision: revision of a Hub checkpoint.
     """
 
     name: str
@@ -74,19 +74,19 @@ class ModelSource:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> ModelSource:
-        """What a folder, a name on the hub, or a model in memory stands for; reads a config at most.
+        """Find the model for a folder, a name on the Hub, or a model in memory. Does not load weights.
 
         Args:
             model: the name, or the model.
             described: whether the family must have a description.
             quantized: whether the checkpoint may be quantized.
             tokenizer: a tokenizer, or the checkpoint to take it from; None is the model's own.
-            trust_remote_code: run code that the checkpoint brings.
-            revision: of a hub checkpoint.
+            trust_remote_code: run code from the checkpoint.
+            revision: revision of a Hub checkpoint.
 
         Raises:
-            CheckpointError: there is no such checkpoint, it needs code of its own, it is quantized and may not be, or
-                its files have another number of layers than its config says.
+            CheckpointError: there is no such checkpoint, it needs its own code, it is quantized and must not be, or
+                its files and its config have different numbers of layers.
             UnsupportedArchitectureError: the family has no description.
         """
         further: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
@@ -96,7 +96,7 @@ class ModelSource:
             return cls(name=name, config=config, checkpoint=name, given_tokenizer=tokenizer, **further)
         config = copy.deepcopy(model.config)
         if hasattr(config, "quantization_config"):
-            del config.quantization_config  # it describes how this model was loaded, and not what it is
+            del config.quantization_config  # it describes how this model was loaded, not the checkpoint
         if not getattr(config, "architectures", None):
             config.architectures = [type(model).__name__]
         origin = str(getattr(model.config, "_name_or_path", "") or "") or None
@@ -114,14 +114,14 @@ class ModelSource:
         trust_remote_code: bool = False,
         revision: str | None = None,
     ) -> ModelSource:
-        """What a name stands for that may also be an adapter's, a quantized model's, or one of an unknown family.
+        """Find the model for a name. Adapters, quantized models and unknown families are accepted, too.
 
         Args:
-            name: a checkpoint's folder or hub name, or those of an adapter.
-            base: of an adapter, in place of the one that it names.
-            tokenizer: checkpoint to take the tokenizer from; None is the model's own, or that of an adapter's base.
-            trust_remote_code: run code that the checkpoint brings.
-            revision: of a hub name.
+            name: folder or Hub name of a checkpoint or of an adapter.
+            base: base to use instead of the one that the adapter names.
+            tokenizer: checkpoint to take the tokenizer from; None is that of the adapter or the model.
+            trust_remote_code: run code from the checkpoint.
+            revision: revision of a Hub name.
 
         Raises:
             CheckpointError: there is no such checkpoint, or an adapter's base is missing or an adapter itself.
@@ -130,7 +130,9 @@ class ModelSource:
         adapter = find_adapter(name, base=base, revision=revision)
         if adapter is None:
             if base is not None:
-                raise CheckpointError(f"--base names the base of an adapter, and {name} is none. Leave it out.")
+                raise CheckpointError(
+                    f"--base names the base of an adapter, but {name} is not an adapter. Leave it out."
+                )
             further: dict[str, Any] = {"trust_remote_code": trust_remote_code, "revision": revision}
             return cls.of(name, described=False, quantized=True, tokenizer=tokenizer, **further)
         return cls(
@@ -145,22 +147,22 @@ class ModelSource:
 
     @property
     def checkpoint_revision(self) -> str | None:
-        """The revision of that checkpoint."""
+        """The revision of ``checkpoint``."""
         return self.revision if self.adapter is None else self.adapter.base_revision
 
     @property
     def folder(self) -> Path | None:
-        """The folder that holds the whole model's files: also that of a hub checkpoint which was fetched; or None."""
+        """The folder of ``checkpoint``, or its folder in the Hub's cache; None if there is none."""
         if self.loaded is not None or self.checkpoint is None:
             return None
         return local_folder(self.checkpoint, self.checkpoint_revision)
 
     @cached_property
     def auto_class(self) -> str:
-        """The class of transformers that loads such a model.
+        """The auto class of transformers that loads the model.
 
         Raises:
-            ValueError: none does.
+            ValueError: no auto class loads it.
         """
         above = () if self.loaded is None else type(self.loaded).__mro__
         found = (loading_class(each.__name__) for each in above)
@@ -168,31 +170,31 @@ class ModelSource:
 
     @cached_property
     def shapes(self) -> PreTrainedModel:
-        """The model without its weights, on the meta device; one that is in memory is itself."""
+        """The model on the meta device, without weights; a model in memory as it is."""
         if self.loaded is not None:
             return self.loaded
         auto_class, config = self.auto_class, copy.deepcopy(self.config)
-        what, remedy = f"No model can be made of the config of {self.name}", "Correct its config.json."
+        what, remedy = f"No model can be made from the config of {self.name}", "Correct its config.json."
         with reading(what, remedy, self.config.to_dict()):
             return meta_model(config, auto_class)
 
     @cached_property
     def context(self) -> int | None:
-        """Tokens that the model can read at most; None where its positions have no end."""
+        """The largest number of tokens that the model can read; None if its positions have no limit."""
         try:
             shapes: nn.Module = self.shapes
-        except ValueError:  # a family of unknown making: its config has to do
+        except ValueError:  # no model can be made: use the config alone
             shapes = nn.Identity()
         return context_of(self.config, shapes)
 
     @property
     def recomputes(self) -> bool:
-        """Whether the model can drop activations and compute them again."""
+        """Whether the model supports gradient checkpointing."""
         return bool(self.shapes.supports_gradient_checkpointing)
 
     @property
     def vocabulary(self) -> int | None:
-        """Tokens that the model has embeddings for."""
+        """The number of tokens in the vocabulary, as the config says; None if it does not."""
         config: Any = self.config
         found = getattr(config.get_text_config() if hasattr(config, "get_text_config") else config, "vocab_size", None)
         return found if isinstance(found, int) else None
@@ -208,37 +210,37 @@ class ModelSource:
         return self.loaded is None and self.checkpoint is not None and is_packed(Path(self.checkpoint))
 
     def check_weights(self) -> None:
-        """Make sure that the files of a folder's weights are there and whole, by their headers.
+        """Make sure that all weight files of a folder exist and have readable headers.
 
         Raises:
-            CheckpointError: they are not.
+            CheckpointError: a file is missing or broken.
         """
         if self.loaded is None and self.checkpoint is not None and not self.packed:
             check_weight_files(self.checkpoint)
 
     def check_trainable(self) -> None:
-        """Make sure that the weights are there, and of a kind that can be changed.
+        """Make sure that the weights exist and can be changed.
 
         Raises:
-            CheckpointError: they are missing, broken or packed.
+            CheckpointError: the weights are missing, broken or packed.
         """
         self.check_weights()
         if self.packed:
             raise CheckpointError(
-                f"{self.name} holds packed 2:4 weights, which can be run and not changed. Name the checkpoint that it "
-                "was exported from."
+                f"{self.name} holds packed 2:4 weights, which are for inference only. Name the checkpoint that it was "
+                "exported from."
             )
 
     @property
     def device(self) -> torch.device:
-        """The device of a model in memory; else the first accelerator, or the CPU."""
+        """The device of a model in memory; else the current CUDA device, or the CPU if there is none."""
         return default_device() if self.loaded is None else next(self.loaded.parameters()).device
 
     @cached_property
     def stored_dtype(self) -> torch.dtype:
-        """The dtype that the weights are stored in: as their files say; where these are not here, as the config says.
+        """The dtype of the stored weights, from their files or, without local files, from the config.
 
-        A quantized checkpoint's files hold numbers of several kinds, so that its config alone counts.
+        For a quantized checkpoint it is the config's, because its files mix several dtypes.
         """
         if self.loaded is not None:
             return self.loaded.dtype
@@ -246,15 +248,15 @@ class ModelSource:
         return (dtype_in_files(folder) if folder is not None else None) or checkpoint_dtype(self.config)
 
     def working_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype to work in on a device: that of a model in memory, or as :func:`working_dtype` has it."""
+        """Return the dtype to work in on a device: that of a model in memory, else that of :func:`working_dtype`."""
         return working_dtype(self.stored_dtype, device) if self.loaded is None else self.stored_dtype
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
-        """The tokenizer that was given, or that of the checkpoint named for it, or an adapter's own, or the model's.
+        """The given tokenizer (or that of the given checkpoint), else the adapter's, else the model's.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: the checkpoint has no tokenizer.
             ValueError: a model in memory names no checkpoint.
         """
         given = self.given_tokenizer
@@ -265,16 +267,14 @@ class ModelSource:
         if self.adapter is not None and (self.adapter.folder / "tokenizer_config.json").is_file():
             return load_tokenizer(str(self.adapter.folder), trust_remote_code=self.trust_remote_code)
         if self.checkpoint is None:
-            raise ValueError(
-                "The model that was passed in names no checkpoint to load a tokenizer from: pass tokenizer=."
-            )
+            raise ValueError("The model that you passed names no checkpoint to load a tokenizer from. Pass tokenizer=.")
         return load_tokenizer(
             self.checkpoint, trust_remote_code=self.trust_remote_code, revision=self.checkpoint_revision
         )
 
     @cached_property
     def fingerprint(self) -> str:
-        """A hash of the files: of model, adapter, and a tokenizer from elsewhere; of hub names, the commits."""
+        """Fingerprint of the model, its adapter, and a separate tokenizer: hashes of files, or commits on the Hub."""
         assert self.checkpoint is not None
         parts = [_identity(self.checkpoint, self.checkpoint_revision)]
         if self.adapter is not None:
@@ -292,18 +292,18 @@ class ModelSource:
         merge: bool = True,
         sharded: bool = False,
     ) -> PreTrainedModel:
-        """The model with its weights, in evaluation mode, whichever way it was saved; one in memory as it is.
+        """Load the model with its weights, in evaluation mode. A model in memory is returned as it is.
 
         Args:
-            dtype: of weights that are not quantized. Packed 2:4 weights keep theirs on an accelerator.
-            device: to load onto.
-            quantization: one of :data:`~loraprune.checkpoint.load.QUANTIZATIONS`, or None.
-            merge: merge an adapter into its base; otherwise the model is peft's around it.
-            sharded: share the weights out among the processes of the run (FSDP2).
+            dtype: dtype of weights that are not quantized. Packed 2:4 weights keep theirs on a GPU.
+            device: device to load onto.
+            quantization: one of :data:`~loraprune.options.precision.QUANTIZATIONS`, or None.
+            merge: merge an adapter into its base; otherwise return a ``PeftModel``.
+            sharded: shard the weights over the processes of the run (FSDP2).
 
         Raises:
             CheckpointError: weights are missing or broken, or an adapter does not fit its base.
-            RuntimeFormatError: packed 2:4 weights are of another version, or the device does not multiply them.
+            RuntimeFormatError: packed 2:4 weights are of another version, or the device cannot multiply them.
         """
         if self.loaded is not None:
             return self.loaded
@@ -325,17 +325,17 @@ class ModelSource:
             )
         if self.adapter is not None:
             model = with_adapter(model, self.adapter, self.name, merge=merge, dtype=dtype)
-            # Merging brings what was quantized to the memory of the CPU.
+            # Merging moves a quantized model to CPU memory.
             model = model.to(device) if merge else model
         loaded: PreTrainedModel = model.eval()
         return loaded
 
 
 def _checkpoint_of(name: str | Path) -> str:
-    """What a model's name stands for.
+    """Expand a model's name; see :func:`expanded`.
 
     Raises:
-        ValueError: it is a preset, which has no weights.
+        ValueError: the name is a preset, which has no weights.
     """
     check_no_preset(name)
     return expanded(name)
@@ -347,14 +347,14 @@ def _identity(name: str, revision: str | None) -> str:
 
 
 def _base_config(name: str, adapter: AdapterFolder, trust_remote_code: bool) -> PretrainedConfig:
-    """The config of an adapter's base.
+    """Return the config of an adapter's base.
 
     Raises:
         CheckpointError: the base is missing, or an adapter itself.
     """
     if find_adapter(adapter.base) is not None:
         raise CheckpointError(
-            f"{name} is an adapter on another adapter, {adapter.base}. Merge that one into its base first."
+            f"{name} is an adapter on another adapter, {adapter.base}. First merge that one into its base."
         )
     try:
         config = load_config(
@@ -367,6 +367,6 @@ def _base_config(name: str, adapter: AdapterFolder, trust_remote_code: bool) -> 
         return agreeing(config, adapter.base, adapter.base_revision)
     except CheckpointError as error:
         raise CheckpointError(
-            f"{name} is an adapter, and its base {adapter.base} cannot be read: {error} If the base is elsewhere, name "
+            f"{name} is an adapter, but its base {adapter.base} cannot be read: {error} If the base is elsewhere, name "
             "it with --base."
         ) from error

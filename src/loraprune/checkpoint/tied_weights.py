@@ -1,4 +1,4 @@
-"""A head that shares the weight of the embedding, or does not: the tensors say it, and the config follows them."""
+"""Tied and untied heads: the tensors decide whether head and embedding share a weight, and the config follows."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ logger = logging.getLogger("loraprune")
 
 
 def says_tied(config: PretrainedConfig) -> bool:
-    """Whether a config promises one weight for embedding and head, and can be made to promise two.
+    """Whether a config ties head and embedding, and can be changed to untied.
 
-    That of an encoder-decoder cannot: T5 takes "not tied" for a wish to leave the decoder's output unscaled.
+    That of an encoder-decoder cannot: in T5, "not tied" also means that the decoder's output is not scaled.
     """
     return bool(getattr(config, "tie_word_embeddings", False)) and not getattr(config, "is_encoder_decoder", False)
 
 
 def untie_config_(config: PretrainedConfig, name: str, *, said: bool = True) -> None:
-    """Write into a config that embedding and head are two weights; ``said`` logs that it was mended."""
+    """Set ``tie_word_embeddings=False`` in a config; with ``said``, log a warning."""
     config.tie_word_embeddings = False
     if said:
         logger.warning(
-            "warning: The head of %s differs from its embedding, although its config says that they are tied: both are "
-            "kept, with tie_word_embeddings=False in the config.",
+            "warning: The head of %s differs from its embedding, but its config ties them. Both are kept, and the "
+            "config gets tie_word_embeddings=False.",
             name,
         )
 
 
 @torch.no_grad()
 def mend_tied_(model: PreTrainedModel, name: str = "the model", *, said: bool = True) -> None:
-    """Let the config of a plain model say what its tensors do; two equal tensors become one.
+    """Make a config that ties head and embedding agree with the tensors: tie equal ones, else untie the config.
 
     Args:
-        model: without an adapter around its head.
-        name: to call it by.
-        said: log that the config was mended.
+        model: model without an adapter around its head, modified in place.
+        name: name of the model, for the warning.
+        said: log a warning if the config changes.
     """
     if not says_tied(model.config):
         return

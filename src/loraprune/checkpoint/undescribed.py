@@ -1,4 +1,4 @@
-"""A checkpoint of a family that has no description: its layers, and a start for one."""
+"""Checkpoints of families without a description: their layers, and a draft of a description."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Undescribed:
-    """What can be said about a model without a description.
+    """Facts about a model without a description.
 
     Attributes:
         model_class: name of its class.
-        num_parameters: of the model.
+        num_parameters: number of its parameters.
         stacks: its lists of blocks.
-        draft: a start for its description, in YAML.
+        draft: draft of its description, in YAML.
     """
 
     model_class: str
@@ -31,10 +31,10 @@ class Undescribed:
 
 
 def look_at(config: PretrainedConfig) -> Undescribed:
-    """Find the layers of a model by its config, and start a description.
+    """Find the layers of a model by its config, and draft a description.
 
     Raises:
-        ValueError: no class of transformers, and none that the checkpoint brings, makes a model of this config.
+        ValueError: neither transformers nor the checkpoint has a class that makes a model of this config.
     """
     auto_class = any_auto_class(config)
     with reading("No model can be made from this config", "Correct config.json.", config.to_dict()):

@@ -1,4 +1,4 @@
-"""The safetensors files of a checkpoint: which of them hold its weights, and what their headers say."""
+"""The safetensors files of a checkpoint: which of them hold its weights, and the content of their headers."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from loraprune.record.codec import read_json
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 MODEL_FILES = (WEIGHTS, INDEX)
-"""What holds the weights of a whole model: one file, or the list of several."""
+"""Files that hold the weights of a whole model, or list the files that do."""
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
@@ -28,7 +28,7 @@ class WeightIndexError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
-    """Where a tensor lies, its shape, and its dtype as safetensors calls it."""
+    """A tensor in a file: the file, the shape, and the dtype's name in safetensors."""
 
     file: Path
     shape: tuple[int, ...]
@@ -36,29 +36,29 @@ class StoredTensor:
 
 
 def weight_map(index: Path) -> dict[str, str]:
-    """The file of each tensor, as an index names them; all lie in the folder of the index.
+    """Read the file name of each tensor from an index. All files are in the folder of the index.
 
     Raises:
-        WeightIndexError: it is no index, or names a file elsewhere.
+        WeightIndexError: the file is not an index, or names a file outside its folder.
     """
     try:
         values: Any = read_json(index)
         names = {str(tensor): str(name) for tensor, name in values["weight_map"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise WeightIndexError(f"{index} is no index of weights: fetch the checkpoint again.") from error
+        raise WeightIndexError(f"{index} is not an index of weights. Fetch the checkpoint again.") from error
     outside = [name for name in names.values() if name in ("", "..") or Path(name).name != name or "\\" in name]
     if outside:
         raise WeightIndexError(
-            f"{index} names the file {outside[0]!r}, which is outside of its folder. No checkpoint needs that: "
-            "fetch it again from where you trust it."
+            f"{index} names the file {outside[0]!r}, which is outside its folder. No checkpoint needs that. Fetch it "
+            "again from a source that you trust."
         )
     return names
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The files that a model's weights are read from, as transformers chooses them; of an adapter, all of them.
+    """Return the files with a model's weights, as transformers chooses them; for an adapter, all safetensors files.
 
-    Other formats of the same weights may lie beside them, and shards that an earlier checkpoint left behind.
+    The folder may also hold other formats of the same weights, or shards of an earlier checkpoint.
 
     Raises:
         WeightIndexError: see :func:`weight_map`.
@@ -72,7 +72,7 @@ def weight_files(folder: Path) -> list[Path]:
 
 
 def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
-    """The tensors of some files by name, from their headers alone.
+    """Return the tensors of some files by name. Reads only the headers.
 
     Raises:
         SafetensorError: a file is broken.
@@ -89,10 +89,10 @@ def stored_tensors(files: Iterable[Path]) -> dict[str, StoredTensor]:
 
 
 def check_weight_files(name: str) -> None:
-    """Make sure that a folder's files of weights are all there and can be read, by their headers alone.
+    """Make sure that all weight files of a folder exist and have readable headers.
 
     Args:
-        name: of a checkpoint; of one on the hub, nothing is asked.
+        name: name of a checkpoint; one on the Hub is not checked.
 
     Raises:
         CheckpointError: files are missing or broken, or of another format.
@@ -108,7 +108,7 @@ def check_weight_files(name: str) -> None:
         raise CheckpointError(_no_weights(name, folder))
     for file in files:
         if not file.is_file():
-            raise CheckpointError(f"{file} is missing, or no file. Fetch the checkpoint again.")
+            raise CheckpointError(f"{file} is missing, or not a file. Fetch the checkpoint again.")
         try:
             stored_tensors([file])
         except (OSError, ValueError, SafetensorError) as error:
@@ -122,13 +122,13 @@ def _no_weights(name: str, folder: Path) -> str:
     if not others:
         return f"{name} holds no weights (*.safetensors). Fetch the checkpoint again, or name another folder."
     return (
-        f"{name} holds its weights in {others[0]}, and weights are read from safetensors files only. Convert them in "
+        f"{name} holds its weights in {others[0]}, but loraprune reads only safetensors files. Convert them in "
         f"Python, transformers.AutoModelForCausalLM.from_pretrained({name!r}).save_pretrained(FOLDER), and name FOLDER."
     )
 
 
 def dtype_in_files(folder: Path) -> torch.dtype | None:
-    """The dtype that most of a model's numbers are stored in; None where no file says one.
+    """Return the dtype of most of a model's stored numbers; None if no file has a known one.
 
     Raises:
         WeightIndexError: see :func:`weight_map`.
@@ -141,6 +141,6 @@ def dtype_in_files(folder: Path) -> torch.dtype | None:
         for stored in stored_tensors(files).values():
             if stored.dtype in _DTYPES:
                 counts[_DTYPES[stored.dtype]] += math.prod(stored.shape)
-    except (OSError, ValueError, SafetensorError):  # loading the weights says what is wrong with them
+    except (OSError, ValueError, SafetensorError):  # loading the weights reports what is wrong with them
         return None
     return counts.most_common(1)[0][0] if counts else None

@@ -54,7 +54,7 @@ def test_an_older_way_to_write_the_rotary_embedding_is_understood(folder: Path) 
 def test_what_is_no_checkpoint_is_refused(tmp_path: Path, folder: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(RuntimeFormatError, match=r"empty is no checkpoint: it has no config\.json"):
+    with pytest.raises(RuntimeFormatError, match=r"empty is not a checkpoint: it has no config\.json"):
         read_checkpoint(empty)
     (empty / "adapter_config.json").write_text("{}")
     with pytest.raises(RuntimeFormatError, match=r"an adapter only\. Merge it"):

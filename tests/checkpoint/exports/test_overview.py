@@ -75,7 +75,7 @@ def case_named(row, kinds=None):
             "gemma2",
             "uniform",
             [
-                "5.20 (as it is; 4.57 leaves attn_logit_softcapping out",
+                "5.20 (as it is; 4.57 ignores attn_logit_softcapping in",
                 "vLLM: not compared for gemma2",
                 "llama.cpp: no export of gemma2",
                 ONNX,
@@ -92,7 +92,7 @@ def case_named(row, kinds=None):
         ),
         ("mixtral", "ragged", ["4.57 does not stack experts", "vLLM: no", "llama.cpp: no", "onnxruntime: no, torch"]),
         ("phi3 with long rope", "uniform", ["the phi3 of 4.57 takes no factor", "vLLM", "llama.cpp", ONNX]),
-        ("gpt2, untied", "uniform", ["leaves scale_attn_by_inverse_layer_idx out", "vLLM", "llama.cpp", ONNX]),
+        ("gpt2, untied", "uniform", ["ignores scale_attn_by_inverse_layer_idx in", "vLLM", "llama.cpp", ONNX]),
         ("t5, gated and untied", "uniform", ["4.57 scales the output of a head that is the embedding"]),
     ],
 )

@@ -69,7 +69,7 @@ CONFIGS = (
     wrong(RECOVER, FILE, "attention heads (7)", "Correct", prepare=config(num_attention_heads=7)),
     wrong("plan model/config.json", FILE, "attention heads (7)", "Correct", prepare=config(num_attention_heads=7)),
     wrong(ONESHOT, "8 query heads", "3 KV heads", prepare=config(num_key_value_heads=3)),
-    wrong("bench model", "other shapes", "config.json", "Correct", prepare=config(intermediate_size=96)),
+    wrong("bench model", "shapes differ", "config.json", "Correct", prepare=config(intermediate_size=96)),
     wrong(PRUNE, "3", "2 layers", "Correct the number in config.json", prepare=config(num_hidden_layers=3)),
     wrong(COMPARE, "adding_idx", "Correct", "config.json", prepare=config(pad_token_id=99999)),
     # what libraries and we put there
@@ -80,9 +80,9 @@ CONFIGS = (
     wrong("bench model", FILE, "quantization_config = 5", "an object", prepare=config(quantization_config=5)),
     wrong(PRUNE, "model is quantized", "original", prepare=config(quantization_config={"quant_method": "gptq"})),
     # files that are no config
-    wrong("plan model", FILE, "no config of a model", "Correct", prepare=written(FILE, "[1, 2]")),
-    wrong("plan model/config.json", FILE, "no config of a model", "Correct", prepare=written(FILE, "[1, 2]")),
-    wrong(EVAL, FILE, "no config of a model", "Correct", prepare=written(FILE, "5")),
+    wrong("plan model", FILE, "is not a model's config", "Correct", prepare=written(FILE, "[1, 2]")),
+    wrong("plan model/config.json", FILE, "is not a model's config", "Correct", prepare=written(FILE, "[1, 2]")),
+    wrong(EVAL, FILE, "is not a model's config", "Correct", prepare=written(FILE, "5")),
     wrong(PRUNE, FILE, "Expecting value", "Fetch", prepare=written(FILE, "")),
     wrong(ONESHOT, FILE, "0xff", "Fetch", prepare=written(FILE, b'{"model_type": "\xff"}')),
     wrong(GGUF, FILE, "nested too deeply", "Fetch", prepare=written(FILE, "[" * 100_000)),
@@ -115,9 +115,11 @@ WEIGHT_FILES = (
     wrong(ONNX, "no model.safetensors", "save_pretrained", prepare=gone(WEIGHTS)),
     wrong(PRUNE, "model/a.safetensors is missing", "Fetch", prepare=indexed(x="a.safetensors")),
     wrong(EVAL, "'../a.safetensors'", "outside", prepare=indexed(x="../a.safetensors")),
-    wrong(RECOVER, "no index of weights", "fetch", prepare=both(gone(WEIGHTS), written(INDEX, "{"))),
-    wrong("bench model", "no index of weights", "fetch", prepare=both(gone(WEIGHTS), written(INDEX, "[" * 100_000))),
-    wrong(GGUF, "no index of weights", "fetch", prepare=both(gone(WEIGHTS), written(INDEX, "[1]"))),
+    wrong(RECOVER, "not an index of weights", "Fetch", prepare=both(gone(WEIGHTS), written(INDEX, "{"))),
+    wrong(
+        "bench model", "not an index of weights", "Fetch", prepare=both(gone(WEIGHTS), written(INDEX, "[" * 100_000))
+    ),
+    wrong(GGUF, "not an index of weights", "Fetch", prepare=both(gone(WEIGHTS), written(INDEX, "[1]"))),
 )
 
 TOKENIZERS = (
@@ -145,7 +147,12 @@ ADAPTERS = (
     wrong(
         "bench adapter", "adapter_config.json", "Save", prepare=written("adapter/adapter_config.json", "[" * 100_000)
     ),
-    wrong("eval adapter --ppl data.jsonl", "no mapping", "Save", prepare=written("adapter/adapter_config.json", "[]")),
+    wrong(
+        "eval adapter --ppl data.jsonl",
+        "not a JSON object",
+        "Save",
+        prepare=written("adapter/adapter_config.json", "[]"),
+    ),
     wrong(
         "eval adapter --ppl data.jsonl",
         *("does not fit", "deserializing", "Save it again"),

@@ -39,7 +39,7 @@ MISSING: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --private", "private and hub_revision are about a push", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "about a push", "--push-to-hub NAME"),
     wrong("export model --format gguf --private", "need --push-to-hub", "--push-to-hub NAME"),
-    wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is no name of a model on the hub"),
+    wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is not a valid name for a model on the Hub"),
     wrong("push model", "arguments are required: NAME", "loraprune push OUT NAME"),
     wrong("prune --data data.jsonl -o out", "No model was given", "loraprune prune MODEL --data DATA -o OUT"),
     wrong("prune model -o out", "No data was given", "--data"),

@@ -269,7 +269,7 @@ class TestWrong:
             ({"tasks": ("nowhere.jsonl",)}, ValueError, "nowhere.jsonl"),
             ({"prompts": ("nowhere.txt",)}, ValueError, "nowhere.txt"),
             ({"data": "rows.jsonl"}, ValueError, "--data is for classifiers .* is made for causal-lm.*--ppl"),
-            ({"base": "./base"}, CheckpointError, "is none. Leave it out"),
+            ({"base": "./base"}, CheckpointError, "is not an adapter. Leave it out"),
             ({"device": "cuda:77"}, ValueError, "There is no device 'cuda:77'"),
             ({"top_p": 1.5, "sample": True, "prompts": ()}, ValueError, "--top-p"),
         ],
@@ -284,7 +284,7 @@ class TestWrong:
         assert not loads
 
     def test_so_is_a_wrong_model_behind_a_right_one(self, checkpoint: Path, notes: str, loads: list[str]) -> None:
-        with pytest.raises(CheckpointError, match=r"./nowhere is no checkpoint"):
+        with pytest.raises(CheckpointError, match=r"./nowhere is not a checkpoint"):
             evaluate([checkpoint, "./nowhere"], EvaluationConfig(ppl=(notes,)))
         assert not loads
 

@@ -109,7 +109,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         if (folder / "adapter_config.json").is_file():
             raise RuntimeFormatError(f"{folder} holds an adapter only. Merge it into its model and save that first.")
         raise RuntimeFormatError(
-            f"{folder} is no checkpoint: it has no config.json. Name a folder that `loraprune prune` or "
+            f"{folder} is not a checkpoint: it has no config.json. Name a folder that `loraprune prune` or "
             "save_pretrained wrote."
         )
     try:
