@@ -55,5 +55,5 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="is not a checkpoint"):
         load("./nowhere")
     (tmp_path / "empty" / DESCRIPTION).write_text('{"format": 99}')
-    with pytest.raises(RuntimeFormatError, match="of format 99"):
+    with pytest.raises(RuntimeFormatError, match="has the format 99"):
         load(tmp_path / "empty", device="cpu")

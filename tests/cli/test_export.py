@@ -45,7 +45,7 @@ def test_the_file_and_its_numbers_can_be_chosen(run: Command, tmp_path: Path) ->
     finished = run("export", tmp_path / "model", "--format", "gguf", "--outtype", "q8_0", "-o", file)
     assert finished.code == 0
     assert "architecture deci" in finished.out
-    assert "Note: 4 matrices are in f16: their rows are no multiple of 32, which q8_0 needs." in finished.out
+    assert "Note: 4 matrices are in f16, because q8_0 needs rows of a multiple of 32." in finished.out
     assert [path.name for path in file.parent.iterdir()] == ["m.gguf"]
 
 
@@ -65,11 +65,11 @@ def test_a_way_to_cut_text_can_be_chosen_where_none_is_equal(run: Command, tmp_p
     uniform_folder(tmp_path / "model", tokenizer=byte_level(uncut))
     refused = run("export", tmp_path / "model", "--format", "gguf")
     assert refused.code == 2
-    assert "pass --pre-tokenizer" in one_line(refused.err)
+    assert "Pass --pre-tokenizer" in one_line(refused.err)
     finished = run("export", tmp_path / "model", "--format", "gguf", "--pre-tokenizer", "qwen2")
     assert finished.code == 0
     assert "tokenizer gpt2 (qwen2)" in finished.out
-    assert "Note: text is cut as qwen2 does it" in finished.out
+    assert "Note: text is split by qwen2" in finished.out
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ def test_semi_structured_is_refused_with_the_reason_where_the_hardware_is_missin
     two_four_folder(tmp_path / "model")
     finished = run("export", tmp_path / "model", "--format", "semi-structured")
     assert (finished.code, finished.out) == (2, "")
-    assert "need a CUDA device, and torch sees none here" in one_line(finished.err)
+    assert "need a CUDA device, but torch finds none" in one_line(finished.err)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 

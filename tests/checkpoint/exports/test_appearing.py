@@ -61,7 +61,7 @@ def test_an_existing_file_is_replaced_on_request_only(tmp_path: Path) -> None:
 def test_a_file_of_another_format_is_never_replaced(tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.write_text("three years")
-    with pytest.raises(RuntimeFormatError, match="is no file of that format, and is not replaced, not even with"):
+    with pytest.raises(RuntimeFormatError, match="has another format, so it is not replaced, not even with"):
         check_free(weights, overwrite=True, holds=b"GGUF")
     assert weights.read_text() == "three years"
 

@@ -57,7 +57,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RuntimeFormatError, match=r"empty is not a checkpoint: it has no config\.json"):
         read_checkpoint(empty)
     (empty / "adapter_config.json").write_text("{}")
-    with pytest.raises(RuntimeFormatError, match=r"an adapter only\. Merge it"):
+    with pytest.raises(RuntimeFormatError, match=r"only an adapter\. First merge it"):
         read_checkpoint(empty)
     (empty / "config.json").write_text("{")
     with pytest.raises(RuntimeFormatError, match=r"config\.json cannot be read as JSON"):
@@ -77,7 +77,7 @@ def test_weights_that_are_missing_or_broken_are_refused(folder: Path) -> None:
         read_checkpoint(folder)
     weights.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(RuntimeFormatError, match=r"no model\.safetensors. Weights are read from safetensors only"):
+    with pytest.raises(RuntimeFormatError, match=r"no model\.safetensors. Only safetensors weights can be exported"):
         read_checkpoint(folder)
     index = {"weight_map": {"lm_head.weight": "model-00001-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

@@ -31,11 +31,11 @@ def test_without_a_description_all_blocks_are_as_the_config_says() -> None:
 @pytest.mark.parametrize(
     ("description", "message"),
     [
-        ({"format": 2, "blocks": {}}, "format 2, and this version reads 1"),
-        (pruned(model_3={"intermediate_size": 7}), r"'model\.layers\.3', and the model has 3 blocks"),
-        (pruned(model_1={"head_dim": 7}), r"model\.layers\.1 has a width of its own for 'head_dim'"),
-        (pruned(model_1={"intermediate_size": 0}), "intermediate_size = 0; a whole number of 1 or more"),
-        (pruned(model_1={"num_attention_heads": 6}), "6 query heads on 4 KV heads"),
+        ({"format": 2, "blocks": {}}, "format 2, but this version of loraprune reads 1"),
+        (pruned(model_3={"intermediate_size": 7}), r"'model\.layers\.3', but the model has 3 blocks"),
+        (pruned(model_1={"head_dim": 7}), r"model\.layers\.1 has its own width for 'head_dim'"),
+        (pruned(model_1={"intermediate_size": 0}), "intermediate_size = 0; it must be a whole number of 1 or more"),
+        (pruned(model_1={"num_attention_heads": 6}), "6 query heads and 4 KV heads"),
     ],
 )
 def test_a_description_that_cannot_be_followed_is_refused(description: dict[str, Any], message: str) -> None:

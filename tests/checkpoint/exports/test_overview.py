@@ -53,7 +53,7 @@ ONNX = "onnxruntime (loraprune export --format onnx)"
         ("qwen2", half, [AS_IT_IS, "vLLM: no, its Qwen2 .* `--dimensions channels`", "architecture llama", ONNX]),
         ("qwen2", only_channels, [AS_IT_IS, "vLLM (as it is)", "llama.cpp (.* architecture qwen2", ONNX]),
         ("mistral", ragged, [OURS, "vLLM: no, .* `--allocation balanced`", "llama.cpp (.* deci", ONNX]),
-        ("qwen3", ragged, [OURS, "vLLM: no, ", "llama.cpp: no. .* deci only", ONNX]),
+        ("qwen3", ragged, [OURS, "vLLM: no, ", "llama.cpp: no. .* deci", ONNX]),
     ],
 )
 def test_the_runtimes_of_a_result_are_named_and_why_others_are_none(family, kept, expected):

@@ -118,9 +118,9 @@ def test_large_copies_have_several_files(tmp_path: Path, monkeypatch: pytest.Mon
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"bits": 3}, r"quantized by gptq \(3 bits\), of which no 16-bit copy"),
-        ({"quant_method": "hqq"}, "quantized by hqq.*Name the original"),
-        ({"quant_method": "awq", "version": "marlin"}, "quantized by awq"),
+        ({"bits": 3}, r"16-bit copy of a checkpoint quantized with gptq \(3 bits\)"),
+        ({"quant_method": "hqq"}, "quantized with hqq.*Name the original"),
+        ({"quant_method": "awq", "version": "marlin"}, "quantized with awq"),
         ({"quant_method": "compressed-tensors", "format": "nvfp4-pack-quantized"}, "format nvfp4-pack-quantized"),
     ],
 )

@@ -52,24 +52,24 @@ def sparse_model(dtype: torch.dtype = torch.bfloat16) -> nn.Module:
 
 def test_a_machine_without_cuda_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(RuntimeFormatError, match="need a CUDA device, and torch sees none here"):
+    with pytest.raises(RuntimeFormatError, match="need a CUDA device, but torch finds none"):
         check_semi_structured()
 
 
 def test_another_device_than_a_gpu_is_named(gpu: pytest.MonkeyPatch) -> None:
-    with pytest.raises(RuntimeFormatError, match="need a CUDA device, and the device is cpu"):
+    with pytest.raises(RuntimeFormatError, match="need a CUDA device, but the device is cpu"):
         check_semi_structured("cpu")
 
 
 def test_an_older_gpu_is_named_with_its_capability(gpu: pytest.MonkeyPatch) -> None:
     gpu.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
-    with pytest.raises(RuntimeFormatError, match=r"capability 8\.0 \(Ampere\) or more, and Some GPU has 7\.5"):
+    with pytest.raises(RuntimeFormatError, match=r"capability 8\.0 \(Ampere\) or more, but Some GPU has 7\.5"):
         check_semi_structured()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_weights_of_more_than_16_bits_are_refused(gpu: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
-    with pytest.raises(RuntimeFormatError, match=f"the weights are {str(dtype).split('.')[1]}: load the model with"):
+    with pytest.raises(RuntimeFormatError, match=f"the weights are {str(dtype).split('.')[1]}. Load the model with"):
         check_semi_structured("cuda", dtype)
 
 
@@ -90,7 +90,7 @@ def test_what_torch_says_of_a_gpu_that_it_cannot_use_is_passed_on(gpu: pytest.Mo
 
 def test_a_gpu_that_multiplies_wrong_is_refused(gpu: pytest.MonkeyPatch) -> None:
     gpu.setattr(semi_structured, "_multiplies_right", lambda device, dtype: False)
-    with pytest.raises(RuntimeFormatError, match="on Some GPU to wrong results"):
+    with pytest.raises(RuntimeFormatError, match="wrong products of semi-structured tensors on Some GPU"):
         check_semi_structured()
 
 

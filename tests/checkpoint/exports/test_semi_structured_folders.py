@@ -142,13 +142,13 @@ def test_loading_needs_the_hardware(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_another_folder_is_refused(tmp_path: Path) -> None:
     two_four_folder(tmp_path / "model")
-    with pytest.raises(RuntimeFormatError, match=f"has no {DESCRIPTION}: name a folder that"):
+    with pytest.raises(RuntimeFormatError, match=f"has no {DESCRIPTION}. Name a folder that"):
         load_semi_structured(tmp_path / "model")
 
 
 def test_a_folder_of_a_later_format_is_refused(tmp_path: Path) -> None:
     (tmp_path / DESCRIPTION).write_text(json.dumps({"format": 2, "files": []}))
-    with pytest.raises(RuntimeFormatError, match="is of format 2, and this version of loraprune reads 1"):
+    with pytest.raises(RuntimeFormatError, match="has the format 2, but this version of loraprune reads 1"):
         load_semi_structured(tmp_path)
 
 

@@ -142,7 +142,7 @@ ADAPTERS = (
     wrong("prune adapter --data data.jsonl -o out", "LoRA adapter on model", "merge", prepare=adapter()),
     wrong("oneshot adapter --data data.jsonl --ratio 0.5 -o out", "LoRA adapter", "merge", prepare=adapter()),
     wrong("inspect adapter", "LoRA adapter", "merge", prepare=written("adapter/adapter_config.json", "{")),
-    wrong("export adapter --format gguf", "adapter only", "Merge", prepare=adapter()),
+    wrong("export adapter --format gguf", "only an adapter", "merge", prepare=adapter()),
     wrong("eval adapter --ppl data.jsonl", "no adapter_model.safetensors", prepare=adapter()),
     wrong(
         "bench adapter", "adapter_config.json", "Save", prepare=written("adapter/adapter_config.json", "[" * 100_000)

@@ -1,1 +1,1 @@
-"""Saved folders in the formats of other runtimes."""
+"""Exports of saved checkpoints to the formats of other runtimes."""

@@ -14,7 +14,7 @@ from loraprune.record.claims import claimed
 from loraprune.record.places import check_kind, telling_of_failed_writes
 
 _HEAD = 256
-"""Bytes of a file that are looked at to tell its format."""
+"""Bytes of a file to read to find its format."""
 
 
 def check_free(output: Path, *, overwrite: bool, holds: bytes) -> None:
@@ -23,11 +23,11 @@ def check_free(output: Path, *, overwrite: bool, holds: bytes) -> None:
     Args:
         output: the file.
         overwrite: whether a file of the same format may be replaced.
-        holds: what stands in the first bytes of every file of the format.
+        holds: bytes in the head of every file of the format.
 
     Raises:
-        RuntimeFormatError: it exists and ``overwrite`` is off or it is of another format, or it is a folder.
-        OutputExistsError: it is something else than a file.
+        RuntimeFormatError: the file exists and ``overwrite`` is off or it has another format, or it is a folder.
+        OutputExistsError: it is neither a file nor a folder.
         ValueError: it cannot be written.
     """
     if output.is_dir():
@@ -41,17 +41,17 @@ def check_free(output: Path, *, overwrite: bool, holds: bytes) -> None:
         head = file.read(_HEAD)
         if head and holds not in head:
             raise RuntimeFormatError(
-                f"{output} is no file of that format, and is not replaced, not even with --overwrite. Name another "
-                "file with -o."
+                f"{output} has another format, so it is not replaced, not even with --overwrite. Name another file "
+                "with -o."
             )
 
 
 @contextmanager
 def appearing_files(output: Path) -> Iterator[Path]:
-    """A path to write to under the name of ``output``, in a folder of its own that vanishes in the end.
+    """Yield a path to write to, with the name of ``output``, in a temporary folder.
 
-    When the block ends well, all that it wrote into that folder moves beside ``output``, which itself comes last: a
-    format may keep its tensors in further files, and ``output`` must not point to one that is not there yet.
+    If the block ends without an error, all files in that folder move to the folder of ``output``. ``output`` moves
+    last, because it may refer to the other files.
 
     Raises:
         OutputInUseError: another run writes to ``output``.

@@ -1,4 +1,4 @@
-"""A checkpoint folder as other runtimes need it: config, widths of each block, tensors one at a time."""
+"""A checkpoint folder to export: its config, the widths of each block, and its tensors one at a time."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 RAGGED_PREFIX = "loraprune_"
-"""A ragged checkpoint's ``model_type`` is this and the family it was pruned from."""
+"""Prefix of a ragged checkpoint's ``model_type``; the family that was pruned follows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,10 +34,10 @@ class Checkpoint:
     """A folder with ``config.json`` and safetensors.
 
     Attributes:
-        folder: where it lies.
-        model_type: family; that of the unpruned model for a ragged checkpoint.
-        values: ``config.json`` as it stands, but for a head that is said to be tied and is not.
-        tensors: every stored tensor by its name.
+        folder: the folder.
+        model_type: family; for a ragged checkpoint, that of the unpruned model.
+        values: content of ``config.json``, with ``tie_word_embeddings`` corrected by the stored tensors.
+        tensors: all stored tensors by name.
     """
 
     folder: Path
@@ -46,7 +46,7 @@ class Checkpoint:
     tensors: Mapping[str, StoredTensor]
 
     def config(self) -> PretrainedConfig:
-        """The config as the family's class reads it: with its defaults, and older ways of writing made new.
+        """Return the config as the family's class reads it: with defaults, and with old keys converted.
 
         Raises:
             RuntimeFormatError: transformers does not know the family, or rejects the values.
@@ -67,7 +67,7 @@ class Checkpoint:
             raise RuntimeFormatError(str(error)) from error
 
     def widths(self) -> tuple[BlockWidths, ...]:
-        """Widths of every decoder block of a Llama-like model."""
+        """Return the widths of every decoder block of a Llama-like model."""
         return block_widths(self.config().to_dict(), self.values.get("pruned"))
 
     def load(self, name: str) -> Tensor:
@@ -80,15 +80,15 @@ class Checkpoint:
 
 
 def read_checkpoint(folder: Path) -> Checkpoint:
-    """Read a checkpoint's config and the headers of its weights; no weights yet.
+    """Read a checkpoint's config and the headers of its weights, but no weights.
 
     Raises:
-        RuntimeFormatError: it is no checkpoint, or not one of merged 16- or 32-bit weights in safetensors.
+        RuntimeFormatError: the folder is not a checkpoint of merged 16- or 32-bit weights in safetensors.
     """
     values = read_config(folder)
     if values.get("quantization_config"):
         raise RuntimeFormatError(
-            f"{folder} holds quantized weights. Export needs them in 16 or 32 bits: save it dequantized first."
+            f"{folder} holds quantized weights, but the export needs 16 or 32 bits. First save a dequantized model."
         )
     found = Checkpoint(folder=folder, model_type=_family(values), values=values, tensors=_tensors(folder))
     config = found.config()
@@ -99,15 +99,15 @@ def read_checkpoint(folder: Path) -> Checkpoint:
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The values of a checkpoint's ``config.json``.
+    """Read a checkpoint's ``config.json``.
 
     Raises:
-        RuntimeFormatError: there is none, or it is not the JSON of a model.
+        RuntimeFormatError: there is no ``config.json``, or it is not a model's config.
     """
     file = folder / MODEL_CONFIG
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise RuntimeFormatError(f"{folder} holds an adapter only. Merge it into its model and save that first.")
+            raise RuntimeFormatError(f"{folder} holds only an adapter. First merge it into its model and save that.")
         raise RuntimeFormatError(
             f"{folder} is not a checkpoint: it has no config.json. Name a folder that `loraprune prune` or "
             "save_pretrained wrote."
@@ -136,7 +136,7 @@ def _tensors(folder: Path) -> dict[str, StoredTensor]:
     missing = [file.name for file in files if not file.is_file()]
     if missing:
         raise RuntimeFormatError(
-            f"{folder} has no {missing[0]}. Weights are read from safetensors only: save the model with "
+            f"{folder} has no {missing[0]}. Only safetensors weights can be exported: save the model with "
             "save_pretrained."
         )
     found: dict[str, StoredTensor] = {}
@@ -152,8 +152,6 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-# Widths of each decoder block of a checkpoint, whether they agree or not.
-
 _FORMAT = 1
 """Version of the description of ragged widths that this code reads."""
 
@@ -162,12 +160,12 @@ _BLOCK = "model.layers.{}"
 
 @dataclass(frozen=True, kw_only=True)
 class BlockWidths:
-    """How wide one decoder block is.
+    """Widths of one decoder block.
 
     Attributes:
-        num_attention_heads: query heads.
-        num_key_value_heads: key/value heads.
-        intermediate_size: channels of the FFN.
+        num_attention_heads: number of query heads.
+        num_key_value_heads: number of KV heads.
+        intermediate_size: number of FFN channels.
     """
 
     num_attention_heads: int
@@ -177,23 +175,23 @@ class BlockWidths:
     def __post_init__(self) -> None:
         for name, width in vars(self).items():
             if not isinstance(width, int) or isinstance(width, bool) or width < 1:
-                raise RuntimeFormatError(f"A block has {name} = {width!r}; a whole number of 1 or more is needed.")
+                raise RuntimeFormatError(f"A block has {name} = {width!r}; it must be a whole number of 1 or more.")
         if self.num_attention_heads % self.num_key_value_heads:
             raise RuntimeFormatError(
-                f"A block has {self.num_attention_heads} query heads on {self.num_key_value_heads} KV heads, which "
-                "is no whole number for each."
+                f"A block has {self.num_attention_heads} query heads and {self.num_key_value_heads} KV heads. The "
+                "first number must be a multiple of the second."
             )
 
 
 def block_widths(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) -> tuple[BlockWidths, ...]:
-    """The widths of every block.
+    """Return the widths of every block.
 
     Args:
-        config: values of a config, which hold for the blocks that say nothing else.
-        pruned: what a ragged checkpoint's config says under ``pruned``; None where all blocks agree.
+        config: values of a config; they apply to blocks without widths of their own.
+        pruned: value of ``pruned`` in a ragged checkpoint's config; None if all blocks have the same widths.
 
     Raises:
-        RuntimeFormatError: the description is of an unknown version, or names blocks or widths that there are not.
+        RuntimeFormatError: ``pruned`` has an unknown version, or names blocks or widths that do not exist.
     """
     heads = config["num_attention_heads"]
     common = BlockWidths(
@@ -206,7 +204,7 @@ def block_widths(config: Mapping[str, Any], pruned: Mapping[str, Any] | None) ->
     unknown = sorted(set(blocks) - set(names))
     if unknown:
         raise RuntimeFormatError(
-            f"config.json describes the block {unknown[0]!r}, and the model has {counted(len(names), 'block')}, "
+            f"config.json describes the block {unknown[0]!r}, but the model has {counted(len(names), 'block')}, "
             f"{names[0]} to {names[-1]}."
         )
     return tuple(_overridden(common, name, blocks.get(name, {})) for name in names)
@@ -217,8 +215,8 @@ def _blocks(pruned: Mapping[str, Any] | None) -> Mapping[str, Mapping[str, int]]
         return {}
     if pruned.get("format") != _FORMAT:
         raise RuntimeFormatError(
-            f"config.json describes its widths in format {pruned.get('format')!r}, and this version reads {_FORMAT}: "
-            "export with the version of loraprune that wrote the checkpoint."
+            f"config.json describes its widths in format {pruned.get('format')!r}, but this version of loraprune reads "
+            f"{_FORMAT}. Export with the version that wrote the checkpoint."
         )
     blocks: Mapping[str, Mapping[str, int]] = pruned["blocks"]
     return blocks
@@ -228,21 +226,17 @@ def _overridden(common: BlockWidths, name: str, widths: Mapping[str, int]) -> Bl
     unknown = sorted(set(widths) - set(vars(common)))
     if unknown:
         raise RuntimeFormatError(
-            f"{name} has a width of its own for {unknown[0]!r}; other runtimes can only be told "
-            f"{', '.join(vars(common))}."
+            f"{name} has its own width for {unknown[0]!r}, but other runtimes can only read {', '.join(vars(common))}."
         )
     return replace(common, **widths)
 
 
-# What can go wrong on the way to another runtime.
-
-
 class RuntimeFormatError(ValueError):
-    """A checkpoint cannot be written in a format; the message says why, and what can load it instead."""
+    """A checkpoint cannot be written in a format. The message says why, and often what can load it instead."""
 
 
 _EXTRAS = {"gguf": "gguf", "onnx": "onnx", "onnxruntime": "onnx", "onnxscript": "onnx"}
-"""Packages, and the extra of ours that each of them belongs to."""
+"""Our extra for each optional package."""
 
 
 def require(module: str, package: str, purpose: str) -> ModuleType:
@@ -250,11 +244,11 @@ def require(module: str, package: str, purpose: str) -> ModuleType:
 
     Args:
         module: name to import.
-        package: what pip calls it.
-        purpose: what it is needed for, as the subject of the message.
+        package: name of the package for pip.
+        purpose: purpose of the package, as the subject of the message.
 
     Raises:
-        RuntimeFormatError: it is not installed; the message holds the command that installs it.
+        RuntimeFormatError: the package is not installed; the message holds the command that installs it.
     """
     try:
         return import_module(module)

@@ -1,4 +1,4 @@
-"""2:4 checkpoints in the layout of the compressed-tensors package, which earlier versions of vLLM read."""
+"""Export of 2:4 checkpoints to the layout of the compressed-tensors package, which older versions of vLLM read."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 REQUIREMENT = "compressed-tensors>=0.12,<0.14"
-"""Versions that write 2:4 weights and leave the choice of transformers to others. 0.9 to 0.14 write them; 0.14 wants an
-older transformers than this package, and 0.15 removed it."""
+"""Versions that write 2:4 weights and do not restrict transformers. Versions 0.9 to 0.14 write them; 0.14 requires an
+older transformers than this package, and 0.15 removed the layout."""
 
 _MODULE = "compressed_tensors"
 
@@ -44,7 +44,7 @@ def export_compressed_tensors(folder: Path, output: Path, *, overwrite: bool = F
     found = read_sparse_checkpoint(folder)
     if found.checkpoint.values.get("pruned"):
         raise RuntimeFormatError(
-            f"{folder} has other widths in some layers than in others, which vLLM does not read. transformers loads it "
+            f"The widths of {folder} differ between layers, which vLLM does not support. transformers loads the folder "
             "as it is."
         )
     return write_sparse_folder(
@@ -56,12 +56,12 @@ def check_package() -> None:
     """Make sure that the installed compressed-tensors writes 2:4 weights.
 
     Raises:
-        RuntimeFormatError: it is not installed, or of a version that does not.
+        RuntimeFormatError: it is not installed, or its version does not write them.
     """
     compressors = require(f"{_MODULE}.compressors", f'"{REQUIREMENT}"', "Writing compressed-tensors")
     if not hasattr(compressors, "Sparse24BitMaskCompressor"):
         raise RuntimeFormatError(
-            f"compressed-tensors {version('compressed-tensors')} does not write 2:4 weights; the versions 0.9 to 0.14 "
+            f"compressed-tensors {version('compressed-tensors')} does not write 2:4 weights, but versions 0.9 to 0.14 "
             f'do: pip install "{REQUIREMENT}"'
         )
 
@@ -91,15 +91,15 @@ def _write_tensors(found: SparseCheckpoint, files: Mapping[Path, list[str]], out
 
 
 def _without_negative_zeros(tensor: Tensor) -> Tensor:
-    """The same numbers; some kernels of vLLM take -0.0 for a kept weight."""
+    """Turn -0.0 into 0.0, because some kernels of vLLM treat -0.0 as a kept weight."""
     return tensor + 0.0 if tensor.is_floating_point() else tensor
 
 
 def _sparsity_config(found: SparseCheckpoint) -> Any:
-    """What the package says of the layers in ``config.json``.
+    """Return the package's config for ``config.json``.
 
-    vLLM takes a layer that a class among the targets matches for sparse even if it is to be ignored, so that layers are
-    named one by one where only some are sparse.
+    If a target is a class, vLLM treats all its layers as sparse, even those in ``ignore``. So if only some layers are
+    sparse, each of them is named.
     """
     configs: Any = require(f"{_MODULE}.config", "compressed-tensors", "Writing compressed-tensors")
     ignored = [*found.dense, *([found.head] if found.head is not None else [])]

@@ -1,4 +1,4 @@
-"""Write a checkpoint as an ONNX file, and compare what onnxruntime computes with what torch does."""
+"""Export of a checkpoint to an ONNX file, and comparison of onnxruntime's logits with torch's."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 _TOLERANCE = 1e-3
-"""Difference that is still rounding, as a share of the largest logit."""
+"""Largest difference that counts as rounding, relative to the largest logit."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxResult:
-    """What was written.
+    """A written ONNX file.
 
     Attributes:
-        file: where.
-        size: in bytes, with the file of tensors beside it that a large model has.
-        model_class: of the transformers library.
-        inputs: names and shapes; a word stands for a length that may change.
-        difference: largest one between the logits of onnxruntime and of torch; None where it was not checked.
+        file: path of the file.
+        size: size in bytes, including the separate tensor file of a large model.
+        model_class: model class in the transformers library.
+        inputs: names and shapes of the inputs; a word stands for a dynamic length.
+        difference: largest difference between the logits of onnxruntime and torch; None if it was not checked.
     """
 
     file: Path
@@ -47,7 +47,7 @@ class OnnxResult:
 
 
 class _Logits(nn.Module):
-    """A model as a function of its inputs, in order, to its logits."""
+    """A model as a function from its inputs, in order, to its logits."""
 
     def __init__(self, model: PreTrainedModel, inputs: OnnxInputs) -> None:
         super().__init__()
@@ -62,14 +62,13 @@ def write_onnx(folder: Path, output: Path, *, overwrite: bool = False) -> OnnxRe
     """Write a language model or an image classifier as an ONNX file, in 32 bits.
 
     Args:
-        folder: a checkpoint that transformers loads (with this package imported, ragged ones too).
-        output: file to make; it appears complete or not at all.
+        folder: a checkpoint that transformers loads, with this package imported also a ragged one.
+        output: file to write; it appears complete or not at all.
         overwrite: replace an existing file.
 
     Raises:
-        CheckpointError: its weights cannot be loaded.
-        RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes something else; nothing has
-            been written then.
+        CheckpointError: the weights cannot be loaded.
+        RuntimeFormatError: the checkpoint cannot be written, or onnxruntime computes other logits. No file appears.
     """
     check_free(output, overwrite=overwrite, holds=b"pytorch")
     for package in ("onnx", "onnxscript"):
@@ -105,7 +104,7 @@ def _export(logits: nn.Module, inputs: OnnxInputs) -> ONNXProgram:
             reason = str(error.__cause__ or error).strip().splitlines()[0]
             raise RuntimeFormatError(f"torch cannot write this model as ONNX: {reason}") from error
     assert program is not None
-    # The exporter notes at every node from which file of this machine it came.
+    # The exporter stores paths of this machine's source files in the nodes.
     for graph in (program.model.graph, *program.model.functions.values()):
         for node in graph:
             node.metadata_props.clear()
@@ -114,7 +113,7 @@ def _export(logits: nn.Module, inputs: OnnxInputs) -> ONNXProgram:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep to itself what the exporter says about its own insides."""
+    """Silence the exporter's warnings and log lines."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -138,13 +137,11 @@ def _difference(logits: nn.Module, inputs: OnnxInputs, path: Path) -> float | No
     difference = float((found - expected).abs().max())
     if not difference <= _TOLERANCE * float(expected.abs().max()):
         raise RuntimeFormatError(
-            f"onnxruntime computes other logits than torch (they differ by up to {difference:.2g}), so the file was "
-            "not kept. transformers loads the folder as it is."
+            f"onnxruntime computes other logits than torch (they differ by up to {difference:.2g}), so the file is not "
+            "kept. transformers loads the folder as it is."
         )
     return difference
 
-
-# What a model is fed with while it is written as ONNX, and while the file is checked.
 
 _LANGUAGE = ("ForCausalLM", "LMHeadModel")
 _IMAGES = ("ForImageClassification",)
@@ -152,14 +149,14 @@ _IMAGES = ("ForImageClassification",)
 
 @dataclass(frozen=True, kw_only=True)
 class OnnxInputs:
-    """Examples for a model, all in the order of its arguments.
+    """Example inputs of a model, in the order of its arguments.
 
     Attributes:
-        traced: example to write the model with.
-        checked: example of other lengths, to compare on.
-        axes: names of the lengths that may change, by input and axis.
-        compared: index of the logits that mean something.
-        options: further arguments of the model, the same in every call.
+        traced: example inputs for the export.
+        checked: example inputs of other lengths, for the comparison.
+        axes: names of the dynamic lengths, by input and axis.
+        compared: index of the logits to compare.
+        options: other arguments of the model, the same in every call.
     """
 
     traced: dict[str, Tensor]
@@ -169,7 +166,7 @@ class OnnxInputs:
     options: dict[str, Any] = field(default_factory=dict)
 
     def shapes(self) -> dict[str, tuple[str | int, ...]]:
-        """Shapes of the inputs; a word stands for a length that may change."""
+        """Return the shapes of the inputs; a word stands for a dynamic length."""
         return {
             name: tuple(self.axes[name].get(axis, length) for axis, length in enumerate(tensor.shape))
             for name, tensor in self.traced.items()
@@ -177,23 +174,23 @@ class OnnxInputs:
 
 
 def loader_of(model_class: str) -> str:
-    """Name of the class of transformers that loads a model.
+    """Return the auto class that loads a model class.
 
     Raises:
-        RuntimeFormatError: it is of a kind that is not written as ONNX.
+        RuntimeFormatError: loraprune does not write this kind of model as ONNX.
     """
     if model_class.endswith(_LANGUAGE):
         return "AutoModelForCausalLM"
     if model_class.endswith(_IMAGES):
         return "AutoModelForImageClassification"
     raise RuntimeFormatError(
-        f"A model of the class {model_class} cannot be written as ONNX here; causal language models and image "
-        "classifiers can. transformers loads the folder as it is."
+        f"loraprune cannot write a {model_class} as ONNX; it writes causal language models and image classifiers. "
+        "transformers loads the folder as it is."
     )
 
 
 def inputs_for(model_class: str, config: PretrainedConfig) -> OnnxInputs:
-    """Examples for a model of a class that :func:`loader_of` knows."""
+    """Return example inputs for a model class that :func:`loader_of` knows."""
     generator = torch.Generator().manual_seed(0)
     return (_images if model_class.endswith(_IMAGES) else _texts)(config, generator)
 
@@ -221,6 +218,6 @@ def _texts(config: PretrainedConfig, generator: torch.Generator) -> OnnxInputs:
         traced=batch(2, 7, padding=1),
         checked=checked,
         axes={"input_ids": lengths, "attention_mask": lengths},
-        compared=checked["attention_mask"].bool(),  # what a padding position computes means nothing
+        compared=checked["attention_mask"].bool(),  # logits at padding positions are meaningless
         options={"use_cache": False},
     )

@@ -1,4 +1,4 @@
-"""Which runtimes load a result, in which versions, and why others do not: to be known before it is shipped."""
+"""Which runtimes load a result, in which versions, and why the others do not."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
     from loraprune.structure.plan import Plan
 
 VLLM_FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-"""Families of which the tests compare what a config says with what vLLM's stock class reads."""
+"""Families for which the tests compare the config with what vLLM's stock class reads."""
 
 TESTED = "5.20"
-"""The lowest transformers 5 that this package runs with, and is tested with."""
+"""Lowest version of transformers 5 that this package supports and is tested with."""
 
 
 def _stock_type(config: PretrainedConfig) -> str:
@@ -31,12 +31,12 @@ def _stock_type(config: PretrainedConfig) -> str:
 
 
 def _missing_in_vllm(config: PretrainedConfig) -> str | None:
-    """Why vLLM does not load a model, as far as is known; None where its class reads what the config says."""
+    """Return why vLLM does not load a model, as far as is known; None if its class reads the config correctly."""
     pruned = getattr(config, "pruned", None)
     if pruned:
         uneven = len({tuple(sorted(widths.items())) for widths in pruned["blocks"].values()}) > 1
-        way_out = "; `--allocation balanced` gives all layers one width" if uneven else ""
-        return f"no, its config cannot say these widths{way_out}"
+        way_out = "; `--allocation balanced` gives all layers the same widths" if uneven else ""
+        return f"no, its config cannot state these widths{way_out}"
     if config.model_type not in VLLM_FAMILIES:
         return f"not compared for {config.model_type}, only for {', '.join(VLLM_FAMILIES)}"
     # vLLM's Qwen2 divides the hidden size by the number of heads and does not read head_dim.
@@ -46,11 +46,9 @@ def _missing_in_vllm(config: PretrainedConfig) -> str | None:
 
 
 def _in_llama_cpp(config: PretrainedConfig) -> str:
-    """The architecture of llama.cpp that takes a model, and how it gets there, or why there is none."""
+    """Return llama.cpp's architecture for a model and the export command, or why there is none."""
     if _stock_type(config) not in FAMILIES:
-        return (
-            f"llama.cpp: no export of {_stock_type(config)}, only of {', '.join(FAMILIES)}; its own converter may do it"
-        )
+        return f"llama.cpp: no export of {_stock_type(config)}, only of {', '.join(FAMILIES)}; try its own converter"
     try:
         widths = block_widths(config.to_dict(), getattr(config, "pruned", None))
         name = architecture_for(_stock_type(config), config, widths).name
@@ -60,13 +58,13 @@ def _in_llama_cpp(config: PretrainedConfig) -> str:
 
 
 def _package(model: PreTrainedModel) -> str:
-    """The package that reads the weights of a quantized model."""
+    """Return the package that reads the weights of a quantized model."""
     method = model.config.quantization_config.quant_method
     return str(getattr(method, "value", method))
 
 
 def _unfit(model: PreTrainedModel) -> str:
-    """A warning where bitsandbytes fails on a CPU, or computes something else there; empty where it does not."""
+    """Return a warning if bitsandbytes fails or computes wrong results on a CPU; empty if it does not."""
     count = unfit_for_cpu(model)
     layers = "one layer" if count == 1 else f"{count} layers"
     return (
@@ -77,7 +75,7 @@ def _unfit(model: PreTrainedModel) -> str:
 
 
 def _in_transformers(model: PreTrainedModel) -> str:
-    """The versions of transformers that load a model, how, and what the older ones lack."""
+    """Return the versions of transformers that load a model, how, and why older ones do not."""
     missing = missing_in_4(model)
     version, from_5, why = ("4.57", f", from {TESTED},", "") if missing is None else (TESTED, "", f"; {missing}")
     if getattr(model.config, "pruned", None):
@@ -86,12 +84,12 @@ def _in_transformers(model: PreTrainedModel) -> str:
 
 
 def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
-    """The runtimes that load a finished model, each with how; of those that do not, why.
+    """Return one line for each runtime: how it loads a finished model, or why it does not.
 
-    Says nothing of tokenizers: ``loraprune export`` checks them when it writes.
+    Tokenizers are not considered: ``loraprune export`` checks them.
 
     Args:
-        model: finished; one without weights (on the meta device) will do.
+        model: finished model; it may be on the meta device.
     """
     config = model.config
     if is_quantized_model(model):
@@ -112,12 +110,12 @@ def runtimes_of(model: PreTrainedModel) -> tuple[str, ...]:
 
 
 def runtimes_after(model: nn.Module, structure: Structure, plan: Plan) -> tuple[str, ...]:
-    """The runtimes that will load the result of a run, from shapes alone.
+    """Return the lines of :func:`runtimes_of` for the result of a planned run, from shapes alone.
 
     Args:
-        model: without weights (on the meta device), cut to the plan. It is used up.
-        structure: of the model before.
-        plan: that the run will come to.
+        model: model on the meta device, cut to the plan, modified in place.
+        structure: structure of the model before pruning.
+        plan: final plan of the run.
     """
     try:
         return runtimes_of(finish(model, structure, plan))

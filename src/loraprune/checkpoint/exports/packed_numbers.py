@@ -1,6 +1,6 @@
-"""Weights of quantized checkpoints as plain numbers: tensors in, a tensor out.
+"""Dequantization of stored weights: tensors in, a tensor out.
 
-Shapes: ``O`` outputs, ``I`` inputs, ``G`` groups of inputs that share a scale, ``P`` numbers in an integer of 32 bits.
+Shapes: ``O`` outputs, ``I`` inputs, ``G`` groups of inputs that share a scale, ``P`` numbers in a 32-bit integer.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from torch import Tensor
 
 _WORD = 32
 _AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight columns the numbers of a word of AWQ are, from the lowest bits on."""
+"""Column of each of the eight numbers in an AWQ word, from the lowest bits up."""
 
 
 def unpacked_words(words: Tensor, bits: int, dim: int) -> Tensor:
-    """Numbers of ``bits`` bits without a sign, packed into words of 32 along one dimension, the lowest bits first.
+    """Unpack unsigned numbers of ``bits`` bits from 32-bit words, lowest bits first.
 
     Args:
-        words: int32.
-        bits: of a number; divides 32.
-        dim: along which they were packed, 0 or 1.
+        words: packed words, int32.
+        bits: bits of a number; divides 32.
+        dim: dimension along which they are packed, 0 or 1.
 
     Returns:
         int32, P times as long along ``dim``.
@@ -34,15 +34,15 @@ def unpacked_words(words: Tensor, bits: int, dim: int) -> Tensor:
 def gptq_weight(
     qweight: Tensor, qzeros: Tensor, scales_GO: Tensor, groups_I: Tensor | None, *, bits: int, zeros_off_by_one: bool
 ) -> Tensor:
-    """The weight of a GPTQ layer, in 32 bits.
+    """Return the weight of a GPTQ layer in 32 bits.
 
     Args:
         qweight: words, packed along the inputs: (I / P, O).
         qzeros: words, packed along the outputs: (G, O / P).
         scales_GO: scales.
-        groups_I: the group of each input; None: inputs follow one another.
-        bits: of a number.
-        zeros_off_by_one: whether zero points are stored less one, as in the first version of the format.
+        groups_I: group of each input; None if the groups are consecutive inputs.
+        bits: bits of a number.
+        zeros_off_by_one: whether zero points are stored minus one, as in the first version of the format.
 
     Returns:
         (O, I).
@@ -56,11 +56,11 @@ def gptq_weight(
 
 
 def awq_weight(qweight: Tensor, qzeros: Tensor, scales_GO: Tensor) -> Tensor:
-    """The weight of an AWQ layer (4 bits, version GEMM), in 32 bits.
+    """Return the weight of an AWQ layer (4 bits, version GEMM) in 32 bits.
 
     Args:
         qweight: words, packed along the outputs: (I, O / 8).
-        qzeros: the same of the zero points: (G, O / 8).
+        qzeros: words of the zero points, packed in the same way: (G, O / 8).
         scales_GO: scales.
 
     Returns:
@@ -72,7 +72,7 @@ def awq_weight(qweight: Tensor, qzeros: Tensor, scales_GO: Tensor) -> Tensor:
 
 
 def _in_order(numbers: Tensor) -> Tensor:
-    """Columns of AWQ in their order."""
+    """Reorder the columns of AWQ."""
     words = numbers.unflatten(1, (-1, len(_AWQ_ORDER)))
     found = torch.empty_like(words)
     found[..., torch.tensor(_AWQ_ORDER)] = words
@@ -80,22 +80,22 @@ def _in_order(numbers: Tensor) -> Tensor:
 
 
 def _even_groups(inputs: int, groups: int, size: int | None = None) -> Tensor:
-    """The group of each input; ``size`` is that of a group, of which the last one may be smaller."""
+    """Return the group of each input; ``size`` is the size of a group. The last group may be smaller."""
     return torch.arange(inputs) // (size or -(-inputs // groups))
 
 
 def pack_quantized_weight(
     packed: Tensor, scales_OG: Tensor, zeros: Tensor | None, groups_I: Tensor | None, *, bits: int, inputs: int
 ) -> Tensor:
-    """The weight of a layer that compressed-tensors has packed (``pack-quantized``), in 32 bits.
+    """Return the weight of a layer in the ``pack-quantized`` format of compressed-tensors, in 32 bits.
 
     Args:
-        packed: words, packed along the inputs: (O, I / P), the last word filled up.
+        packed: words, packed along the inputs: (O, I / P), the last word padded.
         scales_OG: scales.
-        zeros: zero points, packed along the outputs: (O / P, G); None: all are 0.
-        groups_I: the group of each input; None: inputs follow one another.
-        bits: of a number.
-        inputs: I.
+        zeros: zero points, packed along the outputs: (O / P, G); None if all are 0.
+        groups_I: group of each input; None if the groups are consecutive inputs.
+        bits: bits of a number.
+        inputs: number of inputs I.
 
     Returns:
         (O, I).
@@ -111,13 +111,13 @@ def pack_quantized_weight(
 def scaled_weight(
     numbers_OI: Tensor, scales: Tensor, zeros: Tensor | None = None, *, block: Sequence[int] | None = None
 ) -> Tensor:
-    """A weight of numbers of 8 bits (FP8 or integers) times scales, in 32 bits.
+    """Return the weight of scaled 8-bit numbers (FP8 or integers), in 32 bits.
 
     Args:
         numbers_OI: numbers.
-        scales: one, one an output, or one a block of outputs and inputs; blocks of an edge may be smaller.
-        zeros: zero points, of the same shape.
-        block: outputs and inputs of a block, where scales are those of blocks.
+        scales: one scale, one per output, or one per block of outputs and inputs; blocks at the edges may be smaller.
+        zeros: zero points, in the shape of the scales; None if all are 0.
+        block: outputs and inputs of a block, if scales are per block.
 
     Returns:
         (O, I).

@@ -1,4 +1,4 @@
-"""Quantized checkpoints and GGUF files as ordinary checkpoints in 16 bits, which can be pruned and tuned."""
+"""Conversion of quantized checkpoints and GGUF files to ordinary 16-bit checkpoints, which can be pruned and tuned."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 SHARD = 4_000_000_000
-"""Bytes of a file of weights, about."""
+"""Approximate size of a weight file, in bytes."""
 
 _SAYS_QUANTIZED = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
-"""Files by which other tools take a folder for a quantized checkpoint."""
+"""Files that make other tools treat a folder as a quantized checkpoint."""
 
 _PACKED = ("qweight", "weight_packed")
 _BESIDE = (
@@ -43,18 +43,18 @@ _BESIDE = (
     *("weight_g_idx", "input_scale", "input_zero_point", "input_global_scale", "output_scale", "activation_scale"),
     *("k_scale", "v_scale", "q_scale"),
 )
-"""What stands beside a quantized weight, or is for quantized inputs."""
+"""Tensors stored with a quantized weight, or for quantized inputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlainCopyResult:
-    """A copy that was written.
+    """A written copy.
 
     Attributes:
-        folder: of the copy.
-        kind: what it was made from: ``"gptq"``, ``"gguf"``.
-        size: bytes of its weights.
-        dtype: of its weights, as torch calls it.
+        folder: folder of the copy.
+        kind: quantization method or format of the source, such as ``"gptq"`` or ``"gguf"``.
+        size: size of its weights in bytes.
+        dtype: torch's name of the dtype of its weights.
     """
 
     folder: Path
@@ -64,20 +64,20 @@ class PlainCopyResult:
 
 
 def write_plain_copy(source: Path, output: Path, *, overwrite: bool = False) -> PlainCopyResult:
-    """Write an ordinary checkpoint of what a quantized checkpoint or a GGUF file computes with.
+    """Write a quantized checkpoint or a GGUF file as an ordinary checkpoint.
 
-    Quantized checkpoints are converted tensor by tensor, in the memory of one file of weights; a GGUF file is loaded
-    whole. What quantization has lost stays lost.
+    A quantized checkpoint is converted tensor by tensor, with the memory of one weight file. A GGUF file is loaded
+    whole. The copy keeps the error of the quantization.
 
     Args:
-        source: folder of a checkpoint that GPTQ, AWQ, FP8 or compressed-tensors has quantized; or a GGUF file, or a
-            folder that holds one and no other model.
-        output: folder to make; it appears complete or not at all.
-        overwrite: replace a result that is there.
+        source: folder of a checkpoint quantized with GPTQ, AWQ, FP8 or compressed-tensors; or a GGUF file, or a folder
+            that holds one GGUF file and no other model.
+        output: folder to write; it appears complete or not at all.
+        overwrite: replace an existing result.
 
     Raises:
         CheckpointError: the source cannot be read.
-        RuntimeFormatError: it is not quantized, or in a way that is not known.
+        RuntimeFormatError: the source is not quantized, or with an unknown method.
         NonFiniteWeightsError: a weight is NaN or infinite.
     """
     if source.resolve().is_relative_to(output.resolve()):
@@ -98,7 +98,7 @@ def _of_gguf(file: Path, output: Path, overwrite: bool) -> PlainCopyResult:
     model.config.dtype = torch.float16
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
-    # What was read from GGUF counts as quantized, and is not saved as it is.
+    # transformers treats a model read from GGUF as quantized and does not save it.
     model = rebuilt(model, type(model), model.config)
     card = f"# {file.stem}\n\nMade from `{file.name}` by `loraprune export --format safetensors`.\n"
     save_checkpoint(output, model, tokenizer, card=card, overwrite=overwrite)
@@ -110,7 +110,7 @@ def _of_quantized(source: Path, output: Path, overwrite: bool) -> PlainCopyResul
     found = [values.pop(key, None) for key in ("quantization_config", "compression_config")]
     settings = found[0] or found[1]
     if not settings:
-        raise RuntimeFormatError(f"{source} is not quantized: it is an ordinary checkpoint already.")
+        raise RuntimeFormatError(f"{source} is not quantized. It is already an ordinary checkpoint.")
     layers = _Layers(stored_tensors(weight_files(source)), settings)
     name = str(values.get("dtype") or values.get("torch_dtype") or "bfloat16").removeprefix("torch.")
     dtype = DTYPES.get(name, torch.bfloat16)
@@ -132,7 +132,7 @@ def _size(folder: Path) -> int:
 
 
 def _write_shards(tensors: Iterator[tuple[str, Tensor]], folder: Path) -> None:
-    """Write tensors into files of about :data:`SHARD` bytes, with an index where there are several."""
+    """Write tensors into files of about :data:`SHARD` bytes, with an index if there are several files."""
     from safetensors.torch import save_file
 
     place: dict[str, int] = {}
@@ -168,13 +168,13 @@ class _Layers:
 
     Args:
         stored: tensors by name.
-        settings: of the quantization, as the config holds them.
+        settings: quantization settings in the config.
 
     Attributes:
-        method: of quantization.
+        method: quantization method.
 
     Raises:
-        RuntimeFormatError: it is quantized in a way that is not known.
+        RuntimeFormatError: the quantization method or format is unknown.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor], settings: Mapping[str, Any]) -> None:
@@ -203,8 +203,8 @@ class _Layers:
             detail = f" ({bits} bits)" if bits else ""
             form = self._settings.get("format")
             raise RuntimeFormatError(
-                f"The checkpoint is quantized by {self.method}{f', format {form}' if form else ''}{detail}, of which "
-                "no 16-bit copy can be made here. Name the original checkpoint."
+                f"loraprune cannot make a 16-bit copy of a checkpoint quantized with {self.method}"
+                f"{f', format {form}' if form else ''}{detail}. Name the original checkpoint."
             )
 
     @property
@@ -217,14 +217,14 @@ class _Layers:
 
     @property
     def _block(self) -> Sequence[int] | None:
-        """Outputs and inputs that share a scale, as the config says it."""
+        """Outputs and inputs that share a scale, from the config."""
         weights = [group.get("weights") or {} for group in (self._settings.get("config_groups") or {}).values()]
         blocks = [self._settings.get("weight_block_size"), *(each.get("block_structure") for each in weights)]
         return next((block for block in blocks if block), None)
 
     @property
     def count(self) -> int:
-        """Numbers that the copy will hold."""
+        """Number of parameters in the copy."""
         factors = dict.fromkeys(_PACKED, 32 // self._bits if self._bits else 1)
         found = 0
         for name, stored in self._stored.items():
@@ -234,7 +234,7 @@ class _Layers:
         return found
 
     def plain(self, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
-        """All tensors of the plain model, one after the other, in the order of the files."""
+        """Yield all tensors of the plain model, in the order of the files."""
         from safetensors import safe_open
 
         with ExitStack() as stack:
@@ -262,7 +262,7 @@ class _Layers:
                         yield name, _cast(name, tensor, dtype)
 
     def _weight(self, given: Mapping[str, Tensor | None]) -> Tensor | None:
-        """The weight of a quantized layer, in 32 bits; None of a layer that is none."""
+        """Return the weight of a quantized layer in 32 bits; None if the layer is not quantized."""
         part: dict[str, Tensor] = {name: tensor for name, tensor in given.items() if tensor is not None}
         if "qweight" in part and self.method == "awq":
             return awq_weight(part["qweight"], part["qzeros"], part["scales"])
@@ -285,14 +285,14 @@ class _Layers:
 
 
 def _cast(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """A tensor that was not quantized: numbers with a point in the dtype of the copy, others as they are.
+    """Cast an unquantized floating-point tensor to the dtype of the copy; return others unchanged.
 
     Raises:
-        RuntimeFormatError: it is in 8 bits: its scale has a name that is not known.
+        RuntimeFormatError: the tensor is in 8 bits, so its scale has an unknown name.
     """
     if tensor.is_floating_point() and tensor.dtype.itemsize == 1:
         raise RuntimeFormatError(
-            f"{name} is in 8 bits and has no scale that is known, so no 16-bit copy can be made here. Name the "
-            "original checkpoint."
+            f"{name} is in 8 bits and has no known scale, so loraprune cannot make a 16-bit copy. Name the original "
+            "checkpoint."
         )
     return tensor.to(dtype) if tensor.is_floating_point() else tensor

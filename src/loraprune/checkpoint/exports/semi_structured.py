@@ -1,7 +1,7 @@
 """Folders of packed 2:4 weights, which load as a model with torch's semi-structured tensors.
 
-torch's tensors know no file format of their own and must not be pickled, so the folder holds kept weights and their
-places (:mod:`loraprune.checkpoint.exports.two_four`), and loading it makes the tensors anew.
+These tensors have no file format and must not be pickled. So the folder holds the kept weights and their positions
+(:mod:`loraprune.checkpoint.exports.two_four`), and loading makes the tensors again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _FORMAT = 1
-"""Version of the folder that this code writes and reads."""
+"""Version of the folder format that this code writes and reads."""
 
 DESCRIPTION = "semi_structured.json"
 _VALUES, _PLACES = ".kept", ".places"
@@ -45,11 +45,11 @@ def write_semi_structured(folder: Path, output: Path, *, overwrite: bool = False
 
     Args:
         folder: a checkpoint with 2:4 zeros, in 16 bits.
-        output: folder to make; it appears complete or not at all.
+        output: folder to write; it appears complete or not at all.
         overwrite: replace an existing folder.
 
     Raises:
-        RuntimeFormatError: this machine could not run it, or the checkpoint is not 2:4.
+        RuntimeFormatError: this machine cannot run the result, or the checkpoint is not 2:4.
     """
     check_folder(folder, output, overwrite=overwrite)
     read_config(folder)
@@ -60,7 +60,7 @@ def write_semi_structured(folder: Path, output: Path, *, overwrite: bool = False
 
 
 def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = False) -> SparseFolderResult:
-    """Write the folder; needs no special hardware."""
+    """Write the folder. Needs no special hardware."""
     from safetensors.torch import save_file
 
     packed = {weight_of(name) for name in found.sparse}
@@ -75,7 +75,7 @@ def write_packed(found: SparseCheckpoint, output: Path, *, overwrite: bool = Fal
                     tensors[name + _VALUES], tensors[name + _PLACES] = pack(tensor)
                 else:
                     tensors[name] = tensor
-            # Not named as a plain checkpoint's weights, which transformers would load without what it does not know.
+            # Another name than that of plain weights, which transformers would load without the packed tensors.
             written.append(f"semi_structured-{number:05}-of-{len(files):05}.safetensors")
             save_file(tensors, folder / written[-1], metadata={"format": "pt"})
         description = {"format": _FORMAT, "files": written}
@@ -88,7 +88,7 @@ def load_semi_structured(folder: str | Path, device: torch.device | str = "cuda"
     """Load a folder that ``loraprune export --format semi-structured`` wrote, onto a GPU, for inference.
 
     Raises:
-        RuntimeFormatError: it is no such folder, or the device does not multiply such tensors.
+        RuntimeFormatError: it is not such a folder, or the device cannot multiply such tensors.
     """
     folder = Path(folder)
     files = _files(folder)
@@ -105,12 +105,12 @@ def is_packed(folder: Path) -> bool:
 
 
 def load_packed(folder: Path, device: torch.device, dtype: torch.dtype | None = None) -> PreTrainedModel:
-    """The model of such a folder: with torch's semi-structured tensors on a GPU, and with ordinary ones elsewhere.
+    """Load packed 2:4 weights, as torch's semi-structured tensors on a GPU and as dense tensors elsewhere.
 
     Args:
-        folder: that holds it.
-        device: to load onto.
-        dtype: of ordinary weights; None leaves them theirs, as semi-structured ones keep theirs.
+        folder: folder of the packed weights.
+        device: device to load onto.
+        dtype: dtype of dense weights; None keeps the stored one. Semi-structured weights always keep it.
     """
     if device.type == "cuda":
         return load_semi_structured(folder, device)
@@ -120,7 +120,7 @@ def load_packed(folder: Path, device: torch.device, dtype: torch.dtype | None = 
 
 
 def load_unpacked(folder: Path, files: list[Path] | None = None) -> PreTrainedModel:
-    """The model of such a folder with ordinary weights; needs no special hardware."""
+    """Load packed 2:4 weights as dense tensors. Needs no special hardware."""
     from safetensors.torch import load_file
     from transformers import GenerationConfig
 
@@ -144,31 +144,29 @@ def _files(folder: Path) -> list[Path]:
     file = folder / DESCRIPTION
     if not file.is_file():
         raise RuntimeFormatError(
-            f"{folder} has no {DESCRIPTION}: name a folder that `loraprune export --format semi-structured` wrote."
+            f"{folder} has no {DESCRIPTION}. Name a folder that `loraprune export --format semi-structured` wrote."
         )
     try:
         description = read_json(file)
     except (OSError, ValueError) as error:
         raise RuntimeFormatError(f"{file} cannot be read: {error}. Export the checkpoint again.") from error
     if not isinstance(description, dict):
-        raise RuntimeFormatError(f"{file} is no object with fields. Export the checkpoint again.")
+        raise RuntimeFormatError(f"{file} is not a JSON object. Export the checkpoint again.")
     if description.get("format") != _FORMAT:
         raise RuntimeFormatError(
-            f"{file} is of format {description.get('format')!r}, and this version of loraprune reads {_FORMAT}: export "
-            "the checkpoint again."
+            f"{file} has the format {description.get('format')!r}, but this version of loraprune reads {_FORMAT}. "
+            "Export the checkpoint again."
         )
     if not isinstance(description.get("files"), list):
         raise RuntimeFormatError(f"{file} lists no files. Export the checkpoint again.")
     return [folder / Path(str(name)).name for name in description["files"]]
 
 
-# 2:4 weights as torch's semi-structured tensors, for inference on hardware that multiplies them faster.
-
 _DTYPES = (torch.float16, torch.bfloat16)
 _TRIAL = 128
-"""Width of a matrix that every backend takes."""
+"""Width of a matrix that every backend supports."""
 
-_ANYWHERE = "The plain checkpoint computes the same anywhere."
+_ANYWHERE = "The plain checkpoint computes the same on any device."
 
 
 def check_semi_structured(device: torch.device | str = "cuda", dtype: torch.dtype = torch.bfloat16) -> None:
@@ -180,16 +178,16 @@ def check_semi_structured(device: torch.device | str = "cuda", dtype: torch.dtyp
     device = torch.device(device)
     if dtype not in _DTYPES:
         raise RuntimeFormatError(
-            f"Semi-structured tensors are multiplied in float16 or bfloat16, and the weights are {_name(dtype)}: load "
-            "the model with dtype=torch.bfloat16, or save it so first."
+            f"Semi-structured tensors must be float16 or bfloat16, but the weights are {_name(dtype)}. Load the model "
+            "with dtype=torch.bfloat16, or first save it in that dtype."
         )
     if device.type != "cuda" or not torch.cuda.is_available():
-        found = f"the device is {device}" if device.type != "cuda" else "torch sees none here"
-        raise RuntimeFormatError(f"Semi-structured tensors need a CUDA device, and {found}. {_ANYWHERE}")
+        found = f"the device is {device}" if device.type != "cuda" else "torch finds none"
+        raise RuntimeFormatError(f"Semi-structured tensors need a CUDA device, but {found}. {_ANYWHERE}")
     capability = torch.cuda.get_device_capability(device)
     if capability < (8, 0):
         raise RuntimeFormatError(
-            "Semi-structured tensors need a GPU of compute capability 8.0 (Ampere) or more, and "
+            "Semi-structured tensors need a GPU of compute capability 8.0 (Ampere) or more, but "
             f"{torch.cuda.get_device_name(device)} has {capability[0]}.{capability[1]}. {_ANYWHERE}"
         )
     try:
@@ -201,15 +199,15 @@ def check_semi_structured(device: torch.device | str = "cuda", dtype: torch.dtyp
         ) from error
     if not right:
         raise RuntimeFormatError(
-            f"torch {torch.__version__} multiplies semi-structured tensors on {torch.cuda.get_device_name(device)} to "
-            f"wrong results. {_ANYWHERE}"
+            f"torch {torch.__version__} computes wrong products of semi-structured tensors on "
+            f"{torch.cuda.get_device_name(device)}. {_ANYWHERE}"
         )
 
 
 def _multiplies_right(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether a product with a semi-structured tensor is what it should be.
+    """Whether the product with a semi-structured tensor is correct.
 
-    A backend may be missing, or not know the GPU: that of CUTLASS wants compute capability 8 and no more.
+    A backend may be missing or not support the GPU: that of CUTLASS supports only compute capability 8.
     """
     weight = torch.ones(_TRIAL, _TRIAL, device=device, dtype=dtype)
     weight[:, ::2] = 0
@@ -218,7 +216,7 @@ def _multiplies_right(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def _semi_structured(weight: torch.Tensor) -> torch.Tensor:
-    """A weight as a semi-structured tensor of the backend that this torch was built with; RuntimeError if it cannot."""
+    """Convert a weight for the backend that this torch was built with; RuntimeError if the backend cannot."""
     backends: Any = torch.sparse
     backend = (
         backends.SparseSemiStructuredTensorCUSPARSELT
@@ -226,18 +224,19 @@ def _semi_structured(weight: torch.Tensor) -> torch.Tensor:
         else backends.SparseSemiStructuredTensorCUTLASS
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)  # that the interface is a prototype
+        warnings.simplefilter("ignore", UserWarning)  # torch warns that the interface is a prototype
         converted: torch.Tensor = backend.from_dense(weight.detach().contiguous())
     return converted
 
 
 def to_semi_structured_(model: nn.Module) -> int:
-    """Replace every 2:4 weight of the linear layers of a model, for inference; returns how many.
+    """Replace every 2:4 weight of a model's linear layers by a semi-structured tensor. Return their number.
 
-    Layers of other shapes than the hardware takes stay dense. The model can be neither trained nor saved afterwards.
+    Layers whose shapes the hardware does not support stay dense. Afterwards the model can only be used for inference:
+    it can be neither trained nor saved.
 
     Raises:
-        RuntimeFormatError: its device or dtype will not do, or nothing can be replaced.
+        RuntimeFormatError: the device or dtype is not supported, or no weight can be replaced.
     """
     layers = [
         module
@@ -259,7 +258,7 @@ def to_semi_structured_(model: nn.Module) -> int:
         layer.weight = nn.Parameter(weight, requires_grad=False)
         replaced += 1
     if not replaced:
-        raise RuntimeFormatError(f"torch takes none of the {len(layers)} 2:4-sparse layers: {reason}")
+        raise RuntimeFormatError(f"torch accepts none of the {len(layers)} 2:4-sparse layers: {reason}")
     return replaced
 
 

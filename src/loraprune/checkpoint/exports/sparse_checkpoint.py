@@ -1,4 +1,4 @@
-"""A checkpoint whose linear layers are 2:4-sparse, and what a folder of another format takes over from it."""
+"""Checkpoints with 2:4-sparse linear layers, and the files that an export copies from them."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class SparseCheckpoint:
     """A checkpoint and its linear layers, by name.
 
     Attributes:
-        checkpoint: the folder.
+        checkpoint: the checkpoint.
         sparse: layers whose weight is 2:4.
-        dense: layers whose weight is not.
-        head: the layer that makes the logits of a language model, which is in neither; None if there is none.
+        dense: layers whose weight is not 2:4.
+        head: layer that computes a language model's logits; it is in neither list. None if there is none.
     """
 
     checkpoint: Checkpoint
@@ -44,31 +44,31 @@ class SparseCheckpoint:
     head: str | None
 
     def tensors_by_file(self) -> Mapping[Path, list[str]]:
-        """Names of the stored tensors, by the file that holds them."""
+        """Return the names of the stored tensors, by file."""
         files: dict[Path, list[str]] = {}
         for name, stored in self.checkpoint.tensors.items():
             files.setdefault(stored.file, []).append(name)
         return files
 
     def check_finite(self) -> None:
-        """Make sure that all stored tensors are finite, one in memory at a time.
+        """Make sure that all stored tensors are finite, with one in memory at a time.
 
         Raises:
-            NonFiniteWeightsError: one is not.
+            NonFiniteWeightsError: a tensor is not.
         """
         check_finite_tensors((name, self.checkpoint.load(name)) for name in self.checkpoint.tensors)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SparseFolderResult:
-    """What was written.
+    """A written folder.
 
     Attributes:
-        folder: where.
-        size: of the tensors, in bytes.
-        size_before: of the tensors of the plain checkpoint.
-        sparse: number of layers that are stored as 2:4.
-        dense: linear layers that are not 2:4, and stored as they are; the head is not among them.
+        folder: path of the folder.
+        size: size of its weight files in bytes.
+        size_before: size of the plain checkpoint's weight files in bytes.
+        sparse: number of layers stored as 2:4.
+        dense: linear layers that are not 2:4 and are stored unchanged, without the head.
     """
 
     folder: Path
@@ -79,10 +79,10 @@ class SparseFolderResult:
 
 
 def read_sparse_checkpoint(folder: Path) -> SparseCheckpoint:
-    """Find the 2:4 layers of a checkpoint; reads one weight at a time.
+    """Find the 2:4 layers of a checkpoint, with one weight in memory at a time.
 
     Raises:
-        RuntimeFormatError: it is no plain checkpoint, or none of its linear layers is 2:4.
+        RuntimeFormatError: it is not a plain checkpoint, or none of its linear layers is 2:4.
     """
     checkpoint = read_checkpoint(folder)
     model = empty_model(folder)
@@ -92,8 +92,8 @@ def read_sparse_checkpoint(folder: Path) -> SparseCheckpoint:
     names = [name for name in linear if name != head and weight_of(name) in checkpoint.tensors]
     if not names:
         raise RuntimeFormatError(
-            f"{folder} has no nn.Linear in its blocks: {type(model).__name__} keeps its matrices in layers of another "
-            "kind, which the 2:4 formats do not know. transformers loads the folder as it is."
+            f"{folder} has no nn.Linear in its blocks: {type(model).__name__} has other layers, which the 2:4 formats "
+            "do not support. transformers loads the folder as it is."
         )
     sparse = tuple(name for name in names if is_two_four(checkpoint.load(weight_of(name))))
     if not sparse:
@@ -105,19 +105,19 @@ def read_sparse_checkpoint(folder: Path) -> SparseCheckpoint:
 
 
 def weight_of(layer: str) -> str:
-    """Name of a layer's weight."""
+    """Return the name of a layer's weight."""
     return f"{layer}.weight"
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
-    """The model of a folder without its weights.
+    """Make the model of a folder on the meta device, without weights.
 
     Raises:
-        RuntimeFormatError: transformers does not know it.
+        RuntimeFormatError: transformers does not load it.
     """
     try:
         config = load_config(str(folder), described=False)
-        with reading(f"No model can be made of the config of {folder}", "Correct its config.json.", config.to_dict()):
+        with reading(f"No model can be made from the config of {folder}", "Correct its config.json.", config.to_dict()):
             return meta_model(config)
     except ValueError as error:
         raise RuntimeFormatError(f"transformers does not load {folder}: {str(error).splitlines()[0]}") from error
@@ -127,8 +127,8 @@ def check_folder(folder: Path, output: Path, *, overwrite: bool) -> None:
     """Make sure that a folder of another format may be written.
 
     Raises:
-        RuntimeFormatError: it would take the place of the checkpoint.
-        OutputExistsError: it holds something, and ``overwrite`` is off; or it is a file.
+        RuntimeFormatError: it would replace the checkpoint.
+        OutputExistsError: it is not empty, and ``overwrite`` is off; or it is a file.
     """
     if folder.resolve().is_relative_to(output.resolve()):
         raise RuntimeFormatError(f"{output} would replace the checkpoint itself; name another folder with -o.")
@@ -142,13 +142,13 @@ def write_sparse_folder(
     *,
     overwrite: bool = False,
 ) -> SparseFolderResult:
-    """Make a folder of another format, which appears complete or not at all.
+    """Write a folder of another format. It appears complete or not at all.
 
     Args:
         found: the checkpoint.
-        output: folder to make.
-        write: writes the tensors into a folder; it is given their names by the file that holds them.
-        overwrite: replace a result that is there.
+        output: folder to write.
+        write: function that writes the tensors into a folder; it gets their names by file, and the folder.
+        overwrite: replace an existing result.
 
     Raises:
         NonFiniteWeightsError: a number is NaN or infinite; nothing is written.
@@ -168,7 +168,7 @@ def write_sparse_folder(
 
 
 def copy_companions(folder: Path, output: Path) -> None:
-    """Copy what belongs to a checkpoint beside its weights: config, tokenizer, own code, license."""
+    """Copy the files of a checkpoint other than its weights: config, tokenizer, code, license."""
     found = {path for pattern in _COMPANIONS for path in folder.glob(pattern)}
     for path in sorted(found):
         if path.is_file() and not path.name.endswith(_INDEX):

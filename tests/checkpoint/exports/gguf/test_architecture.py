@@ -39,10 +39,10 @@ def test_the_architecture_is_one_that_knows_such_widths(
 @pytest.mark.parametrize(
     ("family", "widths", "changes", "message"),
     [
-        ("qwen3", [NARROW, WIDE], {}, "deci only, which does not normalize queries and keys"),
-        ("qwen3", [WIDE, WIDE], {"rope_parameters": LINEAR}, "no place for the scaled rotary embedding"),
-        ("llama", [WIDE, WIDE], {"hidden_act": "gelu"}, "activation silu, and this one has gelu"),
-        ("qwen2", [WIDE, WIDE], {"rope_parameters": YARN}, "type 'yarn' cannot be written"),
+        ("qwen3", [NARROW, WIDE], {}, "deci, and deci does not normalize queries and keys"),
+        ("qwen3", [WIDE, WIDE], {"rope_parameters": LINEAR}, "does not support the scaled rotary embedding"),
+        ("llama", [WIDE, WIDE], {"hidden_act": "gelu"}, "activation silu, but this one has gelu"),
+        ("qwen2", [WIDE, WIDE], {"rope_parameters": YARN}, "cannot write a rotary embedding of type 'yarn'"),
     ],
 )
 def test_what_llama_cpp_cannot_compute_is_refused_with_what_can(
@@ -54,7 +54,7 @@ def test_what_llama_cpp_cannot_compute_is_refused_with_what_can(
 
 
 def test_other_families_are_refused() -> None:
-    with pytest.raises(RuntimeFormatError, match="A gemma2 model cannot be written as GGUF here; these can: llama"):
+    with pytest.raises(RuntimeFormatError, match="cannot write a gemma2 model as GGUF; it writes llama"):
         check_family("gemma2")
 
 

@@ -46,12 +46,12 @@ def test_another_way_leads_to_other_tokens() -> None:
 
 def test_an_unknown_way_is_refused_with_the_closest_one() -> None:
     tokenizer = byte_level(WORDS)
-    with pytest.raises(RuntimeFormatError, match=r"no pre-tokenizer that cuts text as this.*closest is") as error:
+    with pytest.raises(RuntimeFormatError, match=r"no pre-tokenizer that splits text as this.*closest is") as error:
         name_of(tokenizer)
     scores = {known.name: agreement(tokenizer.backend_tokenizer, known) for known in KNOWN}
     closest = max(scores, key=scores.__getitem__)
     assert f"same tokens for {scores[closest]} of {len(SAMPLE)}" in str(error.value)
-    assert f"pass --pre-tokenizer {closest} " in str(error.value)
+    assert f"Pass --pre-tokenizer {closest} " in str(error.value)
     assert name_of(tokenizer, "qwen2") == "qwen2"
     with pytest.raises(RuntimeFormatError, match=r"no pre-tokenizer 'gpt2'; choose one of gpt-2, "):
         name_of(tokenizer, "gpt2")

@@ -113,9 +113,9 @@ def test_the_chat_template_comes_along() -> None:
 @pytest.mark.parametrize(
     ("tokenizer", "note"),
     [
-        (lambda: sentencepiece(byte_tokens=False), "ends the program when it meets a character"),
-        (lambda: sentencepiece(complete=False), "pairs of tokens make a token without being among the merges"),
-        (lambda: sentencepiece(metaspace=True), "a space in front of every text"),
+        (lambda: sentencepiece(byte_tokens=False), "ends the program at a character"),
+        (lambda: sentencepiece(complete=False), "pairs of tokens make a token but are not among the merges"),
+        (lambda: sentencepiece(metaspace=True), "a space before every text"),
         (lambda: byte_level(normalizer=normalizers.NFC()), "does not compose accents"),
     ],
 )
@@ -128,13 +128,13 @@ def test_where_llama_cpp_may_differ_is_said(tokenizer: Any, note: str) -> None:
     ("tokenizer", "message"),
     [
         (lambda: byte_level(normalizer=normalizers.Lowercase()), r"this tokenizer does \(Lowercase\)"),
-        (lambda: changed(byte_level(), model__merges=[]), "no byte-level tokenizer without merges"),
-        (lambda: changed(byte_level(), model__dropout=0.1), "no merges with dropout"),
-        (lambda: changed(sentencepiece(), normalizer={"type": "NFKC"}), "changes and cuts text as this one does"),
-        (lambda: changed(sentencepiece(), pre_tokenizer={"type": "Whitespace"}), "changes and cuts text"),
+        (lambda: changed(byte_level(), model__merges=[]), "byte-level tokenizer has no merges"),
+        (lambda: changed(byte_level(), model__dropout=0.1), "has dropout, which llama.cpp does not support"),
+        (lambda: changed(sentencepiece(), normalizer={"type": "NFKC"}), "normalizes and splits text as this one does"),
+        (lambda: changed(sentencepiece(), pre_tokenizer={"type": "Whitespace"}), "normalizes and splits text"),
         (
             lambda: PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", -1.0)], 0))),
-            "of the type Unigram cannot be written",
+            "cannot write a tokenizer of type Unigram",
         ),
     ],
 )
@@ -149,7 +149,7 @@ def test_words_cut_at_spaces_are_refused_where_tokens_reach_over_them() -> None:
     backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", prepend_scheme="always", split=True)
     translate(tokenizer)
     vocabulary = json.loads(backend.to_str())["model"]["vocab"]
-    with pytest.raises(RuntimeFormatError, match="changes and cuts text"):
+    with pytest.raises(RuntimeFormatError, match="normalizes and splits text"):
         translate(changed(tokenizer, model__vocab={**vocabulary, "a▁b": len(vocabulary)}))
 
 
@@ -157,11 +157,11 @@ def test_a_tokenizer_with_more_tokens_than_the_embedding_has_rows_is_refused() -
     tokenizer = byte_level()
     size = len(tokenizer)
     with pytest.raises(
-        RuntimeFormatError, match=f"ids up to {size - 1}, and the model's embedding has {size - 1} rows"
+        RuntimeFormatError, match=f"ids up to {size - 1}, but the model's embedding has {size - 1} rows"
     ):
         translate(tokenizer, size - 1)
 
 
 def test_a_folder_without_tokenizer_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(RuntimeFormatError, match=r"has no tokenizer\.json. Put it there first"):
+    with pytest.raises(RuntimeFormatError, match=r"has no tokenizer\.json. Save one there first"):
         tokenizer_of_folder(tmp_path)

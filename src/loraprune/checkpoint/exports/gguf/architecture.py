@@ -1,4 +1,4 @@
-"""Which of llama.cpp's architectures computes what a checkpoint computes, and the numbers it is told."""
+"""Choice of the llama.cpp architecture that computes what a checkpoint does, and its metadata."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class GgufArchitecture:
-    """One of llama.cpp's architectures, as far as Llama-like models need it.
+    """An architecture of llama.cpp for Llama-like models.
 
     Attributes:
-        name: in the file.
-        interleaved: its rotary embedding turns neighboring features, where transformers turns the two halves of a
-            head: the rows of queries and keys change places.
-        biases: layers that may have one.
-        head_norms: it normalizes queries and keys.
-        per_block: it takes widths of their own for every block.
+        name: name in the file.
+        interleaved: whether its rotary embedding rotates neighboring features. That of transformers rotates the two
+            halves of a head, so the rows of queries and keys are reordered.
+        biases: layers that may have a bias.
+        head_norms: whether it normalizes queries and keys.
+        per_block: whether each block may have its own widths.
     """
 
     name: str
@@ -42,21 +42,21 @@ GGUF_QWEN2 = GgufArchitecture(name="qwen2", interleaved=False, biases=_ATTENTION
 _QWEN3 = GgufArchitecture(name="qwen3", interleaved=False, biases=_ATTENTION_INPUTS, head_norms=True)
 
 _SCALED = ("linear", "llama3")
-"""Kinds of rotary embeddings that are nothing but other frequencies, the same for every length of text."""
+"""Types of rotary embeddings that only change the frequencies, in the same way for every length."""
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 
 
 def check_family(model_type: str) -> None:
-    """Make sure that models of a family can be written.
+    """Make sure that models of a family can be written as GGUF.
 
     Raises:
         RuntimeFormatError: they cannot.
     """
     if model_type not in FAMILIES:
         raise RuntimeFormatError(
-            f"A {model_type} model cannot be written as GGUF here; these can: {', '.join(FAMILIES)}. transformers "
-            "loads the folder as it is, and llama.cpp's own convert_hf_to_gguf.py may know the family."
+            f"loraprune cannot write a {model_type} model as GGUF; it writes {', '.join(FAMILIES)}. transformers loads "
+            "the folder as it is, and llama.cpp's own convert_hf_to_gguf.py may support the family."
         )
 
 
@@ -65,47 +65,47 @@ def architecture_for(model_type: str, config: PretrainedConfig, widths: Sequence
 
     Args:
         model_type: one of the families.
-        config: of that family.
-        widths: of every block.
+        config: config of the checkpoint.
+        widths: widths of every block.
 
     Raises:
-        RuntimeFormatError: none computes what the checkpoint computes.
+        RuntimeFormatError: no architecture computes what the checkpoint does.
     """
     activation = getattr(config, "hidden_act", "silu")
     if activation != "silu":
         raise RuntimeFormatError(
-            f"llama.cpp computes Llama-like models with the activation silu, and this one has {activation}. "
+            f"llama.cpp computes Llama-like models with the activation silu, but this one has {activation}. "
             "transformers loads it."
         )
     ragged = len(set(widths)) > 1
     if model_type == "qwen3":
         if ragged:
             raise RuntimeFormatError(
-                "Widths that differ from layer to layer: llama.cpp takes them in its architecture deci only, which "
+                "The widths differ between layers, which llama.cpp supports only in its architecture deci, and deci "
                 "does not normalize queries and keys as qwen3 does. transformers loads the folder after `import "
-                "loraprune`; a checkpoint of uniform widths can be exported."
+                "loraprune`. A checkpoint with uniform widths can be exported."
             )
         if is_scaled(config):
             raise RuntimeFormatError(
-                "llama.cpp's architecture qwen3 has no place for the scaled rotary embedding of this checkpoint. "
+                "llama.cpp's architecture qwen3 does not support the scaled rotary embedding of this checkpoint. "
                 "transformers loads it."
             )
         return _QWEN3
     if ragged:
         return DECI
     square = widths[0].num_attention_heads * gguf_head_dim(config) == config.hidden_size
-    # llama.cpp's qwen2 knows square query projections only; its llama takes any, with biases too.
+    # llama.cpp's qwen2 supports only square query projections; its llama supports any, also with biases.
     return GGUF_QWEN2 if model_type == "qwen2" and square and not is_scaled(config) else GGUF_LLAMA
 
 
 def gguf_head_dim(config: PretrainedConfig) -> int:
-    """Width of a head, which older configs leave to be computed."""
+    """Return the width of a head, also for older configs without ``head_dim``."""
     head_dim: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return head_dim
 
 
 def gguf_context(config: PretrainedConfig) -> int:
-    """Longest text for which attention over everything is what the model computes."""
+    """Return the largest context in which a sliding window does not limit attention."""
     longest: int = config.max_position_embeddings
     window: int | None = getattr(config, "sliding_window", None)
     return longest if window is None else min(longest, window)
@@ -114,7 +114,7 @@ def gguf_context(config: PretrainedConfig) -> int:
 def add_metadata(
     writer: Any, architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]
 ) -> None:
-    """Enter the numbers of the architecture into a file that a ``gguf.GGUFWriter`` writes."""
+    """Add the hyperparameters of a model to a ``gguf.GGUFWriter``."""
 
     def all_blocks(name: str) -> int | list[int]:
         values = [getattr(block, name) for block in widths]
@@ -135,31 +135,31 @@ def add_metadata(
 
 
 def is_scaled(config: PretrainedConfig) -> bool:
-    """Whether the rotary frequencies are others than those that follow from the base.
+    """Whether the rotary frequencies differ from those that follow from the base.
 
     Raises:
-        RuntimeFormatError: the embedding is of a kind that cannot be written.
+        RuntimeFormatError: the rotary embedding has a type that cannot be written.
     """
     parameters: dict[str, Any] = config.rope_parameters
     kind = parameters.get("rope_type", "default")
     if kind not in ("default", *_SCALED):
         raise RuntimeFormatError(
-            f"A rotary embedding of the type {kind!r} cannot be written as GGUF here; these can: default, "
+            f"loraprune cannot write a rotary embedding of type {kind!r} as GGUF; it writes default, "
             f"{', '.join(_SCALED)}. transformers loads the folder as it is."
         )
     partial = parameters.get("partial_rotary_factor", 1.0)
     if partial != 1.0:
         raise RuntimeFormatError(
-            f"A rotary embedding of only {partial:.0%} of a head cannot be written as GGUF here. transformers loads "
+            f"loraprune cannot write a rotary embedding of only {partial:.0%} of a head as GGUF. transformers loads "
             "the folder as it is."
         )
     return bool(kind != "default")
 
 
 def frequency_divisors(config: PretrainedConfig) -> Tensor | None:
-    """By what llama.cpp divides the rotary frequencies that follow from the base, shape ``(head_dim / 2,)``.
+    """Return what llama.cpp divides the rotary frequencies of the base by, shape ``(head_dim / 2,)``.
 
-    None where it divides by nothing.
+    None if the frequencies are not scaled.
     """
     import torch
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS

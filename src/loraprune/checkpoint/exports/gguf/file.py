@@ -1,4 +1,4 @@
-"""Write a checkpoint as a GGUF file, one tensor in memory at a time."""
+"""Export of a checkpoint to a GGUF file, with one tensor in memory at a time."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ OUTTYPES = ("f16", "f32", "q8_0")
 
 @dataclass(frozen=True, kw_only=True)
 class GgufResult:
-    """What was written.
+    """A written GGUF file.
 
     Attributes:
-        file: where.
-        size: of the file, in bytes.
-        architecture: llama.cpp's name of it.
-        tokenizer: llama.cpp's names of the kind of tokenizer and of its way to cut text.
-        notes: what the user should know about the file.
+        file: path of the file.
+        size: its size in bytes.
+        architecture: llama.cpp's name of the architecture.
+        tokenizer: llama.cpp's names of the tokenizer model and of the pre-tokenizer.
+        notes: notes for the user about the file.
     """
 
     file: Path
@@ -60,16 +60,16 @@ def write_gguf(
     """Write a checkpoint as a GGUF file.
 
     Args:
-        folder: with ``config.json``, safetensors and ``tokenizer.json``.
-        output: file to make; it appears complete or not at all.
-        outtype: of the matrices: ``f16``, ``f32`` or ``q8_0`` (8 bits, with a scale for every 32 numbers).
-        pre_tokenizer: llama.cpp's way to cut text, where it has none that equals the tokenizer's.
+        folder: folder with ``config.json``, safetensors and ``tokenizer.json``.
+        output: file to write; it appears complete or not at all.
+        outtype: type of the matrices: ``f16``, ``f32`` or ``q8_0`` (8 bits, with a scale for every 32 numbers).
+        pre_tokenizer: llama.cpp's pre-tokenizer to use if none equals the tokenizer's.
         overwrite: replace an existing file.
 
     Raises:
-        RuntimeFormatError: the checkpoint cannot be written; nothing has been.
+        RuntimeFormatError: the checkpoint cannot be written; no file appears.
         NonFiniteWeightsError: a number is NaN or infinite.
-        OSError: there is too little space.
+        OSError: the disk has too little space.
     """
     check_free(output, overwrite=overwrite, holds=b"GGUF")
     gguf = require("gguf", "gguf", "Writing GGUF")
@@ -91,7 +91,7 @@ def write_gguf(
         notes = _write_tensors(writer, temporary, checkpoint, tensors, divisors=divisors, outtype=outtype)
     context = gguf_context(config)
     if context < config.max_position_embeddings:
-        notes.append(f"the context is {context} tokens: up to there a sliding window is attention over everything")
+        notes.append(f"the context is {context} tokens, up to which the sliding window covers the whole text")
     return GgufResult(
         file=output,
         size=output.stat().st_size,
@@ -110,7 +110,7 @@ def _write_tensors(
     divisors: Tensor | None,
     outtype: str,
 ) -> list[str]:
-    """Write the header and all tensors; vectors in 32 bits, matrices in ``outtype``. Returns notes on the types."""
+    """Write the header and all tensors: vectors in 32 bits, matrices in ``outtype``. Return notes on the types."""
     import gguf
     import numpy as np
 
@@ -134,15 +134,15 @@ def _write_tensors(
         values = interleave_halves(weight, tensor.interleaved_heads).float()
         writer.write_tensor_data(_stored(values.contiguous().numpy(), tensor.source, kinds[tensor.name]))
     wider = sum(kind.name == "F16" for kind in kinds.values()) if outtype == "q8_0" else 0
-    return [f"{wider} matrices are in f16: their rows are no multiple of 32, which q8_0 needs"] if wider else []
+    return [f"{wider} matrices are in f16, because q8_0 needs rows of a multiple of 32"] if wider else []
 
 
 def _stored(values: np.ndarray, source: str, kind: Any) -> np.ndarray:
-    """The numbers of a tensor, in 32 bits, as the file holds them."""
+    """Convert the 32-bit numbers of a tensor to the type in the file."""
     import gguf
     import numpy as np
 
     largest = float(np.abs(values).max())
     if kind == gguf.GGMLQuantizationType.F16 and largest > float(np.finfo(np.float16).max):
-        raise RuntimeFormatError(f"{source} holds {largest:.3g}, too large for 16 bits: pass --outtype f32.")
+        raise RuntimeFormatError(f"{source} holds {largest:.3g}, which is too large for 16 bits. Pass --outtype f32.")
     return gguf.quantize(values, kind)

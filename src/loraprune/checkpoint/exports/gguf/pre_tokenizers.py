@@ -1,6 +1,6 @@
-"""llama.cpp's ways to cut text before byte-level merges, which it knows by name only.
+"""llama.cpp's pre-tokenizers for byte-level merges. A GGUF file can only name one of them.
 
-The patterns are those of the tokenizers that llama.cpp took its names from, in the words of the tokenizers library.
+The patterns are those of the tokenizers after which llama.cpp named them, in the format of the tokenizers library.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
 Step = Mapping[str, Any]
-"""One step in which text is cut, as ``tokenizer.json`` has it, without what makes no difference to the tokens."""
+"""One step of a pre-tokenizer in the format of ``tokenizer.json``, without settings that do not change the tokens."""
 
 
 def _split(pattern: str) -> Step:
@@ -39,12 +39,12 @@ _UP_TO_THREE_DIGITS = _split(rf"{_ENDINGS}|{_WORD}|\p{{N}}{{1,3}}|{_REST}")
 
 @dataclass(frozen=True, kw_only=True)
 class PreTokenizer:
-    """One of llama.cpp's.
+    """One of llama.cpp's pre-tokenizers.
 
     Attributes:
-        name: what llama.cpp calls it.
-        steps: in which text is cut.
-        ignore_merges: a piece that is a token as a whole is taken without looking at the merges.
+        name: its name in llama.cpp.
+        steps: its steps.
+        ignore_merges: whether a piece that is a token becomes that token, whatever the merges.
     """
 
     name: str
@@ -69,7 +69,7 @@ KNOWN = (
             _BYTES,
         ),
     ),
-    # Cuts at numbers only: the closest one for patterns of one's own, whose tokens keep within their pieces anyway.
+    # Splits at numbers only, so it is the closest one for custom patterns: their tokens stay within their pieces.
     PreTokenizer(name="superbpe", steps=(_split(r"\p{N}+"), _split(r"(?=(\d{3})+(?!\d))"), _BYTES)),
 )
 
@@ -89,11 +89,11 @@ SAMPLE = (
     "数学很有趣。今天天气很好!",
     "Emoji 🙂🙃 and symbols: € £ ± × ÷ → ∑",
 )
-"""Texts on which pre-tokenizers are compared that are not equal by their definition."""
+"""Texts for comparing pre-tokenizers whose definitions differ."""
 
 
 def _steps_of(description: Step | None) -> tuple[Step, ...]:
-    """The steps of a pre-tokenizer, as ``tokenizer.json`` has it under ``pre_tokenizer``."""
+    """Return the steps of the ``pre_tokenizer`` in a ``tokenizer.json``."""
     if description is None:
         return ()
     kind = description["type"]
@@ -101,7 +101,7 @@ def _steps_of(description: Step | None) -> tuple[Step, ...]:
         return tuple(step for part in description["pretokenizers"] for step in _steps_of(part))
     if kind == "ByteLevel":
         return ({"use_regex": True, **description, "trim_offsets": True},)
-    # To cut out what matches, or to drop what is between the matches, is the same where all text matches.
+    # Isolating the matches and removing what is between them are the same if the pattern matches all text.
     if kind == "Split" and (description["behavior"], description["invert"]) in (("Isolated", False), ("Removed", True)):
         (pattern,) = description["pattern"].values()
         return (_split(pattern),)
@@ -109,20 +109,20 @@ def _steps_of(description: Step | None) -> tuple[Step, ...]:
 
 
 def is_byte_level(description: Mapping[str, Any]) -> bool:
-    """Whether a tokenizer (the content of ``tokenizer.json``) turns bytes into characters."""
+    """Whether a tokenizer (the content of ``tokenizer.json``) is byte-level."""
     return any(step["type"] == "ByteLevel" for step in _steps_of(description["pre_tokenizer"]))
 
 
 def pre_tokenizer_for(backend: Tokenizer, description: Mapping[str, Any], chosen: str | None) -> str:
-    """The name of the pre-tokenizer that cuts text as a byte-level tokenizer does.
+    """Return the name of the pre-tokenizer that splits text as a byte-level tokenizer does.
 
     Args:
         backend: the tokenizer.
-        description: the content of its ``tokenizer.json``.
-        chosen: name that the user chose; it need not be equal.
+        description: content of its ``tokenizer.json``.
+        chosen: name that the user chose; that pre-tokenizer may split text differently.
 
     Raises:
-        RuntimeFormatError: there is no equal one and none was chosen, or the chosen one is unknown.
+        RuntimeFormatError: no pre-tokenizer is equal and none was chosen, or the chosen one is unknown.
     """
     names = [known.name for known in KNOWN]
     if chosen is not None:
@@ -136,14 +136,14 @@ def pre_tokenizer_for(backend: Tokenizer, description: Mapping[str, Any], chosen
             return known.name
     closest = max(KNOWN, key=lambda known: agreement(backend, known))
     raise RuntimeFormatError(
-        "llama.cpp has no pre-tokenizer that cuts text as this tokenizer does. The closest is "
+        "llama.cpp has no pre-tokenizer that splits text as this tokenizer does. The closest is "
         f"{closest.name}, which gives the same tokens for {agreement(backend, closest)} of {len(SAMPLE)} sample "
-        f"texts: pass --pre-tokenizer {closest.name} to write the file with it."
+        f"texts. Pass --pre-tokenizer {closest.name} to use it."
     )
 
 
 def agreement(backend: Tokenizer, known: PreTokenizer) -> int:
-    """For how many of the sample texts a pre-tokenizer leads to the same tokens."""
+    """Return the number of sample texts for which a pre-tokenizer gives the same tokens."""
     from tokenizers import Tokenizer
 
     steps = {"type": "Sequence", "pretokenizers": known.steps}

@@ -1,8 +1,7 @@
-"""SentencePiece-like merges (Llama 2, Mistral): spaces are characters, what is unknown falls apart into bytes.
+"""SentencePiece-like merges (Llama 2, Mistral): spaces are characters, and unknown characters become bytes.
 
-llama.cpp merges by the score of what comes out, whichever two tokens it is made of; the tokenizers library by the rank
-of the pair. The two agree where every way to make a token is among the merges, as it is for vocabularies that come
-from SentencePiece.
+llama.cpp merges by the score of the resulting token, whatever its two parts; the tokenizers library merges by the rank
+of the pair. Both agree if the merges list every pair that makes a token, as for vocabularies from SentencePiece.
 """
 
 from __future__ import annotations
@@ -20,10 +19,10 @@ _PREFIXED = {"type": "Prepend", "prepend": _SPACE}
 def sentencepiece_notes(
     description: Mapping[str, Any], merges: Sequence[tuple[str, str]], vocabulary: Mapping[str, int]
 ) -> list[str]:
-    """Where llama.cpp may give other tokens than a SentencePiece-like tokenizer.
+    """Return notes on where llama.cpp may give other tokens than a SentencePiece-like tokenizer.
 
     Args:
-        description: the content of its ``tokenizer.json``.
+        description: content of its ``tokenizer.json``.
         merges: its merges.
         vocabulary: its tokens with their types.
 
@@ -35,8 +34,8 @@ def sentencepiece_notes(
     notes = []
     if sum(kind == TokenType.BYTE for kind in vocabulary.values()) < 256:
         notes.append(
-            "the vocabulary has no tokens for single bytes: llama.cpp ends the program when it meets a character "
-            "that is not in the vocabulary"
+            "the vocabulary lacks tokens for single bytes: llama.cpp ends the program at a character that is not in "
+            "the vocabulary"
         )
     normal, listed = {token for token, kind in vocabulary.items() if kind == TokenType.NORMAL}, set(merges)
     unlisted = [
@@ -49,19 +48,19 @@ def sentencepiece_notes(
     if unlisted:
         first, second = unlisted[0]
         notes.append(
-            f"{len(unlisted)} pairs of tokens make a token without being among the merges ({first!r} and {second!r}, "
-            "for one); llama.cpp merges them too, so that some words get other tokens"
+            f"{len(unlisted)} pairs of tokens make a token but are not among the merges (such as {first!r} and "
+            f"{second!r}); llama.cpp merges them too, so some words get other tokens"
         )
     if all(adds_space(description)):
-        notes.append("llama.cpp puts a space in front of every text, also of one that starts with a space")
+        notes.append("llama.cpp puts a space before every text, even if it starts with a space")
     return notes
 
 
 def adds_space(description: Mapping[str, Any]) -> tuple[bool, bool]:
-    """Whether text gets a space in front, and whether a pre-tokenizer puts it there.
+    """Return whether text gets a space in front, and whether the pre-tokenizer puts it there.
 
     Raises:
-        RuntimeFormatError: llama.cpp has no tokenizer that changes and cuts text in the same way.
+        RuntimeFormatError: llama.cpp has no tokenizer that normalizes and splits text in the same way.
     """
     normalizer, cutting = description["normalizer"], description["pre_tokenizer"]
     changes: list[Any] = [] if normalizer is None else normalizer.get("normalizers", [normalizer])
@@ -72,13 +71,13 @@ def adds_space(description: Mapping[str, Any]) -> tuple[bool, bool]:
         if not (cutting.get("split", True) and inner):
             return cutting.get("prepend_scheme", "always") != "never", True
     raise RuntimeFormatError(
-        "llama.cpp has no tokenizer that changes and cuts text as this one does (the normalizer and pre_tokenizer of "
+        "llama.cpp has no tokenizer that normalizes and splits text as this one does (normalizer and pre_tokenizer in "
         "tokenizer.json). transformers loads the folder as it is."
     )
 
 
 def sentencepiece_scores(vocabulary: Mapping[str, int], merges: Sequence[tuple[str, str]]) -> list[float]:
-    """The earlier a token is merged, the higher its score; what no merge makes comes last."""
+    """Return the score of each token: the earlier its merge, the higher; tokens without a merge come last."""
     ranks: dict[str, int] = {}
     for rank, (first, second) in enumerate(merges):
         ranks.setdefault(first + second, rank)

@@ -1,4 +1,4 @@
-"""Which stored tensor becomes which tensor of a GGUF file, and what happens to its rows on the way."""
+"""The tensors of a GGUF file: the stored tensor that each comes from, and the order of its rows."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class GgufTensor:
     """One tensor of the file.
 
     Attributes:
-        name: in the file.
+        name: name in the file.
         source: name in the checkpoint.
-        shape: of both.
-        interleaved_heads: number of heads whose rows change places; 0 where none do.
+        shape: shape in both.
+        interleaved_heads: number of heads whose rows are interleaved; 0 leaves all rows in place.
     """
 
     name: str
@@ -38,7 +38,7 @@ def interleave_halves(tensor: Tensor, heads: int) -> Tensor:
 
     Args:
         tensor: rows of queries or keys, shape ``(heads · head_dim, …)``.
-        heads: how many; 0 leaves every row in its place.
+        heads: number of heads; 0 leaves all rows in place.
     """
     if heads == 0:
         return tensor
@@ -52,11 +52,11 @@ def gguf_tensors(
     widths: Sequence[BlockWidths],
     stored: Mapping[str, StoredTensor],
 ) -> list[GgufTensor]:
-    """Every tensor of the file, in order.
+    """Return all tensors of the file, in order.
 
     Raises:
-        RuntimeFormatError: a tensor is missing or of another shape than the widths say, or the architecture has no
-            place for one that is there.
+        RuntimeFormatError: a tensor is missing, its shape does not match the widths, or the architecture has no place
+            for a stored tensor.
     """
     import gguf
 
@@ -69,13 +69,13 @@ def gguf_tensors(
     ]
     for tensor in tensors:
         if tensor.source not in stored:
-            raise RuntimeFormatError(f"The checkpoint has no tensor {tensor.source}; save the whole model again.")
+            raise RuntimeFormatError(f"The checkpoint has no tensor {tensor.source}. Save the whole model again.")
         if stored[tensor.source].shape != tensor.shape:
             raise RuntimeFormatError(
-                f"{tensor.source} has the shape {stored[tensor.source].shape}, and by config.json it is "
-                f"{tensor.shape}: config and weights are not of the same model."
+                f"{tensor.source} has the shape {stored[tensor.source].shape}, but config.json implies {tensor.shape}. "
+                "Save config and weights of the same model."
             )
-    # Old versions saved rotary frequencies, and some a head that is tied to the embedding: both say nothing new.
+    # Redundant: rotary frequencies, which old versions saved, and a stored copy of a tied head.
     redundant = "lm_head.weight" if config.tie_word_embeddings else None
     left = set(stored) - {tensor.source for tensor in tensors} - {redundant}
     unknown = sorted(name for name in left if not name.endswith("rotary_emb.inv_freq"))
@@ -91,7 +91,7 @@ def gguf_tensors(
 def _expected(
     architecture: GgufArchitecture, config: PretrainedConfig, widths: Sequence[BlockWidths]
 ) -> Iterator[tuple[str, str, tuple[int, ...], int]]:
-    """Layers, names inside of them, shapes and heads to interleave; biases whether they are stored or not."""
+    """Yield layer, parameter name, shape and heads to interleave; biases also if they are not stored."""
     hidden, head_dim = config.hidden_size, gguf_head_dim(config)
     yield "model.embed_tokens", "weight", (config.vocab_size, hidden), 0
     for number, block in enumerate(widths):

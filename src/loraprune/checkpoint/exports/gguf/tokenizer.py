@@ -1,4 +1,4 @@
-"""A checkpoint's tokenizer as a GGUF file holds it."""
+"""A checkpoint's tokenizer in a GGUF file."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
     """Load a checkpoint's tokenizer.
 
     Raises:
-        RuntimeFormatError: there is none in the form of the tokenizers library.
+        RuntimeFormatError: there is no ``tokenizer.json``.
     """
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     if not (folder / "tokenizer.json").is_file():
         raise RuntimeFormatError(
-            f"{folder} has no tokenizer.json. Put it there first: "
+            f"{folder} has no tokenizer.json. Save one there first: "
             f"AutoTokenizer.from_pretrained(MODEL).save_pretrained({str(folder)!r})"
         )
     try:
@@ -45,17 +45,17 @@ def tokenizer_of_folder(folder: Path) -> PreTrainedTokenizerBase:
 def add_tokenizer(
     writer: Any, tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig, pre_tokenizer: str | None = None
 ) -> tuple[str, str, tuple[str, ...]]:
-    """Enter a tokenizer into a file that a ``gguf.GGUFWriter`` writes.
+    """Add a tokenizer to a ``gguf.GGUFWriter``.
 
     Args:
-        writer: of the file.
-        tokenizer: of the tokenizers library.
-        config: of its model: the number of rows in the embedding, and special ids that the tokenizer does not name.
-        pre_tokenizer: name of llama.cpp's way to cut text, for byte-level tokenizers; None finds the equal one.
+        writer: writer of the file.
+        tokenizer: tokenizer of the tokenizers library.
+        config: config of its model: number of rows in the embedding, and special ids that the tokenizer lacks.
+        pre_tokenizer: llama.cpp's name of a pre-tokenizer, for byte-level tokenizers; None finds the equal one.
 
     Returns:
-        llama.cpp's names of its kind (``gpt2``: byte-level merges, ``llama``: SentencePiece-like ones) and of its way
-        to cut text; and notes where llama.cpp may give other tokens than the original.
+        llama.cpp's name of the tokenizer model (``gpt2``: byte-level merges, ``llama``: SentencePiece-like merges), its
+        name of the pre-tokenizer, and notes on where llama.cpp may give other tokens than the original.
 
     Raises:
         RuntimeFormatError: llama.cpp has no such tokenizer.
@@ -71,7 +71,9 @@ def add_tokenizer(
     if byte_level:
         model, (pre, notes) = "gpt2", _byte_level_pre(backend, description, merges, pre_tokenizer)
     elif pre_tokenizer is not None:
-        raise RuntimeFormatError("A pre-tokenizer can be chosen for byte-level tokenizers only; this one is none.")
+        raise RuntimeFormatError(
+            "--pre-tokenizer is for byte-level tokenizers only, and this tokenizer is not byte-level. Leave it out."
+        )
     else:
         model, pre, notes = "llama", "default", sentencepiece_notes(description, merges, vocabulary)
     writer.add_tokenizer_model(model)
@@ -93,19 +95,19 @@ def add_tokenizer(
     writer.add_chat_template((template.get("default") if isinstance(template, dict) else template) or "")
     stripping = sum(1 for token in description["added_tokens"] if token["lstrip"] or token["rstrip"])
     if stripping:
-        frame_notes.append(f"{stripping} added tokens swallow the spaces beside them, which llama.cpp leaves there")
+        frame_notes.append(f"{stripping} added tokens strip the spaces beside them, but llama.cpp keeps these spaces")
     return model, pre, (*notes, *frame_notes)
 
 
 def vocabulary_of(description: Mapping[str, Any], size: int) -> dict[str, int]:
-    """The tokens of a tokenizer in the order of their ids, each with its ``gguf.TokenType``.
+    """Return the tokens of a tokenizer in order of their ids, each with its ``gguf.TokenType``.
 
     Args:
-        description: the content of its ``tokenizer.json``.
-        size: rows of the model's embedding; those that no token uses get a name that no text has.
+        description: content of its ``tokenizer.json``.
+        size: number of rows of the model's embedding; rows without a token get the names ``[PAD…]``.
 
     Raises:
-        RuntimeFormatError: the embedding has fewer rows than there are tokens, or two ids have the same text.
+        RuntimeFormatError: a token's id is beyond the embedding, or two ids have the same text.
     """
     from gguf import TokenType
 
@@ -123,14 +125,14 @@ def vocabulary_of(description: Mapping[str, Any], size: int) -> dict[str, int]:
         tokens[unknown] = (tokens[unknown][0], TokenType.UNKNOWN)
     if max(tokens) >= size:
         raise RuntimeFormatError(
-            f"The tokenizer has ids up to {max(tokens)}, and the model's embedding has {size} rows: they do not "
-            "belong together."
+            f"The tokenizer has ids up to {max(tokens)}, but the model's embedding has {size} rows. Save the tokenizer "
+            "of this model in the folder."
         )
     vocabulary: dict[str, int] = {}
     for number in range(size):
         text, kind = tokens.get(number, (f"[PAD{number}]", TokenType.UNUSED))
         if text in vocabulary:
-            raise RuntimeFormatError(f"Two ids have the token {text!r}, and llama.cpp loads no such vocabulary.")
+            raise RuntimeFormatError(f"Two ids have the token {text!r}, which llama.cpp does not load.")
         vocabulary[text] = kind
     return vocabulary
 
@@ -139,20 +141,20 @@ def _check_model(model: Mapping[str, Any]) -> None:
     kind = model.get("type")
     if kind != "BPE":
         raise RuntimeFormatError(
-            f"A tokenizer of the type {kind} cannot be written as GGUF here; those that merge pairs (BPE) can. "
+            f"loraprune cannot write a tokenizer of type {kind} as GGUF; it writes BPE tokenizers. "
             "transformers loads the folder as it is."
         )
     for name in ("dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(name):
-            raise RuntimeFormatError(f"llama.cpp has no merges with {name}, which this tokenizer has.")
+            raise RuntimeFormatError(f"This tokenizer has {name}, which llama.cpp does not support.")
 
 
 def _byte_level_pre(
     backend: Tokenizer, description: Mapping[str, Any], merges: Sequence[tuple[str, str]], chosen: str | None
 ) -> tuple[str, list[str]]:
-    """How llama.cpp cuts text for byte-level merges (GPT-2, Llama 3, Qwen), and notes."""
+    """Return llama.cpp's pre-tokenizer for byte-level merges (GPT-2, Llama 3, Qwen), and notes."""
     if not merges:
-        raise RuntimeFormatError("llama.cpp loads no byte-level tokenizer without merges, and this one has none.")
+        raise RuntimeFormatError("This byte-level tokenizer has no merges, and llama.cpp does not load it without.")
     if any(" " in part for merge in merges for part in merge):
         raise RuntimeFormatError("The tokenizer has merges of spaces, which byte-level merges in GGUF cannot hold.")
     notes = []
@@ -160,12 +162,12 @@ def _byte_level_pre(
     if normalizer is not None:
         if normalizer["type"] != "NFC":
             raise RuntimeFormatError(
-                f"llama.cpp changes no text before it cuts it, and this tokenizer does ({normalizer['type']})."
+                f"llama.cpp does not normalize text, but this tokenizer does ({normalizer['type']})."
             )
-        notes.append("llama.cpp does not compose accents (NFC); text that comes in that form is cut alike")
+        notes.append("llama.cpp does not compose accents (NFC); text that is already in that form gets the same tokens")
     pre = pre_tokenizer_for(backend, description, chosen)
     if chosen is not None:
-        notes.append(f"text is cut as {pre} does it: compare the tokens of your texts with the original's")
+        notes.append(f"text is split by {pre}: compare the tokens of your texts with those of the original tokenizer")
     return pre, notes
 
 
@@ -182,7 +184,7 @@ def _special_ids(tokenizer: PreTrainedTokenizerBase, config: PretrainedConfig) -
 
 
 def _frame(tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]) -> tuple[bool, bool, list[str]]:
-    """Which special tokens a text gets in front and at its end, found by encoding one."""
+    """Return whether a text gets BOS and EOS, found by encoding one, and notes."""
     bare: list[int] = tokenizer("a", add_special_tokens=False)["input_ids"]
     framed: list[int] = tokenizer("a")["input_ids"]
     for bos, eos in itertools.product((False, True), repeat=2):
@@ -190,4 +192,4 @@ def _frame(tokenizer: PreTrainedTokenizerBase, special: Mapping[str, int]) -> tu
         end = [special["eos"]] if eos and "eos" in special else []
         if framed == front + bare + end:
             return bos, eos, []
-    return False, False, ["the original adds special tokens to a text that llama.cpp will not add"]
+    return False, False, ["the original tokenizer adds special tokens to a text that llama.cpp does not add"]
