@@ -425,7 +425,7 @@ class TestRecipe:
             ({"sparsty": 0.5}, "The recipe has an unknown option 'sparsty'. Did you mean 'sparsity'?"),
             ({"ratio": "half"}, "The recipe's ratio is 'half': argument --ratio: invalid float value"),
             ({"ratio": 0.5, "variant": 1}, "The recipe's variant is 1; it must be true or false"),
-            ({"ratio": 0.5, "sparsity": 0.5}, "ratio is 0.5 and sparsity 0.5: "),
+            ({"ratio": 0.5, "sparsity": 0.5}, "ratio is 0.5 and sparsity is 0.5. "),
             ({"sparsity": 0.5, "target_params": "27k"}, "--target-params and --sparsity both set the amount to remove"),
             ({"ratio": 0.5, "lora_r": 4}, "The recipe has an unknown option 'lora_r'."),
         ],
@@ -439,7 +439,7 @@ class TestWrongInvocation:
     @pytest.mark.parametrize(
         ("options", "message"),
         [
-            ([], "Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero)."),
+            ([], "Pass a ratio (removes heads and channels) or a sparsity (sets weights to zero)."),
             (["--criterion", "wanda"], "wanda can do both."),
             (["--ratio", "0"], "ratio is 0; it must lie between 0 and 1"),
             (["--ratio", "1"], "ratio is 1; it must lie between 0 and 1"),
@@ -458,7 +458,7 @@ class TestWrongInvocation:
             (["--sparsity", "2:5"], "model.layers.0.self_attn.q_proj has 32 inputs, which is not a multiple of 5"),
             (["--sparsity", "2:64"], "model.layers.0.self_attn.q_proj has 32 inputs, which is not a multiple of 64"),
             (["--sparsity", "0.0001"], "A sparsity of 0.0001 removes nothing from model.layers.0.self_attn.q_proj"),
-            (["--sparsity", "2:4", "--ratio", "0.5"], "ratio is 0.5 and sparsity 2:4: "),
+            (["--sparsity", "2:4", "--ratio", "0.5"], "ratio is 0.5 and sparsity is 2:4. "),
             (["--ratio", "0.5", "--target-params", "27k"], "--ratio and --target-params both set the amount to remove"),
             (["--target-params", "5M"], "A target of 5,000,000 parameters cannot be met"),
             (["--target-params", "lots"], "'lots' is not a parameter count; write 4.5B"),
@@ -466,13 +466,16 @@ class TestWrongInvocation:
                 ["--ratio", "0.5", "--criterion", "wnada"],
                 "There is no criterion 'wnada'; choose one of osscar, fisher, ",
             ),
-            (["--ratio", "0.5", "--criterion", "sparsegpt"], "is one in which weights become zero: give a sparsity"),
-            (["--sparsity", "0.5", "--criterion", "osscar"], "is one in which heads and channels go: give a ratio"),
-            (["--sparsity", "0.5", "--repair", "bias"], "repair is an option of pruning where heads go (--ratio)"),
-            (["--ratio", "0.5", "--variant"], "variant is an option of pruning where weights become zero"),
+            (["--ratio", "0.5", "--criterion", "sparsegpt"], "weights become zero. Pass a sparsity"),
+            (["--sparsity", "0.5", "--criterion", "osscar"], "heads and channels are removed. Pass a ratio"),
+            (
+                ["--sparsity", "0.5", "--repair", "bias"],
+                "repair is an option for removing heads and channels (--ratio)",
+            ),
+            (["--ratio", "0.5", "--variant"], "variant is an option for setting weights to zero"),
             (
                 ["--sparsity", "2:4", "--criterion", "wanda", "--variant"],
-                "variant is a way of wanda to spread a sparsity",
+                "variant is an option of wanda for a sparsity",
             ),
             (["--sparsity", "0.5", "--order", "iterative"], "order is an option of the criterion 'wanda+obs' or"),
             (

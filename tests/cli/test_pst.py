@@ -37,4 +37,4 @@ def test_options_that_speak_of_groups_are_refused(run: Command, checkpoint: Path
     finished = run("prune", checkpoint, "--data", data, "--criterion", "pst", "--allocation", "uniform",
                    "-o", tmp_path / "out", *QUICK)  # fmt: skip
     assert finished.code == 2
-    assert "allocation is 'uniform', which speaks of groups" in finished.err
+    assert "allocation is 'uniform', an option for groups" in finished.err

@@ -235,9 +235,9 @@ def arguments(**values: Any) -> Any:
 @pytest.mark.parametrize(
     ("values", "config", "message"),
     [
-        ({"fsdp": ["full_shard"]}, PruningConfig(), "goes with plain data parallelism"),
-        ({"deepspeed": "config.json"}, PruningConfig(), "goes with plain data parallelism"),
-        ({"torch_compile": True}, PruningConfig(), "does not go with torch_compile"),
+        ({"fsdp": ["full_shard"]}, PruningConfig(), "needs plain data parallelism"),
+        ({"deepspeed": "config.json"}, PruningConfig(), "needs plain data parallelism"),
+        ({"torch_compile": True}, PruningConfig(), "does not support torch_compile"),
         ({}, PruningConfig(criterion="compresso"), "'compresso' learns its gates in one process"),
         ({}, PruningConfig(), r"call callback.lead_\(trainer\) before trainer.train\(\)"),
     ],

@@ -56,12 +56,12 @@ def test_lists_of_rows_serve_as_well_as_data_sets() -> None:
     ],
 )
 def test_data_that_cannot_be_drawn_from_is_refused_with_both_ways_out(rows: Any) -> None:
-    with pytest.raises(ValueError, match=r"calibration=\[\.\.\.\]\), or say repair="):
+    with pytest.raises(ValueError, match=r"calibration=\[\.\.\.\]\) or repair="):
         draw_calibration(rows, 4, seed=0)
 
 
 def test_data_without_a_sequence_of_two_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="No sequence of the data has two tokens or more"):
+    with pytest.raises(ValueError, match="No row of the data has two tokens or more"):
         draw_calibration(dataset(1, 1), 4, seed=0)
 
 

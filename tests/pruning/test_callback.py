@@ -137,7 +137,7 @@ class TestInATrainer:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"optim": "adafactor"}, r"The optimizer 'adafactor' keeps a state that cannot be cut.*adamw_torch"),
+            ({"optim": "adafactor"}, r"The state of the optimizer 'adafactor' cannot be cut.*adamw_torch"),
             ({"fp16": True, "use_cpu": False}, r"fp16 training is not supported.*Use bf16"),
         ],
         ids=["optimizer", "fp16"],

@@ -28,7 +28,7 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"average_decay": -0.5}, r"average_decay is -0\.5"),
     ({"damping": -1e-3}, r"damping is -0\.001; it must be at least 0"),
     ({"calibration_sequences": 0}, "calibration_sequences is below 1"),
-    ({"apply": "mask"}, "A repair needs sliced tensors: say repair='none'"),
+    ({"apply": "mask"}, "A repair needs sliced tensors: use repair='none'"),
     ({"keep_layers": [0.5]}, "keep_layers is .*must be a list of whole numbers"),
     ({"keep_layers": [True]}, "keep_layers is .*must be a list of whole numbers"),
     ({"keep_layers": "0"}, "keep_layers is .*must be a list of whole numbers"),

@@ -133,7 +133,7 @@ def test_fewer_are_warned_of(
     config: Any = OneshotConfig(ratio=0.5, repair=repair, criterion=criterion)
     with caplog.at_level(logging.WARNING, "loraprune"):
         warn_of_few_tokens(describe(tiny_model()), [torch.arange(tokens)], config.repair, config.criterion)
-    assert ("191 calibration tokens are few for the 32 features" in caplog.text) == said
+    assert ("191 calibration tokens are few for the 32 input features" in caplog.text) == said
 
 
 @pytest.mark.parametrize("start", [0.0, 0.3], ids=["before training", "while training"])

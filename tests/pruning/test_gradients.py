@@ -202,7 +202,7 @@ def test_the_model_is_left_as_it_was_after_an_error(model, structure, method, re
 @METHODS
 def test_calibration_data_without_labels_are_refused_with_the_way_out(model, structure, method):
     before = state_of(model)
-    with pytest.raises(ValueError, match=r"no 'labels'\. Give labels, or choose a method without gradients"):
+    with pytest.raises(ValueError, match=r"no 'labels'\. Add labels, or choose a criterion without gradients"):
         scores_of(model, structure, method, [{"input_ids": token_ids()}])
     assert state_of(model) == before
 
@@ -339,7 +339,9 @@ def test_stacked_experts_have_the_forms_that_need_no_gradient_of_a_sequence(form
 @pytest.mark.parametrize("values", [{"form": "mix"}, {"offload": True}])
 def test_what_cannot_be_had_of_stacked_experts_is_refused(values):
     model, structure = made("mixtral")
-    with pytest.raises(ValueError, match="Of stacked experts the method 'taylor' has the forms squared and first"):
+    with pytest.raises(
+        ValueError, match="For stacked experts, the criterion 'taylor' supports the forms squared and first"
+    ):
         gradient_scores(model, structure, Plan.full(structure), SEQUENCES, Taylor(**values))
 
 

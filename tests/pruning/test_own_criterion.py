@@ -224,10 +224,10 @@ class TestOneshot:
     @pytest.mark.parametrize(
         ("given", "message"),
         [
-            ({"criterion": Counting(), "sparsity": "2:4"}, "such as Counting, scores groups: give a ratio"),
+            ({"criterion": Counting(), "sparsity": "2:4"}, "your own criterion Counting scores groups. Pass a ratio"),
             ({"criterion": Taylor, "ratio": 0.5}, "give an instance"),
-            ({"criterion": LoraGuided(), "ratio": 0.5}, "and nothing is trained here. Use loraprune prune"),
-            ({"criterion": "compresso", "ratio": 0.5}, "learns its gates up to the cut, and nothing is trained here"),
+            ({"criterion": LoraGuided(), "ratio": 0.5}, "and oneshot does not train. Use loraprune prune"),
+            ({"criterion": "compresso", "ratio": 0.5}, "learns its gates up to the cut, and oneshot does not train"),
         ],
     )
     def test_what_cannot_be_is_refused_with_the_reason(self, given: dict[str, Any], message: str) -> None:

@@ -268,7 +268,7 @@ class TestRefusals:
         ids=str,
     )
     def test_what_speaks_of_groups(self, changes: dict[str, Any]) -> None:
-        with pytest.raises(ValueError, match=f"{next(iter(changes))} is .* speaks of groups"):
+        with pytest.raises(ValueError, match=f"{next(iter(changes))} is .* an option for groups"):
             pst_config(**changes)
 
     def test_the_old_name_of_the_callback_for_another_criterion(self) -> None:

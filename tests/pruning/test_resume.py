@@ -191,7 +191,7 @@ class TestRefusal:
             restore_(adapted_model(num_hidden_layers=3), checkpoint, pruning_config())
 
     def test_a_folder_without_state_is_refused(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match=f"holds no state of a pruning run \\({STATE_FILE} is missing"):
+        with pytest.raises(FileNotFoundError, match=f"has no state of a pruning run \\({STATE_FILE} is missing"):
             PruningCallback(pruning_config()).restore_(adapted_model(), tmp_path)
 
     def test_going_on_without_restoring_is_refused_before_the_first_cut(self, tmp_path: Path) -> None:

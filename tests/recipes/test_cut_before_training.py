@@ -145,7 +145,7 @@ def test_when_cuts_are_made_by_default() -> None:
         ({"criterion": "compresso", "prune_end": 0.0}, "learns its gates up to the cut"),
         ({"criterion": "pst", "prune_end": 0.0}, "learns its scores while the adapter is trained"),
         ({"criterion": "osscar", "prune_end": 0.3}, "Cut once, before the first step"),
-        ({"apply": "mask", "repair": "none", "prune_end": 0.0}, "masks have no use"),
+        ({"apply": "mask", "repair": "none", "prune_end": 0.0}, "Masks have no use"),
         ({"cut_every": 2, "prune_end": 0.0}, "Pass cuts instead of cut_every"),
     ],
 )
@@ -161,7 +161,7 @@ def test_a_quantized_base_is_refused_before_it_is_loaded(checkpoint: Path, data:
 
 
 def test_a_model_that_is_cut_first_needs_data_for_its_scores() -> None:
-    with pytest.raises(ValueError, match="before the first step scored on them"):
+    with pytest.raises(ValueError, match="scores before the first step, need calibration data"):
         Pruner(byte_model(), first(repair="none"), total_steps=2)
     Pruner(
         byte_model(),

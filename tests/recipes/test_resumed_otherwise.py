@@ -134,5 +134,8 @@ def test_without_any_that_is_whole_the_run_starts_anew_or_not_at_all(
 ) -> None:
     for folder in output.with_name("out.run").glob("checkpoint-*"):
         (folder / "optimizer.pt").write_bytes(b"")
-    with pytest.raises(ValueError, match=r"No saved state .*checkpoint-4: optimizer\.pt is damaged.*--overwrite"):
+    with pytest.raises(
+        ValueError,
+        match=r"The run cannot resume from any saved state .*checkpoint-4: optimizer\.pt is damaged.*--overwrite",
+    ):
         run(checkpoint, data, output)

@@ -1,1 +1,1 @@
-"""The pruning engine: cuts inside a Trainer or without training, the callback, state and resume; PST."""
+"""The pruning engine: cuts during or without training, the Trainer callback, saved state and resume, PST."""

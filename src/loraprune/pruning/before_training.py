@@ -1,4 +1,4 @@
-"""Cuts before the first step of training: those of pruning without training, inside a run of the joint recipe."""
+"""Cuts before the first training step: the joint recipe makes them as pruning without training does."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 
 def is_due(run: PruningRun) -> bool:
-    """Whether a run begins with a cut that is not made yet."""
+    """Whether a cut before the first step is still to be made."""
     return run.config.cuts_first and run.config.target.ratio > 0.0 and not run.records
 
 
 def looks_at_data(run: PruningRun) -> bool:
-    """Whether the scores or the repair of such a cut need calibration data."""
+    """Whether the scores or the repair of that cut need calibration data."""
     return run.refits or run.config.criterion.reads_data
 
 
@@ -36,21 +36,21 @@ def cut_first_(
     calibration: Calibration,
     progress: ProgressOf = lambda what, done, total: None,
 ) -> None:
-    """Cut a model to the ratio of a run before the run begins; see :func:`loraprune.pruning.oneshot.prune_`.
+    """Cut a model to the ratio of a run before training; see :func:`loraprune.pruning.oneshot.prune_`.
 
     Args:
-        run: that has not begun; its groups and the record of the cut change.
-        model: unpruned.
-        calibration: token ids or mappings of the model's inputs; may be empty where :func:`looks_at_data` is false.
-        progress: hears how far the work is.
+        run: run that has not begun; the cut changes its groups and adds a record.
+        model: unpruned model.
+        calibration: token ids or mappings of the model's inputs; may be empty if :func:`looks_at_data` is false.
+        progress: called as the work advances.
 
     Raises:
         ValueError: the model is quantized.
     """
     if is_quantized_model(model):
         raise ValueError(
-            "All is to be cut before the first step, which reads and writes weights in 16 or 32 bits, and the base is "
-            "quantized. Leave the quantization out, or cut while it is tuned: a prune_end above 0."
+            "The base is quantized, and a cut before the first step needs weights in 16 or 32 bits. Leave the "
+            "quantization out, or cut during training: set prune_end above 0."
         )
     assert isinstance(run, GroupRun)
     config = run.config

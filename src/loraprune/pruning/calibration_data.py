@@ -1,4 +1,4 @@
-"""Calibration data drawn from a Trainer's data set."""
+"""Calibration data drawn from a Trainer's dataset."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ Batch = dict[str, torch.Tensor]
 
 
 def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
-    """Draw rows of token ids without replacement; fewer where the data set has fewer.
+    """Draw rows of token ids without replacement.
 
     Args:
-        dataset: rows with ``input_ids``, as a Trainer's data set has after tokenization.
-        count: how many to draw.
-        seed: the same seed draws the same rows.
+        dataset: rows with ``input_ids``, as in a Trainer's dataset after tokenization.
+        count: number of rows; a smaller dataset gives fewer.
+        seed: random seed.
 
     Returns:
-        1-D int64 tensors of token ids, of at least two tokens each.
+        1-D int64 tensors of token ids, with at least two tokens each.
 
     Raises:
-        ValueError: the data set has no length, no ``input_ids``, or no row of two tokens.
+        ValueError: the dataset has no length, no ``input_ids``, or no row of two tokens.
     """
     if not hasattr(dataset, "__len__") or len(dataset) == 0 or "input_ids" not in dataset[0]:
         raise ValueError(
-            "Calibration sequences for the refit cannot be drawn from this training data: it needs a length and a "
-            "column 'input_ids'. Pass PruningCallback(calibration=[...]), or say repair='none'."
+            "Calibration sequences cannot be drawn from this training data: it needs a length and a column "
+            "'input_ids'. Pass PruningCallback(calibration=[...]) or repair='none'."
         )
     drawn: list[torch.Tensor] = []
     for index in _order(dataset, seed):
@@ -52,25 +52,25 @@ def draw_calibration(dataset: Any, count: int, seed: int) -> list[torch.Tensor]:
         if len(drawn) == count:
             break
     if not drawn:
-        raise ValueError("No sequence of the data has two tokens or more, so that there is nothing to calibrate on.")
+        raise ValueError("No row of the data has two tokens or more; calibration needs at least one such row.")
     return drawn
 
 
 def num_tokens(calibration: Calibration) -> int:
-    """Tokens of the sequences among calibration data."""
+    """Return the number of tokens in calibration data; batches of inputs are not counted."""
     return sum(len(item) for item in calibration if isinstance(item, torch.Tensor))
 
 
 def warn_of_few_tokens(
     structure: Structure, calibration: Calibration, repair: Repair, criterion: CriterionConfig
 ) -> None:
-    """Say that there is less to look at than the unknowns of a repair, or of the criterion ``osscar``, call for.
+    """Warn if a repair, or the criterion ``osscar``, has too few calibration tokens for its unknowns.
 
     Args:
-        structure: of the model before pruning.
-        calibration: nothing is said of batches of inputs, whose tokens are not counted.
-        repair: of the cuts.
-        criterion: that scores the groups.
+        structure: structure of the model before pruning.
+        calibration: calibration data; batches of inputs are not counted.
+        repair: repair of the cuts.
+        criterion: criterion that scores the groups.
     """
     if structure.spans_blocks or not (repair.reads_data or isinstance(criterion, Osscar)):
         return
@@ -80,10 +80,10 @@ def warn_of_few_tokens(
         for dimension in structure.open
     )
     if tokens and are_few(tokens, widest):
-        held_back = " The repair is held back to what they bear out." if repair.reads_data else ""
+        held_back = " The repair is regularized more strongly." if repair.reads_data else ""
         logger.warning(
-            "warning: %d calibration tokens are few for the %d features that the widest layer reads: %d and more for "
-            "each feature are enough.%s More calibration sequences help.",
+            "warning: %d calibration tokens are few for the %d input features of the widest layer: %d tokens a "
+            "feature are enough.%s Use more calibration sequences.",
             tokens,
             widest,
             TOKENS_A_FEATURE,
@@ -94,22 +94,22 @@ def warn_of_few_tokens(
 def draw_batches(
     dataset: Any, collator: Callable[[list[Any]], Mapping[str, Any]], count: int, seed: int, dtype: torch.dtype
 ) -> list[Batch]:
-    """Draw rows as batches of a model's inputs; rows of equal shapes share a batch, so that nothing is padded.
+    """Draw rows as batches of a model's inputs; a batch holds rows of equal shapes, without padding.
 
     Args:
         dataset: any rows.
-        collator: makes the model's inputs of rows.
-        count: how many rows to draw.
-        seed: the same seed draws the same rows.
-        dtype: of the model, for inputs that are no whole numbers.
+        collator: function that turns rows into the model's inputs.
+        count: number of rows.
+        seed: random seed.
+        dtype: dtype of the model, for floating-point inputs.
 
     Raises:
-        ValueError: the data set has no length.
+        ValueError: the dataset has no length.
     """
     if not hasattr(dataset, "__len__") or len(dataset) == 0:
         raise ValueError(
-            "Calibration data for the refit cannot be drawn from this training data: it needs a length. Pass "
-            "PruningCallback(calibration=[...]), or say repair='none'."
+            "Calibration data cannot be drawn from this training data: it needs a length. Pass "
+            "PruningCallback(calibration=[...]) or repair='none'."
         )
     rows = [dict(collator([dataset[index]])) for index in _order(dataset, seed)[:count]]
     return [_joined(part, dtype) for part in _of_equal_shapes(rows)]
@@ -132,7 +132,7 @@ def _of_equal_shapes(rows: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]
 
 
 def _joined(rows: list[dict[str, Any]], dtype: torch.dtype) -> Batch:
-    """Rows of one example each as one batch."""
+    """Join rows of one example each into a batch."""
     names = [name for name, value in rows[0].items() if isinstance(value, torch.Tensor) and value.dim() > 0]
     batch = {name: torch.cat([row[name] for row in rows]) for name in names}
     return {name: value.to(dtype) if value.is_floating_point() else value for name, value in batch.items()}

@@ -1,4 +1,4 @@
-"""The callback that prunes a model while a Trainer tunes it with LoRA."""
+"""A Trainer callback that prunes a model during LoRA tuning."""
 
 from __future__ import annotations
 
@@ -39,25 +39,25 @@ if TYPE_CHECKING:
 
 
 SLICEABLE_OPTIMIZERS = ("adamw_torch", "adamw_torch_fused", "adagrad", "rmsprop", "sgd")
-"""Values of ``optim`` whose state is one number or one tensor of the parameter's shape."""
+"""Values of ``optim`` whose state is numbers and tensors of the parameter's shape."""
 
 
 def _check_router_loss(model: Any, run: PruningRun) -> None:
-    """Make sure that no load-balancing loss counts the experts of the config while whole experts go.
+    """Check that no load-balancing loss is on if whole experts are pruned: it reads their number from the config.
 
     Raises:
-        ValueError: it does.
+        ValueError: it is on.
     """
     config = base_model(model).config
     if "experts" in run.structure.kinds and getattr(config, "output_router_logits", False):
         raise ValueError(
-            "Whole experts are pruned, and the loss that balances the load of experts cannot follow that. Switch it "
-            "off: SFTConfig(router_aux_loss_coef=0.0), or config.output_router_logits = False."
+            "The load-balancing loss does not work while whole experts are pruned. Switch it off: "
+            "SFTConfig(router_aux_loss_coef=0.0), or config.output_router_logits = False."
         )
 
 
 class PruningCallback(TrainerCallback):
-    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` while it is tuned with LoRA: a :class:`loraprune.Pruner`.
+    """Prunes the model of a ``Trainer`` or ``SFTTrainer`` during LoRA tuning; it runs a :class:`loraprune.Pruner`.
 
     Example::
 
@@ -68,23 +68,22 @@ class PruningCallback(TrainerCallback):
     :func:`loraprune.save_pruned`.
 
     With ``PruningConfig(criterion="pst")`` nothing is cut: a share of the weights that LoRA adapts becomes zero. The
-    adapter alone does not say which: merge it into the model that it was trained in.
+    adapter does not hold the mask, so merge it into the model that it was trained in.
 
-    It adds to the Trainer's logs: see :func:`loraprune.pruning.live_values.live_values`. What writes these
-    (``report_to``) gets them from a callback that stands before it: call :meth:`lead_`, for a Trainer shows its
-    callbacks neither itself nor each other. Without that call a warning says so.
+    The callback adds values to the Trainer's logs; see :func:`loraprune.pruning.live_values.live_values`. Call
+    :meth:`lead_` so that the callbacks of ``report_to`` get them; without that call, a warning is issued.
 
     Args:
-        config: what to prune.
-        calibration: data for the refit: token ids (1-D tensors) or batches of the model's inputs (mappings); None
+        config: pruning configuration.
+        calibration: data for the repair: token ids (1-D tensors) or batches of the model's inputs (mappings). None
             draws it from the training data.
 
     Attributes:
         run: structure, plan and cuts; set when training begins (or by :meth:`restore_`).
-        interrupted: set by whoever stops the run to go on with it later; then missing cuts are no reason to warn.
-        history: one entry a log: step, loss, ratio, parameters, seconds since the start.
-        phases: what the time was spent on; with that of an interrupted run that this one goes on from.
-        steps: optimizer steps that were made.
+        interrupted: whether the run was stopped to be resumed later; if so, there is no warning about missing cuts.
+        history: an entry for each log: step, loss, ratio, parameters, seconds since the start.
+        phases: time spent by phase, with that of an interrupted run that was resumed.
+        steps: number of optimizer steps.
     """
 
     def __init__(self, config: PruningConfig | None = None, calibration: Calibration | None = None) -> None:
@@ -108,16 +107,16 @@ class PruningCallback(TrainerCallback):
 
     @property
     def _cuts(self) -> bool:
-        """Whether tensors are cut, and with them what the optimizer knows of them."""
+        """Whether tensors are cut, and the optimizer's state with them."""
         return not self.config.unstructured
 
     def restore_(self, model: nn.Module, checkpoint: str | Path) -> None:
-        """Bring an unpruned model to the state of a checkpoint of an interrupted run, in place.
+        """Restore the state of an interrupted run's checkpoint in an unpruned model, in place.
 
         Call it before the Trainer is built, then ``trainer.train(resume_from_checkpoint=checkpoint)``.
 
         Raises:
-            FileNotFoundError: the folder holds no state of a pruning run.
+            FileNotFoundError: the folder has no state of a pruning run.
             ValueError: the run was started with another configuration or model.
         """
         self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
@@ -126,14 +125,14 @@ class PruningCallback(TrainerCallback):
     def cut_first_(
         self, model: nn.Module, calibration: Calibration, progress: ProgressOf = lambda what, done, total: None
     ) -> None:
-        """Make the cut that comes before the first step now, in place: before an adapter is put on the model.
+        """Make the cut before the first step now, in place, before you add an adapter to the model.
 
-        Without this call it is made when training begins, and the adapter is cut with its model.
+        Without this call, the cut is made when training begins, and the adapter is cut with the model.
 
         Args:
-            model: unpruned.
+            model: unpruned model.
             calibration: token ids (1-D tensors) or batches of the model's inputs (mappings).
-            progress: called with what is being done, finished steps and all steps.
+            progress: called with the name of the work, finished steps and total steps.
         """
         self.run = new_run(model, self.config)
         self.run.phases = self.phases
@@ -141,13 +140,13 @@ class PruningCallback(TrainerCallback):
             cut_first_(self.run, model, calibration, progress)
 
     def _take_over_time(self) -> None:
-        """Go on counting where the interrupted run had come to."""
+        """Add the time that the interrupted run had spent."""
         assert self.run is not None
         self.phases.take_over(self.run.phases.seconds)
         self.run.phases = self.phases
 
     def lead_(self, trainer: Trainer) -> None:
-        """Stand before a Trainer's other callbacks, so that those that write logs get what this one adds to them.
+        """Move this callback before a Trainer's other callbacks, so that those that write logs get its values.
 
         Example::
 
@@ -157,7 +156,7 @@ class PruningCallback(TrainerCallback):
         self._trainer = trainer
         callbacks = trainer.callback_handler.callbacks
         others = [other for other in callbacks if other is not self]
-        # The one that says when to save has no logs to write, and comes first: a save may have to be put off.
+        # The callback that decides when to save stays first, so that this one can put off a save.
         flow = [other for other in others if isinstance(other, DefaultFlowCallback)]
         callbacks[:] = [*flow, self, *(other for other in others if other not in flow)]
         self._leads = True
@@ -165,7 +164,7 @@ class PruningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Describe the model, fix the schedule, start to gather evidence."""
+        """Check the arguments, set the schedule and start to collect evidence."""
         cut = self.run is not None and self.config.cuts_first and not is_due(self.run)
         check_parallel(args, self.config, self._trainer, cuts_later=self.config.target.ratio > 0.0 and not cut)
         if args.load_best_model_at_end and self.config.target.ratio > 0.0:
@@ -175,13 +174,13 @@ class PruningCallback(TrainerCallback):
             )
         if args.n_gpu > 1:
             raise ValueError(
-                f"This process sees {args.n_gpu} GPUs and would run them under DataParallel. Make one visible with "
-                "CUDA_VISIBLE_DEVICES=0."
+                f"This process sees {args.n_gpu} GPUs and would use DataParallel, which is not supported. Make one "
+                "visible with CUDA_VISIBLE_DEVICES=0."
             )
         if self._cuts and self.config.target.ratio > 0.0 and args.optim not in SLICEABLE_OPTIMIZERS:
             raise ValueError(
-                f"The optimizer {str(getattr(args.optim, 'value', args.optim))!r} keeps a state that cannot be cut "
-                f"with the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+                f"The state of the optimizer {str(getattr(args.optim, 'value', args.optim))!r} cannot be cut with the "
+                f"weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
             )
         if args.fp16:
             raise ValueError("fp16 training is not supported: its loss scaling would get into the scores. Use bf16.")
@@ -190,8 +189,8 @@ class PruningCallback(TrainerCallback):
         if self.run is None:
             if state.global_step > 0 and self.config.target.ratio > 0.0:
                 raise ValueError(
-                    "This run goes on from a checkpoint, but the model was not brought to its structure. Call "
-                    "PruningCallback.restore_(model, checkpoint) before the Trainer is built."
+                    "This run resumes from a checkpoint, but the model does not have the checkpoint's structure. Call "
+                    "PruningCallback.restore_(model, checkpoint) before you build the Trainer."
                 )
             self.run = new_run(model, self.config)
             self.run.phases = self.phases
@@ -221,13 +220,13 @@ class PruningCallback(TrainerCallback):
         named = ", ".join(name for name in writers if name != "none")
         if named and not self._leads:
             warnings.warn(
-                f"report_to={named} gets nothing of what pruning adds to the logs. Call callback.lead_(trainer) once "
-                "the Trainer is built.",
+                f"report_to={named} does not get the values that pruning adds to the logs. Call "
+                "callback.lead_(trainer) after you build the Trainer.",
                 stacklevel=2,
             )
 
     def _draw(self, model: nn.Module, loader: Any) -> Calibration:
-        """Calibration data from the training data: token ids for causal language models, their inputs for others."""
+        """Draw calibration data from the training data: token ids for causal language models, inputs for others."""
         assert self.run is not None
         count, seed = self.config.calibration_sequences, self.config.seed
         if self.run.structure.spec.auto_class == "AutoModelForCausalLM":
@@ -237,7 +236,7 @@ class PruningCallback(TrainerCallback):
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take in the evidence of the step; leave out a step whose gradients are not finite."""
+        """Collect the evidence of the step; skip a step whose gradients are not finite."""
         assert self._pruner is not None
         try:
             usable = self._pruner.observe(kwargs["optimizer"])
@@ -264,21 +263,21 @@ class PruningCallback(TrainerCallback):
     def on_epoch_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Save no state that may be bad."""
+        """Put off a save while steps are skipped."""
         self._put_off_saving(control)
 
     @property
     def is_skipping(self) -> bool:
-        """Whether the last step was skipped, so that the state may be bad already and is not saved."""
+        """Whether the last step was skipped; the weights may be bad already, so they are not saved."""
         return self._pruner is not None and self._pruner.is_skipping
 
     def _put_off_saving(self, control: TrainerControl) -> None:
-        """A state that is saved takes the place of an older one, which was good."""
+        """A saved state could replace an older one that is good."""
         if self.is_skipping:
             control.should_save = False
 
     def _phase(self, run: PruningRun) -> str:
-        """What the last step belongs to."""
+        """Return the phase of the last step."""
         if not run.schedule or not self._cuts:
             return TRAINING
         if not run.pending:
@@ -293,9 +292,10 @@ class PruningCallback(TrainerCallback):
         logs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        """Add ratio, size and :func:`live_values` to what the Trainer logs; keep the course for the report.
+        """Add ratio, size and :func:`live_values` to the Trainer's logs; keep the history for the report.
 
-        The Trainer counts the loss of a skipped step as 0 or as a part of those before it: it is not told.
+        The Trainer counts the loss of a skipped step as 0 or as part of earlier ones, so the loss of a log with
+        skipped steps is dropped.
         """
         if logs is None or self.run is None or "loss" not in logs:
             return
@@ -319,7 +319,7 @@ class PruningCallback(TrainerCallback):
         )
 
     def _live_values(self, run: PruningRun) -> dict[str, float]:
-        """:func:`live_values`; a run does not end because of what is there to be looked at."""
+        """Return :func:`live_values`; an error in them does not stop the run."""
         if not self._is_live:
             return {}
         try:
@@ -327,25 +327,25 @@ class PruningCallback(TrainerCallback):
         except Exception as error:
             self._is_live = False
             warnings.warn(
-                "From here on the logs lack importance, stability, errors and times: they could not be computed "
+                "Importance, stability, errors and times could not be computed and are no longer logged "
                 f"({type(error).__name__}: {error}).",
                 stacklevel=2,
             )
             return {}
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Put the state of pruning into the checkpoint that the Trainer just wrote."""
+        """Save the state of pruning in the checkpoint that the Trainer has written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if self.run is None or not (state.is_world_process_zero or is_sharded(kwargs["model"])):
             return
-        tensors = self.run.tensors(kwargs["model"])  # in all processes, where they share out the weights
+        tensors = self.run.tensors(kwargs["model"])  # collective if the weights are sharded
         if folder.is_dir() and state.is_world_process_zero:
             save_state(self.run, tensors, folder, self.history, self.skipped_steps)
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take off all hooks; a run that diverged ends with an error here."""
+        """Remove all hooks; raise an error if the run diverged."""
         assert self.run is not None
         pending = [] if self.interrupted else self.run.pending
         self.phases.lap(self._phase(self.run))
@@ -361,7 +361,7 @@ class PruningCallback(TrainerCallback):
             )
 
     def _kept(self, args: TrainingArguments) -> str:
-        """What is left to go on from after a divergence; a state that no good step came after is set aside."""
+        """Name the state to resume from after a divergence; set aside a state that no good step followed."""
         assert self._pruner is not None
         if args.save_strategy == "no":
             return ""
@@ -370,17 +370,17 @@ class PruningCallback(TrainerCallback):
             set_aside_(folder / f"checkpoint-{self._pruner.last_good_step}")
         kept = last_checkpoint(folder)
         if kept is None:
-            return " No state was saved before that; --save-steps says how often one is."
+            return " No state was saved before that. Save more often with --save-steps."
         return f" The last good state is saved in {folder} ({kept.name})."
 
 
 class PstCallback(PruningCallback):
-    """The old name of :class:`PruningCallback` for the criterion ``pst``; it goes with the next version."""
+    """Old name of :class:`PruningCallback` for the criterion ``pst``; the next version removes it."""
 
     def __init__(self, config: PruningConfig | None = None) -> None:
         warnings.warn(
-            "PstCallback is PruningCallback now: PruningCallback(PruningConfig(criterion='pst')). The old name goes "
-            "with the next version.",
+            "PstCallback is PruningCallback now: PruningCallback(PruningConfig(criterion='pst')). The next version "
+            "removes the old name.",
             FutureWarning,
             stacklevel=2,
         )

@@ -25,7 +25,7 @@ RENAMED = {
     "refit_damping": Renamed("damping"),
     "any_head_count": Renamed("head_counts", lambda free: "any" if free else "config", lambda counts: counts == "any"),
 }
-"""Fields of :class:`PruningConfig` by their old names, which files of runs keep."""
+"""Fields of :class:`PruningConfig` by their old names, which saved runs keep."""
 
 JOINT_CRITERIA = GROUP_CRITERIA | {"pst": Pst}
 """Criteria of the joint recipe, by name."""
@@ -36,7 +36,7 @@ _SPEAK_OF_GROUPS = ("allocation", "widths", "dimensions", "channel_multiple", "h
 @renamed_fields(**RENAMED)
 @dataclass(frozen=True, init=False)
 class PruningConfig(Flat):
-    """Configuration of pruning during training, of parts; the options of all parts can be given flat, too.
+    """Configuration of pruning during training; every option of its parts is also a flat keyword.
 
     Example::
 
@@ -46,27 +46,27 @@ class PruningConfig(Flat):
         )
 
     Attributes:
-        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``widths``, ``allocation``,
+        target: what to prune, how much, and how that is spread. Flat: ``ratio``, ``widths``, ``allocation``,
             ``dimensions``, ``keep_layers``, ``channel_multiple``, ``head_counts``; see
             :class:`~loraprune.allocation.target.Target`. With a ratio of 0 nothing is pruned and the run is plain
             fine-tuning.
         criterion: ``fisher`` (squared gradient of a gate on each group), ``lora`` (the LoRAPrune paper's), ``taylor``
-            (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random``, ``compresso`` (learnt
-            gates), of whole blocks ``position``; ``osscar`` before the first step; ``pst`` makes single weights zero.
-            Or an object of :mod:`loraprune.criteria`, such as ``Taylor(form="first")``, or one of a class of your own
-            that is a :class:`loraprune.criteria.Criterion`. Flat: ``lora_form``, ``taylor_form``, ``group_reduction``,
-            ``offload_grads``, and mappings of options as ``compresso`` and ``pst``.
-        schedule: when cuts are made. Flat: ``prune_start``, ``prune_end``, ``cuts``, ``cut_every``; see
+            (exact gradients of the weights), ``magnitude``, ``wanda``, ``flap``, ``random`` or ``compresso`` (learned
+            gates). Whole blocks also take ``position``, a cut before the first step ``osscar``; ``pst`` makes single
+            weights zero. Or an object of :mod:`loraprune.criteria`, such as ``Taylor(form="first")``, or of your own
+            subclass of :class:`loraprune.criteria.Criterion`. Flat: ``lora_form``, ``taylor_form``,
+            ``group_reduction``, ``offload_grads``, and mappings of options as ``compresso`` and ``pst``.
+        schedule: times of the cuts. Flat: ``prune_start``, ``prune_end``, ``cuts``, ``cut_every``; see
             :class:`~loraprune.allocation.schedule.Schedule`.
-        repair: what is done to each consumer after a cut: ``refit``, ``stream``, ``stream+readers``, ``bias`` or
+        repair: repair of each consumer after a cut: ``refit``, ``stream``, ``stream+readers``, ``bias`` or
             ``none``, or an object of :mod:`loraprune.repairs`. Flat: ``damping``.
-        calibration_sequences: training sequences that the repair looks at.
+        calibration_sequences: number of training sequences for the repair.
         average_decay: λ of the moving average of scores, in [0, 1).
-        average_bias_correction: divide out that the average starts at zero; off as in the paper.
-        apply: ``slice`` cuts the tensors; ``mask`` multiplies with zeros during training and cuts at its end.
-        max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
-        seed: of the draw of calibration sequences and of the criterion ``random``. ``loraprune.prune`` and the command
-            line set it to the training's seed.
+        average_bias_correction: correct the average for its start at zero; the paper does not.
+        apply: ``slice`` cuts the tensors; ``mask`` multiplies by zeros during training and cuts at its end.
+        max_skipped_steps: number of consecutive steps with NaN or Inf that are skipped before training stops.
+        seed: seed of the draw of calibration sequences and of the criterion ``random``. ``loraprune.prune`` and the
+            command line set it to the training's seed.
     """
 
     target: Target
@@ -115,8 +115,8 @@ class PruningConfig(Flat):
             object.__setattr__(self, "target", replace(self.target, allocation=allocation))
         if self.target.allocation == "measured" and not can_try:
             raise ValueError(
-                "allocation is 'measured', which cuts and repairs the model for trial before the first step: it needs "
-                "a repair, and prune_start=0, cuts=1 (--prune-start 0 --cuts 1). Otherwise say 'balanced'."
+                "allocation is 'measured', which tries cuts with repair before the first step: it needs a repair, "
+                "prune_start=0 and cuts=1 (--prune-start 0 --cuts 1). Otherwise use 'balanced'."
             )
         if self.unstructured:
             self._check_unstructured()
@@ -129,14 +129,14 @@ class PruningConfig(Flat):
             )
         if self.repairs and self.calibration_sequences < 1:
             raise ValueError(
-                "calibration_sequences is below 1: the repair needs at least one. Without it, say repair='none'."
+                "calibration_sequences is below 1; the repair needs at least one. Raise it, or use repair='none'."
             )
         if self.repairs and self.apply == "mask":
-            raise ValueError("A repair needs sliced tensors: say repair='none' (--repair none), or use apply='slice'.")
+            raise ValueError("A repair needs sliced tensors: use repair='none' (--repair none), or apply='slice'.")
 
     @classmethod
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """A single cut at a start of 0 is made before the first step, where the criterion and the masks allow it."""
+        """Keep a single cut at a start of 0 before the first step only if the criterion and ``apply`` allow that."""
         if values.get("prune_end") is not None or isinstance(values.get("schedule"), Schedule):
             return values
         given = values.get("criterion")
@@ -146,60 +146,60 @@ class PruningConfig(Flat):
         return values
 
     def _check_cuts_first(self) -> None:
-        """Refuse what needs training where all is cut before it."""
+        """Refuse options that need training if everything is cut before it."""
         if self.criterion.needs_training:
             raise ValueError(
-                f"The criterion {self.criterion.name!r} {self.criterion.needs_training}, and with prune_end=0 all is "
-                "cut before the first step. Choose another criterion, or a prune_end above 0."
+                f"The criterion {self.criterion.name!r} {self.criterion.needs_training}, and with prune_end=0 "
+                "everything is cut before the first step. Choose another criterion, or set prune_end above 0."
             )
         if self.apply == "mask":
-            raise ValueError("With prune_end=0 all is cut before the first step, where masks have no use. Use slice.")
+            raise ValueError("With prune_end=0 everything is cut before the first step. Masks have no use: use slice.")
 
     def _check_unstructured(self) -> None:
-        """Refuse what speaks of groups where single weights go; what a default says of groups means nothing then."""
+        """Refuse options about groups, other than the defaults, if single weights become zero."""
         ours = Target(allocation="balanced")
         odd = [name for name in _SPEAK_OF_GROUPS if getattr(self.target, name) != getattr(ours, name)]
         if odd or self.apply != "slice":
             name = odd[0] if odd else "apply"
             raise ValueError(
-                f"{name} is {getattr(self, name)!r}, which speaks of groups, and the criterion 'pst' makes single "
+                f"{name} is {getattr(self, name)!r}, an option for groups, and the criterion 'pst' makes single "
                 "weights zero. Leave it out."
             )
 
     @property
     def criterion_name(self) -> str:
-        """Name of the criterion; of one of the user's own, that of its class."""
+        """Name of the criterion; for a user's own criterion, the name of its class."""
         return self.criterion.name
 
     @property
     def cuts_first(self) -> bool:
-        """Whether all is cut before the first step."""
+        """Whether everything is cut before the first step."""
         return self.schedule.before_training
 
     @property
     def unstructured(self) -> bool:
-        """Whether single weights become zero and no group goes."""
+        """Whether single weights become zero and no group is removed."""
         return self.criterion.unstructured
 
     @property
     def repairs(self) -> bool:
-        """Whether anything is done to the consumers after a cut."""
+        """Whether the consumers are repaired after a cut."""
         return self.repair.reads_data
 
     @property
     def free_head_counts(self) -> bool:
-        """The old form of :attr:`Target.legal_head_counts`: whether it is ``any``."""
+        """Whether :attr:`Target.legal_head_counts` is ``any``; the old form of that option."""
         return self.target.legal_head_counts == "any"
 
     def to_saved(self) -> dict[str, Any]:
-        """The options flat, as plain values, under the names that they have in files of runs."""
+        """Return the options flat, as plain values, under the names that saved runs use."""
         return under_old_names(self.flat(), RENAMED)
 
     @classmethod
     def from_saved(cls, values: Mapping[str, Any]) -> PruningConfig:
-        """The reverse of :meth:`to_saved`; what no criterion or repair in use has is left out.
+        """Reverse :meth:`to_saved`; options that the criterion and the repair do not have are left out.
 
         Raises:
-            ValueError: a value is none that the option takes.
+            ValueError: a value is not allowed.
         """
         return cls(**cls.own_options(translated(values, RENAMED)))

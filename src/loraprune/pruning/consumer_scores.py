@@ -1,4 +1,4 @@
-"""Scores of groups from what enters the layer that reads them, on calibration data."""
+"""Scores of groups from the inputs of the layer that reads them (the consumer), on calibration data."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def _scores(
         return criterion.group_scores(weight_OI, inputs, positions_GK)
     except NotPositiveDefiniteError:
         warnings.warn(
-            f"{name}: the second moment of its inputs is not positive definite, so that its groups are scored by "
-            "wanda. More calibration sequences or a larger --damping help.",
+            f"{name}: the second moment of its inputs is not positive definite, so its groups are scored by wanda. "
+            "Use more calibration sequences or a larger --damping.",
             stacklevel=2,
         )
         return Wanda().group_scores(weight_OI, inputs, positions_GK)
@@ -44,26 +44,27 @@ def consumer_scores(
     num_groups: int,
     calibration: CalibrationPass,
 ) -> torch.Tensor:
-    """Score the groups of one dimension as the model is now.
+    """Score the current groups of one dimension.
 
     Args:
         criterion: ``wanda``, ``flap`` or ``osscar``.
         model: the model or the ``PeftModel`` around it.
-        dimension: of the block that the pass has come to.
-        num_groups: groups that there are now.
-        calibration: the pass.
+        dimension: dimension of the current block of the pass.
+        num_groups: current number of groups.
+        calibration: pass over the calibration data.
 
     Returns:
         Shape ``(groups,)``, float32.
 
     Raises:
-        ArithmeticError: NaN or Inf comes in on the calibration data.
+        ArithmeticError: the scores have NaN or Inf.
     """
     score = _expert_scores if dimension.of_experts else _layer_scores
     scores = score(criterion, model, dimension, num_groups, calibration)
     if not torch.isfinite(scores).all():
         raise ArithmeticError(
-            f"The scores of {dimension.name} on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
+            f"The scores of {dimension.name} contain NaN or Inf on the calibration data. Is the model sound in "
+            "this dtype?"
         )
     return scores
 
@@ -76,7 +77,7 @@ def _layer_scores(
     calibration: CalibrationPass,
 ) -> torch.Tensor:
     consumer = base_model(model).get_submodule(dimension.consumer.module)
-    # The pass first: it brings the block to where it computes.
+    # The pass comes first: it moves the block to its device.
     inputs = calibration.features(dimension.consumer.module, moment=criterion.reads_moment)
     weight = effective_weight(consumer)
     positions = group_positions(dimension, num_groups, weight.shape[1])
@@ -90,10 +91,10 @@ def _expert_scores(
     num_groups: int,
     calibration: CalibrationPass,
 ) -> torch.Tensor:
-    """The same inside each expert; a whole expert has the scores of all of its channels.
+    """Score the channels of each expert, or whole experts.
 
-    Scores count for the tokens that come to an expert, so that a busy one loses less than an idle one where experts
-    compete.
+    Scores are weighted by the number of tokens routed to an expert: if experts compete, a busy one loses less than an
+    idle one.
     """
     consumer = dimension.consumer
     module = base_model(model).get_submodule(consumer.module)
@@ -108,7 +109,7 @@ def _expert_scores(
         if inputs is None:
             found.append(torch.zeros(1 if whole else channels, device=weight.device))
             continue
-        if whole and criterion.reads_moment:  # nothing makes up for an expert: its whole output is lost
+        if whole and criterion.reads_moment:  # no repair makes up for an expert: its whole output is lost
             lost = ((weight @ inputs.moment) * weight).sum()
             found.append(lost[None] * inputs.rows)
             continue

@@ -1,12 +1,12 @@
-"""Errors of runs that end early; what was saved can be gone on from."""
+"""Errors that end a run early."""
 
 
 class InterruptedRunError(Exception):
-    """Training was stopped by the user; the message says what was saved and how to go on."""
+    """The user stopped training; the message says what was saved and how to resume."""
 
 
 class BadResultError(ArithmeticError):
-    """A run came to its end, and its result is one that nobody wants; nothing was written."""
+    """A finished run has an unusable result; nothing was written."""
 
 
 class TrainingDivergedError(ArithmeticError):
@@ -14,4 +14,4 @@ class TrainingDivergedError(ArithmeticError):
 
 
 class DryRunError(Exception):
-    """A dry run ends where the work would start: everything was checked, and nothing was done."""
+    """A dry run passed all checks and stops before the work starts."""

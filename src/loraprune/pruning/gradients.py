@@ -30,11 +30,11 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 TOKENS_PER_GRADIENT = 2048
-"""Tokens in a batch with a backward pass: its activations are all in memory at once."""
+"""Tokens in a batch with a backward pass, whose activations are in memory all at once."""
 
 
 def _batches(calibration: Calibration) -> Iterator[dict[str, Any]]:
-    """Batches of a model's inputs with labels."""
+    """Yield batches of a model's inputs with labels."""
     sequences = [item for item in calibration if isinstance(item, torch.Tensor)]
     for batch in equal_length_batches(sequences, TOKENS_PER_GRADIENT):
         yield {"input_ids": batch, "labels": batch, "use_cache": False}
@@ -42,7 +42,7 @@ def _batches(calibration: Calibration) -> Iterator[dict[str, Any]]:
 
 
 def _own(calibration: Calibration) -> Calibration:
-    """The part of this process: sequences of like lengths, or batches."""
+    """Return this process's part of the calibration data: sequences of similar lengths, or batches."""
     sequences = sorted((item for item in calibration if isinstance(item, torch.Tensor)), key=len, reverse=True)
     ordered: Calibration = [*sequences, *(item for item in calibration if not isinstance(item, torch.Tensor))]
     return ordered[own_part(len(ordered))]
@@ -54,12 +54,12 @@ def _rows(batch: Mapping[str, Any]) -> int:
 
 @dataclass(frozen=True)
 class _Losses:
-    """The losses that gradients are taken of.
+    """Losses whose gradients are computed.
 
     Attributes:
-        batches: of this process.
-        sequences: in all processes.
-        progress: hears how many batches are done, and how many there are.
+        batches: batches of this process.
+        sequences: number of sequences in all processes.
+        progress: function called with finished and total batches.
     """
 
     batches: Sequence[Mapping[str, Any]]
@@ -67,13 +67,12 @@ class _Losses:
     progress: Progress
 
     def go_back_from_(self, model: Any, *, by_sequence: bool) -> None:
-        """Go back from the loss of each sequence (``by_sequence``), or from the mean over all of them.
+        """Run the backward pass of each sequence's loss (``by_sequence``), or of the mean over all sequences.
 
-        With several processes the gradients are as many times as large, as a Trainer makes them: evidence divides by
-        that where it is added up.
+        Gradients are multiplied by the number of processes, as in a Trainer; the sum of the evidence divides by it.
 
         Raises:
-            ValueError: the calibration data give no loss.
+            ValueError: the calibration data have no labels.
         """
         together(lambda: self._go_back_from_(model, 1 if by_sequence else self.sequences))
 
@@ -84,10 +83,10 @@ class _Losses:
             loss = model(**send_to_device(dict(batch), device)).loss
             if loss is None:
                 raise ValueError(
-                    "Scores from gradients need a loss, and the calibration data have no 'labels'. Give labels, or "
-                    "choose a method without gradients, such as flap."
+                    "Scores from gradients need a loss, and the calibration data have no 'labels'. Add labels, or "
+                    "choose a criterion without gradients, such as flap."
                 )
-            # The loss of a batch is its mean. A criterion that looks at activations alone leaves it without a gradient.
+            # The loss of a batch is a mean. With a criterion that reads activations only, it has no gradient.
             if loss.requires_grad:
                 (loss * _rows(batch) * num_processes() / divisor).backward()
             self.progress(done, len(self.batches))
@@ -95,7 +94,7 @@ class _Losses:
 
 @contextmanager
 def _frozen(model: nn.Module) -> Iterator[None]:
-    """No parameter of a model asks for a gradient; afterwards those do that did."""
+    """Switch the gradients of all parameters off; restore them afterwards."""
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     model.requires_grad_(False)
     try:
@@ -106,10 +105,10 @@ def _frozen(model: nn.Module) -> Iterator[None]:
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """A forward pass that keeps its inputs alone, and runs once more in the backward pass."""
+    """Wrap a forward pass so that it keeps only its inputs and runs again in the backward pass."""
 
     def run(*args: Any, **kwargs: Any) -> Any:
-        # What runs twice would write to a cache twice.
+        # Run twice, it would write to a cache twice.
         kwargs |= {name: None for name in CACHES if name in kwargs}
         if "use_cache" in kwargs:
             kwargs["use_cache"] = False
@@ -120,10 +119,10 @@ def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextmanager
 def _recomputing(model: nn.Module, structure: Structure) -> Iterator[None]:
-    """Let an accelerator drop the activations of each block and compute them again.
+    """On an accelerator, recompute the activations of each block instead of keeping them.
 
-    The gradient checkpointing of transformers works in training mode alone, in which some blocks have a dropout of
-    their own (OPT, Falcon), and lets the embeddings require gradients from then on.
+    transformers' gradient checkpointing works in training mode only, in which some blocks apply dropout (OPT, Falcon).
+    It also leaves the embeddings' outputs with gradients.
     """
     if next(model.parameters()).device.type == "cpu":
         yield
@@ -149,24 +148,23 @@ def gradient_scores(
     config: CriterionConfig,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
-    """Score the groups that a model has now by the loss on calibration data.
+    """Score the current groups of a model by the loss on calibration data.
 
-    Every sequence (or image) counts the same: the loss is its own mean. Several processes of one run each take a part
-    of them, if there are enough; a criterion of the user's own sees all of them in each process.
+    Every sequence (or image) has the same weight: its loss is the mean over its tokens. If there are enough sequences,
+    the processes of a run share them out. A user's own criterion sees all of them in each process.
 
     Args:
-        model: at ``plan``.
-        structure: of the model before any pruning.
-        plan: groups that it has.
+        model: model at ``plan``.
+        structure: structure of the model before any pruning.
+        plan: current groups of the model.
         calibration: token ids, or mappings of the model's inputs with labels.
         config: ``fisher`` (mean over sequences of the squared gradient of a gate on each group), ``taylor``
             (importance of the group's weights from their gradients; ``L`` is the mean loss), or a user's own.
-        progress: hears how many batches are done, and how many there are.
+        progress: called with finished and total batches.
 
     Raises:
-        ValueError: the calibration data give no loss, for want of labels; a form of ``taylor`` that cannot be had of
-            stacked experts.
-        ArithmeticError: they give NaN or Inf.
+        ValueError: the calibration data have no labels, or stacked experts do not support the form of ``taylor``.
+        ArithmeticError: the scores have NaN or Inf.
     """
     base: Any = base_model(model)
     shared = len(calibration) >= num_processes() and not isinstance(config, OwnCriterion)
@@ -176,13 +174,13 @@ def gradient_scores(
         found = make(base, structure, plan, _Losses(list(_batches(_own(calibration))), sequences, progress), config)
     if not all(bool(torch.isfinite(values).all()) for values in found.values()):
         raise ArithmeticError(
-            "The gradients on the calibration data hold NaN or Inf. Is the model sound in this dtype?"
+            "The gradients on the calibration data contain NaN or Inf. Is the model sound in this dtype?"
         )
     return found
 
 
 def _has_experts(base: Any, structure: Structure) -> bool:
-    """Whether anything that is pruned has weights in stacked experts, which nobody can listen to."""
+    """Whether any pruned weights are in stacked experts, which hooks cannot reach."""
     if any(dimension.of_experts for dimension in structure):
         return True
     whole = "blocks" in structure.kinds
@@ -191,7 +189,7 @@ def _has_experts(base: Any, structure: Structure) -> bool:
 
 @contextmanager
 def _backward_ready(base: Any, structure: Structure) -> Iterator[None]:
-    """The model as it is in use, with gradients of what is listened to and of no parameter."""
+    """Put the model in eval mode with gradients enabled, but for no parameter."""
     with ExitStack() as stack:
         stack.enter_context(eval_mode(base))
         stack.enter_context(torch.enable_grad())
@@ -207,21 +205,21 @@ def _listening(
     losses: _Losses,
     config: CriterionConfig,
 ) -> Scores:
-    """Scores by a criterion that listens to the backward passes."""
+    """Score by a criterion that hooks into the backward passes."""
     criterion: Criterion = built_for(config, structure)
     own = isinstance(config, OwnCriterion)
     if not own:
         criterion.attach(base, structure)
     try:
         with _backward_ready(base, structure):
-            if own:  # it may let the parameters that it reads ask for gradients
+            if own:  # it may switch gradients of parameters on
                 criterion.attach(base, structure)
             losses.go_back_from_(base, by_sequence=isinstance(config, Fisher))
             scores = criterion.scores(plan)
     finally:
         criterion.detach()
     if scores is None:
-        raise ValueError(f"The criterion {config.name} has no scores after all calibration data were seen.")
+        raise ValueError(f"The criterion {config.name} has no scores after a pass over all calibration data.")
     if own:
         check_scores(config.name, structure, plan, scores)
     return scores
@@ -234,12 +232,12 @@ def _of_experts(
     losses: _Losses,
     config: CriterionConfig,
 ) -> Scores:
-    """Scores from gradients that autograd leaves in the weights: stacked experts cannot be listened to."""
+    """Score by the gradients that autograd leaves in the weights, because hooks do not reach stacked experts."""
     assert isinstance(config, Taylor)
     if config.form not in ("squared", "first") or config.offload:
         raise ValueError(
-            "Of stacked experts the method 'taylor' has the forms squared and first, and their gradients stay with the "
-            "weights. Choose one of these without offload_grads, or the method 'fisher'."
+            "For stacked experts, the criterion 'taylor' supports the forms squared and first, without offload_grads. "
+            "Choose one of these, or the criterion 'fisher'."
         )
     if "blocks" in structure.kinds:
         # The weights of a block are those of all of its layers.

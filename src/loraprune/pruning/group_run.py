@@ -1,4 +1,4 @@
-"""A run that cuts groups: which cut comes next, what the averages are, what was done so far."""
+"""A run that cuts groups: schedule, averages of scores, cuts so far."""
 
 from __future__ import annotations
 
@@ -42,12 +42,12 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class GroupRun(PruningRun):
-    """A run that cuts groups of the model while it is trained.
+    """A run that cuts groups of a model during training.
 
     Attributes:
-        groups: which are left, and how important each one was.
-        average: moving average of the scores, over the groups that are kept now.
-        learned: what a criterion that learns had learnt when the run was interrupted.
+        groups: remaining groups and their last scores.
+        average: moving average of the scores of the current groups.
+        learned: state of a learning criterion when the run was interrupted.
     """
 
     groups: Groups
@@ -59,16 +59,16 @@ class GroupRun(PruningRun):
         self._masks: Masks | None = None
         self._calibration: Calibration | None = None
         self._attached = False
-        # What is all cut before the first step is scored there.
+        # A cut before the first step scores by itself.
         config = Fisher() if self.config.cuts_first else self.config.criterion
         self.criterion: Criterion = built_for(config, self.structure, self.config.seed)
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> GroupRun:
-        """A run that has not begun, for a model that is not pruned yet.
+        """Make a new run for an unpruned model.
 
         Raises:
-            ValueError: the model cannot be pruned, or not by that ratio.
+            ValueError: the model cannot be pruned, or not to that ratio.
         """
         prepare_(model)
         target = config.target
@@ -83,26 +83,26 @@ class GroupRun(PruningRun):
 
     @property
     def plan(self) -> Plan:
-        """Groups that are kept now."""
+        """Current groups."""
         return self.groups.plan
 
     @property
     def importance(self) -> Scores:
-        """Last score of every group, also of those that are gone; shape ``(num_groups,)`` each."""
+        """Last score of every group, with removed ones; shape ``(num_groups,)`` each."""
         return self.groups.importance
 
     @property
     def averages(self) -> Scores:
-        """Averages of the scores of the groups that are kept; empty where there are none."""
+        """Averages of the scores of the current groups; empty if there are none."""
         return averaged(self.average, self.config.average_decay, self.config.average_bias_correction)
 
     def legal_widths(self) -> LegalWidths:
-        """Widths that the plan may have."""
+        """Return the widths that the plan may have."""
         return self.groups.legal_widths()
 
     @property
     def refits(self) -> bool:
-        """Whether cuts are repaired; where whole blocks go, or parts of the hidden size, nothing is there to repair."""
+        """Whether cuts are repaired; cuts of whole blocks or of the hidden size are not."""
         return self.config.repairs and not self.structure.spans_blocks
 
     @property
@@ -111,7 +111,7 @@ class GroupRun(PruningRun):
         return self.plan.ratio(self.structure)
 
     def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
-        """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already."""
+        """Set the schedule and start to collect evidence; a resumed model must be at the plan already."""
         self._model, self._calibration = model, calibration
         if self.config.target.ratio > 0.0:
             self._check_widths(model)
@@ -127,7 +127,7 @@ class GroupRun(PruningRun):
         if self.config.apply == "mask":
             self._masks = Masks(model, self.structure, self.plan)
         if self.pending:
-            # Those of all processes: what is squared or made positive comes after the sum over them.
+            # The count of all processes: evidence is squared or made positive after the sum over them.
             tell_micro_batches(self.criterion, self.micro_batches and self.micro_batches * num_processes())
             self.criterion.attach(model, self.structure)
             self._attached = True
@@ -137,25 +137,25 @@ class GroupRun(PruningRun):
                     self.criterion.restore(self.learned)
 
     def _check_variants(self, model: nn.Module) -> None:
-        """Refuse variants of LoRA where ``W + s·B·A`` is read or merged."""
+        """Refuse variants of LoRA if ``W + s·B·A`` is read or merged."""
         if not any(map(has_variant, model.modules())):
             return
         if self.refits or self.config.criterion.reads_effective_weights:
             raise ValueError(
-                "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. With it, use the "
-                "criterion 'fisher' or 'random' and repair='none' (--repair none)."
+                "The adapter is a variant of LoRA (such as DoRA), whose weight is not W + s·B·A. Use the criterion "
+                "'fisher' or 'random' with repair='none' (--repair none)."
             )
         if is_quantized_model(model):
             raise ValueError(
                 "The adapter is a variant of LoRA (such as DoRA), which cannot be merged into a quantized base without "
-                "a loss. Use plain LoRA, or a base in 16 or 32 bits."
+                "loss. Use plain LoRA, or a base in 16 or 32 bits."
             )
 
     def _check_widths(self, model: nn.Module) -> None:
-        """Make sure that the model is the one that the plan was made for, and at that plan.
+        """Check that the model has the widths of the plan.
 
         Raises:
-            ValueError: it is not, as when a callback is used for a second model.
+            ValueError: it does not, for example because a callback is used for a second model.
         """
         plan = Plan.full(self.structure) if self.config.apply == "mask" else self.plan
         base = base_model(model)
@@ -165,17 +165,17 @@ class GroupRun(PruningRun):
             groups = plan.count(dimension.name) // (dimension.strata if consumer.stacked else 1)
             if length != groups * consumer.group_size:
                 raise ValueError(
-                    f"{dimension.consumer.module} reads {length} features, and {groups} groups of "
-                    f"{dimension.consumer.group_size} were left of it: this is not the model that was pruned so far. "
-                    "Make a new PruningCallback for each run."
+                    f"{dimension.consumer.module} reads {length} features, and the plan has {groups} groups of "
+                    f"{dimension.consumer.group_size} there: this is not the model that was pruned so far. Make a new "
+                    "PruningCallback for each run."
                 )
 
     def _physical(self) -> Plan:
-        """The plan that the tensors have: with masks, everything is still there."""
+        """Return the plan of the tensors; with masks, they are still whole."""
         return Plan.full(self.structure) if self._masks else self.plan
 
     def _read_scores(self) -> Scores | None:
-        """Finite scores of the groups that are kept, from the evidence since the last call."""
+        """Return finite scores of the current groups, from the evidence since the last call."""
         physical = self._physical()
         scores = self.criterion.scores(physical)
         if scores is not None and isinstance(self.config.criterion, OwnCriterion):
@@ -190,7 +190,7 @@ class GroupRun(PruningRun):
         }
 
     def observe(self, usable: bool = True, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Take in the evidence of a step, after its backward passes; thrown away where the step is not usable."""
+        """Collect the evidence of a step, after its backward passes; drop it if the step is not usable."""
         if not self._attached:
             return
         if isinstance(self.criterion, LearnedCriterion):
@@ -202,7 +202,7 @@ class GroupRun(PruningRun):
             self.average = updated(self.average, scores, self.config.average_decay)
 
     def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
-        """Make the cut that is due after an optimizer step; waits where there is no usable score yet."""
+        """Make the cut that is due after an optimizer step; wait if there is no usable score yet."""
         due = self.due(step)
         if not due:
             return None
@@ -211,7 +211,7 @@ class GroupRun(PruningRun):
             return None
         assert self._model is not None
         if isinstance(self.criterion, LearnedCriterion):
-            # The refit then starts from what the model was with its gates, and sees none itself.
+            # The repair then starts from the model with its gates folded in, and sees no gates.
             fold_gates_(self._model, self.structure, self.criterion.gates())
             self._release()
         before = self.plan
@@ -231,18 +231,18 @@ class GroupRun(PruningRun):
         return record
 
     def learned_state(self) -> dict[str, torch.Tensor]:
-        """What a criterion that learns has learnt so far; empty after the cut."""
+        """Return the state of a learning criterion; empty after the cut."""
         return self.criterion.state() if self._attached and isinstance(self.criterion, LearnedCriterion) else {}
 
     def _release(self) -> None:
-        """Stop to gather evidence: after the last cut a step costs what plain LoRA tuning costs."""
+        """Stop collecting evidence: after the last cut, a step costs the same as plain LoRA tuning."""
         if self._attached:
             self.criterion.detach()
             self._attached = False
             self.average = MovingAverage()
 
     def end(self) -> None:
-        """Leave the model without hooks; masks become cuts."""
+        """Remove all hooks; masks become cuts."""
         self._release()
         if self._masks:
             self._masks.remove()
@@ -251,7 +251,7 @@ class GroupRun(PruningRun):
             slice_(self._model, self.structure, Plan.full(self.structure), self.plan)
 
     def summary(self) -> dict[str, Any]:
-        """Where pruning stands, as plain values."""
+        """Return the progress of pruning as plain values."""
         return {
             "ratio": self.ratio,
             "target_ratio": self.config.target.ratio,
@@ -277,11 +277,11 @@ class GroupRun(PruningRun):
         }
 
     def values(self) -> dict[str, Any]:
-        """Plan, and how often the average was updated."""
+        """Return the plan and the number of updates of the average."""
         return {"plan": self.plan.to_json(), "updates": self.average.updates}
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Averages, importance, what is learnt, and base weights that were changed."""
+        """Return averages, importance, the state of a learning criterion, and changed base weights."""
         tensors = {f"average/{name}": value for name, value in self.average.values.items()}
         tensors |= {f"importance/{name}": value for name, value in self.importance.items()}
         tensors |= {f"learned/{name}": value for name, value in self.learned_state().items()}
@@ -292,7 +292,7 @@ class GroupRun(PruningRun):
     def restored(
         cls, model: nn.Module, config: PruningConfig, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> GroupRun:
-        """The run to go on with; an unpruned model is brought to its structure and repaired weights, in place."""
+        """Restore a run; an unpruned model gets its structure and repaired weights, in place."""
         prepare_(model)
         target = config.target
         structure = describe(model, target.dimensions, target.keep_layers)
@@ -320,11 +320,11 @@ class GroupRun(PruningRun):
         return run
 
     def repaired_weights(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Base weights that a repair, or gates folded in, have changed: neither the model before nor the plan has them.
+        """Return base weights that cuts changed, for example by a repair or by folded gates.
 
-        All processes of a run have to ask, as they may share out the weights, and the first one gets them.
+        The call is collective, because the weights may be sharded; the first process gets the weights.
 
-        Of quantized layers, what was quantized last, refit or not: it depends on the cuts on the way, too.
+        Quantized layers are always among them, because their values depend on earlier cuts.
         """
         base = base_model(model)
         found: dict[str, torch.Tensor | None] = {}
@@ -355,7 +355,7 @@ class GroupRun(PruningRun):
 
 @torch.no_grad()
 def restore_weights_(model: nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
-    """Give a model the base weights that cuts had changed; see :meth:`GroupRun.repaired_weights`."""
+    """Restore base weights that cuts changed; see :meth:`GroupRun.repaired_weights`."""
     base = base_model(model)
     with apart(base):
         for name, weight in tensors.items():

@@ -1,4 +1,4 @@
-"""The step that every way to prune groups is made of: score, allocate, cut, remember."""
+"""One cut of groups, as every recipe makes it: score, allocate, cut, remember."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CutRecord:
-    """A cut that was made.
+    """A finished cut.
 
     Attributes:
-        step: after which; 0 before training, or without.
-        ratio: reached.
-        widths: groups kept in each layer, by kind.
-        stability: see :func:`loraprune.importance.stability.stability`; of the scores that the cut was decided by.
-        errors: of each consumer that was repaired, in the order of the forward pass.
-        seconds: that it took, with its repair.
+        step: optimizer step before the cut; 0 before or without training.
+        ratio: ratio reached.
+        widths: number of groups kept in each layer, by kind.
+        stability: stability of the scores behind the cut; see :func:`loraprune.importance.stability.stability`.
+        errors: errors of each repaired consumer, in the order of the forward pass.
+        seconds: duration of cut and repair.
     """
 
     step: int
@@ -52,21 +52,21 @@ class CutRecord:
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> CutRecord:
-        """Read what ``asdict`` gave, also that of a version that knew less of a cut."""
+        """Read the output of ``asdict``, also from older versions with fewer fields."""
         return cls(**{**value, "errors": tuple(ConsumerError(**error) for error in value.get("errors", ()))})
 
 
 @dataclass
 class Groups:
-    """The groups of a model that is pruned: which are left, and how important each one was.
+    """The remaining groups of a model and their last scores.
 
     Attributes:
-        structure: of the model before any pruning.
-        target: how much goes, and how that is spread.
-        criterion: what scores the groups.
-        plan: groups that are kept now.
-        importance: last score of every group, also of those that are gone; shape ``(num_groups,)`` each.
-        trials: widths that were tried, best first; those of the first one are aimed at.
+        structure: structure of the model before any pruning.
+        target: amount to prune, and its spread.
+        criterion: criterion that scores the groups.
+        plan: current groups.
+        importance: last score of every group, with removed ones; shape ``(num_groups,)`` each.
+        trials: tried widths, best first; the cuts aim at those of the first.
     """
 
     structure: Structure
@@ -78,15 +78,15 @@ class Groups:
 
     @classmethod
     def all_of(cls, structure: Structure, target: Target, criterion: CriterionConfig) -> Groups:
-        """Those of a model that is not pruned yet."""
+        """Return all groups of an unpruned model."""
         return cls(structure, target, criterion, Plan.full(structure))
 
     def legal_widths(self) -> LegalWidths:
-        """Widths that the plan may have."""
+        """Return the widths that the plan may have."""
         return self.target.legal_widths(self.structure)
 
     def allocated(self, scores: Scores, ratio: float) -> Plan:
-        """The plan of a smaller model by the scores of the groups that are kept now."""
+        """Return the plan of a smaller model by the scores of the current groups."""
         allocation = self.target.allocation or "balanced"
         scores, scale = self.criterion.scaled(scores, allocation)
         return allocate(
@@ -102,7 +102,7 @@ class Groups:
         )
 
     def remember(self, scores: Scores, plan: Plan | None = None) -> None:
-        """Note scores of the groups that a plan keeps (the present one) under the groups' first numbers."""
+        """Store the scores of a plan's groups (by default, of the current plan) under their numbers before pruning."""
         kept = (plan or self.plan).kept
         for dimension in self.structure:
             if dimension.name in scores:
@@ -120,17 +120,17 @@ class Groups:
         step: int = 0,
         tools: CutTools | None = None,
     ) -> CutRecord:
-        """Cut a model to a ratio, in place: the widths and the groups that score lowest go.
+        """Cut a model to a ratio, in place: the groups with the lowest scores are removed.
 
         Args:
-            model: at :attr:`plan`.
-            scores: of the groups that are kept; None where the ratio alone says the widths, and the cut itself
+            model: model at :attr:`plan`.
+            scores: scores of the current groups. None if the widths follow from the ratio and the cut itself
                 chooses the groups of each block (the hook ``choose``).
-            ratio: removed share of the prunable parameters, counted from the model before any pruning.
-            repair: of the consumers.
-            calibration: for the repair; None or empty cuts without it.
-            step: optimizer step after which the cut is made.
-            tools: what is cut beside the model, and who listens.
+            ratio: removed share of the prunable parameters of the unpruned model.
+            repair: repair of the consumers.
+            calibration: data for the repair; None or empty cuts without a repair.
+            step: optimizer step before the cut.
+            tools: optimizer or masks to cut with the model, and hooks.
         """
         started, tools = time.monotonic(), tools or CutTools()
         stable: dict[str, float] = {}
@@ -163,12 +163,12 @@ class Groups:
 
 @dataclass(frozen=True, kw_only=True)
 class CutTools:
-    """What else a cut needs.
+    """Further inputs of a cut.
 
     Attributes:
-        optimizer: its state shrinks with the parameters.
-        masks: that are put on in place of a cut.
-        hooks: what chooses, computes and listens; ``noted`` is the step's own.
+        optimizer: optimizer whose state is cut with the parameters.
+        masks: masks to apply instead of a cut.
+        hooks: hooks of the cut; ``noted`` is replaced.
     """
 
     optimizer: object | None = None

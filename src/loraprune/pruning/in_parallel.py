@@ -1,4 +1,4 @@
-"""A Trainer of several processes whose model is cut while it is trained."""
+"""Pruning in a Trainer with several processes."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 def check_parallel(
     args: TrainingArguments, config: PruningConfig, trainer: Trainer | None, *, cuts_later: bool = True
 ) -> None:
-    """Make sure that a run of several processes can be pruned.
+    """Check that a run with several processes can be pruned.
 
     Raises:
-        ValueError: it cannot, or the callback does not know its Trainer.
+        ValueError: it cannot, or the callback has no Trainer.
     """
     if args.world_size == 1:
         return
     if (args.deepspeed is not None and cuts_later) or args.fsdp:
         raise ValueError(
-            "Pruning in several processes goes with plain data parallelism (DDP), where each holds the whole model; "
-            "FSDP and DeepSpeed share it out. Leave fsdp and deepspeed out; loraprune prune and recover share it out "
-            "with --fsdp 2 (RunOptions(fsdp=2))."
+            "Pruning in several processes needs plain data parallelism (DDP), where each process holds the whole "
+            "model. Leave fsdp and deepspeed out. To shard the model, run loraprune prune or recover with --fsdp 2 "
+            "(RunOptions(fsdp=2))."
         )
     if args.torch_compile:
-        raise ValueError("Pruning in several processes does not go with torch_compile. Leave it out.")
+        raise ValueError("Pruning in several processes does not support torch_compile. Leave it out.")
     if config.criterion.learns:
         raise ValueError(
             f"The criterion {config.criterion_name!r} learns its gates in one process, and this run has "
@@ -40,13 +40,13 @@ def check_parallel(
         )
     if trainer is None and config.target.ratio > 0.0 and not config.unstructured:
         raise ValueError(
-            f"This run has {args.world_size} processes, and after a cut their common gradients have to be set up anew, "
-            "for which the callback needs the Trainer: call callback.lead_(trainer) before trainer.train()."
+            f"This run has {args.world_size} processes, and the callback needs the Trainer to rebuild DDP after a cut: "
+            "call callback.lead_(trainer) before trainer.train()."
         )
 
 
 def check_same_everywhere(run: PruningRun) -> None:
-    """Make sure that all processes keep the same groups.
+    """Check that all processes keep the same groups.
 
     Raises:
         RuntimeError: they do not.
@@ -55,13 +55,13 @@ def check_same_everywhere(run: PruningRun) -> None:
         return
     mine = run.plan.to_json()
     if from_main(lambda: mine) != mine:
-        raise RuntimeError("The processes of this run have chosen different groups. Please report this.")
+        raise RuntimeError("The processes of this run chose different groups. This is a bug: report it.")
 
 
 def set_up_anew_(trainer: Trainer | None) -> None:
-    """Let DDP see the parameters that a cut has left, in place: its buckets were made for those before.
+    """Rebuild DDP after a cut, in place, because its buckets have the old shapes of the parameters.
 
-    The first process's weights go to all others, as when the model was wrapped.
+    The first process's weights are sent to all others, as when the model was wrapped.
     """
     wrapped: Any = None if trainer is None else trainer.model_wrapped
     if not isinstance(wrapped, DistributedDataParallel):

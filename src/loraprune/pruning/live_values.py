@@ -1,4 +1,4 @@
-"""What a run adds to the logs of its Trainer, so that TensorBoard, Weights & Biases and the like draw it live."""
+"""Values that a run adds to the logs of its Trainer, for TensorBoard, Weights & Biases and similar tools."""
 
 from __future__ import annotations
 
@@ -18,17 +18,18 @@ QUANTILES = (0.1, 0.5, 0.9)
 
 
 def live_values(run: PruningRun, since: int) -> dict[str, float]:
-    """Numbers of a run by their names in the logs.
+    """Return values of a run by their names in the logs.
 
     Args:
-        run: as it stands after a step.
-        since: step of the last log; cuts that were made after it are told of.
+        run: run after a step.
+        since: step of the last log; only later cuts are reported.
 
     Returns:
-        ``importance/<kind>/q10``, ``q50`` and ``q90``: quantiles of the moving averages of the scores over the groups
-        that are left, while there are cuts to come and the criterion has such averages. After a cut, of the last one,
-        ``stability/<kind>``, and ``refit_error/<kind>/cut`` and ``/repaired``: means over the layers. And
-        ``seconds/<phase>``: seconds of the run so far by phase.
+        - ``importance/<kind>/q10``, ``q50`` and ``q90``: quantiles over the current groups of the moving averages of
+          the scores, until the last cut, if the criterion has averages.
+        - ``stability/<kind>``, ``refit_error/<kind>/cut`` and ``/repaired``: means over the layers, of the last cut
+          since ``since``.
+        - ``seconds/<phase>``: seconds of the run so far, by phase.
     """
     values = importance_quantiles(run.structure, run.averages)
     made = [record for record in run.records if record.step > since]
@@ -38,7 +39,7 @@ def live_values(run: PruningRun, since: int) -> dict[str, float]:
 
 
 def importance_quantiles(structure: Structure, scores: Scores) -> dict[str, float]:
-    """Quantiles of scores by kind, over all layers: the score at or above that share of the groups."""
+    """Return quantiles of scores by kind, over all layers."""
     values: dict[str, float] = {}
     for kind in structure.kinds:
         found = [scores[dimension.name].flatten() for dimension in structure.of_kind(kind) if dimension.name in scores]
@@ -54,7 +55,7 @@ def importance_quantiles(structure: Structure, scores: Scores) -> dict[str, floa
 
 
 def cut_values(record: CutRecord) -> dict[str, float]:
-    """Stability of the ranking and mean errors of a cut, by kind."""
+    """Return the stability of the ranking and the mean errors of a cut, by kind."""
     values = {f"stability/{kind}": value for kind, value in record.stability.items()}
     for kind in dict.fromkeys(error.kind for error in record.errors):
         of_kind = [error for error in record.errors if error.kind == kind]

@@ -1,4 +1,4 @@
-"""Structured pruning without training: score, choose widths, cut and repair, in one cut or several."""
+"""Structured pruning without training: score, choose widths, cut and repair, in one or several cuts."""
 
 from __future__ import annotations
 
@@ -51,22 +51,21 @@ def prune_(
 ) -> list[CutRecord]:
     """Cut a model to its target, in place.
 
-    Scores that look at activations are taken twice: once on the whole model, to choose the widths (not for
-    ``uniform``, where they follow from the ratio), and again block by block on what the cut blocks before have become,
-    to choose the groups.
+    Scores that read activations are computed twice. The first pass, over the whole model, decides the widths; with
+    ``uniform`` they follow from the ratio and there is no first pass. The second goes block by block, on the outputs
+    of the blocks cut before, and decides the groups.
 
     Args:
-        model: without an adapter.
-        groups: all of the model; afterwards those that stayed.
-        calibration: token ids or mappings of the model's inputs; may be empty where neither scores nor repair look
-            at data.
-        repair: of the consumers.
-        cuts: the ratio is reached in so many equal steps; groups are scored anew before each.
-        seed: of the criterion ``random``.
-        device: to compute on, one block at a time, where that is not the model's.
-        progress: hears how far the work is.
-        saved: what an interrupted run finished, and where to keep what this one finishes. Forward passes over
-            finished blocks are made again; scores, choices and repairs are not.
+        model: model without an adapter.
+        groups: all groups of the model; afterwards, the remaining ones.
+        calibration: token ids or mappings of the model's inputs; may be empty if neither scores nor repair need data.
+        repair: repair of the consumers.
+        cuts: number of equal steps to the ratio; groups are scored again before each.
+        seed: seed of the criterion ``random``.
+        device: device to compute on, one block at a time, if it is not the model's.
+        progress: called as the work advances.
+        saved: finished steps of an interrupted run, and the place to save further ones. A resumed run repeats the
+            forward passes of finished blocks, but no scores, choices or repairs.
     """
     records, saved = [], saved or SavedSteps()
     scored = partial(_scored, model, seed=seed, device=device, progress=progress, saved=saved)
@@ -93,7 +92,7 @@ def _scored(
     progress: ProgressOf,
     saved: SavedSteps,
 ) -> Scores | None:
-    """Scores of the model as it is; None where the cut itself scores block by block."""
+    """Return scores of the current model, or None if the cut itself scores block by block."""
     if _widths_follow_from_ratio(groups, calibration):
         return None
     place = name.replace(" ", "-").replace("/", "-of-")
@@ -116,7 +115,7 @@ def _cut_once_(
     repair: Repair,
     hooks: CutHooks,
 ) -> CutRecord:
-    """Choose, cut and repair."""
+    """Choose widths, cut and repair."""
     before, seen = groups.plan, Scores()
     tools = CutTools(hooks=replace(hooks, choose=_chooser(model, groups.criterion, seen), seen=seen))
     record = groups.cut_(model, scores, ratio, repair=repair, calibration=calibration, tools=tools)
@@ -134,7 +133,7 @@ def _tried(
     progress: ProgressOf,
     saved: SavedSteps,
 ) -> tuple[WidthTrial, ...]:
-    """Cut and repair the model to several widths for trial; scores of the whole model are taken once."""
+    """Try several widths by cutting and repairing the model; the whole model is scored once."""
     known: list[Scores | None] = []
 
     def cut_(widths: Widths, rows: Calibration) -> None:
@@ -152,7 +151,7 @@ def _tried(
 def settled_repair(
     repair: Repair, model: nn.Module, structure: Structure, calibration: Calibration, device: torch.device | None = None
 ) -> Repair:
-    """The repair that is done: towards the residual stream only where there is one."""
+    """Return the repair to use: ``stream`` needs blocks that only add to a residual stream."""
     if not isinstance(repair, Stream) or "hidden" in structure.kinds:
         return repair
     with eval_mode(model):
@@ -160,19 +159,19 @@ def settled_repair(
             return repair
     if structure.spans_blocks:
         logger.info(
-            "Blocks of this model do more than to add their layers' outputs to a residual stream, so that nothing is "
+            "The blocks of this model do more than add their layers' outputs to a residual stream, so nothing is "
             "repaired."
         )
         return NoRepair()
     logger.info(
-        "Blocks of this model do more than to add their layers' outputs to a residual stream, so that the refit "
-        "restores what each layer gave itself."
+        "The blocks of this model do more than add their layers' outputs to a residual stream, so the repair fits "
+        "each layer's own output (refit)."
     )
     return Refit(repair.damping)
 
 
 def _widths_follow_from_ratio(groups: Groups, calibration: Calibration) -> bool:
-    """Whether no score is needed to choose the widths, and the cut itself chooses the groups of every block."""
+    """Whether the widths need no scores and the cut itself chooses the groups of each block."""
     if groups.target.allocation not in ("uniform", "measured") or not groups.criterion.at_consumers:
         return False
     tied = any(dimension.tied for dimension in groups.structure)
@@ -180,7 +179,10 @@ def _widths_follow_from_ratio(groups: Groups, calibration: Calibration) -> bool:
 
 
 def _chooser(model: nn.Module, criterion: object, seen: Scores) -> GroupChooser | None:
-    """Chooses groups by their scores at the time, and notes these in ``seen``; None where scores do not change."""
+    """Make a chooser that scores groups during the cut and stores the scores in ``seen``.
+
+    None if the criterion does not read activations of consumers.
+    """
     if not isinstance(criterion, AtConsumers):
         return None
     at_consumers = criterion
@@ -203,15 +205,15 @@ def score_groups(
     seed: int = 0,
     progress: Progress = lambda done, total: None,
 ) -> Scores:
-    """Score all groups that a model has now, as it is now, without training.
+    """Score all current groups of a model, without training.
 
     Args:
-        model: at the plan of ``groups``.
-        groups: that are scored, by their criterion.
-        calibration: token ids or mappings of inputs; may be empty for criteria that read weights alone.
-        make_pass: begins a pass over the same data.
-        seed: of the criterion ``random``.
-        progress: hears how far the work is.
+        model: model at the plan of ``groups``.
+        groups: groups to score, with their criterion.
+        calibration: token ids or mappings of inputs; may be empty for criteria that only read weights.
+        make_pass: function that begins a pass over the same data.
+        seed: seed of the criterion ``random``.
+        progress: called with finished and total blocks or batches.
     """
     criterion, structure = groups.criterion, groups.structure
     if criterion.reads_gradients:

@@ -1,4 +1,4 @@
-"""What is pruned without training, and how."""
+"""Configuration of pruning without training."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ RENAMED_ONESHOT = {
         lambda counts: None if counts is None else counts == "any",
     ),
 }
-"""Fields of :class:`OneshotConfig` by their old names, which records keep."""
+"""Fields of :class:`OneshotConfig` by their old names, which saved records keep."""
 
 _OURS = {name: kind for name, kind in GROUP_CRITERIA.items() if not kind.needs_training}
 ONESHOT_CRITERIA = {"osscar": _OURS["osscar"]} | _OURS
-"""Criteria that can score a model before it is tuned, by name; the first is the default."""
+"""Criteria that need no training, by name; the first is the default."""
 
 _EITHER = ", ".join(dict.fromkeys((*ONESHOT_CRITERIA, *ZEROING_METHODS)))
 
@@ -39,16 +39,16 @@ _EITHER = ", ".join(dict.fromkeys((*ONESHOT_CRITERIA, *ZEROING_METHODS)))
 def _refusals(
     kinds: Mapping[str, Any], others: Mapping[str, Any], given: str, wanted: str, what: str
 ) -> dict[str, str]:
-    """What to say of names that belong to the other kind of pruning, or to training."""
+    """Return messages for criteria of the other kind of pruning and for those that need training."""
     found = {
-        name: f"A {given} was given, and the criterion {name!r} is one in which {what}: give a {wanted} instead, or "
-        f"choose one of {', '.join(kinds)}."
+        name: f"You passed a {given}, and with the criterion {name!r} {what}. Pass a {wanted} instead, or choose one "
+        f"of {', '.join(kinds)}."
         for name in others
         if name not in kinds
     }
     trained: dict[str, type[CriterionConfig]] = {**GROUP_CRITERIA, "pst": Pst}
     return found | {
-        name: f"The criterion {name!r} {kind.needs_training}, and nothing is trained here. Use loraprune prune, or "
+        name: f"The criterion {name!r} {kind.needs_training}, and oneshot does not train. Use loraprune prune, or "
         f"choose one of {', '.join(kinds)}."
         for name, kind in trained.items()
         if kind.needs_training
@@ -57,14 +57,12 @@ def _refusals(
 
 def _refuse_own_criterion(criterion: object) -> NoReturn:
     name = type(criterion).__name__
-    raise ValueError(
-        f"A sparsity was given, and a criterion of your own, such as {name}, scores groups: give a ratio instead."
-    )
+    raise ValueError(f"You passed a sparsity, and your own criterion {name} scores groups. Pass a ratio instead.")
 
 
 @dataclass(frozen=True, init=False)
 class _Calibrated(Flat):
-    """What both kinds of pruning without training have in common."""
+    """Options of both kinds of pruning without training."""
 
     calibration_sequences: int = setting(128, "rows of calibration data", within="[1, 1000000]")
     max_length: int | None = setting(None, "tokens in a row", within="[1, inf)", shown="2048, or the model's context")
@@ -73,12 +71,12 @@ class _Calibrated(Flat):
 
     @property
     def name(self) -> str:
-        """Of the criterion."""
+        """Name of the criterion."""
         name: str = self.criterion.name
         return name
 
     def settings(self) -> dict[str, Any]:
-        """As plain values, under the names that they have in records: what was in force, defaults included."""
+        """Return all options, with defaults, as plain values under the names that records use."""
         values = {"criterion": self.name} | self.flat()
         if "sparsity" in values:
             values["sparsity"] = str(values["sparsity"])
@@ -88,7 +86,7 @@ class _Calibrated(Flat):
 @renamed_fields(method=RENAMED_ONESHOT["method"])
 @dataclass(frozen=True, init=False)
 class SparseConfig(_Calibrated):
-    """Single weights of the blocks' linear layers become zero, the shapes stay.
+    """Configuration of sparsity: weights of the blocks' linear layers become zero, and the shapes stay.
 
     Example::
 
@@ -99,13 +97,13 @@ class SparseConfig(_Calibrated):
         criterion: ``sparsegpt`` (the default), ``wanda``, ``magnitude``, and their masks with SparseGPT's updates,
             ``wanda+obs`` and ``magnitude+obs``; or an object of :mod:`loraprune.sparsity.configs`. Flat: ``within``,
             ``variant``, ``order``, ``block_size``, ``damping``.
-        sparsity: share of the weights that become zero, such as 0.5, or a pattern N:M such as ``"2:4"``: of every M
-            consecutive weights of a row, N.
-        keep_layers: blocks that are left alone, counted from the end where negative.
-        calibration_sequences: rows of the data that are looked at.
-        max_length: tokens of a row at most; None is 2048, or the model's context where that is shorter.
-        seed: of the draw of calibration rows and of the held-out rows.
-        offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
+        sparsity: share of the weights to set to zero, such as 0.5, or a pattern N:M such as ``"2:4"``: N of every M
+            consecutive weights of a row.
+        keep_layers: blocks to leave unpruned; negative numbers count from the end.
+        calibration_sequences: number of rows of calibration data.
+        max_length: maximum number of tokens in a row; None is 2048, or the model's context if that is shorter.
+        seed: seed of the draw of calibration rows and held-out rows.
+        offload: keep weights and hidden states in CPU memory, and one block at a time on the accelerator.
     """
 
     criterion: ZeroingMethod = setting(
@@ -123,7 +121,7 @@ class SparseConfig(_Calibrated):
         "criterion": Part(
             ZEROING_METHODS,
             adopt=_refuse_own_criterion,
-            refused=_refusals(ZEROING_METHODS, ONESHOT_CRITERIA, "sparsity", "ratio", "heads and channels go"),
+            refused=_refusals(ZEROING_METHODS, ONESHOT_CRITERIA, "sparsity", "ratio", "heads and channels are removed"),
         )
     }
 
@@ -131,55 +129,55 @@ class SparseConfig(_Calibrated):
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         for name in sorted(_ONLY_GROUPS & values.keys()):
             if values[name] is not None:
-                raise ValueError(f"{name} is an option of pruning where heads go (--ratio). Leave it out.")
+                raise ValueError(f"{name} is an option for removing heads and channels (--ratio). Leave it out.")
         return {name: value for name, value in values.items() if value is not None and name not in _ONLY_GROUPS}
 
     def _check(self) -> None:
         pattern = self.pattern
         if isinstance(self.criterion, WandaMask) and self.criterion.variant and pattern.m is not None:
-            raise ValueError("variant is a way of wanda to spread a sparsity without a pattern. Leave it out.")
+            raise ValueError("variant is an option of wanda for a sparsity without a pattern. Leave it out.")
 
     @property
     def pattern(self) -> SparsityPattern:
-        """What becomes zero."""
+        """Pattern of the zeros."""
         return parse_pattern(self.sparsity)
 
     @property
     def needs_data(self) -> bool:
-        """Whether anything looks at calibration data."""
+        """Whether the criterion needs calibration data."""
         return self.criterion.evidence is not Evidence.NOTHING
 
 
 @renamed_fields(**RENAMED_ONESHOT)
 @dataclass(frozen=True, init=False)
 class OneshotConfig(_Calibrated):
-    """Heads and channels go without training, and the model becomes smaller; with a ``sparsity``, a SparseConfig.
+    """Configuration of pruning heads and channels without training; a ``sparsity`` makes a SparseConfig instead.
 
     Example::
 
         OneshotConfig(ratio=0.2)
         OneshotConfig(target=Target(ratio=0.2), criterion=Taylor(form="first"), repair=Refit(damping=0.1), cuts=4)
-        OneshotConfig(sparsity="2:4")  # is SparseConfig(sparsity="2:4")
+        OneshotConfig(sparsity="2:4")  # a SparseConfig(sparsity="2:4")
 
     Attributes:
-        target: how much of what goes, and how it is spread. Flat: ``ratio``, ``widths``, ``allocation``,
+        target: what to prune, how much, and how that is spread. Flat: ``ratio``, ``widths``, ``allocation``,
             ``dimensions``, ``keep_layers``, ``channel_multiple``, ``head_counts``; see
             :class:`~loraprune.allocation.target.Target`.
         criterion: ``osscar`` (greedy by the error of the refit; the default), ``fisher``, ``taylor``, ``flap``,
-            ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position`` (there, and for the hidden size,
-            ``fisher`` is the default). Or an object of :mod:`loraprune.criteria`, or one of a class of your own. Flat:
+            ``wanda``, ``magnitude``, ``random``, and for whole blocks ``position``. For whole blocks and the hidden
+            size the default is ``fisher``. Or an object of :mod:`loraprune.criteria` or of a class of your own. Flat:
             ``taylor_form``, ``group_reduction``, ``offload_grads``, ``damping`` (of ``osscar``).
-        repair: ``stream`` (least squares towards the dense model's residual stream; the default), ``stream+readers``
-            (what reads the stream is fitted, too), ``refit`` (towards each layer's own output), ``bias`` (FLAP's
+        repair: ``stream`` (least squares fit to the dense model's residual stream; the default), ``stream+readers``
+            (also fits the layers that read the stream), ``refit`` (fit to each layer's own output), ``bias`` (FLAP's
             compensation) or ``none``, or an object of :mod:`loraprune.repairs`. Flat: ``damping``.
-        cuts: steps in which the ratio is reached; groups are scored anew before each.
-        calibration_sequences: rows of the data that are looked at.
-        max_length: tokens of a row at most; None is 2048, or the model's context where that is shorter.
-        seed: of the draw of calibration rows, of the held-out rows, and of ``random``.
-        offload: weights and hidden states stay in the machine's memory, and the accelerator holds one block at a time.
+        cuts: number of steps to the ratio; groups are scored again before each.
+        calibration_sequences: number of rows of calibration data.
+        max_length: maximum number of tokens in a row; None is 2048, or the model's context if that is shorter.
+        seed: seed of the draw of calibration rows and held-out rows, and of ``random``.
+        offload: keep weights and hidden states in CPU memory, and one block at a time on the accelerator.
 
     Raises:
-        ValueError: nothing says how much is to go, or both a ratio and a sparsity do.
+        ValueError: neither a ratio nor a sparsity is given, or both are.
     """
 
     target: Target = field(default_factory=Target)
@@ -207,19 +205,19 @@ class OneshotConfig(_Calibrated):
     }
 
     def __new__(cls, **values: Any) -> Any:
-        """Make a :class:`SparseConfig` where weights are to become zero."""
+        """Make a :class:`SparseConfig` if the options ask for sparsity."""
         return SparseConfig(**values) if cls is OneshotConfig and _is_sparse(values) else object.__new__(cls)
 
     @classmethod
     def _with_defaults(cls, values: dict[str, Any]) -> dict[str, Any]:
         values = {name: value for name, value in values.items() if name not in _ONLY_ZEROS or value is not None}
         for name in sorted(_ONLY_ZEROS & values.keys()):
-            raise ValueError(f"{name} is an option of pruning where weights become zero (--sparsity). Leave it out.")
+            raise ValueError(f"{name} is an option for setting weights to zero (--sparsity). Leave it out.")
         target, ratio, criterion = (values.get(name) for name in ("target", "ratio", "criterion"))
         if target is None and ratio is None and criterion is None and values.get("widths") is None:
             raise ValueError(_how_much())
         if isinstance(ratio, Real) and not 0.0 < float(ratio) < 1.0:
-            raise ValueError(f"ratio is {ratio:g}; it must lie between 0 and 1: the share of weights that goes.")
+            raise ValueError(f"ratio is {ratio:g}; it must lie between 0 and 1: the share of weights to remove.")
         kinds = values.get("dimensions") or (target.dimensions if isinstance(target, Target) else None) or ()
         whole = {}
         if any(kind in WHOLE_KINDS for kind in kinds):
@@ -232,37 +230,37 @@ class OneshotConfig(_Calibrated):
     def _check(self) -> None:
         if not self.target.ratio > 0.0:
             raise ValueError(
-                f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights that goes."
+                f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights to remove."
             )
         if self.target.allocation is None:
             allocation = "measured" if self.repair.reads_data and not self.spans_blocks else "uniform"
             object.__setattr__(self, "target", replace(self.target, allocation=allocation))
         if self.target.allocation == "measured" and not self.repair.reads_data:
             raise ValueError(
-                "allocation is 'measured', which judges widths by the repaired model, and there is no repair. Say "
+                "allocation is 'measured', which judges widths by the repaired model, and there is no repair. Use "
                 "'uniform' or 'balanced', or choose another repair."
             )
         if self.spans_blocks and self.repair.reads_data:
             kinds = self.target.dimensions or ()
             if kinds != ("blocks",):
                 raise ValueError(
-                    f"repair is {self.repair.name!r}, and no layer alone reads the dimension {kinds[0]!r}, so that "
-                    "there is none to repair. Leave it out."
+                    f"repair is {self.repair.name!r}, which does not support the dimension {kinds[0]!r}: no single "
+                    "layer reads it. Leave it out."
                 )
             if type(self.repair) is not REPAIRS["stream"]:
                 raise ValueError(
-                    f"repair is {self.repair.name!r}, and no layer alone reads a whole block: here, 'stream' "
-                    "fits the layers around the gaps, or 'none' leaves them."
+                    f"repair is {self.repair.name!r}, which does not support whole blocks. Use 'stream', which fits "
+                    "the layers around the removed blocks, or 'none'."
                 )
 
     @property
     def spans_blocks(self) -> bool:
-        """Whether whole blocks go, or parts of the hidden size: no layer alone reads these."""
+        """Whether whole blocks or parts of the hidden size are removed; no single layer reads these."""
         return any(kind in WHOLE_KINDS for kind in self.target.dimensions or ())
 
     @property
     def needs_data(self) -> bool:
-        """Whether anything looks at calibration data."""
+        """Whether the criterion or the repair needs calibration data."""
         return self.criterion.reads_data or self.repair.reads_data
 
 
@@ -271,17 +269,17 @@ _ONLY_ZEROS = {name for name in SparseConfig.flat_names() if name not in Oneshot
 
 
 def _is_sparse(values: Mapping[str, Any]) -> bool:
-    """Whether weights are to become zero; an object that is copied has no values yet.
+    """Whether the options ask for sparsity; a copied object has no options yet.
 
     Raises:
-        ValueError: nothing says how much is to go, or two options do.
+        ValueError: neither a ratio nor a sparsity is given, or both are.
     """
     ratio, sparsity = values.get("ratio"), values.get("sparsity")
     criterion = values.get("criterion", values.get("method"))
     if ratio is not None and sparsity is not None:
         raise ValueError(
-            f"ratio is {ratio} and sparsity {sparsity}: with a ratio heads and channels go, with a sparsity weights "
-            "become zero. Give one of them."
+            f"ratio is {ratio} and sparsity is {sparsity}. A ratio removes heads and channels, a sparsity sets weights "
+            "to zero. Pass one of them."
         )
     if sparsity is not None:
         return True
@@ -303,4 +301,4 @@ def _is_sparse(values: Mapping[str, Any]) -> bool:
 
 
 def _how_much(what: str = "") -> str:
-    return f"Say how much is to go: a ratio (heads and channels go) or a sparsity (weights become zero).{what}"
+    return f"Pass a ratio (removes heads and channels) or a sparsity (sets weights to zero).{what}"

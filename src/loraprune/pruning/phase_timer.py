@@ -1,4 +1,4 @@
-"""Where the time of a run goes: seconds by phase."""
+"""Time of a run, in seconds by phase."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ ZEROING = "making weights zero"
 MERGING = "merging"
 RESULT = "measuring the result"
 WRITING = "writing"
-"""Names of phases, as a report shows them."""
+"""Names of phases in reports."""
 
 
 class PhaseTimer:
-    """A clock that knows what its time was spent on.
+    """A clock that counts time by phase.
 
     Attributes:
-        seconds: by phase, in the order in which the phases were first met; those of an interrupted run count, too.
-        earlier: seconds of them that an interrupted run had spent.
+        seconds: seconds by phase, in the order of first use, with those of an interrupted run.
+        earlier: seconds among them that an interrupted run had spent.
     """
 
     def __init__(self) -> None:
@@ -39,7 +39,7 @@ class PhaseTimer:
 
     @contextmanager
     def timed(self, phase: str) -> Iterator[None]:
-        """Count the time of a block."""
+        """Count the time of a ``with`` block."""
         started = time.monotonic()
         try:
             yield
@@ -47,7 +47,7 @@ class PhaseTimer:
             self.add(phase, time.monotonic() - started)
 
     def add(self, phase: str, seconds: float) -> None:
-        """Count seconds of a phase."""
+        """Add seconds to a phase."""
         self.seconds[phase] = self.seconds.get(phase, 0.0) + seconds
 
     def begin(self, before: str | None = None) -> None:
@@ -57,7 +57,7 @@ class PhaseTimer:
         self._mark = time.monotonic()
 
     def lap(self, phase: str) -> float:
-        """Count the time since the last mark, and set a new one; returns it."""
+        """Count the time since the last mark, set a new mark, and return the time."""
         now = time.monotonic()
         seconds = 0.0 if self._mark is None else now - self._mark
         self._mark = now
@@ -65,7 +65,7 @@ class PhaseTimer:
         return seconds
 
     def take_over(self, earlier: Mapping[str, float]) -> None:
-        """Add what an interrupted run had spent up to the state that this one goes on from."""
+        """Add the time that an interrupted run had spent up to its saved state."""
         mine, self.seconds = self.seconds, dict(earlier)
         self.earlier += sum(earlier.values())
         for phase, seconds in mine.items():

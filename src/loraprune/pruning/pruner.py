@@ -1,4 +1,4 @@
-"""Pruning in a training loop of one's own: evidence after every backward pass, cuts when they are due."""
+"""Pruning in your own training loop: evidence after every backward pass, cuts when they are due."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 
 
 def gradients_finite(model: nn.Module) -> bool:
-    """Whether every gradient of a model is finite; one transfer from the device."""
+    """Return whether all gradients of a model are finite; costs one transfer from the device."""
     gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     return not gradients or bool(torch.isfinite(torch.nn.utils.get_total_norm(gradients)))
 
 
 class Pruner:
-    """Prunes a model in a training loop of your own, whatever that loop is made of.
+    """Prunes a model in your own training loop.
 
     Example::
 
@@ -51,19 +51,19 @@ class Pruner:
 
     Args:
         model: the model, or the ``PeftModel`` around it, unpruned. The criterion ``lora`` needs an adapter.
-        config: what to prune, and when; the default halves the prunable parameters.
-        total_steps: optimizer steps of the whole run, which places the cuts.
-        calibration: for the repair of cuts: rows of token ids or mappings of the model's inputs, as for
+        config: pruning configuration; the default halves the prunable parameters.
+        total_steps: number of optimizer steps of the whole run; the times of the cuts depend on it.
+        calibration: data for the repair of cuts: rows of token ids or mappings of the model's inputs, as for
             :func:`loraprune.cut_`. Not needed with ``repair="none"``.
-        gradient_accumulation_steps: backward passes in an optimizer step; for the criterion ``taylor``.
+        gradient_accumulation_steps: number of backward passes in an optimizer step; for the criterion ``taylor``.
 
     Attributes:
         run: structure, plan, scores and cuts.
-        steps: optimizer steps so far.
+        steps: number of optimizer steps so far.
         skipped_steps: steps whose gradients were not finite, counted from 1.
 
     Raises:
-        ValueError: the model cannot be pruned like that, or calibration data are missing.
+        ValueError: the model does not support this pruning, or calibration data are missing.
     """
 
     def __init__(
@@ -82,8 +82,8 @@ class Pruner:
         needed = run.refits or (is_due(run) and looks_at_data(run))
         if needed and config.target.ratio > 0.0 and calibration is None:
             raise ValueError(
-                "Cuts are repaired on calibration data, and before the first step scored on them: pass calibration= "
-                "(rows of token ids, a few dozen), or use PruningConfig(repair='none') and a prune_end above 0."
+                "Repairs, and scores before the first step, need calibration data: pass calibration= (a few dozen "
+                "rows of token ids), or use PruningConfig(repair='none') with prune_end above 0."
             )
         rows = None if calibration is None else as_calibration(calibration)
         self._begin(model, run, total_steps, rows, gradient_accumulation_steps)
@@ -92,7 +92,7 @@ class Pruner:
     def of(
         cls, run: PruningRun, model: nn.Module, *, total_steps: int, calibration: Any, gradient_accumulation_steps: int
     ) -> Pruner:
-        """Go on with a run that was made or restored before; the model is at its plan."""
+        """Make a pruner for a new or restored run; the model is at its plan."""
         pruner = cls.__new__(cls)
         pruner._begin(model, run, total_steps, calibration, gradient_accumulation_steps)
         return pruner
@@ -112,22 +112,22 @@ class Pruner:
 
     @property
     def is_skipping(self) -> bool:
-        """Whether the last step had NaN or Inf: nobody knows then whether the weights are still good."""
+        """Whether the last step had NaN or Inf; the weights may be bad then."""
         return self._skipped_in_a_row > 0
 
     @property
     def last_good_step(self) -> int:
-        """The last step whose gradients were finite."""
+        """Last step with finite gradients."""
         return self.skipped_steps[-self._skipped_in_a_row] - 1 if self._skipped_in_a_row else self.steps
 
     @property
     def structure(self) -> Structure:
-        """Of the model before pruning."""
+        """Structure of the model before pruning."""
         return self.run.structure
 
     @property
     def plan(self) -> Plan:
-        """Groups that are kept now."""
+        """Current groups."""
         return self.run.plan
 
     @property
@@ -136,15 +136,14 @@ class Pruner:
         return self.run.ratio
 
     def observe(self, optimizer: torch.optim.Optimizer | None = None) -> bool:
-        """Take in the evidence of a step: after its backward passes, before gradients are clipped, used or cleared.
+        """Collect the evidence of a step. Call it after the backward passes, before gradients are clipped or used.
 
         Args:
-            optimizer: of the adapter; the criterion ``pst`` takes its learning rate for the scores, unless
-                ``Pst(learning_rate=...)`` says one.
+            optimizer: optimizer of the adapter; the criterion ``pst`` uses its learning rate for the scores, unless
+                you set ``Pst(learning_rate=...)``.
 
         Returns:
-            Whether the gradients are finite. Where they are not, nothing is learnt from the step, and the optimizer
-            must not use them.
+            Whether the gradients are finite. If they are not, the step gives no evidence; skip the optimizer step.
 
         Raises:
             TrainingDivergedError: more than ``max_skipped_steps`` steps in a row had NaN or Inf.
@@ -169,13 +168,13 @@ class Pruner:
         """Count an optimizer step, and make the cut that is due after it.
 
         Args:
-            optimizer: its state shrinks with the parameters; accelerate's wrapper is fine.
+            optimizer: optimizer whose state is cut with the parameters; it may be accelerate's wrapper.
 
         Returns:
-            The cut that was made, or None.
+            The cut, or None if none was made.
 
         Raises:
-            ValueError: the optimizer keeps a state that cannot be cut with the weights.
+            ValueError: the optimizer's state cannot be cut with the weights.
         """
         self.steps += 1
         if not self._checked and self.run.pending and not self.run.config.unstructured:
@@ -184,49 +183,49 @@ class Pruner:
         return self.run.cut_if_due(self.steps, optimizer)
 
     def end(self) -> None:
-        """Take off all hooks, and let the model's config say its widths; :func:`loraprune.save` then writes it."""
+        """Remove all hooks and write the new widths into the model's config; then use :func:`loraprune.save`."""
         self.run.end()
         if not self.run.config.unstructured and self.run.records:
             base: Any = base_model(self._model)
             update_config_(base.config, self.run.structure, self.run.plan)
 
     def summary(self) -> dict[str, Any]:
-        """Where pruning stands, as plain values: ratio, parameters, cuts, errors of the repair."""
+        """Return the progress of pruning as plain values: ratio, parameters, cuts, errors of the repair."""
         return self.run.summary() | {"steps": self.steps, "skipped_steps": list(self.skipped_steps)}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a run needs to go on after a stop, as plain values and tensors: for ``torch.save`` or a checkpoint.
+        """Return the state for resuming a run, as plain values and tensors, for ``torch.save`` or a checkpoint.
 
-        It holds the plan, averages of scores, cuts, and base weights that repairs have changed. Adapter, optimizer and
-        data position are yours to save.
+        It holds the plan, averages of scores, cuts, and base weights that repairs changed. Save adapter, optimizer and
+        data position yourself.
         """
         values = run_values(self.run, {"steps": self.steps, "skipped_steps": list(self.skipped_steps)})
         return {"values": values, "tensors": self.run.tensors(self._model)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Bring an unpruned model to where a run stood, in place.
+        """Restore a run's state, in place, in a new pruner of an unpruned model.
 
-        Call it on a pruner that has made no step yet, before the adapter's weights and the optimizer's state are
-        loaded: these fit the pruned model only.
+        Call it before the first step, and before you load the adapter's weights and the optimizer's state, which only
+        fit the pruned model.
 
         Raises:
-            ValueError: the run had another configuration, model or number of steps, or this one has begun.
+            ValueError: the run had another configuration, model or number of steps, or this pruner has made steps.
         """
         if self.steps or (self.run.records and not self.run.config.cuts_first):
-            raise ValueError("This pruner has made steps already. Load the state into a new one, of an unpruned model.")
+            raise ValueError("This pruner has made steps already. Load the state into a new one for an unpruned model.")
         values = state["values"]
         check_same_config(values, self.run.config)
         if values["total_steps"] != self.run.total_steps:
             raise ValueError(
                 f"The run was started with {values['total_steps']} steps, and this pruner has {self.run.total_steps}, "
-                "so that the cuts would fall elsewhere."
+                "which would move the cuts. Pass the same total_steps."
             )
         micro_batches, total_steps = self.run.micro_batches, self.run.total_steps
-        if self.run.records:  # cut before the first step, as it was then
+        if self.run.records:  # the cut before the first step, made again
             if values["plan"] != self.run.plan.to_json():
                 raise ValueError(
-                    "The cut before the first step kept other groups than that of the saved run. Make the pruner with "
-                    "the same model and calibration data."
+                    "The cut before the first step kept other groups than in the saved run. Make the pruner with the "
+                    "same model and calibration data."
                 )
             restore_weights_(self._model, state["tensors"])
         else:

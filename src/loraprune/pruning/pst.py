@@ -1,4 +1,4 @@
-"""PST in training: scores that are learnt, masks that grow, and what survives an interruption."""
+"""PST in training: learned scores, growing masks, and the saved state."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 class PstRun(PruningRun):
     """A run in which single weights become zero. Its plan keeps all groups; ``ratio`` is the share of zeros.
 
-    Scores have an optimizer of their own, Adam without weight decay: what the Trainer clips, decays and saves is the
-    adapter alone, as without PST.
+    The scores have their own optimizer, Adam without weight decay. The Trainer only clips, decays and saves the
+    adapter, as without PST.
     """
 
     def __post_init__(self) -> None:
@@ -48,32 +48,32 @@ class PstRun(PruningRun):
 
     @classmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PstRun:
-        """A run that has not begun."""
+        """Make a new run."""
         return cls(config=config, structure=describe(model))
 
     @property
     def plan(self) -> Plan:
-        """All groups: none goes."""
+        """All groups; none is removed."""
         return self._plan
 
     @property
     def refits(self) -> bool:
-        """Nothing is cut that a refit could repair."""
+        """False: PST cuts nothing, so there is nothing to repair."""
         return False
 
     @property
     def ratio(self) -> float:
-        """Share of zeros in the matrices that LoRA adapts, reached so far."""
+        """Current share of zeros in the matrices that LoRA adapts."""
         return self.zeros / self._weights if self._weights else 0.0
 
     @property
     def zeros(self) -> int:
-        """Weights that are masked."""
+        """Number of masked weights."""
         masks = [layer.kept for layer in self.layers.values() if layer.kept is not None]
         return sum(mask.numel() - int(mask.sum()) for mask in masks)
 
     def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
-        """Set the schedule, and make PST layers of the model's."""
+        """Set the schedule and convert the model's layers to PST layers."""
         if self._model not in (None, model):
             raise ValueError("This callback was used for another model. Make a new one for each run.")
         self.set_total_steps(total_steps)
@@ -88,8 +88,8 @@ class PstRun(PruningRun):
         self._stretch = everything / maskable
         if target.ratio * self._stretch > 1.0:
             raise ValueError(
-                f"ratio is {target.ratio:g} of all adapted weights, and only {1 / self._stretch:.2g} of them are in "
-                "layers that may be pruned. Lower the ratio, or keep fewer layers."
+                f"ratio is {target.ratio:g} of all adapted weights, and only a share of {1 / self._stretch:.2g} of "
+                "them may be pruned. Lower the ratio, or keep fewer layers."
             )
         self.layers = masked
         self._restore()
@@ -105,19 +105,19 @@ class PstRun(PruningRun):
         }
 
     def observe(self, usable: bool = True, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Take a step of the scores' own optimizer, at the rate of the adapter's where they have none of their own.
+        """Make a step of the scores' optimizer, at their own learning rate or else at the adapter's.
 
-        Nothing is learnt where the step is not usable.
+        If the step is not usable, the scores stay as they are.
 
         Raises:
-            ValueError: the scores have no rate, and there is no optimizer.
+            ValueError: the scores have no learning rate, and there is no optimizer.
         """
         rate = self.options.learning_rate
         if rate is None:
             if optimizer is None:
                 raise ValueError(
-                    "The scores of pst learn at the rate of the adapter: pass the optimizer, observe(optimizer), or "
-                    "say Pst(learning_rate=...)."
+                    "The scores of pst use the adapter's learning rate: pass the optimizer, observe(optimizer), or "
+                    "set Pst(learning_rate=...)."
                 )
             rate = optimizer.param_groups[0]["lr"]
         learnt = self._learnt()
@@ -138,7 +138,7 @@ class PstRun(PruningRun):
         return self._optimizer
 
     def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
-        """Choose masks anew where it is time; the last ones are final."""
+        """Choose new masks if they are due; the last ones are final."""
         due = self.due(step)
         if not due:
             return None
@@ -151,17 +151,17 @@ class PstRun(PruningRun):
         return record
 
     def _release(self) -> None:
-        """Stop to learn scores; from now on a step forms the gradient of the masked weight alone."""
+        """Stop learning scores; further steps compute only the gradient of the masked weight."""
         for layer in self.layers.values():
             layer.learnt = None
         self._optimizer = None
 
     def end(self) -> None:
-        """Leave the masks as they are, until the adapter is merged."""
+        """Stop learning scores; the masks stay until the adapter is merged."""
         self._release()
 
     def summary(self) -> dict[str, Any]:
-        """Where sparsity stands, as plain values."""
+        """Return the progress of sparsity as plain values."""
         return {
             "pattern": f"{100 * self.config.target.ratio:.4g}%",
             "target": self.config.target.ratio,
@@ -172,15 +172,15 @@ class PstRun(PruningRun):
         }
 
     def masks(self) -> dict[str, torch.Tensor]:
-        """The masks by layer, eight weights to a byte, for a file."""
+        """Return the masks by layer for a file, eight weights to a byte."""
         return {name: packed(layer.kept).cpu() for name, layer in self.layers.items() if layer.kept is not None}
 
     def values(self) -> dict[str, Any]:
-        """Nothing but what every run saves."""
+        """Return an empty mapping: there are no further values to save."""
         return {}
 
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Scores, their optimizer's state and masks, for a file."""
+        """Return scores, their optimizer's state and masks for a file."""
         learnt = self._learnt()
         tensors = {f"mask/{name}": mask for name, mask in self.masks().items()}
         tensors |= {f"learnt/{name}": tensor.detach().cpu() for name, tensor in learnt.items()}
@@ -193,7 +193,7 @@ class PstRun(PruningRun):
     def restored(
         cls, model: nn.Module, config: PruningConfig, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> PstRun:
-        """The run to go on with; masks and scores are set when it begins."""
+        """Restore a run; masks and scores are set when it begins."""
         run = cls.of(model, config)
         run.take_over(values)
         run._restored = tensors
@@ -219,7 +219,7 @@ class PstRun(PruningRun):
 
 
 def pst_weights(model: nn.Module, run: PruningRun) -> int:
-    """Weights of the blocks' matrices that LoRA adapts, those of layers that are kept included."""
+    """Return the number of weights in the blocks' matrices that LoRA adapts, with those of kept layers."""
     from peft.tuners.lora.layer import Embedding, LoraLayer
 
     from loraprune.layers.unwrap import base_model

@@ -1,4 +1,4 @@
-"""The state of a pruning run inside a Trainer's checkpoint, so that an interrupted run can go on."""
+"""The state of a pruning run in a Trainer's checkpoint, for resuming an interrupted run."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ TENSOR_FILE = "loraprune_state.safetensors"
 SET_ASIDE = "diverged"
 ADAPTER_FILE = "adapter_model.safetensors"
 NEEDED_FILES = ("trainer_state.json", "optimizer.pt", "scheduler.pt", ADAPTER_FILE, TENSOR_FILE)
-"""What a run cannot be gone on from without."""
+"""Files that a run needs to be resumed."""
 
 logger = logging.getLogger("loraprune")
 _FORMAT = 1
 
 
 def run_values(run: PruningRun, further: Mapping[str, Any]) -> dict[str, Any]:
-    """The plain values of a run's state: configuration, course, and what else there is to tell."""
+    """Return the plain values of a run's state: configuration, progress, and ``further`` values."""
     return {
         "format": _FORMAT,
         "config": run.config.to_saved(),
@@ -57,28 +57,28 @@ def save_state(
 ) -> None:
     """Write the state of a run, history and skipped steps into a checkpoint folder.
 
-    The JSON file comes last and appears at once: a checkpoint without it is not complete.
+    The JSON file is written last, atomically: a checkpoint without it is not complete.
     """
     save_file(tensors, folder / TENSOR_FILE)
     state = run_values(run, {"history": history, "skipped_steps": skipped_steps})
-    # Options may be numbers of NumPy, as of a sweep.
+    # Options may be NumPy numbers, for example from a sweep.
     write_text(folder / STATE_FILE, json.dumps(state, default=lambda value: value.item()))
 
 
 def set_aside_(checkpoint: Path) -> None:
-    """Rename a checkpoint, where there is one, so that no run goes on from it: the step after it had NaN or Inf."""
+    """Rename a checkpoint, if there is one, so that no run resumes from it: the step after it had NaN or Inf."""
     if checkpoint.is_dir():
         checkpoint.rename(checkpoint.with_name(checkpoint.name.replace("checkpoint", SET_ASIDE)))
 
 
 def last_checkpoint(run_dir: Path) -> Path | None:
-    """The newest complete checkpoint of a run, or None."""
+    """Return the newest complete checkpoint of a run, or None."""
     found = _complete(run_dir)
     return max(found)[1] if found else None
 
 
 def usable_checkpoint(run_dir: Path) -> Path:
-    """The newest checkpoint of a run that can be gone on from; what is wrong with newer ones is logged.
+    """Return the newest checkpoint that a run can resume from; log the faults of newer ones.
 
     Raises:
         ValueError: there is none.
@@ -91,12 +91,12 @@ def usable_checkpoint(run_dir: Path) -> Path:
         logger.warning("warning: %s is not used: %s.", path, fault)
         faults.append(f"{path.name}: {fault}")
     raise ValueError(
-        f"No saved state in {run_dir} can be gone on from ({'; '.join(faults)}). Start anew with --overwrite."
+        f"The run cannot resume from any saved state in {run_dir} ({'; '.join(faults)}). Start anew with --overwrite."
     )
 
 
 def _complete(run_dir: Path) -> list[tuple[int, Path]]:
-    """Checkpoints with the state of pruning, by their steps."""
+    """Return steps and folders of the checkpoints that have the state of pruning."""
     return [
         (int(path.name.rpartition("-")[2]), path)
         for path in run_dir.glob("checkpoint-*")
@@ -105,7 +105,7 @@ def _complete(run_dir: Path) -> list[tuple[int, Path]]:
 
 
 def _fault(checkpoint: Path) -> str | None:
-    """What is missing, damaged or not finite in a checkpoint; None where all is well."""
+    """Describe what is missing, damaged or not finite in a checkpoint; None if nothing is."""
     for name in NEEDED_FILES:
         if not (checkpoint / name).is_file():
             return f"{name} is missing"
@@ -120,10 +120,10 @@ def _fault(checkpoint: Path) -> str | None:
             elif path.suffix == ".safetensors":
                 tensors = load_file(path)
                 if path.name == ADAPTER_FILE and not all(bool(value.isfinite().all()) for value in tensors.values()):
-                    return f"{path.name} holds NaN or Inf"
+                    return f"{path.name} contains NaN or Inf"
         except (ValueError, OSError, zipfile.BadZipFile, SafetensorError):
             return f"{path.name} is damaged"
-    # Older versions saved a state at a divergence, whatever the weights were.
+    # Older versions also saved a state at a divergence.
     state = json.loads((checkpoint / STATE_FILE).read_text(encoding="utf-8"))
     if int(checkpoint.name.rpartition("-")[2]) in state.get("skipped_steps", ()):
         return "it was saved after a step with NaN or Inf"
@@ -131,22 +131,25 @@ def _fault(checkpoint: Path) -> str | None:
 
 
 def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
-    """Read what :func:`save_state` wrote, of a run with the same configuration.
+    """Read the values that :func:`save_state` wrote for a run with the same configuration.
 
     Raises:
-        FileNotFoundError: the folder holds no state of a pruning run.
+        FileNotFoundError: the folder has no state of a pruning run.
         ValueError: the run was started with another pruning configuration.
     """
     path = folder / STATE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} holds no state of a pruning run ({STATE_FILE} is missing).")
+        raise FileNotFoundError(f"{folder} has no state of a pruning run ({STATE_FILE} is missing).")
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     check_same_config(state, config, of=f"The run in {folder.parent}", otherwise=", or start anew with --overwrite")
     return state
 
 
 def widths_begun_with(folder: Path) -> str | None:
-    """The widths that the run of a checkpoint aims at, where it was started with some: times differ from run to run."""
+    """Return the widths that a checkpoint's run was started with, or None.
+
+    A resumed run uses them again: widths for a speed-up come from measured times, which differ from run to run.
+    """
     path = folder / STATE_FILE
     found = json.loads(path.read_text(encoding="utf-8"))["config"].get("widths") if path.is_file() else None
     return None if found is None else str(found)
@@ -155,10 +158,10 @@ def widths_begun_with(folder: Path) -> str | None:
 def check_same_config(
     values: Mapping[str, Any], config: PruningConfig, *, of: str = "The run", otherwise: str = ""
 ) -> None:
-    """Make sure that a state belongs to a run with the same configuration.
+    """Check that a state belongs to a run with the same configuration.
 
     Raises:
-        ValueError: it does not; the message lists what differs.
+        ValueError: it does not; the message lists the differences.
     """
     given = dict(values["config"])
     if isinstance(config.criterion, OwnCriterion) and given["criterion"] == config.criterion_name:
@@ -176,19 +179,19 @@ def check_same_config(
 def restore_(
     model: nn.Module, folder: Path, config: PruningConfig
 ) -> tuple[PruningRun, list[dict[str, Any]], list[int]]:
-    """Bring an unpruned model to the structure and the refitted weights of a checkpoint, in place.
+    """Restore the structure and the repaired weights of a checkpoint in an unpruned model, in place.
 
-    Of a run in which single weights become zero, masks are set when it begins.
+    With PST, the masks are set when the run begins.
 
-    Call it before the Trainer is built; the Trainer then loads adapter, optimizer and data position from the same
+    Call it before you build the Trainer; the Trainer then loads adapter, optimizer and data position from the same
     folder.
 
     Returns:
-        The run to go on with, and the history and the skipped steps so far.
+        The run to resume, its history, and its skipped steps.
 
     Raises:
-        FileNotFoundError: the folder holds no state of a pruning run.
-        ValueError: the run was started with another pruning configuration, or with another model.
+        FileNotFoundError: the folder has no state of a pruning run.
+        ValueError: the run was started with another pruning configuration or model.
     """
     values = read_values(folder, config)
     tensors = load_file(folder / TENSOR_FILE)
@@ -197,10 +200,10 @@ def restore_(
 
 
 def run_class(config: PruningConfig) -> type[PruningRun]:
-    """Which kind of run a configuration asks for: one that cuts groups, or one in which weights become zero."""
+    """Return the class of run for a configuration: one that cuts groups, or one that sets weights to zero."""
     return PstRun if config.unstructured else GroupRun
 
 
 def new_run(model: nn.Module, config: PruningConfig) -> PruningRun:
-    """A run that has not begun."""
+    """Make a new run."""
     return run_class(config).of(model, config)

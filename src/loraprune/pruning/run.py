@@ -1,4 +1,4 @@
-"""What a pruning run is: the protocol of runs that cut groups and of runs in which single weights become zero."""
+"""Base class of pruning runs: runs that cut groups, and runs that set single weights to zero."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(kw_only=True)
 class PruningRun(ABC):
-    """Everything that pruning knows during a run.
+    """State of pruning during a run.
 
     A run begins once, with the model at :attr:`plan`. Then every optimizer step calls :meth:`observe` after the
-    backward passes and :meth:`cut_if_due` after the update. :meth:`end` leaves the model without hooks.
+    backward passes and :meth:`cut_if_due` after the update. :meth:`end` removes the hooks.
 
     Attributes:
-        config: what was asked for.
-        structure: of the model before any pruning.
-        records: cuts (or new masks) that were made.
-        total_steps: optimizer steps of the whole run; 0 before it begins.
-        phases: what the time was spent on.
+        config: pruning configuration.
+        structure: structure of the model before any pruning.
+        records: cuts (or new masks) so far.
+        total_steps: number of optimizer steps of the whole run; 0 before it begins.
+        phases: time spent by phase.
         schedule: cuts of the whole run, set when it begins.
-        micro_batches: backward passes in an optimizer step, where that is known.
+        micro_batches: number of backward passes in an optimizer step, or None if unknown.
     """
 
     config: PruningConfig
@@ -50,10 +50,10 @@ class PruningRun(ABC):
     @classmethod
     @abstractmethod
     def of(cls, model: nn.Module, config: PruningConfig) -> PruningRun:
-        """A run that has not begun, for a model that is not pruned yet.
+        """Make a new run for an unpruned model.
 
         Raises:
-            ValueError: the model cannot be pruned, or not by that ratio.
+            ValueError: the model cannot be pruned, or not to that ratio.
         """
 
     @classmethod
@@ -61,22 +61,22 @@ class PruningRun(ABC):
     def restored(
         cls, model: nn.Module, config: PruningConfig, values: Mapping[str, Any], tensors: Mapping[str, torch.Tensor]
     ) -> PruningRun:
-        """The run to go on with; an unpruned model is brought to its structure and repaired weights, in place.
+        """Restore a run; an unpruned model gets its structure and repaired weights, in place.
 
         Args:
-            model: unpruned.
-            config: the same as before.
-            values: that :meth:`values` gave, and the cuts, steps and phases of the run.
-            tensors: that :meth:`tensors` gave.
+            model: unpruned model.
+            config: the same configuration as before.
+            values: output of :meth:`values`, with the cuts, steps and phases of the run.
+            tensors: output of :meth:`tensors`.
 
         Raises:
-            ValueError: the state is of another model.
+            ValueError: the state belongs to another model.
         """
 
     @property
     @abstractmethod
     def plan(self) -> Plan:
-        """Groups that are kept now."""
+        """Current groups."""
 
     @property
     @abstractmethod
@@ -90,75 +90,75 @@ class PruningRun(ABC):
 
     @property
     def importance(self) -> Scores:
-        """Last score of every group, also of those that are gone; empty where no groups go."""
+        """Last score of every group, with removed ones; empty if the run does not cut groups."""
         return {}
 
     @property
     def averages(self) -> Scores:
-        """Averages of the scores of the groups that are kept; empty where there are none."""
+        """Averages of the scores of the current groups; empty if there are none."""
         return {}
 
     @property
     def num_parameters(self) -> int:
-        """Base parameters of the model as it is now."""
+        """Current number of base parameters."""
         return self.structure.num_parameters - self.plan.removed_parameters(self.structure)
 
     @property
     def pending(self) -> list[ScheduledCut]:
-        """Cuts that are still to be made."""
+        """Cuts still to be made."""
         return self.schedule[len(self.records) :]
 
     def due(self, step: int) -> list[ScheduledCut]:
-        """Cuts that should have been made after an optimizer step."""
+        """Return the cuts that are due after an optimizer step."""
         return [cut for cut in self.pending if cut.step <= step]
 
     @abstractmethod
     def begin(self, model: nn.Module, total_steps: int, calibration: Calibration | None = None) -> None:
-        """Set the schedule and start to gather evidence; a model that is resumed must be at the plan already.
+        """Set the schedule and start to collect evidence; a resumed model must be at the plan already.
 
         Raises:
-            ValueError: the model or the number of steps is another one, or the adapter cannot be pruned with.
+            ValueError: the model or the number of steps has changed, or the adapter does not support pruning.
         """
 
     def set_total_steps(self, total_steps: int) -> None:
-        """Note the length of the run.
+        """Set the number of steps of the run.
 
         Raises:
-            ValueError: the run was started with another one.
+            ValueError: the run was started with another number.
         """
         if self.total_steps not in (0, total_steps):
             raise ValueError(
-                f"The run was started with {self.total_steps} steps and would now have {total_steps}, so that the "
-                "cuts would fall elsewhere. Resume with the same data, batch size and number of steps."
+                f"The run was started with {self.total_steps} steps and would now have {total_steps}, which would move "
+                "the cuts. Resume with the same data, batch size and number of steps."
             )
         self.total_steps = total_steps
 
     @abstractmethod
     def observe(self, usable: bool = True, optimizer: torch.optim.Optimizer | None = None) -> None:
-        """Take in the evidence of a step, after its backward passes; thrown away where the step is not usable."""
+        """Collect the evidence of a step, after its backward passes; drop it if the step is not usable."""
 
     @abstractmethod
     def cut_if_due(self, step: int, optimizer: object | None = None) -> CutRecord | None:
-        """Make the cut that is due after an optimizer step; waits where there is no usable score yet."""
+        """Make the cut that is due after an optimizer step; wait if there is no usable score yet."""
 
     @abstractmethod
     def end(self) -> None:
-        """Leave the model without hooks."""
+        """Remove all hooks from the model."""
 
     @abstractmethod
     def summary(self) -> dict[str, Any]:
-        """Where pruning stands, as plain values."""
+        """Return the progress of pruning as plain values."""
 
     @abstractmethod
     def values(self) -> dict[str, Any]:
-        """What of the state is plain values, beside configuration, cuts, steps and phases."""
+        """Return the plain values of the state, without configuration, cuts, steps and phases."""
 
     @abstractmethod
     def tensors(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """The tensors of the state, by the names that they have in its file."""
+        """Return the tensors of the state, by their names in the file."""
 
     def take_over(self, values: Mapping[str, Any]) -> None:
-        """Go on with cuts, steps and phases of an interrupted run."""
+        """Take over cuts, steps and phases of an interrupted run."""
         self.records = [CutRecord.from_json(record) for record in values["cuts"]]
         self.total_steps = values["total_steps"]
         self.phases.take_over(values.get("phases", {}))

@@ -1,4 +1,4 @@
-"""What stops a run from outside: Ctrl-C, and SIGTERM, which schedulers and containers send. Imports nothing heavy."""
+"""Handling of Ctrl-C and SIGTERM, which schedulers and containers send. Imports no heavy package."""
 
 from __future__ import annotations
 
@@ -16,29 +16,28 @@ STOPPED = 128 + signal.SIGINT
 
 
 class CtrlCError(KeyboardInterrupt):
-    """Ctrl-C came.
+    """Raised on Ctrl-C.
 
-    Not KeyboardInterrupt itself: once that has passed through an ``exec`` of a text, as dataclasses make their methods,
-    CPython ends the process by the signal, with exit code -2, although the exception was caught.
+    It is a subclass because a plain KeyboardInterrupt that leaves an ``exec`` of a string (dataclasses use it) makes
+    CPython end the process by the signal, with exit code -2, even if the exception was caught.
     """
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM came; what ends well after Ctrl-C ends well after this, too."""
+    """Raised on SIGTERM; code that handles Ctrl-C handles it too."""
 
 
 class Stopping(AbstractContextManager["Stopping"]):
-    """Has a function called for Ctrl-C and SIGTERM while the block runs; only the main thread can.
+    """Calls a function on Ctrl-C and SIGTERM during a ``with`` block; has an effect in the main thread only.
 
-    A signal that was ignored before stays so, unless ``ignored`` says otherwise. In processes forked meanwhile
-    SIGTERM ends them, as their parent means it to.
+    Processes forked during the block handle both signals in the default way.
 
     Args:
-        handle: called in the main thread, with the number of the signal.
-        ignored: handle signals, too, that were ignored before, as shells have background jobs ignore Ctrl-C.
+        handle: function called in the main thread with the number of the signal.
+        ignored: also handle signals that were ignored before: shells make background jobs ignore Ctrl-C.
 
     Attributes:
-        number: of the first signal that came, or None.
+        number: number of the first signal received, or None.
     """
 
     def __init__(self, handle: Callable[[int], None], *, ignored: bool = False) -> None:
@@ -62,7 +61,7 @@ class Stopping(AbstractContextManager["Stopping"]):
         self.release()
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Restore the previous handlers."""
         while self._before:
             signal.signal(*self._before.popitem())
 
@@ -79,14 +78,14 @@ class Stopping(AbstractContextManager["Stopping"]):
 
 
 def raise_stop(number: int) -> None:
-    """Stop at once.
+    """Raise the exception for a signal.
 
     Raises:
-        KeyboardInterrupt: always, as a :class:`TerminatedError` for SIGTERM and a :class:`CtrlCError` for Ctrl-C.
+        KeyboardInterrupt: always; a :class:`TerminatedError` for SIGTERM, a :class:`CtrlCError` for Ctrl-C.
     """
     raise TerminatedError if number == signal.SIGTERM else CtrlCError
 
 
 def exit_code(number: int | None) -> int:
-    """What a command ends with that a signal stopped: 130 for Ctrl-C, 143 for SIGTERM."""
+    """Return the exit code of a command stopped by a signal: 130 for Ctrl-C, 143 for SIGTERM."""
     return 128 + (number or signal.SIGINT)

@@ -1,4 +1,4 @@
-"""A callback with which several criteria watch one training run, of which nothing is pruned."""
+"""A callback that lets several criteria score one training run without pruning."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ if TYPE_CHECKING:
 
 
 class ListeningCallback(TrainerCallback):
-    """Lets criteria gather evidence side by side: all see the same steps, and each has a moving average of its own.
+    """Lets several criteria collect evidence from the same steps; each has its own moving average.
 
     Args:
-        criteria: by name.
-        structure: of the model.
+        criteria: criteria by name.
+        structure: structure of the model.
         decay: λ of the averages.
-        bias_correction: divide out that the averages start at zero.
+        bias_correction: correct the averages for their start at zero.
 
     Attributes:
-        scores: of every criterion, once training has ended.
-        skipped_steps: steps whose gradients were not finite; nobody learnt from them.
+        scores: scores by criterion; set at the end of training.
+        skipped_steps: steps whose gradients were not finite; they give no evidence.
     """
 
     def __init__(
@@ -52,21 +52,21 @@ class ListeningCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Start to gather evidence."""
+        """Start to collect evidence."""
         for criterion in self._criteria.values():
-            # Those of all processes: what is squared or made positive comes after the sum over them.
+            # The count of all processes: evidence is squared or made positive after the sum over them.
             tell_micro_batches(criterion, args.gradient_accumulation_steps * num_processes())
             criterion.attach(kwargs["model"], self._structure)
 
     def on_pre_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take in the evidence of the step; leave out a step whose gradients are not finite."""
+        """Collect the evidence of the step; skip a step whose gradients are not finite."""
         usable = gradients_finite(kwargs["model"])
         for name, criterion in self._criteria.items():
             if not criterion.every_step:
                 continue
-            # Read in any case, so that the evidence of a step that is left out does not get into the next one.
+            # Always read, so that the evidence of a skipped step does not get into the next one.
             scores = criterion.scores(self._plan)
             if usable and scores is not None and all(bool(torch.isfinite(value).all()) for value in scores.values()):
                 self._averages[name] = updated(self._averages[name], scores, self._decay)
@@ -79,7 +79,7 @@ class ListeningCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Read the scores, and take off all hooks."""
+        """Read the scores and remove all hooks."""
         for name, criterion in self._criteria.items():
             scores = self._final_scores(name, criterion)
             if scores is not None:
@@ -88,7 +88,7 @@ class ListeningCallback(TrainerCallback):
         missing = [name for name in self._criteria if name not in self.scores]
         if missing:
             raise TrainingDivergedError(
-                f"In none of the {state.global_step} steps was there a finite score of the criterion {missing[0]!r}. "
+                f"The criterion {missing[0]!r} had no finite score in {state.global_step} steps. "
                 "Try a lower learning rate, and check the data."
             )
 
@@ -98,6 +98,6 @@ class ListeningCallback(TrainerCallback):
         return averaged(self._averages[name], self._decay, self._bias_correction) or None
 
     def detach(self) -> None:
-        """Take off all hooks: at the end of training, or when it was stopped."""
+        """Remove all hooks, at the end of training or after a stop."""
         for criterion in self._criteria.values():
             criterion.detach()

@@ -1,4 +1,4 @@
-"""Widths that are tried on the model itself: cut, repair, measure, and take it all back."""
+"""Trials of widths on the model itself: cut, repair, measure, restore."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ if TYPE_CHECKING:
     from loraprune.structure.widths import Widths
 
 HELD_BACK = 8
-"""One calibration row of so many judges the trials."""
+"""One in this many calibration rows is held back to judge the trials."""
 
 FITTED_SHARE = 3
-"""The trials are repaired on one of so many of the other rows."""
+"""The trials are repaired on one in this many of the other rows."""
 
 
 def try_widths(
@@ -34,18 +34,18 @@ def try_widths(
     cut_: Callable[[Widths, Calibration], None],
     saved: SavedSteps | None = None,
 ) -> tuple[WidthTrial, ...]:
-    """Try the widths that meet the target of a model's groups; the model stays as it was.
+    """Try widths that meet the target of a model's groups; the model itself stays unchanged.
 
     Args:
-        model: not cut yet.
-        groups: of the model, with their target.
-        calibration: a part of it judges, a part of the rest repairs.
-        cut_: cuts the model to widths and repairs it, in place, on the calibration data that it is given.
-        saved: trials that an interrupted run finished, and where to keep further ones.
+        model: uncut model.
+        groups: groups of the model, with their target.
+        calibration: calibration data: some rows judge the trials, some of the others repair them.
+        cut_: function that cuts the model to widths and repairs it, in place, on the calibration data it gets.
+        saved: finished trials of an interrupted run, and the place to save further ones.
 
     Returns:
-        See :func:`loraprune.allocation.measured_widths.search_widths`; empty with fewer than :data:`HELD_BACK` rows,
-        which are too few to judge by.
+        See :func:`loraprune.allocation.measured_widths.search_widths`. Empty with fewer than :data:`HELD_BACK` rows,
+        which are too few to judge trials.
     """
     if len(calibration) < HELD_BACK:
         return ()
@@ -71,7 +71,7 @@ def try_widths(
 
 @contextmanager
 def _on_copies(model: nn.Module, structure: Structure) -> Iterator[None]:
-    """Give the model copies of its blocks for a while; on an accelerator the blocks themselves make room for them."""
+    """Replace the model's blocks by copies for a ``with`` block; an accelerator's blocks move to the CPU meanwhile."""
     base = base_model(model)
     names = dict.fromkeys(block.rpartition(".")[0] for block in structure.blocks)
     blocks = {name: base.get_submodule(name) for name in names}

@@ -187,7 +187,7 @@ TOGETHER: tuple[Wrong, ...] = (
     wrong(f"{PRUNE} --keep-quantized", "--keep-quantized", "--load-in-8bit"),
     wrong(f"{PRUNE} --allow-changes", "--resume"),
     wrong(f"{PRUNE} --damping 0.1 --refit-damping 0.2", "--refit-damping is the old name of --damping"),
-    wrong(f"{ONESHOT} --ratio 0.5 --sparsity 0.5", "Give one of them"),
+    wrong(f"{ONESHOT} --ratio 0.5 --sparsity 0.5", "Pass one of them"),
     wrong(f"{ONESHOT} --sparsity 0.5 --repair refit", "repair", "--ratio"),
     wrong(f"{ONESHOT} --ratio 0.5 --format semi-structured", "--sparsity 2:4"),
     wrong(f"{ONESHOT} --sparsity 2:4 --format semi-structured --push-to-hub me/x", "pushes the dense checkpoint"),
