@@ -1,1 +1,1 @@
-"""Several processes that share one run: who writes, what all agree on, and sums over all of them."""
+"""Runs of several processes: the main process, shared work, sums, and sharded weights."""

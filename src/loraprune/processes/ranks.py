@@ -1,4 +1,4 @@
-"""The processes of a run that a launcher such as torchrun started; one process alone is a group of one."""
+"""The processes of a run that a launcher such as torchrun started; a single process is a group of one."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ logger = logging.getLogger("loraprune")
 T = TypeVar("T")
 
 WAIT = timedelta(hours=6)
-"""How long a process waits for the others: one of them may save or measure a large model meanwhile."""
+"""Time that a process waits for the others, one of which may save or measure a large model meanwhile."""
 
 
 _alone = ContextVar("alone", default=False)
 
 
 class OtherProcessError(Exception):
-    """Another process of the run failed, and has said why."""
+    """Another process of the run failed and reported its error."""
 
 
 def launched() -> int:
-    """How many processes work together, or will once they have met; torch is not needed for that.
+    """Return the number of processes that the launcher started; does not import torch.
 
-    What a launcher says counts where it says it whole: ``WORLD_SIZE`` alone may be left of another job.
+    ``WORLD_SIZE`` alone does not count, because it may be left over from another job.
     """
     if _have_met():
         return num_processes()
@@ -47,7 +47,7 @@ def launched() -> int:
 
 
 def is_main() -> bool:
-    """Whether this process is the one that writes and speaks."""
+    """Return whether this is the main process, which writes files and prints."""
     if _have_met():
         import torch.distributed as dist
 
@@ -64,10 +64,10 @@ def _have_met() -> bool:
 
 
 def join(*, on_cpu: bool = False) -> None:
-    """Meet the other processes, where there are some and this was not done yet.
+    """Join the process group, if there are several processes and this one has not joined yet.
 
     Args:
-        on_cpu: GPUs are not used; else each process takes one of its own.
+        on_cpu: use no GPUs; otherwise each process takes its own.
 
     Raises:
         ValueError: there are fewer GPUs than processes on this machine.
@@ -98,14 +98,14 @@ def _take_gpu(available: int) -> None:
     here = max(int(os.environ.get("LOCAL_WORLD_SIZE", "1")), own + 1)
     if here > available:
         raise ValueError(
-            f"{here} processes were started on this machine, which has {available} GPUs, and each process takes one. "
+            f"{here} processes were started on this machine, which has {available} GPUs; each process needs one. "
             f"Start {available}, or set CUDA_VISIBLE_DEVICES to nothing to compute on the CPU."
         )
     torch.cuda.set_device(own)
 
 
 def leave() -> None:
-    """Take leave of the other processes."""
+    """Leave the process group."""
     if launched() > 1:
         import torch.distributed as dist
 
@@ -114,7 +114,7 @@ def leave() -> None:
 
 
 def num_processes() -> int:
-    """How many processes work together now."""
+    """Return the number of processes that work together now; 1 inside :func:`each_alone`."""
     import torch.distributed as dist
 
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() and not _alone.get() else 1
@@ -122,7 +122,7 @@ def num_processes() -> int:
 
 @contextmanager
 def each_alone() -> Iterator[None]:
-    """Let every process do all of the work, as if it were the only one: nothing is shared out or added up."""
+    """Let every process do all of the work in a ``with`` block, without sharing or sums."""
     token = _alone.set(True)
     try:
         yield
@@ -131,15 +131,15 @@ def each_alone() -> Iterator[None]:
 
 
 def wait() -> None:
-    """Go on when all have come to here."""
+    """Wait until all processes get here."""
     from_main(lambda: None)
 
 
 def from_main(make: Callable[[], T]) -> T:
-    """What the first process makes; the others get a copy.
+    """Call a function in the first process and return its result in all of them.
 
     Raises:
-        OtherProcessError: in the others, where the first one raised an error of its own.
+        OtherProcessError: in the other processes, if the first one raised an error.
     """
     if num_processes() == 1:
         return make()
@@ -158,7 +158,7 @@ def from_main(make: Callable[[], T]) -> T:
 
 @contextmanager
 def entered_by_main(context: Callable[[], AbstractContextManager[object]]) -> Iterator[None]:
-    """Enter a context in the first process alone; where that fails, the others fail as well."""
+    """Enter a context in the first process only; if that fails, the others fail as well."""
     with ExitStack() as stack:
 
         def enter() -> None:
@@ -169,7 +169,7 @@ def entered_by_main(context: Callable[[], AbstractContextManager[object]]) -> It
 
 
 def on_any(flag: bool) -> bool:
-    """Whether a flag is set in any of the processes."""
+    """Return whether a flag is set in any of the processes."""
     if num_processes() == 1:
         return flag
     import torch
@@ -179,14 +179,14 @@ def on_any(flag: bool) -> bool:
 
 
 def summed(values: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor over all processes, the same in each of them."""
+    """Return the sum of a tensor over all processes, bitwise the same in each."""
     if num_processes() == 1:
         return values
     import torch.distributed as dist
 
     total = values.detach().clone()
     if total.device.type == "cpu" and "cpu:" not in str(dist.get_backend_config()):
-        # A group that accelerate has made carries tensors of the accelerator alone.
+        # A group that accelerate made only carries tensors of the accelerator.
         carried = total.to("cuda")
         dist.all_reduce(carried)
         return carried.to(total)
@@ -195,7 +195,7 @@ def summed(values: torch.Tensor) -> torch.Tensor:
 
 
 def total(number: int) -> int:
-    """The sum of a number over all processes."""
+    """Return the sum of a number over all processes."""
     if num_processes() == 1:
         return number
     import torch
@@ -204,7 +204,7 @@ def total(number: int) -> int:
 
 
 def before_this(counts: torch.Tensor) -> torch.Tensor:
-    """The sum of a tensor of whole numbers over the processes that come before this one."""
+    """Return the sum of an integer tensor over the processes of lower rank."""
     if num_processes() == 1:
         return counts.new_zeros(counts.shape)
     import torch.distributed as dist
@@ -216,7 +216,7 @@ def before_this(counts: torch.Tensor) -> torch.Tensor:
 
 
 def own_part(length: int) -> slice:
-    """The part of so many things that falls to this process; parts are alike, and follow each other."""
+    """Return this process's slice of ``length`` items; slices have nearly equal lengths and are in rank order."""
     if num_processes() == 1:
         return slice(0, length)
     import torch.distributed as dist
@@ -226,20 +226,20 @@ def own_part(length: int) -> slice:
 
 
 def averaged_gradient(gradient: torch.Tensor) -> torch.Tensor:
-    """The gradient of the common loss, of gradients of each process's own.
+    """Return the gradient of the common loss: the mean of the processes' gradients.
 
-    A Trainer averages the gradients of the processes, so that each process's own part of the loss counts as many times
-    as much in its own backward pass as there are processes.
+    A Trainer averages the gradients of the processes. In its own backward pass, each process therefore multiplies its
+    part of the loss by the number of processes.
     """
     return gradient if num_processes() == 1 else summed(gradient) / num_processes()
 
 
 def mean_square(total: torch.Tensor, sequences: int) -> torch.Tensor:
-    """Mean over the sequences of all processes of squared gradients.
+    """Return the mean of squared gradients over the sequences of all processes.
 
     Args:
         total: sum of the squares over the sequences of this process.
-        sequences: how many these were.
+        sequences: number of these sequences.
     """
     processes = num_processes()
     if processes == 1:

@@ -1,8 +1,8 @@
-"""A base model whose weights are shared out among the processes (PyTorch's FSDP2), and how it is cut all the same.
+"""Cuts of a base model whose weights are sharded over the processes (PyTorch's FSDP2).
 
-FSDP2 keeps the shapes that parameters had when a module was wrapped. For a cut, :func:`apart` therefore takes the
-wrappers off: weights stay shared out, and nothing gathers them. Then one layer or block at a time holds its whole
-weights (:func:`whole_weights`) and is changed. At the end, the blocks are wrapped again.
+FSDP2 keeps the shapes that parameters had when a module was wrapped. For a cut, :func:`apart` therefore removes the
+wrappers; the weights stay sharded. Then one layer or block at a time gets its whole weights (:func:`whole_weights`)
+and is changed. At the end, the blocks are wrapped again.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from torch import nn
 
 
 def is_shard(tensor: object) -> bool:
-    """Whether a tensor is a part of one that the processes have shared out."""
-    # Without this module there are no such tensors, and its import takes a while.
+    """Return whether a tensor is a shard of one."""
+    # If this module was never imported, there are no such tensors; its import is slow.
     tensors = sys.modules.get("torch.distributed.tensor")
     return tensors is not None and isinstance(tensor, tensors.DTensor)
 
 
 def is_sharded(model: nn.Module) -> bool:
-    """Whether the processes have shared out any weight of a model, even if it is gathered just now."""
+    """Return whether any weight of a model is sharded, even if it is gathered at the moment."""
     return any(is_shard(parameter) for parameter in model.parameters()) or bool(_wrapped(model))
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole of a tensor, which all processes have to ask for; one that is not shared out is given back as it is."""
+    """Return the whole of a sharded tensor, in a collective call; return a plain tensor as it is."""
     if not is_shard(tensor):
         return tensor
     with torch.no_grad():
@@ -40,7 +40,7 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def shards_of(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
-    """Shared-out parameters of a module: who owns them, under which name. A tied one is there for each owner."""
+    """Return the sharded parameters of a module with their owners and names; a tied one appears for each owner."""
     return [
         (owner, name, parameter)
         for owner in module.modules()
@@ -51,9 +51,9 @@ def shards_of(module: nn.Module) -> list[tuple[nn.Module, str, Any]]:
 
 @contextmanager
 def whole_weights(module: nn.Module) -> Iterator[None]:
-    """Let a module hold its whole weights for the length of a block; what they have become is shared out again.
+    """Give a module its whole weights for a ``with`` block, then shard the changed weights again.
 
-    All processes have to do the same. A module that is not shared out stays as it is.
+    The call is collective. A module that is not sharded stays as it is.
     """
     shards = shards_of(module)
     make_whole_(shards)
@@ -63,11 +63,11 @@ def whole_weights(module: nn.Module) -> Iterator[None]:
 
 
 def share_again_(places: Sequence[tuple[nn.Module, str]], mesh: Any) -> None:
-    """Share out whole parameters, which all processes have alike.
+    """Shard whole parameters, which are the same in all processes.
 
     Args:
-        places: modules, and names of parameters that they own. Those that have gone are left out; tied ones stay tied.
-        mesh: of the processes.
+        places: modules and the names of their parameters. Missing ones are skipped; tied ones stay tied.
+        mesh: device mesh of the processes.
     """
     from torch.distributed.tensor import DTensor, Shard, distribute_tensor
 
@@ -78,7 +78,7 @@ def share_again_(places: Sequence[tuple[nn.Module, str]], mesh: Any) -> None:
             continue
         if id(now) not in again:
             part = distribute_tensor(now.data, mesh, [Shard(0)], src_data_rank=None)
-            # A copy: in some versions of PyTorch a part is a view, which would keep the whole in memory.
+            # A copy, because in some versions of PyTorch a shard is a view that keeps the whole in memory.
             own = part.to_local().clone()
             part = DTensor.from_local(own, part.device_mesh, part.placements, shape=part.shape, stride=part.stride())
             again[id(now)] = nn.Parameter(part, requires_grad=now.requires_grad)
@@ -87,9 +87,9 @@ def share_again_(places: Sequence[tuple[nn.Module, str]], mesh: Any) -> None:
 
 @contextmanager
 def whole_for_reading(module: nn.Module) -> Iterator[None]:
-    """Let a module hold its whole weights for the length of a block; what becomes of them is forgotten.
+    """Give a module its whole weights for a ``with`` block, and drop any changes to them.
 
-    For what looks at a weight several times, each of which would gather it. All processes have to do the same.
+    Saves gathering a weight each time it is read. The call is collective.
     """
     shards = shards_of(module)
     make_whole_(shards)
@@ -103,7 +103,7 @@ def whole_for_reading(module: nn.Module) -> Iterator[None]:
 def make_whole_(
     shards: list[tuple[nn.Module, str, Any]], placed: Callable[[torch.Tensor], torch.Tensor] = lambda full: full
 ) -> None:
-    """Put whole parameters in the place of shared-out ones; tied ones stay tied. ``placed`` says where they go."""
+    """Replace sharded parameters by whole ones; tied ones stay tied. ``placed`` moves the whole tensors."""
     found: dict[int, nn.Parameter] = {}
     for owner, name, shard in shards:
         if id(shard) not in found:
@@ -112,7 +112,7 @@ def make_whole_(
 
 
 def _wrapped(model: nn.Module) -> list[Any]:
-    """Modules that FSDP2 gathers, from the outermost inwards."""
+    """Return the modules that FSDP2 wraps, outermost first."""
     if "torch.distributed.fsdp" not in sys.modules:
         return []
     from torch.distributed.fsdp import FSDPModule
@@ -122,10 +122,10 @@ def _wrapped(model: nn.Module) -> list[Any]:
 
 @contextmanager
 def apart(model: nn.Module) -> Iterator[None]:
-    """Take the wrappers of FSDP2 off a model for the length of a block; nested calls do nothing, nor do plain models.
+    """Remove the wrappers of FSDP2 from a model for a ``with`` block; without wrappers, do nothing.
 
-    What is outside the blocks (embedding, norm, head) is whole meanwhile. Where the block ends with an error, the model
-    stays apart.
+    Parameters outside the model's blocks (embedding, norm, head) are whole meanwhile. If the ``with`` block raises an
+    error, the model stays unwrapped.
     """
     wrapped = _wrapped(model)
     if not wrapped:
@@ -142,11 +142,11 @@ def apart(model: nn.Module) -> Iterator[None]:
     yield
     _wrap_(root, mesh, trained)
     if mesh.device_type == "cuda":
-        torch.cuda.empty_cache()  # of streams that are not used any more
+        torch.cuda.empty_cache()  # memory of streams that are no longer used
 
 
 def _wrap_(root: nn.Module, mesh: Any, trained: set[nn.Parameter]) -> None:
-    """Wrap the blocks of a model, and what is around them; what is trained stays whole in every process."""
+    """Wrap the blocks of a model and the model itself; trained parameters stay whole in every process."""
     from torch.distributed.fsdp import fully_shard
 
     for block in blocks_of(root):
@@ -156,7 +156,7 @@ def _wrap_(root: nn.Module, mesh: Any, trained: set[nn.Parameter]) -> None:
 
 
 def blocks_of(module: nn.Module) -> Iterator[nn.Module]:
-    """The blocks of a model: entries of lists of modules that are in no such list themselves, as experts are."""
+    """Yield the blocks of a model: entries of its outermost module lists (lists of experts lie inside these)."""
     for child in module.children():
         if isinstance(child, nn.ModuleList):
             yield from child
@@ -172,7 +172,7 @@ def _unwrap_all_(wrapped: list[Any]) -> None:
 
 
 def _unwrap_(module: Any) -> None:
-    """Undo ``fully_shard``, for which PyTorch has no function: hooks, state and class."""
+    """Undo ``fully_shard`` (hooks, state and class); PyTorch has no function for that."""
     from torch.distributed import _composable_state
 
     state = module._get_fsdp_state()
@@ -188,17 +188,17 @@ def _unwrap_(module: Any) -> None:
             inner.__dict__.pop(mark, None)
         for hooks in (inner._state_dict_pre_hooks, inner._load_state_dict_pre_hooks, inner._load_state_dict_post_hooks):
             for key, hook in list(hooks.items()):
-                # They hold the weights as they were, and would put them back.
+                # These hooks hold the old weights and would restore them.
                 if getattr(getattr(hook, "hook", hook), "__module__", "").startswith("torch.distributed.fsdp"):
                     del hooks[key]
 
 
 def gather_(model: nn.Module, *, keep: bool) -> None:
-    """Give a model that is not trained any more its whole weights, in the machine's memory, and end the sharing.
+    """Gather the whole weights of a trained model in CPU memory, and end the sharding. The call is collective.
 
     Args:
-        model: shared out; all processes have to call this.
-        keep: whether this process is to have the weights. The others are left with shapes (on the device ``meta``).
+        model: sharded model.
+        keep: keep the weights in this process; otherwise it has only shapes (on the device ``meta``).
     """
     _unwrap_all_(_wrapped(model))
     place = "cpu" if keep else "meta"

@@ -1,4 +1,4 @@
-"""Work that the processes of a run share out among themselves, and errors that end all of them."""
+"""Work shared by the processes of a run, and errors that end all of them."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from loraprune.processes.ranks import OtherProcessError, num_processes
 Made = TypeVar("Made")
 
 _STRETCHES = 16
-"""How many times processes meet while they work on something that is shared: an error is heard of no later."""
+"""Number of times that processes meet during shared work; an error in one reaches the others there."""
 
 _TOLD = "_loraprune_told"
 _KINDS = (ValueError, OSError, ArithmeticError, MemoryError, RuntimeError)
-"""What an error of another process becomes: the first of these that it is."""
+"""Types that an error of another process can get here; the first that matches."""
 
 
 def together(make: Callable[[], Made]) -> Made:
-    """What this process makes; where one of the processes fails, all of them do.
+    """Call a function in every process and return this process's result; if one fails, all fail.
 
-    All have to call it. An error is raised in the process that it comes from, and in the others with the same words.
-    Inside, processes may share work, but not call :func:`~loraprune.processes.ranks.from_main`, for which one that has
-    failed does not wait.
+    The call is collective. An error is raised in its own process and, with the same message, in the others. ``make``
+    may share work, but must not call :func:`~loraprune.processes.ranks.from_main`: a failed process does not take
+    part in it.
 
     Raises:
-        Exception: what ``make`` raised, here or in another process.
+        Exception: the error of ``make``, here or in another process.
     """
     if num_processes() == 1:
         return make()
@@ -48,17 +48,17 @@ def made_of_each(
     sizes: Sequence[int] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Made]:
-    """What is made of each of so many things, in their order.
+    """Call a function for each of ``count`` items and return the results in order.
 
     Args:
-        count: how many there are.
-        make: makes something of the thing of a number; plain values, which go from process to process.
-        shared: share them out among the processes, all of which have to call this with the same things.
-        sizes: of the things, for ``progress``; None counts each as 1.
-        progress: called with the size of what is done, and of all.
+        count: number of items.
+        make: function of an item's index; returns plain values, which processes can exchange.
+        shared: share the items out among the processes; the call is then collective.
+        sizes: sizes of the items, for ``progress``; None counts each as 1.
+        progress: called with the finished and the total size.
 
     Raises:
-        Exception: what ``make`` raised, here or in another process.
+        Exception: the error of ``make``, here or in another process.
     """
     processes, rank = num_processes() if shared else 1, 0
     if processes > 1:
@@ -72,7 +72,7 @@ def made_of_each(
     def one(number: int) -> Made:
         nonlocal done
         found = make(number)
-        done += weights[number] * processes  # the others are about as far
+        done += weights[number] * processes  # an estimate: the others are about as far
         if progress is not None and (processes == 1 or done < total):
             progress(done, total)
         return found
@@ -94,7 +94,7 @@ def _each(make: Callable[[int], Made], numbers: Iterable[int]) -> list[Made]:
 
 
 def _gathered(make: Callable[[], Made]) -> list[Made]:
-    """What each process makes, in the order of the processes; where one of them fails, all do."""
+    """Return the results of all processes, in rank order; if one fails, all fail."""
     import torch.distributed as dist
 
     error: Exception | None = None
@@ -108,7 +108,7 @@ def _gathered(make: Callable[[], Made]) -> list[Made]:
     met: list[Any] = [None] * num_processes()
     try:
         dist.all_gather_object(met, (mine, None if error is None else _as_told(error)))
-    except RuntimeError as broken:  # a connection: the other one was killed, or stopped
+    except RuntimeError as broken:  # a lost connection: the other process was killed or stopped
         raise error or OtherProcessError("Another process of this run has ended.") from broken
     failures = [failure for _, failure in met if failure is not None]
     if error is not None:
@@ -123,16 +123,16 @@ def _gathered(make: Callable[[], Made]) -> list[Made]:
 
 
 def _as_told(error: Exception) -> tuple[type[Exception], str]:
-    """The kind of an error and its words: errors themselves do not always travel."""
+    """Return the type and the message of an error, because not every error can be pickled."""
     kinds = [kind for kind in _KINDS if isinstance(error, kind)]
     return (kinds[0], str(error)) if kinds else (Exception, f"{type(error).__name__}: {error}")
 
 
 def is_told(error: BaseException) -> bool:
-    """Whether all processes have raised an error, so that the first one can say it for all."""
+    """Return whether all processes raised this error, so that the first one can report it for all."""
     return hasattr(error, _TOLD)
 
 
 def is_of_another(error: BaseException) -> bool:
-    """Whether an error comes from another process, which shows where in its code."""
+    """Return whether an error comes from another process, which shows its traceback."""
     return getattr(error, _TOLD, None) == "elsewhere"

@@ -1,4 +1,4 @@
-"""A shared-out base model whose shares DeepSpeed keeps while it is trained (ZeRO-3), and PyTorch's FSDP2 otherwise."""
+"""A sharded base model: DeepSpeed (ZeRO-3) holds the shards during training, PyTorch's FSDP2 otherwise."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from loraprune.processes.sharding import apart, blocks_of, make_whole_, shards_o
 
 @contextmanager
 def kept_by_zero3(model: nn.Module, zero: Mapping[str, Any]) -> Iterator[None]:
-    """Let DeepSpeed keep the shares of a model for the length of a block; no process holds all weights meanwhile.
+    """Move the shards of a model to DeepSpeed for a ``with`` block; no process holds all weights meanwhile.
 
-    All processes have to do the same. DeepSpeed's engine is made inside, and destroyed before the block ends. Where the
-    block ends with an error, the model stays with DeepSpeed.
+    The call is collective. Create DeepSpeed's engine inside the block and destroy it before the block ends. If the
+    block raises an error, DeepSpeed keeps the shards.
 
     Args:
-        model: shared out by FSDP2; with its adapter, if the engine gets it so.
-        zero: DeepSpeed's configuration of ZeRO; what is ``auto`` there is left to DeepSpeed.
+        model: model sharded by FSDP2; with its adapter, if the engine gets one.
+        zero: DeepSpeed's ZeRO configuration; values of ``auto`` are left to DeepSpeed.
     """
     from deepspeed.runtime.zero import Init
 
@@ -38,7 +38,7 @@ def kept_by_zero3(model: nn.Module, zero: Mapping[str, Any]) -> Iterator[None]:
         try:
             yield
         finally:
-            # DeepSpeed puts a function of its own in the place of torch's, and leaves it there.
+            # DeepSpeed replaces this function of torch and does not restore it.
             torch.nn.functional.linear = linear
         for block in blocks_of(model):
             parameters = _taken_back(block)
@@ -50,12 +50,12 @@ def kept_by_zero3(model: nn.Module, zero: Mapping[str, Any]) -> Iterator[None]:
 
 
 def _taken_back(module: nn.Module) -> list[Any]:
-    """Give the parameters of a module that DeepSpeed keeps their whole values; returns them, plain ones again."""
+    """Gather the parameters that DeepSpeed shards, make them plain parameters again, and return them."""
     parameters: list[Any] = [parameter for parameter in module.parameters() if hasattr(parameter, "ds_id")]
     if parameters:
         parameters[0].all_gather(param_list=parameters)
     for parameter in parameters:
-        parameter.data = parameter.data.clone()  # of a common buffer
+        parameter.data = parameter.data.clone()  # out of a common buffer
         vars(parameter).clear()
     for inner in module.modules():
         inner._parameters = dict(inner._parameters)
@@ -63,12 +63,12 @@ def _taken_back(module: nn.Module) -> list[Any]:
             delattr(inner, name)
         for hooks in (inner._forward_pre_hooks, inner._forward_hooks):
             for key in [key for key, hook in hooks.items() if hook.__module__.startswith("deepspeed.")]:
-                del hooks[key]  # those of the engine, which it leaves there
+                del hooks[key]  # the engine does not remove its hooks
     return parameters
 
 
 def _let_go_(parameters: list[Any], module: nn.Module) -> None:
-    """Free the values of parameters that a module has no more: DeepSpeed's engine remembers them all."""
+    """Free parameters that a module no longer has; DeepSpeed's engine still refers to them."""
     kept = {id(parameter) for parameter in module.parameters()}
     for parameter in parameters:
         if id(parameter) not in kept:
