@@ -234,7 +234,7 @@ class TestBadInput:
         (out / "README.md").unlink()
         results(out / "evaluation.json", entry(out, 6.5))
         before = (out / "report.html").read_text()
-        assert "cannot be brought up to date" in self.error(run, out, "--card")
+        assert "cannot be updated" in self.error(run, out, "--card")
         assert (out / "report.html").read_text() == before
 
 

@@ -88,7 +88,7 @@ def test_criteria_that_learn_masks_are_refused() -> None:
     from loraprune.recipes.comparison_config import LEARNING
 
     for name in set(CRITERIA) & set(LEARNING):
-        with pytest.raises(ValueError, match="learns masks of its own"):
+        with pytest.raises(ValueError, match="learns its own masks"):
             ComparisonConfig(criteria=("lora", name))
 
 

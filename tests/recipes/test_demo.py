@@ -103,7 +103,7 @@ def test_the_demo_does_not_replace_a_folder_that_is_not_its_own(
 ) -> None:
     (tmp_path / "thesis.tex").write_text("mine")
     assert main(["demo", "-o", str(tmp_path)]) == 2
-    assert "holds something else" in capsys.readouterr().err
+    assert "is not the result of a demo" in capsys.readouterr().err
     assert (tmp_path / "thesis.tex").read_text() == "mine"
 
 
@@ -118,6 +118,6 @@ def test_a_demo_that_is_stopped_leaves_nothing_behind(
     monkeypatch.setattr("loraprune.recipes.demo.prune", stop)
     assert main(["demo", "-o", str(tmp_path / "out")]) == 130
     shown = capsys.readouterr().err
-    assert "The demo starts from the beginning" in shown
+    assert "Run the demo again to start over" in shown
     assert "--resume" not in shown
     assert list(tmp_path.iterdir()) == []

@@ -272,8 +272,8 @@ class TestOutput:
 
     def test_a_ratio_that_cannot_be_met_exactly_is_noted(self, checkpoint: Path, data: Path) -> None:
         for values, why in (
-            ({"dimensions": ("channels",), "channel_multiple": 16}, "head counts are those that the config accepts"),
-            ({"dimensions": ("heads",), "allocation": "global"}, "a group goes as a whole or not at all."),
+            ({"dimensions": ("channels",), "channel_multiple": 16}, "the config limits the head counts"),
+            ({"dimensions": ("heads",), "allocation": "global"}, "groups are removed whole."),
         ):
             result = run(checkpoint, data, ratio=0.33, criterion="wanda", **values)
             (note,) = result.report.notes

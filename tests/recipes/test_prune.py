@@ -371,8 +371,8 @@ class TestOptions:
         assert abs(found - 0.47) > 0.002
         assert result.model.config.intermediate_size % 16 == 0
         assert result.report.notes == (
-            f"The ratio is {found:.2%} rather than 47.00%: FFN widths are multiples of 16, and head counts those "
-            "that the config accepts.",
+            f"The ratio is {found:.2%} rather than 47.00%: FFN widths are multiples of 16, and the "
+            "config limits the head counts.",
         )
 
     @pytest.mark.parametrize("lora", [LoraOptions(r=2, alpha=6), LoraConfig(r=2, lora_alpha=6, task_type="CAUSAL_LM")])

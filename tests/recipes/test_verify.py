@@ -125,7 +125,7 @@ def test_an_older_result_keeps_no_checksums(out: Path) -> None:
     del record["checksums"]
     (out / "pruning.json").write_text(json.dumps(record))
     first = loraprune.verify(out)[0]
-    assert (first.passed, first.text) == (True, "no checksums kept")
+    assert (first.passed, first.text) == (True, "no checksums saved")
 
 
 def test_a_ragged_result_of_save_is_whole(tmp_path: Path) -> None:
@@ -137,6 +137,6 @@ def test_a_ragged_result_of_save_is_whole(tmp_path: Path) -> None:
 
 
 def test_what_is_no_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="is no folder"):
+    with pytest.raises(ValueError, match="is not a folder"):
         loraprune.verify(tmp_path / "nowhere")
     assert main(["verify", str(tmp_path / "nowhere")]) == 2

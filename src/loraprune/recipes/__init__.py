@@ -1,1 +1,1 @@
-"""Whole runs, each readable from top to bottom."""
+"""Whole runs, from loading the model to writing the result."""

@@ -1,4 +1,4 @@
-"""The recipe of a comparison of criteria: tune a model for some steps, and see which groups each one would remove."""
+"""Recipe for comparing criteria: tune a model for some steps and see which groups each criterion would remove."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ logger = logging.getLogger("loraprune")
 
 @dataclass(frozen=True, kw_only=True)
 class CriteriaComparison:
-    """What a comparison gives back.
+    """Result of a comparison of criteria.
 
     Attributes:
         model: name of the checkpoint.
-        config: what was asked for.
+        config: configuration of the comparison.
         rows: agreement of each pair of criteria, by kind of dimension and ratio.
-        scores: of every group, by criterion and name of the dimension, in 32 bits on the CPU.
-        structure: of the model.
-        seed: of the run.
-        skipped_steps: steps that were left out since their gradients were not finite.
+        scores: scores of every group, by criterion and name of the dimension, in 32 bits on the CPU.
+        structure: structure of the model.
+        seed: seed of the run.
+        skipped_steps: steps skipped because their gradients were not finite.
     """
 
     model: str
@@ -60,7 +60,7 @@ class CriteriaComparison:
     skipped_steps: tuple[int, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """All but the scores, as plain values."""
+        """Return everything but the scores, as plain values."""
         return {
             "model": self.model,
             "config": asdict(self.config),
@@ -84,31 +84,31 @@ def compare_criteria(
     image_processor: Any = None,
     collator: Collator | None = None,
 ) -> CriteriaComparison:
-    """Compare which groups criteria would remove, from one run that all of them watch; nothing is removed.
+    """Compare the groups that criteria would remove in one training run; nothing is removed.
 
-    Processes of one run share the sequences of each step; all of them have to call this.
+    The processes of a run share the sequences of each step; the call is collective.
 
     Args:
-        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        data: in any form that :func:`loraprune.prune` takes.
-        config: which criteria and ratios; the default compares ``lora``, ``fisher`` and ``taylor``.
-        training: training arguments by name, as for :func:`loraprune.prune`; the number of steps is the config's.
+        model: a checkpoint's folder or Hub name, or a loaded model, modified in place.
+        data: data in any form that :func:`loraprune.prune` takes.
+        config: criteria and ratios; the default compares ``lora``, ``fisher`` and ``taylor``.
+        training: training arguments by name, as for :func:`loraprune.prune`; the config sets the number of steps.
         lora: our options or peft's configuration.
-        tokenizer: of the model; None loads it from the checkpoint.
-        options: where the data comes from; nothing is measured or written.
+        tokenizer: tokenizer of the model; None loads it from the checkpoint.
+        options: options of the data; nothing is measured or written.
         callbacks: further callbacks of the Trainer.
-        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
-        collator: makes batches of rows in place of the task's own.
+        image_processor: image processor of a classifier, or name of a checkpoint with one; None loads the model's.
+        collator: function that turns rows into batches, instead of the task's own.
 
     Raises:
-        ValueError: something given is wrong; raised before any training.
+        ValueError: an argument is wrong; raised before any training.
         TrainingDivergedError: no step had finite gradients.
     """
     config = config or ComparisonConfig()
     training = {} if training is None else given_values(training)
     given = [name for name in ("max_steps", "num_train_epochs") if name in training]
     if given:
-        raise ValueError(f"{given[0]} was given; the length of a comparison is the number of its steps (--steps).")
+        raise ValueError(f"{given[0]} is not an option of a comparison. Set the number of its steps (--steps).")
     inputs = RunInputs(
         training={**training, "max_steps": config.steps},
         lora=lora,
@@ -130,14 +130,14 @@ def _prepared(
     inputs: RunInputs,
     scratch: Path,
 ) -> tuple[PreparedTraining, LegalWidths]:
-    """What is tuned, and the widths that count, all of it checked."""
+    """Prepare and check the training, and return it with the legal widths."""
     prepared = prepare(model, data, config.tuning(), inputs, scratch)
     check_parallel(prepared.arguments, config.tuning(), None)
     if prepared.options.sharded:
-        raise ValueError("Criteria are compared on models that each process holds whole. Leave FSDP out.")
+        raise ValueError("A comparison of criteria does not support FSDP. Leave it out.")
     for criterion in config.configs().values():
         criterion.check(prepared.structure)
-    # Nothing is saved, so that widths need not be ones that a config or a kernel likes.
+    # Nothing is saved, so any widths are legal.
     legal = legal_widths(prepared.structure, channel_multiple=1, head_counts="any")
     for ratio in config.ratios:
         check_reachable(prepared.structure, ratio, legal, config.allocation)
@@ -147,7 +147,7 @@ def _prepared(
 def _compare(
     prepared: PreparedTraining, config: ComparisonConfig, legal: LegalWidths, callbacks: Sequence[TrainerCallback]
 ) -> CriteriaComparison:
-    """Tune while the criteria listen, then compare what they say."""
+    """Tune while the criteria collect evidence, then compare their choices."""
     from transformers import PrinterCallback
 
     seed = prepared.arguments.seed

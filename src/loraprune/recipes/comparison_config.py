@@ -1,4 +1,4 @@
-"""Which criteria are compared, and how; free of torch, so that a wrong option is reported at once."""
+"""Configuration of a comparison of criteria; does not import torch, so that a wrong option is reported at once."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from loraprune.options.near import did_you_mean
 from loraprune.pruning.config import PruningConfig
 
 OPTIONS = ("lora_form", "taylor_form", "group_reduction", "offload_grads")
-"""Options of criteria, given flat."""
+"""Options of criteria that are flat fields here."""
 
 LEARNING = ("compresso", "pst")
-"""Criteria that train something of their own: beside them, the others would not see the run that they see alone."""
+"""Criteria that change the training run, so that others beside them would see a different run."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonConfig:
-    """Which criteria are compared, and how.
+    """Configuration of a comparison of criteria.
 
     Attributes:
-        criteria: names, at least two; agreement is that of all pairs, those of the first one first.
+        criteria: names, at least two; all pairs are compared, those with the first one first.
         ratios: sparsity ratios in (0, 1).
-        steps: optimizer steps that the criteria watch.
-        allocation: ``uniform`` has every criterion remove equally many groups of every layer; with ``balanced`` and
-            ``global`` they also differ in how many.
-        dimensions: kinds of dimensions; None takes the family's default.
+        steps: number of optimizer steps from which the criteria collect evidence.
+        allocation: ``uniform`` removes the same number of groups in every layer for every criterion; with ``balanced``
+            and ``global`` the numbers may differ.
+        dimensions: kinds of dimensions; None is the family's default.
         keep_layers: layers that keep all of their groups.
         average_decay: λ of the moving averages, in [0, 1).
-        average_bias_correction: divide out that the averages start at zero.
-        lora_form: of the criterion ``lora``; ``taylor_form`` and ``offload_grads``: of ``taylor``;
-            ``group_reduction``: of both and of ``magnitude``. As in :class:`loraprune.PruningConfig`.
+        average_bias_correction: correct the averages for their start at zero.
+        lora_form: option of the criterion ``lora``; ``taylor_form`` and ``offload_grads``: options of ``taylor``;
+            ``group_reduction``: option of both and of ``magnitude``. As in :class:`loraprune.PruningConfig`.
     """
 
     criteria: tuple[str, ...] = ("lora", "fisher", "taylor")
@@ -57,22 +57,22 @@ class ComparisonConfig:
         for name in self.criteria:
             if name in LEARNING:
                 raise ValueError(
-                    f"The criterion {name!r} learns masks of its own while the model is tuned, so that others beside "
-                    f"it would watch another run. Compare {', '.join(known)}."
+                    f"The criterion {name!r} learns its own masks during training, which changes the run for the "
+                    f"others. Compare {', '.join(known)}."
                 )
             if name not in known:
                 raise ValueError(
-                    f"There is no criterion {name!r}; choose of {', '.join(known)}.{did_you_mean(name, known)}"
+                    f"There is no criterion {name!r}; choose from {', '.join(known)}.{did_you_mean(name, known)}"
                 )
             if self.criteria.count(name) > 1:
-                raise ValueError(f"The criterion {name!r} is named twice. Name each one once.")
+                raise ValueError(f"The criterion {name!r} is listed twice. List each one once.")
         if len(self.criteria) < 2:
             named = f"only {self.criteria[0]!r}" if self.criteria else "none"
-            raise ValueError(f"A comparison needs at least two criteria, and {named} is named.")
+            raise ValueError(f"A comparison needs at least two criteria, and {named} is listed.")
         wrong = [ratio for ratio in self.ratios if not 0.0 < ratio < 1.0]
         if wrong or not self.ratios:
             raise ValueError(
-                f"ratios are {', '.join(map(str, self.ratios)) or 'missing'}; give at least one, each between 0 and 1."
+                f"ratios are {', '.join(map(str, self.ratios)) or 'missing'}; pass at least one, each between 0 and 1."
             )
         check_fields(self)
         check_choice("allocation", self.allocation, BY_SCORES)
@@ -80,7 +80,7 @@ class ComparisonConfig:
         self.tuning()
 
     def _check_options(self) -> None:
-        """Make sure that every option means something to one of the criteria, and that all have values that exist."""
+        """Check that each option belongs to one of the criteria and has an allowed value."""
         for name in OPTIONS:
             value, owners = getattr(self, name), [kind for kind in GROUP_CRITERIA.values() if name in options_of(kind)]
             default = options_of(owners[0])[name].default
@@ -89,10 +89,10 @@ class ComparisonConfig:
                     f"{name} is {value!r}, an option of {', '.join(kind.name for kind in owners)}, and the criteria "
                     f"compared are {', '.join(self.criteria)}. Leave it out."
                 )
-            owners[0](**{options_of(owners[0])[name].name: value})  # which checks the value
+            owners[0](**{options_of(owners[0])[name].name: value})  # checks the value
 
     def tuning(self) -> PruningConfig:
-        """The run that is watched, of which nothing is removed.
+        """Return the configuration of the run, which removes nothing.
 
         Raises:
             ValueError: a value is wrong.
@@ -107,7 +107,7 @@ class ComparisonConfig:
         )
 
     def configs(self) -> dict[str, CriterionConfig]:
-        """The criteria with their options, by name."""
+        """Return the criteria with their options, by name."""
         found = {}
         for name in self.criteria:
             kind = GROUP_CRITERIA[name]

@@ -1,4 +1,4 @@
-"""The main job on the bundled model: half its heads and channels go while LoRA tunes it."""
+"""The demo: prune half of the heads and channels of the bundled model during LoRA tuning."""
 
 from __future__ import annotations
 
@@ -46,17 +46,17 @@ def run_demo(
     command: str | None = None,
     verbosity: str = "warnings",
 ) -> PruneResult:
-    """Prune the bundled model to ``output``, replacing what an earlier demo left there.
+    """Prune the bundled model to ``output``, replacing the result of an earlier demo.
 
-    Heads and channels lose the same share (allocation ``uniform``), so that a ratio of a half is half of both. The
-    model is tuned on the standard library's text and measured on modules that neither it nor its training saw.
+    The allocation is ``uniform``, so a ratio of 0.5 removes half of the heads and half of the channels. The model is
+    tuned on text of Python's standard library and measured on modules that were in neither of its training sets.
 
     Raises:
-        OutputExistsError: the folder holds something that is no result of loraprune.
+        OutputExistsError: the folder has contents other than the result of a demo.
     """
     is_own = _is_demo_result(output)
     if is_filled(output) and not is_own:
-        raise OutputExistsError(f"{output} holds something else than the result of a demo. Name another folder (-o).")
+        raise OutputExistsError(f"{output} is not the result of a demo. Name another folder (-o).")
     check_output(output, overwrite=is_own)
     options = RunOptions(
         output=output,
@@ -81,4 +81,4 @@ def run_demo(
         except InterruptedRunError:
             if options.run_dir is not None:
                 shutil.rmtree(options.run_dir, ignore_errors=True)
-            raise InterruptedRunError("Stopped; nothing was written. The demo starts from the beginning.") from None
+            raise InterruptedRunError("Stopped; nothing was written. Run the demo again to start over.") from None

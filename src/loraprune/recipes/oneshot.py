@@ -1,4 +1,4 @@
-"""The one-shot recipe: prune a model on calibration data, without training, and hand back an ordinary checkpoint."""
+"""The one-shot recipe: prune a model on calibration data without training, and return an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -67,10 +67,10 @@ logger = logging.getLogger("loraprune")
 
 @dataclass(frozen=True, kw_only=True)
 class OneshotResult(RunResult):
-    """What :func:`oneshot` gives back.
+    """Result of :func:`oneshot`.
 
     Attributes:
-        matrices: what became of each matrix, where weights became zero.
+        matrices: zeros and error of each matrix, if weights were set to zero.
     """
 
     matrices: tuple[MatrixRecord, ...] = ()
@@ -78,7 +78,7 @@ class OneshotResult(RunResult):
 
 @dataclass(frozen=True, kw_only=True)
 class _Pruned:
-    """What pruning left behind."""
+    """Outcome of pruning."""
 
     plan: Plan
     importance: Scores = field(default_factory=dict)
@@ -104,27 +104,27 @@ def oneshot(
     """Prune a model on calibration data, without training.
 
     Args:
-        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        data: calibration data, in any form that :func:`loraprune.prune` takes; None for methods that read weights
-            alone.
-        config: what to prune, and how; the default is half of the prunable parameters, by the default method.
-        tokenizer: of the model; None loads it from the checkpoint.
-        options: where the result goes, what is measured, and so on.
-        progress: called with the work in progress, its finished steps and all of its steps; replaces the display of
+        model: a checkpoint's folder or Hub name, or a loaded model, modified in place.
+        data: calibration data, in any form that :func:`loraprune.prune` takes; None for criteria and repairs that only
+            read weights.
+        config: pruning configuration; the default removes half of the prunable parameters.
+        tokenizer: tokenizer of the model; None loads it from the checkpoint.
+        options: output, measurements and other options of the run.
+        progress: called with the name of the work, finished steps and total steps; replaces the display of
             ``verbosity``.
-        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
-        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
-        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
+        image_processor: image processor of a classifier, or name of a checkpoint with one; None loads the model's.
+        collator: function that batches rows, instead of the task's own; image data may then have any columns.
+        verbosity: ``progress`` prints the same as the command line to standard error; ``warnings`` or ``silent``.
 
     Returns:
-        The pruned model in memory, and its folder if one was asked for.
+        The pruned model in memory, and its folder if you set an output.
 
     Raises:
-        ValueError: something given is wrong; raised before any long work.
-        InterruptedRunError: Ctrl-C; finished blocks are saved, and ``RunOptions(resume=True)`` goes on from there.
-        ArithmeticError: calibration data make NaN or Inf, or a weight of the result is one.
-        BadResultError: the result is no better than chance, and ``allow_bad_result`` was not said.
-        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
+        ValueError: an argument is wrong; raised before any long work.
+        InterruptedRunError: the run was stopped; finished blocks are saved, and ``RunOptions(resume=True)`` resumes.
+        ArithmeticError: calibration data give NaN or Inf, or a weight of the result is NaN or Inf.
+        BadResultError: the result is no better than chance; ``allow_bad_result`` writes it.
+        DryRunError: ``RunOptions(dry_run=True)``: all checks passed, and no work was done.
     """
     inputs = RunInputs(
         tokenizer=tokenizer, options=options or RunOptions(), image_processor=image_processor, collator=collator
@@ -168,7 +168,7 @@ def _sparsified(
     progress: ProgressOf,
     saved: SavedSteps,
 ) -> _Pruned:
-    """Weights become zero."""
+    """Set weights to zero."""
     records = sparsify_(
         model,
         prepared.structure,
@@ -189,7 +189,7 @@ def _cut(
     progress: ProgressOf,
     saved: SavedSteps,
 ) -> _Pruned:
-    """Heads and channels go."""
+    """Remove heads and channels."""
     warn_of_few_tokens(prepared.structure, calibration, config.repair, config.criterion)
     if isinstance(config.repair, Bias):
         give_biases_(model, prepared.structure)
@@ -214,7 +214,7 @@ def _cut(
 def _course(
     prepared: PreparedOneshot, config: OneshotConfig, finished: PreTrainedModel, pruned: _Pruned
 ) -> PruningCourse:
-    """How heads and channels went."""
+    """Return the record of removed heads and channels."""
     structure, removed = prepared.structure, pruned.plan.removed_parameters(prepared.structure)
     return PruningCourse(
         ratio=pruned.plan.ratio(structure),
@@ -238,7 +238,7 @@ def _course(
 def _with_zeros(
     metrics: RunMetrics, prepared: PreparedOneshot, config: SparseConfig, matrices: Sequence[MatrixRecord]
 ) -> RunMetrics:
-    """How weights became zero, and how many there were before and after."""
+    """Add the sparsity reached, and the numbers of zeros before and after."""
     weights, zeros = sum(matrix.weights for matrix in matrices), sum(matrix.zeros for matrix in matrices)
     zeros_before = sum(matrix.zeros_before for matrix in matrices)
     dense, pruned = (
@@ -268,7 +268,7 @@ def _finish(
     """Measure and save."""
     finished = finish(model, prepared.structure, pruned.plan, dtype=prepared.saved_dtype)
     if prepared.options.output is not None:
-        check_finite(finished)  # before it is measured
+        check_finite(finished)  # before measuring
     config = prepared.oneshot
     plan = None if isinstance(config, SparseConfig) else pruned.plan
     with phases.timed(RESULT), in_place_to_measure(prepared, finished) as fits:
@@ -317,7 +317,7 @@ def _save(
     card: str,
     phases: PhaseTimer,
 ) -> tuple[RunRecord, ReportData]:
-    """Write everything; record and report are told how long the weights took. Returns both as written."""
+    """Write everything; add the time for writing the weights to record and report, and return both."""
     output = prepared.options.output
     assert output is not None
     logger.info("Writing %s", output)
@@ -337,13 +337,13 @@ def _save(
     return record, report
 
 
-# What a run without training tells: notes for its report.
+# Notes for the report of a run without training.
 
 _NOTED_DEVIATION = 0.002
 
 
 def notes_of(prepared: PreparedOneshot, plan: Plan, metrics: RunMetrics) -> tuple[str, ...]:
-    """What the reader has to know."""
+    """Return notes for the reader of the report."""
     pruning, sparsity = metrics.pruning, metrics.sparsity
     if sparsity is not None and sparsity.reached is not None and sparsity.target is not None:
         if abs(sparsity.reached - sparsity.target) <= _NOTED_DEVIATION:
@@ -355,12 +355,12 @@ def notes_of(prepared: PreparedOneshot, plan: Plan, metrics: RunMetrics) -> tupl
     if isinstance(prepared.oneshot, OneshotConfig) and prepared.oneshot.target.widths is not None:
         return speed
     if pruning.ratio == 0.0:
-        return (f"Nothing was removed: the ratio of {pruning.target_ratio:g} is less than half of the smallest step.",)
+        return (f"Nothing was removed: the ratio {pruning.target_ratio:g} is below half of the smallest step.",)
     if abs(pruning.ratio - pruning.target_ratio) <= _NOTED_DEVIATION:
         return ()
-    why = "head counts are those that the config accepts, and FFN widths are rounded"
+    why = "the config limits the head counts, and FFN widths are rounded"
     if isinstance(prepared.oneshot, OneshotConfig) and prepared.oneshot.target.allocation == "global":
-        why = "a group goes as a whole or not at all"
+        why = "groups are removed whole"
     if prepared.structure.spans_blocks:
-        why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
+        why = "blocks are removed whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
     return (f"The ratio is {pruning.ratio:.2%} rather than {pruning.target_ratio:.2%}: {why}.",)

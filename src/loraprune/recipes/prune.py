@@ -1,4 +1,4 @@
-"""The joint recipe: prune a model while LoRA tunes it, and hand back an ordinary checkpoint."""
+"""The joint recipe: prune a model during LoRA tuning and return an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ logger = logging.getLogger("loraprune")
 
 @dataclass(frozen=True, kw_only=True)
 class PruneResult(RunResult):
-    """What :func:`prune` and :func:`loraprune.recover` give back."""
+    """Result of :func:`prune` and :func:`loraprune.recover`."""
 
 
 @renamed_keywords(dataset="data")
@@ -89,38 +89,39 @@ def prune(
     collator: Collator | None = None,
     verbosity: str = "warnings",
 ) -> PruneResult:
-    """Prune a model while LoRA tunes it.
+    """Prune a model during LoRA tuning.
 
-    The model's class decides what it is tuned for: going on with text, writing a target for a source (encoder–decoder
-    models), classifying images, classifying texts.
+    The model's class decides its task: causal language modeling, sequence-to-sequence (encoder–decoder models), image
+    classification or text classification.
 
     Args:
-        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        data: a file, a pattern of files, a folder, a hub data set's name, or a loaded data set; or a list of these, of
-            which each name may have a weight: ``["a.jsonl:0.7", "b.jsonl:0.3"]``. Columns of causal language models:
-            text, prompt and completion, instruction and output, or messages; of encoder–decoder models: source and
-            target, or prompt and completion, or instruction and output; of classifiers: image or text, and label.
-        config: what to prune; the default halves the prunable parameters.
-        training: fields of trl's SFTConfig, by name, or such an object; of transformers' TrainingArguments (and
-            max_length, for text) for all but causal language models. Values by name are completed with our defaults; an
-            object is used as it is, but for its output_dir: checkpoints of the run lie beside the result.
-        lora: our options or peft's configuration; the default: a rank by size, alpha 16, all layers in groups.
-        tokenizer: of the model; None loads it from the checkpoint.
-        options: where the result goes, what is measured, and so on.
+        model: a checkpoint's folder or Hub name, or a loaded model, modified in place.
+        data: a file, a pattern of files, a folder, a Hub dataset's name, or a loaded dataset; or a list of these, in
+            which each name may have a weight: ``["a.jsonl:0.7", "b.jsonl:0.3"]``. Columns for causal language models:
+            text, prompt and completion, instruction and output, or messages; for encoder–decoder models: source and
+            target, prompt and completion, or instruction and output; for classifiers: image or text, and label.
+        config: pruning configuration; the default halves the prunable parameters.
+        training: training arguments by name, or an object. For causal language models these are fields of trl's
+            SFTConfig, for others those of transformers' TrainingArguments (and max_length, for text). Values by name
+            are completed with our defaults. An object is used as it is, except for its output_dir: the run's
+            checkpoints are beside the result.
+        lora: our options or peft's configuration; the default has a rank by size, alpha 16, and all layers in groups.
+        tokenizer: tokenizer of the model; None loads it from the checkpoint.
+        options: output, measurements and other options of the run.
         callbacks: further callbacks of the Trainer.
-        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
-        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
-        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
+        image_processor: image processor of a classifier, or name of a checkpoint with one; None loads the model's.
+        collator: function that batches rows, instead of the task's own; image data may then have any columns.
+        verbosity: ``progress`` prints the same as the command line to standard error; ``warnings`` or ``silent``.
 
     Returns:
-        The pruned model in memory, and its folder if one was asked for.
+        The pruned model in memory, and its folder if you set an output.
 
     Raises:
-        ValueError: something given is wrong; raised before any long work.
-        InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
+        ValueError: an argument is wrong; raised before any long work.
+        InterruptedRunError: the run was stopped; the state is saved, and ``RunOptions(resume=True)`` resumes from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
         BadResultError: cuts are missing, or the result is no better than chance; ``allow_bad_result`` writes it.
-        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
+        DryRunError: ``RunOptions(dry_run=True)``: all checks passed, and no work was done.
     """
     inputs = RunInputs(
         training=training,
@@ -139,9 +140,9 @@ def prune(
 
 @contextmanager
 def run_folder(options: RunOptions) -> Iterator[Path]:
-    """The folder of a run's own checkpoints: beside the output, or one that vanishes where there is no output.
+    """Yield the folder of the run's checkpoints: beside the output, or temporary if there is no output.
 
-    No other run writes to the output, or to this folder, until the block ends.
+    No other run can write to the output or to this folder during the ``with`` block.
     """
     join()
     claim = entered_by_main(lambda: claimed(None if options.dry_run else options.output))
@@ -155,9 +156,10 @@ class _Base:
     """The model before the run.
 
     Attributes:
-        measures: its quality.
-        zeros: of its blocks' linear layers.
-        config: its own; ``generation_config``: likewise, where it has one.
+        measures: quality of the model.
+        zeros: zeros in its blocks' linear layers.
+        config: copy of its config.
+        generation_config: copy of its generation config, or None.
     """
 
     measures: ModelMeasures
@@ -174,7 +176,7 @@ def run(
     outlook = show_outlook(prepared, display)
     wait()
     if prepared.options.overwrite and prepared.checkpoint is None and is_main():
-        # Only now that everything was checked: an interrupted run is worth something.
+        # After all checks, because an interrupted run is valuable.
         shutil.rmtree(run_dir, ignore_errors=True)
     wait()
     pruning = PruningCallback(prepared.pruning)
@@ -191,15 +193,15 @@ def run(
     base = _Base(
         measures=measures,
         zeros=zeros,
-        # Trainers set special tokens and switch caches off; the result keeps the model's own.
+        # Trainers set special tokens and switch caches off; the result gets the original settings.
         config=copy.deepcopy(model.config),
         generation_config=copy.deepcopy(getattr(model, "generation_config", None)),
     )
     if prepared.checkpoint is not None:
-        logger.info("Going on from %s", prepared.checkpoint)
+        logger.info("Resuming from %s", prepared.checkpoint)
         pruning.restore_(model, prepared.checkpoint)
         if prepared.options.allow_changes and pruning.run is not None:
-            pruning.run.total_steps = 0  # the cuts that are left fall where those of the new length do
+            pruning.run.total_steps = 0  # the remaining cuts follow the schedule of the new length
     elif prepared.pruning.cuts_first and prepared.pruning.target.ratio > 0.0:
         logger.info("Cutting before the first step")
         calibration = draw_rows(prepared, prepared.pruning.calibration_sequences, prepared.pruning.seed)
@@ -222,7 +224,7 @@ def run(
         return _finish(prepared, trainer, pruning, base, run_dir, started, evaluations.points)
     except KeyboardInterrupt:
         saved = remove_unsaved(run_dir, prepared)
-        how = f"training is done, and the same command with --resume goes on from {run_dir}" if saved else "start again"
+        how = f"training is done; resume it from {run_dir} with --resume" if saved else "start again"
         raise InterruptedRunError(f"Stopped before the result was written: {how}.") from None
     except BaseException:
         remove_unsaved(run_dir, prepared)
@@ -287,7 +289,7 @@ def _finish(
 
 
 def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> PruningCourse:
-    """The course of pruning, and what the plan is of."""
+    """Return the record of the cuts, with the dimensions of the plan."""
     assert pruning.run is not None
     course = decode(PruningCourse, encode(pruning.run.summary()))
     trials = tried_widths(prepared.structure, pruning.run.groups.trials) if isinstance(pruning.run, GroupRun) else ()
@@ -297,7 +299,7 @@ def _cuts(prepared: PreparedTraining, pruning: PruningCallback) -> PruningCourse
 def _with_zeros(
     metrics: RunMetrics, prepared: PreparedTraining, pruning: PruningCallback, before: Zeros, after: Zeros
 ) -> RunMetrics:
-    """Zeros of the blocks' matrices before and after the run; of one that makes zeros, also what it was to reach."""
+    """Add the zeros of the blocks' matrices before and after the run; for PST, also the target."""
     assert pruning.run is not None
     course = encode(pruning.run.summary()) if prepared.unstructured else {}
     sparsity = decode(SparsityCourse, {**course, "before": before.to_json(), "after": after.to_json()})
@@ -315,7 +317,7 @@ _SET_BY_TRAINERS = (
 
 
 def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
-    """Take back what Trainers change in the configs."""
+    """Undo what Trainers change in the configs."""
     for name in _SET_BY_TRAINERS:
         if hasattr(config, name):
             setattr(base.config, name, getattr(config, name))
@@ -323,13 +325,13 @@ def _restore_config_(base: Any, config: Any, generation_config: Any) -> None:
         base.generation_config = generation_config
 
 
-# What a run of the joint recipe leaves behind: report and notes, the adapter, and the folder of the result.
+# Output of a run of the joint recipe: report and notes, adapter, and result folder.
 
 _NOTED_DEVIATION = 0.002
 
 
 def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: PruningCallback, zeros: Zeros) -> ReportData:
-    """The report of a run; ``zeros`` are those of the model before it."""
+    """Make the report of a run; ``zeros`` are those of the model before the run."""
     assert pruning.run is not None
     importance = importance_of(pruning.run.structure, pruning.run.plan, pruning.run.importance)
     notes = (*speed_notes(prepared, pruning.run.plan, record.metrics), *_notes(prepared, pruning, zeros))
@@ -337,7 +339,7 @@ def joint_report(prepared: PreparedTraining, record: RunRecord, pruning: Pruning
 
 
 def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -> tuple[str, ...]:
-    """What a reader of the report has to know."""
+    """Return notes for the reader of the report."""
     assert pruning.run is not None
     notes = [*quantization_notes(prepared)]
     if zeros.are_sparsity and not prepared.keep_zeros and not prepared.unstructured:
@@ -349,10 +351,10 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
         notes.append(missing)
     elif isinstance(pruning.run, GroupRun) and is_off:
         multiple = pruning.run.legal_widths().channel_multiple
-        widths = f"FFN widths are multiples of {multiple}, and head counts" if multiple > 1 else "head counts are"
-        why = f"{widths} those that the config accepts"
+        widths = f"FFN widths are multiples of {multiple}, and " if multiple > 1 else ""
+        why = f"{widths}the config limits the head counts"
         if prepared.structure.spans_blocks:
-            why = "blocks go as a whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
+            why = "blocks are removed whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
         notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {wanted:.2%}: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
@@ -370,7 +372,7 @@ def write_result(
     adapter: Path | None,
     run_dir: Path,
 ) -> tuple[RunRecord, ReportData]:
-    """Write everything; record and report are told how long the weights took. Returns both as written."""
+    """Write everything; add the time for writing the weights to record and report, and return both."""
     output = prepared.options.output
     assert output is not None
     assert pruning.run is not None

@@ -1,4 +1,4 @@
-"""The recipe of recovery: tune a pruned or sparse model by LoRA, and hand back an ordinary checkpoint."""
+"""Recipe for recovery: tune a pruned or sparse model by LoRA and return an ordinary checkpoint."""
 
 from __future__ import annotations
 
@@ -43,40 +43,41 @@ def recover(
 ) -> PruneResult:
     """Tune a pruned or sparse model by LoRA, and merge the adapter.
 
-    Zeros in the blocks' linear layers and experts, whichever pattern they have, stay zero: they are masked in training
-    and in the merge (:func:`loraprune.keep_zeros_`). Layers outside the blocks, such as a classifier's own, are none
-    of these. A model without zeros is tuned by plain LoRA.
+    Zeros in the blocks' linear layers and experts stay zero, in any pattern: training and merge mask them
+    (:func:`loraprune.keep_zeros_`). Layers outside the blocks, such as a classifier, are not masked. A model without
+    zeros is tuned by plain LoRA.
 
     Args:
-        model: a checkpoint's folder or hub name, or a loaded model, which is used up.
-        data: in any form that :func:`loraprune.prune` takes.
-        keep_zeros: whether weights that are zero stay zero; None: where the model is sparse.
-        max_skipped_steps: steps in a row with NaN or Inf that are skipped before training stops.
+        model: a checkpoint's folder or Hub name, or a loaded model, modified in place.
+        data: data in any form that :func:`loraprune.prune` takes.
+        keep_zeros: keep zero weights zero; None does so if the model is sparse.
+        max_skipped_steps: number of consecutive steps with NaN or Inf that are skipped before training stops.
         training: training arguments, as for :func:`loraprune.prune`.
         lora: our options or peft's configuration. Only plain LoRA can keep zeros.
-        tokenizer: of the model; None loads it from the checkpoint.
-        options: where the result goes, what is measured, and so on. Nothing changes its shape, so that neither latency
-            nor a model without recovery is measured.
+        tokenizer: tokenizer of the model; None loads it from the checkpoint.
+        options: output, measurements and other options of the run. Recovery changes no shapes, so neither latency nor
+            a model without recovery is measured.
         callbacks: further callbacks of the Trainer.
-        image_processor: of an image classifier, or the name of a checkpoint that has one; None loads the model's own.
-        collator: makes batches of rows in place of the task's own; data of images may then have any columns.
-        verbosity: ``progress`` shows on standard error what the command line shows; ``warnings`` or ``silent``.
+        image_processor: image processor of a classifier, or name of a checkpoint with one; None loads the model's.
+        collator: function that batches rows, instead of the task's own; image data may then have any columns.
+        verbosity: ``progress`` prints the same as the command line to standard error; ``warnings`` or ``silent``.
 
     Returns:
-        The tuned model in memory, and its folder if one was asked for. Its plan keeps all groups; the metrics call
-        what was measured before ``dense`` and what was measured after ``pruned``, as those of every recipe.
+        The tuned model in memory, and its folder if you set an output. Its plan keeps all groups. As in every recipe,
+        the metrics ``dense`` are those before the run and ``pruned`` those after it.
 
     Raises:
-        ValueError: something given is wrong, or is no plain LoRA while zeros are to stay; raised before any training.
-        InterruptedRunError: Ctrl-C; the state is saved and ``RunOptions(resume=True)`` goes on from it.
+        ValueError: an argument is wrong, or the adapter is not plain LoRA and zeros are to stay; raised before any
+            training.
+        InterruptedRunError: the run was stopped; the state is saved, and ``RunOptions(resume=True)`` resumes from it.
         TrainingDivergedError: gradients stayed NaN or Inf; the last good state is saved.
         BadResultError: the result is no better than chance; ``allow_bad_result`` writes it.
-        DryRunError: ``RunOptions(dry_run=True)``; everything was checked, and nothing was done.
+        DryRunError: ``RunOptions(dry_run=True)``: all checks passed, and no work was done.
     """
     options = options or RunOptions()
     goal = given_goal(options)
     if goal is not None:
-        raise ValueError(f"{goal} was given, and recovery removes nothing. Leave it out, or use prune.")
+        raise ValueError(f"You passed {goal}, and recovery removes nothing. Leave it out, or use prune.")
     inputs = RunInputs(
         training=training,
         lora=lora,

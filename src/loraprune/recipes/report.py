@@ -1,4 +1,4 @@
-"""The report of a finished run, made again with what was measured since: ``loraprune report``."""
+"""Rebuilds the report of a finished run with later evaluations: ``loraprune report``."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ _CARD = "README.md"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportAgain:
-    """What was made.
+    """A rebuilt report.
 
     Attributes:
-        data: that the report shows.
-        page: the report.
-        entries: results of evaluations that it shows, and those that it does not.
-        card: the model card, where its table was brought up to date.
+        data: data of the report.
+        page: file of the report.
+        entries: results of evaluations, shown and not shown.
+        card: model card, if its table was updated.
     """
 
     data: ReportData
@@ -41,25 +41,25 @@ class ReportAgain:
 def report_again(
     run: str | Path, evaluations: Sequence[str | Path] = (), *, output: str | Path | None = None, card: bool = False
 ) -> ReportAgain:
-    """Make the report of a run again, and add results of ``loraprune eval`` to it.
+    """Rebuild the report of a run and add results of ``loraprune eval`` to it.
 
     Args:
         run: folder of a finished run, or the ``report.json`` in it.
-        evaluations: files of results; ``evaluation.json`` in the folder counts by itself.
-        output: the page; None is the ``report.html`` of the run. Its data are written beside it.
-        card: also put the results into the table of the run's model card.
+        evaluations: files of results; ``evaluation.json`` in the folder is always used.
+        output: file of the page; None is the ``report.html`` of the run. Its data are written beside it.
+        card: also add the results to the table of the run's model card.
 
     Raises:
-        ResultsError: a file is no file of results, or one of another version.
-        ValueError: there is no run, its data or its card cannot be read, a file of results holds nothing of it, or
-            what stands at the output is no report.
+        ResultsError: a file is not a file of results, or has another version.
+        ValueError: there is no run, its data or its card cannot be read, a file of results has no results of it, or
+            the output exists and is not a report.
     """
     from loraprune.report.page import HEAD_OF_PAGES, write_report
 
     source = read_source(run)
     page = source.page if output is None else Path(output).expanduser()
     if page.suffix != ".html":
-        raise ValueError(f"A report is a web page, but {page} does not end in .html. Call it {page.name}.html.")
+        raise ValueError(f"{page} does not end in .html, and a report is a web page. Call it {page.name}.html.")
     check_file(page, example="report.html", what="report", holds=HEAD_OF_PAGES)
     check_file(page.with_suffix(".json"), example="report.json", what="report", holds=b'"headline"', inputs=evaluations)
     if card:
@@ -79,20 +79,20 @@ def _card(path: Path, rows: Sequence[Row]) -> str:
     try:
         return with_rows(path.read_text(encoding="utf-8"), rows)
     except (OSError, ValueError) as error:
-        raise ValueError(f"The model card {path} cannot be brought up to date: {error}.") from error
+        raise ValueError(f"The model card {path} cannot be updated: {error}.") from error
 
 
 def _tell_of_others(entries: RunEntries) -> None:
-    """Say what of the results is not shown."""
+    """Log the results that are not shown."""
     for file, stale in entries.stale.items():
         changed = ", ".join(dict.fromkeys(entry.model for entry in stale))
         logger.warning(
-            "warning: %s has results of %s that are left out: its files are others now. Evaluate it again.",
+            "warning: %s has results of %s that are left out, because its files have changed. Evaluate it again.",
             file,
             changed,
         )
     for file, names in entries.foreign.items():
-        logger.info("%s: left out are results of other models: %s", file, ", ".join(dict.fromkeys(names)))
+        logger.info("%s: left out results of other models: %s", file, ", ".join(dict.fromkeys(names)))
 
 
 _DATA = "report.json"
@@ -100,13 +100,13 @@ _DATA = "report.json"
 
 @dataclass(frozen=True, kw_only=True)
 class ReportSource:
-    """A run whose report is to be made again.
+    """A run whose report is rebuilt.
 
     Attributes:
-        folder: of the run.
-        page: where its report is.
-        data: that the report shows.
-        base: name of the model that the run began with.
+        folder: folder of the run.
+        page: file of its report.
+        data: data of the report.
+        base: name of the model that the run started from.
     """
 
     folder: Path
@@ -118,51 +118,51 @@ class ReportSource:
 def read_source(run: str | Path) -> ReportSource:
     """Read a run.
 
-    The data of its old report come first, for they hold what the record does not: scores, completions, notes, and what
-    an earlier ``loraprune report`` added. A run without a report gets one from its record.
+    The data of its old report are preferred, because they have what the record lacks: scores, completions, notes, and
+    results that an earlier ``loraprune report`` added. A run without a report gets one from its record.
 
     Args:
-        run: its folder, or the ``report.json`` in it.
+        run: folder of the run, or the ``report.json`` in it.
 
     Raises:
-        ValueError: there is no run, or what there is of it cannot be read.
+        ValueError: there is no run, or its files cannot be read.
     """
     path = Path(run).expanduser()
     if path.is_file():
         if path.suffix != ".json" or path.name == RECORD_FILE:
-            raise ValueError(f"{path} is no data of a report. Name the folder of a run, or the {_DATA} in it.")
+            raise ValueError(f"{path} is not the data of a report. Name the folder of a run, or the {_DATA} in it.")
         data = with_maps(ReportData.from_json(path))
         return ReportSource(folder=path.parent, page=path.with_suffix(".html"), data=data, base=data.model)
     if not path.is_dir():
-        raise ValueError(f"There is no folder {path}. Name that of a finished run.")
+        raise ValueError(f"There is no folder {path}. Name the folder of a finished run.")
     if (path / _DATA).is_file():
         data = with_maps(ReportData.from_json(path / _DATA))
     elif (path / RECORD_FILE).is_file():
         data = _from_record(path / RECORD_FILE)
     else:
         raise ValueError(
-            f"{path} holds neither {_DATA} nor {RECORD_FILE}, so that it is no finished run of loraprune prune, "
-            "oneshot or recover. Name the folder that a run wrote."
+            f"{path} has neither {_DATA} nor {RECORD_FILE}, so it is not a finished run of loraprune prune, oneshot or "
+            "recover. Name the folder that a run wrote."
         )
     return ReportSource(folder=path, page=path / "report.html", data=data, base=data.model)
 
 
 def _from_record(path: Path) -> ReportData:
-    """The report of a record alone: without scores of the groups and without completions.
+    """Make a report from a record only, without scores of the groups and without completions.
 
     Raises:
-        ValueError: the record cannot be read, or is that of a run that measured nothing.
+        ValueError: the record cannot be read, or its run measured nothing.
     """
     record = RunRecord.read(path)
     try:
         return report_of(record)
     except (KeyError, ValueError) as error:
-        what = f"the plan does not name {error}" if isinstance(error, KeyError) else error
+        what = f"the plan does not list {error}" if isinstance(error, KeyError) else error
         raise ValueError(f"No report can be made from {path}: {what}.") from error
 
 
 def with_maps(data: ReportData) -> ReportData:
-    """The data of a report of an earlier version with maps, as far as it knew the groups one by one."""
+    """Add maps to the report data of an earlier version, if it has the single groups."""
     if data.maps or not data.importance or data.recovery is not None:
         return data
     return replace(data, maps=_maps(data.importance))

@@ -1,4 +1,4 @@
-"""What every recipe gives back: a model, how it came about, and ways to keep or publish both."""
+"""Result of every recipe: model and record, with methods to save and publish them."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunResult:
-    """What a run gives back.
+    """Result of a run.
 
     Attributes:
-        model: merged and ready to use.
-        tokenizer: of a model that reads text, else None.
-        image_processor: of a model that reads images, where it has one.
-        structure: of the model before pruning.
-        plan: which groups stayed; all of them where weights became zero.
-        report: what the report shows.
-        run_record: what was done, and all measures: what ``pruning.json`` holds.
+        model: merged model, ready to use.
+        tokenizer: tokenizer of a model that reads text, else None.
+        image_processor: image processor of a model that reads images, or None.
+        structure: structure of the model before pruning.
+        plan: remaining groups; all of them if weights were set to zero.
+        report: data of the report.
+        run_record: record of the run with all measures: the contents of ``pruning.json``.
         card: text of the model card.
         output: folder of the checkpoint, or None.
-        pushed: address of the commit on the hub, where the run pushed its result.
+        pushed: address of the commit on the Hub, if the run pushed its result.
     """
 
     model: PreTrainedModel
@@ -52,13 +52,13 @@ class RunResult:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """Measures of the dense and of the pruned model, and the course of the run, as plain values."""
+        """Measures of the dense and the pruned model, and the history of the run, as plain values."""
         found: dict[str, Any] = encode(self.run_record.metrics, finite=False)
         return found
 
     @cached_property
     def record(self) -> dict[str, Any]:
-        """What was done, as ``pruning.json`` holds it."""
+        """Record of the run as plain values, as in ``pruning.json``."""
         found: dict[str, Any] = encode(self.run_record)
         return found
 
@@ -66,15 +66,15 @@ class RunResult:
         """Write the model as an ordinary checkpoint, with its tokenizer, its card and the record of the run.
 
         Args:
-            folder: to make; it appears complete or not at all.
-            overwrite: replace a folder that exists.
-            report: whether the report is written beside it.
+            folder: folder to write; it appears complete or not at all.
+            overwrite: replace an existing result.
+            report: also write the report.
 
         Returns:
             The folder.
 
         Raises:
-            OutputExistsError: the folder holds something, and ``overwrite`` is off or that is no result.
+            OutputExistsError: the folder is not empty, and ``overwrite`` is off or its contents are not a result.
             OSError: the disk is too full.
             NonFiniteWeightsError: a weight is NaN or infinite.
         """
@@ -101,22 +101,22 @@ class RunResult:
         revision: str | None = None,
         report: bool = True,
     ) -> str:
-        """Publish what :meth:`save_pretrained` writes on the hub, in one commit.
+        """Publish the output of :meth:`save_pretrained` on the Hub, in one commit.
 
         Args:
-            repo_id: ``organization/name``, or a name of your own; made where it does not exist.
-            private: whether a repository that is made is private; None is the account's default.
-            token: of the hub; None is that of ``HF_TOKEN``, or the one that ``hf auth login`` stored.
-            commit_message: of the commit.
+            repo_id: ``organization/name``, or a name in your own namespace; created if it does not exist.
+            private: whether a new repository is private; None is the account's default.
+            token: token for the Hub; None is ``HF_TOKEN``, or the token that ``hf auth login`` stored.
+            commit_message: message of the commit.
             revision: branch to commit to; None is the main one.
-            report: whether the report is published too.
+            report: also publish the report.
 
         Returns:
             The address of the commit.
 
         Raises:
-            ValueError: there is no login, it may not write there, or the hub is switched off or out of reach.
-            WriteError: the hub did not take the result.
+            ValueError: there is no login, it has no write access, or the Hub is switched off or out of reach.
+            WriteError: the Hub did not accept the result.
         """
         target = HubTarget(name=repo_id, private=private, revision=revision, token=token)
         target.check()

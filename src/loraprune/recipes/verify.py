@@ -1,4 +1,4 @@
-"""Whether a result is whole: checksums, shapes, finite weights, a forward pass."""
+"""Checks of a result: checksums, shapes, finite weights, a forward pass."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class _WrongError(ValueError):
 
 @dataclass(frozen=True, kw_only=True)
 class VerifiedFact:
-    """One thing that was looked at.
+    """Outcome of one check.
 
     Attributes:
-        name: of the check.
-        passed: whether it holds.
-        text: what was found.
+        name: name of the check.
+        passed: whether the check passed.
+        text: finding of the check.
     """
 
     name: str
@@ -46,23 +46,23 @@ class VerifiedFact:
 
 
 def verify(folder: str | Path, *, trust_remote_code: bool = False) -> tuple[VerifiedFact, ...]:
-    """Look whether a checkpoint is whole: the weight files as they were written, and a model that computes.
+    """Check that a checkpoint is intact: its weight files are unchanged, and its model computes.
 
-    Every check is made; a model that cannot be loaded is not called.
+    Every check runs, except the forward pass of a model that cannot be loaded.
 
     Args:
-        folder: that a run, :func:`loraprune.save` or ``save_pretrained`` wrote.
-        trust_remote_code: run code that the checkpoint brings, where no library knows its class.
+        folder: folder that a run, :func:`loraprune.save` or ``save_pretrained`` wrote.
+        trust_remote_code: run code from the checkpoint, if no library has its class.
 
     Returns:
         ``checksums``, ``weights`` (finite), ``shapes`` (against the config) and ``forward pass``.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: the folder does not exist.
     """
     folder = Path(folder).expanduser()
     if not folder.is_dir():
-        raise ValueError(f"{folder} is no folder. Name one that loraprune or save_pretrained wrote.")
+        raise ValueError(f"{folder} is not a folder. Name one that loraprune or save_pretrained wrote.")
     facts = [_fact("checksums", lambda: _checksums(folder)), _fact("weights", lambda: _finite(folder))]
     models: list[PreTrainedModel] = []
     facts.append(_fact("shapes", lambda: _shapes(folder, trust_remote_code, models)))
@@ -83,7 +83,7 @@ def _fact(name: str, look: Any) -> VerifiedFact:
 def _checksums(folder: Path) -> str:
     kept = RunRecord.read(folder).checksums if (folder / RECORD_FILE).exists() else None
     if not kept:
-        return "no checksums kept"
+        return "no checksums saved"
     found = checksums(folder)
     if missing := sorted(kept.keys() - found.keys()):
         raise _WrongError(f"{missing[0]} is missing")
@@ -105,7 +105,7 @@ def _finite(folder: Path) -> str:
 def _stored(folder: Path) -> dict[str, StoredTensor]:
     stored = stored_tensors(weight_files(folder))
     if not stored:
-        raise _WrongError("there are no weights in safetensors files")
+        raise _WrongError("there are no safetensors files with weights")
     return stored
 
 
@@ -119,20 +119,20 @@ def _tensors(stored: dict[str, StoredTensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 def _shapes(folder: Path, trust_remote_code: bool, models: list[PreTrainedModel]) -> str:
-    """Load the model, which compares every shape with the config, and see whether all that is stored was taken."""
+    """Load the model, which checks every shape against the config, and check that it has a place for every tensor."""
     source = ModelSource.of(folder, described=False, quantized=True, trust_remote_code=trust_remote_code)
     device = default_device()
     model = source.load(source.working_dtype(device), device)
     if not (source.quantized or source.packed):
         unused = _unused(model, list(_stored(folder)))
         if unused:
-            raise _WrongError(f"{_counted(len(unused), 'tensor')} fit nowhere in the config's model: {unused[0]}")
+            raise _WrongError(f"{_counted(len(unused), 'tensor')} with no place in the config's model: {unused[0]}")
     models.append(model)
     return f"as the config of {type(model).__name__} says, {model.num_parameters():,} parameters"
 
 
 def _unused(model: PreTrainedModel, stored: Sequence[str]) -> list[str]:
-    """Stored tensors that the model has no place for; none where transformers renames tensors as it loads them."""
+    """Return stored tensors without a place in the model; none if transformers renames tensors on loading."""
     own = model.state_dict()
     taken = {own[name].data_ptr() for name in stored if name in own}
     if any(tensor.data_ptr() not in taken for tensor in own.values()):

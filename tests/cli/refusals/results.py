@@ -41,7 +41,7 @@ def recorded(name: str = "run", **changes: object) -> Prepare:
 
 
 REPORTS = (
-    wrong("report gone", "no folder gone", "Name that"),
+    wrong("report gone", "no folder gone", "Name the folder"),
     wrong("report run", "run", "report.json", prepare=folder_at("run")),
     wrong("report run", "run", "report.json", prepare=plain),
     wrong("report data.jsonl", "data.jsonl"),
