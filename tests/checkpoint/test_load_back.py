@@ -129,5 +129,5 @@ def test_without_memory_for_a_second_model_it_is_said_and_left_out(
     monkeypatch.setattr(verify, "free_memory", lambda device: free)
     with caplog.at_level("INFO", "loraprune"):
         assert (verify.load_back_check(RunOptions(), byte_model()) is None) is (free == 0)
-    assert ("no memory to load the result back" in caplog.text) is (free == 0)
+    assert ("not enough memory to load the saved result" in caplog.text) is (free == 0)
     assert verify.load_back_check(RunOptions(verify=False), byte_model()) is None

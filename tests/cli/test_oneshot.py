@@ -558,13 +558,13 @@ class TestWrongInvocation:
         [
             (
                 ["--sparsity", "0.5"],
-                "The criterion sparsegpt looks at calibration data, and none were given. Say --data",
+                "The criterion sparsegpt needs calibration data. Pass --data",
             ),
             (
                 ["--ratio", "0.5"],
-                "The criterion osscar looks at calibration data, and none were given. Say --data DATA.",
+                "The criterion osscar needs calibration data. Pass --data DATA.",
             ),
-            (["--ratio", "0.5", "--criterion", "magnitude"], "Say --data DATA, or --repair none."),
+            (["--ratio", "0.5", "--criterion", "magnitude"], "Pass --data DATA, or --repair none."),
         ],
     )
     def test_missing_data_are_asked_for_by_what_looks_at_them(

@@ -475,7 +475,9 @@ class TestInterruption:
         monkeypatch.chdir(tmp_path)
         again = run("prune", checkpoint, "--data", data, "-o", "out", *QUICK)
         assert again.code == 2
-        assert "out.run holds an interrupted run. Go on with --resume, or start anew with --overwrite." in again.err
+        assert (
+            "out.run holds an interrupted run. Continue it with --resume, or start again with --overwrite." in again.err
+        )
         assert [path.name for path in tmp_path.iterdir()] == ["out.run"]
 
         resumed = run("prune", checkpoint, "--data", data, "-o", "out", *self.quick(), "--resume")

@@ -99,10 +99,10 @@ class Own:
         ({}, {"adapter": object()}, "causal-lm", {}, "this one is an adapter"),
         ({"quantization": "torchao-int8"}, {}, "causal-lm", {}, "this one is quantized"),
         ({}, {"shapes": SimpleNamespace(fsdp_plan={})}, "causal-lm", {}, "models of type 'odd'"),
-        ({}, {}, "causal-lm", {"criterion": "pst"}, "would mask weights"),
+        ({}, {}, "causal-lm", {"criterion": "pst"}, "would mask sharded weights"),
         ({}, {}, "causal-lm", {"prune_start": 0.0, "cuts": 1}, "Cut first .loraprune oneshot"),
         ({"unrecovered": True}, {}, "causal-lm", {}, "Leave --measure-unrecovered out"),
-        ({"speedup": 1.5}, {}, "causal-lm", {}, "Say --ratio or --widths"),
+        ({"speedup": 1.5}, {}, "causal-lm", {}, "Use --ratio or --widths"),
         ({}, {}, "causal-lm", {"criterion": Own()}, "a criterion of your own"),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -140,7 +140,7 @@ def test_an_adapter_that_is_more_than_plain_lora_is_refused(lora: Any, message: 
     check_shareable(RunOptions(), describe(shapes), LoraConfig(**lora), PruningConfig(), shapes)
 
 
-@pytest.mark.parametrize(("name", "message"), [("mixtral", "mixtures of experts"), ("bloom", "Say --repair none")])
+@pytest.mark.parametrize(("name", "message"), [("mixtral", "mixtures of experts"), ("bloom", "Use --repair none")])
 def test_a_model_that_cannot_be_cut_in_parts_is_refused(name: str, message: str) -> None:
     shapes = next(row for row in ROWS if row.name == name).model()
     with pytest.raises(ValueError, match=message):

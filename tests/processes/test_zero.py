@@ -135,7 +135,7 @@ def test_deepspeed_needs_a_package_processes_and_gpus(stage: int, monkeypatch: p
     assert found is not None
     assert found["zero_optimization"]["stage"] == stage
     monkeypatch.setattr(zero, "_accelerated", lambda: False)
-    with pytest.raises(ValueError, match=r"accelerate does not use on a CPU.*--fsdp 2"):
+    with pytest.raises(ValueError, match=r"accelerate does not support on a CPU.*--fsdp 2"):
         zero.zero_config()
     monkeypatch.setenv("WORLD_SIZE", "1")
     with pytest.raises(ValueError, match=r"needs several processes.*--fsdp 2"):

@@ -103,7 +103,7 @@ def test_a_criterion_that_cannot_score_what_would_go_is_refused(checkpoint: Path
 
 
 def test_a_second_way_to_say_the_number_of_steps_is_refused(checkpoint: Path, data: Path) -> None:
-    with pytest.raises(ValueError, match=r"max_steps was given.*--steps"):
+    with pytest.raises(ValueError, match=r"max_steps is not an option of a comparison.*--steps"):
         compared(checkpoint, data, training={"max_steps": 3})
 
 

@@ -156,7 +156,7 @@ def test_what_cannot_be_is_refused_with_the_reason(changes: dict[str, Any], mess
 
 def test_a_quantized_base_is_refused_before_it_is_loaded(checkpoint: Path, data: Path) -> None:
     pytest.importorskip("torchao")
-    with pytest.raises(ValueError, match="say a --prune-end above 0"):
+    with pytest.raises(ValueError, match="set --prune-end above 0"):
         prune(checkpoint, data, first(), training=QUICK, options=RunOptions(quantization="torchao-int8", **OPTIONS))
 
 

@@ -330,7 +330,7 @@ class TestWrongInput:
 
     def test_data_are_not_needed_for_what_reads_weights(self, checkpoint: Path) -> None:
         assert run(checkpoint, None, criterion="magnitude", sparsity="2:4").metrics["sparsity"]["reached"] == 0.5
-        with pytest.raises(ValueError, match=r"The repair 'refit' looks at calibration data.*or --repair none"):
+        with pytest.raises(ValueError, match=r"The repair 'refit' needs calibration data.*or --repair none"):
             run(checkpoint, None, criterion="magnitude", ratio=0.5, repair="refit")
 
     def test_nothing_is_loaded_before_the_checks(

@@ -411,7 +411,7 @@ class TestOptions:
         assert recipe | given == recipe
 
     def test_resuming_needs_an_output(self) -> None:
-        with pytest.raises(ValueError, match="leaves nothing to resume from"):
+        with pytest.raises(ValueError, match="cannot be resumed"):
             RunOptions(resume=True)
 
     def test_a_negative_number_of_sequences_is_refused(self) -> None:
@@ -502,7 +502,7 @@ class TestInterruption:
         output = tmp_path / "out"
         with pytest.raises(InterruptedRunError):
             quick(checkpoint, data, output=output, training=TWELVE, callbacks=[CtrlC(2)])
-        with pytest.raises(ValueError, match=r"holds an interrupted run. Go on with --resume, or start anew"):
+        with pytest.raises(ValueError, match=r"holds an interrupted run. Continue it with --resume, or start again"):
             quick(checkpoint, data, output=output, training=TWELVE)
         with pytest.raises(ValueError, match=r"other pruning options \(ratio: 0\.5 -> 0\.25\)"):
             quick(checkpoint, data, PruningConfig(ratio=0.25, calibration_sequences=8), output=output,
@@ -512,7 +512,7 @@ class TestInterruption:
         assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     def test_there_must_be_something_to_resume(self, tmp_path: Path, checkpoint: Path, data: Path) -> None:
-        with pytest.raises(ValueError, match=r"nothing to resume: .*out\.run holds no saved state"):
+        with pytest.raises(ValueError, match=r"nothing to resume: .*out\.run has no saved state"):
             quick(checkpoint, data, output=tmp_path / "out", options={"resume": True})
 
 

@@ -91,7 +91,7 @@ def test_a_new_learning_rate_is_the_one_that_is_used(checkpoint: Path, data: Pat
 
 
 def test_changes_are_about_a_run_that_is_resumed(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Say --resume, too"):
+    with pytest.raises(ValueError, match="Add --resume"):
         RunOptions(output=tmp_path / "out", allow_changes=True)
 
 

@@ -49,7 +49,7 @@ def test_a_joint_run_leaves_a_stock_checkpoint_a_record_and_a_report(
     loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert torch.equal(logits_of(loaded, IDS), logits_of(result.model, IDS))
     assert loaded.num_parameters() == result.metrics["pruned"]["parameters"]
-    assert "made without a refit" in caplog.text
+    assert "made without a repair" in caplog.text
     assert "repair `none`" in (tmp_path / "out" / "README.md").read_text()
     assert result.report.settings["pruning"]["refit"] is False
     assert "<svg" in render_report(result.report)

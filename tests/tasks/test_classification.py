@@ -284,8 +284,8 @@ class TestWrongInput:
 
     def test_what_is_for_text(self, digit_images: Split, text_checkpoint: Path) -> None:
         rows = digit_images[0]
-        self.refused("A tokenizer was given, but", tiny_vit(), rows, tokenizer=str(text_checkpoint))
-        self.refused("A prompt was given", tiny_vit(), rows, options={"prompt": "once"})
+        self.refused("You passed a tokenizer, and", tiny_vit(), rows, tokenizer=str(text_checkpoint))
+        self.refused("You passed a prompt", tiny_vit(), rows, options={"prompt": "once"})
         self.refused(
             "image-classification does not have the training option 'max_length'",
             tiny_vit(),

@@ -125,7 +125,7 @@ def test_data_that_does_not_fit_is_refused(columns: dict[str, Any], message: str
 
 
 def test_an_image_processor_is_refused(text_checkpoint: Path) -> None:
-    with pytest.raises(ValueError, match="An image processor was given, but a model for text-classification"):
+    with pytest.raises(ValueError, match="You passed an image processor, and a model for text-classification"):
         run(text_checkpoint, opinions(60), image_processor=object())
 
 

@@ -103,7 +103,7 @@ class TestImages:
 
     def test_a_text_is_not_asked_of_images(self, image_checkpoint: Path, digit_images: Split) -> None:
         options = RunOptions(prompt="once")
-        with pytest.raises(ValueError, match="A prompt was given"):
+        with pytest.raises(ValueError, match="You passed a prompt"):
             oneshot(image_checkpoint, digit_images[0], OneshotConfig(sparsity=0.5), options=options)
 
 

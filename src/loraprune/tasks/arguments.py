@@ -70,7 +70,7 @@ def training_arguments(
     else:
         arguments, max_length = _from_object(task, given, source, run_dir)
     if arguments.max_steps == 0 or (arguments.max_steps < 0 and arguments.num_train_epochs <= 0):
-        raise ValueError("A run of no steps tunes nothing: give --max-steps or --num-train-epochs above 0.")
+        raise ValueError("A run without steps tunes nothing: set --max-steps or --num-train-epochs above 0.")
     if task.has_tokenizer:
         check_length(max_length, source.context)
     check_report_to(arguments)

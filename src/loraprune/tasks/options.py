@@ -257,23 +257,19 @@ class RunOptions:
             if getattr(self, name) and self.eval_steps is None:
                 raise ValueError(f"{name} compares evaluations during training, and there are none. Add --eval-steps.")
         if self.allow_changes and not self.resume:
-            raise ValueError("allow_changes is about a run that is resumed. Say --resume, too, or leave it out.")
+            raise ValueError("allow_changes applies to a resumed run. Add --resume, or leave it out.")
         self._check_push()
         if self.output is None and self.resume:
-            raise ValueError("A run without an output folder leaves nothing to resume from.")
+            raise ValueError("A run without an output folder cannot be resumed. Name its output folder.")
         if self.output is not None and Path.cwd().is_relative_to(self.output.resolve()):
             raise ValueError(f"The output {self.output} is the folder that you are in, or above it. Name a new folder.")
 
     def _check_push(self) -> None:
         """Check that there is something to push, and that the Hub accepts the name."""
         if self.push_to_hub is None and (self.private is not None or self.hub_revision is not None):
-            raise ValueError(
-                "private and hub_revision are about a push. Say --push-to-hub NAME, too, or leave them out."
-            )
+            raise ValueError("private and hub_revision apply to a push. Add --push-to-hub NAME, or leave them out.")
         if self.push_to_hub is not None and self.output is None:
-            raise ValueError(
-                "A run without an output folder leaves nothing to push. Name one, or leave push_to_hub out."
-            )
+            raise ValueError("A run without an output folder cannot be pushed. Name one, or leave push_to_hub out.")
         self.hub_target()
 
     def _read_sizes(self) -> None:

@@ -49,12 +49,12 @@ def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -
     """Prepare the data, and hold out rows to measure on: from ``eval_data``, or a twentieth of the training data.
 
     Args:
-        task: of the model.
-        data: in any form that :func:`loraprune.data.named.find_sources` takes.
-        setup: what rows are prepared with.
-        seed: of the held-out rows, and of a mixture.
-        sequences: prepared rows that the run uses, after which a stream is not read further. Of a stream, the first
-            rows are those to measure on.
+        task: task of the model.
+        data: data in any form that :func:`loraprune.data.named.find_sources` takes.
+        setup: settings for preparing rows.
+        seed: seed of the held-out rows and of a mixture.
+        sequences: number of prepared rows that the run uses; a stream is not read further. The first rows of a stream
+            are held out.
 
     Raises:
         ValueError: the data does not fit the task or the model.
@@ -75,7 +75,7 @@ def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -
     count = wanted if streamed and len(rows) >= most else min(wanted, len(rows) // HELD_OUT_SHARE)
     if count == 0:
         names = " and ".join(measure.label.lower() for measure in task.measures if measure.of_quality)
-        logger.info("The data is too short to hold some of it out: %s is not measured.", names)
+        logger.info("The data is too short to hold out rows: %s is not measured.", names)
         return SplitRows(prepared=prepared, train=rows, held_out=None, collator=collator, hub_data=hub_data)
     if streamed:
         order = list(range(len(rows)))
@@ -89,12 +89,12 @@ def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -
 
 
 def is_streamed(data: Any, options: RunOptions) -> bool:
-    """Whether data is read row by row, and only as far as it is used."""
+    """Return whether data is read row by row, and only as far as it is used."""
     return options.streaming or any(is_stream(source.loaded) for source in find_sources(data))
 
 
 def _check_repeats(data: Any, options: RunOptions, *, holds_out: bool) -> None:
-    """Make sure that no row is both trained on and measured on.
+    """Check that no row is both trained on and measured on.
 
     Raises:
         ValueError: a mixture repeats rows, and some of them would be held out.
@@ -102,18 +102,18 @@ def _check_repeats(data: Any, options: RunOptions, *, holds_out: bool) -> None:
     repeats = options.stopping_strategy == "all_exhausted" and find_sources(data)[0].weight is not None
     if repeats and holds_out:
         raise ValueError(
-            "--stopping-strategy all_exhausted repeats rows, and some would be trained on and measured on. Give "
+            "--stopping-strategy all_exhausted repeats rows, so some would be trained on and measured on. Pass "
             "--eval-data, or measure nothing with --eval-sequences 0."
         )
 
 
 def rows_to_measure_on(task: Task, setup: Setup, *, beside_others: bool = False) -> SplitRows:
-    """Rows for a run that looks at no data: those of ``eval_data`` alone, or none.
+    """Return the rows of a run without training or calibration data: those of ``eval_data``, or none.
 
     Args:
-        task: of the model.
-        setup: what rows are prepared with.
-        beside_others: whether the options on columns are about training data, too.
+        task: task of the model.
+        setup: settings for preparing rows.
+        beside_others: whether the options for columns also apply to training data.
     """
     options, wanted = setup.options, _wanted(task, setup)
     if options.eval_data is None or wanted == 0:
@@ -135,7 +135,7 @@ def _wanted(task: Task, setup: Setup) -> int:
 def _prepared(
     task: Task, data: Any, split: str, setup: Setup, seed: int, most: int, *, may_be_renamed: bool = False
 ) -> PreparedRows:
-    """The rows of some data as the task takes them: of a stream, the first ``most`` alone."""
+    """Prepare rows for the task; of a stream, only the first ``most``."""
     options = setup.options
     raw = read_data(
         data,
@@ -159,7 +159,7 @@ def _prepared(
 
 
 def tell_of_sources(prepared: PreparedRows) -> None:
-    """Say how many rows of each source are used, where there are several."""
+    """Log the number of rows used from each source, if there are several."""
     sources = prepared.facts["sources"]
     if len(sources) < 2:
         return

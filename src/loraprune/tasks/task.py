@@ -39,7 +39,7 @@ class Setup:
         collator: the user's own, or None.
         options: options of the run.
         prompt: text put before every row, or None.
-        most_rows: prepared rows that are wanted at most; None takes all.
+        most_rows: maximum number of prepared rows; None takes all.
     """
 
     source: ModelSource
@@ -121,7 +121,7 @@ class Task(ABC):
         """
         if given is not None:
             raise ValueError(
-                f"An image processor was given, but a model for {self.name} reads no images. Leave it out."
+                f"You passed an image processor, and a model for {self.name} reads no images. Leave it out."
             )
 
     @abstractmethod

@@ -13,7 +13,7 @@ from loraprune.options.field import SEEDS, check_choice, check_within
 if TYPE_CHECKING:
     from transformers import TrainingArguments
 
-_ANEW = "It does not go together with a model whose layers this command changes."
+_ANEW = "It does not work with a model whose layers change during the run."
 _HUB = "It would upload states of the run. Push the result: --push-to-hub NAME (RunOptions(push_to_hub=NAME))."
 REMEDIES = {
     "output_dir": "Say -o/--output.",

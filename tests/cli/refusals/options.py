@@ -36,8 +36,8 @@ UNKNOWN: tuple[Wrong, ...] = (
 )
 
 MISSING: tuple[Wrong, ...] = (
-    wrong(f"{PRUNE} --private", "private and hub_revision are about a push", "--push-to-hub NAME"),
-    wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "about a push", "--push-to-hub NAME"),
+    wrong(f"{PRUNE} --private", "private and hub_revision apply to a push", "--push-to-hub NAME"),
+    wrong(f"{ONESHOT} --ratio 0.5 --hub-revision half", "apply to a push", "--push-to-hub NAME"),
     wrong("export model --format gguf --private", "need --push-to-hub", "--push-to-hub NAME"),
     wrong(f"{ONESHOT} --ratio 0.5 --push-to-hub a/b/c", "'a/b/c' is not a valid name for a model on the Hub"),
     wrong("push model", "arguments are required: NAME", "loraprune push OUT NAME"),
@@ -71,8 +71,8 @@ MISSING: tuple[Wrong, ...] = (
 
 FOLLOWING: tuple[Wrong, ...] = (
     wrong(f"{RECOVER} --distill 2", "distill is 2", "[0, 1]"),
-    wrong(f"{RECOVER} --distill 1", "which model it was made from", "--teacher", "--distill 0"),
-    wrong(f"{RECOVER} --distill 0 --teacher model", "teacher was given, and distill is 0"),
+    wrong(f"{RECOVER} --distill 1", "no record of the model that it was made from", "--teacher", "--distill 0"),
+    wrong(f"{RECOVER} --distill 0 --teacher model", "You passed a teacher, and distill is 0"),
     wrong(f"{RECOVER} --teacher nowhere", "nowhere"),
     wrong(f"{PRUNE} --distill 1 --label-smoothing-factor 0.1", "label_smoothing_factor", "Leave one of them out"),
     wrong(f"{PRUNE} --fsdp 2", "this run has one process", "torchrun"),
@@ -198,7 +198,7 @@ TOGETHER: tuple[Wrong, ...] = (
     wrong("plan model --target-params 3 --ratio 0.5", "--ratio", "--target-params"),
     wrong("prune model --data data.jsonl -o model", "model lies in the output folder", "another output folder"),
     wrong("oneshot model --data data.jsonl -o model --ratio 0.5", "model lies in the output folder"),
-    wrong("demo -o model", "model holds something else", "-o"),
+    wrong("demo -o model", "model is not the result of a demo", "-o"),
 )
 
 TABLE = (*UNKNOWN, *FOLLOWING, *SEVERAL_GPUS, *MISSING, *VALUES, *TRAINING, *TOGETHER)

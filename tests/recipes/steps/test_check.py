@@ -49,7 +49,7 @@ def test_all_rows_begin_as_asked_for(checkpoint: Path, data: Path, bos: str, beg
 
 
 def test_what_rows_begin_with_is_for_causal_language_models() -> None:
-    with pytest.raises(ValueError, match=r"--bos is for causal language models, and .* is made for text-to-text"):
+    with pytest.raises(ValueError, match=r"--bos is for causal language models, and .* is text-to-text"):
         prepared_run(tiny_t5(), reversals(20), bos="always")
 
 
@@ -170,7 +170,7 @@ class TestFolders:
         thesis = tmp_path / "out.run" / name
         thesis.parent.mkdir(parents=True)
         thesis.write_text("three years")
-        with pytest.raises(ValueError, match=r"out\.run, but that folder holds something else"):
+        with pytest.raises(ValueError, match=r"out\.run, which has other contents"):
             prepared_run(checkpoint, data, output=tmp_path / "out", overwrite=True)
         assert thesis.is_file()
 

@@ -122,10 +122,10 @@ def test_a_run_does_not_go_on_with_another_criterion(checkpoint: Path, data: Pat
     [
         ({"lora": LoraOptions(dropout=0.1)}, r"Leave out lora_dropout=0\.1"),
         ({"lora": LoraConfig(target_modules=["q_proj"], use_dora=True)}, "Leave out use_dora=True"),
-        ({"options": {"target_params": 20_000}}, "target_params was given"),
-        ({"options": {"unrecovered": True}}, "measure_unrecovered was given"),
+        ({"options": {"target_params": 20_000}}, "You passed target_params"),
+        ({"options": {"unrecovered": True}}, "measure_unrecovered needs a cut model"),
         ({"options": {"quantization": "bnb-8bit"}}, "'pst' masks single base weights"),
-        ({"config": {"ratio": 0.0}}, "makes no weight zero"),
+        ({"config": {"ratio": 0.0}}, "no weight would become zero"),
     ],
     ids=str,
 )

@@ -179,7 +179,7 @@ class TestKeepingItQuantized:
         for name, layer in quantized_layers(expected):
             assert torch.equal(weight_rows(found[name]), weight_rows(layer)), name
         assert kept.plan == plain.plan
-        assert "quantized likewise" in kept.report.notes[0]
+        assert "quantized in the same way" in kept.report.notes[0]
 
 
 class TestModelInMemory:
@@ -190,7 +190,7 @@ class TestModelInMemory:
         config = PruningConfig(ratio=0.5, repair="none", dimensions=("heads",))
         result = quick(model, data, config, training=STILL, tokenizer=tokenizer)
         assert not is_quantized_model(result.model)
-        assert any("carries the error of quantization" in note for note in result.report.notes)
+        assert any("has the error of quantization" in note for note in result.report.notes)
         name = "model.layers.0.mlp.up_proj"  # no part of a head
         assert torch.equal(result.model.get_submodule(name).weight, before[name])
 
@@ -247,15 +247,15 @@ class TestRefusals:
             quick(model, data, options={"quantization": "bnb-8bit"})
 
     def test_keeping_a_quantization_that_is_not_there(self, wide: Path, data: Path) -> None:
-        with pytest.raises(ValueError, match="saves the result as the base is quantized, and it is not"):
+        with pytest.raises(ValueError, match="needs a quantized base"):
             quick(wide, data, options={"keep_quantized": True})
 
     def test_runs_that_read_single_weights(self, wide: Path, data: Path) -> None:
         need("bnb-8bit")
         options = RunOptions(quantization="bnb-8bit")
-        with pytest.raises(ValueError, match="recover tunes weights in 16 or 32 bits only"):
+        with pytest.raises(ValueError, match="recover needs weights in 16 or 32 bits"):
             recover(wide, data, options=options)
-        with pytest.raises(ValueError, match="Pruning without training reads and writes weights"):
+        with pytest.raises(ValueError, match="Pruning without training needs weights"):
             oneshot(wide, data, OneshotConfig(ratio=0.5), options=options)
 
     def test_a_checkpoint_that_is_quantized_already(self, tmp_path: Path, wide: Path, data: Path) -> None:

@@ -1,4 +1,4 @@
-"""The adapter of a run as it was before the merge, with what is needed to put it on its base again."""
+"""The unmerged adapter of a run, with the files needed to load it on its base."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 
 def adapter_copy(model: Any, pruning: PruningCallback, prepared: PreparedTraining, run_dir: Path) -> Path | None:
-    """Save the adapter before it is merged, where that was asked for."""
+    """Save the unmerged adapter if ``save_adapter`` is set; return its folder, or None."""
     if not (prepared.options.save_adapter and prepared.options.output):
         return None
     assert pruning.run is not None
     refitted = {}
     if isinstance(pruning.run, GroupRun) and not prepared.recovery:
-        refitted = pruning.run.repaired_weights(model)  # in all processes, where they share out the weights
+        refitted = pruning.run.repaired_weights(model)  # collective if the weights are sharded
     if not is_main():
         return None
     folder = run_dir / "adapter"

@@ -1,4 +1,4 @@
-"""The data that a run without training looks at."""
+"""Calibration data of a run."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ logger = logging.getLogger("loraprune")
 
 
 def draw(prepared: PreparedOneshot) -> Calibration:
-    """Rows that a run without training looks at."""
+    """Draw the calibration data of a run without training."""
     config = prepared.oneshot
     return draw_rows(prepared, config.calibration_sequences, config.seed) if config.needs_data else []
 
 
 def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
-    """Rows of the data of a run."""
+    """Draw rows of a run's data as calibration data."""
     if prepared.structure.spec.auto_class == "AutoModelForCausalLM" and prepared.task.name == "causal-lm":
         drawn: Calibration = draw_calibration(prepared.train_rows, count, seed)
         tokens = counted(sum(map(len, drawn)), "token")
@@ -35,7 +35,7 @@ def draw_rows(prepared: PreparedRun, count: int, seed: int) -> Calibration:
 
 
 def facts_of(calibration: Calibration) -> dict[str, int]:
-    """How much was looked at."""
+    """Return the numbers of rows and tokens of calibration data."""
     rows = sum(1 if isinstance(item, torch.Tensor) else len(next(iter(item.values()))) for item in calibration)
     tokens = num_tokens(calibration)
     return {"rows": rows} | ({"tokens": tokens} if tokens else {})

@@ -1,4 +1,4 @@
-"""Checks before any long work: everything a run needs but the weights, cheapest first."""
+"""Checks before any long work: everything that a run needs except the weights, cheapest first."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ def prepare(
     recovery: bool = False,
     keep_zeros: bool | None = False,
 ) -> PreparedTraining:
-    """Check all that was given, cheapest first, and load everything but the weights."""
+    """Check all inputs, cheapest first, and load everything except the weights."""
     options = inputs.options
     check_goals(options)
     data = find_sources(data)
@@ -79,7 +79,7 @@ def prepare(
     if options.output is None or zero is not None:
         arguments.save_strategy = "no"
     elif options.keep_run and arguments.save_strategy == "no":
-        raise ValueError("keep_run was given, and save_strategy is 'no': the run has no states to keep. Leave one out.")
+        raise ValueError("keep_run needs saved states, and save_strategy is 'no'. Leave one of them out.")
     _check_length(data, options, arguments)
     check_quantized_base(options, pruning, source.loaded, recovery=recovery)
     structure = describe(source.shapes, pruning.target.dimensions, pruning.target.keep_layers)
@@ -119,26 +119,26 @@ def prepare(
 
 
 def _check_length(data: Data, options: RunOptions, arguments: TrainingArguments) -> None:
-    """Make sure that a run on a stream says how long it is.
+    """Check that a run on a stream has a number of steps.
 
     Raises:
-        ValueError: it does not.
+        ValueError: it has none.
     """
     if arguments.max_steps <= 0 and is_streamed(data, options):
-        raise ValueError("--streaming reads as many rows as the run has steps for. Say how many steps: --max-steps N.")
+        raise ValueError("--streaming needs the number of steps to know how many rows to read. Add --max-steps N.")
 
 
 def _sequences(arguments: TrainingArguments, pruning: PruningConfig) -> int:
-    """Rows that a run of a number of steps trains on, or calibrates on if these are more."""
+    """Return the number of rows that a run trains on, or calibrates on if that is larger."""
     in_a_step = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
     return max(arguments.max_steps * in_a_step, pruning.calibration_sequences)
 
 
 def _check_prepared(prepared: PreparedTraining) -> None:
-    """Make sure that each process has a row, and that a run that is resumed is the one that was begun."""
+    """Check that each process has a row, and that a resumed run has the same inputs as before."""
     if len(prepared.train_rows) < num_processes():
         raise ValueError(
-            f"The data gives {counted(len(prepared.train_rows), 'row')} to train on, too few for {num_processes()} "
+            f"The data has {counted(len(prepared.train_rows), 'row')} to train on, too few for {num_processes()} "
             "processes. Start fewer processes."
         )
     if prepared.checkpoint is not None:
@@ -150,7 +150,7 @@ def _check_prepared(prepared: PreparedTraining) -> None:
 def _adapter(
     given: LoraConfig | LoraOptions, structure: Structure, source: ModelSource, task: Task, pruning: PruningConfig
 ) -> LoraConfig:
-    """The adapter's configuration, once it is sure that it goes with the criterion."""
+    """Return the adapter's configuration, checked against the criterion."""
     if isinstance(given, LoraOptions):
         given = lora_config(
             given, structure, source.shapes, task, every_group=isinstance(pruning.criterion, LoraGuided)
@@ -163,14 +163,14 @@ def _adapter(
 
 
 def _quantized(source: ModelSource) -> bool:
-    """Whether the model was given, and quantized."""
+    """Return whether the model was passed in quantized."""
     return source.loaded is not None and is_quantized_model(source.loaded)
 
 
 def _checked(
     pruning: PruningConfig, structure: Structure, source: ModelSource, options: RunOptions, checkpoint: Path | None
 ) -> tuple[PruningConfig, SpeedGoal | None]:
-    """What is to be pruned, once it is sure that this model can be pruned so, and the speed that was asked for."""
+    """Return the pruning configuration, checked against the model, and the speed goal."""
     pruning, goal = _check_ratio(_without_repair(pruning, structure), structure, source, options, checkpoint)
     _check_bias(pruning, structure, source, options)
     pruning.criterion.check(structure, while_training=not pruning.cuts_first)
@@ -178,51 +178,51 @@ def _checked(
 
 
 def _settle_router_loss_(arguments: Any, structure: Structure) -> None:
-    """Switch a router's load-balancing loss off where whole experts go: it counts on the experts of the config.
+    """Switch a router's load-balancing loss off if whole experts are pruned: it reads their number from the config.
 
     Raises:
-        ValueError: the user asked for that loss.
+        ValueError: the user switched that loss on.
     """
     if "experts" not in structure.kinds or not hasattr(arguments, "router_aux_loss_coef"):
         return
     if arguments.router_aux_loss_coef:
         raise ValueError(
-            f"--router-aux-loss-coef is {arguments.router_aux_loss_coef:g}, and whole experts are pruned: the loss "
-            "that balances the load of experts cannot follow that. Leave it out, or prune expert_channels instead."
+            f"--router-aux-loss-coef is {arguments.router_aux_loss_coef:g}, and the load-balancing loss does not work "
+            "while whole experts are pruned. Leave it out, or prune expert_channels instead."
         )
     arguments.router_aux_loss_coef = 0.0
 
 
 def _check_optimizer(pruning: PruningConfig, arguments: TrainingArguments) -> None:
-    """Make sure that the optimizer's state can shrink with the weights."""
+    """Check that the optimizer's state can be cut with the weights."""
     if not pruning.unstructured and pruning.target.ratio > 0.0 and arguments.optim not in SLICEABLE_OPTIMIZERS:
         raise ValueError(
-            f"--optim {getattr(arguments.optim, 'value', arguments.optim)!s} keeps a state that cannot be cut with "
-            f"the weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
+            f"The state of --optim {getattr(arguments.optim, 'value', arguments.optim)!s} cannot be cut with the "
+            f"weights. Use one of {', '.join(SLICEABLE_OPTIMIZERS)}."
         )
 
 
 def _pruning_prompt(pruning: PruningConfig, task: Task) -> str | None:
-    """The text before every row, where one was asked for.
+    """Return the text before every row, or None.
 
     Raises:
-        ValueError: rows are no running text.
+        ValueError: the model is not a causal language model.
     """
     prompt = pruning.criterion.prompt_text if isinstance(pruning.criterion, Compresso) else None
     if prompt is not None and task.name != "causal-lm":
         raise ValueError(
-            f"--pruning-prompt is for causal language models, and the task of this one is {task.name}. Leave it out."
+            f"--pruning-prompt is for causal language models, and this model's task is {task.name}. Leave it out."
         )
     return prompt
 
 
 def _without_repair(pruning: PruningConfig, structure: Structure) -> PruningConfig:
-    """Leave the refit out where whole blocks go, or parts of the hidden size: no layer reads these alone."""
+    """Drop the repair if whole blocks or parts of the hidden size are removed: no single layer reads these."""
     if not structure.spans_blocks or not pruning.repairs:
         return pruning
     if pruning.target.ratio > 0.0:
         (kind,) = structure.kinds
-        logger.info("No layer alone reads the dimension '%s', so that cuts are made without a refit.", kind)
+        logger.info("No single layer reads the dimension '%s', so cuts are made without a repair.", kind)
     return pruning.changed(repair="none")
 
 
@@ -233,7 +233,7 @@ def _check_ratio(
     options: RunOptions,
     checkpoint: Path | None,
 ) -> tuple[PruningConfig, SpeedGoal | None]:
-    """Turn a goal into a ratio or into widths, and make sure that they can be met."""
+    """Convert a goal to a ratio or to widths, and check that they can be reached."""
     goal = None
     if not pruning.unstructured:
         stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
@@ -248,41 +248,39 @@ def _check_ratio(
 
 
 def _check_bias(pruning: PruningConfig, structure: Structure, source: ModelSource, options: RunOptions) -> None:
-    """Make sure that biases can make up for what goes, where that was asked for.
+    """Check that the model supports the repair ``bias``, if it is chosen.
 
     Raises:
-        ValueError: they cannot.
+        ValueError: it does not.
     """
     if not isinstance(pruning.repair, Bias) or pruning.target.ratio == 0.0:
         return
     if options.quantization is not None or _quantized(source):
         raise ValueError(
-            "--repair bias gives layers a bias, which a quantized base has no place for. Use --repair refit, or leave "
-            "the quantization out."
+            "--repair bias adds a bias to layers, which a quantized base does not support. Use --repair refit, or "
+            "leave the quantization out."
         )
     if bias_switches(source.shapes, structure) and options.save_adapter:
         raise ValueError(
-            "--repair bias gives layers a bias that the original checkpoint has no place for, so that the adapter could"
-            " not be loaded on it. Leave --save-adapter out, or use --repair refit."
+            "--repair bias adds a bias to layers that have none in the original checkpoint, so the adapter could not "
+            "be loaded on it. Leave --save-adapter out, or use --repair refit."
         )
 
 
-# What the joint recipe settles and refuses where single weights become zero (PST).
+# Options of the joint recipe with PST.
 
 
 def check_pst(pruning: PruningConfig, options: RunOptions) -> tuple[PruningConfig, RunOptions]:
-    """The options of a run of PST: without refit, and without measures of what becomes smaller.
+    """Return the options of a PST run, without repair and latency.
 
     Raises:
-        ValueError: something asked for needs a smaller model.
+        ValueError: an option needs a smaller model.
     """
     goal = given_goal(options)
     if goal is not None:
-        raise ValueError(f"{goal} was given, and the criterion 'pst' makes weights zero and none fewer. Give a ratio.")
+        raise ValueError(f"You passed {goal}, and the criterion 'pst' does not remove weights. Pass a ratio instead.")
     if options.unrecovered:
-        raise ValueError(
-            "measure_unrecovered was given, and the criterion 'pst' has no cut to measure without tuning. Leave it out."
-        )
+        raise ValueError("measure_unrecovered needs a cut model, and the criterion 'pst' cuts nothing. Leave it out.")
     if pruning.target.ratio == 0.0:
-        raise ValueError("ratio is 0, which makes no weight zero: it must lie between 0 and 1.")
+        raise ValueError("ratio is 0, so no weight would become zero; it must lie between 0 and 1.")
     return pruning.changed(repair="none"), replace(options, latency=False)

@@ -1,4 +1,4 @@
-"""Checks before pruning without training: everything a run needs but the weights, cheapest first."""
+"""Checks before pruning without training: everything that a run needs except the weights, cheapest first."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def prepare_oneshot(
     oneshot: OneshotConfig | SparseConfig,
     inputs: RunInputs,
 ) -> PreparedOneshot:
-    """Check all that was given, cheapest first, and load everything but the weights."""
+    """Check all inputs, cheapest first, and load everything except the weights."""
     options = inputs.options
     data = None if data is None else find_sources(data)
     read = (model, *data_places(data), inputs.tokenizer, inputs.image_processor)
@@ -92,35 +92,35 @@ def prepare_oneshot(
 
 
 def _state_bytes(prepared: PreparedOneshot) -> int:
-    """Bytes of the finished blocks that the state of a run holds, of every cut."""
+    """Return the bytes of the run's saved state: the finished blocks of every cut."""
     cuts = getattr(prepared.oneshot, "cuts", 1)
     size = prepared.structure.num_parameters * prepared.computed_dtype.itemsize
     return cuts * size if prepared.oneshot.needs_data else 0
 
 
 def _check_options(oneshot: OneshotConfig | SparseConfig, options: RunOptions) -> None:
-    """Refuse what only a run with training has, and two ways to say how much goes."""
+    """Refuse options of runs with training, and two options that both set the amount to remove."""
     for name in ("allow_changes", "keep_run", "save_adapter", "fsdp"):
         if getattr(options, name):
-            raise ValueError(f"{name} is an option of runs with training, and this one has none. Leave it out.")
+            raise ValueError(f"{name} is an option for runs with training, and oneshot has none. Leave it out.")
     if options.quantization is not None or options.keep_quantized:
         raise ValueError(
-            "Pruning without training reads and writes weights in 16 or 32 bits, block by block, and a quantized base "
+            "Pruning without training needs weights in 16 or 32 bits, and works block by block, so a quantized base "
             "would save little. Leave the quantization out."
         )
     check_goals(options)
     goal = given_goal(options)
     if goal is not None and isinstance(oneshot, SparseConfig):
-        raise ValueError(f"{goal} says how much smaller the model becomes, and a sparsity leaves its size alone.")
+        raise ValueError(f"{goal} sets the size of the model, and a sparsity does not change it. Leave one out.")
 
 
 def _missing_data(oneshot: OneshotConfig | SparseConfig) -> str:
-    """What looks at the data that were not given, and the way out."""
+    """Return the message about missing calibration data."""
     if isinstance(oneshot, SparseConfig) or oneshot.criterion.reads_data:
-        return f"The criterion {oneshot.name} looks at calibration data, and none were given. Say --data DATA."
+        return f"The criterion {oneshot.name} needs calibration data. Pass --data DATA."
     return (
-        f"The repair {oneshot.repair.name!r} looks at calibration data, and none were given (the criterion "
-        f"{oneshot.name} needs none). Say --data DATA, or --repair none."
+        f"The repair {oneshot.repair.name!r} needs calibration data (the criterion {oneshot.name} does not). Pass "
+        "--data DATA, or --repair none."
     )
 
 
@@ -134,13 +134,13 @@ def _max_length(oneshot: OneshotConfig | SparseConfig, context: int | None) -> i
 def _check_groups(
     oneshot: OneshotConfig, structure: Structure, source: ModelSource, options: RunOptions
 ) -> tuple[OneshotConfig, SpeedGoal | None]:
-    """With the ratio or the widths that a goal comes to, once it is sure that they can be met and repaired."""
+    """Convert a goal to a ratio or to widths, and check that they can be reached and repaired."""
     oneshot.criterion.check(structure, while_training=False)
     stored = source.stored_dtype if options.dtype is None else DTYPES[options.dtype]
     oneshot, goal = settle_goals(oneshot, structure, source, options, stored, begun=widths_of_begun_run(options))
     target = oneshot.target
     if structure.spans_blocks and not oneshot.repair.reads_data:
-        logger.info("No layer alone reads the dimension '%s', so that nothing is repaired.", structure.kinds[0])
+        logger.info("No single layer reads the dimension '%s', so nothing is repaired.", structure.kinds[0])
     if target.head_counts == "any":
         check_relaxed_class(structure, source.config)
     if isinstance(oneshot.repair, Bias):
@@ -152,21 +152,21 @@ def _check_groups(
 def _devices(
     oneshot: OneshotConfig | SparseConfig, source: ModelSource, structure: Structure
 ) -> tuple[torch.device, torch.device]:
-    """Where weights and hidden states are kept, and what computes."""
+    """Return the device that holds weights and hidden states, and the device that computes."""
     if not oneshot.offload:
         return source.device, source.device
     if structure.spec.decoder is None:
         raise ValueError(
-            f"offload goes through a model block by block, and the blocks of a {structure.spec.model_type} model hand "
-            "each other more than hidden states. Leave it out."
+            f"offload works block by block, and the blocks of a {structure.spec.model_type} model exchange more than "
+            "hidden states. Leave it out."
         )
     home = torch.device("cpu") if source.loaded is None else source.device
     if home.type != "cpu":
-        raise ValueError("offload keeps the weights in the machine's memory: pass a model that is on the CPU.")
+        raise ValueError("offload keeps the weights in CPU memory: pass a model that is on the CPU.")
     computing = default_device()
     if isinstance(oneshot, OneshotConfig) and oneshot.criterion.reads_gradients and computing != home:
         raise ValueError(
-            f"The criterion {oneshot.name} takes gradients of the whole model, which does not go with offload. Choose "
+            f"The criterion {oneshot.name} needs gradients of the whole model, which offload does not support. Choose "
             "osscar, flap or wanda, or leave offload out."
         )
     return home, computing

@@ -1,4 +1,4 @@
-"""Evaluations during training: held-out loss, early stopping after the last cut, and the best adapter since then."""
+"""Evaluation during training: held-out loss, early stopping and the best adapter, both after the last cut."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ logger = logging.getLogger("loraprune")
 
 
 def check_evaluations(prepared: PreparedRun) -> None:
-    """Make sure that a run has rows to evaluate on, if it is to be evaluated.
+    """Check that a run with ``eval_steps`` has rows to evaluate on.
 
     Raises:
         ValueError: it has none.
     """
     if prepared.options.eval_steps is not None and prepared.held_out is None:
         raise ValueError(
-            f"--eval-steps is {prepared.options.eval_steps}, and no rows are held out to evaluate on. Give more data, "
+            f"--eval-steps is {prepared.options.eval_steps}, and no rows are held out to evaluate on. Pass more data, "
             "--eval-data, or --eval-sequences above 0."
         )
 
 
 class Evaluations(TrainerCallback):
-    """Measures the model on held-out rows every so many steps and after the last one.
+    """Measures the model on held-out rows every ``eval_steps`` steps and after the last step.
 
-    A Trainer's own evaluation would compare models before a cut with models after it, and could bring back an adapter
-    that no longer fits; it would also measure otherwise than the run does before and after training.
+    A Trainer's own evaluation would compare models before and after a cut, and could restore an adapter that no longer
+    fits. It would also differ from the measurements before and after training.
 
     Args:
         prepared: the run.
-        pruning: what cuts the model; it must be called before this callback.
-        shown: hears the seconds and the result of each evaluation.
+        pruning: callback that cuts the model; it must be called before this one.
+        shown: function called with the seconds and the result of each evaluation.
 
     Attributes:
         points: all evaluations, in order.
@@ -79,10 +79,10 @@ class Evaluations(TrainerCallback):
             self._restore(prepared.checkpoint)
 
     def attach_(self, trainer: Trainer) -> None:
-        """Evaluate during a Trainer's run; its checkpoints then hold the evaluations so far."""
+        """Add this callback to a Trainer, whose checkpoints then hold the evaluations so far."""
         self._trainer = trainer
         trainer.add_callback(self)
-        # A checkpoint is complete once the state of pruning is in it, which comes after this.
+        # First, because the state of pruning, written later, makes a checkpoint complete.
         trainer.callback_handler.callbacks.insert(0, _Remember(self))
 
     @property
@@ -92,12 +92,12 @@ class Evaluations(TrainerCallback):
 
     @property
     def best(self) -> EvaluationPoint | None:
-        """The evaluation after the last cut with the lowest loss, the first one of equals."""
+        """Evaluation after the last cut with the lowest loss; the first one if several are equal."""
         finite = [point for point in self.comparable if math.isfinite(point.loss)]
         return min(finite, key=lambda point: point.loss) if finite else None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Evaluate where it is due."""
+        """Evaluate if it is due."""
         step, every = state.global_step, self._options.eval_steps
         if every is None or self._pruning.is_skipping or (step % every and step < state.max_steps):
             return
@@ -105,7 +105,7 @@ class Evaluations(TrainerCallback):
             return
         due = control.should_log
         point = self._measured(kwargs["model"], step)
-        control.should_log = due  # a log of ours is not the one of training that is due
+        control.should_log = due  # our log does not replace the training log that is due
         self.points.append(point)
         if self._options.load_best and self.best is point:
             self._best = _trained(kwargs["model"])
@@ -118,7 +118,7 @@ class Evaluations(TrainerCallback):
             )
 
     def _measured(self, model: nn.Module, step: int) -> EvaluationPoint:
-        """Measure, log and show."""
+        """Measure the model, log and show the result."""
         prepared, started = self._prepared, time.monotonic()
         assert prepared.held_out is not None
         with eval_mode(model), torch.no_grad():
@@ -138,7 +138,7 @@ class Evaluations(TrainerCallback):
         )
         measures = {"loss": loss, "perplexity": perplexity, "accuracy": accuracy}
         assert self._trainer is not None
-        with eval_mode(model):  # trl keeps what it averages for the next log of training
+        with eval_mode(model):  # trl then keeps its averages for the next training log
             self._trainer.log({f"eval_{name}": value for name, value in measures.items() if value is not None})
         self._shown(seconds, _in_words(point))
         return point
@@ -147,7 +147,7 @@ class Evaluations(TrainerCallback):
         return self.best.step if self.best is not None else self.comparable[0].step
 
     def _has_stalled(self) -> bool:
-        """Whether as many evaluations as the patience allows were no better than an earlier one."""
+        """Return whether the last evaluations, as many as the patience, brought no improvement."""
         patience = self._options.early_stopping_patience
         if patience is None or not self.comparable:
             return False
@@ -155,7 +155,7 @@ class Evaluations(TrainerCallback):
         return len(since) >= patience
 
     def take_best_(self, model: nn.Module) -> None:
-        """Give the adapter the values that it had at the best evaluation, if that was asked for."""
+        """Restore the adapter of the best evaluation, if ``load_best`` is set."""
         best = self.best
         if not self._options.load_best or best is None or not self._best:
             return
@@ -167,10 +167,10 @@ class Evaluations(TrainerCallback):
         self.points = [replace(point, taken=True) if point is best else point for point in self.points]
         logger.info("Keeping the adapter of step %d, the best after the last cut (%s)", best.step, _in_words(best))
 
-    # What checkpoints hold.
+    # State in checkpoints.
 
     def save(self, folder: Path) -> None:
-        """Write the evaluations so far into a checkpoint, and the best adapter."""
+        """Write the evaluations so far and the best adapter into a checkpoint."""
         write_text(folder / EVALUATIONS_FILE, json.dumps({"points": encode(self.points), "stopped": self.stopped}))
         if self._best:
             save_file(self._best, folder / _BEST_FILE)
@@ -186,13 +186,13 @@ class Evaluations(TrainerCallback):
 
 
 class _Remember(TrainerCallback):
-    """Stands before all other callbacks: writes into checkpoints, and takes the best adapter before a run is ended."""
+    """First of all callbacks: writes into checkpoints, and restores the best adapter at the end of a run."""
 
     def __init__(self, evaluations: Evaluations) -> None:
         self._evaluations = evaluations
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write into the checkpoint that the Trainer just wrote."""
+        """Write into the checkpoint that the Trainer has written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             self._evaluations.save(folder)
@@ -200,13 +200,13 @@ class _Remember(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take the best adapter of a run that came to its end."""
+        """Restore the best adapter of a finished run."""
         if self._evaluations.stopped or state.global_step >= state.max_steps:
             self._evaluations.take_best_(kwargs["model"])
 
 
 def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    """Copies of the parameters that are trained."""
+    """Return copies of the trained parameters."""
     return {
         name: parameter.detach().to("cpu", copy=True)
         for name, parameter in model.named_parameters()
@@ -215,7 +215,7 @@ def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _in_words(point: EvaluationPoint) -> str:
-    """``held-out ppl 12.3``, or accuracy, or loss."""
+    """Format the result, such as ``held-out ppl 12.3``."""
     if point.perplexity is not None:
         return f"held-out ppl {point.perplexity:.4g}"
     if point.accuracy is not None:

@@ -1,4 +1,4 @@
-"""Whether a run may write where it wants to, and where an interrupted one goes on from."""
+"""Checks of the run's folders, and the checkpoint that an interrupted run resumes from."""
 
 from __future__ import annotations
 
@@ -31,11 +31,14 @@ logger = logging.getLogger("loraprune")
 
 
 def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
-    """Find out whether the run may write where it wants to, and where it goes on from.
+    """Check the output folder and the run's folder, and return the checkpoint to resume from, or None.
 
     Args:
-        options: of the run.
-        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+        options: options of the run.
+        inputs: model, data, tokenizer and so on, in this order: paths, names or objects.
+
+    Raises:
+        ValueError: a folder cannot be used, or there is nothing to resume.
     """
     output, run_dir = options.output, options.run_dir
     if output is None or run_dir is None:
@@ -45,23 +48,25 @@ def check_folders(options: RunOptions, inputs: Sequence[object]) -> Path | None:
     checkpoint = last_checkpoint(run_dir) if run_dir.is_dir() else None
     if options.resume:
         if checkpoint is None:
-            raise ValueError(f"There is nothing to resume: {run_dir} holds no saved state. Start without --resume.")
+            raise ValueError(f"There is nothing to resume: {run_dir} has no saved state. Start without --resume.")
         return usable_checkpoint(run_dir)
     others = checkpoint is not None or any(run_dir.glob(f"{STEP_PREFIX}*.safetensors"))
     if others and not options.overwrite:
-        raise ValueError(f"{run_dir} holds an interrupted run. Go on with --resume, or start anew with --overwrite.")
+        raise ValueError(
+            f"{run_dir} holds an interrupted run. Continue it with --resume, or start again with --overwrite."
+        )
     return None
 
 
 def check_state_folder(options: RunOptions, inputs: Sequence[object]) -> None:
-    """Make sure that the state of a run may be kept beside its output.
+    """Check that the run's state can be saved beside its output.
 
     Args:
-        options: of the run, which has an output.
-        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+        options: options of the run, with an output.
+        inputs: model, data, tokenizer and so on, in this order: paths, names or objects.
 
     Raises:
-        ValueError: something else is there, or nothing can be written there.
+        ValueError: the folder has other contents, or cannot be written.
     """
     run_dir = options.run_dir
     assert run_dir is not None
@@ -69,31 +74,34 @@ def check_state_folder(options: RunOptions, inputs: Sequence[object]) -> None:
     check_apart(run_dir, inputs, around=False)
     if run_dir.is_file():
         raise ValueError(
-            f"The state of the run goes to {run_dir}, which is a file. Move it away, or name another output."
+            f"The run saves its state in {run_dir}, which is a file. Move it away, or name another output."
         )
     foreign = foreign_entries(run_dir, state=True) if run_dir.is_dir() else []
-    if not options.overwrite:  # which removes the folder; what a callback keeps in a checkpoint may stay there
+    if not options.overwrite:  # overwrite removes the folder; files of callbacks in checkpoints may stay
         foreign = [entry for entry in foreign if os.sep not in entry]
     if foreign:
         raise ValueError(
-            f"The state of the run goes to {run_dir}, but that folder holds something else ({foreign[0]}). Move it "
-            "away, or name another output folder."
+            f"The run saves its state in {run_dir}, which has other contents ({foreign[0]}). Move them away, or name "
+            "another output folder."
         )
 
 
 def check_result_folder(options: RunOptions, inputs: Sequence[object]) -> None:
-    """Make sure that the result may be written and pushed, and that nothing is deleted that the run reads.
+    """Check that the result can be written and pushed, and that the run does not delete its own inputs.
 
     Args:
-        options: of the run.
-        inputs: the model first, then data, tokenizer and the like: paths, names, or objects.
+        options: options of the run.
+        inputs: model, data, tokenizer and so on, in this order: paths, names or objects.
+
+    Raises:
+        ValueError: the folder or the repository cannot be used.
     """
     if options.output is None:
         return
     check_output(options.output, overwrite=options.overwrite, inputs=(*inputs, *data_places(options.eval_data)))
     model = place_of(inputs[0])
     if isinstance(inputs[0], (str, Path)) and model is not None and options.output.resolve().is_relative_to(model):
-        raise ValueError(f"The output folder {options.output} lies in that of the model. Name another one.")
+        raise ValueError(f"The output folder {options.output} is inside the model's folder. Name another one.")
     target = options.hub_target()
     if target is not None:
         logger.info("The result will be pushed to %s", from_main(target.check))
@@ -107,7 +115,7 @@ def check_space(
     arguments: TrainingArguments,
     options: RunOptions,
 ) -> None:
-    """Make sure that the result fits on the disk, with the refitted weights that each saved state holds."""
+    """Check that the disk has room for the result and for the repaired weights in each saved state."""
     if options.output is None:
         return
     consumers = sum(
@@ -119,7 +127,7 @@ def check_space(
 
 
 def check_same_adapter(checkpoint: Path, lora: LoraConfig, name: str) -> None:
-    """Make sure that a run goes on with the model and the adapter that it was started with."""
+    """Check that a resumed run has the model and the adapter that it was started with."""
     saved = json.loads((checkpoint / "adapter_config.json").read_text(encoding="utf-8"))
     if isinstance(lora.init_lora_weights, str) and lora.init_lora_weights != "gaussian":
         raise ValueError(

@@ -1,4 +1,4 @@
-"""What a run is to reach, instead of a ratio: a size, a speed, a smaller cache; turned into widths before it begins."""
+"""Goals instead of a ratio: a size, a speed or a smaller cache; converted to a ratio or to widths before the run."""
 
 from __future__ import annotations
 
@@ -33,25 +33,25 @@ logger = logging.getLogger("loraprune")
 PREFILL_TOKENS = 2048
 
 GOALS = ("target_params", "target_size", "target_kv_cache", "speedup")
-"""Options of a run that stand in place of a ratio."""
+"""Options of a run that replace a ratio."""
 
 Config = TypeVar("Config", PruningConfig, OneshotConfig)
 
 
 def given_goal(options: RunOptions) -> str | None:
-    """The first of the goals that were given; None without any."""
+    """Return the name of the first goal among the options, or None."""
     return next((name for name in GOALS if getattr(options, name) is not None), None)
 
 
 def check_goals(options: RunOptions) -> None:
-    """Refuse several ways to say how much goes.
+    """Refuse several goals that each set the amount to remove.
 
     Raises:
-        ValueError: several were given.
+        ValueError: there are several.
     """
     given = [name for name in ("target_params", "target_size", "speedup") if getattr(options, name) is not None]
     if len(given) > 1:
-        raise ValueError(f"{given[0]} and {given[1]} both say how much is to go. Give one of them.")
+        raise ValueError(f"{given[0]} and {given[1]} both set the amount to remove. Give one of them.")
 
 
 def settle_goals(
@@ -63,28 +63,28 @@ def settle_goals(
     *,
     begun: str | None = None,
 ) -> tuple[Config, SpeedGoal | None]:
-    """Turn what a run is to reach into a ratio or into widths.
+    """Convert the goal of a run to a ratio or to widths.
 
     Args:
-        config: of the pruning.
-        structure: of the model.
-        source: of the model.
-        options: of the run.
-        dtype: that the result is stored in.
-        begun: widths that a run which is resumed was started with; the times of blocks may have changed since.
+        config: pruning configuration.
+        structure: structure of the model.
+        source: source of the model.
+        options: options of the run.
+        dtype: dtype of the saved result.
+        begun: widths that a resumed run was started with; measured times may have changed since.
 
     Returns:
-        The configuration with the ratio or the widths, and the speed that was asked for, if one was.
+        The configuration with the ratio or the widths, and the speed goal, or None.
 
     Raises:
-        ValueError: the model cannot be made so small or so fast, or that cannot be told.
+        ValueError: the goal cannot be reached, or does not go with the other options.
     """
     check_goals(options)
     goal = None
     if options.keep_quantized and not (options.target_size is None and options.speedup is None):
         raise ValueError(
-            "target_size and speedup are those of a result in 16 or 32 bits, and keep_quantized was given. Leave one "
-            "out, or say target_params."
+            "target_size and speedup are for a result in 16 or 32 bits, and keep_quantized makes a quantized one. "
+            "Leave one out, or use target_params."
         )
     if options.target_params is not None:
         config = _with_ratio(config, ratio_for_parameters(structure, options.target_params))
@@ -98,7 +98,7 @@ def settle_goals(
         assert shapes is not None
         legal = replace(config.target, widths=None).legal_widths(structure)
         timed = shapes
-        # No two processes of a run would measure the same times.
+        # One process measures for all, because measured times differ.
         goal = from_main(lambda: _speed_goal(timed, legal, options, source, dtype))
         if begun is None:
             found = widths_within(structure, legal, lambda widths: goal.times.speedup(widths) >= goal.asked)
@@ -125,8 +125,8 @@ def _with_ratio(config: Config, ratio: float) -> Config:
 def _check_same_widths(config: PruningConfig | OneshotConfig) -> None:
     if config.target.allocation == "global":
         raise ValueError(
-            "A speed-up or a smaller cache is reached by the same widths in every layer, and with the allocation "
-            "'global' they differ. Leave --allocation out."
+            "The goals speedup and target_kv_cache need the same widths in every layer, and the allocation 'global' "
+            "varies them. Leave --allocation out."
         )
 
 
@@ -136,10 +136,10 @@ def _speed_goal(
     assert options.speedup is not None
     tokens = options.speedup_tokens or min(PREFILL_TOKENS, source.context or PREFILL_TOKENS)
     if source.context is not None and tokens > source.context:
-        raise ValueError(f"speedup_tokens is {tokens}, and {source.name} reads {source.context} at most.")
+        raise ValueError(f"speedup_tokens is {tokens}, above the context of {source.name}: {source.context} tokens.")
     work = TimedWork(phase=options.speedup_phase, size=InputSize(batch_size=options.speedup_batch, tokens=tokens))
     computed = torch.float32 if source.device.type == "cpu" else dtype
-    logger.info("Timing blocks of several widths")
+    logger.info("Timing blocks at several widths")
     times = time_widths(shapes, legal, work, dtype=computed, device=source.device)
     return SpeedGoal(asked=options.speedup, work=work, times=times)
 
@@ -152,13 +152,13 @@ def _too_fast(structure: Structure, legal: LegalWidths, goal: SpeedGoal) -> str:
     most = goal.times.speedup(smallest)
     return (
         f"A speed-up of {goal.asked:g} cannot be reached: with the smallest widths, {goal.times.work} take "
-        f"{1 / most:.0%} of the time, which is {most:.2f} times as fast. Ask for less, or prune whole blocks "
+        f"{1 / most:.0%} of the time, which is {most:.2f} times as fast. Lower the speed-up, or prune whole blocks "
         "(--dimensions blocks)."
     )
 
 
 def speed_notes(prepared: PreparedRun, plan: Plan, metrics: RunMetrics) -> tuple[str, ...]:
-    """What was asked, what the timed blocks let expect, and what the result reaches."""
+    """Return a note with the speed goal, the expected and the measured speed-up."""
     goal, structure = prepared.goal, prepared.structure
     if goal is None:
         return ()
@@ -173,6 +173,6 @@ def speed_notes(prepared: PreparedRun, plan: Plan, metrics: RunMetrics) -> tuple
     before, after = metrics.dense.latency_ms, metrics.pruned.latency_ms
     reached = f"; the result is {before / after:.2f} times as fast" if before and after else ""
     return (
-        f"A speed-up of {goal.asked:g} was asked for ({goal.times.work}); from timed blocks, "
+        f"The goal was a speed-up of {goal.asked:g} ({goal.times.work}); from timed blocks, "
         f"{goal.times.speedup(widths):.2f} was expected{reached}.",
     )

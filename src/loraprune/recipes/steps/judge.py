@@ -1,4 +1,4 @@
-"""Whether a result is one that anybody wants: cuts that were made, and a model that knows more than chance does."""
+"""Checks that a result is usable: all cuts were made, and the model is better than chance."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from loraprune.recipes.steps.prepared import PreparedRun
 from loraprune.record.run_record import ModelMeasures, RunMetrics
 
 _AT_CHANCE = 0.995
-"""From this share of a uniform guess's loss on, a result counts as no better."""
+"""Share of a uniform guess's loss from which a result counts as no better."""
 
 _CLEARLY_BETTER = 0.95
-"""Below this share of it, the model before the run was better than chance."""
+"""Share of a uniform guess's loss below which the model before the run counts as better."""
 
 
 def check_result(prepared: PreparedRun, metrics: RunMetrics, pruning: PruningCallback | None, remedy: str) -> None:
-    """Refuse a result that nobody wants, unless the user allowed it.
+    """Refuse an unusable result, unless the user allows it.
 
-    A model that was no better than chance before the run (a fresh head, random weights) may be so afterwards.
+    If the model was no better than chance before the run (a new head, random weights), it may be so afterwards.
 
     Args:
-        prepared: that was done.
-        metrics: of the model before and after.
-        pruning: of a run with training.
-        remedy: how to have the result all the same.
+        prepared: the run.
+        metrics: measures of the model before and after.
+        pruning: callback of a run with training, or None.
+        remedy: last part of the message: how to get the result anyway.
 
     Raises:
-        BadResultError: it says what is wrong with the result.
+        BadResultError: the result is unusable; the message says why.
     """
     if prepared.options.allow_bad_result:
         return
@@ -42,7 +42,7 @@ def check_result(prepared: PreparedRun, metrics: RunMetrics, pruning: PruningCal
 
 
 def cuts_missing(pruning: PruningCallback) -> str | None:
-    """That cuts were not made, and why; None where all were."""
+    """Explain which cuts are missing and why; None if all were made."""
     run = pruning.run
     assert run is not None
     if not run.pending:
@@ -53,7 +53,7 @@ def cuts_missing(pruning: PruningCallback) -> str | None:
 
 
 def _course(pruning: PruningCallback) -> list[str]:
-    """What went wrong on the way."""
+    """List the faults of the run."""
     missing = cuts_missing(pruning)
     if missing is not None:
         return [missing]
@@ -63,7 +63,7 @@ def _course(pruning: PruningCallback) -> list[str]:
 
 
 def _quality(prepared: PreparedRun, metrics: RunMetrics, pruning: PruningCallback | None) -> list[str]:
-    """Whether the result is no better than a uniform guess, where the model before it was."""
+    """List the fault of a result that is no better than a uniform guess, if the model before it was better."""
     choices = _choices(prepared)
     if choices < 2:
         return []
@@ -82,14 +82,14 @@ def _quality(prepared: PreparedRun, metrics: RunMetrics, pruning: PruningCallbac
 
 
 def _loss(measures: ModelMeasures) -> float | None:
-    """Held-out loss in nats; None where it was not measured."""
+    """Return the held-out loss in nats; None if it was not measured."""
     if measures.perplexity is not None:
         return math.log(measures.perplexity) if measures.perplexity > 0 else math.nan
     return measures.loss
 
 
 def _choices(prepared: PreparedRun) -> int:
-    """Among how many tokens or classes the model chooses."""
+    """Return the number of tokens or classes that the model chooses from."""
     config: Any = prepared.source.config
     if prepared.task.name in ("causal-lm", "seq2seq"):
         return int(getattr(config.get_text_config(), "vocab_size", 0) or 0)
@@ -97,7 +97,7 @@ def _choices(prepared: PreparedRun) -> int:
 
 
 def kept_state(saved: Path | None) -> str:
-    """How to have the result all the same, after training."""
+    """Explain how to get a bad result anyway, after training."""
     if saved is None:
         return "--allow-bad-result keeps such a result"
-    return f"the state is kept, and --resume --allow-bad-result writes the result all the same ({saved.parent})"
+    return f"the state is kept, and --resume --allow-bad-result writes the result anyway ({saved.parent})"

@@ -1,4 +1,4 @@
-"""Measures of the dense and of the pruned model around a run."""
+"""Measures of the dense and the pruned model, before and after a run."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ SHARE_OF_FREE_MEMORY = 0.8
 
 
 def measure_dense(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasures:
-    """Quality and completion of the model before anything is done to it."""
+    """Measure quality and completion of the model before the run."""
     if prepared.held_out is not None:
         logger.info(
             "Measuring the %s model on %s",
@@ -48,7 +48,7 @@ def measure_dense(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasure
 
 
 def _quality(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasures:
-    """What can be measured on held-out rows and seen in a completion, where that is asked for."""
+    """Measure on held-out rows and complete the prompt, if there are any."""
     found: dict[str, Any] = {}
     if prepared.held_out is not None:
         data = DataFingerprint(prepared.held_out)
@@ -61,13 +61,13 @@ def _quality(prepared: PreparedRun, model: PreTrainedModel) -> ModelMeasures:
 
 @contextmanager
 def in_place_to_measure(prepared: PreparedRun, model: PreTrainedModel) -> Iterator[bool]:
-    """Bring the whole model to what computes, where there is room for it, and back again."""
+    """Move the whole model to the computing device for a ``with`` block; yield whether it fits."""
     if prepared.computing == prepared.device:
         yield True
         return
     needed = model.num_parameters() * model.dtype.itemsize
     if on_any(needed * 1.2 > free_memory(prepared.computing)):  # measuring is shared: all do it, or none
-        logger.info("The model is too large to be measured on %s.", prepared.computing)
+        logger.info("The model is too large to measure on %s.", prepared.computing)
         yield False
         return
     model.to(prepared.computing)  # type: ignore[arg-type]
@@ -85,14 +85,14 @@ def measure_pruned(
     *,
     sizes_only: bool = False,
 ) -> RunMetrics:
-    """All measures of a finished run.
+    """Return all measures of a finished run.
 
     Args:
-        prepared: that was done.
+        prepared: the run.
         merged: the result.
-        dense: what :func:`measure_dense` gave.
-        plan: groups that stayed; None where none went.
-        sizes_only: the model is too large to be run.
+        dense: output of :func:`measure_dense`.
+        plan: remaining groups; None if no groups were removed.
+        sizes_only: measure only sizes, because the model is too large to run.
     """
     total = prepared.structure.num_parameters
     metrics = RunMetrics(
@@ -106,12 +106,12 @@ def measure_pruned(
     for measure in (_in_working_dtype, _final_quality, _unrecovered_quality, _latency):
         try:
             found = partial(measure, prepared, merged, plan, metrics)
-            # Where weights are shared out, a process that fails leaves the others in a gather: it has to end them.
+            # With sharded weights, a failed process must end the others, which would wait for it in a gather.
             metrics = found() if prepared.options.sharded else together(found)
         except (RuntimeError, MemoryError, ValueError) as error:
             if prepared.options.sharded:
                 raise
-            # The run is done: for want of memory, say, one measure is missing, and not the result.
+            # The run is done: a failed measure, for example for lack of memory, must not cost the result.
             logger.warning("warning: a measure is left out: %s", str(error).splitlines()[0] if str(error) else error)
     cast_(merged, prepared.saved_dtype)
     return metrics
@@ -120,7 +120,7 @@ def measure_pruned(
 def _in_working_dtype(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: RunMetrics
 ) -> RunMetrics:
-    """Measure in the dtype that the dense model was measured in."""
+    """Cast the result to the dtype in which the dense model was measured."""
     cast_(merged, working_dtype(prepared.saved_dtype, prepared.computing))
     return metrics
 
@@ -128,7 +128,7 @@ def _in_working_dtype(
 def _final_quality(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: RunMetrics
 ) -> RunMetrics:
-    """Quality and completion of the result, beside those of the dense model."""
+    """Measure quality and completion of the result."""
     if prepared.held_out is not None:
         logger.info("Measuring the %s model", prepared.called[1])
     size = metrics.pruned
@@ -138,7 +138,7 @@ def _final_quality(
 def _unrecovered_quality(
     prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: RunMetrics
 ) -> RunMetrics:
-    """The original model with the same groups cut out and nothing else done: what tuning and refit are worth."""
+    """Measure the original model with the same groups cut out, without repair and tuning."""
     if plan is None or not prepared.options.unrecovered or prepared.source.loaded is not None:
         return metrics
     logger.info("Measuring the same cut without recovery")
@@ -150,12 +150,12 @@ def _unrecovered_quality(
 
 
 def _latency(prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, metrics: RunMetrics) -> RunMetrics:
-    """Time dense and pruned in turns; the dense one has the shapes of the original and random weights."""
+    """Time the dense and the pruned model in turns; the dense one has random weights."""
     if not prepared.options.latency:
         return metrics
     needed = prepared.structure.num_parameters * merged.dtype.itemsize
     if needed > SHARE_OF_FREE_MEMORY * free_memory(prepared.computing):
-        logger.info("Latency is not measured: there is no room for a second, dense model.")
+        logger.info("Latency is not measured: there is not enough memory for the dense model as well.")
         return metrics
     with torch.random.fork_rng(), torch.device(prepared.computing):
         original = random_model(prepared.source.config, prepared.task.auto_class, merged.dtype)
@@ -176,7 +176,7 @@ def _latency(prepared: PreparedRun, merged: PreTrainedModel, plan: Plan | None, 
 def complete(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, prompt: str, max_new_tokens: int = 64
 ) -> str:
-    """Go on from a prompt greedily, without repeating it; an encoder–decoder model writes its target for it."""
+    """Continue a prompt greedily and return the new text; an encoder–decoder model writes its target."""
     assert tokenizer is not None
     writing = Writing(max_new_tokens=max_new_tokens, repetition_penalty=1.2)
     return complete_prompts(model, tokenizer, [prompt], writing)[0]

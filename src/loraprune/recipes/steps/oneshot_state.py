@@ -1,4 +1,4 @@
-"""The state of a run without training, beside its output: what it was started with, and the steps it has finished."""
+"""Saved state of a run without training: its options and data, and its finished steps."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ONESHOT_RUN_FILE = f"{STEP_PREFIX}run.json"
 
 
 def _read(options: RunOptions) -> dict[str, Any] | None:
-    """What the interrupted run of an output was started with; None where there is none."""
+    """Read the options and data of an interrupted run; None if there is none."""
     path = None if options.run_dir is None else options.run_dir / ONESHOT_RUN_FILE
     if path is None or not path.is_file():
         return None
@@ -36,10 +36,10 @@ def _read(options: RunOptions) -> dict[str, Any] | None:
 
 
 def check_oneshot_folder(options: RunOptions, inputs: tuple[object, ...]) -> None:
-    """Make sure that the state of a run may be kept beside its output, and is there if the run is resumed.
+    """Check that the run's state can be saved beside its output, and that it exists if the run is resumed.
 
     Raises:
-        ValueError: it may not, or is not; or an interrupted run would be lost.
+        ValueError: it cannot be saved, or does not exist, or an interrupted run would be lost.
     """
     if options.run_dir is None:
         return
@@ -47,7 +47,7 @@ def check_oneshot_folder(options: RunOptions, inputs: tuple[object, ...]) -> Non
     begun = _read(options) is not None
     trained = options.run_dir.is_dir() and last_checkpoint(options.run_dir) is not None
     if options.resume and not begun:
-        raise ValueError(f"There is nothing to resume: {options.run_dir} holds no saved state. Start without --resume.")
+        raise ValueError(f"There is nothing to resume: {options.run_dir} has no saved state. Start without --resume.")
     if begun and not (options.resume or options.overwrite):
         raise ValueError(
             f"{options.run_dir} holds an interrupted run. Continue it with --resume, or start again with --overwrite."
@@ -60,7 +60,7 @@ def check_oneshot_folder(options: RunOptions, inputs: tuple[object, ...]) -> Non
 
 
 def widths_of_begun_run(options: RunOptions) -> str | None:
-    """Widths that a run which is resumed was started with, where it was started with some."""
+    """Return the widths that a resumed run was started with, or None."""
     begun = _read(options) if options.resume else None
     widths = None if begun is None else begun["settings"].get("widths")
     return None if widths is None else str(widths)
@@ -77,10 +77,10 @@ def _facts(prepared: PreparedOneshot) -> dict[str, Any]:
 
 
 def check_same_oneshot(prepared: PreparedOneshot) -> None:
-    """Make sure that a run which is resumed is the one that was started.
+    """Check that a resumed run has the options and data that it was started with.
 
     Raises:
-        ValueError: it is not; the message lists what differs.
+        ValueError: it does not; the message lists the differences.
     """
     begun = _read(prepared.options) if prepared.options.resume else None
     if begun is None:
@@ -96,12 +96,12 @@ def check_same_oneshot(prepared: PreparedOneshot) -> None:
 
 @contextmanager
 def saved_steps(prepared: PreparedOneshot) -> Iterator[SavedSteps]:
-    """Finished steps of a run that is about to start or to go on; the folder is gone when the run ends well.
+    """Yield the finished steps of a new or resumed run; a successful run removes their folder.
 
-    Runs that look at no data are too short to be worth it.
+    Runs without calibration data are short, so they save no steps.
 
     Raises:
-        InterruptedRunError: the run was stopped, and can be continued.
+        InterruptedRunError: the run was stopped and can be resumed.
     """
     folder = prepared.options.run_dir
     if folder is None or not prepared.oneshot.needs_data:
@@ -118,7 +118,7 @@ def saved_steps(prepared: PreparedOneshot) -> Iterator[SavedSteps]:
             shutil.rmtree(folder, ignore_errors=True)
         if isinstance(error, KeyboardInterrupt) and left:
             raise InterruptedRunError(
-                f"Stopped; nothing was written to the output folder. What was finished is saved in {folder}: the same "
+                f"Stopped; nothing was written to the output folder. Finished steps are saved in {folder}: the same "
                 "command with --resume continues from there."
             ) from None
         raise

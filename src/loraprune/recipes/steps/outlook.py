@@ -1,4 +1,4 @@
-"""What a run is about to do, in a few lines: shown before it starts, and all that a dry run shows."""
+"""Outlook of a run: a summary shown before it starts, and the output of a dry run."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Outlook:
-    """What a run is about to do.
+    """Outlook of a run.
 
     Attributes:
         title: recipe and model.
@@ -41,7 +41,7 @@ class Outlook:
 
 
 def training_outlook(prepared: PreparedTraining) -> Outlook:
-    """Say what a run of ``prune`` or ``recover`` is about to do."""
+    """Return the outlook of a run of ``prune`` or ``recover``."""
     arguments = prepared.arguments
     lengths = row_lengths(prepared.train_rows)
     cost, steps = training_cost(prepared, lengths), planned_steps(prepared)
@@ -66,14 +66,14 @@ def training_outlook(prepared: PreparedTraining) -> Outlook:
 
 
 def oneshot_outlook(prepared: PreparedOneshot) -> Outlook:
-    """Say what a run of ``oneshot`` is about to do."""
+    """Return the outlook of a run of ``oneshot``."""
     lengths = row_lengths(prepared.train_rows)
     cost = oneshot_cost(prepared, lengths)
     return Outlook(
         title=f"oneshot {prepared.name}",
         facts=(
             ("model", _model(prepared)),
-            ("data", data_facts(prepared, lengths) if prepared.oneshot.needs_data else "none is needed"),
+            ("data", data_facts(prepared, lengths) if prepared.oneshot.needs_data else "not needed"),
             ("pruning", _oneshot(prepared, prepared.oneshot)),
             ("memory", _memory(prepared, cost)),
             ("time", _time(prepared, cost.flops(0), prepared.computed_dtype)),
@@ -93,7 +93,7 @@ def _model(prepared: PreparedRun) -> str:
 
 
 def _pruning(prepared: PreparedTraining, cost: ExpectedCost | None) -> str:
-    """How much goes of what, and by which criterion."""
+    """Describe amount and method of pruning."""
     pruning, structure = prepared.pruning, prepared.structure
     if pruning.unstructured:
         return f"{pruning.target.ratio:.1%} of the weights that LoRA adapts become zero (criterion pst)"
@@ -101,11 +101,11 @@ def _pruning(prepared: PreparedTraining, cost: ExpectedCost | None) -> str:
     how = f"criterion {pruning.criterion_name}, allocation {pruning.target.allocation}, repair {pruning.repair.name}"
     amount = f"ratio {pruning.target.ratio:.3g}: {count(pruning.target.ratio * structure.prunable_parameters)}"
     widths = "" if estimate is None else _widths(estimate)
-    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters go{widths}; {how}"
+    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed{widths}; {how}"
 
 
 def _widths(estimate: Estimate) -> str:
-    """Widths before and after an even split, which is the mean of any other one."""
+    """Format the widths before and after; with an uneven split, these are means."""
     before, after = estimate.before, estimate.after
     changed = [
         f"{_called(kind)} {_span(before.widths[kind])} to {_span(after.widths[kind])}"
@@ -126,7 +126,7 @@ def _span(widths: tuple[int, int]) -> str:
 
 
 def _cuts(steps: list[int], prepared: PreparedTraining) -> str:
-    """When cuts are made."""
+    """List the steps of the cuts."""
     what = "masks" if prepared.unstructured else "cuts"
     if not steps:
         return "none"
@@ -155,27 +155,27 @@ def _training(prepared: PreparedTraining, steps: int) -> str:
 
 
 def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) -> str:
-    """How much goes of what, and how."""
+    """Describe amount and method of pruning without training."""
     if isinstance(config, SparseConfig):
         return f"sparsity {config.pattern} of the blocks' linear layers, criterion {config.name}; shapes stay"
     structure, ratio = prepared.structure, config.target.ratio
     kinds = ", ".join(f"{widest(structure, kind):,} {_called(kind)}" for kind in structure.kinds)
     amount = f"ratio {ratio:.3g}: {count(ratio * structure.prunable_parameters)}"
     how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
-    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters go (of {kinds} a layer); {how}"
+    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed (of {kinds} a layer); {how}"
 
 
 def _memory(prepared: PreparedRun, cost: ExpectedCost | None) -> str:
     if cost is None:
         return "not estimated for this model"
     free = free_memory(prepared.computing)
-    short = "; that is more than is free" if cost.memory > free else ""
+    short = "; that is not enough" if cost.memory > free else ""
     return f"about {file_size(cost.memory)}, {file_size(free)} are free{short}"
 
 
 def _time(prepared: PreparedRun, flops: float, dtype: torch.dtype) -> str:
     seconds = flops / flops_per_second(prepared.computing, dtype)
-    return f"about {duration(seconds)} on this machine, loading and saving not counted"
+    return f"about {duration(seconds)} on this machine, without loading and saving"
 
 
 def _output(prepared: PreparedRun) -> str:
@@ -188,7 +188,7 @@ def _output(prepared: PreparedRun) -> str:
 
 
 def show_outlook(prepared: PreparedTraining | PreparedOneshot, display: RunDisplay) -> Outlook | None:
-    """Show what a run is about to do, if progress is shown or the run is a dry one.
+    """Show the outlook of a run, if progress is shown or the run is a dry run.
 
     Raises:
         DryRunError: it is a dry run, which ends here.
@@ -198,5 +198,5 @@ def show_outlook(prepared: PreparedTraining | PreparedOneshot, display: RunDispl
         outlook = training_outlook(prepared) if isinstance(prepared, PreparedTraining) else oneshot_outlook(prepared)
         display.facts(outlook.title, outlook.facts, asked=dry)
     if dry:
-        raise DryRunError("Dry run: everything was checked, and nothing was done.")
+        raise DryRunError("Dry run: all checks passed, and nothing was done.")
     return outlook

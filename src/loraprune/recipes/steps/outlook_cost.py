@@ -1,4 +1,4 @@
-"""What a run is about to take: memory, and operations from which its time follows."""
+"""Expected cost of a run: memory, and operations, which give its time."""
 
 from __future__ import annotations
 
@@ -31,21 +31,21 @@ _LOOKS = 4
 """Forward passes over the calibration data in a cut: the model before it, scores, repair, the model after it."""
 
 _MOMENTS = 4
-"""Matrices as large as the second moment of a layer's inputs that a repair holds at once."""
+"""Number of matrices of the size of a layer's second moment that a repair holds at once."""
 
 _SINGLE = 4
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedCost:
-    """What a run takes, estimated from shapes.
+    """Cost of a run, estimated from shapes.
 
     Attributes:
-        memory: bytes at its fullest moment.
+        memory: peak memory in bytes.
         work: floating point operations of an optimizer step; None without training.
-        cut: of one cut of all blocks; without training, of all cuts.
-        measuring: of the measures before and after the run.
-        estimate: of the run; None without training.
+        cut: operations of one cut of all blocks; without training, of all cuts.
+        measuring: operations of the measures before and after the run.
+        estimate: estimate of the run; None without training.
     """
 
     memory: float
@@ -55,18 +55,18 @@ class ExpectedCost:
     estimate: Estimate | None = None
 
     def flops(self, steps: int, cuts: Sequence[ScheduledCut] = ()) -> float:
-        """Floating point operations of the whole run.
+        """Return the floating point operations of the whole run.
 
         Args:
-            steps: optimizer steps.
-            cuts: of the whole run.
+            steps: number of optimizer steps.
+            cuts: cuts of the whole run.
         """
         training = Course(steps=steps, work=self.work, cuts=cuts).work_between(0, steps) if self.work else 0.0
         return training + max(1, len(cuts)) * self.cut + self.measuring
 
 
 def planned_steps(prepared: PreparedTraining) -> int:
-    """Optimizer steps of a run, as its Trainer counts them."""
+    """Return the number of optimizer steps of a run, as its Trainer counts them."""
     arguments = prepared.arguments
     if arguments.max_steps > 0:
         return arguments.max_steps
@@ -76,11 +76,11 @@ def planned_steps(prepared: PreparedTraining) -> int:
 
 
 def training_cost(prepared: PreparedTraining, lengths: Sequence[int]) -> ExpectedCost | None:
-    """Estimate a run with training; None where its model cannot be run on shapes.
+    """Estimate a run with training; None if its model cannot run on the device ``meta``.
 
     Args:
         prepared: the run.
-        lengths: tokens of each row; empty if they are no text.
+        lengths: number of tokens in each row; empty if rows are not text.
     """
     arguments, pruning, given = prepared.arguments, prepared.pruning, prepared.lora_options or LoraOptions()
     estimated = _nearest_estimated(pruning)
@@ -106,7 +106,7 @@ def training_cost(prepared: PreparedTraining, lengths: Sequence[int]) -> Expecte
     except (ValueError, RuntimeError, TypeError, NotImplementedError, AttributeError) as error:
         logger.debug("No estimate: %s", error)
         return None
-    # Batches are as long as their longest row, and most rows are shorter than the longest of all.
+    # The estimate assumes rows of the greatest length; most are shorter.
     filled = sum(lengths) / (len(lengths) * max(lengths)) if lengths else 1.0
     listening, after = estimate.step_flops * filled, estimate.step_flops_after * filled
     plain = after * estimate.before.forward_flops / max(estimate.after.forward_flops, 1.0)
@@ -122,14 +122,14 @@ def training_cost(prepared: PreparedTraining, lengths: Sequence[int]) -> Expecte
 
 
 def _nearest_estimated(pruning: PruningConfig) -> PruningConfig:
-    """The nearest run that an estimate knows: gates that are learnt cost what ``fisher`` costs, masks nothing."""
+    """Return the most similar run that can be estimated: learned gates cost as much as ``fisher``, masks nothing."""
     if pruning.unstructured:
         return PruningConfig(ratio=0.0, repair="none")
     return PruningConfig(ratio=pruning.target.ratio, repair="none") if pruning.criterion.learns else pruning
 
 
 def _cut_flops(prepared: PreparedTraining, forward: float, work: OneshotWork | None) -> float:
-    """Operations of a cut on the calibration data; 0 without a cut."""
+    """Return the operations of a cut on the calibration data; 0 without a cut."""
     pruning = prepared.pruning
     if pruning.target.ratio == 0.0 or not pruning.repairs:
         return 0.0
@@ -140,7 +140,7 @@ def _cut_flops(prepared: PreparedTraining, forward: float, work: OneshotWork | N
 
 
 def _measuring(prepared: PreparedRun, forward: float, tokens: int | None) -> float:
-    """Operations of each process in forward passes over the held-out rows, before and after."""
+    """Return the operations of each process in forward passes over the held-out rows, before and after the run."""
     held_out = prepared.held_out
     if held_out is None:
         return 0.0
@@ -155,7 +155,7 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
 
     Args:
         prepared: the run.
-        lengths: tokens of each row; empty if they are no text.
+        lengths: number of tokens in each row; empty if rows are not text.
     """
     config, structure = prepared.oneshot, prepared.structure
     rows = min(config.calibration_sequences, len(prepared.train_rows)) if config.needs_data else 0
@@ -164,7 +164,7 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
     parameters, width = structure.num_parameters, prepared.computed_dtype.itemsize
     states = rows * mean * structure.hidden_size
     stream = prepared.structured and isinstance(getattr(config, "repair", None), Stream)
-    # Hidden states on their way; those of the uncut model, and in 32 bits what each of two layers should give.
+    # Current hidden states; with stream, also those of the uncut model and, in 32 bits, targets of two layers.
     kept = states * width + (states * width + 2 * states * _SINGLE if stream else 0.0)
     features = max((d.num_groups * d.consumer.group_size for d in structure if not d.spans_blocks), default=0)
     moments = _MOMENTS * features**2 * _SINGLE if rows else 0.0
@@ -179,7 +179,7 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
 
 
 def _eliminations(prepared: PreparedOneshot) -> float:
-    """Operations of second moments' factors: a few cubes of the width of each layer that reads groups."""
+    """Return the operations for factors of second moments: about 10 n³ for each consumer of n input features."""
     return sum(
         10.0 * (dimension.num_groups * dimension.consumer.group_size) ** 3
         for dimension in prepared.structure

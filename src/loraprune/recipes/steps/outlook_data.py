@@ -1,4 +1,4 @@
-"""What a run says of its data before it starts: rows, tokens, and the share that is padding or was cut."""
+"""Facts of the data in the outlook: rows, tokens, padding, and rows truncated or left out."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def row_lengths(rows: Dataset) -> list[int]:
-    """Tokens of each row; empty for rows without token ids."""
+    """Return the number of tokens in each row; empty for rows without token ids."""
     if "input_ids" not in rows.column_names or not len(rows):
         return []
     from pyarrow import compute  # type: ignore[import-untyped]
@@ -26,11 +26,11 @@ def row_lengths(rows: Dataset) -> list[int]:
 
 
 def padded_share(lengths: Sequence[int], batch: int) -> float:
-    """Expected share of padding, if rows are drawn in random order and each batch is as long as its longest row.
+    """Return the expected share of padding, if rows have a random order and batches are padded to the longest row.
 
     Args:
-        lengths: tokens of each row.
-        batch: rows of a batch.
+        lengths: number of tokens in each row.
+        batch: number of rows in a batch.
     """
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(0)).tolist()
     batches = [[lengths[row] for row in order[start : start + batch]] for start in range(0, len(order), batch)]
@@ -39,12 +39,12 @@ def padded_share(lengths: Sequence[int], batch: int) -> float:
 
 
 def data_facts(prepared: PreparedRun, lengths: Sequence[int], batch: int | None = None) -> str:
-    """Rows, tokens, padding and losses of the data in one sentence.
+    """Summarize rows, tokens, padding and lost rows of the data.
 
     Args:
         prepared: the run.
-        lengths: of its rows; empty if they are no text.
-        batch: rows of a training batch; None without training.
+        lengths: number of tokens in each row; empty if rows are not text.
+        batch: number of rows in a training batch; None without training.
     """
     rows, facts = prepared.rows.prepared, prepared.rows.prepared.facts
     parts = [counted(len(prepared.train_rows), "row")]

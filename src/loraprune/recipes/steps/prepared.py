@@ -1,4 +1,4 @@
-"""Runs that were checked and can begin: what the steps of every recipe need to know of them."""
+"""Checked runs: the data that the steps of every recipe need."""
 
 from __future__ import annotations
 
@@ -39,15 +39,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class RunInputs:
-    """What a run is given beside the model, the data and what to prune.
+    """Inputs of a run besides the model, the data and the pruning configuration.
 
     Attributes:
-        training: training arguments by name, or an object of them.
+        training: training arguments by name, or an object.
         lora: our options or peft's configuration.
-        tokenizer: of the model, or the name of a checkpoint that has one; None loads the model's own.
-        options: of the run.
-        image_processor: of an image classifier, likewise.
-        collator: makes batches of rows in place of the task's own.
+        tokenizer: tokenizer of the model, or the name of a checkpoint that has one; None loads the model's own.
+        options: options of the run.
+        image_processor: image processor of a classifier, or the name of a checkpoint that has one.
+        collator: function that batches rows, instead of the task's own.
     """
 
     training: Mapping[str, Any] | TrainingArguments | None = None
@@ -59,10 +59,10 @@ class RunInputs:
 
 
 def find_source(model: str | Path | PreTrainedModel, inputs: RunInputs) -> tuple[ModelSource, Task]:
-    """Read a checkpoint's config, or that of a model, and find out what it is tuned for.
+    """Read the config of a checkpoint or model, and determine its task.
 
     Raises:
-        ValueError: it cannot be tuned, or what was given does not go with it.
+        ValueError: the model cannot be tuned, or an input does not fit its task.
     """
     options, tokenizer = inputs.options, inputs.tokenizer
     source = ModelSource.of(
@@ -71,28 +71,31 @@ def find_source(model: str | Path | PreTrainedModel, inputs: RunInputs) -> tuple
     task = tunable_task(source)
     source.check_trainable()
     if options.prompt and not task.writes_text:
-        raise ValueError(f"A prompt was given, and a model for {task.name} writes no text. Leave the prompt out.")
+        raise ValueError(f"You passed a prompt, and a model for {task.name} writes no text. Leave the prompt out.")
     if options.bos != "auto" and task.name != "causal-lm":
         raise ValueError(
-            f"--bos is for causal language models, and {source.name} is made for {task.name}. Leave it out."
+            f"--bos is for causal language models, and the task of {source.name} is {task.name}. Leave it out."
         )
     if tokenizer is not None and not task.has_tokenizer:
-        raise ValueError(f"A tokenizer was given, but a model for {task.name} reads no text. Leave it out.")
+        raise ValueError(f"You passed a tokenizer, and a model for {task.name} reads no text. Leave it out.")
     return source, task
 
 
 @dataclass(kw_only=True)
 class PreparedRun:
-    """A run that was checked and can begin.
+    """A checked run.
 
     Attributes:
-        source: of the model before pruning.
-        task: that the model is made for.
-        image_processor: of a model that reads images, where it has one.
-        max_length: tokens in a row at most; None where rows are no text.
-        rows: what to train on or to calibrate on, and what to measure on.
-        device: that weights are kept on; ``computing``: that computes, and on which models are measured.
-        goal: the speed that was asked for, if one was.
+        source: source of the model before pruning.
+        task: task of the model.
+        image_processor: image processor of a model that reads images, or None.
+        max_length: maximum number of tokens in a row; None if rows are not text.
+        structure: structure of the model before pruning.
+        device: device that holds the weights.
+        computing: device that computes, and on which models are measured.
+        options: options of the run.
+        goal: speed goal, or None.
+        rows: rows to train or calibrate on, and rows to measure on.
     """
 
     source: ModelSource
@@ -108,33 +111,33 @@ class PreparedRun:
 
     @property
     def name(self) -> str:
-        """Of the checkpoint, for the record."""
+        """Name of the checkpoint, for the record."""
         return self.source.name
 
     @property
     def called(self) -> tuple[str, str]:
-        """What messages call the model before and after the run."""
+        """Names of the model before and after the run in messages."""
         return "dense", "pruned"
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase | None:
-        """Of a model that reads text, else None."""
+        """Tokenizer of a model that reads text, else None."""
         return self.source.tokenizer if self.task.has_tokenizer else None
 
     @property
     def saved_dtype(self) -> torch.dtype:
-        """The dtype of the result: the one asked for, else that of the checkpoint or of a model in memory."""
+        """Dtype of the result: the option ``dtype``, or else that of the checkpoint or the loaded model."""
         return self.source.stored_dtype if self.options.dtype is None else DTYPES[self.options.dtype]
 
     @property
     def computed_dtype(self) -> torch.dtype:
-        """The dtype to work in: that of a model in memory, else the result's, or a wider one if the device needs it."""
+        """Dtype to work in: that of a loaded model, or else the result's, or a wider one if the device needs it."""
         loaded = self.source.loaded
         return working_dtype(self.saved_dtype, self.computing) if loaded is None else loaded.dtype
 
     @property
     def processor(self) -> Any:
-        """What turns raw rows into the model's input: tokenizer or image processor."""
+        """Tokenizer or image processor."""
         return self.image_processor if self.tokenizer is None else self.tokenizer
 
     @property
@@ -149,11 +152,11 @@ class PreparedRun:
 
     @property
     def collator(self) -> Collator | None:
-        """Makes batches; None leaves that to the Trainer."""
+        """Collator of the rows; None uses the Trainer's own."""
         return self.rows.collator
 
     def setup(self, collator: Collator | None, prompt: str | None = None) -> Setup:
-        """What rows are prepared with."""
+        """Return the settings for preparing rows."""
         return Setup(
             source=self.source,
             dtype=self.computed_dtype,
@@ -165,7 +168,7 @@ class PreparedRun:
         )
 
     def take_rows_(self, rows: SplitRows) -> None:
-        """Take rows in, once it is sure that the model knows their tokens.
+        """Set the rows, after checking that the model knows their tokens.
 
         Raises:
             ValueError: it does not.
@@ -175,16 +178,16 @@ class PreparedRun:
         self.rows = rows
 
     def history(self) -> History | None:
-        """The short history of the checkpoint that the run begins with; None where there is none."""
+        """Return the pruning history of the run's checkpoint, or None."""
         source = self.source
         return base_pruning(source.name, source.revision) if source.loaded is None else base_pruning_of(source.loaded)
 
     def origins(self) -> dict[str, str | None]:
-        """What the card tells of the hub: the data set that the run read, and the revision of the model."""
+        """Return the Hub dataset and the model's revision, for the card."""
         return {"data": self.rows.hub_data, "revision": self.source.revision}
 
     def load_model(self) -> PreTrainedModel:
-        """The model: the user's own, or the checkpoint's on the run's device, in the dtype to work in."""
+        """Return the user's loaded model, or load the checkpoint's on the run's device in the dtype to work in."""
         return self.source.load(
             self.computed_dtype, self.device, quantization=self.options.quantization, sharded=self.options.sharded
         )
@@ -192,19 +195,19 @@ class PreparedRun:
 
 @dataclass(kw_only=True)
 class PreparedTraining(PreparedRun):
-    """A run of the joint recipe, or one that tunes alone.
+    """A run of the joint recipe or of recovery.
 
     Attributes:
-        pruning: what to prune, and when.
-        arguments: of the Trainer.
-        lora: of the adapter.
-        checkpoint: to resume from.
-        recovery: whether the model is tuned and not pruned.
-        keep_zeros: whether weights that are zero stay zero; None where the weights decide, once they are loaded.
-        base_quantized: whether the base is quantized while it is tuned.
-        given: training arguments by name, as the user gave them.
-        lora_options: that the adapter was asked for by; None where it was given as peft's own configuration.
-        teacher: that tuning follows, if any.
+        pruning: pruning configuration.
+        arguments: arguments of the Trainer.
+        lora: configuration of the adapter.
+        checkpoint: checkpoint to resume from, or None.
+        recovery: whether the model is tuned but not pruned.
+        keep_zeros: whether zero weights stay zero; None decides by the weights, after loading.
+        base_quantized: whether the base is quantized during tuning.
+        given: training arguments of the user, by name.
+        lora_options: our options of the adapter; None if the user passed peft's configuration.
+        teacher: source of the teacher, or None.
     """
 
     pruning: PruningConfig
@@ -220,22 +223,22 @@ class PreparedTraining(PreparedRun):
 
     @property
     def unstructured(self) -> bool:
-        """Whether single weights become zero and nothing is cut."""
+        """Whether single weights become zero and nothing is cut (PST)."""
         return self.pruning.unstructured
 
     @property
     def called(self) -> tuple[str, str]:
-        """What messages call the model before and after the run."""
+        """Names of the model before and after the run in messages."""
         return ("base", "recovered") if self.recovery else super().called
 
     def load_teacher(self, model: PreTrainedModel) -> Teacher | None:
-        """What tuning follows, if anything; the model is that of the run, as it is before the first cut."""
+        """Load the teacher, or return None; ``model`` is the run's model before the first cut."""
         return None if self.teacher is None else self.teacher.load(self.computed_dtype, self.device, model)
 
     def trainer(
         self, model: PreTrainedModel, callbacks: Sequence[TrainerCallback], teacher: Teacher | None = None
     ) -> Trainer:
-        """The task's own Trainer, with the adapter on the model."""
+        """Make the task's Trainer, with the adapter on the model."""
         return self.task.trainer(
             model,
             self.train_rows,
@@ -253,16 +256,16 @@ class PreparedOneshot(PreparedRun):
     """A run without training.
 
     Attributes:
-        oneshot: what to prune, and how.
+        oneshot: pruning configuration.
     """
 
     oneshot: OneshotConfig | SparseConfig
 
     @property
     def structured(self) -> bool:
-        """Whether groups go; otherwise weights become zero."""
+        """Whether groups are removed; otherwise weights become zero."""
         return isinstance(self.oneshot, OneshotConfig)
 
     def settings(self) -> dict[str, Any]:
-        """What was in force, for the record: with the length that follows from the model."""
+        """Return all settings for the record, with the maximum length that follows from the model."""
         return self.oneshot.settings() | {"max_length": self.max_length}

@@ -1,4 +1,4 @@
-"""The push of a finished result to the hub: the first process does it, and a failure loses nothing."""
+"""The push of a finished result to the Hub, made by the first process."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ Result = TypeVar("Result", bound=RunResult)
 
 
 def pushed(result: Result, options: RunOptions) -> Result:
-    """The result, pushed where that was asked for; where the hub does not take it, the log says how to push again.
+    """Push the result if the options ask for it; if the Hub does not accept it, log the command to push again.
 
     Raises:
-        InterruptedRunError: Ctrl-C; the result is in its folder.
+        InterruptedRunError: the push was stopped; the result is in its folder.
     """
     target, folder = options.hub_target(), options.output
     if target is None or folder is None or not is_main():

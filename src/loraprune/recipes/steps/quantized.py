@@ -1,4 +1,4 @@
-"""Runs whose base is quantized: where the exact weights come from, and what becomes of them in the end."""
+"""Runs with a quantized base: the exact weights for repairs, and the result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ logger = logging.getLogger("loraprune")
 
 _STATE_FILE = "loraprune_base.json"
 READS_BASE_WEIGHTS = ("pst",)
-"""Criteria that mask single base weights, of which a quantized layer has none."""
+"""Criteria that mask single base weights, which quantized layers do not support."""
 
 
 FOLDED = ("compresso",)
@@ -44,10 +44,10 @@ FOLDED = ("compresso",)
 def check_quantized_base(
     options: RunOptions, pruning: PruningConfig, loaded: nn.Module | None, *, recovery: bool = False
 ) -> None:
-    """Make sure that a quantized base goes with everything else that was asked for.
+    """Check that the other options support a quantized base.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     quantized = options.quantization is not None if loaded is None else is_quantized_model(loaded)
     if options.quantization is not None and loaded is not None:
@@ -57,18 +57,17 @@ def check_quantized_base(
         )
     if options.keep_quantized and not quantized:
         raise ValueError(
-            "keep_quantized (--keep-quantized) saves the result as the base is quantized, and it is not: say "
-            "--load-in-8bit, --load-in-4bit or --quantization, or leave it out."
+            "keep_quantized (--keep-quantized) needs a quantized base. Use --load-in-8bit, --load-in-4bit or "
+            "--quantization, or leave it out."
         )
     if quantized and recovery:
         raise ValueError(
-            "recover tunes weights in 16 or 32 bits only, so that it can tell which are zero. Leave the quantization "
-            "out."
+            "recover needs weights in 16 or 32 bits to see which ones are zero. Leave the quantization out."
         )
     if quantized and pruning.cuts_first and pruning.target.ratio > 0.0:
         raise ValueError(
-            "All is to be cut before the first step (prune_end is 0), which reads and writes weights in 16 or 32 bits, "
-            "and the base is quantized. Leave the quantization out, or say a --prune-end above 0."
+            "The base is quantized, and a cut before the first step (prune_end is 0) needs weights in 16 or 32 bits. "
+            "Leave the quantization out, or set --prune-end above 0."
         )
     if quantized and pruning.unstructured:
         raise ValueError(
@@ -78,9 +77,9 @@ def check_quantized_base(
 
 
 def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> None:
-    """Give each consumer of a quantized model the weight that it was quantized from, for refits to start from.
+    """Attach to each consumer of a quantized model the weight that it was quantized from, as a start for repairs.
 
-    These are in CPU memory, in the dtype of the result. The others are read from the checkpoint in the end.
+    These weights are in CPU memory, in the dtype of the result. All others are read from the checkpoint at the end.
     """
     names = refitted_layers(prepared)
     if prepared.options.quantization is None or not names:
@@ -92,12 +91,12 @@ def attach_originals_(prepared: PreparedTraining, model: PreTrainedModel) -> Non
 
 
 def load_original(prepared: PreparedRun) -> PreTrainedModel:
-    """The model of the checkpoint in the dtype of the result, in CPU memory."""
+    """Load the checkpoint's model in the dtype of the result, in CPU memory."""
     return prepared.source.load(prepared.saved_dtype, torch.device("cpu"))
 
 
 def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
-    """Names of the layers whose weights a run changes: by refits, or by gates that are folded into them."""
+    """Return the names of the layers whose weights a run changes by repairs or folded gates."""
     changes = prepared.pruning.repairs or prepared.pruning.criterion.learns
     if not changes or prepared.pruning.target.ratio == 0.0:
         return ()
@@ -105,10 +104,10 @@ def refitted_layers(prepared: PreparedTraining) -> Collection[str]:
 
 
 def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun) -> PreTrainedModel:
-    """The result of a run: merged, and quantized again where that was asked for.
+    """Return the merged result of a run, quantized again with ``keep_quantized``.
 
     Raises:
-        NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
+        NonFiniteWeightsError: the result is to be saved, and a weight is NaN or infinite.
     """
     if prepared.options.sharded:
         return merged_shares(prepared, model)
@@ -124,7 +123,7 @@ def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun
         refitted=refitted_layers(prepared) if quantized else (),
     )
     if prepared.options.output is not None:
-        check_finite(finished)  # before it is measured
+        check_finite(finished)  # before measuring
     if not quantized:
         return finished
     if prepared.options.keep_quantized:
@@ -136,15 +135,15 @@ def finished_model(prepared: PreparedTraining, model: nn.Module, run: PruningRun
 
 
 def is_measurable(prepared: PreparedTraining, merged: PreTrainedModel) -> bool:
-    """Whether a result is where the run computes: merged from a quantized base it may be too large for that."""
+    """Return whether a result is on the computing device; merged from a quantized base, it may be too large."""
     if merged.device.type == prepared.computing.type:
         return True
-    logger.info("The result is too large to be measured on %s.", prepared.computing)
+    logger.info("The result is too large to measure on %s.", prepared.computing)
     return False
 
 
 def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: PreparedTraining) -> PreTrainedModel:
-    """Quantize a finished model as its base was: through a folder, as everybody's quantized models are made."""
+    """Quantize a finished model like its base, by saving and loading it."""
     auto: Any = type(finished)
     with tempfile.TemporaryDirectory(prefix="loraprune-") as folder:
         finished.save_pretrained(folder)
@@ -162,27 +161,27 @@ def _quantized_again(finished: PreTrainedModel, quantization: Any, prepared: Pre
 
 
 def quantization_notes(prepared: PreparedTraining) -> tuple[str, ...]:
-    """What a reader of the report has to know of the base; empty where it was not quantized."""
+    """Return notes for the report about the base; empty if it was not quantized."""
     name = prepared.options.quantization
     if name is None and not prepared.base_quantized:
         return ()
     measured = (
-        f"The base was quantized ({name or 'as it was passed in'}) while it was tuned and pruned, and the quality of "
-        "the dense model is that of the quantized one; its size and its time are those of the original."
+        f"The base was quantized ({name or 'as passed in'}) during tuning and pruning. The dense model's quality was "
+        "measured on the quantized base; its size and latency are those of the original."
     )
     if prepared.options.keep_quantized:
-        return (f"{measured} The result is quantized likewise, after the merge.",)
+        return (f"{measured} The result was quantized in the same way after the merge.",)
     if name is None:
         return (
-            f"{measured} The result is merged from the dequantized weights, since the model was passed in: it carries "
-            "the error of quantization. Pass the name of the checkpoint and a quantization to merge into its weights.",
+            f"{measured} Because the model was passed in, the result is merged from the dequantized weights and has "
+            "the error of quantization. Pass the checkpoint's name and a quantization to merge into its weights.",
         )
     dtype = str(prepared.saved_dtype).removeprefix("torch.")
     return (f"{measured} The result is merged in {dtype} from the checkpoint's own weights.",)
 
 
 def adapter_in_32_bits_(model: nn.Module) -> None:
-    """Undo that trl keeps the adapter of a bitsandbytes base in bfloat16: small updates would get lost in rounding."""
+    """Cast the adapter of a quantized base to 32 bits: in trl's bfloat16, rounding would lose small updates."""
     if not is_quantized_model(model):
         return
     for parameter in model.parameters():
@@ -191,20 +190,20 @@ def adapter_in_32_bits_(model: nn.Module) -> None:
 
 
 class RememberQuantization(TrainerCallback):
-    """Writes into each checkpoint of the run how the base is quantized: the same adapter means two models."""
+    """Writes the base's quantization into each checkpoint, because the adapter was tuned for it."""
 
     def __init__(self, quantization: str | None) -> None:
         self._quantization = quantization
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write it into the checkpoint that the Trainer just wrote."""
+        """Write into the checkpoint that the Trainer has written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             (folder / _STATE_FILE).write_text(json.dumps({"quantization": self._quantization}), encoding="utf-8")
 
 
 def check_same_quantization(checkpoint: Path, quantization: str | None) -> None:
-    """Make sure that a run that is resumed has the base that it was started with.
+    """Check that a resumed run has the quantization that it was started with.
 
     Raises:
         ValueError: it has another one.

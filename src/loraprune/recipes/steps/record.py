@@ -1,4 +1,4 @@
-"""The record of a run: its measures and course, and its options as settings and as a recipe that ``--config`` takes."""
+"""The record of a run: its measures, and its options as settings and as a recipe for ``--config``."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ ALWAYS_STATED = (
     "repair",
     "calibration_sequences",
 )
-"""Options of pruning that a recipe holds even where they are the default."""
+"""Options of pruning that a recipe always states, even at their defaults."""
 
 ONESHOT_STATED = (
     "ratio",
@@ -51,16 +51,16 @@ ONESHOT_STATED = (
     "calibration_sequences",
     "seed",
 )
-"""The same for a run without training."""
+"""Options that the recipe of a run without training always states."""
 
 OF_DATA = (
     *("answers_only", "bos", "split", "data_name", "columns", "streaming", "stopping_strategy"),
     *("eval_split", "eval_sequences", "dtype", "distill"),
 )
-"""Options on how data is read, and how the result is saved; which data it is, the user says."""
+"""Options of a recipe for reading data and saving the result; the data itself is not in the recipe."""
 
 _STATED = (bool, int, float, str, list, tuple, dict, Enum, np.generic)
-"""What a recipe can say."""
+"""Types that a recipe can state."""
 
 OF_THE_MACHINE = (
     "output_dir",
@@ -76,20 +76,20 @@ OF_THE_MACHINE = (
     "disable_tqdm",
     "dataloader_num_workers",
 )
-"""Training arguments that do not shape the result."""
+"""Training arguments that do not affect the result."""
 
 
 def record_of(
     prepared: PreparedRun, settings: Mapping[str, Any], recipe: Mapping[str, Any], metrics: RunMetrics, plan: Plan
 ) -> RunRecord:
-    """The record of a run that is over.
+    """Make the record of a finished run.
 
     Args:
-        prepared: that was done.
-        settings: of the run, by part.
-        recipe: of the run.
-        metrics: its measures and course.
-        plan: groups that stayed.
+        prepared: the run.
+        settings: settings of the run, by part.
+        recipe: recipe of the run.
+        metrics: measures and history of the run.
+        plan: remaining groups.
     """
     return RunRecord(
         base_model=prepared.name,
@@ -107,13 +107,13 @@ def record_of(
 
 
 def with_phases(record: RunRecord, report: ReportData, seconds: Mapping[str, float]) -> tuple[RunRecord, ReportData]:
-    """Record and report of a run with the seconds of its phases as they are now."""
+    """Set the seconds of the phases in the record and the report of a run."""
     phases = dict(seconds)
     return replace(record, metrics=replace(record.metrics, phases=phases)), replace(report, phases=phases)
 
 
 def dimensions_of(structure: Structure) -> tuple[DimensionRecord, ...]:
-    """What the record keeps of a model's prunable dimensions, so that a plan can be read without the model."""
+    """Describe a model's prunable dimensions for the record, so that its plan is readable without the model."""
     return tuple(
         DimensionRecord(
             name=dimension.name,
@@ -126,7 +126,7 @@ def dimensions_of(structure: Structure) -> tuple[DimensionRecord, ...]:
 
 
 def tried_widths(structure: Structure, trials: Sequence[WidthTrial]) -> tuple[TriedWidths, ...]:
-    """What the record keeps of widths that were tried."""
+    """Describe tried widths for the record."""
     dense = {kind: widest(structure, kind) for kind in structure.kinds}
     return tuple(
         TriedWidths(
@@ -140,7 +140,7 @@ def tried_widths(structure: Structure, trials: Sequence[WidthTrial]) -> tuple[Tr
 
 
 def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
-    """Options of ``loraprune prune`` and ``loraprune recover``."""
+    """Return the recipe of a run of ``loraprune prune`` or ``loraprune recover``."""
     if prepared.recovery:
         pruning = {"keep_zeros": bool(prepared.keep_zeros)} | _changed(prepared.pruning, only=("max_skipped_steps",))
     else:
@@ -152,7 +152,7 @@ def training_recipe(prepared: PreparedTraining) -> dict[str, Any]:
 
 
 def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
-    """Options of ``loraprune oneshot``."""
+    """Return the recipe of a run of ``loraprune oneshot``."""
     flat = prepared.oneshot.flat()
     stated = [name for name in ONESHOT_STATED if name in flat]
     values = {name: flat[name] for name in stated} | {"max_length": prepared.max_length}
@@ -161,7 +161,7 @@ def oneshot_recipe(prepared: PreparedOneshot) -> dict[str, Any]:
 
 
 def _pruning(config: PruningConfig) -> dict[str, Any]:
-    """What is pruned: the options that matter most, and those that are not the default."""
+    """Return the most important options of pruning, and all others that are not at their defaults."""
     flat, always = config.flat(), ("ratio", "criterion") if config.unstructured else ALWAYS_STATED
     changed = config.options_off_default()
     for name in ("seed", "pst", "compresso", *(["repair"] if config.unstructured else [])):
@@ -175,12 +175,12 @@ def _pruning(config: PruningConfig) -> dict[str, Any]:
 
 
 def _by_widths(values: dict[str, Any]) -> dict[str, Any]:
-    """Without the ratio where widths say how much goes."""
+    """Drop the ratio if widths are given."""
     return {name: value for name, value in values.items() if name != "ratio" or values.get("widths") is None}
 
 
 def _lora(prepared: PreparedTraining) -> dict[str, Any]:
-    """The adapter: as it was asked for, or of peft's own configuration what an option can say."""
+    """Return our options of the adapter, or those that peft's configuration corresponds to."""
     given = prepared.lora_options
     if given is None:
         targets = prepared.lora.target_modules
@@ -200,14 +200,14 @@ def _lora(prepared: PreparedTraining) -> dict[str, Any]:
 
 
 def _training(prepared: PreparedTraining) -> dict[str, Any]:
-    """What shapes the result, and what the user said beyond."""
+    """Return the training arguments that affect the result, and all others that the user set."""
     values = training_settings(prepared.arguments, prepared.max_length)
     values.pop("num_train_epochs" if values["max_steps"] > 0 else "max_steps")
     return values | {name: value for name, value in prepared.given.items() if name not in (*values, *OF_THE_MACHINE)}
 
 
 def _changed(config: Any, *, only: Sequence[str] = (), without: Sequence[str] = ()) -> dict[str, Any]:
-    """Fields that are not at their default."""
+    """Return the fields that are not at their defaults."""
     found = {}
     for field in fields(config):
         if field.name in without or (only and field.name not in only) or field.default is MISSING:
@@ -219,7 +219,7 @@ def _changed(config: Any, *, only: Sequence[str] = (), without: Sequence[str] = 
 
 
 def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
-    """As plain values, without what is unknown; lists of kinds and of layers as the command line has them."""
+    """Convert values to plain ones and drop unknown ones; dimensions and layers as on the command line."""
     stated = {}
     for name, value in values.items():
         if name in ("dimensions", "keep_layers") and value is not None:
@@ -230,7 +230,7 @@ def _stated(values: Mapping[str, Any]) -> dict[str, Any]:
     return stated
 
 
-# The settings of a run as plain values, for its record.
+# Settings of a run as plain values, for its record.
 
 SHAPING = (
     "max_steps",
@@ -247,11 +247,11 @@ SHAPING = (
     "gradient_checkpointing",
     "seed",
 )
-"""The training arguments that shape the result."""
+"""Training arguments that affect the result."""
 
 
 def run_settings(prepared: PreparedTraining) -> dict[str, Any]:
-    """Pruning or recovery, adapter and training."""
+    """Return the settings of pruning or recovery, adapter and training."""
     pruning: dict[str, Any] = {"pruning": prepared.pruning.to_saved()}
     if prepared.recovery:
         pruning = {
@@ -286,7 +286,7 @@ def _processes(prepared: PreparedTraining) -> dict[str, int]:
 
 
 def _distillation(prepared: PreparedTraining) -> dict[str, Any]:
-    """What tuning followed, where it followed something."""
+    """Return the settings of distillation, if there is a teacher."""
     teacher = prepared.teacher
     return {} if teacher is None else {"distillation": {"share": teacher.share, "teacher": teacher.source.name}}
 
@@ -297,13 +297,13 @@ def _targets(lora: LoraConfig) -> list[str] | str:
 
 
 def _further(lora: LoraConfig) -> dict[str, list[str]]:
-    """What is trained beside the layers, where there is such a thing."""
+    """Return further trained modules and parameters."""
     found = {name: getattr(lora, name, None) for name in ("modules_to_save", "target_parameters")}
     return {name: sorted(set(values)) for name, values in found.items() if values}
 
 
 def training_settings(arguments: TrainingArguments, max_length: int | None) -> dict[str, Any]:
-    """The training arguments that shape the result; the maximal length where rows are text."""
+    """Return the training arguments that affect the result, with the maximum length if rows are text."""
     values = {name: getattr(arguments, name, None) for name in SHAPING}
     values["max_length"] = max_length
     if max_length is None:

@@ -1,4 +1,4 @@
-"""What an interrupted run was started with, kept in its checkpoints, so that it is gone on with in the same way."""
+"""Options and data of a run, saved in its checkpoints, to check that a resumed run has the same."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ _STATE_FILE = "loraprune_run.json"
 _ROWS_LOOKED_AT = 64
 
 _SHARED_OUT = ("per_device_train_batch_size", "gradient_accumulation_steps", "processes")
-"""What may differ in a run that goes on with another number of processes."""
+"""Options that may change together with the number of processes."""
 
 
 def _facts(prepared: PreparedTraining) -> dict[str, Any]:
-    """What shapes a run beside what is pruned and the adapter: training arguments and data, as plain values."""
+    """Return training arguments and a fingerprint of the data, as plain values."""
     training = training_settings(prepared.arguments, prepared.max_length)
     share = 0.0 if prepared.teacher is None else prepared.teacher.share
     options = prepared.options
@@ -40,39 +40,39 @@ def _facts(prepared: PreparedTraining) -> dict[str, Any]:
 
 
 def _by_steps(facts: dict[str, Any]) -> dict[str, Any]:
-    """Facts in which the sequences of a step are counted, however they are shared out."""
+    """Replace batch size, accumulation and processes by the number of sequences in a step."""
     sizes = [facts[name] for name in ("per_device_train_batch_size", "gradient_accumulation_steps") if name in facts]
     others = {name: value for name, value in facts.items() if name not in _SHARED_OUT}
     return others | {"sequences in a step": math.prod((*sizes, facts.get("processes", 1)))}
 
 
 def rows_fingerprint(rows: Dataset) -> str:
-    """Of rows to train on: how many there are, and a hash of some of them from beginning to end."""
+    """Return a fingerprint of training rows: their number, and a hash of a sample from beginning to end."""
     step = max(1, len(rows) // _ROWS_LOOKED_AT)
     some = rows.with_format("arrow")[list(range(0, len(rows), step))].to_pylist()
     return f"{len(rows)} rows, {hashlib.sha256(repr(some).encode()).hexdigest()[:12]}"
 
 
 class RememberRun(TrainerCallback):
-    """Writes into each checkpoint what the run was started with."""
+    """Writes the options and data of the run into each checkpoint."""
 
     def __init__(self, prepared: PreparedTraining) -> None:
         self._facts = _facts(prepared)
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write it into the checkpoint that the Trainer just wrote."""
+        """Write into the checkpoint that the Trainer has written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             (folder / _STATE_FILE).write_text(json.dumps(self._facts), encoding="utf-8")
 
 
 def check_same_run(checkpoint: Path, prepared: PreparedTraining) -> None:
-    """Make sure that a run goes on with the data and the training arguments that it was started with.
+    """Check that a resumed run has the data and the training arguments that it was started with.
 
-    Nothing is known of checkpoints of older versions.
+    Checkpoints of older versions do not have these; they pass.
 
     Raises:
-        ValueError: it does not; the message lists what differs.
+        ValueError: it does not; the message lists the differences.
     """
     path = checkpoint / _STATE_FILE
     if prepared.options.allow_changes or not path.is_file():
@@ -84,17 +84,17 @@ def check_same_run(checkpoint: Path, prepared: PreparedTraining) -> None:
     if changed:
         raise ValueError(
             f"The interrupted run was started differently ({', '.join(changed)}). Resume it with the same data and "
-            "options, go on with the new ones by --allow-changes, or start anew with --overwrite."
+            "options, accept the new ones with --allow-changes, or start anew with --overwrite."
         )
 
 
 class TakeNewRate(TrainerCallback):
-    """Gives optimizer and schedule, which the Trainer loads as they were, the learning rate of the resumed run."""
+    """Sets the learning rate of a resumed run in optimizer and schedule, which the Trainer loads with the old one."""
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Set it; the schedule goes on from where it is."""
+        """Set the learning rate; the schedule continues at its step."""
         groups, schedule = kwargs["optimizer"].param_groups, kwargs["lr_scheduler"]
         schedule.base_lrs = [args.learning_rate] * len(groups)
         for number, group in enumerate(groups):

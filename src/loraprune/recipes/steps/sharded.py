@@ -1,4 +1,4 @@
-"""Runs whose base is shared out among the processes (FSDP2): what goes with that, and how the result becomes whole."""
+"""Runs with a sharded base (FSDP2): supported options, and gathering of the result."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from loraprune.tasks.task import Task
 
 OLDEST_TORCH = "2.8"
-"""With which transformers shares weights out."""
+"""Oldest PyTorch with which transformers shards weights."""
 
 
 _TAKEN_OVER = "LORAPRUNE_USE_FSDP"
@@ -42,19 +42,19 @@ def _says(name: str) -> bool:
 
 
 def settle_strategy(options: RunOptions) -> RunOptions:
-    """Take over what ``accelerate launch`` was configured to do with the weights.
+    """Read the FSDP setting of ``accelerate launch`` and hide it from accelerate.
 
-    accelerate itself is not told: it wraps a model once, and after a cut its shapes are others.
+    accelerate would wrap the model once, and a cut changes its shapes later.
 
     Raises:
-        ValueError: it was configured to do something that a run cannot be part of.
+        ValueError: the setting is not supported.
     """
     if not _says("ACCELERATE_USE_FSDP"):
         return replace(options, fsdp=2) if _says(_TAKEN_OVER) else options
     version = os.environ.get("FSDP_VERSION", "1")
     if version != "2":
         raise ValueError(
-            f"The accelerate configuration asks for FSDP, version {version}. Set fsdp_version: 2 in it, or say "
+            f"The accelerate configuration asks for FSDP, version {version}. Set fsdp_version: 2 in it, or use "
             "--fsdp 2 and leave FSDP out of it."
         )
     del os.environ["ACCELERATE_USE_FSDP"]
@@ -63,7 +63,7 @@ def settle_strategy(options: RunOptions) -> RunOptions:
 
 
 def settle_sharing(options: RunOptions, source: ModelSource, task: Task, pruning: PruningConfig) -> RunOptions:
-    """Make sure that the weights of a run can be shared out, where that is wanted, and leave out what needs them whole.
+    """Check that the weights of a run can be sharded, if ``fsdp`` is set, and switch off the latency measurement.
 
     Raises:
         ValueError: they cannot.
@@ -78,56 +78,56 @@ def settle_sharing(options: RunOptions, source: ModelSource, task: Task, pruning
 
 
 def _fault(options: RunOptions, source: ModelSource, task: Task, pruning: PruningConfig) -> str | None:
-    """Why the weights of a run cannot be shared out; None where they can."""
+    """Explain why the weights of a run cannot be sharded; None if they can."""
     if launched() == 1:
         return "processes share the weights, and this run has one process. Start it with torchrun, or leave it out."
-    if torch.__version__ < OLDEST_TORCH:  # which compares versions, not texts
+    if torch.__version__ < OLDEST_TORCH:  # torch compares versions, not strings
         return (
             f"PyTorch {OLDEST_TORCH} or newer is needed, and this is {torch.__version__}. Install it, or leave it out."
         )
     if task.name != "causal-lm":
-        return f"only causal language models are shared out, and this one is made for {task.name}. Leave it out."
+        return f"only causal language models can be sharded, and this model's task is {task.name}. Leave it out."
     if source.loaded is not None:
-        return "each process reads its own part of the weights. Pass the name of the checkpoint in place of the model."
+        return "each process reads its own part of the weights. Pass the name of the checkpoint instead of the model."
     if source.adapter is not None or source.packed or options.quantization is not None:
         what = "quantized" if options.quantization is not None else "an adapter" if source.adapter else "packed"
-        return f"the base is a plain checkpoint in 16 or 32 bits, and this one is {what}. Leave it out."
+        return f"the base must be a plain checkpoint in 16 or 32 bits, and this one is {what}. Leave it out."
     if not getattr(source.shapes, "fsdp_plan", None):
         return (
-            f"transformers has to know how models of type {source.config.model_type!r} are shared out, and does not. "
-            "Leave it out."
+            f"transformers must support sharding of the model type {source.config.model_type!r}, and does not. Leave "
+            "it out."
         )
     return _fault_of(options, pruning)
 
 
 def _fault_of(options: RunOptions, pruning: PruningConfig) -> str | None:
-    """The same of what is to be done."""
+    """Explain why the options do not support sharding; None if they do."""
     if pruning.unstructured:
-        return f"the criterion {pruning.criterion_name!r} would mask weights that are shared out. Leave it out."
+        return f"the criterion {pruning.criterion_name!r} would mask sharded weights. Leave it out."
     if isinstance(pruning.criterion, OwnCriterion):
-        return "a criterion of your own would read weights that are shared out. Choose one of ours, or leave it out."
+        return "a criterion of your own would read sharded weights. Choose one of ours, or leave --fsdp out."
     if pruning.cuts_first and pruning.target.ratio > 0.0:
         return (
-            "nothing is cut before the first step. Cut first (loraprune oneshot MODEL --data DATA -o PRUNED, which has "
-            "--offload for large models), and tune then (loraprune recover PRUNED --fsdp 2)."
+            "a run cannot cut before the first step. Cut first (loraprune oneshot MODEL --data DATA -o PRUNED, which "
+            "has --offload for large models), then tune (loraprune recover PRUNED --fsdp 2)."
         )
     if options.unrecovered:
-        return "a second model is not measured. Leave --measure-unrecovered out."
+        return "a second model cannot be measured. Leave --measure-unrecovered out."
     if options.speedup is not None:
-        return "blocks are not timed. Say --ratio or --widths in place of --speedup."
+        return "blocks cannot be timed. Use --ratio or --widths instead of --speedup."
     return None
 
 
 def check_shareable(
     options: RunOptions, structure: Structure, lora: LoraConfig, pruning: PruningConfig, shapes: PreTrainedModel
 ) -> None:
-    """Make sure that an adapter and a repair go with a base that is shared out.
+    """Check that adapter and repair support a sharded base.
 
     Args:
-        options: of the run.
-        structure: of the model.
-        lora: of the adapter.
-        pruning: of the run.
+        options: options of the run.
+        structure: structure of the model.
+        lora: configuration of the adapter.
+        pruning: pruning configuration.
         shapes: the model on the device ``meta``.
 
     Raises:
@@ -137,34 +137,34 @@ def check_shareable(
         return
     if structure.spec.decoder is None and pruning.repairs and pruning.target.ratio > 0.0:
         raise ValueError(
-            f"With --fsdp 2, blocks are repaired one by one, and those of a {structure.spec.model_type} model hand "
-            "each other more than hidden states. Say --repair none."
+            f"With --fsdp 2, blocks are repaired one by one, and the blocks of a {structure.spec.model_type} model "
+            "exchange more than hidden states. Use --repair none."
         )
     if any(dimension.of_experts for dimension in structure):
         raise ValueError(
-            "With --fsdp 2, mixtures of experts are not tuned: a step may leave out an expert in one process only, and "
-            "the others would wait for it. Leave it out."
+            "With --fsdp 2, mixtures of experts cannot be tuned: if one process does not use an expert in a step, the "
+            "others would wait for it. Leave it out."
         )
     if _targets_embeddings(lora, shapes):
         raise ValueError(
-            "With --fsdp 2, the adapter is on layers of the blocks, and target_modules names the embedding or the "
+            "With --fsdp 2, LoRA can only adapt layers of the blocks, and target_modules names the embedding or the "
             "head. Leave it out."
         )
     if lora.bias != "none":
-        raise ValueError(f"With --fsdp 2, biases of the base are not trained, and bias is {lora.bias!r}. Leave it out.")
+        raise ValueError(f"With --fsdp 2, LoRA cannot train biases, and bias is {lora.bias!r}. Leave it out.")
     plain = ("use_dora", "modules_to_save", "trainable_token_indices", "target_parameters")
     fault = next((name for name in plain if getattr(lora, name, None)), None)
     if fault is None and lora.init_lora_weights not in (True, False, "gaussian"):
         fault = "init_lora_weights"
     if fault is not None:
         raise ValueError(
-            f"With --fsdp 2, the adapter is plain LoRA that reads no weight of the base, and {fault} is "
+            f"With --fsdp 2, the adapter must be plain LoRA, which does not read the base's weights, and {fault} is "
             f"{getattr(lora, fault)!r}. Leave one of them out."
         )
 
 
 def _targets_embeddings(lora: LoraConfig, shapes: PreTrainedModel) -> bool:
-    """Whether an adapter is on the embedding or the head."""
+    """Return whether an adapter targets the embedding or the head."""
     ends: Any = (shapes.get_input_embeddings(), shapes.get_output_embeddings())
     names = [name for name, module in shapes.named_modules() if any(module is end for end in ends if end is not None)]
     targets = lora.target_modules or ()
@@ -174,24 +174,24 @@ def _targets_embeddings(lora: LoraConfig, shapes: PreTrainedModel) -> bool:
 
 
 def shared_among(options: RunOptions) -> str:
-    """What is said of it where the weights are loaded."""
-    return f", shared out among {launched()} processes" if options.sharded else ""
+    """Return the part of the loading message about sharding."""
+    return f", sharded over {launched()} processes" if options.sharded else ""
 
 
 def let_replicate_(trainer: Any) -> None:
-    """Let a Trainer keep the adapter of a shared-out model alike in all processes, and save states as it always does.
+    """Let a Trainer keep the adapter of a sharded model equal in all processes, and save states as usual.
 
-    transformers does the first for a model that it has loaded so, and then saves no state of the optimizer, which is
-    whole in every process here.
+    For a model that transformers itself loads sharded, it does the former but does not save the optimizer's state,
+    which is whole in every process here.
     """
     trainer.is_distributed_loading_by_transformers = True
 
 
 def merged_shares(prepared: PreparedTraining, model: nn.Module) -> PreTrainedModel:
-    """The result of a run before it is whole: merged, and fit to be measured by all processes together.
+    """Return the merged result while it is still sharded, for measuring by all processes together.
 
     Raises:
-        NonFiniteWeightsError: it is to be saved, and a weight is NaN or infinite.
+        NonFiniteWeightsError: the result is to be saved, and a weight is NaN or infinite.
     """
     plain = merged(model, prepared.saved_dtype)
     cast_(plain, prepared.saved_dtype)
@@ -202,9 +202,9 @@ def merged_shares(prepared: PreparedTraining, model: nn.Module) -> PreTrainedMod
 
 
 def made_whole(prepared: PreparedTraining, model: PreTrainedModel, run: PruningRun) -> PreTrainedModel:
-    """The result of a run, in the memory of the first process; of one that was not shared out, the model as it is.
+    """Gather a sharded result in the first process; return a model that is not sharded as it is.
 
-    The other processes have its shapes alone, on the device ``meta``.
+    The other processes only keep its shapes, on the device ``meta``.
     """
     if not prepared.options.sharded:
         return model

@@ -1,4 +1,4 @@
-"""Training to the end, or until the user stops: what a run of the joint recipe does between loading and merging."""
+"""Training in a run of the joint recipe, to the end or until the user stops it."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
-_WAY_ON = "Free some space, and go on with --resume, or start again if no state was saved before."
+_WAY_ON = "Free some space and resume with --resume, or start again if no state was saved before."
 
 
 def build_trainer(
@@ -44,10 +44,10 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback],
     teacher: Teacher | None = None,
 ) -> Trainer:
-    """The Trainer of the run, with the adapter on the model: one that keeps zeros where that is wanted.
+    """Make the Trainer of the run, with the adapter on the model; with ``keep_zeros``, the adapter keeps zeros.
 
-    A teacher is heard after the last cut. Before the first one the model is the teacher itself, so that gradients of
-    the divergence, and with them the scores, would be zero.
+    The loss follows a teacher after the last cut only. Before the first cut, the model equals the teacher, so the
+    gradients of the divergence, and with them the scores, would be zero.
 
     Raises:
         ValueError: the adapter cannot keep zeros.
@@ -73,7 +73,7 @@ def build_trainer(
     if prepared.options.allow_changes:
         trainer.add_callback(TakeNewRate())
     if prepared.recovery:
-        # Before that: a checkpoint is complete once the state of pruning is in it.
+        # First, because the state of pruning, written later, makes a checkpoint complete.
         trainer.callback_handler.callbacks.insert(0, RememberKeeping(bool(prepared.keep_zeros)))
     return trainer
 
@@ -85,7 +85,7 @@ def train(
     run_dir: Path,
     evaluations: Evaluations,
 ) -> None:
-    """Train to the end, or raise when the user stops."""
+    """Train to the end, or raise InterruptedRunError if the user stops the run."""
     evaluations.attach_(trainer)
     interrupt = StopOnInterrupt(pruning)
     trainer.add_callback(interrupt)
@@ -110,7 +110,7 @@ def train(
     if stopped or (interrupt.requested and trainer.state.global_step < trainer.state.max_steps):
         saved = remove_unsaved(run_dir, prepared)
         where = f"The state of step {_step_of(saved)} is saved in {run_dir}" if saved else "No state was saved yet"
-        how = "the same command with --resume goes on from there" if saved else "start again"
+        how = "the same command with --resume continues from there" if saved else "start again"
         raise InterruptedRunError(
             f"Stopped at step {trainer.state.global_step} of {trainer.state.max_steps}; nothing was written to the "
             f"output folder. {where}: {how}."
@@ -118,7 +118,7 @@ def train(
 
 
 def _in_words(prepared: PreparedTraining) -> str:
-    """What training is done with, of what was said and what follows from the model's size."""
+    """Summarize rank, learning rate and teacher."""
     arguments, teacher = prepared.arguments, prepared.teacher
     words = [f"LoRA of rank {prepared.lora.r}", f"learning rate {arguments.learning_rate:g}"]
     if teacher is not None:
@@ -127,9 +127,10 @@ def _in_words(prepared: PreparedTraining) -> str:
 
 
 def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
-    """Remove the folder of a run that stopped before anything was saved; returns its newest checkpoint otherwise.
+    """Remove the run's folder if no state was saved, and incomplete checkpoints in any case.
 
-    States that are half saved go in any case.
+    Returns:
+        The newest checkpoint, or None.
     """
     saved = last_checkpoint(run_dir) if prepared.options.output else None
     if not is_main():
@@ -143,7 +144,7 @@ def remove_unsaved(run_dir: Path, prepared: PreparedTraining) -> Path | None:
 
 
 def _training_is_over(checkpoint: Path) -> bool:
-    """Whether the run was stopped after its last step: in measuring or saving."""
+    """Return whether the run was stopped after its last step, during measuring or saving."""
     state = json.loads((checkpoint / "trainer_state.json").read_text(encoding="utf-8"))
     return bool(state["global_step"] >= state["max_steps"])
 
@@ -151,7 +152,7 @@ def _training_is_over(checkpoint: Path) -> bool:
 def _take_finished_adapter(
     trainer: Trainer, pruning: PruningCallback, checkpoint: Path, evaluations: Evaluations
 ) -> None:
-    """Load the last adapter: the Trainer itself would do one step too many."""
+    """Load the last adapter without the Trainer's loop, which would make one step too many."""
     assert pruning.run is not None
     assert trainer.model is not None
     pruning.steps = _step_of(checkpoint)
@@ -169,7 +170,7 @@ def _step_of(checkpoint: Path) -> int:
 
 
 class StopOnInterrupt(TrainerCallback):
-    """Turns the first Ctrl-C or SIGTERM into an orderly stop with the state saved; a second one stops at once."""
+    """Turns the first Ctrl-C or SIGTERM into a stop after the step, with a saved state; a second one stops at once."""
 
     def __init__(self, pruning: PruningCallback) -> None:
         self.requested = False
@@ -183,17 +184,17 @@ class StopOnInterrupt(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Take over the signals."""
+        """Install the signal handlers."""
         self._signals.__enter__()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Ask for a save and a stop once a signal came."""
-        self.requested = on_any(self.requested)  # processes of one run hear of it at different times
+        """Request a save and a stop after a signal."""
+        self.requested = on_any(self.requested)  # processes get the signal at different times
         if self.requested and state.global_step < state.max_steps:
             control.should_save = args.save_strategy != "no" and not self._pruning.is_skipping
             control.should_training_stop = True
             self._pruning.interrupted = True
 
     def release(self) -> None:
-        """Give the signals back."""
+        """Restore the previous signal handlers."""
         self._signals.release()

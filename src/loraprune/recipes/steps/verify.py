@@ -1,4 +1,4 @@
-"""Whether a result is loaded back before a run calls it done."""
+"""The check that loads a saved result and compares its outputs."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ _MARGIN = 1.2
 
 
 def load_back_check(options: RunOptions, model: PreTrainedModel) -> Callable[[Path], None] | None:
-    """What a saved result has to pass; None where that is switched off, or is said not to be possible here."""
+    """Return the check of a saved result; None if it is switched off, or impossible, which is then logged."""
     if not options.verify:
         return None
     if is_quantized_model(model):
-        logger.info("The result is quantized, so that it is not loaded back to compare it.")
+        logger.info("The result is quantized, so its outputs are not compared after saving.")
         return None
     needed = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters()) * _MARGIN
     if any(free_memory(device) < needed for device in {model.device, torch.device("cpu")}):
-        logger.info("There is no memory to load the result back and compare it.")
+        logger.info("There is not enough memory to load the saved result and compare its outputs.")
         return None
     return partial(check_loads_back, model=model)

@@ -1,4 +1,4 @@
-"""Training by DeepSpeed's ZeRO: what ``accelerate launch`` was configured with, what it supports, and its engine."""
+"""Training with DeepSpeed's ZeRO: the configuration of ``accelerate launch``, its limits, and the engine."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _INSTEAD = "Or replace DeepSpeed in the accelerate configuration by FSDP with fs
 
 
 def zero_config() -> dict[str, Any] | None:
-    """DeepSpeed's configuration for a run; None if ``accelerate launch`` was not configured to use DeepSpeed.
+    """Return DeepSpeed's configuration for a run, or None if ``accelerate launch`` is not configured for DeepSpeed.
 
     It takes the section ``zero_optimization`` from there. Batch sizes, precision, gradient clipping, optimizer and
     schedule follow the training arguments.
@@ -49,7 +49,7 @@ def zero_config() -> dict[str, Any] | None:
     elif launched() == 1:
         fault = "needs several processes, and this run has one. Increase num_processes"
     elif not _accelerated():
-        fault = "accelerate does not use on a CPU. Run on GPUs"
+        fault = "accelerate does not support on a CPU. Run on GPUs"
     if fault is not None:
         raise ValueError(f"The accelerate configuration asks for DeepSpeed, which {fault}. {_INSTEAD}")
     from accelerate.utils import DeepSpeedPlugin
@@ -77,17 +77,17 @@ def _accelerated() -> bool:
 def settle_zero(
     config: Mapping[str, Any] | None, options: RunOptions, source: ModelSource, pruning: PruningConfig, training: object
 ) -> RunOptions:
-    """Make sure that DeepSpeed can train a run. With ZeRO-3, FSDP2 shares out the weights before and after training.
+    """Check that DeepSpeed supports a run. With ZeRO-3, FSDP2 shards the weights before and after training.
 
     Args:
         config: DeepSpeed's configuration; None without DeepSpeed.
         options: options of the run.
         source: source of the model.
-        pruning: what is pruned, and when.
-        training: training arguments, as the user gave them.
+        pruning: pruning configuration.
+        training: training arguments of the user.
 
     Raises:
-        ValueError: DeepSpeed cannot train it.
+        ValueError: DeepSpeed does not support it.
     """
     if config is None:
         return options
@@ -119,9 +119,9 @@ def settle_zero(
 
 @contextmanager
 def unseen_by_transformers() -> Iterator[None]:
-    """Hide DeepSpeed's configuration again after training arguments were made with it in a block.
+    """Hide DeepSpeed's configuration after a ``with`` block that creates training arguments.
 
-    Otherwise transformers partitions every model that any process makes or loads from then on.
+    Otherwise, transformers would partition every model that a process creates or loads later.
     """
     asked = os.environ.get(_ASKED)
     try:
@@ -136,7 +136,7 @@ def unseen_by_transformers() -> Iterator[None]:
 
 @contextmanager
 def zero_engine(trainer: Trainer, pruning: PruningCallback) -> Iterator[None]:
-    """Train with DeepSpeed in a block, if the training arguments say so. After it, the model has no wrapper."""
+    """Train with DeepSpeed in a ``with`` block, if the training arguments ask for it; then unwrap the model."""
     config: Any = getattr(trainer.args, "hf_deepspeed_config", None)
     if config is None:
         yield
@@ -146,19 +146,19 @@ def zero_engine(trainer: Trainer, pruning: PruningCallback) -> Iterator[None]:
     trainer.add_callback(StopAtNonFinite(trainer))
     adapted: Any = trainer.model
     if pruning.run is None:
-        pruning.cut_first_(adapted, ())  # which describes the model: partitioned weights have no shapes
+        pruning.cut_first_(adapted, ())  # describes the model now: partitioned weights have no shapes
     set_hf_deepspeed_config(config)
     try:
         with kept_by_zero3(adapted, config.config["zero_optimization"]) if config.is_zero3() else nullcontext():
             yield
-            trainer.accelerator.free_memory()  # which destroys the engine
+            trainer.accelerator.free_memory()  # destroys the engine
             trainer.model_wrapped, trainer.deepspeed = adapted, None
     finally:
         unset_hf_deepspeed_config()
 
 
 class StopAtNonFinite(TrainerCallback):
-    """Ends a run at the first step with NaN or Inf in the gradients: DeepSpeed has updated the adapter by then."""
+    """Stops a run at the first step with NaN or Inf in the gradients, because DeepSpeed uses them nevertheless."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer

@@ -1,4 +1,4 @@
-"""Whether the zeros of a sparse model stay while it is tuned, and what the user is told of them."""
+"""Decides whether the zeros of a sparse model stay during tuning, and tells the user."""
 
 from __future__ import annotations
 
@@ -25,22 +25,21 @@ _STATE_FILE = "loraprune_zeros.json"
 
 
 def settle_zeros(prepared: PreparedTraining, model: nn.Module, zeros: Zeros) -> bool:
-    """Decide whether the zeros stay, and say what that means for a model that has some.
+    """Decide whether the zeros stay, and log it if the model is sparse.
 
     Args:
-        prepared: that is about to begin.
-        model: loaded, without an adapter.
-        zeros: of the model.
+        prepared: the run.
+        model: loaded model without an adapter.
+        zeros: zeros of the model.
 
     Raises:
-        ValueError: they cannot stay, since a layer that has some is trained as a whole; or an interrupted run decided
-            otherwise.
+        ValueError: the zeros cannot stay, because of sharding or because a layer with zeros is trained itself; or the
+            interrupted run decided otherwise.
     """
     keeps = zeros.are_sparsity if prepared.keep_zeros is None else prepared.keep_zeros
     if keeps and prepared.options.sharded:
         raise ValueError(
-            f"{prepared.name} is sparse, and with --fsdp 2 its zeros cannot be kept. Say --no-keep-zeros, or leave "
-            "--fsdp out."
+            f"{prepared.name} is sparse, and --fsdp 2 cannot keep its zeros. Use --no-keep-zeros, or leave --fsdp out."
         )
     if keeps:
         _check_trained_whole(prepared, model)
@@ -56,13 +55,13 @@ def settle_zeros(prepared: PreparedTraining, model: nn.Module, zeros: Zeros) -> 
 
 
 def filling_note(prepared: PreparedTraining, zeros: Zeros) -> str:
-    """What happens to the zeros of a sparse model where they are not kept."""
+    """Explain what fills the zeros of a sparse model if they are not kept."""
     found = f"{_percent(zeros)} of the weights of the blocks' linear layers are zero before this run, and "
     if prepared.recovery:
         return f"{found}merging the LoRA adapter fills them. Leave out --no-keep-zeros (keep_zeros=False) to keep them."
     filling = "the merge of the LoRA adapter fills them"
     if prepared.pruning.repairs:
-        filling = "refit and the merge of the LoRA adapter fill them"
+        filling = "the repair and the merge of the LoRA adapter fill them"
     return f"{found}{filling}. `loraprune recover` tunes a sparse model and keeps its zeros."
 
 
@@ -71,7 +70,7 @@ def _percent(zeros: Zeros) -> str:
 
 
 def _check_trained_whole(prepared: PreparedTraining, model: nn.Module) -> None:
-    """Make sure that no layer with zeros in the blocks is trained itself instead of by LoRA.
+    """Check that no layer with zeros in the blocks is trained itself instead of by LoRA.
 
     Raises:
         ValueError: one is.
@@ -79,40 +78,40 @@ def _check_trained_whole(prepared: PreparedTraining, model: nn.Module) -> None:
     names = list(prepared.lora.modules_to_save or [])
     for block in prepared.structure.blocks if names else ():
         for matrix in matrices_of(model, block):
-            # As peft looks for them: names of the layer, or of a module around it, that end so.
+            # peft matches the endings of the names of a layer and of the modules around it.
             parts = matrix.module_name.split(".")
             around = [".".join(parts[:end]) for end in range(1, len(parts) + 1)]
             whole = [name for name in names if any(path.endswith(name) for path in around)]
             weight = matrix.weight_oi()
             if whole and int(torch.count_nonzero(weight)) < weight.numel():
                 raise ValueError(
-                    f"modules_to_save={whole[0]!r} trains {matrix.name} as a whole, which fills its zeros. Leave it "
-                    "out, so that LoRA adapts it, or give the zeros up (--no-keep-zeros, keep_zeros=False)."
+                    f"modules_to_save={whole[0]!r} trains {matrix.name} itself, which fills its zeros. Leave it out, "
+                    "so that LoRA adapts it, or drop the zeros (--no-keep-zeros, keep_zeros=False)."
                 )
 
 
 class RememberKeeping(TrainerCallback):
-    """Writes into each checkpoint of the run whether zeros stay: the same adapter means two models."""
+    """Writes into each checkpoint whether zeros stay, because the merged model depends on it."""
 
     def __init__(self, keeps: bool) -> None:
         self._keeps = keeps
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Write it into the checkpoint that the Trainer just wrote."""
+        """Write into the checkpoint that the Trainer has written."""
         folder = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
         if folder.is_dir() and state.is_world_process_zero:
             (folder / _STATE_FILE).write_text(json.dumps({"keep_zeros": self._keeps}), encoding="utf-8")
 
 
 def _check_same(checkpoint: Path, keeps: bool) -> None:
-    """Make sure that a run that is resumed goes on as it began.
+    """Check that a resumed run treats the zeros as before.
 
     Raises:
-        ValueError: it would treat the zeros otherwise.
+        ValueError: it does not.
     """
     path = checkpoint / _STATE_FILE
     if not path.is_file():
-        return  # a run that prunes: its state tells it apart
+        return  # a run that prunes; the check of its state finds that
     before = bool(json.loads(path.read_text(encoding="utf-8"))["keep_zeros"])
     if before != keeps:
         words = {True: "kept the zeros of the weights", False: "did not keep the zeros of the weights"}
