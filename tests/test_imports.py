@@ -58,7 +58,7 @@ print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") i
         ("prune model --data rows.jsonl --max-steps 5", "No output was given. Name the folder of the result with -o."),
         ("bench model --profile trainin", "Did you mean 'training'?"),
         ("eval model --dtype float8", "dtype is 'float8'; choose one of"),
-        ("plan llama-2-7b --strategy ddp", "strategy was given, and there is one GPU"),
+        ("plan llama-2-7b --strategy ddp", "You passed strategy, and there is one GPU"),
         ("compare-criteria model --data rows.jsonl --criteria lora", "needs at least two criteria"),
         ("prune llama-2-7b --data rows.jsonl -o out", "llama-2-7b is a preset"),
         ("recover model -o out", "No data was given. Name the training data with --data."),

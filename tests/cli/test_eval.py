@@ -107,9 +107,9 @@ class TestWrong:
             (["--pppl", "x"], "unrecognized arguments: --pppl x; did you mean --ppl? (loraprune eval --help lists"),
             (["--ppl"], "argument --ppl: expected at least one argument"),
             (["--ppl", "wikitext"], "Did you mean 'wikitext2'?"),
-            (["--ppl", "."], ". is a folder and no text. If it is a model, name it before the options."),
+            (["--ppl", "."], ". is a folder, not a text. If it is a model, name it before the options."),
             (["--batch-size", "few"], "argument --batch-size: 'few' is neither auto nor a number"),
-            (["--top-p", "0.5"], "--top-p is for drawn completions. Say --sample, or leave it out."),
+            (["--top-p", "0.5"], "--top-p is for sampled completions. Add --sample, or leave it out."),
         ],
         ids=" ".join,
     )

@@ -96,7 +96,10 @@ def test_ties_are_noted_and_kept(
     ("arguments", "message"),
     [
         (("--tasks", "choices.jsnl.jsonl"), "There is no task file choices.jsnl.jsonl. Did you mean choices.jsonl?"),
-        (("--tasks", "choices.jsonl", "--num-fewshot", "20"), "has 19 items for few-shot examples, and 20"),
+        (
+            ("--tasks", "choices.jsonl", "--num-fewshot", "20"),
+            "has 19 items for few-shot examples, and --num-fewshot is 20",
+        ),
         (("--tasks", "choices.jsonl", "--max-length", "129"), "reads 128 tokens at most"),
         (("--prompts", "none.txt"), "The file of prompts none.txt cannot be read"),
         (("--prompts", "--sample", "--top-p", "2"), "--top-p must be above 0 and at most 1, not 2.0"),

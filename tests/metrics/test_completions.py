@@ -153,7 +153,7 @@ def test_wrong_files_of_prompts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="has no prompts"):
         read_prompts([str(tmp_path / "empty.txt")])
     (tmp_path / "wrong.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ValueError, match="no UTF-8"):
+    with pytest.raises(ValueError, match="not UTF-8"):
         read_prompts([str(tmp_path / "wrong.txt")])
     with pytest.raises(ValueError, match="A prompt is empty"):
         read_prompts([" "])

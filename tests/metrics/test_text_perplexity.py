@@ -109,7 +109,7 @@ class TestMemory:
     ) -> None:
         model = byte_model()
         self.limit_(model, lambda size: False, monkeypatch)
-        with pytest.raises(ValueError, match=f"no memory for {what} of 32 tokens.*--max-length"):
+        with pytest.raises(ValueError, match=f"not enough memory for {what} of 32 tokens.*--max-length"):
             text_perplexity(model, windows_of(), batch_size=batch_size)
 
     def test_other_errors_of_the_model_are_not_taken_for_it(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -112,9 +112,12 @@ class TestWrong:
         ("name", "message"),
         [
             ("wikitext", "There is no text 'wikitext': .* Did you mean 'wikitext2'\\?"),
-            ("nowhere.txt", "There is no text 'nowhere.txt': it is no file, and the sets .* wikitext2, ptb, c4"),
-            ("ptb=nowhere.txt", "The text 'ptb' is to be read from nowhere.txt, and there is no such file"),
-            (".", "\\. is a folder and no text\\. If it is a model, name it before the options"),
+            (
+                "nowhere.txt",
+                "There is no text 'nowhere.txt': it is neither a file nor one of the datasets wikitext2, ptb, c4",
+            ),
+            ("ptb=nowhere.txt", "The text 'ptb' needs the file nowhere.txt, which does not exist"),
+            (".", "\\. is a folder, not a text\\. If it is a model, name it before the options"),
         ],
     )
     def test_what_does_not_exist_is_refused(self, name: str, message: str) -> None:
@@ -126,7 +129,7 @@ class TestWrong:
             (tmp_path / folder).mkdir()
             (tmp_path / folder / "notes.txt").write_text("x")
         names = [str(tmp_path / "a" / "notes.txt"), str(tmp_path / "b" / "notes.txt")]
-        with pytest.raises(ValueError, match=r"Two texts would go by the name 'notes.txt'.*NAME=FILE"):
+        with pytest.raises(ValueError, match=r"Two texts have the name 'notes.txt'.*NAME=FILE"):
             find_texts(names)
         assert [source.name for source in find_texts([names[0], f"other={names[1]}"])] == ["notes.txt", "other"]
 
@@ -134,8 +137,8 @@ class TestWrong:
         ("name", "content", "message"),
         [
             ("a.txt", b" \n", "is empty"),
-            ("a.txt", b"\xff\xfe", "no text in UTF-8"),
-            ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 is no JSON"),
+            ("a.txt", b"\xff\xfe", "not UTF-8 text"),
+            ("a.jsonl", b'{"text": "a"}\n{"text"', "line 2 is not JSON"),
             ("a.jsonl", b'{"content": "a"}\n', "line 1 has no text under 'text'"),
         ],
     )
@@ -150,5 +153,5 @@ class TestWrong:
             raise ConnectionError("Couldn't reach\nthe hub.")
 
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-        with pytest.raises(ValueError, match=r"cannot be loaded from the hub: Couldn't reach the hub\. .*ptb=FILE"):
+        with pytest.raises(ValueError, match=r"cannot be loaded from the Hub: Couldn't reach the hub\. .*ptb=FILE"):
             the("ptb")

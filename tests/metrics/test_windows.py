@@ -60,7 +60,7 @@ class TestTokens:
         assert windows.num_bytes == windows.num_scored == len(scored) >= 11
 
     def test_a_window_without_room_behind_its_opening_is_refused(self) -> None:
-        with pytest.raises(ValueError, match="no room behind the 2"):
+        with pytest.raises(ValueError, match="no room after their 2"):
             cut_into_windows(text_of("abc"), tiny_tokenizer(adds="<|im_start|> <s> $A"), length=2, bos="always")
 
     def test_with_a_stride_every_token_but_those_of_the_tail_is_scored_once(self) -> None:

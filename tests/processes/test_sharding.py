@@ -98,7 +98,7 @@ class Own:
         ({}, {"loaded": object()}, "causal-lm", {}, "Pass the name of the checkpoint"),
         ({}, {"adapter": object()}, "causal-lm", {}, "this one is an adapter"),
         ({"quantization": "torchao-int8"}, {}, "causal-lm", {}, "this one is quantized"),
-        ({}, {"shapes": SimpleNamespace(fsdp_plan={})}, "causal-lm", {}, "models of type 'odd'"),
+        ({}, {"shapes": SimpleNamespace(fsdp_plan={})}, "causal-lm", {}, "sharding of the model type 'odd'"),
         ({}, {}, "causal-lm", {"criterion": "pst"}, "would mask sharded weights"),
         ({}, {}, "causal-lm", {"prune_start": 0.0, "cuts": 1}, "Cut first .loraprune oneshot"),
         ({"unrecovered": True}, {}, "causal-lm", {}, "Leave --measure-unrecovered out"),

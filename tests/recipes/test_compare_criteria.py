@@ -66,7 +66,7 @@ def test_nothing_is_cut_from_a_model_in_memory(data: Path) -> None:
     ("changes", "message"),
     [
         ({"criteria": ("lora", "typo")}, "no criterion 'typo'"),
-        ({"criteria": ("lora", "fisher", "lora")}, "'lora' is named twice"),
+        ({"criteria": ("lora", "fisher", "lora")}, "'lora' is listed twice"),
         ({"criteria": ("lora",)}, "at least two criteria, and only 'lora'"),
         ({"criteria": ()}, "at least two criteria, and none"),
         ({"ratios": ()}, "at least one"),

@@ -30,7 +30,7 @@ def check_measurable(source: ModelSource, *, needs_tokenizer: bool = True) -> Mo
         _check_vocabulary(source)
     elif given:
         raise CheckpointError(
-            f"A tokenizer was given, and {source.name} ({task.name}) reads no text. Leave --tokenizer out."
+            f"You passed a tokenizer, and {source.name} ({task.name}) reads no text. Leave --tokenizer out."
         )
     return source
 

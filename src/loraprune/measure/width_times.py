@@ -69,7 +69,7 @@ class TimedWork:
             given = prefill_inputs(base_model(model), self.size, device)
             return forward_contender(model, lambda model, device: given)
         if not writes_text(base_model(model)):
-            raise ValueError("This model writes no text, so that decoding cannot be timed. Choose prefill.")
+            raise ValueError("This model writes no text, so decoding cannot be timed. Choose prefill.")
         return after_prompt(model, self.size, NEW_TOKENS, device).contender()
 
 
@@ -147,7 +147,7 @@ def time_widths(
     """
     structure = models.structure
     if "hidden" in structure.kinds:
-        raise ValueError("How fast a model of another hidden size is, is not measured beforehand. Give a ratio.")
+        raise ValueError("A speed-up is not supported for the hidden size, whose times are not measured. Pass a ratio.")
     kinds = [kind for kind in structure.kinds if kind != "blocks"]
     depth = len(structure.blocks)
     few, more = (1, min(3, depth)) if models.alike and depth > 1 else (depth, depth)
@@ -228,7 +228,7 @@ def _check_room(model: nn.Module, copies: int, device: torch.device) -> None:
     if needed > free:
         raise ValueError(
             f"Timing blocks of {copies} widths takes {needed / 1e9:.3g} GB, and {device} has {free / 1e9:.3g} GB free. "
-            "Give a ratio instead of a speed-up."
+            "Pass a ratio instead of a speed-up."
         )
 
 

@@ -78,7 +78,7 @@ def read_prompts(given: Sequence[str]) -> list[str]:
     for text in given:
         path = Path(text)
         if not text.strip():
-            raise ValueError("A prompt is empty. Write a few words that the model goes on from.")
+            raise ValueError("A prompt is empty. Write a few words for the model to continue.")
         if "\n" not in text and (path.suffix in _ENDINGS or _exists(path)):
             prompts += _from_file(path)
         else:
@@ -98,18 +98,18 @@ def _exists(path: Path) -> bool:
 
 def _from_file(path: Path) -> list[str]:
     if path.exists() and not path.is_file():
-        raise ValueError(f"{path} is no file of prompts. Name a text file, or write a prompt of several words.")
+        raise ValueError(f"{path} is not a file of prompts. Name a text file, or write a prompt of several words.")
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}. Save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     except OSError as error:
         raise ValueError(f"The file of prompts {path} cannot be read: {error.strerror}.") from error
     lines = [line.rstrip() for line in text.splitlines()]
     blocks = [block.strip("\n") for block in "\n".join(lines).strip("\n").split("\n\n")]
     prompts = [block for block in (blocks if len(blocks) > 1 else lines) if block.strip()]
     if not prompts:
-        raise ValueError(f"{path} has no prompts. Write one a line, or several lines each with empty lines between.")
+        raise ValueError(f"{path} has no prompts. Write one per line, or separate longer ones by empty lines.")
     return prompts
 
 

@@ -135,8 +135,8 @@ def _halved_to_fit(model: Any, windows: Windows, batch_size: int | None, size: i
 def _no_memory(batch_size: int | None, length: int) -> ValueError:
     many = "one segment" if batch_size is None else f"{batch_size} segments (--batch-size)"
     return ValueError(
-        f"There is no memory for {many} of {length:,} tokens. Take shorter ones with --max-length, or 16 bits with "
-        "--dtype bfloat16."
+        f"There is not enough memory for {many} of {length:,} tokens. Use shorter ones with --max-length, or 16 bits "
+        "with --dtype bfloat16."
     )
 
 

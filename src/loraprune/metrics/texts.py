@@ -130,9 +130,7 @@ def find_texts(names: Sequence[str]) -> tuple[TextSource, ...]:
     found = tuple(_find(name) for name in names)
     for position, source in enumerate(found):
         if any(source.name == other.name for other in found[:position]):
-            raise ValueError(
-                f"Two texts would go by the name {source.name!r}. Give one of them another name: NAME=FILE."
-            )
+            raise ValueError(f"Two texts have the name {source.name!r}. Give one of them another name: NAME=FILE.")
     return found
 
 
@@ -147,14 +145,14 @@ def _find(argument: str) -> TextSource:
         path = Path(place).expanduser()
         if path.is_file():
             return TextSource(name=name, file=path, put_together=TEXT_SETS.get(name))
-        raise ValueError(f"The text {name!r} is to be read from {place}, and there is no such file.")
+        raise ValueError(f"The text {name!r} needs the file {place}, which does not exist.")
     if Path(argument).expanduser().is_dir():
-        raise ValueError(f"{argument} is a folder and no text. If it is a model, name it before the options.")
+        raise ValueError(f"{argument} is a folder, not a text. If it is a model, name it before the options.")
     sets = ", ".join(TEXT_SETS)
     hint = did_you_mean(argument, TEXT_SETS)
     raise ValueError(
-        f"There is no text {argument!r}: it is no file, and the sets that go by a name are {sets}.{hint} A local copy "
-        "of a set is given as wikitext2=FILE."
+        f"There is no text {argument!r}: it is neither a file nor one of the datasets {sets}.{hint} Name a local copy "
+        "of a dataset as wikitext2=FILE."
     )
 
 
@@ -190,7 +188,7 @@ def _file_text(path: Path, form: TextSet | None) -> str:
             joint, most = (BETWEEN_DOCUMENTS, None) if form is None else (form.joint, form.max_rows)
             return joint.join(row for _, row in zip(range(most), rows, strict=False)) if most else joint.join(rows)
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no text in UTF-8: {error}.") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}.") from error
 
 
 def _json_rows(file: TextIO, path: Path, column: str) -> Iterator[str]:
@@ -200,7 +198,7 @@ def _json_rows(file: TextIO, path: Path, column: str) -> Iterator[str]:
         try:
             value = json.loads(line)
         except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path}, line {number} is no JSON: {error}. Mend or remove that line.") from error
+            raise ValueError(f"{path}, line {number} is not JSON: {error}. Correct or remove that line.") from error
         row = value.get(column, value.get("text")) if isinstance(value, dict) else None
         if not isinstance(row, str):
             raise ValueError(f"{path}, line {number} has no text under {column!r}.")
@@ -220,9 +218,9 @@ def _hub_rows(name: str, form: TextSet) -> list[str]:
     except Exception as error:
         reason = missing_hub() or " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
-            f"The data set of {name} ({form.arguments['path']}) cannot be loaded from the hub: "
+            f"The dataset of {name} ({form.arguments['path']}) cannot be loaded from the Hub: "
             f"{reason[:300].rstrip('.')}. "
-            f"Give a local copy: --ppl {name}=FILE."
+            f"Pass a local copy: --ppl {name}=FILE."
         ) from error
     if form.max_rows is not None:
         rows = rows.select(range(min(form.max_rows, len(rows))))

@@ -78,7 +78,7 @@ def cut_into_windows(
     fast, (before, opening) = bool(tokenizer.is_fast), text_and_segment_opening(tokenizer, bos)
     body = length - len(opening)
     if body < 1:
-        raise ValueError(f"Segments of {length} tokens have no room behind the {len(opening)} that open them.")
+        raise ValueError(f"Segments of {length} tokens have no room after their {len(opening)} start tokens.")
     encoded: Any = tokenizer(text.text, add_special_tokens=False, return_offsets_mapping=fast, verbose=False)
     ids = torch.tensor(before + encoded["input_ids"], dtype=torch.int64)
     step = min(stride or body, body)

@@ -105,7 +105,7 @@ def _finite(folder: Path) -> str:
 def _stored(folder: Path) -> dict[str, StoredTensor]:
     stored = stored_tensors(weight_files(folder))
     if not stored:
-        raise _WrongError("there are no safetensors files with weights")
+        raise _WrongError("there are no weights in safetensors files")
     return stored
 
 

@@ -94,7 +94,7 @@ CONFIGS = (
     wrong("prune data.jsonl --data data.jsonl -o out", "no config.json", "save_pretrained"),
     wrong("bench ./gone", "./gone", "no config.json", "save_pretrained"),
     wrong("export gone --format gguf", "gone is not a folder"),
-    wrong("verify gone", "gone is no folder"),
+    wrong("verify gone", "gone is not a folder"),
     wrong("plan llama-2-7", "llama-2-7b", "Did you mean"),
 )
 
@@ -105,7 +105,7 @@ WEIGHT_FILES = (
     wrong("bench model", WEIGHTS, "broken", "Fetch", prepare=written(WEIGHTS, "")),
     wrong(GGUF, WEIGHTS, "cannot be read", prepare=cut(WEIGHTS, 100)),
     wrong(COMPARE, "no weights", "Fetch", prepare=gone(WEIGHTS)),
-    wrong(RECOVER, WEIGHTS, "no file", "Fetch", prepare=folder_at(WEIGHTS)),
+    wrong(RECOVER, WEIGHTS, "not a file", "Fetch", prepare=folder_at(WEIGHTS)),
     wrong(PRUNE, "pytorch_model.bin", "Convert", prepare=renamed(WEIGHTS, "model/pytorch_model.bin")),
     wrong(
         EVAL, "pytorch_model.bin", "Convert", prepare=both(gone(WEIGHTS), written("model/pytorch_model.bin", b"\x80"))

@@ -128,7 +128,7 @@ OUTPUTS = (
     wrong("bench model -o data.jsonl/b.json", "data.jsonl"),
     wrong("plan llama-2-7b -o p.json", "p.json", prepare=written("p.json", "[]")),
     wrong("inspect model --draft data.jsonl", "data.jsonl exists", "--draft"),
-    wrong("verify data.jsonl", "data.jsonl is no folder"),
+    wrong("verify data.jsonl", "data.jsonl is not a folder"),
     wrong("demo -o data.jsonl", "data.jsonl"),
     wrong("demo -o model", "model"),
     wrong("demo --ratio 1", "--ratio", "(0, 1)"),

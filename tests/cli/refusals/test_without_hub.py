@@ -32,7 +32,7 @@ TABLE = (
     wrong("bench model --against-base --base owner/name", *NO_MODEL),
     wrong("plan nobody-knows-this", "nobody-knows-this", "cannot be reached"),
     wrong("export owner/name --format gguf", "owner/name is not a folder"),
-    wrong("verify owner/name", "owner/name is no folder"),
+    wrong("verify owner/name", "owner/name is not a folder"),
     wrong("prune model --data owner/data -o out", "owner/data", "cannot be reached", "Check the path"),
     wrong("compare-criteria model --data owner/data", "owner/data", "cannot be reached"),
     wrong(

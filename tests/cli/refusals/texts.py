@@ -160,23 +160,23 @@ ROWS = (
 )
 
 PERPLEXITY = (
-    wrong("eval model --ppl pipe.txt", "pipe.txt", "no file", prepare=fifo("pipe.txt")),
-    wrong("eval model --ppl wikitext2=pipe.txt", "pipe.txt", "no such file", prepare=fifo("pipe.txt")),
-    wrong("eval model --ppl /dev/zero", "/dev/zero", "no file"),
-    wrong("eval model --ppl folder", "folder", "no text", prepare=folder_at("folder")),
-    wrong("eval model --ppl gone.txt", "gone.txt", "no file"),
+    wrong("eval model --ppl pipe.txt", "pipe.txt", "neither a file", prepare=fifo("pipe.txt")),
+    wrong("eval model --ppl wikitext2=pipe.txt", "pipe.txt", "does not exist", prepare=fifo("pipe.txt")),
+    wrong("eval model --ppl /dev/zero", "/dev/zero", "neither a file"),
+    wrong("eval model --ppl folder", "folder", "not a text", prepare=folder_at("folder")),
+    wrong("eval model --ppl gone.txt", "gone.txt", "neither a file"),
     wrong("eval model --ppl wikitext", "Did you mean 'wikitext2'"),
     wrong("eval model --ppl a.txt", "a.txt", "UTF-8", prepare=written("a.txt", b"\xff\xfe")),
     wrong("eval model --ppl a.txt", "a.txt", "empty", prepare=written("a.txt", " \n")),
-    wrong("eval model --ppl a.jsonl", "a.jsonl, line 1", "JSON", "Mend", prepare=written("a.jsonl", NESTED)),
+    wrong("eval model --ppl a.jsonl", "a.jsonl, line 1", "JSON", "Correct", prepare=written("a.jsonl", NESTED)),
     wrong("eval model --ppl a.jsonl", "a.jsonl, line 1", "'text'", prepare=rows("a.jsonl", {"foo": 1})),
     wrong("eval model --ppl a.txt", "token", prepare=written("a.txt", "a")),
     wrong("eval model --ppl data.jsonl data.jsonl", "data.jsonl", "NAME=FILE"),
 )
 
 TASKS = (
-    wrong("eval model --tasks pipe.jsonl", "pipe.jsonl", "no regular file", prepare=fifo("pipe.jsonl")),
-    wrong("eval model --tasks ./gone.jsonl", "gone.jsonl", "no task file"),
+    wrong("eval model --tasks pipe.jsonl", "pipe.jsonl", "not a regular file", prepare=fifo("pipe.jsonl")),
+    wrong("eval model --tasks ./gone.jsonl", "gone.jsonl", "There is no task file"),
     wrong("eval model --tasks data.jsonl", "data.jsonl, line 1", "'query'"),
     wrong("eval model --tasks a.jsonl", "a.jsonl", "UTF-8", prepare=written("a.jsonl", b"\xff\xfe")),
     wrong("eval model --tasks a.jsonl", "a.jsonl", "no items", prepare=written("a.jsonl", "")),
@@ -196,9 +196,9 @@ TASKS = (
 )
 
 PROMPTS = (
-    wrong("eval model --prompts pipe.txt", "pipe.txt", "no file of prompts", prepare=fifo("pipe.txt")),
-    wrong("eval model --prompts /dev/null", "/dev/null", "no file of prompts"),
-    wrong("eval model --prompts ./folder", "folder", "no file of prompts", prepare=folder_at("folder")),
+    wrong("eval model --prompts pipe.txt", "pipe.txt", "not a file of prompts", prepare=fifo("pipe.txt")),
+    wrong("eval model --prompts /dev/null", "/dev/null", "not a file of prompts"),
+    wrong("eval model --prompts ./folder", "folder", "not a file of prompts", prepare=folder_at("folder")),
     wrong("eval model --prompts gone.jsonl", "gone.jsonl", "No such file"),
     wrong("eval model --prompts a.txt", "a.txt", "UTF-8", prepare=written("a.txt", b"\xff\xfe")),
     wrong("eval model --prompts a.txt", "a.txt", "no prompts", prepare=written("a.txt", "\n")),

@@ -50,7 +50,7 @@ def test_bandwidths_that_are_given_count() -> None:
         ({"gpus": 0}, "gpus is 0"),
         ({"nodes": -1}, "nodes is -1"),
         ({"gpus": 2, "strategy": "fsdp"}, "choose one of ddp, fsdp2"),
-        ({"strategy": "ddp"}, "strategy was given, and there is one GPU"),
+        ({"strategy": "ddp"}, "You passed strategy, and there is one GPU"),
         ({"gpus": 2, "node_bandwidth": 0.0}, "node_bandwidth is 0"),
         ({"gpus": 2, "network_bandwidth": 5.0}, "there is one node"),
         ({"nodes": 2, "node_bandwidth": 5.0}, "each node has one GPU"),

@@ -181,7 +181,7 @@ class TestFigures:
         with caplog.at_level(logging.INFO, logger="loraprune"):
             (entry,) = evaluate(str(checkpoint)).entries
         assert entry.label == "wikitext2@64"
-        assert "Nothing was asked for: perplexity is measured on wikitext2" in caplog.text
+        assert "Without options, perplexity is measured on wikitext2" in caplog.text
 
 
 class TestResultsFile:
@@ -318,9 +318,9 @@ class TestWrong:
             evaluate([checkpoint, tmp_path / "bert"], EvaluationConfig(ppl=(notes,)))
         with pytest.raises(ValueError, match=r"--ppl is for causal-lm models"):  # and the hub is not asked for the text
             evaluate(tmp_path / "bert", EvaluationConfig(ppl=("wikitext2",)))
-        with pytest.raises(ValueError, match=r"say what to measure it on, with --data DATA"):
+        with pytest.raises(ValueError, match=r"Name the data to measure it on with --data DATA"):
             evaluate(tmp_path / "bert")
-        with pytest.raises(ValueError, match=r"No model was named"):
+        with pytest.raises(ValueError, match=r"No model was given"):
             evaluate([])
 
 
@@ -333,9 +333,9 @@ class TestConfig:
             ({"batch_size": 0}, "batch_size is 0; it must be at least 1"),
             ({"limit": 0}, "limit is 0; it must be at least 1"),
             ({"num_fewshot": -1}, "num_fewshot is -1; it must be at least 0"),
-            ({"max_length": 8, "stride": 8}, "--stride is 8, and --max-length 8: windows overlap with a stride below"),
+            ({"max_length": 8, "stride": 8}, "--stride is 8, and --max-length is 8; the stride must be below"),
             ({"dtype": "half"}, "dtype is 'half'; choose one of float32"),
-            ({"temperature": 0.5}, "--temperature is for drawn completions. Say --sample"),
+            ({"temperature": 0.5}, "--temperature is for sampled completions. Add --sample"),
             ({"output": "."}, "The output . is a folder"),
         ],
         ids=str,

@@ -71,7 +71,7 @@ def test_a_missing_file_gets_a_suggestion(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="There is no folder"):
         check_tasks([str(tmp_path / "none" / "item.jsonl")])
     (tmp_path / "items.txt").write_text("x", encoding="utf-8")
-    with pytest.raises(ValueError, match="is no task file"):
+    with pytest.raises(ValueError, match="is not a task file"):
         check_tasks([str(tmp_path / "items.txt")])
 
 
@@ -102,7 +102,7 @@ def test_files_carry_their_hashes_and_two_of_one_name_are_refused(tmp_path: Path
 def test_examples_that_a_file_does_not_have_are_refused(tmp_path: Path) -> None:
     path = str(write_items(tmp_path / "a.jsonl", choice_items(3)))
     assert check_tasks([path], num_fewshot=2)
-    with pytest.raises(ValueError, match=r"a\.jsonl has 2 items for few-shot examples, and 3"):
+    with pytest.raises(ValueError, match=r"a\.jsonl has 2 items for few-shot examples, and --num-fewshot is 3"):
         check_tasks([path], num_fewshot=3)
 
 

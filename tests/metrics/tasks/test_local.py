@@ -41,8 +41,8 @@ def test_contexts_are_read_as_winogrande_has_them(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("{", "line 2 is no JSON"),
-        ("[1]", "line 2 is no JSON object"),
+        ("{", "line 2 is not JSON"),
+        ("[1]", "line 2 is not a JSON object"),
         ({"query": "x", "gold": 0}, "line 2 lacks 'choices'"),
         ({"context_options": ["a", "b"]}, "line 2 lacks 'continuation' and 'gold'"),
         ({**GOOD, "gold": 2}, "line 2: 'gold' is 2; .* here 0 to 1"),
@@ -54,7 +54,7 @@ def test_contexts_are_read_as_winogrande_has_them(tmp_path: Path) -> None:
         ({**GOOD, "choices": ["blue", " "]}, "'choices' must hold texts that are not empty"),
         ({**GOOD, "choices": ["blue", 3]}, "not 3"),
         ({**GOOD, "query": " "}, "'query' must be text that is not empty"),
-        (CONTEXTS, "line 2 is of another form than the lines before"),
+        (CONTEXTS, "line 2 has a different form than the lines before"),
     ],
 )
 def test_a_wrong_line_is_named_with_what_is_wrong(tmp_path: Path, line: Any, message: str) -> None:
@@ -75,5 +75,5 @@ def test_a_file_without_items_is_refused(tmp_path: Path) -> None:
 def test_a_file_that_is_no_text_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_bytes(b"\xff\xfe\x00x")
-    with pytest.raises(ValueError, match="no UTF-8 text"):
+    with pytest.raises(ValueError, match="not UTF-8 text"):
         read_items(path, "t")

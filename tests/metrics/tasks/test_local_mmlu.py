@@ -49,7 +49,7 @@ def test_without_examples_their_file_is_not_needed(tmp_path: Path) -> None:
 
 
 def test_more_examples_than_there_are_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="has 5 items for few-shot examples, and 6"):
+    with pytest.raises(ValueError, match="has 5 items for few-shot examples, and --num-fewshot is 6"):
         read_subjects(write_subject(tmp_path, "birds"), num_fewshot=6)
 
 
@@ -75,5 +75,5 @@ def test_a_folder_or_file_of_something_else_is_refused(tmp_path: Path) -> None:
         read_subjects(tmp_path, num_fewshot=0)
     other = tmp_path / "birds.csv"
     other.write_text(ROW, encoding="utf-8")
-    with pytest.raises(ValueError, match=r"ends in _test\.csv"):
+    with pytest.raises(ValueError, match=r"must end in _test\.csv"):
         read_subjects(other, num_fewshot=0)

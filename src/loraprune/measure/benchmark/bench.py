@@ -64,7 +64,7 @@ def bench(
 def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
     listed = [models] if isinstance(models, (str, Path)) else list(models)
     if not listed:
-        raise ValueError("No model was given. Name at least one folder or hub name.")
+        raise ValueError("No model was given. Name at least one folder or Hub name.")
     return [str(Path(name).expanduser()) if str(name).startswith("~") else str(name) for name in listed]
 
 
@@ -117,7 +117,7 @@ def _training(
     names = _names(models)
     if len(names) > 1:
         raise ValueError(
-            f"The profile 'training' measures one model, and {len(names)} were given. Run it once for each."
+            f"The profile 'training' measures one model, and you passed {len(names)}. Run it once for each."
         )
     prepared = TrainingBench.of(names[0], config, device)
     figures, left_out, size = prepared.run(rounds)
@@ -223,4 +223,4 @@ def memory_reported(device: torch.device, *, one_at_a_time: bool) -> Iterator[No
         short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY in str(error)
         if not short:
             raise
-        raise ValueError(f"The memory of {device} does not suffice. {_remedy(one_at_a_time=one_at_a_time)}") from error
+        raise ValueError(f"{device} does not have enough memory. {_remedy(one_at_a_time=one_at_a_time)}") from error

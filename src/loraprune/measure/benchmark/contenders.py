@@ -87,7 +87,7 @@ def contenders_of(names: Sequence[str], config: BenchConfig) -> list[Contender]:
     for name, label in zip(names, labels, strict=True):
         found += _contenders_of_name(name, label, config)
     if config.base is not None and not config.against_base and all(contender.adapter is None for contender in found):
-        raise CheckpointError("base is that of an adapter, or of --against-base, and there is neither. Leave it out.")
+        raise CheckpointError("base is for an adapter or --against-base, and there is neither. Leave it out.")
     if config.against_base:
         found.insert(0, dense_contender(names[0], config))
     return _comparable_contenders(found)
@@ -129,8 +129,8 @@ def dense_contender(name: str, config: BenchConfig) -> Contender:
     base = config.base or _base_of(name, config)
     if base is None:
         raise CheckpointError(
-            f"{name} does not say what it was pruned from (it has no pruning.json of loraprune). Name the dense model "
-            "with --base, or as the first of the models."
+            f"The model that {name} was pruned from is unknown (it has no pruning.json of loraprune). Name the dense "
+            "model with --base, or as the first of the models."
         )
     try:
         dense = ModelSource.of(base, trust_remote_code=config.trust_remote_code, described=False, quantized=True)

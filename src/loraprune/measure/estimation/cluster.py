@@ -50,13 +50,11 @@ class ClusterConfig:
         if self.processes == 1:
             for name in ("strategy", "node_bandwidth", "network_bandwidth"):
                 if getattr(self, name) is not None:
-                    raise ValueError(
-                        f"{name} was given, and there is one GPU. Say how many share the run: gpus, nodes."
-                    )
+                    raise ValueError(f"You passed {name}, and there is one GPU. Set the number of GPUs: gpus, nodes.")
         if self.node_bandwidth is not None and self.gpus == 1:
-            raise ValueError("node_bandwidth was given, and each node has one GPU. Leave it out, or raise gpus.")
+            raise ValueError("You passed node_bandwidth, and each node has one GPU. Leave it out, or raise gpus.")
         if self.network_bandwidth is not None and self.nodes == 1:
-            raise ValueError("network_bandwidth was given, and there is one node. Leave it out, or raise nodes.")
+            raise ValueError("You passed network_bandwidth, and there is one node. Leave it out, or raise nodes.")
 
     @property
     def processes(self) -> int:

@@ -62,13 +62,13 @@ class EstimateConfig:
         check_choice("device", self.device, DEVICES)
         if self.pruning.unstructured:
             raise ValueError(
-                "The criterion 'pst' makes single weights zero, so that the model keeps its shapes: there is nothing "
-                "to plan. Leave it out."
+                "The criterion 'pst' makes single weights zero, and the model keeps its shapes: there is nothing to "
+                "plan. Leave it out."
             )
         if self.pruning.criterion.learns:
             raise ValueError(
-                "The memory of the criterion 'compresso', which learns gates, is not part of the estimate. That of "
-                "'fisher' is nearest to it."
+                "The memory of the criterion 'compresso', which learns gates, cannot be estimated. Use 'fisher', whose "
+                "memory is closest."
             )
 
     @property

@@ -209,10 +209,10 @@ def chosen_strategy(
     if processes == 1:
         return "ddp", one
     if asked is not None:
-        return asked, f"asked for; {one}"
+        return asked, f"requested; {one}"
     if holds or quantization is None:
         return "ddp" if holds else "fsdp2", one
-    return "ddp", f"{one}, and a quantized base cannot be shared out"
+    return "ddp", f"{one}, and a quantized base cannot be sharded"
 
 
 def on_cluster(size: RunSize, gpu: Gpu, cluster: ClusterConfig, quantization: str | None = None) -> ClusterFit:

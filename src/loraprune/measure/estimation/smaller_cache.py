@@ -42,8 +42,8 @@ def widths_of_smaller_cache(
     structure = shapes.structure
     if "heads" not in structure.kinds or shapes.task.name != "causal-lm":
         raise ValueError(
-            "The cache of keys and values becomes smaller where KV heads of a model that writes text go, and here none "
-            "do. Leave target_kv_cache out."
+            "target_kv_cache needs KV heads to prune in a model that writes text, and here there are none. Leave "
+            "target_kv_cache out."
         )
     measured: dict[int, int] = {}
 
@@ -67,9 +67,9 @@ def widths_of_smaller_cache(
     if not found:
         least = cache({**dense, "heads": min(legal.counts["heads"])})
         raise ValueError(
-            f"No widths have a cache of keys and values of {limit / 1e6:.4g} MB at most: with the fewest heads it has "
-            f"{least / 1e6:.4g} MB, and {cache(dense) / 1e6:.4g} MB before pruning (one sequence of the whole context)."
-            f"{' Ask for more.' if alone else ' Ask for more, or leave the other goal out.'}"
+            f"No widths have a KV cache of at most {limit / 1e6:.4g} MB: it has {least / 1e6:.4g} MB with the fewest "
+            f"heads, and {cache(dense) / 1e6:.4g} MB before pruning (one sequence of the whole context)."
+            f"{' Raise the target.' if alone else ' Raise the target, or leave the other goal out.'}"
         )
     return write_widths(found[:1] if alone else found)
 

@@ -43,7 +43,7 @@ def evaluate_alike(
     """
     for run in runs:
         if not run.is_dir():
-            raise ValueError(f"{run} is no folder here, so that --eval cannot measure it. Name the folder of a run.")
+            raise ValueError(f"{run} is not a folder here, so --eval cannot measure it. Name the folder of a run.")
     sources = {str(run): check_measurable(ModelSource.of_any(run)) for run in runs}
     began: dict[Path, str] = {}
     for run in runs:

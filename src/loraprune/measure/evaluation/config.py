@@ -106,22 +106,22 @@ class EvaluationConfig:
     def _check_stride(self) -> None:
         if self.stride is not None and self.max_length is not None and self.stride >= self.max_length:
             raise ValueError(
-                f"--stride is {self.stride}, and --max-length {self.max_length}: windows overlap with a stride below "
-                "the length only. Leave it out for segments one after the other."
+                f"--stride is {self.stride}, and --max-length is {self.max_length}; the stride must be below the "
+                "length. Leave it out for segments that do not overlap."
             )
 
     def _check_sampling(self) -> None:
         for name, value in (("temperature", self.temperature), ("top_p", self.top_p)):
             if value is not None and not self.sample:
-                raise ValueError(f"{_flag(name)} is for drawn completions. Say --sample, or leave it out.")
+                raise ValueError(f"{_flag(name)} is for sampled completions. Add --sample, or leave it out.")
 
     def _check_chat(self) -> None:
         if self.system_prompt is not None and not self.apply_chat_template:
-            raise ValueError("--system-prompt is written by a chat template. Say --apply-chat-template, too.")
+            raise ValueError("--system-prompt needs a chat template. Add --apply-chat-template.")
         if self.system_prompt is not None and not self.system_prompt.strip():
             raise ValueError("The system prompt is empty. Write one, or leave --system-prompt out.")
         if self.apply_chat_template and not self.tasks and self.prompts is None:
-            raise ValueError("--apply-chat-template is for tasks and completions. Say --tasks or --prompts, too.")
+            raise ValueError("--apply-chat-template is for tasks and completions. Add --tasks or --prompts.")
 
     @property
     def chat_settings(self) -> dict[str, Any]:

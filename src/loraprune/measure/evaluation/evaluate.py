@@ -72,7 +72,7 @@ def evaluate(
     config = config or EvaluationConfig()
     names = list(dict.fromkeys(str(model) for model in _listed(models)))
     if not names:
-        raise ValueError("No model was named. Give a checkpoint's folder or its hub name.")
+        raise ValueError("No model was given. Name a checkpoint's folder or its Hub name.")
     join(on_cpu=config.device == "cpu")
     device, file, found, evaluations = together(lambda: _checked(names, config))
     told = progress if progress is not None and is_main() else lambda what, done, total: None
@@ -85,7 +85,7 @@ def evaluate(
             entries += _of_model(model, evaluations, config, device, file, told)
     except BaseException:
         if file.num_kept:
-            logger.warning("What was measured until now is in %s.", file.path)
+            logger.warning("The results so far are in %s.", file.path)
         raise
     return Results(tuple(entries))
 
@@ -223,8 +223,8 @@ def _default(models: Sequence[ModelSource]) -> tuple[str, ...]:
     for model in models:
         task = task_of_source(model).name
         if task != "causal-lm":
-            raise ValueError(f"{model.name} is made for {task}: say what to measure it on, with --data DATA.")
-    logger.info("Nothing was asked for: perplexity is measured on %s (--ppl %s)", DEFAULT_TEXT, DEFAULT_TEXT)
+            raise ValueError(f"{model.name} is made for {task}. Name the data to measure it on with --data DATA.")
+    logger.info("Without options, perplexity is measured on %s (--ppl %s)", DEFAULT_TEXT, DEFAULT_TEXT)
     return (DEFAULT_TEXT,)
 
 

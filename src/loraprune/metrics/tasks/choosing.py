@@ -90,7 +90,7 @@ def _is_path(name: str) -> bool:
 def _from_path(name: str, num_fewshot: int | None) -> ChosenTask:
     path = Path(name).expanduser()
     if path.exists() and not (path.is_file() or path.is_dir()):
-        raise ValueError(f"{name} is no regular file, and items are read more than once. Write them into a file.")
+        raise ValueError(f"{name} is not a regular file, and items are read more than once. Write them into a file.")
     if not path.exists():
         raise ValueError(f"There is no task file {name}.{_near_files(path)}")
     if path.is_dir() or path.suffix == ".csv":
@@ -103,7 +103,7 @@ def _from_path(name: str, num_fewshot: int | None) -> ChosenTask:
         subjects = [read_items(path, title)]
         subjects[0].check_fewshot(shots)
     else:
-        raise ValueError(f"{name} is no task file: one is a .jsonl, an MMLU _test.csv or a folder of these.")
+        raise ValueError(f"{name} is not a task file. Name a .jsonl, an MMLU _test.csv or a folder of these.")
     files = {file: digest for subject in subjects for file, digest in subject.files.items()}
     return ChosenTask(name=title, num_fewshot=shots, data={"version": VERSION, "sha256": files}, subjects=subjects)
 

@@ -61,7 +61,7 @@ class LocalTask:
         available = len(self.rows) - 1 if self.examples is None else len(self.examples)
         if num_fewshot > available:
             raise ValueError(
-                f"{self.name} has {available} items for few-shot examples, and {num_fewshot} were asked for. "
+                f"{self.name} has {available} items for few-shot examples, and --num-fewshot is {num_fewshot}. "
                 f"Set --num-fewshot to at most {available}."
             )
 
@@ -114,14 +114,14 @@ def read_items(path: Path, name: str) -> LocalTask:
     try:
         text = path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is no UTF-8 text: {error}. Save it as UTF-8.") from error
+        raise ValueError(f"{path} is not UTF-8 text: {error}. Save it as UTF-8.") from error
     rows: list[dict[str, Any]] = []
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip():
             place = f"{path}, line {number}"
             row = _item(line, place)
             if rows and row.keys() != rows[0].keys():
-                raise ValueError(f"{place} is of another form than the lines before. Put one form into a file.")
+                raise ValueError(f"{place} has a different form than the lines before it. Use one form in a file.")
             rows.append(row)
     if not rows:
         raise ValueError(f"{path} has no items. {_EXAMPLE}")
@@ -141,9 +141,9 @@ def _item(line: str, place: str) -> dict[str, Any]:
     try:
         item = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{place} is no JSON: {error}. {_EXAMPLE}") from error
+        raise ValueError(f"{place} is not JSON: {error}. {_EXAMPLE}") from error
     if not isinstance(item, dict):
-        raise ValueError(f"{place} is no JSON object. {_EXAMPLE}")
+        raise ValueError(f"{place} is not a JSON object. {_EXAMPLE}")
     of_contexts = "context_options" in item
     missing = [field for field in _FIELDS[of_contexts] if field not in item]
     if missing:
@@ -193,7 +193,7 @@ def read_subjects(path: Path, *, num_fewshot: int) -> list[LocalTask]:
     """
     if path.is_file():
         if not path.name.endswith("_test.csv"):
-            raise ValueError(f"{path} is no MMLU test file: the name of one ends in _test.csv.")
+            raise ValueError(f"{path} is not an MMLU test file: its name must end in _test.csv.")
         return [_read_subject(path, num_fewshot)]
     tests = sorted(path.glob("*_test.csv")) or sorted((path / "test").glob("*_test.csv"))
     if not tests:
@@ -233,7 +233,7 @@ def _rows(path: Path) -> list[dict[str, Any]]:
                 if any(cell.strip() for cell in cells) and [cell.strip().lower() for cell in cells] != _HEADER
             ]
         except (UnicodeDecodeError, csv.Error) as error:
-            raise ValueError(f"{path} is no csv file in UTF-8: {error}.") from error
+            raise ValueError(f"{path} is not a csv file in UTF-8: {error}.") from error
     if not rows:
         raise ValueError(f"{path} has no questions. A row holds {', '.join(_HEADER)}.")
     return rows

@@ -282,7 +282,7 @@ def load_task(chosen: ChosenTask) -> LoadedTask:
             reason = said[0] if chosen.subjects else missing_hub() or said[0]
             raise ValueError(
                 f"The task {chosen.name} cannot be loaded: {reason}. Its data comes "
-                "from the hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
+                "from the Hub; without a network, name a local file with items (docs/evaluation-tasks.md)."
             ) from error
     return LoadedTask(chosen=chosen, harness=dict(loaded), data=data)
 
