@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
@@ -15,6 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of, watched_features
+from loraprune.calibration.finished_parts import recorded, replayed
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.processes.ranks import num_processes, own_part
@@ -40,10 +41,12 @@ class BlockCalls:
         hidden: hidden states that enter the next block, shape ``(batch, tokens, hidden)``.
         arguments: other arguments of each block, by position and by name (masks and position embeddings; shared
             tensors, not copies).
+        finished: outputs of the parts of the current block that no longer change.
     """
 
     hidden: torch.Tensor
     arguments: list[tuple[tuple[Any, ...], dict[str, Any]]] = field(default_factory=list)
+    finished: dict[str, Any] = field(default_factory=dict)
 
 
 CACHES = ("past_key_values", "past_key_value", "layer_past")
@@ -137,6 +140,7 @@ class CalibrationPass(ABC):
     """
 
     _model: PreTrainedModel
+    _known: dict[str, FeatureStatistics] | None = None
     is_shared = False
     first_row = 0
 
@@ -152,6 +156,20 @@ class CalibrationPass(ABC):
     def advance(self) -> None:  # noqa: B027 (a pass that runs whole models has no position)
         """Run the current block in its present state and move on to the next one."""
 
+    @contextmanager
+    def unchanged(self) -> Iterator[None]:
+        """Collect the statistics of all inputs of a layer at most once; the model must not change meanwhile."""
+        self._known = {}
+        try:
+            yield
+        finally:
+            self._known = None
+
+    def know(self, module_name: str, statistics: FeatureStatistics) -> None:
+        """Take statistics of all inputs of a layer that were collected elsewhere, see :meth:`unchanged`."""
+        if self._known is not None:
+            self._known[module_name] = statistics
+
     @torch.no_grad()
     def features(self, module_name: str, *, moment: bool, rows: slice = ALL_ROWS) -> FeatureStatistics:
         """Return statistics of the inputs of a layer of the current model; runs end as soon as they reach the layer.
@@ -161,12 +179,19 @@ class CalibrationPass(ABC):
             moment: whether to collect the second moment as well.
             rows: rows of the inputs to use, counted over all runs.
         """
+        known = (self._known or {}).get(module_name) if rows == ALL_ROWS else None
+        if known is not None and known.with_moment >= moment:
+            return known
         statistics, seen = FeatureStatistics(moment=moment), self.first_row
         for args in _inputs_of(self._model, module_name, self._runs()):
             inputs = args[0].flatten(0, -2)
             statistics.add(inputs[part_of(rows, seen)])
             seen += len(inputs)
-        return statistics.over_processes_() if self.is_shared else statistics
+        if self.is_shared:
+            statistics.over_processes_()
+        if rows == ALL_ROWS:
+            self.know(module_name, statistics)
+        return statistics
 
     @torch.no_grad()
     def features_of(self, module_names: Sequence[str], *, moment: bool) -> dict[str, FeatureStatistics]:
@@ -229,6 +254,7 @@ class LayerwisePass(CalibrationPass):
             _record(self._model, structure, batch.to(self._home)) for batch in equal_length_batches(sequences)
         ]
         self.layer = 0
+        self._finished: list[str] = []
 
     @property
     def num_sequences(self) -> int:
@@ -238,12 +264,31 @@ class LayerwisePass(CalibrationPass):
     def _block(self) -> nn.Module:
         return self._model.get_submodule(self._structure.blocks[self.layer])
 
-    def _run(self, calls: BlockCalls) -> torch.Tensor:
+    def finish(self, module_name: str, unfinished: Iterable[str] = ()) -> None:
+        """Say that a layer of the current block will not change any more, so that its part of the block runs once more.
+
+        The next run records the output of this part (attention, for example), and :meth:`advance` reuses it.
+
+        Args:
+            module_name: name of the layer.
+            unfinished: names of layers of the block that will change; a part with one of them is not reused.
+        """
+        inside = f"{self._structure.blocks[self.layer]}."
+        part = module_name.removeprefix(inside).partition(".")[0]
+        if not any(name.removeprefix(inside).partition(".")[0] == part for name in unfinished):
+            self._finished.append(part)
+
+    def _run(self, calls: BlockCalls, *, last: bool = False) -> torch.Tensor:
         positional, named = send_to_device(calls.arguments[self.layer], self._device)
         block = self._block()
         if self._device != self._home:  # a model that is spread over devices is not moved
             block.to(self._device)
-        output = block(calls.hidden.to(self._device), *positional, **named)
+        if last:
+            reusing = replayed(block, calls.finished, self._device)
+        else:
+            reusing = recorded(block, self._finished, calls.finished, self._home)
+        with reusing:
+            output = block(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
 
     def _runs(self) -> Sequence[Callable[[], Any]]:
@@ -270,11 +315,13 @@ class LayerwisePass(CalibrationPass):
         for calls in self._calls:
             before = calls.hidden
             with watch() as watched:
-                calls.hidden = self._run(calls).to(self._home)
+                calls.hidden = self._run(calls, last=True).to(self._home)
             calls.arguments[self.layer] = ((), {})
+            calls.finished.clear()
             yield before, calls.hidden, watched
         if self._device != self._home:
             self._block().to(self._home)
+        self._finished.clear()
         self.layer += 1
 
     def leave_out(self) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
-from loraprune.calibration.features import ALL_ROWS, part_of
+from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, gram, part_of
 from loraprune.calibration.least_squares import Moments, combined
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
@@ -179,7 +179,7 @@ class StreamTargets:
         self._home = next(model.parameters()).device
         self._dense = LayerwisePass(model, structure, sequences, device)
         self._after: dict[str, list[torch.Tensor]] = {}
-        self._halves: dict[tuple[int, int], Moments] = {}
+        self._halves: dict[tuple[int, int], _Sums] = {}
         self.writers: list[str] = []
 
     @torch.no_grad()
@@ -257,7 +257,7 @@ class StreamTargets:
             part = part_of(rows, seen)
             seen += len(x)
             wanted, x = dense.to(x.device).flatten(0, -2)[part].float(), x[part].float()
-            moment = moment.to(x.device) + x.T @ x
+            moment = moment.to(x.device) + gram(x)
             between = between.to(x.device) + wanted.T @ x
             count += len(x)
         if cut.is_shared:
@@ -265,26 +265,33 @@ class StreamTargets:
         return moment / count, between / count, count
 
     @torch.no_grad()
-    def statistics(self, cut: LayerwisePass, name: str, rows: slice = ALL_ROWS) -> Moments:
-        """Return the moments for a refit of one consumer.
-
-        All rows are collected half by half, and the halves are stored until all rows are requested again. Requesting
-        a half then runs nothing.
+    def gather(self, cut: LayerwisePass, name: str) -> None:
+        """Collect the moments for a refit of one consumer, half by half; scores are taken from the same run.
 
         Args:
-            cut: pass over the model that is being cut, positioned at the same block.
+            cut: pass over the model that is being cut, positioned at the same block; it knows the statistics of the
+                consumer's inputs afterwards.
             name: name of the consumer, in the current block.
+        """
+        self._halves = self._gathered_halves(cut, name)
+        first, *rest = (half.inputs for half in self._halves.values())
+        cut.know(name, first.plus(rest[0]) if rest else first)
+
+    @torch.no_grad()
+    def statistics(self, rows: slice = ALL_ROWS) -> Moments:
+        """Return the moments for a refit of the consumer that was gathered last.
+
+        Args:
             rows: rows of its inputs, counted over all batches: all, or one half of them.
 
         Returns:
             Moments of the consumer's current inputs and its target output ``t``, which does not include its bias.
         """
         if rows == ALL_ROWS:
-            self._halves = self._gathered_halves(cut, name)
-            return combined(*self._halves.values())
-        return self._halves[rows.start, rows.stop]
+            return combined(*(half.moments() for half in self._halves.values()))
+        return self._halves[rows.start, rows.stop].moments()
 
-    def _gathered_halves(self, cut: LayerwisePass, name: str) -> dict[tuple[int, int], Moments]:
+    def _gathered_halves(self, cut: LayerwisePass, name: str) -> dict[tuple[int, int], _Sums]:
         before = self.writers[: self.writers.index(name)]
         bias = getattr(base_layer(base_model(self._model).get_submodule(name)), "bias", None)
         count = sum(target.flatten(0, -2).shape[0] for target in self._after[name])
@@ -310,32 +317,29 @@ class StreamTargets:
         if cut.is_shared:
             for found in sums:
                 found.over_processes_()
-        return {
-            (half.start, half.stop): found.moments() for half, found in zip(halves, sums, strict=True) if found.rows
-        }
+        return {(half.start, half.stop): found for half, found in zip(halves, sums, strict=True) if found.inputs.rows}
 
 
 @dataclass
 class _Sums:
     """Sums of the products of inputs and target outputs."""
 
-    moment: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
+    inputs: FeatureStatistics = field(default_factory=lambda: FeatureStatistics(moment=True))
     cross: torch.Tensor = field(default_factory=lambda: torch.zeros(()))
     square: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
-    rows: int = 0
 
     def add(self, x: torch.Tensor, wanted: torch.Tensor) -> None:
         """Add rows."""
+        self.inputs.add(x)
         self.cross = self.cross.to(x.device) + wanted.T @ x
-        self.moment = self.moment.to(x.device) + x.T @ x
-        self.square = self.square.to(x.device) + wanted.square().sum(dtype=torch.float64)
-        self.rows += len(x)
+        self.square = self.square.to(x.device) + torch.linalg.vector_norm(wanted, dim=1).double().square().sum()
 
     def over_processes_(self) -> None:
         """Sum over all processes of a run."""
-        self.moment, self.cross, self.square = summed(self.moment), summed(self.cross), summed(self.square)
-        self.rows = total(self.rows)
+        self.inputs.over_processes_()
+        self.cross, self.square = summed(self.cross), summed(self.square)
 
     def moments(self) -> Moments:
         """Return the means over the rows."""
-        return Moments(self.moment / self.rows, self.rows, self.cross / self.rows, float(self.square) / self.rows)
+        rows = self.inputs.rows
+        return Moments(self.inputs.moment, rows, self.cross / rows, float(self.square) / rows)

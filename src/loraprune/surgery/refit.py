@@ -6,7 +6,6 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -207,16 +206,24 @@ class _Cut:
     ) -> dict[str, Sequence[int]]:
         """Cut and repair a block; positions of the groups that stay, by dimension."""
         made: dict[str, Sequence[int]] = {}
+        cut = [dimension for dimension in self.structure.of_layer(layer) if dimension.name in changed]
         for dimension in self._restoring(model, layer, changed, layerwise):
             count = self.before.count(dimension.name)
             positions: Sequence[int] = changed[dimension.name]
-            if self.hooks.choose is not None and dimension.tied is None:
-                positions = self.hooks.choose(dimension, count, len(positions), layerwise)
-            made[dimension.name] = positions
-            weight = self._repair_(model, dimension, positions, count, layerwise)
+            with layerwise.unchanged():
+                if self.targets is not None and not dimension.of_experts:
+                    self.targets.gather(layerwise, dimension.consumer.module)
+                if self.hooks.choose is not None and dimension.tied is None:
+                    positions = self.hooks.choose(dimension, count, len(positions), layerwise)
+                made[dimension.name] = positions
+                weight = self._repair_(model, dimension, positions, count, layerwise)
             slice_dimension_(model, dimension, positions, count, self.optimizer)
             if weight is not None:
                 set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+            cut.remove(dimension)
+            if not isinstance(self.repair, StreamAndReaders):
+                layers = {member.module for other in cut for member in (*other.members, other.consumer)}
+                layerwise.finish(dimension.consumer.module, layers)
         return made
 
     def _keep(self, name: str, block: nn.Module, made: Mapping[str, Sequence[int]]) -> None:
@@ -322,8 +329,7 @@ class _Cut:
             return None
         name = dimension.consumer.module
         if self.targets is not None and isinstance(calibration, LayerwisePass):
-            of_stream = partial(self.targets.statistics, calibration, name)
-            return self._refit(model, dimension, positions, num_groups, of_stream)
+            return self._refit(model, dimension, positions, num_groups, self.targets.statistics)
         if isinstance(self.repair, Bias):
             length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)

@@ -72,7 +72,8 @@ def restore_writer_(
     For the arguments see :func:`restore_readers_`.
     """
     module = base_model(model).get_submodule(writer)
-    _fit_(module, weight_before(module), damping, partial(targets.statistics, layerwise, writer))
+    targets.gather(layerwise, writer)
+    _fit_(module, weight_before(module), damping, targets.statistics)
 
 
 def _fit_(module: nn.Module, weight: torch.Tensor, damping: float, part: Callable[[slice], Moments]) -> None:
