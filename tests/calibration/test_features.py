@@ -8,7 +8,7 @@ import torch
 from tests.models import PROJECTIONS, tiny_model, token_ids
 from torch import nn
 
-from loraprune.calibration.features import FeatureStatistics, watched_features
+from loraprune.calibration.features import FeatureStatistics, gram, watched_features
 
 WIDTH = 5
 
@@ -80,6 +80,39 @@ def test_statistics_that_were_read_stay_as_they_are_when_more_comes_in():
     statistics.add(second)
     assert torch.equal(moment, copies[0])
     assert torch.equal(norms, copies[1])
+
+
+@pytest.mark.parametrize("read", [False, True], ids=["as sums", "once the moment was read"])
+def test_the_statistics_of_two_are_those_of_all_rows(read):
+    parts = batches()
+    one, other, both = statistics_of(parts[:2]), statistics_of(parts[2:]), statistics_of(parts)
+    if read:
+        moments = one.moment.clone(), other.moment.clone()
+    found = one.plus(other)
+    assert found.rows == both.rows
+    for name in ("norms", "mean", "mean_square", "variance", "moment"):
+        torch.testing.assert_close(getattr(found, name), getattr(both, name), rtol=1e-5, atol=1e-6)
+    if read:
+        assert torch.equal(one.moment, moments[0])
+        assert torch.equal(other.moment, moments[1])
+    assert one.plus(statistics_of(parts[2:], moment=False)).with_moment is False
+    alone = one.plus(FeatureStatistics(moment=True))
+    assert torch.equal(alone.moment, one.moment)
+    assert alone.moment is not one.moment
+
+
+def test_a_second_moment_takes_no_more_memory_when_it_is_read():
+    statistics = statistics_of(batches())
+    assert statistics.moment is statistics.moment
+
+
+@pytest.mark.parametrize("width", [1, 95, 96, 97, 193, 1000])
+@pytest.mark.parametrize("rows", [0, 1, 300])
+def test_one_triangle_makes_the_whole_product(width, rows):
+    x = torch.randn(rows, width + 3)[:, 3:]
+    found = gram(x)
+    torch.testing.assert_close(found, x.T @ x, rtol=1e-5, atol=1e-4)
+    assert torch.equal(found, found.T)
 
 
 @pytest.mark.parametrize("spoil", [float("nan"), float("inf"), -float("inf")])

@@ -8,7 +8,6 @@ from loraprune.calibration.least_squares import (
     LEAST_RAISED_DAMPING,
     Moments,
     NotPositiveDefiniteError,
-    combined,
     damped_cholesky,
     held_back_columns,
     refit_columns,
@@ -109,10 +108,3 @@ def test_noise_that_went_before_is_not_fitted() -> None:
     own = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4)
     whole = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4, wanted.T @ inputs / ROWS)
     assert (fitted(weight, inputs, wanted) - own).norm() < 0.5 * (whole - own).norm()
-
-
-def test_moments_of_parts_are_those_of_all_rows() -> None:
-    _, inputs, wanted = problem(drift=1.0, noise=1.0)
-    parts = [moments_of(inputs, wanted, rows) for rows in (slice(0, 150), slice(150, ROWS))]
-    for found, expected in zip(combined(*parts), moments_of(inputs, wanted, slice(0, ROWS)), strict=True):
-        torch.testing.assert_close(torch.as_tensor(found), torch.as_tensor(expected), rtol=1e-4, atol=1e-3)

@@ -59,8 +59,7 @@ def test_on_an_uncut_model_the_target_is_what_the_layer_gives(row: Row) -> None:
         for layer in range(len(structure.blocks)):
             targets.begin_block(layer)
             for name in stream_writers(model, structure, layer):
-                targets.gather(cut, name)
-                moment, _, cross, _ = targets.statistics()
+                moment, _, cross, _ = targets.gather(cut, name).both
                 consumer = model.get_submodule(name)
                 weight = consumer.weight.T if hasattr(consumer, "nf") else consumer.weight
                 torch.testing.assert_close(cross, (weight @ moment).detach(), rtol=1e-3, atol=1e-4)
@@ -79,8 +78,7 @@ def test_a_large_stream_in_16_bits_hides_nothing_of_what_is_added(family: str) -
         targets, cut = StreamTargets(model, structure, SEQUENCES), LayerwisePass(model, structure, SEQUENCES)
         targets.begin_block(0)
         for name in stream_writers(model, structure, 0):
-            targets.gather(cut, name)
-            moment, _, cross, _ = targets.statistics()
+            moment, _, cross, _ = targets.gather(cut, name).both
             consumer = model.get_submodule(name)
             expected = consumer.weight.float() @ moment
             assert torch.linalg.vector_norm(cross - expected) < 0.01 * torch.linalg.vector_norm(expected), name
@@ -135,8 +133,7 @@ def test_the_statistics_are_those_of_both_streams_after_a_cut() -> None:
         targets._model = model  # the cut one: its biases count
         pass_ = LayerwisePass(model, structure, SEQUENCES)
         pass_.advance()
-        targets.gather(pass_, "model.layers.1.mlp.down_proj")
-        actual_moment, _, actual_cross, _ = targets.statistics()
+        actual_moment, _, actual_cross, _ = targets.gather(pass_, "model.layers.1.mlp.down_proj").both
     torch.testing.assert_close(actual_cross, (cross / rows).float().detach(), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(actual_moment, (moment / rows).float().detach(), rtol=1e-4, atol=1e-4)
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import warnings
+from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.models import FAMILIES, factors, features, logits_of, projections, tiny_model, token_ids, with_lora
+from tests.pruning.criteria import criterion_of
 
 import loraprune.surgery.refit as refit
 from loraprune.calibration.block_by_block import LayerwisePass
 from loraprune.calibration.least_squares import NotPositiveDefiniteError, refit_columns
 from loraprune.layers.lora import effective_weight
+from loraprune.pruning.consumer_scores import consumer_scores
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.refit import CutHooks, cut_and_repair_
@@ -399,6 +402,25 @@ def test_models_that_are_cut_at_once_keep_the_plan_that_was_given(model):
         == after
     )
     assert not asked
+
+
+@pytest.mark.parametrize("criterion", ["wanda", "osscar"])
+@pytest.mark.parametrize(("repair", "dense"), [("refit", 0), ("stream", 1)])
+def test_each_consumer_takes_one_run_of_its_block_and_one_goes_on(model, enough_tokens, criterion, repair, dense):
+    """Beside that of the uncut model; and finished attention does not run in the one that goes on."""
+    calls = Counter()
+    for name in ("", ".self_attn.q_proj", ".mlp.up_proj"):
+        module = model.get_submodule(f"model.layers.0{name}")
+        module.register_forward_pre_hook(lambda *_, name=name: calls.update([name]))
+    structure, full, after = plans_of(model)
+
+    def choose(dimension, count, kept, calibration):
+        consumer_scores(criterion_of(criterion), model, dimension, count, calibration)
+        return range(kept)
+
+    data, hooks = [token_ids(1, 8, seed=seed)[0] for seed in range(4)], CutHooks(choose=choose)
+    cut_and_repair_(model, structure, full, after, calibration=data, repair=repair_of(repair), hooks=hooks)
+    assert calls == {"": 3 + dense, ".self_attn.q_proj": 2 + dense, ".mlp.up_proj": 2 + dense}
 
 
 @pytest.mark.parametrize("batches", [CALIBRATION, [{"input_ids": token_ids()}]], ids=["by blocks", "at once"])

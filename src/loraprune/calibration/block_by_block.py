@@ -15,7 +15,7 @@ from accelerate.utils import send_to_device
 from torch import nn
 
 from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, part_of, watched_features
-from loraprune.calibration.finished_parts import recorded, replayed
+from loraprune.calibration.finished_parts import finished_part, recorded, replayed
 from loraprune.calibration.routed_tokens import RoutedTokens
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.processes.ranks import num_processes, own_part
@@ -265,28 +265,30 @@ class LayerwisePass(CalibrationPass):
         return self._model.get_submodule(self._structure.blocks[self.layer])
 
     def finish(self, module_name: str, unfinished: Iterable[str] = ()) -> None:
-        """Say that a layer of the current block will not change any more, so that its part of the block runs once more.
+        """Announce that a layer of the current block will not change any more.
 
-        The next run records the output of this part (attention, for example), and :meth:`advance` reuses it.
+        If a further run reaches the end of its part of the block (attention, for example), the output of this part is
+        kept, and :meth:`advance` reuses it.
 
         Args:
             module_name: name of the layer.
             unfinished: names of layers of the block that will change; a part with one of them is not reused.
         """
-        inside = f"{self._structure.blocks[self.layer]}."
-        part = module_name.removeprefix(inside).partition(".")[0]
-        if not any(name.removeprefix(inside).partition(".")[0] == part for name in unfinished):
+        part = finished_part(self._structure.blocks[self.layer], module_name, unfinished)
+        if part is not None:
             self._finished.append(part)
 
     def _run(self, calls: BlockCalls, *, last: bool = False) -> torch.Tensor:
         positional, named = send_to_device(calls.arguments[self.layer], self._device)
         block = self._block()
-        if self._device != self._home:  # a model that is spread over devices is not moved
+        moves = self._device != self._home  # a model that is spread over devices is not moved
+        if moves:
             block.to(self._device)
         if last:
-            reusing = replayed(block, calls.finished, self._device)
+            reusing = replayed(block, calls.finished, self._device if moves else None)
         else:
-            reusing = recorded(block, self._finished, calls.finished, self._home)
+            most = 2 * calls.hidden.numel()
+            reusing = recorded(block, self._finished, calls.finished, most, self._home if moves else None)
         with reusing:
             output = block(calls.hidden.to(self._device), *positional, **named)
         return output[0] if isinstance(output, tuple) else output
@@ -328,6 +330,8 @@ class LayerwisePass(CalibrationPass):
         """Move on to the next block, skipping the current one."""
         for calls in self._calls:
             calls.arguments[self.layer] = ((), {})
+            calls.finished.clear()
+        self._finished.clear()
         self.layer += 1
 
     def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:

@@ -22,16 +22,22 @@ def part_of(rows: slice, seen: int) -> slice:
     return slice(max(rows.start - seen, 0), max(rows.stop - seen, 0))
 
 
+def block_width(features: int) -> int:
+    """Number of columns that are multiplied together in :func:`gram`."""
+    return max(-(-features // 8), NARROWEST_BLOCK)
+
+
 def gram(x: torch.Tensor) -> torch.Tensor:
     """Return ``xᵀ x`` for rows ``x``, shape ``(rows, features)``; the lower triangle is a copy of the upper one.
 
     Each of up to eight blocks of columns is multiplied by itself and the columns after it: 0.56 of the operations.
     """
-    features = x.shape[1]
-    size = max(-(-features // 8), NARROWEST_BLOCK)
+    features, size = x.shape[1], block_width(x.shape[1])
     found = x.new_empty(features, features)
     for start in range(0, features, size):
         products = x[:, start : start + size].T @ x[:, start:]
+        own = products[:, :size]
+        own.copy_(own.triu() + own.triu(1).T)
         found[start : start + size, start:] = products
         found[start:, start : start + size] = products.T
     return found
@@ -54,11 +60,13 @@ class FeatureStatistics:
         self._sum: torch.Tensor | None = None
         self._squares: torch.Tensor | None = None
         self._products: torch.Tensor | None = None
+        self._divided = False
 
     @torch.no_grad()
     def add(self, inputs: torch.Tensor) -> None:
         """Add rows, shape ``(..., features)``."""
         x = inputs.detach().reshape(-1, inputs.shape[-1]).float()
+        before = self._sum_of_products()
         self.rows += x.shape[0]
         if not len(x):
             total, squares = x.new_zeros(2, x.shape[1], dtype=torch.float64)
@@ -73,7 +81,7 @@ class FeatureStatistics:
         self._squares = squares if self._squares is None else self._squares + squares
         if self.with_moment:
             products = gram(x)
-            self._products = products if self._products is None else self._products.add_(products)
+            self._products, self._divided = products if before is None else before.add_(products), False
 
     def plus(self, other: FeatureStatistics) -> FeatureStatistics:
         """Return the statistics of the rows of both."""
@@ -82,8 +90,12 @@ class FeatureStatistics:
         found._sum = _total(self._sum, other._sum)
         found._squares = _total(self._squares, other._squares)
         if found.with_moment:
-            found._products = _total(self._products, other._products)
+            found._products = _total(self._sum_of_products(), other._sum_of_products())
         return found
+
+    def _sum_of_products(self) -> torch.Tensor | None:
+        """Return ``Σ x xᵀ``: a new tensor once :attr:`moment` has been read."""
+        return self._products * self.rows if self._divided and self._products is not None else self._products
 
     def over_processes_(self) -> FeatureStatistics:
         """Sum over the rows of all processes of a run, in place."""
@@ -91,7 +103,7 @@ class FeatureStatistics:
             assert self._sum is not None
             assert self._squares is not None
             if self._products is not None:
-                self._products = summed(self._products)
+                self._products, self._divided = summed(self._known(self._sum_of_products())), False
             rows = self._sum.new_tensor([float(self.rows)])
             total = summed(torch.cat([self._sum, self._squares, rows]))
             self._sum, self._squares = total[: len(self._sum)], total[len(self._sum) : -1]
@@ -126,8 +138,11 @@ class FeatureStatistics:
 
     @property
     def moment(self) -> torch.Tensor:
-        """``E[x xᵀ]``, float32, shape ``(features, features)``."""
-        return self._known(self._products) / self.rows
+        """``E[x xᵀ]``, float32, shape ``(features, features)``; the same tensor each time: do not modify it."""
+        products = self._known(self._products)
+        if not self._divided:  # in place: a second moment may take gigabytes
+            self._products, self._divided = products.div_(self.rows), True
+        return products
 
     @property
     def is_finite(self) -> bool:
@@ -136,7 +151,10 @@ class FeatureStatistics:
 
 
 def _total(one: torch.Tensor | None, other: torch.Tensor | None) -> torch.Tensor | None:
-    return other if one is None else one if other is None else one + other
+    if one is None or other is None:
+        only = other if one is None else one
+        return None if only is None else only.clone()
+    return one + other
 
 
 class _SharingChanged(Exception):  # noqa: N818 (not an error)

@@ -209,19 +209,6 @@ class Moments(NamedTuple):
     square: float = 0.0
 
 
-def combined(*parts: Moments) -> Moments:
-    """Combine the moments of several parts of the rows, which all have a target."""
-    rows = sum(part.rows for part in parts)
-    total, cross, square = torch.zeros(()), torch.zeros(()), 0.0
-    for part in parts:
-        assert part.cross is not None
-        share = part.rows / rows
-        total = total.to(part.moment) + share * part.moment
-        cross = cross.to(part.cross) + share * part.cross
-        square += share * part.square
-    return Moments(total, rows, cross, square)
-
-
 def held_back_columns(
     weight: torch.Tensor,
     moments: Moments,

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from loraprune.calibration.block_by_block import Calibration, LayerwisePass, token_sequences
 from loraprune.calibration.features import ALL_ROWS, FeatureStatistics, gram, part_of
-from loraprune.calibration.least_squares import Moments, combined
+from loraprune.calibration.least_squares import Moments
 from loraprune.layers.axes import axis_length, is_matrix
 from loraprune.layers.unwrap import base_layer, base_model
 from loraprune.processes.ranks import on_any, summed, total
@@ -179,7 +180,6 @@ class StreamTargets:
         self._home = next(model.parameters()).device
         self._dense = LayerwisePass(model, structure, sequences, device)
         self._after: dict[str, list[torch.Tensor]] = {}
-        self._halves: dict[tuple[int, int], _Sums] = {}
         self.writers: list[str] = []
 
     @torch.no_grad()
@@ -265,31 +265,21 @@ class StreamTargets:
         return moment / count, between / count, count
 
     @torch.no_grad()
-    def gather(self, cut: LayerwisePass, name: str) -> None:
+    def gather(self, cut: LayerwisePass, name: str) -> TargetMoments:
         """Collect the moments for a refit of one consumer, half by half; scores are taken from the same run.
 
         Args:
             cut: pass over the model that is being cut, positioned at the same block; it knows the statistics of the
-                consumer's inputs afterwards.
+                consumer's inputs afterwards, see :meth:`CalibrationPass.unchanged`.
             name: name of the consumer, in the current block.
-        """
-        self._halves = self._gathered_halves(cut, name)
-        first, *rest = (half.inputs for half in self._halves.values())
-        cut.know(name, first.plus(rest[0]) if rest else first)
-
-    @torch.no_grad()
-    def statistics(self, rows: slice = ALL_ROWS) -> Moments:
-        """Return the moments for a refit of the consumer that was gathered last.
-
-        Args:
-            rows: rows of its inputs, counted over all batches: all, or one half of them.
 
         Returns:
             Moments of the consumer's current inputs and its target output ``t``, which does not include its bias.
         """
-        if rows == ALL_ROWS:
-            return combined(*(half.moments() for half in self._halves.values()))
-        return self._halves[rows.start, rows.stop].moments()
+        halves = self._gathered_halves(cut, name)
+        both = reduce(_Sums.plus, halves.values())
+        cut.know(name, both.inputs)
+        return TargetMoments(both.moments(), {rows: half.moments() for rows, half in halves.items()})
 
     def _gathered_halves(self, cut: LayerwisePass, name: str) -> dict[tuple[int, int], _Sums]:
         before = self.writers[: self.writers.index(name)]
@@ -320,6 +310,23 @@ class StreamTargets:
         return {(half.start, half.stop): found for half, found in zip(halves, sums, strict=True) if found.inputs.rows}
 
 
+@dataclass(frozen=True)
+class TargetMoments:
+    """Moments for a refit to the uncut stream.
+
+    Attributes:
+        both: moments over all rows.
+        halves: moments over each half, by the first row and the row after the last.
+    """
+
+    both: Moments
+    halves: Mapping[tuple[int, int], Moments]
+
+    def part(self, rows: slice) -> Moments:
+        """Return the moments over all rows, or over one half of them."""
+        return self.both if rows == ALL_ROWS else self.halves[rows.start, rows.stop]
+
+
 @dataclass
 class _Sums:
     """Sums of the products of inputs and target outputs."""
@@ -333,6 +340,10 @@ class _Sums:
         self.inputs.add(x)
         self.cross = self.cross.to(x.device) + wanted.T @ x
         self.square = self.square.to(x.device) + torch.linalg.vector_norm(wanted, dim=1).double().square().sum()
+
+    def plus(self, other: _Sums) -> _Sums:
+        """Return the sums over the rows of both."""
+        return _Sums(self.inputs.plus(other.inputs), self.cross + other.cross, self.square + other.square)
 
     def over_processes_(self) -> None:
         """Sum over all processes of a run."""

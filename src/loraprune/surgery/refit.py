@@ -208,23 +208,31 @@ class _Cut:
         made: dict[str, Sequence[int]] = {}
         cut = [dimension for dimension in self.structure.of_layer(layer) if dimension.name in changed]
         for dimension in self._restoring(model, layer, changed, layerwise):
-            count = self.before.count(dimension.name)
-            positions: Sequence[int] = changed[dimension.name]
-            with layerwise.unchanged():
-                if self.targets is not None and not dimension.of_experts:
-                    self.targets.gather(layerwise, dimension.consumer.module)
-                if self.hooks.choose is not None and dimension.tied is None:
-                    positions = self.hooks.choose(dimension, count, len(positions), layerwise)
-                made[dimension.name] = positions
-                weight = self._repair_(model, dimension, positions, count, layerwise)
-            slice_dimension_(model, dimension, positions, count, self.optimizer)
-            if weight is not None:
-                set_columns_(base_model(model).get_submodule(dimension.consumer.module), None, weight[1])
+            made[dimension.name] = self._cut_dimension_(model, dimension, changed[dimension.name], layerwise)
             cut.remove(dimension)
-            if not isinstance(self.repair, StreamAndReaders):
-                layers = {member.module for other in cut for member in (*other.members, other.consumer)}
+            if not isinstance(self.repair, StreamAndReaders):  # which changes layers that lose nothing as well
+                layers = {member.module for other in cut for member in other.all_members}
                 layerwise.finish(dimension.consumer.module, layers)
         return made
+
+    def _cut_dimension_(
+        self, model: nn.Module, dimension: PrunableDimension, positions: Sequence[int], layerwise: LayerwisePass
+    ) -> Sequence[int]:
+        """Choose groups, repair their consumer and cut; positions of the groups that stay."""
+        name, count, part = dimension.consumer.module, self.before.count(dimension.name), None
+        with layerwise.unchanged():
+            # The repair needs more than the scores, so it comes first: one run of the block serves both.
+            if self.targets is not None and not dimension.of_experts:
+                part = self.targets.gather(layerwise, name).part
+            elif isinstance(self.repair, LeastSquares) and not dimension.of_experts:
+                layerwise.features(name, moment=True)
+            if self.hooks.choose is not None and dimension.tied is None:
+                positions = self.hooks.choose(dimension, count, len(positions), layerwise)
+            repaired = self._repair_(model, dimension, positions, count, layerwise, part)
+        slice_dimension_(model, dimension, positions, count, self.optimizer)
+        if repaired is not None:
+            set_columns_(base_model(model).get_submodule(name), None, repaired[1])
+        return positions
 
     def _keep(self, name: str, block: nn.Module, made: Mapping[str, Sequence[int]]) -> None:
         """Keep a block that is finished."""
@@ -320,16 +328,20 @@ class _Cut:
         positions: Sequence[int],
         num_groups: int,
         calibration: CalibrationPass,
+        of_stream: Callable[[slice], Moments] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Repair a consumer that is about to be cut; return positions and new values of its columns, if any."""
+        """Repair a consumer that is about to be cut; return positions and new values of its columns, if any.
+
+        ``of_stream`` returns the moments of some of the rows, with the stream of the uncut model as the target.
+        """
         if isinstance(self.repair, NoRepair):
             return None
         if dimension.of_experts:
             self._note(dimension, refit_experts_(model, dimension, positions, num_groups, calibration, self.damping))
             return None
         name = dimension.consumer.module
-        if self.targets is not None and isinstance(calibration, LayerwisePass):
-            return self._refit(model, dimension, positions, num_groups, self.targets.statistics)
+        if of_stream is not None:
+            return self._refit(model, dimension, positions, num_groups, of_stream)
         if isinstance(self.repair, Bias):
             length = axis_length(base_model(model).get_submodule(name), "input")
             kept = dimension.consumer.positions(torch.as_tensor(positions), num_groups, length)

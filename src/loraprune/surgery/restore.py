@@ -72,8 +72,7 @@ def restore_writer_(
     For the arguments see :func:`restore_readers_`.
     """
     module = base_model(model).get_submodule(writer)
-    targets.gather(layerwise, writer)
-    _fit_(module, weight_before(module), damping, targets.statistics)
+    _fit_(module, weight_before(module), damping, targets.gather(layerwise, writer).part)
 
 
 def _fit_(module: nn.Module, weight: torch.Tensor, damping: float, part: Callable[[slice], Moments]) -> None:

@@ -70,12 +70,13 @@ def test_a_step_on_a_quantized_base_is_estimated_within_a_tenth(
 
 
 @pytest.mark.parametrize(
-    ("hidden", "channels", "sequences", "tokens", "share", "dtype"),
+    ("hidden", "channels", "sequences", "tokens", "share", "dtype", "kinds"),
     [
-        (128, 1408, 16, 64, 0.8, torch.float32),  # second moments take most
-        (128, 352, 64, 128, 0.9, torch.float32),  # tokens do
-        (128, 512, 200, 64, 0.7, torch.bfloat16),  # calibration data does
-        (256, 512, 4, 64, 0.5, torch.bfloat16),  # the error of the repair does
+        (128, 1408, 16, 64, 0.8, torch.float32, ["channels"]),  # second moments take most
+        (128, 352, 64, 128, 0.9, torch.float32, ["channels"]),  # tokens do
+        (128, 512, 200, 64, 0.7, torch.bfloat16, ["channels"]),  # calibration data does
+        (256, 512, 4, 64, 0.5, torch.bfloat16, ["channels"]),  # the error of the repair does
+        (128, 512, 200, 64, 0.75, torch.bfloat16, ["heads", "channels"]),  # so do outputs of finished attention
     ],
 )
 @pytest.mark.parametrize("held_back", [False, True])
@@ -88,6 +89,7 @@ def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
     tokens: int,
     share: float,
     dtype: torch.dtype,
+    kinds: list[str],
 ) -> None:
     if not held_back:
         request.getfixturevalue("enough_tokens")
@@ -99,7 +101,7 @@ def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
     step = Step(config, settings("fisher", 1, 16, dtype=name))
     step.run.end()
     structure = step.run.structure
-    kept = {d.name: range(round(d.num_groups * share)) for d in structure if d.kind == "channels"}
+    kept = {d.name: range(round(d.num_groups * share)) for d in structure if d.kind in kinds}
     data = [torch.randint(64, (tokens,)) for _ in range(sequences)]
     static = sum(parameter.nbytes for parameter in step.model.parameters())
     with LiveBytes() as live:
@@ -110,8 +112,12 @@ def test_the_peak_of_a_cut_with_refit_is_estimated_within_a_tenth(
     shapes, described = models.adapted(2, None, dtype, EstimateConfig(device="cpu"))
     size = CalibrationSize(sequences=sequences, tokens=tokens, hidden=hidden, itemsize=dtype.itemsize)
     block = block_bytes(shapes, described, models.inputs(size.rows, tokens), device="cpu")
-    consumer = Consumer(outputs=hidden, inputs=channels, kept=round(channels * share))
-    beside = cut_bytes([consumer], size, block, device="cpu")
+    widths = [channels] if len(kinds) == 1 else [hidden, channels]
+    consumers = [
+        Consumer(outputs=hidden, inputs=width, kept=round(width * share), finished=number)
+        for number, width in enumerate(widths)
+    ]
+    beside = cut_bytes(consumers, size, block)
     assert static + beside == pytest.approx(live.peak, rel=WITHIN)
 
 

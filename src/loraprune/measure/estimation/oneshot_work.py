@@ -1,7 +1,10 @@
 """Arithmetic of ``loraprune oneshot`` with its defaults (osscar, the repair stream), and the part that processes share.
 
-The processes divide the calibration sequences for the forward passes of blocks and the second moments, and then sum the
-moments. Each process computes the order of elimination and the least squares itself. The tried ridges are divided, too.
+Each block runs on the stream of the uncut model, then up to each consumer for scores and repair together, and then to
+go on, without the parts that were finished before the last consumer was reached. (Attention that returns its weights,
+which ``sdpa`` does not, may run again.) The processes divide the calibration sequences for these runs and the second
+moments, and then sum the moments. Each process computes the order of elimination and the least squares itself. The
+tried ridges are divided, too.
 """
 
 from __future__ import annotations
@@ -10,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraprune.calibration.features import block_width
+from loraprune.calibration.finished_parts import finished_part
 from loraprune.calibration.least_squares import STRONGER_DAMPING
 from loraprune.importance.osscar import MOST_ROUNDS, WIDEST_IN_64_BITS, lets_go, subtracts
 from loraprune.layers.axes import is_matrix, matrix_shape
@@ -66,6 +71,12 @@ class OneshotWork:
     tried: float = 0.0
     summed: float
     sums: int
+
+
+def gram_flops(features: int) -> float:
+    """Operations of :func:`loraprune.calibration.features.gram` for each row."""
+    size = block_width(features)
+    return 2.0 * sum(min(size, features - start) * (features - start) for start in range(0, features, size))
 
 
 def elimination_flops(layer: PrunedConsumer) -> float:
@@ -137,24 +148,49 @@ def oneshot_work(
         linear = sum(matrix_shape(base_layer(m))[0] * matrix_shape(base_layer(m))[1] for m in _linear(block))
         found = list(_consumers(model, structure, counts, layer, name))
         attended = sum(consumer.attended for consumer in found[:1])
-        # The dense block, and the cut block to continue with.
-        left = linear - sum(d.parameters_per_group * (d.num_groups - counts[d.name]) for d in structure.of_layer(layer))
-        passes += rows * (2 * (linear + left) + 4 * tokens * (attended + found[-1].attended if found else 0))
+        # The dense block, and what runs of the cut block to continue with.
+        left, left_attended = _run_again(model, structure, counts, layer)
+        passes += rows * (2 * (linear + left) + 4 * tokens * (attended + left_attended))
         for consumer in found:
-            # Once for the scores and once for the repair.
-            passes += 2 * rows * (2 * consumer.before + 4 * tokens * consumer.attended)
+            passes += rows * (2 * consumer.before + 4 * tokens * consumer.attended)
             o, i = consumer.outputs, consumer.inputs
-            moments += rows * (2 * 2 * i**2 + 2 * o * i)
+            moments += rows * (gram_flops(i) + 2 * o * i)
             fitted, searched = least_squares_flops(consumer)
             solves += elimination_flops(consumer) + fitted
             tried += searched
-            summed += i**2 * _SINGLE + (2 * i + 1) * _DOUBLE + _HALVES * ((i**2 + o * i) * _SINGLE + _DOUBLE)
-            sums += 2 + _HALVES * 3
+            # Of each half: products of the inputs, and with the target; sums, squares and rows; squares of the target.
+            summed += _HALVES * ((i**2 + o * i) * _SINGLE + (2 * i + 2) * _DOUBLE)
+            sums += _HALVES * 4
     return OneshotWork(passes=passes, moments=moments, solves=solves, tried=tried, summed=summed, sums=sums)
 
 
 def _linear(block: Any) -> list[Any]:
     return [module for module in block.modules() if is_matrix(module)]
+
+
+def _run_again(model: Any, structure: Structure, counts: Mapping[str, int], layer: int) -> tuple[int, int]:
+    """Parameters of linear layers of a cut block, and output features of its attention, that run to go on.
+
+    A part of the block that is finished before the last consumer is reached does not run again.
+    """
+    block = structure.blocks[layer]
+    cut = [dimension for dimension in structure.of_layer(layer) if counts[dimension.name] < dimension.num_groups]
+    done = set()
+    for number, dimension in enumerate(cut[:-1]):
+        changing = [member.module for other in cut[number + 1 :] for member in other.all_members]
+        done.add(finished_part(block, dimension.consumer.module, changing))
+    left = attended = 0
+    for name, module in model.get_submodule(block).named_modules():
+        if is_matrix(module) and name.partition(".")[0] not in done:
+            rows, columns = matrix_shape(base_layer(module))
+            left += rows * columns
+    for dimension in structure.of_layer(layer):
+        if finished_part(block, dimension.consumer.module, ()) in done:
+            continue
+        left -= dimension.parameters_per_group * (dimension.num_groups - counts[dimension.name])
+        if "heads" in dimension.kind:
+            attended = counts[dimension.name] * dimension.consumer.group_size
+    return left, attended
 
 
 def _consumers(

@@ -6,9 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from loraprune.calibration.block_by_block import TOKENS_PER_BATCH
+from loraprune.calibration.features import block_width
 from loraprune.calibration.least_squares import are_few
 
-FLOAT, DOUBLE = 4, 8
+FLOAT = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,11 +20,13 @@ class Consumer:
         outputs: outputs of the layer.
         inputs: inputs before the cut.
         kept: inputs after it.
+        finished: number of parts of its block whose outputs are kept, because they do not change any more.
     """
 
     outputs: int
     inputs: int
     kept: int
+    finished: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +68,7 @@ class CalibrationSize:
         return self.rows * self.tokens
 
 
-def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cuda") -> int:
+def refit_bytes(consumer: Consumer, data: CalibrationSize) -> int:
     """Return the peak bytes of the refit of one layer after its block has run, including calibration data.
 
     This follows :meth:`loraprune.calibration.features.FeatureStatistics.add`,
@@ -76,9 +79,9 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
     moment, kept_moment = i * i * FLOAT, k * k * FLOAT
     passing = t * (i + 3 * data.hidden) * data.itemsize
     single = 0 if data.itemsize == FLOAT else t * i * FLOAT
-    # Squares are summed in 64 bits, in a copy; on a CPU this copy is not counted.
-    squares = t * i * (FLOAT + (DOUBLE if device == "cuda" else 0))
-    gathering = passing + single + max(squares, 2 * moment)
+    # Deviations from the mean; then the products of a batch, one block of them, and those of the batches before it.
+    squares, block = t * i * FLOAT, block_width(i) * i * FLOAT
+    gathering = passing + single + max(squares, block + moment * (2 if data.own > data.rows else 1))
     weight = o * i * FLOAT
     delta = o * i * FLOAT
     selecting = moment + weight + k * i * FLOAT + kept_moment
@@ -86,10 +89,11 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
     factoring = moment + weight + 3 * kept_moment + k * o * FLOAT
     solving = moment + weight + 2 * kept_moment + 3 * k * o * FLOAT
     reading = moment + weight + 2 * delta
-    # With few tokens, the equations of two halves come first: the second is collected beside the first and all sums.
-    equations, halves = kept_moment + k * o * FLOAT, 0
+    # With few tokens, two halves come first: the second is collected beside the first and the moment of all rows.
+    equations, halves = 2 * (kept_moment + k * o * FLOAT), 0
     if are_few(data.sequences * data.tokens, i):
-        halves = 2 * moment + weight + equations + max(gathering, k * i * FLOAT + equations + 2 * kept_moment)
+        trying = equations + 2 * kept_moment + 4 * k * o * FLOAT
+        halves = 2 * moment + weight + max(gathering, moment + max(equations + k * i * FLOAT, trying))
     # The error of the cut and of its repair, for the report.
     gone, part = i - k, o * k * FLOAT
     beside = moment + weight + 2 * part + o * gone * FLOAT
@@ -98,17 +102,19 @@ def refit_bytes(consumer: Consumer, data: CalibrationSize, *, device: str = "cud
         + kept_moment
         + max(k * i * FLOAT, gone * i * FLOAT + part + max(gone * gone * FLOAT + 2 * o * gone * FLOAT, 3 * part))
     )
-    return data.kept + max(gathering, reading, selecting, missing, factoring, solving, comparing, halves)
+    return data.kept * (1 + consumer.finished) + max(
+        gathering, reading, selecting, missing, factoring, solving, comparing, halves
+    )
 
 
-def cut_bytes(consumers: Iterable[Consumer], data: CalibrationSize, block: int, *, device: str = "cuda") -> int:
+def cut_bytes(consumers: Iterable[Consumer], data: CalibrationSize, block: int) -> int:
     """Return the peak bytes of a cut; consumers are refitted one after the other.
 
     Args:
         consumers: consumers that lose inputs.
         data: calibration data.
         block: bytes allocated by a block's forward pass on one batch of the data.
-        device: device of the computation.
     """
-    found = [refit_bytes(consumer, data, device=device) for consumer in consumers]
-    return max(*found, data.kept + block) if found else 0
+    refits = list(consumers)
+    going_on = data.kept * (1 + max((consumer.finished for consumer in refits), default=0)) + block
+    return max(going_on, *(refit_bytes(consumer, data) for consumer in refits)) if refits else 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -57,7 +58,7 @@ def cut_size(
         processes=processes if shares_calibration(models, pruning.calibration_sequences, processes) else 1,
     )
     consumers = list(_consumers(models, target, _first_share(pruning)))
-    return cut_bytes(consumers, data, block(data), device=settings.device) if consumers else 0
+    return cut_bytes(consumers, data, block(data)) if consumers else 0
 
 
 def shares_calibration(models: ShapeModels, sequences: int, processes: int) -> bool:
@@ -72,14 +73,17 @@ def _first_share(pruning: PruningConfig) -> float:
 
 
 def _consumers(models: ShapeModels, target: TargetShapes, share: float) -> Iterator[Consumer]:
-    seen = set()
+    seen, cut_in = set(), Counter[int]()
     for dimension in models.structure.open:
         gone = dimension.num_groups - target.counts[dimension.name]
         if dimension.of_experts or not gone:
             continue
         outputs, inputs = matrix_shape(base_layer(models.source.shapes.get_submodule(dimension.consumer.module)))
         kept = round(inputs - gone * dimension.consumer.group_size * share)
-        consumer = Consumer(outputs=outputs, inputs=inputs, kept=kept)
+        # The parts before it, such as attention; cut one by one only where there is a decoder.
+        finished = cut_in[dimension.layer] if models.structure.spec.decoder is not None else 0
+        cut_in[dimension.layer] += 1
+        consumer = Consumer(outputs=outputs, inputs=inputs, kept=kept, finished=finished)
         if consumer not in seen:
             seen.add(consumer)
             yield consumer

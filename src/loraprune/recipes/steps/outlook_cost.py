@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
-_LOOKS = 4
-"""Forward passes over the calibration data in a cut: the model before it, scores, repair, the model after it."""
+_LOOKS = 3
+"""Forward passes over the calibration data in a cut: the model before it, scores and repair, the model after it."""
 
-_MOMENTS = 4
-"""Number of matrices of the size of a layer's second moment that a repair holds at once."""
+_MOMENTS = 6
+"""Number of matrices of the size of a layer's second moment that scores and a repair hold at once."""
 
 _SINGLE = 4
 
@@ -164,8 +164,9 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
     parameters, width = structure.num_parameters, prepared.computed_dtype.itemsize
     states = rows * mean * structure.hidden_size
     stream = prepared.structured and isinstance(getattr(config, "repair", None), Stream)
-    # Current hidden states; with stream, also those of the uncut model and, in 32 bits, targets of two layers.
-    kept = states * width + (states * width + 2 * states * _SINGLE if stream else 0.0)
+    # Current hidden states and the output of finished attention; with stream, also the hidden states of the uncut
+    # model and, in 32 bits, targets of two layers.
+    kept = 2 * states * width + (states * width + 2 * states * _SINGLE if stream else 0.0)
     features = max((d.num_groups * d.consumer.group_size for d in structure if not d.spans_blocks), default=0)
     moments = _MOMENTS * features**2 * _SINGLE if rows else 0.0
     verifying = parameters * prepared.saved_dtype.itemsize if prepared.options.verify else 0
