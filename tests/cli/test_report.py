@@ -202,7 +202,7 @@ class TestBadInput:
         assert "There is no folder" in self.error(run, tmp_path / "nowhere")
 
     def test_a_folder_that_is_no_run(self, run: Command, tmp_path: Path, checkpoint: Path) -> None:
-        assert "holds neither report.json nor pruning.json" in self.error(run, checkpoint)
+        assert "has neither report.json nor pruning.json" in self.error(run, checkpoint)
 
     def test_damaged_data(self, run: Command, out: Path) -> None:
         (out / "report.json").write_text('{"title": ')

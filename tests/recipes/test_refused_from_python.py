@@ -52,7 +52,7 @@ class TestTraining:
             ({"output_dir": "x"}, "output_dir"),
             ({"deepspeed": {"a": 1}}, "deepspeed"),
             ({"load_best_model_at_end": True}, "load_best_model_at_end"),
-            ({"resume_from_checkpoint": "x"}, "Add --resume"),
+            ({"resume_from_checkpoint": "x"}, "Say --resume"),
             ({"eval_strategy": "steps"}, "eval_strategy"),
             ({"packing": True}, "packing"),
             ({"fp16": True}, "fp16"),

@@ -104,7 +104,7 @@ def test_ddp_is_chosen_where_one_gpu_holds_the_run_and_fsdp2_elsewhere(small: Es
     assert chosen_strategy(size, large, 8, None, None) == ("ddp", "one GPU holds the whole run")
     assert chosen_strategy(size, between, 8, None, None) == ("fsdp2", "one GPU does not hold the whole run")
     strategy, reason = chosen_strategy(size, between, 8, "ddp", None)
-    assert (strategy, reason) == ("ddp", "asked for; one GPU does not hold the whole run")
+    assert (strategy, reason) == ("ddp", "requested; one GPU does not hold the whole run")
     strategy, reason = chosen_strategy(size, between, 8, None, "bnb-8bit")
     assert (strategy, reason.partition(", ")[2]) == ("ddp", "and a quantized base cannot be sharded")
     assert on(small, 8, gpu=between).fit.fits
