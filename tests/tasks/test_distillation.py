@@ -7,9 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cross_entropy, kl_div
 
-import loraprune.tasks.distillation as tasks
+import loraprune.metrics.distillation_loss as losses
+from loraprune.metrics.distillation_loss import summed_loss
 from loraprune.metrics.perplexity import IGNORED
-from loraprune.tasks.distillation import Teacher, distilling, summed_loss
+from loraprune.tasks.distillation import Teacher, distilling
 
 VOCABULARY = 11
 
@@ -32,7 +33,7 @@ def by_torch(student: torch.Tensor, teacher: torch.Tensor, labels: torch.Tensor,
 @pytest.mark.parametrize("share", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("at_once", [1, 3, 512])
 def test_loss_and_gradient_are_those_of_torch(share: float, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tasks, "_TOKENS_AT_ONCE", at_once)
+    monkeypatch.setattr(losses, "_TOKENS_AT_ONCE", at_once)
     student, teacher, labels = example()
     loss = summed_loss(student, teacher, labels, share)
     wanted = by_torch(student, teacher, labels, share)
