@@ -17,7 +17,7 @@ from loraprune.options.near import did_you_mean
 from loraprune.sparsity.configs import ZEROING_METHODS, Evidence, WandaMask, ZeroingMethod
 from loraprune.sparsity.pattern import SparsityPattern, parse_pattern
 from loraprune.structure.dimensions import WHOLE_KINDS
-from loraprune.surgery.repairs import REPAIRS, Repair
+from loraprune.surgery.repairs import REPAIRS, LeastSquares, Repair
 
 RENAMED_ONESHOT = {
     "method": Renamed("criterion"),
@@ -32,6 +32,9 @@ RENAMED_ONESHOT = {
 _OURS = {name: kind for name, kind in GROUP_CRITERIA.items() if not kind.needs_training}
 ONESHOT_CRITERIA = {"osscar": _OURS["osscar"]} | _OURS
 """Criteria that need no training, by name; the first is the default."""
+
+NORM_STEPS = 32
+"""Default of :attr:`OneshotConfig.norm_steps` with a least-squares repair."""
 
 _EITHER = ", ".join(dict.fromkeys((*ONESHOT_CRITERIA, *ZEROING_METHODS)))
 
@@ -171,6 +174,10 @@ class OneshotConfig(_Calibrated):
             (also fits the layers that read the stream), ``refit`` (fit to each layer's own output), ``bias`` (FLAP's
             compensation) or ``none``, or an object of :mod:`loraprune.repairs`. Flat: ``damping``.
         cuts: number of steps to the ratio; groups are scored again before each.
+        norm_steps: number of optimizer steps that tune the norms after the cut, so that the predictions follow those of
+            the dense model; each on about 2,048 tokens of calibration data (:mod:`loraprune.surgery.tune_norms`). None
+            means 32 with a least-squares repair, otherwise 0. No other weights change. The norms keep their values if
+            this does not help on rows that are held back.
         calibration_sequences: number of rows of calibration data.
         max_length: maximum number of tokens in a row; None is 2048, or the model's context if that is shorter.
         seed: seed of the draw of calibration rows and held-out rows, and of ``random``.
@@ -193,6 +200,13 @@ class OneshotConfig(_Calibrated):
         "layer's output), bias (FLAP) or none",
     )
     cuts: int = setting(1, "number of cuts; groups are scored again before each", within="[1, 1000000]")
+    norm_steps: int | None = setting(
+        None,
+        "optimizer steps that tune the norms towards the predictions of the dense model after the cut, on calibration "
+        "data",
+        within="[0, 1000000]",
+        shown=f"{NORM_STEPS} with a least-squares repair, otherwise 0",
+    )
 
     parts: ClassVar = {
         "target": Part({"target": Target}),
@@ -232,6 +246,10 @@ class OneshotConfig(_Calibrated):
             raise ValueError(
                 f"ratio is {self.target.ratio:g}; it must lie between 0 and 1: the share of weights to remove."
             )
+        if self.norm_steps is None:
+            hidden = "hidden" in (self.target.dimensions or ())
+            steps = NORM_STEPS if isinstance(self.repair, LeastSquares) and not hidden else 0
+            object.__setattr__(self, "norm_steps", steps)
         if self.target.allocation is None:
             allocation = "measured" if self.repair.reads_data and not self.spans_blocks else "uniform"
             object.__setattr__(self, "target", replace(self.target, allocation=allocation))
@@ -260,8 +278,8 @@ class OneshotConfig(_Calibrated):
 
     @property
     def needs_data(self) -> bool:
-        """Whether the criterion or the repair needs calibration data."""
-        return self.criterion.reads_data or self.repair.reads_data
+        """Whether the criterion, the repair or the tuning of norms needs calibration data."""
+        return self.criterion.reads_data or self.repair.reads_data or bool(self.norm_steps)
 
 
 _ONLY_GROUPS = {name for name in OneshotConfig.flat_names() if name not in SparseConfig.flat_names()} | {"target"}

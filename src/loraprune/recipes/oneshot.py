@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +32,7 @@ from loraprune.recipes.steps.check_oneshot import prepare_oneshot
 from loraprune.recipes.steps.goals import speed_notes
 from loraprune.recipes.steps.judge import check_result
 from loraprune.recipes.steps.measure import in_place_to_measure, measure_dense, measure_pruned
+from loraprune.recipes.steps.norms import norm_tuning
 from loraprune.recipes.steps.oneshot_state import saved_steps
 from loraprune.recipes.steps.outlook import show_outlook
 from loraprune.recipes.steps.prepared import PreparedOneshot, RunInputs
@@ -42,6 +44,7 @@ from loraprune.record.report_data import ReportData
 from loraprune.record.run_record import (
     MatrixRecord,
     ModelMeasures,
+    NormsRecord,
     PruningCourse,
     RepairError,
     RunMetrics,
@@ -86,6 +89,7 @@ class _Pruned:
     repair: str | None = None
     cuts: tuple[CutRecord, ...] = ()
     trials: tuple[WidthTrial, ...] = ()
+    norms: NormsRecord | None = None
 
 
 @renamed_keywords(told="progress", dataset="data")
@@ -195,6 +199,7 @@ def _cut(
         give_biases_(model, prepared.structure)
     repair = settled_repair(config.repair, model, prepared.structure, calibration, prepared.computing)
     groups = Groups.all_of(prepared.structure, config.target, config.criterion)
+    tune_norms_ = norm_tuning(prepared, config, model, calibration, saved)
     cuts = prune_(
         model,
         groups,
@@ -207,7 +212,12 @@ def _cut(
         saved=saved,
     )
     return _Pruned(
-        plan=groups.plan, importance=groups.importance, repair=repair.name, cuts=tuple(cuts), trials=groups.trials
+        plan=groups.plan,
+        importance=groups.importance,
+        repair=repair.name,
+        cuts=tuple(cuts),
+        trials=groups.trials,
+        norms=tune_norms_(partial(progress, "tuning the norms")),
     )
 
 
@@ -227,6 +237,7 @@ def _course(
         widths={kind: pruned.plan.counts(structure, kind) for kind in structure.kinds},
         dimensions=dimensions_of(structure),
         trials=tried_widths(structure, pruned.trials),
+        norms=pruned.norms,
         refit_errors=tuple(
             RepairError(step=0, cut_number=number, **asdict(error))
             for number, cut in enumerate(pruned.cuts, 1)

@@ -79,6 +79,21 @@ class TriedWidths:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NormsRecord:
+    """Tuning of the norms after the last cut.
+
+    Attributes:
+        before: divergence from the dense model in nats per token, on calibration rows that were held back.
+        after: same after the tuning.
+        steps: optimizer steps; 0 if the norms stayed as they were.
+    """
+
+    before: float
+    after: float
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RepairError:
     """Relative error of the output of one consumer after a cut: without a repair (``cut``) and with it.
 
@@ -108,6 +123,7 @@ class PruningCourse:
         cuts: cuts of a run with training, in order.
         refit_errors: errors of each consumer at each cut.
         trials: widths that were tried, best first; the first one was used.
+        norms: tuning of the norms, in a run without training.
         dimensions: dimensions that the plan covers.
     """
 
@@ -122,6 +138,7 @@ class PruningCourse:
     cuts: tuple[Cut, ...] | None = field(default=None, metadata=LEFT_OUT)
     refit_errors: tuple[RepairError, ...] = ()
     trials: tuple[TriedWidths, ...] = ()
+    norms: NormsRecord | None = field(default=None, metadata=LEFT_OUT)
     dimensions: tuple[DimensionRecord, ...] = ()
 
 

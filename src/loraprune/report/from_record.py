@@ -35,7 +35,7 @@ from loraprune.record.run_record import (
 )
 from loraprune.report.before_after import notes_on_nan
 from loraprune.report.figure import NONZERO_WEIGHTS
-from loraprune.report.width_choice import notes_on_widths
+from loraprune.report.width_choice import notes_on_norms, notes_on_widths
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.registry import TASKS
@@ -166,7 +166,7 @@ def report_of(
         settings={**encode(record.settings), **history},
         versions=record.versions,
         command=record.command or "",
-        notes=(*notes_on_widths(metrics), *notes, *notes_on_nan(metrics, before, after)),
+        notes=(*notes_on_widths(metrics), *notes_on_norms(metrics), *notes, *notes_on_nan(metrics, before, after)),
         machine=encode(record.machine),
         details=matrix_table(matrices),
     )

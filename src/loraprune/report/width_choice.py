@@ -1,4 +1,4 @@
-"""Explanation of the chosen widths, if several were tried before the cut."""
+"""Explanation of the chosen widths, if several were tried before the cut, and of the norms tuned after it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,21 @@ def notes_on_widths(metrics: RunMetrics) -> tuple[str, ...]:
     return (
         f"Each layer keeps {kept}: of {len(trials)} choices that were tried, this one changes the predictions least "
         f"(KL divergence {_number(best.divergence)} nats a token; {name}, {other}: {_number(second.divergence)}).",
+    )
+
+
+def notes_on_norms(metrics: RunMetrics) -> tuple[str, ...]:
+    """Return one sentence: the divergence from the dense model before and after the norms were tuned."""
+    norms = None if metrics.pruning is None else metrics.pruning.norms
+    if norms is None:
+        return ()
+    where = "on calibration rows that were held back"
+    if not norms.steps:
+        return (f"The norms are not tuned: it did not help {where} (KL divergence {_number(norms.before)}).",)
+    before, after = _number(norms.before), _number(norms.after)
+    return (
+        f"{norms.steps} steps on the norms lowered the KL divergence from the dense model from {before} to {after} "
+        f"nats a token, {where}.",
     )
 
 

@@ -162,7 +162,8 @@ def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) ->
     kinds = ", ".join(f"{widest(structure, kind):,} {_called(kind)}" for kind in structure.kinds)
     amount = f"ratio {ratio:.3g}: {count(ratio * structure.prunable_parameters)}"
     how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
-    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed (of {kinds} a layer); {how}"
+    if config.norm_steps:
+        how += f", then {config.norm_steps} steps on the norms"
 
 
 def _memory(prepared: PreparedRun, cost: ExpectedCost | None) -> str:

@@ -20,6 +20,7 @@ from loraprune.pruning.config import PruningConfig
 from loraprune.pruning.oneshot_config import OneshotConfig
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedRun, PreparedTraining
 from loraprune.surgery.repairs import Stream
+from loraprune.surgery.tune_norms import TOKENS_PER_STEP
 from loraprune.tasks.options import LoraOptions
 
 if TYPE_CHECKING:
@@ -32,6 +33,9 @@ _LOOKS = 3
 
 _MOMENTS = 6
 """Number of matrices of the size of a layer's second moment that scores and a repair hold at once."""
+
+_PASSES_OF_NORMS = 3
+"""Forward passes that a step on the norms takes: the dense model's, the pruned model's, and the way back."""
 
 _SINGLE = 4
 
@@ -172,9 +176,14 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
     verifying = parameters * prepared.saved_dtype.itemsize if prepared.options.verify else 0
     forward = 2.0 * parameters * longest
     cuts = config.cuts if isinstance(config, OneshotConfig) else 1
+    steps = (config.norm_steps or 0) if isinstance(config, OneshotConfig) else 0
+    a_step = max(1, int(TOKENS_PER_STEP // mean))
+    followed = min(rows, steps * a_step) * mean * structure.hidden_size * width
+    tuning = steps * _PASSES_OF_NORMS * 2.0 * parameters * a_step * mean / min(num_processes(), a_step)
     return ExpectedCost(
-        memory=parameters * width + max(kept + moments, verifying),
-        cut=cuts * (_LOOKS * 2.0 * parameters * rows * mean / num_processes() + (rows > 0) * _eliminations(prepared)),
+        memory=parameters * width + followed + max(kept + moments, verifying),
+        cut=tuning
+        + cuts * (_LOOKS * 2.0 * parameters * rows * mean / num_processes() + (rows > 0) * _eliminations(prepared)),
         measuring=_measuring(prepared, forward, longest),
     )
 

@@ -1,0 +1,62 @@
+"""Norms of a run without training, tuned after the cut."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from loraprune.calibration.block_by_block import Calibration, token_sequences
+from loraprune.calibration.progress import Progress
+from loraprune.processes.shared_work import together
+from loraprune.pruning.oneshot_config import OneshotConfig
+from loraprune.record.run_record import NormsRecord
+from loraprune.surgery.tune_norms import NormTuning, norm_parameters, why_norms_stay
+
+if TYPE_CHECKING:
+    from loraprune.recipes.steps.prepared import PreparedOneshot
+    from loraprune.record.saved_steps import SavedSteps
+
+logger = logging.getLogger("loraprune")
+
+_STEP = "norms"
+
+
+def norm_tuning(
+    prepared: PreparedOneshot, config: OneshotConfig, model: Any, calibration: Calibration, saved: SavedSteps
+) -> Callable[[Progress], NormsRecord | None]:
+    """Store what the dense model predicts; return a function that tunes the norms of the cut model.
+
+    Args:
+        prepared: the run.
+        config: what is pruned.
+        model: the model, not yet cut.
+        calibration: its rows.
+        saved: what an interrupted run finished.
+    """
+    structure, tuning = prepared.structure, None
+    why = why_norms_stay(model, structure, calibration)
+    if prepared.computing != prepared.device:
+        why = "with --offload, the model is not on the accelerator as a whole"
+    if config.norm_steps and why is not None:
+        logger.info("The norms are not tuned: %s.", why)
+    elif config.norm_steps and saved.found(_STEP) is None:
+        rows = token_sequences(structure, calibration)
+        assert rows
+        tuning = together(lambda: NormTuning(model, rows, steps=config.norm_steps or 0, seed=config.seed))
+
+    def tune_(progress: Progress) -> NormsRecord | None:
+        finished = saved.found(_STEP)
+        parameters = norm_parameters(model)
+        if finished is not None:
+            for name, value in finished.tensors.items():
+                parameters[name].data.copy_(value)
+            return NormsRecord(**finished.facts)
+        if tuning is None:
+            return None
+        found = NormsRecord(**asdict(together(lambda: tuning.tune_(model, structure, progress))))
+        saved.keep(_STEP, {name: value.detach() for name, value in parameters.items()}, asdict(found))
+        return found
+
+    return tune_
