@@ -21,6 +21,7 @@ from loraprune import OneshotConfig, OneshotResult, RunOptions, oneshot
 from loraprune.pruning.errors import InterruptedRunError
 from loraprune.record.run_record import RunRecord
 from loraprune.sparsity.configs import ZEROING_METHODS
+from loraprune.surgery.repairs import REPAIRS
 
 QUICK: dict[str, Any] = {"calibration_sequences": 8, "max_length": 32}
 
@@ -275,10 +276,10 @@ class TestOutput:
             ({"dimensions": ("channels",), "channel_multiple": 16}, "the config limits the head counts"),
             ({"dimensions": ("heads",), "allocation": "global"}, "groups are removed whole."),
         ):
-            result = run(checkpoint, data, ratio=0.33, criterion="wanda", **values)
+            result = run(checkpoint, data, ratio=0.33, criterion="wanda", norm_steps=0, **values)
             (note,) = result.report.notes
             assert note.startswith(f"The ratio is {result.metrics['pruning']['ratio']:.2%} rather than 33.00%: {why}")
-        assert run(checkpoint, data, ratio=0.5, allocation="uniform").report.notes == ()
+        assert run(checkpoint, data, ratio=0.5, allocation="uniform", norm_steps=0).report.notes == ()
 
     def test_widths_that_were_tried_are_told_and_recorded(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:
         result = run(checkpoint, data, ratio=0.5, max_length=32, output=tmp_path / "out")
@@ -297,6 +298,30 @@ class TestOutput:
         assert RunRecord.read(tmp_path / "out").metrics.pruning == result.run_record.metrics.pruning
 
 
+class TestNorms:
+    def test_the_divergence_before_and_after_is_told_and_recorded(
+        self, checkpoint: Path, data: Path, tmp_path: Path
+    ) -> None:
+        result = run(checkpoint, data, ratio=0.5, allocation="uniform", output=tmp_path / "out")
+        norms = result.run_record.metrics.pruning.norms
+        assert norms.after <= norms.before
+        assert norms.steps in (0, 32)
+        assert json.loads((tmp_path / "out" / "pruning.json").read_text())["metrics"]["pruning"]["norms"]
+        (note,) = result.report.notes
+        assert "norms" in note
+        assert f"{norms.before:.3g}" in note
+
+    def test_it_belongs_to_repairs_by_least_squares(self) -> None:
+        steps = {repair: OneshotConfig(ratio=0.5, repair=repair).norm_steps for repair in REPAIRS}
+        assert steps == {"refit": 32, "stream": 32, "stream+readers": 32, "bias": 0, "none": 0}
+        assert OneshotConfig(ratio=0.5, repair="none", norm_steps=4).needs_data
+        assert OneshotConfig(ratio=0.5, dimensions=("hidden",)).norm_steps == 0
+        with pytest.raises(ValueError, match=r"norm_steps is -1"):
+            OneshotConfig(ratio=0.5, norm_steps=-1)
+        with pytest.raises(ValueError, match=r"norm_steps is an option of pruning where heads"):
+            OneshotConfig(sparsity=0.5, norm_steps=4)
+
+
 class TestProgress:
     def progress(self, checkpoint: Path, data: Path, **values: Any) -> list[tuple[str, int, int]]:
         heard: list[tuple[str, int, int]] = []
@@ -311,12 +336,12 @@ class TestProgress:
         names = list(dict.fromkeys(what for what, _, _ in heard))
         assert names[0] == "scoring for the trials"
         assert len([name for name in names if re.match(r"trying \d heads, \d+ channels$", name)]) >= 2
-        assert names[-2:] == ["scoring", "cutting"]
+        assert names[-3:] == ["scoring", "cutting", "tuning the norms"]
 
     def test_scoring_and_cutting_are_told_of_every_cut(self, checkpoint: Path, data: Path) -> None:
         heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5, cuts=2, allocation="uniform")
         names = list(dict.fromkeys(what for what, _, _ in heard))
-        assert names == ["scoring 1/2", "cutting 1/2", "scoring 2/2", "cutting 2/2"]
+        assert names == ["scoring 1/2", "cutting 1/2", "scoring 2/2", "cutting 2/2", "tuning the norms"]
         for name in names:
             steps = [step for what, *step in heard if what == name]
             total = steps[0][1]
