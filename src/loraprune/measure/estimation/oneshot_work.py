@@ -4,7 +4,7 @@ Each block runs on the stream of the uncut model, then up to each consumer for s
 go on, without the parts that were finished before the last consumer was reached. (Attention that returns its weights,
 which ``sdpa`` does not, may run again.) The processes divide the calibration sequences for these runs and the second
 moments, and then sum the moments. Each process computes the order of elimination and the least squares itself. The
-tried ridges are divided, too.
+tried ridges are divided, too. The tuning of the norms is not counted: its steps do not grow with the calibration data.
 """
 
 from __future__ import annotations

@@ -164,6 +164,7 @@ def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) ->
     how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
     if config.norm_steps:
         how += f", then {config.norm_steps} steps on the norms"
+    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed (of {kinds} a layer); {how}"
 
 
 def _memory(prepared: PreparedRun, cost: ExpectedCost | None) -> str:
