@@ -16,16 +16,9 @@ from hypothesis import strategies as st
 from tests.checkpoints import byte_model
 
 from loraprune.record.codec import encode
+from loraprune.record.pruning_course import PruningCourse
 from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import (
-    Machine,
-    ModelMeasures,
-    PruningCourse,
-    RunMetrics,
-    RunRecord,
-    Settings,
-    SparsityCourse,
-)
+from loraprune.record.run_record import Machine, ModelMeasures, RunMetrics, RunRecord, Settings, SparsityCourse
 from loraprune.report.card import card_of
 from loraprune.report.comparison.compare import compare_runs
 from loraprune.report.from_record import report_of

@@ -13,8 +13,9 @@ from tests.models import tiny_model
 
 from loraprune.recipes.steps.record import dimensions_of
 from loraprune.record.codec import decode
+from loraprune.record.pruning_course import DimensionRecord
 from loraprune.record.report_data import Cut, GroupMap, LayerWidth, ReportData
-from loraprune.record.run_record import DimensionRecord, RunRecord
+from loraprune.record.run_record import RunRecord
 from loraprune.report.from_record import group_maps, report_of, widths_of
 from loraprune.structure.describe import describe
 

@@ -40,17 +40,9 @@ from loraprune.recipes.steps.push import pushed
 from loraprune.recipes.steps.record import dimensions_of, oneshot_recipe, record_of, tried_widths, with_phases
 from loraprune.recipes.steps.verify import load_back_check
 from loraprune.record.claims import claimed
+from loraprune.record.pruning_course import NormsRecord, PruningCourse, RepairError
 from loraprune.record.report_data import ReportData
-from loraprune.record.run_record import (
-    MatrixRecord,
-    ModelMeasures,
-    NormsRecord,
-    PruningCourse,
-    RepairError,
-    RunMetrics,
-    RunRecord,
-    SparsityCourse,
-)
+from loraprune.record.run_record import MatrixRecord, ModelMeasures, RunMetrics, RunRecord, SparsityCourse
 from loraprune.record.saved_steps import SavedSteps
 from loraprune.report.card import card_of
 from loraprune.report.from_record import importance_of, report_of, write_run_page

@@ -51,8 +51,9 @@ from loraprune.recipes.steps.verify import load_back_check
 from loraprune.recipes.steps.zeros import filling_note, settle_zeros
 from loraprune.record.claims import claimed
 from loraprune.record.codec import decode, encode
+from loraprune.record.pruning_course import PruningCourse
 from loraprune.record.report_data import EvaluationPoint, HistoryPoint, ReportData
-from loraprune.record.run_record import ModelMeasures, PruningCourse, RunMetrics, RunRecord, SparsityCourse
+from loraprune.record.run_record import ModelMeasures, RunMetrics, RunRecord, SparsityCourse
 from loraprune.report.card import card_of
 from loraprune.report.from_record import importance_of, report_of, write_run_page
 from loraprune.sparsity.zeros import Zeros, zeros_of

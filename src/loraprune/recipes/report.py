@@ -9,8 +9,9 @@ from pathlib import Path
 
 from loraprune.record.atomic import check_file, write_text
 from loraprune.record.places import check_place
+from loraprune.record.pruning_course import DimensionRecord
 from loraprune.record.report_data import GroupMap, Importance, ReportData, Row
-from loraprune.record.run_record import RECORD_FILE, DimensionRecord, RunRecord
+from loraprune.record.run_record import RECORD_FILE, RunRecord
 from loraprune.report.card import with_rows
 from loraprune.report.evaluation_rows import RunEntries, entry_rows, find_entries, with_entries
 from loraprune.report.from_record import group_maps, report_of

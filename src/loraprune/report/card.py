@@ -16,8 +16,9 @@ from loraprune.structure.dimensions import Structure
 from loraprune.tasks.task import CARD_FORMATS, Measure
 
 if TYPE_CHECKING:
+    from loraprune.record.pruning_course import PruningCourse
     from loraprune.record.report_data import Row
-    from loraprune.record.run_record import PruningCourse, RunMetrics, RunRecord
+from loraprune.record.run_record import RunMetrics, RunRecord
 
 _GROUPS = {
     "heads": "attention heads",

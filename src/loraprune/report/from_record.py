@@ -12,6 +12,7 @@ from pathlib import Path
 from loraprune.importance.moving_average import Scores
 from loraprune.record import numbers
 from loraprune.record.codec import encode
+from loraprune.record.pruning_course import DimensionRecord, PruningCourse
 from loraprune.record.report_data import (
     Completion,
     Cut,
@@ -25,14 +26,7 @@ from loraprune.record.report_data import (
     ReportData,
     Row,
 )
-from loraprune.record.run_record import (
-    DimensionRecord,
-    MatrixRecord,
-    PruningCourse,
-    RunMetrics,
-    RunRecord,
-    SparsityCourse,
-)
+from loraprune.record.run_record import MatrixRecord, RunMetrics, RunRecord, SparsityCourse
 from loraprune.report.before_after import notes_on_nan
 from loraprune.report.figure import NONZERO_WEIGHTS
 from loraprune.report.width_choice import notes_on_norms, notes_on_widths

@@ -11,7 +11,7 @@ from loraprune.calibration.block_by_block import Calibration, token_sequences
 from loraprune.calibration.progress import Progress
 from loraprune.processes.shared_work import together
 from loraprune.pruning.oneshot_config import OneshotConfig
-from loraprune.record.run_record import NormsRecord
+from loraprune.record.pruning_course import NormsRecord
 from loraprune.surgery.tune_norms import NormTuning, norm_parameters, why_norms_stay
 
 if TYPE_CHECKING:

@@ -15,7 +15,8 @@ from loraprune.processes.ranks import num_processes
 from loraprune.pruning.config import PruningConfig
 from loraprune.record.codec import encode
 from loraprune.record.provenance import machine_description, timestamp, versions
-from loraprune.record.run_record import DimensionRecord, Machine, RunMetrics, RunRecord, Settings, TriedWidths
+from loraprune.record.pruning_course import DimensionRecord, TriedWidths
+from loraprune.record.run_record import Machine, RunMetrics, RunRecord, Settings
 from loraprune.structure.widths import widest
 from loraprune.tasks.options import LoraOptions
 
