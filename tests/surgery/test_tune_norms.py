@@ -65,7 +65,7 @@ def test_only_norms_change_and_the_model_is_left_as_it_was_found(dense: Any) -> 
 
 
 def test_norms_stay_if_the_tuning_does_not_help(dense: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "LEARNING_RATE", 1e3)
+    monkeypatch.setattr(module, "_STEP_SIZE", 1e3)
     before, after, found = tuned(dense, steps=5)
     assert found.steps == 0
     assert found.after == found.before

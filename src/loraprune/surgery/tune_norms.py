@@ -25,13 +25,13 @@ if TYPE_CHECKING:
     from loraprune.structure.dimensions import Structure
 
 TOKENS_PER_STEP = 2048
-LEARNING_RATE = 4e-2
+_STEP_SIZE = 4e-2
 """Share of a norm's gain."""
 
-HELD_BACK = 8
+_HELD_BACK = 8
 """One row of so many judges the result."""
 
-MOST_JUDGES = 8
+_MOST_JUDGES = 8
 _WARM_UP = 4
 _BETAS = (0.9, 0.95)
 _LARGEST_GRADIENT = 1.0
@@ -47,7 +47,7 @@ class _Reached(Exception):  # noqa: N818 (not an error)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Row:
+class _Followed:
     """A sequence, and what the head of the model received for it before the cut.
 
     Attributes:
@@ -133,11 +133,11 @@ class NormTuning:
     def __init__(self, model: nn.Module, calibration: Sequence[torch.Tensor], *, steps: int, seed: int = 0) -> None:
         generator = torch.Generator().manual_seed(seed)
         order = torch.randperm(len(calibration), generator=generator).tolist()
-        tuned, judges = held_back([calibration[index] for index in order], HELD_BACK)
+        tuned, judges = held_back([calibration[index] for index in order], _HELD_BACK)
         self._steps = list(_batches(tuned, steps))
         used = {number for step in self._steps for number in step}
         self._rows = {number: _row(model, tuned[number]) for number in sorted(used)}
-        self._judges = [_row(model, ids) for ids in judges[:MOST_JUDGES]]
+        self._judges = [_row(model, ids) for ids in judges[:_MOST_JUDGES]]
 
     def tune_(
         self, model: nn.Module, structure: Structure, progress: Progress = lambda done, total: None
@@ -173,7 +173,7 @@ class NormTuning:
         optimizer = torch.optim.AdamW([{"params": [master]} for master in masters], betas=_BETAS, weight_decay=0.0)
         for number, rows in enumerate(self._steps):
             for group, gain in zip(optimizer.param_groups, gains, strict=True):
-                group["lr"] = LEARNING_RATE * gain * _schedule(number, len(self._steps))
+                group["lr"] = _STEP_SIZE * gain * _schedule(number, len(self._steps))
             tokens = sum(len(self._rows[row].ids) for row in rows)
             for row in rows[own_part(len(rows))]:
                 (_divergence(model, self._rows[row]) / tokens).backward()
@@ -252,7 +252,7 @@ def _trainable_only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Ite
 
 
 @torch.no_grad()
-def _row(model: Any, ids: torch.Tensor) -> Row:
+def _row(model: Any, ids: torch.Tensor) -> _Followed:
     """Run a model up to its head."""
     found: list[torch.Tensor] = []
 
@@ -268,10 +268,10 @@ def _row(model: Any, ids: torch.Tensor) -> Row:
         pass
     finally:
         handle.remove()
-    return Row(ids=ids, hidden=found[0])
+    return _Followed(ids=ids, hidden=found[0])
 
 
-def _divergence(model: Any, row: Row) -> torch.Tensor:
+def _divergence(model: Any, row: _Followed) -> torch.Tensor:
     """``KL(before ‖ now)`` of a row in nats, summed over its tokens.
 
     The head receives the hidden states of both models in one run, so whatever follows it (a scale or a soft cap of the
