@@ -227,6 +227,7 @@ class TestOptions:
             *("--criterion", "flap", "--ratio", "0.4", "--repair", "bias", "--allocation", "balanced", "--cuts", "2"),
             *("--dimensions", "channels", "--channel-multiple", "4", "--head-counts", "any", "--keep-layers", "-1"),
             *("--damping", "0.1", "--calibration-sequences", "5", "--max-length", "24", "--seed", "9", "--offload"),
+            *("--norm-steps", "2"),
             *("--eval-data", data, "--eval-sequences", "3", "--prompt", "the old", "--no-report"),
         )
         assert found["settings"]["oneshot"] == {
@@ -236,6 +237,7 @@ class TestOptions:
             "allocation": "balanced",
             "dimensions": ["channels"],
             "cuts": 2,
+            "norm_steps": 2,
             "channel_multiple": 4,
             "widths": None,
             "any_head_count": True,

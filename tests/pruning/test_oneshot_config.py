@@ -73,6 +73,7 @@ class TestOptionsOfOneKind:
         "allocation": "uniform",
         "dimensions": ("heads",),
         "cuts": 1,
+        "norm_steps": 1,
         "channel_multiple": 1,
         "widths": "heads=1",
         "head_counts": "config",

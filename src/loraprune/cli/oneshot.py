@@ -85,7 +85,7 @@ _GROUPS: OptionGroups = {
         *RESUMING,
     ),
     "instead of --ratio": (*_groups("widths"), *goals()),
-    "with --ratio": _groups("dimensions", "keep_layers", "allocation", "cuts"),
+    "with --ratio": _groups("dimensions", "keep_layers", "allocation", "cuts", "norm_steps"),
     "with --sparsity": (
         option(
             "format",
