@@ -59,7 +59,7 @@ def test_the_table_fits_into_80_columns(run: Command, two: list[Path], monkeypat
     monkeypatch.setenv("COLUMNS", "80")
     finished = run("compare", *two)
     assert max(map(len, finished.out.splitlines())) <= 80
-    for figure in ("4.00", "8.00", "9.50", "500", "300", "6.00 ms", "1 min 00 s", "50% pruned"):
+    for figure in ("4.00", "8.00", "9.50", "500", "300", "6.00 ms", "1 min 00 s", "prunable"):
         assert figure in finished.out
     assert "64-token segments" in finished.out
 
@@ -102,7 +102,7 @@ def test_groups_and_the_reason_for_them_are_printed(run: Command, tmp_path: Path
     ("options", "message"),
     [
         (["-o", "page.htm"], "does not end in .html"),
-        (["--picture", "picture.gif"], "ends in none of .svg, .png, .pdf"),
+        (["--picture", "picture.gif"], "must end in one of .svg, .png, .pdf"),
         (["-o", "."], "is a folder"),
         (["--json", "a/pruning.json"], "would replace a file that is read"),
         (["-o", "x.html", "--json", "x.html"], "Two outputs have the same name"),

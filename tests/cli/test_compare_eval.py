@@ -25,7 +25,7 @@ def test_what_is_missing_is_measured_and_kept(run: Command, checkpoint: Path) ->
     assert without.code == 2
     assert run("eval", "0.3", "--ppl", "a.txt", "--max-length", "32", "-o", "0.3/evaluation.json", "-q").code == 0
     left = run("compare", "0.3", "0.5")
-    assert "0.5 has none. Measure all of them alike with --eval" in left.err
+    assert "0.5 has none. Measure all of them with --eval" in left.err
     done = run("compare", "0.3", "0.5", "--eval", "a.txt", "--max-length", "48", "-q", "--json", "all.json")
     assert done.code == 0, done.err
     (group,) = json.loads(Path("all.json").read_text())["groups"]

@@ -87,7 +87,7 @@ class TestRight:
         Path("model/tokenizer.json").write_text(json.dumps(tokenizer))
         finished = run("eval", checkpoint, "model", "--ppl", notes)
         assert finished.code == 0, finished.err
-        assert "different tokens: compare them per word or by bits per byte" in " ".join(finished.out.split())
+        assert "differently: compare perplexity per word or bits per byte" in " ".join(finished.out.split())
         (row,) = (line for line in finished.out.splitlines() if line.strip().startswith("notes.txt@64"))
         assert "×" not in row
         (row,) = (line for line in finished.out.splitlines() if "per byte  " in line)

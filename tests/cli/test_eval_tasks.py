@@ -71,7 +71,7 @@ def test_prompts_and_tasks_go_through_the_chat_template(
     assert run(*command).code == 0
     finished = run(*command, "--apply-chat-template", "--system-prompt", "Be short.")
     assert finished.code == 0, finished.err
-    assert "chat template, behind this system prompt: Be short." in " ".join(finished.out.split())
+    assert "chat template, with this system prompt: Be short." in " ".join(finished.out.split())
     entries = json.loads(output.read_text(encoding="utf-8"))["entries"]
     asked = [(entry["settings"].get("chat_template"), entry["settings"].get("system_prompt")) for entry in entries]
     assert asked == [(None, None)] * 2 + [(True, "Be short.")] * 2
@@ -87,7 +87,7 @@ def test_ties_are_noted_and_kept(
     items = [{"query": "one or", "choices": ["two", "two"], "gold": 1}, *choice_items(2)]
     file, output = write_items(tmp_path / "ties.jsonl", items), tmp_path / "results.json"
     finished = run("eval", models[0], "--tasks", file, "-o", output)
-    assert "dense: several choices are likeliest, and the first of them counts: ties.jsonl 1 of 3." in finished.out
+    assert "dense: several choices are equally likely, and the first one counts: ties.jsonl 1 of 3." in finished.out
     (entry,) = json.loads(output.read_text(encoding="utf-8"))["entries"]
     assert entry["values"]["num_tied"] == 1
 

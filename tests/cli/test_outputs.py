@@ -141,7 +141,7 @@ def test_a_place_that_cannot_be_written_is_found_out_before_any_work(call: Call,
         assert "does not exist" in line
     else:
         assert "cannot be written" in line
-        assert "file is no folder that you can write to" in line
+        assert "file is not a folder that you can write to" in line
     assert (tmp_path / "file").read_text() == "mine"
 
 
@@ -325,7 +325,7 @@ def test_a_full_disk_while_a_state_is_saved_is_one_error_and_leaves_nothing_half
     finished = run("prune", checkpoint, "--data", data, *QUICK, "-o", out, "--save-steps", "2", "-q")
     assert (finished.code, finished.out) == (1, "")
     assert finished.err == (
-        f"error: The state of the run in {out}.run cannot be written: the disk is full, or may not be written to. Free "
+        f"error: The state of the run in {out}.run cannot be written: the disk is full, or is not writable. Free "
         "some space and resume with --resume, or start again if no state was saved before.\n"
     )
     assert names_in(tmp_path) == (["out.run"] if kept else [])
@@ -351,7 +351,7 @@ def test_an_output_that_appears_during_the_run_is_kept_and_so_is_the_result(
     monkeypatch.setattr(recipe, "finish", meanwhile)
     finished = run("oneshot", checkpoint, *ONESHOT, "-o", out, "-q")
     assert finished.code == 1
-    assert f"error: {out} was taken while the run went on" in finished.err
+    assert f"error: {out} was created or changed during the run" in finished.err
     assert f"The result is in {out}.new." in finished.err
     assert names_in(out) == ["thesis.tex"]
     assert names_in(tmp_path) == ["out", "out.new"]

@@ -180,8 +180,8 @@ class TestNoPicture:
             done = run(command, checkpoint, "--data", data, "-o", out, "--ratio=0.4", *quick, "-q")
         assert done.code == 0, done.err
         assert done.err.splitlines() == [
-            "warning: the report could not be drawn (RuntimeError: no font). All else is there, and "
-            f"`loraprune report {out}` tries it again."
+            "warning: the report could not be drawn (RuntimeError: no font). The result is complete; "
+            f"try again: loraprune report {out}"
         ]
         assert "Report:" not in done.out
         assert {"config.json", "model.safetensors", "pruning.json", "README.md"} <= {p.name for p in out.iterdir()}
@@ -224,7 +224,7 @@ class TestBadInput:
     def test_results_of_other_models(self, run: Command, out: Path, tmp_path: Path) -> None:
         other = Entry(model="maker/other", fingerprint="commit:1", kind="perplexity", name="ptb")
         before = (out / "report.html").read_text()
-        assert "they are of maker/other" in self.error(run, out, "--evaluation", results(tmp_path / "r.json", other))
+        assert "results are of maker/other" in self.error(run, out, "--evaluation", results(tmp_path / "r.json", other))
         assert (out / "report.html").read_text() == before
 
     def test_a_page_that_is_none(self, run: Command, out: Path) -> None:

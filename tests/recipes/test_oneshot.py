@@ -291,8 +291,8 @@ class TestOutput:
         for kind, width in best.widths.items():
             assert set(result.metrics["pruning"]["widths"][kind]) == {width}
         assert re.match(
-            rf"Each layer keeps .* {best.widths['channels']} of 64 channels: of {len(others) + 1} choices that were "
-            rf"tried, .* \(KL divergence {best.divergence:.3g} nats a token; the .*\)\.",
+            rf"Each layer keeps .* {best.widths['channels']} of 64 channels: of {len(others) + 1} choices "
+            rf"tried, .* \(KL divergence {best.divergence:.3g} nats per token; the .*\)\.",
             result.report.notes[0],
         )
         assert RunRecord.read(tmp_path / "out").metrics.pruning == result.run_record.metrics.pruning

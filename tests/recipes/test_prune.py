@@ -150,10 +150,10 @@ class TestFolder:
         front, _, text = card.removeprefix("---\n").partition("\n---\n")
         assert "library_name: transformers" in front
         assert "base_model" not in front  # a folder of this machine is nothing for the hub
-        assert text.startswith("# tiny-llama, 50% pruned")
-        assert "`AutoModelForCausalLM.from_pretrained` loads it" in text
+        assert text.startswith("# tiny-llama, 50 % of the prunable parameters removed")
+        assert "Load it with `AutoModelForCausalLM.from_pretrained`" in text
         assert "```\nloraprune prune tiny-llama --data texts.jsonl\n```" in text
-        assert f"With loraprune {loraprune.__version__}." in text
+        assert f"Made with loraprune {loraprune.__version__}." in text
         dense, pruned = (finished.metrics[which]["parameters"] for which in ("dense", "pruned"))
         assert f"| parameters | {dense:,} | {pruned:,} |" in text
         assert f"held-out perplexity ({finished.metrics['pruned']['segment_length']}-token segments)" in text

@@ -132,7 +132,7 @@ class TestAPlaceThatIsTakenMeanwhile:
             output.mkdir()
             (output / "thesis.tex").write_text("three years")
 
-        with pytest.raises(WriteError, match=rf"{output} was taken while the run went on.*is in {output}\.new\."):
+        with pytest.raises(WriteError, match=rf"{output} was created or changed during the run.*is in {output}\.new\."):
             write(output, meanwhile=thesis)
         assert names(tmp_path) == ["out", "out.new"]
         assert names(output) == ["thesis.tex"]
@@ -140,7 +140,7 @@ class TestAPlaceThatIsTakenMeanwhile:
 
     def test_by_a_result_keeps_both_without_overwrite(self, tmp_path: Path) -> None:
         output = tmp_path / "out"
-        with pytest.raises(WriteError, match="was taken"):
+        with pytest.raises(WriteError, match="was created or changed"):
             write(output, meanwhile=lambda: old_result(output) and None)
         assert (names(output), names(tmp_path / "out.new")) == ([RESULT], ["new"])
 
@@ -154,7 +154,7 @@ class TestAPlaceThatIsTakenMeanwhile:
 
     def test_by_a_file_keeps_both(self, tmp_path: Path) -> None:
         output = tmp_path / "out"
-        with pytest.raises(WriteError, match="was taken"):
+        with pytest.raises(WriteError, match="was created or changed"):
             write(output, meanwhile=lambda: output.touch())
         assert output.is_file()
         assert names(tmp_path / "out.new") == ["new"]
@@ -220,7 +220,7 @@ class TestAfterAKill:
         write(output, overwrite=True)
         assert names(tmp_path) == ["out"]
         assert names(output) == ["new"]
-        assert "Removed what a run left that was killed" in caplog.text
+        assert "Removed the leftovers of a killed run" in caplog.text
 
     def test_after_the_exchange_the_new_result_stands(self, tmp_path: Path) -> None:
         output = old_result(tmp_path / "out")
@@ -243,8 +243,8 @@ class TestAfterAKill:
             "Path.replace = lambda path, to: die() if path.suffix == '.partial' else replace(path, to)",
         )
         assert not output.exists()
-        with pytest.raises(WriteError, match="was taken"):
+        with pytest.raises(WriteError, match="was created or changed"):
             write(output)  # what was there is back, and was not to be replaced
         assert (output / RESULT).read_text() == "old"
         assert names(tmp_path) == ["out", "out.new"]
-        assert f"{output} is back" in caplog.text
+        assert f"Restored {output}" in caplog.text

@@ -132,4 +132,4 @@ def test_the_newest_of_the_replaced_folders_comes_back(tmp_path: Path, caplog: p
     with claimed(tmp_path / "out"):
         assert [path.name for path in (tmp_path / "out").iterdir()] == ["1"]
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert "is back" in caplog.text
+    assert "Restored" in caplog.text

@@ -72,13 +72,13 @@ def test_a_chain_of_runs_is_told_from_the_last_to_the_first() -> None:
     ("record", "words"),
     [
         (ONESHOT, "2:4 sparse by `wanda`"),
-        (JOINT, "50% pruned by `fisher`"),
+        (JOINT, "50 % of the prunable parameters removed by `fisher`"),
         (RECOVERY, "2:4 sparse by `wanda`"),
         ({**RECOVERY, "base_pruning": {}}, "50% sparse"),
         ({**RECOVERY, "metrics": {"sparsity": {"after": zeros(0.0)}}}, ""),
         (
             {"settings": {"recovery": {"keep_zeros": False}}, "base_pruning": encode(summary_of(JOINT))},
-            "50% pruned by `fisher`",
+            "50 % of the prunable parameters removed by `fisher`",
         ),
         ({}, ""),
     ],

@@ -72,13 +72,13 @@ def test_a_folder_that_one_may_not_write_to_is_found_out(tmp_path: Path) -> None
     for folder in (tmp_path, *(parent for parent in tmp_path.parents if above in parent.parents)):
         folder.chmod(0o755)  # with several workers, one more stands above
     (tmp_path / "mine").mkdir(mode=0o555)
-    with somebody_else(), pytest.raises(ValueError, match=r"mine is no folder that you can write to \(Permission"):
+    with somebody_else(), pytest.raises(ValueError, match=r"mine is not a folder that you can write to \(Permission"):
         check_place(tmp_path / "mine" / "a" / "b.json")
 
 
 def test_a_file_among_the_folders_is_found_out(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"file is no folder that you can write to \(Not a directory\)"):
+    with pytest.raises(ValueError, match=r"file is not a folder that you can write to \(Not a directory\)"):
         check_place(tmp_path / "file" / "b.json")
 
 

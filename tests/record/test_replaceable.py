@@ -26,7 +26,7 @@ def test_a_new_folder_and_an_empty_one_may_be_written(tmp_path: Path) -> None:
 
 def test_a_file_is_refused_even_with_overwrite(tmp_path: Path) -> None:
     path = folder_of(tmp_path, "file") / "file"
-    with pytest.raises(OutputExistsError, match=f"{path} is a file; the result is a folder"):
+    with pytest.raises(OutputExistsError, match=f"{path} is a file, but the result is a folder"):
         check_output(path, overwrite=True)
 
 
@@ -75,7 +75,7 @@ def test_a_real_result_is_replaced(finished: PruneResult) -> None:
 )
 def test_anything_else_is_refused_and_named(tmp_path: Path, names: tuple[str, ...], told: str) -> None:
     folder_of(tmp_path, *names)
-    with pytest.raises(OutputExistsError, match=f"holds what loraprune did not write.*: {told}. Move it away"):
+    with pytest.raises(OutputExistsError, match=f"holds files that loraprune did not write.*: {told}. Move it away"):
         check_output(tmp_path, overwrite=True)
 
 

@@ -172,11 +172,11 @@ class TestOtherFiles:
     )
     def test_a_damaged_or_foreign_file_is_named_with_what_is_wrong(self, tmp_path: Path, text: str, why: str) -> None:
         (tmp_path / "pruning.json").write_bytes(text.encode("latin-1"))
-        with pytest.raises(ValueError, match=rf"pruning\.json is damaged or no record of a run: .*{why}"):
+        with pytest.raises(ValueError, match=rf"pruning\.json is damaged or not the record of a run: .*{why}"):
             RunRecord.read(tmp_path)
 
     def test_a_folder_without_a_record(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"pruning\.json is damaged or no record.*No such file"):
+        with pytest.raises(ValueError, match=r"pruning\.json is damaged or not the record.*No such file"):
             RunRecord.read(tmp_path)
 
     def test_what_a_later_version_of_the_same_form_adds_is_left_alone(self, tmp_path: Path) -> None:

@@ -88,13 +88,13 @@ class TestBelonging:
         self, tmp_path: Path, run: Path
     ) -> None:
         file = results(tmp_path / "r.json", entry("maker/other"), entry("maker/third"))
-        with pytest.raises(ValueError, match=r"none is of .*out or .* from, maker/model: .* maker/other, maker/third"):
+        with pytest.raises(ValueError, match=r"no results of .*out or .* maker/model\. .* maker/other, maker/third"):
             find_entries(run, "maker/model", [file])
 
     def test_a_named_file_of_an_older_state_of_the_run_is_refused(self, tmp_path: Path, run: Path) -> None:
         file = results(tmp_path / "r.json", entry(run))
         (run / "model.safetensors").write_text("another")
-        with pytest.raises(ValueError, match="as it was before it was written anew"):
+        with pytest.raises(ValueError, match="results of an earlier version of"):
             find_entries(run, "maker/model", [file])
 
     def test_results_of_another_version_are_refused(self, tmp_path: Path, run: Path) -> None:

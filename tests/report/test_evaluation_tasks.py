@@ -49,7 +49,7 @@ def test_averages_come_last_and_say_what_they_are_of() -> None:
     (place,) = [number for number, line in enumerate(lines) if "average of 2" in line]
     assert lines[place].split() == ["average", "of", "2", "acc", "67.5", "65.5", "\N{MINUS SIGN}2.0"]
     assert lines[place + 1].split()[:2] == ["acc_norm", "65.0"]
-    assert "average of acc_norm: acc where a task has none" in " ".join(" ".join(lines).split())
+    assert "average of acc_norm: acc if a task has none" in " ".join(" ".join(lines).split())
 
 
 def test_an_average_is_over_tasks_that_every_model_has() -> None:
@@ -78,6 +78,6 @@ def test_notes_name_requests_that_were_cut_choices_that_tie_and_likelihoods_that
     tied = entry("boolq", num_tied=1200, num_items=3270)
     assert task_notes([("dense", [cut]), ("pruned", [broken]), ("other", [tied])]) == [
         "dense: requests longer than its context lost their beginning: mmlu 1,200 of 4,000.",
-        "pruned: log-likelihoods are NaN, so that there are no scores: piqa 10 of 10. Try --dtype float32.",
-        "other: several choices are likeliest, and the first of them counts: boolq 1,200 of 3,270.",
+        "pruned: log-likelihoods are NaN, so there are no scores: piqa 10 of 10. Try --dtype float32.",
+        "other: several choices are equally likely, and the first one counts: boolq 1,200 of 3,270.",
     ]

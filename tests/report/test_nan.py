@@ -23,7 +23,7 @@ from loraprune.report.from_record import report_of
 from loraprune.report.page import render_report
 
 REASON = (
-    "The loss of the pruned model is not finite on 1 of 3 held-out segments, so that its perplexity is not a number. "
+    "The loss of the pruned model is not finite on 1 of 3 held-out segments, so its perplexity is not a number. "
     "The model gave NaN or infinite logits there."
 )
 

@@ -169,7 +169,7 @@ def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
     figure = map_figure(maps, widths)
     root = drawn(figure.markup)
     assert root.attrib["aria-label"] == (
-        "Map of the channels that stayed, in 2 rows: least in layer 0 (2 of 14), most in layer 1 (11 of 14)."
+        "Map of the channels that were kept, in 2 rows: least in layer 0 (2 of 14), most in layer 1 (11 of 14)."
     )
     assert tips(root) == [
         "Layer 0 (2 of 14 kept)/25.0 %",
@@ -178,7 +178,7 @@ def test_a_map_tells_each_cell_and_says_where_most_went() -> None:
         "Layer 1 (11 of 14 kept)/50.0 %",
     ]
     assert 'data-columns="channels 0–7|channels 8–13"' in figure.markup
-    assert "a cell 8 neighbors" in figure.caption
+    assert "each cell 8 neighbors" in figure.caption
 
 
 def test_the_map_of_single_groups_says_kept_or_removed_and_rows_may_differ_in_length() -> None:
@@ -189,7 +189,7 @@ def test_the_map_of_single_groups_says_kept_or_removed_and_rows_may_differ_in_le
 
 def test_a_map_takes_the_place_of_the_widths_where_layers_have_several_groups(sample: ReportData) -> None:
     titles = [figure.title for section in charts.sections(sample) for figure in section.figures]
-    assert "Which KV heads stayed" in titles
+    assert "Which KV heads were kept" in titles
     assert "Heads in each layer" not in titles
     blocks = tuple(LayerWidth(layer=layer, kind="blocks", total=1, kept=layer % 2) for layer in range(4))
     maps = tuple(GroupMap(kind="blocks", layer=layer, kept=(float(layer % 2),)) for layer in range(4))
@@ -272,7 +272,7 @@ def test_scores_are_told_for_both_models_and_long_names_are_shortened() -> None:
 def test_phases_of_unknown_length_are_left_out() -> None:
     figure = phases_figure({"loading": 1.0, "training": float("nan"), "cuts": 3.0})
     assert figure is not None
-    assert figure.caption == "4.0 s in all."
+    assert figure.caption == "4.0 s in total."
     assert "training" not in figure.markup
     assert phases_figure({"training": float("nan")}) is None
 

@@ -136,7 +136,7 @@ def test_sections_without_data_are_left_out(sample: ReportData, sample_page: str
     whole = Page(sample_page).shown
     bare = ReportData(title="t", model="m", created="yesterday", headline=sample.headline)
     empty = Page(html.render_report(bare)).shown
-    for heading in ("Before and after", "Task scores", "The run", "What was cut", "Completions", "To repeat it"):
+    for heading in ("Before and after", "Task scores", "The run", "What was cut", "Completions", "How to repeat it"):
         assert heading in whole
         assert heading not in empty
 

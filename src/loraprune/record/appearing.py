@@ -97,7 +97,7 @@ def put_in_place(made: Path, output: Path, *, overwrite: bool) -> None:
             raise
         kept = _keep_beside(made, output)
         raise WriteError(
-            f"{output} was taken while the run went on, by something that it may not replace. The result is in {kept}."
+            f"{output} was created or changed during the run, so it is not replaced. The result is in {kept}."
         ) from error
     sync(output.parent)
 

@@ -117,7 +117,7 @@ def clear_leftovers(output: Path) -> None:
     for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True):
         if path.suffix == ".old" and not output.exists():
             path.replace(output)
-            logger.warning("%s is back: a run was killed while it replaced it.", output)
+            logger.warning("Restored %s: a run was killed while it replaced this folder.", output)
         else:
             shutil.rmtree(path, ignore_errors=True)
-            logger.warning("Removed what a run left that was killed: %s", path)
+            logger.warning("Removed the leftovers of a killed run: %s", path)

@@ -33,7 +33,7 @@ def read_json(path: Path) -> Any:
         ValueError: the path is not a regular file, or its content is not JSON in UTF-8.
     """
     if path.exists() and not path.is_file():
-        raise ValueError("it is no regular file")
+        raise ValueError("it is not a regular file")
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError:
@@ -139,7 +139,7 @@ def _decode_enum(hint: type[Enum], value: object, where: str) -> Enum:
         return hint(value)
     except ValueError:
         known = ", ".join(repr(member.value) for member in hint)
-        raise ValueError(f"{where} is {value!r}, which is none of {known}.") from None
+        raise ValueError(f"{where} is {value!r}, but must be one of {known}.") from None
 
 
 def _expect(kind: type[_T], value: object, where: str, name: str) -> _T:

@@ -53,7 +53,7 @@ def count(value: float | None) -> str:
 
 
 def counted(number: int, noun: str) -> str:
-    """A number with the noun that it counts: ``1 step``, ``1,408 steps``; the plural of ``noun`` ends in an s."""
+    """Format a number with its noun: ``1 step``, ``1,408 steps``; the plural of ``noun`` must end in an s."""
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 

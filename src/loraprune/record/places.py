@@ -55,7 +55,7 @@ def check_kind(path: Path) -> None:
         kind = _KINDS.get(stat.S_IFMT(found.st_mode), "special file")
         raise OutputExistsError(f"The output {path} is a {kind}, which is never replaced. Name another one.")
     if any(_is_open(found, stream) for stream in (1, 2)):
-        raise OutputExistsError(f"The output {path} is where this command prints to. Name another one.")
+        raise OutputExistsError(f"The output {path} receives what this command prints. Name another one.")
 
 
 def check_place(path: Path) -> None:
@@ -72,7 +72,7 @@ def check_place(path: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(
-            f"The output {path} cannot be written: {standing} is no folder that you can write to ({error.strerror})."
+            f"The output {path} cannot be written: {standing} is not a folder that you can write to ({error.strerror})."
         ) from error
 
 
@@ -126,4 +126,4 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))
         return os.strerror(int(found[1])) if found and int(found[1]) in _REFUSALS else None
-    return "the disk is full, or may not be written to" if _TORCH.search(str(error)) else None
+    return "the disk is full, or is not writable" if _TORCH.search(str(error)) else None

@@ -1,4 +1,4 @@
-"""Time, machine and versions that something was made with."""
+"""Time, machine and library versions of a run."""
 
 from __future__ import annotations
 

@@ -71,10 +71,10 @@ class PruningCourse:
     """How groups were removed.
 
     Attributes:
-        ratio: removed share of the parameters of the prunable dimensions; ``target_ratio``: requested share.
-        parameters_before: of the whole model; ``parameters``: of the result.
-        prunable_parameters_before: of the prunable dimensions; ``prunable_parameters``: after the run.
-        repair: of a run without training; ``widths``: also without training, groups kept by kind and layer.
+        ratio: removed share of the prunable parameters; ``target_ratio``: requested share.
+        parameters_before: number of parameters before the run; ``parameters``: of the result.
+        prunable_parameters_before: those of the prunable dimensions; ``prunable_parameters``: after the run.
+        repair: repair of a run without training; ``widths``: groups kept by kind and layer, also without training.
         cuts: cuts of a run with training, in order.
         refit_errors: errors of each consumer at each cut.
         trials: widths that were tried, best first; the first one was used.

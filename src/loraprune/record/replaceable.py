@@ -133,7 +133,7 @@ def check_replaceable(folder: Path, *, state: bool = False) -> None:
     if foreign:
         more = f" and {len(foreign) - _NAMED} more" if len(foreign) > _NAMED else ""
         raise OutputExistsError(
-            f"{folder} holds what loraprune did not write, and is not replaced, not even with --overwrite: "
+            f"{folder} holds files that loraprune did not write, so it is not replaced, not even with --overwrite: "
             f"{', '.join(foreign[:_NAMED])}{more}. Move it away, or name another output."
         )
 
@@ -163,10 +163,10 @@ def check_standing(output: Path, *, overwrite: bool) -> None:
         OutputExistsError: see :func:`check_output`.
     """
     if output.is_file():
-        raise OutputExistsError(f"{output} is a file; the result is a folder.")
+        raise OutputExistsError(f"{output} is a file, but the result is a folder. Name another output.")
     check_kind(output)
     if output.is_mount():
-        raise OutputExistsError(f"{output} is where a disk is mounted, and the result is a new folder: name one in it.")
+        raise OutputExistsError(f"{output} is a mount point, which cannot be replaced. Name a new folder in it.")
     if not is_filled(output):
         return
     if not overwrite:

@@ -28,10 +28,10 @@ class Headline:
     """Removed share of the model.
 
     Attributes:
-        ratio: removed share of the parameters of the prunable dimensions.
+        ratio: removed share of the prunable parameters (those of the prunable dimensions).
         target_ratio: requested share.
-        total_before: all parameters of the dense model; ``total_after``: of the pruned one.
-        prunable_before: parameters of the prunable dimensions before; ``prunable_after``: after.
+        total_before: number of parameters of the dense model; ``total_after``: of the pruned one.
+        prunable_before: number of prunable parameters before; ``prunable_after``: after.
         sparsity: for a run that sets weights to zero and removes nothing, the pattern: ``"50% of the weights"``.
             ``ratio`` is then the share of zeros in the linear layers (after a training run: in the layers that LoRA
             adapts).
@@ -83,7 +83,7 @@ class Row:
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryPoint:
-    """One training step: its loss, the removed share and parameters after it, seconds since the run began."""
+    """One training step: its loss, the removed share and the parameters after it, and seconds since the start."""
 
     step: int
     loss: float

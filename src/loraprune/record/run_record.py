@@ -209,12 +209,12 @@ class History:
     base_pruning: History | None = field(default=None, metadata=LEFT_OUT)
 
     def in_words(self) -> str:
-        """``"2:4 sparse by `wanda`"``, ``"50% pruned by `fisher`"``; empty if nothing is known."""
+        """``"2:4 sparse by `wanda`"``, ``"50 % of the prunable parameters removed by `fisher`"``; empty if unknown."""
         method = f" by `{self.method}`" if self.method else ""
         if self.pattern is not None:
             return f"{self.pattern} sparse{method}"
         if self.ratio:
-            return f"{self.ratio:.0%} pruned{method}"
+            return f"{100 * self.ratio:.0f} % of the prunable parameters removed{method}"
         before = self.base_pruning
         if before not in (None, History()) and (before.pattern is None or self.sparsity):
             return before.in_words()
@@ -270,7 +270,7 @@ class RunRecord:
         try:
             return decode(cls, upgraded(read_json(path)))
         except (OSError, ValueError) as error:
-            raise ValueError(f"{path} is damaged or no record of a run: {error}") from error
+            raise ValueError(f"{path} is damaged or not the record of a run: {error}") from error
 
     def write(self, folder: Path) -> RunRecord:
         """Write the record into the folder of a run as strict JSON; NaN and infinities become ``null``.
@@ -284,7 +284,7 @@ class RunRecord:
         return written
 
     def summary(self) -> History:
-        """Method and amount of pruning, and the base's history from the record."""
+        """Return the method and amount of pruning, and the base's history from the record."""
         pruning, sparsity = self.metrics.pruning, self.metrics.sparsity or SparsityCourse()
         after = None if sparsity.after is None else sparsity.after.share
         return History(
@@ -314,8 +314,8 @@ def upgraded(values: Any) -> Any:
     version = values.get("version", RECORD_VERSION)
     if version != RECORD_VERSION:
         raise ValueError(
-            f"it has version {version!r} of the form of records, and this loraprune reads version {RECORD_VERSION}. "
-            "Install the loraprune that wrote it."
+            f"it has version {version!r} of the record format, but this loraprune reads version {RECORD_VERSION}. "
+            "Install the version of loraprune that wrote it."
         )
     found = {key: value for key, value in values.items() if value is not None}
     if "metrics" in found:

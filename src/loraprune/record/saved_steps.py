@@ -59,7 +59,11 @@ class SavedSteps:
         return self._folder / f"{STEP_PREFIX}{name}.safetensors"
 
     def found(self, name: str) -> SavedStep | None:
-        """Return a step that an earlier run finished, or None."""
+        """Return a step that an earlier run finished, or None.
+
+        Raises:
+            ValueError: the file of the step is damaged.
+        """
         if self._folder is None or not from_main(lambda: self.path(name).is_file()):
             return None
         try:
@@ -73,7 +77,7 @@ class SavedSteps:
         """Write a finished step.
 
         Raises:
-            WriteError: the disk is full, or may not be written to.
+            WriteError: the disk is full or not writable.
         """
         if self._folder is None or not is_main():
             return

@@ -142,13 +142,10 @@ def notes_on_nan(metrics: RunMetrics, before: str, after: str) -> tuple[str, ...
     named = ((before, metrics.dense), ("unrecovered pruned", metrics.unrecovered), (after, metrics.pruned))
     return tuple(
         f"The loss of the {name} model is not finite on {measures.num_not_finite:,} of {measures.num_segments:,} "
-        f"held-out segments, so that its perplexity is not a number. {WHY_NAN}"
+        f"held-out segments, so its perplexity is not a number. {WHY_NAN}"
         for name, measures in named
         if measures is not None and measures.num_not_finite and measures.num_segments
     )
-
-
-# The comparison of dense and pruned model as a table for the terminal.
 
 
 def comparison_table(data: ReportData) -> Table:

@@ -53,7 +53,7 @@ def _all_widths(widths: Mapping[str, Sequence[int]], structure: Structure) -> st
     """Return a sentence about what every layer has."""
     if structure.spans_blocks and widths:
         (dimension,) = structure
-        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {_GROUPS[dimension.kind]} are left."
+        return f"{widths[dimension.kind][0]} of {dimension.num_groups} {_GROUPS[dimension.kind]} are kept."
     kept = ", ".join(_widths(kind, counts, structure) for kind, counts in widths.items())
     return f"Every layer has {kept}." if kept else "Nothing was pruned."
 
@@ -64,7 +64,7 @@ class _Words:
 
     Attributes:
         title: text after the model's name in the heading.
-        what: sentences on what was done; ``facts``: on how much.
+        what: sentences on what the run did; ``facts``: on how much.
         tag: tag for the Hub.
         before: heading for the model before the run; ``after``: heading for the result.
         recorded: content of the record besides settings, versions, seed and measures.
@@ -77,7 +77,7 @@ class _Words:
     tag: str = "pruned"
     before: str = "dense"
     after: str = "pruned"
-    recorded: str = "the groups that stayed"
+    recorded: str = "the groups that were kept"
     command: str = "prune"
 
 
@@ -123,7 +123,7 @@ def card_of(
 ```yaml
 {recipe}```
 
-With loraprune {record.versions.get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
+Made with loraprune {record.versions.get("loraprune", "")}. `pruning.json` holds every setting, version, seed and
 measure, and {words.recorded}. The license is that of the base model.
 """
 
@@ -141,9 +141,13 @@ def _words(record: RunRecord, structure: Structure) -> _Words:
 def _removed_shares(pruning: PruningCourse) -> str:
     """State the removed share, counted both ways."""
     return (
-        f"Removed: {pruning.ratio:.2%} of the parameters of the prunable dimensions (target "
+        f"Removed: {pruning.ratio:.2%} of the prunable parameters (target "
         f"{pruning.target_ratio:.2%}),\n{1 - pruning.parameters / pruning.parameters_before:.2%} of all parameters."
     )
+
+
+def _removed_in_words(pruning: PruningCourse) -> str:
+    return f"{100 * pruning.ratio:.0f} % of the prunable parameters removed"
 
 
 def _removed_kinds(structure: Structure) -> str:
@@ -153,14 +157,14 @@ def _removed_kinds(structure: Structure) -> str:
 
 def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
     listed = "\n".join(f"- {runtime}" for runtime in runtimes)
-    return f"`{auto_class}.from_pretrained` loads it.\nWhere it runs:\n\n{listed}"
+    return f"Load it with `{auto_class}.from_pretrained`.\nRuntimes:\n\n{listed}"
 
 
 def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, Any], structure: Structure) -> _Words:
     """A run that removes groups during LoRA tuning."""
     widths = pruning.cuts[-1].widths if pruning.cuts else {}
     return _Words(
-        title=f"{pruning.ratio:.0%} pruned",
+        title=_removed_in_words(pruning),
         what=(
             f"A structurally pruned copy of `{_base_name(record)}`: {_removed_kinds(structure)} were removed\nwhile "
             f"LoRA tuned the model, and the adapter is merged. {_all_widths(widths, structure)}"
@@ -173,9 +177,9 @@ def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, 
 
 
 def _prompt_note(settings: Mapping[str, Any]) -> str:
-    """Mention the pruning prompt, if any: the model was tuned and measured with it."""
+    """Return a sentence about the pruning prompt, if there is one: the model was tuned and measured with it."""
     prompt = Compresso(**settings.get("compresso", {})).prompt_text
-    return "" if prompt is None else f" Tuned and measured behind this prompt, followed by an empty\nline: “{prompt}”"
+    return "" if prompt is None else f" Tuned and measured after this prompt and an empty\nline: “{prompt}”"
 
 
 def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Structure) -> _Words:
@@ -183,7 +187,7 @@ def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Struc
     name, pruning, sparsity = _base_name(record), record.metrics.pruning, record.metrics.sparsity
     if pruning is not None:
         return _Words(
-            title=f"{pruning.ratio:.0%} pruned",
+            title=_removed_in_words(pruning),
             what=(
                 f"A structurally pruned copy of `{name}`: {_removed_kinds(structure)} were removed without training.\n"
                 f"{_all_widths(pruning.widths or {}, structure)}"
@@ -201,9 +205,10 @@ def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Struc
             f"A sparse copy of `{name}`, made without training: {sparsity.reached:.2%} of the weights of the\n"
             f"blocks' linear layers are zero ({sparsity.pattern}, method `{settings['method']}`). Shapes and file size "
             "are those of the\noriginal, and plain inference is no faster. A merged LoRA adapter would fill the zeros; "
-            "`loraprune recover`\ntunes and keeps them."
+            "`loraprune recover`\ntunes the model and keeps the zeros."
         ),
         facts=f"Zeros: {sparsity.zeros:,} of {sparsity.weights:,} weights.",
+        recorded="the zeros of each matrix",
         command="oneshot",
     )
 
@@ -217,9 +222,9 @@ def _of_pst(record: RunRecord) -> _Words:
         title=f"{sparsity.pattern} sparse",
         what=(
             f"A sparse copy of `{_base_name(record)}`: {sparsity.reached:.2%} of the weights that LoRA adapted are\n"
-            "zero. The masks were learnt (PST) while LoRA tuned the model, and the adapter is merged. Shapes and file\n"
-            "size are those of the original, and plain inference is no faster. A further merged LoRA adapter would\n"
-            "fill the zeros; `loraprune recover` tunes and keeps them."
+            "zero. The masks were learned (PST) while LoRA tuned the model, and the adapter is merged. Shapes and\n"
+            "file size are those of the original, and plain inference is no faster. Another merged LoRA adapter would\n"
+            "fill the zeros; `loraprune recover` tunes the model and keeps the zeros."
         ),
         facts=(
             f"Zeros: {sparsity.zeros:,} of {sparsity.weights:,} adapted weights (target {sparsity.target:.2%}); "
@@ -227,7 +232,7 @@ def _of_pst(record: RunRecord) -> _Words:
         ),
         tag="sparse",
         after="sparse",
-        recorded="when the masks grew",
+        recorded="the mask updates",
     )
 
 
@@ -244,7 +249,7 @@ def _of_recovery(record: RunRecord, *, keeps_zeros: bool) -> _Words:
         )
     how = "LoRA tuned it, and the adapter is merged."
     if keeps_zeros:
-        how += " Weights that\nwere zero were masked in both, and are zero."
+        how += " Weights that\nwere zero were masked during tuning and are still zero."
     return _Words(
         title="recovered",
         what=f"A copy of {base}: {how}",
@@ -252,7 +257,7 @@ def _of_recovery(record: RunRecord, *, keeps_zeros: bool) -> _Words:
         tag="recovered",
         before="before",
         after="after",
-        recorded="what is known of how the base was pruned",
+        recorded="the known history of the base",
         command="recover",
     )
 

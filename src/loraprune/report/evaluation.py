@@ -43,7 +43,7 @@ def show_entries(console: Console, entries: Sequence[Entry]) -> None:
     notes = task_notes(columns)
     notes += _chat_notes(entries)
     if any(_tokenizers_differ(row) for row in rows.values()):
-        notes.append("The models cut text into different tokens: compare them per word or by bits per byte.")
+        notes.append("The models tokenize text differently: compare perplexity per word or bits per byte.")
     for note in notes:
         console.print(Text(note, style="yellow"))
 
@@ -52,8 +52,8 @@ def _chat_notes(entries: Sequence[Entry]) -> list[str]:
     """State that chat templates wrote the prompts, and with which system prompt."""
     systems = {entry.settings.get("system_prompt") for entry in entries if entry.settings.get("chat_template")}
     return [
-        "Tasks and prompts were asked through the model's chat template"
-        + ("." if system is None else f", behind this system prompt: {system}")
+        "Tasks and prompts used the model's chat template"
+        + ("." if system is None else f", with this system prompt: {system}")
         for system in sorted(systems, key=str)
     ]
 
@@ -61,7 +61,7 @@ def _chat_notes(entries: Sequence[Entry]) -> list[str]:
 def short_names(models: Sequence[str]) -> list[str]:
     """Shorten paths and Hub names to the endings that distinguish them."""
     parts = [PurePath(model).parts or (model,) for model in models]
-    # An adapter of `--save-adapter` is named after the folder that it is in.
+    # The folder of `--save-adapter` is always called adapter, so its parent is part of the name.
     lengths = [2 if part[-1] == "adapter" else 1 for part in parts]
     for further in range(max(map(len, parts), default=1)):
         names = ["/".join(part[-length - further :]) for part, length in zip(parts, lengths, strict=True)]
@@ -104,7 +104,7 @@ FURTHER: dict[str, dict[str, str]] = {
     "accuracy": {"loss": "loss"},
     "targets": {"perplexity": "perplexity", "loss": "loss"},
 }
-"""Return the rows under the first row of a measure, by its kind."""
+"""Rows under the first row of a measure, by its kind."""
 
 
 def _heading(label: str, row: ByModel) -> Text:
@@ -230,12 +230,12 @@ _SHARES = ("acc", "exact_match", "em", "f1", "mcc")
 """Prefixes of the names of metrics that are shares of one and are shown in percent."""
 
 _CAPTION = "accuracies in %; ±: standard error"
-_CHANGES = ", the largest of the models'; changes in points, against the first"
+_CHANGES = ", the largest of all models; changes in points from the first model"
 
 _AVERAGED = {
-    "acc_norm": "average of acc_norm: acc where a task has none",
-    "paper": "paper: acc_norm of HellaSwag, ARC-challenge and OpenBookQA, acc of the others; that the papers' tables "
-    "take these is an assumption",
+    "acc_norm": "average of acc_norm: acc if a task has none",
+    "paper": "paper: acc_norm of HellaSwag, ARC-challenge and OpenBookQA, acc of the others; we assume that the "
+    "papers' tables use these",
 }
 
 Column = tuple[str, Sequence["Entry"]]
@@ -268,7 +268,7 @@ def task_table(columns: Sequence[Column]) -> Table | None:
 
 
 def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> None:
-    """Return the rows of a task: its name, the form of its prompts, and a line per metric."""
+    """Add the rows of a task: its name, the form of its prompts, and a line per metric."""
     first = next(own for own in values if own)
     shots, items = first.get("num_fewshot"), first.get("num_items")
     facts = [f"{shots}-shot" if shots else "", f"{items:,} items" if items else ""]
@@ -288,7 +288,7 @@ def _add_task(table: Table, name: str, values: Sequence[Mapping[str, Any]]) -> N
 
 
 def _metrics(values: Mapping[str, Any]) -> Iterator[str]:
-    """Return the names of figures that have a standard error or are accuracies."""
+    """Yield the names of the task's scores, without their standard errors and other values."""
     aside = ("num_", "chance", "version", "group", "subtasks")
     for name in values:
         if not name.startswith(aside) and "_stderr" not in name:
@@ -319,7 +319,7 @@ def _change(metric: str, difference: float) -> str:
 
 
 def _add_averages(table: Table, values: Sequence[Mapping[str, Mapping[str, Any]]]) -> None:
-    """Return the means over the tasks that every model has."""
+    """Add the means over the tasks that every model has."""
     from loraprune.metrics.tasks import averages
 
     common = [name for name in values[0] if all(name in own for own in values)]
@@ -343,12 +343,11 @@ def task_notes(columns: Sequence[Column]) -> list[str]:
             notes.append(f"{model}: requests longer than its context lost their beginning: {', '.join(cut)}.")
         tied = [_share(name, own, "num_tied", "num_items") for name, own in scores if own.get("num_tied")]
         if tied:
-            notes.append(f"{model}: several choices are likeliest, and the first of them counts: {', '.join(tied)}.")
+            notes.append(f"{model}: several choices are equally likely, and the first one counts: {', '.join(tied)}.")
         lost = [_share(name, own, "num_not_finite") for name, own in scores if own.get("num_not_finite")]
         if lost:
             notes.append(
-                f"{model}: log-likelihoods are NaN, so that there are no scores: {', '.join(lost)}. "
-                "Try --dtype float32."
+                f"{model}: log-likelihoods are NaN, so there are no scores: {', '.join(lost)}. Try --dtype float32."
             )
         figures = [entry for entry in entries if entry.kind in FURTHER and "perplexity" in entry.values]
         nan = [entry.name for entry in figures if math.isnan(figure_of(entry, "perplexity") or 0.0)]

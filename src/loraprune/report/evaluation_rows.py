@@ -218,11 +218,11 @@ def find_entries(folder: Path, base: str, files: Sequence[str | Path]) -> RunEnt
 def _nothing(file: Path, folder: Path, base: str, found: RunEntries) -> str:
     stale = found.stale.get(file)
     if stale:
-        return f"{file} holds results of {stale[0].model} as it was before it was written anew. Evaluate it again."
+        return f"{file} holds results of an earlier version of {stale[0].model}. Evaluate it again."
     names = ", ".join(dict.fromkeys(found.foreign.get(file, ()))) or "no model"
     return (
-        f"Of the results in {file} none is of {folder} or of the model that it was made from, {base}: they are of "
-        f"{names}. Name another file, or evaluate these models."
+        f"{file} has no results of {folder} or of the model that it was made from, {base}. Its results are of {names}. "
+        "Name another file, or evaluate these models."
     )
 
 

@@ -72,7 +72,7 @@ def _rows_of(record: RunRecord) -> tuple[Row, ...]:
 
 
 def _report_measures(record: RunRecord) -> Sequence[Measure]:
-    """If nothing became smaller, nonzero weights take the place of the parameters."""
+    """Return the measures to show. For a sparse run without training, nonzero weights replace the parameters."""
     measures = task_of(record).measures
     if record.settings.oneshot and record.metrics.sparsity:
         return [NONZERO if measure is PARAMETERS else measure for measure in measures]
@@ -80,7 +80,7 @@ def _report_measures(record: RunRecord) -> Sequence[Measure]:
 
 
 def shown_measures(measures: Sequence[Measure], metrics: RunMetrics) -> Sequence[Measure]:
-    """Measures of the task. A sparse model also has its nonzero weights, below the parameters."""
+    """Return the measures of the task. For a sparse model, nonzero weights follow the parameters."""
     if metrics.dense.nonzero is None:
         return measures
     return [shown for each in measures for shown in ((each, NONZERO) if each is PARAMETERS else (each,))]
@@ -131,7 +131,7 @@ def report_of(
     """
     metrics = record.metrics
     if metrics.dense.parameters is None:
-        raise ValueError("it holds no measures, as one that save_pruned wrote")
+        raise ValueError("it holds no measures, like all records of save_pruned")
     dimensions = () if metrics.pruning is None else metrics.pruning.dimensions
     matrices = (metrics.sparsity and metrics.sparsity.matrices) or ()
     recovery = None if record.settings.recovery is None else _recovery(metrics.sparsity)
@@ -328,7 +328,7 @@ def write_run_page(report: ReportData, folder: Path, output: Path) -> None:
     except Exception as error:
         what = f"{type(error).__name__}: {error}".splitlines()[0]
         logger.warning(
-            "warning: the report could not be drawn (%s). All else is there, and `loraprune report %s` tries it again.",
+            "warning: the report could not be drawn (%s). The result is complete; try again: loraprune report %s",
             what,
             output,
         )

@@ -28,7 +28,7 @@ def check_picture(path: Path) -> None:
         ValueError: its suffix is not a supported format.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise ValueError(f"The picture {path} ends in none of {', '.join(SUFFIXES)}. Call it {path.stem}.svg, say.")
+        raise ValueError(f"The picture {path} must end in one of {', '.join(SUFFIXES)}, such as {path.stem}.svg.")
 
 
 def save_picture(figure: Figure, path: Path) -> None:

@@ -25,8 +25,8 @@ def notes_on_widths(metrics: RunMetrics) -> tuple[str, ...]:
     other = " and ".join(_kept(kind, width, second.of) for kind, width in second.widths.items())
     name = "the even split" if second.even else "the next best"
     return (
-        f"Each layer keeps {kept}: of {len(trials)} choices that were tried, this one changes the predictions least "
-        f"(KL divergence {_number(best.divergence)} nats a token; {name}, {other}: {_number(second.divergence)}).",
+        f"Each layer keeps {kept}: of {len(trials)} choices tried, this one changes the predictions least "
+        f"(KL divergence {_number(best.divergence)} nats per token; {name}, {other}: {_number(second.divergence)}).",
     )
 
 

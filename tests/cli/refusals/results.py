@@ -58,11 +58,11 @@ REPORTS = (
 
 COMPARISONS = (
     wrong("compare gone", "no folder gone", "Name one"),
-    wrong("compare run", "no run", "--evaluation", prepare=folder_at("run")),
-    wrong("compare model", "no run", "--evaluation"),
+    wrong("compare run", "not a run", "--evaluation", prepare=folder_at("run")),
+    wrong("compare model", "not a run", "--evaluation"),
     wrong("compare data.jsonl", "is a file", "folders"),
     wrong("compare run.run", "unfinished", "--resume", prepare=folder_at("run.run")),
-    wrong("compare .", "no run", "name run", prepare=recorded()),
+    wrong("compare .", "not a run", "such as run", prepare=recorded()),
     wrong("compare run run", "named twice", "once", prepare=recorded()),
     wrong("compare run --names a b", "1 runs and 2 names", "Give", prepare=recorded()),
     wrong("compare run", RECORD, "damaged", "Leave this run out", prepare=written(RECORD, "")),
@@ -72,11 +72,11 @@ COMPARISONS = (
     wrong("compare run", "checksums", "Leave this run out", prepare=recorded(checksums=5)),
     wrong("compare run", "no measures of the dense model", "Leave", prepare=recorded(metrics={})),
     wrong("compare run", "version 99", "Install", prepare=recorded(version=99)),
-    wrong("compare run", "no run", prepare=fifo(RECORD)),
+    wrong("compare run", "not a run", prepare=fifo(RECORD)),
     wrong("compare run --evaluation gone.json", "gone.json", "loraprune eval", prepare=recorded()),
     wrong("compare run --evaluation e.json", "e.json", "nested", prepare=both(recorded(), written("e.json", NESTED))),
     wrong("compare run --evaluation e.json", "e.json", "not written", prepare=both(recorded(), written("e.json", "5"))),
-    wrong("compare run --evaluation e.json", "e.json", "no regular", prepare=both(recorded(), fifo("e.json"))),
+    wrong("compare run --evaluation e.json", "e.json", "not a regular", prepare=both(recorded(), fifo("e.json"))),
     wrong(
         "compare run --evaluation e.json",
         *("e.json", "damaged"),

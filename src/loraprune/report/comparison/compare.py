@@ -164,7 +164,7 @@ def _why_apart(members: Sequence[Sequence[Run]], measured: Measured, name: str) 
     if len(members) < 2:
         return ()
     first = measured.figures[members[0][0].name][name]
-    notes = [f"Not all figures compare, so that there are {len(members)} groups, each with fronts of its own. {REMEDY}"]
+    notes = [f"Not all figures are comparable, so there are {len(members)} groups with separate fronts. {REMEDY}"]
     for group in members[1:]:
         other = measured.figures[group[0].name][name]
         named = ", ".join(run.name for run in group)
@@ -181,12 +181,12 @@ def _difference(one: QualityFigure, other: QualityFigure) -> str:
         return "measured on other data, or with other settings"
     if began.name != others.name:
         return (
-            f"one began with {began.name} and the other with {others.name}, and nothing tells whether both were "
+            f"one started from {began.name} and the other from {others.name}, and it is unknown whether both were "
             "measured on the same data"
         )
     return (
         f"their records give {began.name} {numbers.significant(began.quality)} and "
-        f"{numbers.significant(others.quality)}, so that data, seed or precision of the measurement were not the same"
+        f"{numbers.significant(others.quality)}, so data, seed or precision of the measurement differed"
     )
 
 
@@ -276,15 +276,15 @@ def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Re
     dtypes = {figure.dtype for figure in figures.values() if figure.dtype}
     if len(dtypes) > 1:
         listed = ", ".join(f"{run} {figure.dtype}" for run, figure in figures.items())
-        notes.append(f"Measured in several dtypes, so that small differences mean nothing: {listed}.")
+        notes.append(f"Measured in several dtypes, so small differences mean nothing: {listed}.")
     for model in references:
         found = [f.reference.quality for f in figures.values() if f.reference and f.reference.name == model.name]
         if not all(same_figure(quality, model.quality) for quality in found):
             span = f"between {numbers.significant(min(found))} and {numbers.significant(max(found))}"
-            notes.append(f"On the same data the records give {model.name} {span}: smaller differences mean nothing.")
+            notes.append(f"On the same data, the records give {model.name} {span}: smaller differences mean nothing.")
     if not references:
         name = next(iter(figures.values())).quality.name
-        notes.append(f"The dense model was not measured in this way ({name}), and is not shown.")
+        notes.append(f"The dense model is not shown, because it was not measured in this way ({name}).")
     return notes
 
 
@@ -293,7 +293,7 @@ def _quality_notes(figures: Mapping[str, QualityFigure], references: Sequence[Re
 Figures = Mapping[str, Mapping[str, QualityFigure]]
 """Figures by name of the run and of the measure."""
 
-REMEDY = "Measure all of them alike with --eval, or with `loraprune eval` and name its file with --evaluation."
+REMEDY = "Measure all of them with --eval, or run `loraprune eval` and name its file with --evaluation."
 
 
 def quality_names(figures: Figures) -> list[str]:
@@ -336,7 +336,7 @@ def common_quality(figures: Figures, dense: Figures) -> str:
     names = quality_names(figures)
     shared = {name: [known[name] for known in figures.values() if name in known] for name in names}
     if not names:
-        raise ValueError(f"Nothing is known of the quality of {', '.join(figures)}. {REMEDY}")
+        raise ValueError(f"The quality of {', '.join(figures)} is unknown. {REMEDY}")
 
     def rank(name: str) -> tuple[int, int, bool]:
         beside_dense = shared[name][0].reference is not None or any(name in known for known in dense.values())
@@ -344,7 +344,7 @@ def common_quality(figures: Figures, dense: Figures) -> str:
 
     best = max(names, key=rank)
     if len(figures) > 1 and len(shared[best]) == 1:
-        raise ValueError(f"The runs have no measure of quality in common. {_overview(figures)} {REMEDY}")
+        raise ValueError(f"The runs have no quality measure in common. {_overview(figures)} {REMEDY}")
     return best
 
 
@@ -364,5 +364,5 @@ def _largest_group(figures: Sequence[QualityFigure]) -> int:
 def _overview(figures: Figures) -> str:
     lists = {run: ", ".join(known) or "none" for run, known in figures.items()}
     if len(set(lists.values())) == 1:
-        return f"There is {next(iter(lists.values()))}."
+        return f"Known measures: {next(iter(lists.values()))}."
     return " ".join(f"{run} has {listed}." for run, listed in lists.items())

@@ -74,13 +74,13 @@ def costs_of(
     }
     sparse = [run.name for run in runs if _is_sparse(sizes[Compared(run.name)])]
     notes = note_on(
-        "Parameters of {names}: those that are not zero. Files and plain inference are as large as with all of them.",
+        "Parameters of {names}: only nonzero ones. File size and plain inference are those of all parameters.",
         sparse,
     )
     sizes |= {Compared(reference.name, began=True): reference.measures for reference in references}
     timed, speeds, notes_of_latency = latency_of(runs, [each.name for each in references], benched, latency)
     time, seconds, notes_of_time = _training_time(runs)
-    detail = "of sparse models, those that are not zero" if sparse else ""
+    detail = "nonzero ones only for sparse models" if sparse else ""
     counted = {model: size.nonzero if _is_sparse(size) else size.parameters for model, size in sizes.items()}
     shares = timed is not None and timed.relative
     latencies = {model: speed.relative if shares else speed.milliseconds for model, speed in speeds.items()}
@@ -114,7 +114,7 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[Compared, flo
     if not seconds:
         return None, {}, []
     notes = note_on(
-        "Time of {names}: without what came before, since the record of the base is not here; name that folder, too.",
+        "Time of {names}: without earlier runs, because the record of the base is missing. Name that folder, too.",
         partial,
     )
     machines = {run.name: run.machine for run in recorded if Compared(run.name) in seconds}
@@ -122,9 +122,9 @@ def _training_time(runs: Sequence[Run]) -> tuple[Cost | None, dict[Compared, flo
     if len(set(machines.values())) > 1:
         why = "taken on different machines"
         listed = [f"{name} ({machine})" for name, machine in machines_in_words(machines).items()]
-        notes += note_on("Times come from different machines, and have no front: {names}.", listed)
+        notes += note_on("Times come from different machines, so they have no front: {names}.", listed)
     elif partial:
-        why = "of some runs only a part is known"
+        why = "only a part is known for some runs"
     detail = "tuning, cuts and repairs" if only_training else "the whole run, with its measurements"
     return Cost(name=SECONDS, label="Training time", detail=detail, why_no_front=why), seconds, notes
 

@@ -33,9 +33,9 @@ _STEP = 6.0
 
 def runs_figure(group: RunGroup, title: str) -> figure.Figure:
     """Draw a group of models, with a panel for each cost."""
-    caption = "A number is that of a run in the table. "
+    caption = "Numbers are those of the runs in the table. "
     if any(len(model.best_for) for model in group.models):
-        caption += "A line joins what lies on the Pareto front: nothing else is as good in both and better in one. "
+        caption += "A line joins the Pareto front: no other model is as good in both and better in one. "
     caption += "".join(f"{cost.label}: {cost.detail}. " for cost in group.costs if cost.detail)
     why = "; ".join(f"{cost.label.lower()}: {cost.why_no_front}" for cost in group.costs if cost.why_no_front)
     caption += f"No front is drawn where figures cannot be ranked ({why})." if why else ""

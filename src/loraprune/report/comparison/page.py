@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from loraprune.report.comparison.result import ComparedModel, Cost, Quality, RunsComparison
 
 _GOOD_FOR = {PARAMETERS: "size", LATENCY: "speed", SECONDS: "a short training time"}
-"""What the run with the lowest cost is the best choice for."""
+"""Words for the purpose that the run with the lowest cost is best for."""
 
 
 def check_page(path: Path) -> None:
@@ -124,7 +124,7 @@ def _finite_runs(group: RunGroup) -> list[ComparedModel]:
 
 def _lead(group: RunGroup) -> str:
     detail = f"{capitalized(group.quality.detail)}; " if group.quality.detail else ""
-    return f"{detail}{result.quality_direction(group.quality)}. " + (f"Began with {group.base}." if group.base else "")
+    return f"{detail}{result.quality_direction(group.quality)}. " + (f"Made from {group.base}." if group.base else "")
 
 
 def _rows(group: RunGroup) -> list[dict[str, object]]:

@@ -300,7 +300,7 @@ class ComparedModels:
     def notes(self) -> list[str]:
         """Return a sentence about each file with outdated figures."""
         return [
-            f"Figures of {', '.join(names)} in {file} are left out: the files of these models are others now. Measure "
-            "them again."
+            f"Figures of {', '.join(names)} in {file} are left out: these models have changed since. Measure them "
+            "again."
             for file, names in self.stale.items()
         ]

@@ -64,7 +64,7 @@ class ComparedModel:
         number: its number in the figure; None for a starting model.
         name: name of the run.
         folder: its path as given, or the name of a model.
-        what: description: ``"50% pruned by fisher"``, ``"dense"``.
+        what: description: ``"2:4 sparse by wanda"``, ``"dense"``.
         quality: in the unit of its group, or None if the figure is not finite.
         costs: figures by name of the cost; unknown costs are missing.
         best_for: names of the costs on whose Pareto front it lies.
@@ -171,7 +171,7 @@ def pareto_front(
         ValueError: the numbers of costs and qualities differ.
     """
     if len(costs) != len(qualities):
-        raise ValueError(f"There are {len(costs)} costs and {len(qualities)} qualities. Give one of each a candidate.")
+        raise ValueError(f"There are {len(costs)} costs and {len(qualities)} qualities. Give both per candidate.")
     points: dict[int, tuple[float, float]] = {}
     for index, (cost, quality) in enumerate(zip(costs, qualities, strict=True)):
         if cost is not None and quality is not None and math.isfinite(cost) and math.isfinite(quality):
@@ -241,5 +241,5 @@ def front_legend(groups: tuple[RunGroup, ...]) -> str:
         return ""
     among = "in its group" if len(groups) > 1 else "here"
     return (
-        f"{STAR} on the Pareto front: nothing else {among} is as good in quality and in this column and better in one."
+        f"{STAR} on the Pareto front: no other model {among} is as good in quality and this column, and better in one."
     )

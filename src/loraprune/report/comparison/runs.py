@@ -73,7 +73,7 @@ class Run:
 
     @property
     def what(self) -> str:
-        """Description of the run: ``"50% pruned by fisher"``."""
+        """Description of the run: ``"50 % of the prunable parameters removed by fisher"``."""
         if self.record is None:
             return ""
         summary = self.record.summary()
@@ -141,7 +141,7 @@ def _names(paths: Sequence[Path], names: Sequence[str] | None) -> list[str]:
         raise ValueError(f"There are {len(paths)} runs and {len(names)} names. Give one name for each run, in order.")
     twice = next((name for name in names if list(names).count(name) > 1), None)
     if twice is not None:
-        raise ValueError(f"The name {twice!r} is given twice. Give each run one of its own.")
+        raise ValueError(f"The name {twice!r} is given twice. Give each run its own name.")
     return list(names)
 
 
@@ -176,18 +176,16 @@ def _record(folder: Path, *, known: bool) -> RunRecord | None:
 
 def _no_run(folder: Path) -> str:
     if folder.is_file():
-        return (
-            f"{folder} is a file; runs are folders. Leave it out: a pattern that ends in a slash names folders alone."
-        )
+        return f"{folder} is a file, but runs are folders. Leave it out: a pattern that ends in / matches only folders."
     if not folder.is_dir():
         return f"There is no folder {folder}. Name one that loraprune prune, oneshot or recover wrote."
     if folder.name.endswith(STATE_SUFFIX):
         return f"{folder} holds the state of an unfinished run. Finish it with --resume, and name its result."
     inside = sorted(path.parent.name for path in folder.glob(f"*/{RECORD_FILE}"))
-    hint = f" It holds runs: name {folder / inside[0]} and the like, or {folder}/*/." if inside else ""
+    hint = f" It holds runs: name them, such as {folder / inside[0]}, or {folder}/*/." if inside else ""
     return (
-        f"{folder} is no run: it holds no {RECORD_FILE}.{hint} "
-        "A model that loraprune did not make can be compared by what `loraprune eval` measured: --evaluation FILE."
+        f"{folder} is not a run: it holds no {RECORD_FILE}.{hint} "
+        "To compare a model that loraprune did not make, measure it with `loraprune eval` and pass --evaluation FILE."
     )
 
 

@@ -233,7 +233,7 @@ def latency_of(
     timed = {run.name: speeds[Compared(run.name)] for run in runs if Compared(run.name) in speeds}
     if not timed:
         return None, {}, []
-    notes = note_on("No latency is known of {names}.", [run.name for run in runs if run.name not in timed])
+    notes = note_on("The latency of {names} is unknown.", [run.name for run in runs if run.name not in timed])
     shares = _relative_only(speeds, runs, references)
     alike = len({(speed.work, speed.machine) for speed in timed.values()}) == 1
     cost = Cost(name=LATENCY, label=source.label, detail=source.detail)
@@ -242,10 +242,10 @@ def latency_of(
         return cost, known, notes
     notes += _why_shares(source.span, timed, alike=alike)
     unknown = [name for name in timed if Compared(name) not in shares]
-    notes += note_on("Of {names}, no latency of the dense model on the same machine is known.", unknown)
+    notes += note_on("For {names}, the dense model's latency on the same machine is unknown.", unknown)
     if len(unknown) == len(timed):
         return None, shares, notes
-    detail, why = "share of the dense model's, timed in turns with it", "" if alike else "not measured alike"
+    detail, why = "share of the dense model's, timed alternately", "" if alike else "not measured in the same way"
     return replace(cost, detail=detail, relative=True, why_no_front=why), shares, notes
 
 
@@ -253,12 +253,12 @@ def _why_shares(span: tuple[float, float], timed: Mapping[str, Speed], *, alike:
     if alike:
         return [
             f"The dense model took between {numbers.milliseconds(span[0])} and {numbers.milliseconds(span[1])} in "
-            "these runs: the machine was not equally fast, so that shares of the latency that the dense model had in "
-            "turns with each run are shown."
+            "these runs, so the speed of the machine varied. Latencies are shown as shares of the dense model's, timed "
+            "alternately with each run."
         ]
     machines = machines_in_words({name: speed.machine for name, speed in timed.items()})
     places = ", ".join(f"{name} ({speed.work}; {machines[name]})" for name, speed in timed.items())
-    return [f"Latencies were not measured alike, so that only shares of each dense model's own are shown: {places}."]
+    return [f"Latencies were not measured in the same way, so only shares of each dense model's are shown: {places}."]
 
 
 def _relative_only(speeds: Speeds, runs: Sequence[Run], references: Sequence[str]) -> Speeds:

@@ -52,9 +52,9 @@ def map_figure(maps: Sequence[GroupMap], widths: Sequence[LayerWidth] = ()) -> F
     rows = [_row(item, width) for item, width in zip(maps, widths if known else [None] * len(maps), strict=True)]
     kind = kind_in_words(maps[0].kind)
     size = _group_size(rows)
-    cell = f"{size:,} neighbors; the paler, the more of them went" if size > 1 else f"one of its {kind}"
-    caption = f"A row is a layer, a cell {cell}. Bars: the share that each layer kept."
-    return Figure(title=f"Which {kind} stayed", markup=_picture(rows), caption=caption, legend=KEPT_AND_REMOVED)
+    cell = f"{size:,} neighbors: the paler, the more were removed" if size > 1 else f"one of its {kind}"
+    caption = f"Each row is a layer, each cell {cell}. Bars: share kept in each layer."
+    return Figure(title=f"Which {kind} were kept", markup=_picture(rows), caption=caption, legend=KEPT_AND_REMOVED)
 
 
 def _row(cells: GroupMap, width: LayerWidth | None) -> _Row:
@@ -154,7 +154,7 @@ def _share(value: float) -> float:
 def _description(rows: Sequence[_Row]) -> str:
     shares = [row.share for row in rows]
     least, most = rows[shares.index(min(shares))], rows[shares.index(max(shares))]
-    text = f"Map of the {kind_in_words(rows[0].map.kind)} that stayed, in {numbers.counted(len(rows), 'row')}"
+    text = f"Map of the {kind_in_words(rows[0].map.kind)} that were kept, in {numbers.counted(len(rows), 'row')}"
     if math.isclose(least.share, most.share):
         return f"{text}: {least.text} in each."
     return f"{text}: least in layer {least.map.layer} ({least.text}), most in layer {most.map.layer} ({most.text})."

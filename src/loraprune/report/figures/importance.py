@@ -31,8 +31,8 @@ def importance_figure(dimensions: Sequence[Importance]) -> Figure:
     """
     kind, counted = kind_in_words(dimensions[0].kind), histogram(dimensions)
     caption = (
-        "The further apart the two colors lie, the clearer the choice. Removed groups count with the score that they "
-        "had when they were cut; overlap comes from layers, and from cuts, that were not compared with each other."
+        "The further apart the two colors are, the clearer the choice. Removed groups have the score of the cut that "
+        "removed them. Colors overlap where layers, or cuts, were not compared with each other."
     )
     if counted.unknown:
         caption += f" {counted.unknown:,} without a finite score are not shown."

@@ -29,8 +29,8 @@ def phases_figure(phases: Mapping[str, float]) -> Figure | None:
     known = {name: seconds for name, seconds in phases.items() if math.isfinite(seconds) and seconds >= 0}
     if not known:
         return None
-    caption = f"{numbers.duration(sum(known.values()))} in all."
-    return Figure(title="Where the time went", markup=_picture(known), caption=caption, full=True)
+    caption = f"{numbers.duration(sum(known.values()))} in total."
+    return Figure(title="Time by phase", markup=_picture(known), caption=caption, full=True)
 
 
 def _picture(phases: Mapping[str, float]) -> str:

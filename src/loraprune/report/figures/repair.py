@@ -28,13 +28,13 @@ def refit_figure(errors: Sequence[RefitError]) -> Figure:
     """
     kind, last = kind_in_words(errors[0].kind), _last(errors)
     steps = {item.step for item in last}
-    caption = "Error of the output of the layer that read what went, relative to its output before"
+    caption = "Error of the output of the layer that reads the removed groups, relative to its output before"
     if len(steps) > 1:
         caption += f" (each layer's last cut, after steps {min(steps):,} to {max(steps):,})."
     else:
         caption += f" (last cut, after step {min(steps):,})." if min(steps) else "."
     if any(item.repaired is not None for item in last):
-        caption += " The refit takes each open mark down to the solid one; the lower, the less had to be relearned."
+        caption += " The refit lowers the error from the open mark to the solid one."
     rows = tuple(
         (str(item.layer), f"{item.step:,}", numbers.percent(item.cut), numbers.percent(item.repaired)) for item in last
     )

@@ -35,8 +35,8 @@ def stability_figure(cuts: Sequence[Cut]) -> Figure | None:
         return None
     kinds = list(dict.fromkeys(kind for cut in known for kind in cut.stability))
     caption = (
-        "Rank correlation (Spearman) of the scores with those at the cut before, over the groups that were there at "
-        "both. Near 1, the criterion had made up its mind; near 0, the order had changed entirely."
+        "Rank correlation (Spearman) of the scores with those at the previous cut, over the groups present at "
+        "both. Near 1, the ranking did not change; near 0, it changed completely."
     )
     rows = tuple((f"{cut.step:,}", *(numbers.significant(cut.stability.get(kind)) for kind in kinds)) for cut in known)
     grid = Grid(heads=("step", *map(kind_in_words, kinds)), rows=rows)

@@ -30,7 +30,7 @@ def scores_figure(scores: Sequence[Row], before: str, after: str) -> Figure:
         before: name of the first bar's model.
         after: name of the second bar's model.
     """
-    caption = "Share of the items that each model answers as it should; a guess alone is right now and then, too."
+    caption = "Share of the items that each model answers correctly. Guessing also gets some of them right."
     return Figure(title="Accuracy by task", markup=_picture(scores, before, after), caption=caption, full=True)
 
 

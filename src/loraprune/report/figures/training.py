@@ -40,11 +40,11 @@ def training_figure(data: ReportData) -> Figure:
     if not data.cuts:
         caption = "Loss on the training data."
     elif data.headline.sparsity is not None:
-        caption = "Vertical lines mark new masks: expect a rise there, and a fall while the rest is tuned."
+        caption = "Vertical lines mark new masks: the loss may rise there and fall again with further tuning."
     else:
-        caption = "Vertical lines mark cuts: expect a rise of the loss there, and a fall while what is left is tuned."
+        caption = "Vertical lines mark cuts: the loss may rise there and fall again with further tuning."
     if len(data.history) >= _MIN_AVERAGED:
-        over = " that starts anew at each of them" if data.cuts else ""
+        over = " that restarts at each of them" if data.cuts else ""
         caption += f" The strong line is a moving average{over}; the faint one is the loss itself."
     if data.evaluations:
         caption += " Dots: loss on held-out rows."

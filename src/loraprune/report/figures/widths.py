@@ -32,7 +32,7 @@ def layers_figure(widths: Sequence[LayerWidth]) -> Figure:
         legend = (("kept", "nonzero"), ("removed", "zero"))
         return Figure(title="Zeros in each layer", markup=_picture(widths), caption=caption, legend=legend)
     title = f"{capitalized(kind_in_words(widths[0].kind))} in each layer"
-    caption = "Solid is what stayed; the whole bar is what the layer had."
+    caption = "Solid: groups kept. The whole bar: groups before pruning."
     return Figure(title=title, markup=_picture(widths), caption=caption, legend=KEPT_AND_REMOVED)
 
 
