@@ -3,6 +3,8 @@
 import argparse
 from pathlib import Path
 
+import torch
+
 import loraprune
 from loraprune import OneshotConfig, RunOptions
 from loraprune.data.demo import demo_data, demo_model
@@ -18,24 +20,28 @@ class OutputEnergy:
         """Collect the squared inputs of every layer that reads groups."""
         self.model, self.structure, self.inputs, self.hooks = model, structure, {}, []
         for dimension in structure:
-            layer = model.get_submodule(dimension.consumer.module)
+            layer = dimension.consumer.layer(model)
             self.hooks.append(layer.register_forward_pre_hook(self.listener(dimension.name)))
 
     def listener(self, name):
         """Return a hook that adds up squares over all tokens."""
 
         def listen(module, args):
+            if not torch.is_grad_enabled():  # the model is evaluated or repaired
+                return
             self.inputs[name] = self.inputs.get(name, 0) + args[0].detach().square().flatten(0, -2).sum(0)
 
         return listen
 
     def scores(self, plan):
-        """Return one number for each group that the plan still keeps, by the name of its dimension."""
+        """Return one number for each group that the plan still keeps, by dimension; None without evidence."""
+        if not self.inputs:
+            return None
         found = {}
         for dimension in self.structure:
             consumer = dimension.consumer  # the layer that reads the groups, such as down_proj
-            weight = self.model.get_submodule(consumer.module).weight.detach()  # (out, in)
-            energy = weight.square().sum(0) * self.inputs[dimension.name]
+            weight = consumer.weight(self.model)  # (out, in)
+            energy = weight.square().sum(0) * self.inputs.pop(dimension.name)  # after a cut, the columns are others
             found[dimension.name] = consumer.group_sums(energy, plan.count(dimension.name))
         return found
 

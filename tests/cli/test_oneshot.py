@@ -593,7 +593,7 @@ class TestWrongInvocation:
     def test_an_output_that_holds_something_is_refused_and_untouched(self, refused: Any, out: Path) -> None:
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        message = f"{out} exists and is not empty. Choose another folder, or pass --overwrite."
+        message = f"{out} exists and is not empty. Choose another folder, or pass --overwrite (overwrite=True)."
         assert refused("--sparsity", "0.5") == message
         assert (out / "mine.txt").read_text() == "mine"
 

@@ -334,7 +334,9 @@ class TestWrongInvocation:
     def test_an_output_that_holds_something_is_refused_and_untouched(self, refused: Any, out: Path) -> None:
         out.mkdir()
         (out / "mine.txt").write_text("mine")
-        assert refused() == f"{out} exists and is not empty. Choose another folder, or pass --overwrite."
+        assert (
+            refused() == f"{out} exists and is not empty. Choose another folder, or pass --overwrite (overwrite=True)."
+        )
         assert (out / "mine.txt").read_text() == "mine"
 
     @pytest.mark.parametrize("output", [".", "..", "../"])

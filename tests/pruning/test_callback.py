@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import json
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,16 @@ class TestInATrainer:
         with pytest.raises(ValueError, match="exists and is not empty"):
             save_pruned(callback, outcome.model, None, tmp_path)
         assert (tmp_path / "notes.txt").read_text() == "mine"
+
+    def test_a_result_is_replaced_with_overwrite(self, tmp_path: Path) -> None:
+        callback, outcome = pruned(tmp_path / "run")
+        outcome.model.base_model.model.config._name_or_path = "org/base"
+        out = save_pruned(callback, outcome.model, None, tmp_path / "out")
+        with pytest.raises(ValueError, match=r"pass --overwrite \(overwrite=True\)"):
+            save_pruned(callback, outcome.model, None, out)
+        save_pruned(callback, outcome.model, None, out, overwrite=True)
+        assert "Pruned from `org/base` with loraprune" in (out / "README.md").read_text()
+        assert json.loads((out / "pruning.json").read_text())["base_model"] == "org/base"
 
     def test_logs_and_history_tell_ratio_and_size_of_every_step(self, tmp_path: Path) -> None:
         class Reader(TrainerCallback):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,43 @@ def test_an_interrupted_run_goes_on_with_an_object_of_the_same_class(tmp_path: P
     assert resumed.trainer.state.global_step == STEPS
     for name, weight in whole.weights.items():
         assert torch.equal(resumed.weights[name], weight), name
+
+
+class Reading:
+    """Scores groups by the consumer's weights and inputs, as the guide does."""
+
+    comparable, every_step = False, False
+
+    def attach(self, model: Any, structure: Any) -> None:
+        self.model, self.structure, self.inputs = model, structure, {}
+        self.hooks = [d.consumer.layer(model).register_forward_pre_hook(partial(self._take, d.name)) for d in structure]
+
+    def _take(self, name: str, module: Any, args: Any) -> None:
+        if torch.is_grad_enabled():
+            self.inputs.setdefault(name, []).append(args[0].detach().abs().flatten(0, -2).mean(0))
+
+    def scores(self, plan: Plan) -> dict[str, torch.Tensor] | None:
+        if not self.inputs:
+            return None
+        found = {}
+        for d in self.structure:
+            mean = torch.stack(self.inputs.pop(d.name)).mean(0)
+            columns = d.consumer.weight(self.model).abs().sum(0) * mean
+            found[d.name] = d.consumer.group_sums(columns, plan.count(d.name))
+        return found
+
+    def detach(self) -> None:
+        for hook in self.hooks:
+            hook.remove()
+
+
+def test_one_class_scores_under_lora_and_without_training(tmp_path: Path, checkpoint: Path, data: Path) -> None:
+    callback, _ = pruned(tmp_path, pruning_config(criterion=Reading()))
+    assert callback.run is not None
+    assert callback.run.ratio == pytest.approx(0.5, abs=0.02)
+    config = OneshotConfig(criterion=Reading(), ratio=0.5, cuts=2, calibration_sequences=8)
+    result = oneshot(checkpoint, data, config, options=RunOptions(eval_sequences=0, latency=False))
+    assert result.plan.ratio(result.structure) == pytest.approx(0.5, abs=0.05)
 
 
 class Odd(Counting):

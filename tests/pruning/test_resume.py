@@ -205,6 +205,10 @@ class TestRefusal:
         with pytest.raises((ValueError, RuntimeError), match=r"restore_|size mismatch"):
             trainer.train(resume_from_checkpoint=str(checkpoint))
 
+    def test_the_folder_around_checkpoints_is_refused_with_the_name_of_one(self, checkpoint: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=f"Name a checkpoint in it, such as .*{checkpoint.name}"):
+            PruningCallback(pruning_config()).restore_(adapted_model(), checkpoint.parent)
+
 
 class TestLastCheckpoint:
     def test_the_newest_is_found_by_number(self, tmp_path: Path) -> None:

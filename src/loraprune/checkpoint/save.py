@@ -190,38 +190,56 @@ def save_checkpoint(
         (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def save_pruned(callback: Any, model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, output: str | Path) -> Path:
+def save_pruned(
+    callback: Any,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    output: str | Path,
+    *,
+    overwrite: bool = False,
+) -> Path:
     """Save the model of a Trainer with a :class:`~loraprune.PruningCallback` as an ordinary checkpoint.
 
     Args:
         callback: callback of the run.
         model: ``trainer.model``, modified in place; its adapter is merged.
         tokenizer: tokenizer to save beside the model, or None.
-        output: folder to write; it must be empty or not exist.
+        output: folder to write.
+        overwrite: replace an existing result.
 
     Raises:
-        OutputExistsError: the folder is not empty.
+        OutputExistsError: the folder is not empty, and ``overwrite`` is False; the model is unchanged.
         ValueError: training has not started.
     """
     run = callback.run
     if run is None:
         raise ValueError("The callback has not seen any training yet, so there is nothing to save. Train first.")
-    output = Path(output)
-    check_output(output, overwrite=False)
+    output = Path(output).expanduser()
+    check_output(output, overwrite=overwrite)
+    base = _base_of(model)
     finished = finish(model, run.structure, run.plan)
     finished.config.use_cache = True  # trainers switch it off
-    record = {
+    record = base | {
         "settings": {"pruning": run.config.to_saved()},
         "pruning": run.summary(),
         "plan": run.plan.to_json(),
         "versions": versions(),
     }
-    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(run.structure))
+    card = _short_card(run.structure, base)
+    save_checkpoint(output, finished, tokenizer, record=record, card=card, overwrite=overwrite)
     return output
 
 
-def _short_card(structure: Structure) -> str:
-    return f"# A pruned {structure.spec.model_type} model\n\nPruned with loraprune: see `pruning.json`.\n"
+def _base_of(model: nn.Module) -> dict[str, str]:
+    """Return the name that a model was loaded by, as the record holds it; nothing for a model made in memory."""
+    name = str(getattr(base_model(model).config, "_name_or_path", "") or "")
+    return {"base_model": name} if name else {}
+
+
+def _short_card(structure: Structure, base: dict[str, str]) -> str:
+    made_from = f" from `{base['base_model']}`" if base else ""
+    title = f"# A pruned {structure.spec.model_type} model"
+    return f"{title}\n\nPruned{made_from} with loraprune: see `pruning.json`.\n"
 
 
 def save(
@@ -255,12 +273,13 @@ def save(
     """
     output = Path(folder).expanduser()
     check_output(output, overwrite=overwrite)
+    base = _base_of(model)
     structure = describe(model)
     size = structure.num_parameters * (dtype or base_model(model).dtype).itemsize
     check_disk_space(output, size)
     finished = finish(model, structure, Plan.full(structure), dtype)
     structure = describe(finished)
     widths = {kind: [d.num_groups for d in structure.of_kind(kind)] for kind in structure.kinds}
-    record = {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
-    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure), overwrite=overwrite)
+    record = base | {"pruning": {"parameters": finished.num_parameters(), "widths": widths}, "versions": versions()}
+    save_checkpoint(output, finished, tokenizer, record=record, card=_short_card(structure, base), overwrite=overwrite)
     return output

@@ -64,8 +64,10 @@ _OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
 _DESCRIPTION = """Train a model for some steps while several criteria score its groups, and print how many of the groups
 that one criterion would remove the others would remove too. The model is not changed."""
 
-CAPTION = """Share of the removed groups that both criteria remove, mean over the layers; in brackets what groups
-drawn at random would have in common."""
+CAPTION = (
+    "Share of the removed groups that both criteria remove, mean over the layers; in brackets what groups drawn at "
+    "random would have in common."
+)
 
 
 def compare_criteria_command(arguments: Sequence[str]) -> int:
@@ -113,7 +115,7 @@ def _work(asked: Invocation) -> None:
         progress.close()
     console = results_console()
     console.print(agreement_table(comparison))
-    console.print(CAPTION, highlight=False, markup=False, soft_wrap=True)
+    console.print(CAPTION, highlight=False, markup=False)
     if output is not None:
         text = json.dumps(comparison.to_json(), indent=2) + "\n"
         from_main(lambda: write_text(output, text))

@@ -31,6 +31,7 @@ from loraprune.pruning.phase_timer import (
 )
 from loraprune.pruning.pruner import Pruner
 from loraprune.pruning.resume import last_checkpoint, new_run, restore_, save_state, set_aside_
+from loraprune.pruning.resume_order import check_before_resuming_, warn_if_not_resumed
 from loraprune.pruning.run import PruningRun
 
 if TYPE_CHECKING:
@@ -100,6 +101,7 @@ class PruningCallback(TrainerCallback):
         self.interrupted = False
         self._diverged: TrainingDivergedError | None = None
         self._leads = False
+        self._restored_from: Path | None = None
         self._trainer: Trainer | None = None
         self._is_live = True
         self._started = 0.0
@@ -120,6 +122,7 @@ class PruningCallback(TrainerCallback):
             ValueError: the run was started with another configuration or model.
         """
         self.run, self.history, self.skipped_steps = restore_(model, Path(checkpoint), self.config)
+        self._restored_from = Path(checkpoint)
         self._take_over_time()
 
     def cut_first_(
@@ -160,6 +163,9 @@ class PruningCallback(TrainerCallback):
         flow = [other for other in others if isinstance(other, DefaultFlowCallback)]
         callbacks[:] = [*flow, self, *(other for other in others if other not in flow)]
         self._leads = True
+        check_before_resuming_(
+            trainer, lambda: (self.run is None and self.config.target.ratio > 0.0, self._restored_from)
+        )
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -185,6 +191,8 @@ class PruningCallback(TrainerCallback):
         if args.fp16:
             raise ValueError("fp16 training is not supported: its loss scaling would get into the scores. Use bf16.")
         self._warn_of_deaf_writers(args)
+        warn_if_not_resumed(self._restored_from, state.global_step)
+        self._restored_from = None
         model = kwargs["model"]
         if self.run is None:
             if state.global_step > 0 and self.config.target.ratio > 0.0:

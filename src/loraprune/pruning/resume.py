@@ -139,7 +139,9 @@ def read_values(folder: Path, config: PruningConfig) -> dict[str, Any]:
     """
     path = folder / STATE_FILE
     if not path.is_file():
-        raise FileNotFoundError(f"{folder} has no state of a pruning run ({STATE_FILE} is missing).")
+        last = last_checkpoint(folder) if folder.is_dir() else None
+        inside = "" if last is None else f" Name a checkpoint in it, such as {last}."
+        raise FileNotFoundError(f"{folder} has no state of a pruning run ({STATE_FILE} is missing).{inside}")
     state: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     check_same_config(state, config, of=f"The run in {folder.parent}", otherwise=", or start anew with --overwrite")
     return state

@@ -170,7 +170,9 @@ def check_standing(output: Path, *, overwrite: bool) -> None:
     if not is_filled(output):
         return
     if not overwrite:
-        raise OutputExistsError(f"{output} exists and is not empty. Choose another folder, or pass --overwrite.")
+        raise OutputExistsError(
+            f"{output} exists and is not empty. Choose another folder, or pass --overwrite (overwrite=True)."
+        )
     check_replaceable(output)
 
 

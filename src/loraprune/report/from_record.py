@@ -131,7 +131,7 @@ def report_of(
     """
     metrics = record.metrics
     if metrics.dense.parameters is None:
-        raise ValueError("it holds no measures, like all records of save_pruned")
+        raise ValueError("it holds no measures, like all records of save_pruned. `loraprune eval` measures it")
     dimensions = () if metrics.pruning is None else metrics.pruning.dimensions
     matrices = (metrics.sparsity and metrics.sparsity.matrices) or ()
     recovery = None if record.settings.recovery is None else _recovery(metrics.sparsity)

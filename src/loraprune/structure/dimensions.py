@@ -11,6 +11,7 @@ from loraprune.architectures.spec import ArchitectureSpec, Axis
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
 WHOLE_MODEL = -1
 """Index used instead of a block's in a dimension that spans all blocks."""
@@ -43,6 +44,29 @@ class Member:
     def group_size(self) -> int:
         """Number of positions per group along the axis, over all segments."""
         return sum(self.segments)
+
+    def layer(self, model: nn.Module) -> nn.Module:
+        """Return the layer in ``model``, or in the ``PeftModel`` around it; an adapted layer is peft's wrapper."""
+        from loraprune.layers.unwrap import base_model  # imported here, because a structure can be described without it
+
+        return base_model(model).get_submodule(self.module)
+
+    def weight(self, model: nn.Module) -> torch.Tensor:
+        """Return the weight of the layer in ``model`` as a new tensor: ``(out, in)``, in 32 bits, with LoRA's update.
+
+        Raises:
+            ValueError: the layer has no such weight, such as stacked experts or an embedding.
+        """
+        from loraprune.layers.axes import is_matrix
+        from loraprune.layers.lora import effective_weight
+
+        layer = self.layer(model)
+        if not is_matrix(layer, self.parameter):
+            raise ValueError(
+                f"{self.module}.{self.parameter} is not the weight of a linear layer. Read it from layer(model), or "
+                "leave this kind out (--dimensions)."
+            )
+        return effective_weight(layer)
 
     def positions(self, groups: torch.Tensor, num_groups: int, length: int) -> torch.Tensor:
         """Return the positions along the axis that stay when only ``groups`` stay.

@@ -30,6 +30,17 @@ def notes_of(comparison: RunsComparison) -> str:
 
 
 class TestRecords:
+    def test_a_run_that_measured_nothing_compares_by_an_evaluation(self, tmp_path: Path) -> None:
+        measured, plain = write_run(tmp_path / "a"), write_run(tmp_path / "b")
+        record = json.loads((plain / "pruning.json").read_text())
+        saved = {"base_model": record["base_model"], "pruning": {"parameters": 500}, "versions": {"torch": "2"}}
+        (plain / "pruning.json").write_text(json.dumps(saved))
+        with pytest.raises(ValueError, match=r"holds no measures, as one that save_pruned wrote.*--eval"):
+            compare_runs([measured, plain])
+        results = write_results(tmp_path / "r.json", entry(measured), entry(plain))
+        group = only_group(compare_runs([measured, plain], evaluation=[results], quality="wiki"))
+        assert set(by_name(group)) >= {"a", "b"}
+
     def test_one_run_stands_beside_the_dense_model(self, tmp_path: Path) -> None:
         group = only_group(compare_runs([write_run(tmp_path / "a")]))
         dense, run = group.models

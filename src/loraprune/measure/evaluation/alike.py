@@ -70,7 +70,7 @@ def evaluate_alike(
 
 
 def _began_with(run: Path) -> str | None:
-    """Return the starting model of a run; None for a folder that is not a run."""
+    """Return the starting model of a run; None if it is unknown, or the folder is not a run."""
     if not (run / RECORD_FILE).is_file():
         return None
-    return RunRecord.read(run).base_model
+    return RunRecord.read(run).base_model or None

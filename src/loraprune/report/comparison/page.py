@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -171,9 +172,9 @@ def runs_table(group: RunGroup) -> Table:
     table.add_column("run", overflow="fold", ratio=1)
     table.add_column(group.quality.unit.value.replace("_", " "), justify="right")
     for cost in group.costs:
-        table.add_column(
-            f"{cost.label}, share of dense".lower() if cost.relative else cost.label.lower(), justify="right"
-        )
+        heading = f"{cost.label}, share of dense" if cost.relative else cost.label
+        # Narrow columns leave room for the names of runs and methods.
+        table.add_column("\n".join(wrap(heading.lower(), 10)), justify="right")
     for model in group.models:
         name = Text(model.name)
         if what := result.model_kind(model):

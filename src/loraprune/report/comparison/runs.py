@@ -168,6 +168,13 @@ def _record(folder: Path, *, known: bool) -> RunRecord | None:
         record = RunRecord.read(path)
     except ValueError as error:
         raise ValueError(f"{error} Leave this run out.") from error
+    if record.versions and record.metrics.dense == record.metrics.pruned == ModelMeasures():
+        if known:
+            return None  # as any model that was measured
+        raise ValueError(
+            f"{path} holds no measures, as one that save_pruned wrote. Measure all runs with --eval, or leave this "
+            "run out."
+        )
     for side, measures in (("dense", record.metrics.dense), ("pruned", record.metrics.pruned)):
         if measures == ModelMeasures():
             raise ValueError(f"{path} is damaged: it holds no measures of the {side} model. Leave this run out.")
