@@ -71,7 +71,7 @@ COMPARISONS = (
     wrong("compare run", "metrics", "Leave this run out", prepare=recorded(metrics=5)),
     wrong("compare run", "checksums", "Leave this run out", prepare=recorded(checksums=5)),
     wrong("compare run", "no measures of the dense model", "Leave", prepare=recorded(metrics={})),
-    wrong("compare run", "no measures, as one that", "--eval", prepare=recorded(metrics={}, versions={"torch": "2"})),
+    wrong("compare run", "no measures, like all", "--eval", prepare=recorded(metrics={}, versions={"torch": "2"})),
     wrong("compare run", "version 99", "Install", prepare=recorded(version=99)),
     wrong("compare run", "not a run", prepare=fifo(RECORD)),
     wrong("compare run --evaluation gone.json", "gone.json", "loraprune eval", prepare=recorded()),

@@ -35,7 +35,7 @@ class TestRecords:
         record = json.loads((plain / "pruning.json").read_text())
         saved = {"base_model": record["base_model"], "pruning": {"parameters": 500}, "versions": {"torch": "2"}}
         (plain / "pruning.json").write_text(json.dumps(saved))
-        with pytest.raises(ValueError, match=r"holds no measures, as one that save_pruned wrote.*--eval"):
+        with pytest.raises(ValueError, match=r"holds no measures, like all records of save_pruned.*--eval"):
             compare_runs([measured, plain])
         results = write_results(tmp_path / "r.json", entry(measured), entry(plain))
         group = only_group(compare_runs([measured, plain], evaluation=[results], quality="wiki"))

@@ -172,7 +172,7 @@ def _record(folder: Path, *, known: bool) -> RunRecord | None:
         if known:
             return None  # as any model that was measured
         raise ValueError(
-            f"{path} holds no measures, as one that save_pruned wrote. Measure all runs with --eval, or leave this "
+            f"{path} holds no measures, like all records of save_pruned. Measure all runs with --eval, or leave this "
             "run out."
         )
     for side, measures in (("dense", record.metrics.dense), ("pruned", record.metrics.pruned)):
