@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -64,9 +65,20 @@ def ratio_line(label: str, times: dict[str, Times], base: str, name: str) -> str
     return f"{label:58} {a / b:6.3f}x  (median of pairs {pairs:.3f}x; {a:.3f} s against {b:.3f} s)"
 
 
-def timed(steps: dict[str, TrainingStep], repeats: int) -> dict[str, Times]:
+def timed(
+    steps: dict[str, TrainingStep], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Times]:
     """Seconds of a step, in turns."""
-    return in_turns({name: step.contender() for name, step in steps.items()}, repeats=repeats, warmup=2)
+    contenders = {name: step.contender() for name, step in steps.items()}
+    return in_turns(contenders, repeats=repeats, warmup=2, clock=clock)
+
+
+def step_variants(model: nn.Module, work: Work) -> dict[str, TrainingStep]:
+    """Steps of plain LoRA and of tuning with the criteria that read every step, all on one model."""
+    return {"plain": TrainingStep(model, work)} | {
+        name: TrainingStep(model, work, criterion=PruningConfig(criterion=name, repair="none"))
+        for name in ("fisher", "lora")
+    }
 
 
 def main() -> None:
@@ -91,9 +103,7 @@ def main() -> None:
     work = Work(
         {"input_ids": batch, "labels": batch, "use_cache": False}, autocast=torch.bfloat16 if options.bf16 else None
     )
-    variants = {"plain": TrainingStep(model, work)}
-    for criterion in ("fisher", "lora"):
-        variants[criterion] = TrainingStep(model, work, criterion=PruningConfig(criterion=criterion, repair="none"))
+    variants = step_variants(model, work)
     times = timed(variants, options.repeats)
     memory = {label: step.peak_bytes() for label, step in variants.items()}
     for label in ("fisher", "lora"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -34,10 +35,18 @@ def estimated_gradient(
 
     Source: LoRAPrune (arXiv 2305.18403), Eq. 10. The paper has no scaling.
     """
-    # gB·(A − gA) + B·gA as one product.
+    # gB·(A − gA) + B·gA as one product. The scaling goes into a factor, which is far smaller than the product.
     left = torch.cat([grad_b, b], dim=1).float()
     right = torch.cat([a - grad_a, grad_a], dim=0).float()
-    return scaling * (left @ right)
+    return (scaling * left) @ right
+
+
+def _summed(estimates: Iterable[torch.Tensor]) -> torch.Tensor | None:
+    """Sum of the estimates of several adapters, in place in the first; None without any."""
+    total = None
+    for estimate in estimates:
+        total = estimate if total is None else total.add_(estimate)
+    return total
 
 
 def _importance(weight: torch.Tensor, gradient: torch.Tensor, form: str) -> torch.Tensor:
@@ -48,23 +57,24 @@ def _importance(weight: torch.Tensor, gradient: torch.Tensor, form: str) -> torc
 
 def _block_importance(module: nn.Module, factors: list[LoraFactors], rows: slice, form: str) -> torch.Tensor:
     """Importance of the weights in some rows of a layer, shape ``(rows, in)``."""
-    weight = effective_weight(module, rows)
-    gradient = torch.zeros_like(weight)
-    for f in factors:
-        assert f.a.grad is not None
-        assert f.b.grad is not None
-        gradient += estimated_gradient(f.a, f.b[rows], f.a.grad, f.b.grad[rows], f.scaling)
-    return _importance(weight, gradient, form)
+    gradient = _summed(
+        estimated_gradient(f.a, f.b[rows], f.a.grad, f.b.grad[rows], f.scaling)
+        for f in factors
+        if f.a.grad is not None and f.b.grad is not None
+    )
+    assert gradient is not None
+    return _importance(effective_weight(module, rows), gradient, form)
 
 
 def _expert_importance(module: nn.Module, parameter: str, expert: int, form: str) -> torch.Tensor:
     """Importance of the weights of one of several stacked experts, shape ``(out, in)``."""
     weight = effective_expert_weight(module, parameter, expert)
-    gradient = torch.zeros_like(weight)
-    for f in expert_factors(module, parameter, expert):
-        if f.grad_a is not None and f.grad_b is not None:
-            gradient += estimated_gradient(f.a, f.b, f.grad_a, f.grad_b, f.scaling)
-    return _importance(weight, gradient, form)
+    gradient = _summed(
+        estimated_gradient(f.a, f.b, f.grad_a, f.grad_b, f.scaling)
+        for f in expert_factors(module, parameter, expert)
+        if f.grad_a is not None and f.grad_b is not None
+    )
+    return _importance(weight, torch.zeros_like(weight) if gradient is None else gradient, form)
 
 
 def _per_group(module: nn.Module, member: Member, num_groups: int, form: str) -> torch.Tensor | None:

@@ -74,7 +74,12 @@ def wait_for(device: torch.device) -> None:
 
 
 def in_turns(
-    contenders: Mapping[str, TurnTaker], *, repeats: int, warmup: int, progress: Callable[[], object] | None = None
+    contenders: Mapping[str, TurnTaker],
+    *,
+    repeats: int,
+    warmup: int,
+    progress: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Times]:
     """Time calls in turns: the first call of each contender, then the second of each, and so on.
 
@@ -83,16 +88,17 @@ def in_turns(
         repeats: timed calls of each.
         warmup: untimed calls of each before them.
         progress: called after every call, timed or not, for a display.
+        clock: what reads the seconds; ``time.process_time`` counts CPU time, which other work on a CPU changes less.
     """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + repeats):
         for name, contender in contenders.items():
             with contender.turn() as call:
                 wait_for(contender.device)
-                start = time.perf_counter()
+                start = clock()
                 call()
                 wait_for(contender.device)
-                taken = time.perf_counter() - start
+                taken = clock() - start
             if turn >= warmup:
                 seconds[name].append(taken / contender.steps)
             if progress is not None:
