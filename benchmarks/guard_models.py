@@ -25,16 +25,18 @@ from loraprune.pruning.oneshot import prune_
 from loraprune.structure.describe import describe
 
 VOCABULARY, TOKENS, NEW_TOKENS = 8192, 512, 16
+FEW_WORDS = 1024
+"""Vocabulary of a model whose output layer, which is not pruned, must not count for much."""
 FORWARD_TOKENS = 2048
 CPU = torch.device("cpu")
 
 
-def random_llama(hidden: int, channels: int, layers: int) -> LlamaForCausalLM:
+def random_llama(hidden: int, channels: int, layers: int, vocabulary: int = VOCABULARY) -> LlamaForCausalLM:
     """A Llama with random weights, in evaluation mode."""
     heads = hidden // 64
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=VOCABULARY,
+        vocab_size=vocabulary,
         hidden_size=hidden,
         intermediate_size=channels,
         num_hidden_layers=layers,
@@ -113,10 +115,10 @@ def _without_gradients(call: Call) -> TurnTaker:
 
 def inference(options: argparse.Namespace, folder: Path) -> Figures:
     """A pruned model beside its dense one: a forward pass, and decoding with a cache."""
-    models = {"dense": random_llama(options.hidden, options.hidden * 11 // 4, options.layers)}
+    models = {"dense": random_llama(options.hidden, options.hidden * 11 // 4, options.layers, FEW_WORDS)}
     models["pruned"] = copy.deepcopy(models["dense"])
     cut_at_random_(models["pruned"], 0.5, allocation="uniform", head_counts="any")
-    ids = torch.randint(VOCABULARY, (1, FORWARD_TOKENS))
+    ids = torch.randint(FEW_WORDS, (1, FORWARD_TOKENS))
     given = {"input_ids": ids, "use_cache": False, "logits_to_keep": 1}
     forward = _in_turns(models, lambda model: forward_contender(model, lambda *_: given), options.repeats)
     size = InputSize(batch_size=1, tokens=TOKENS)
