@@ -34,7 +34,7 @@ def test_the_message_counts_names_the_others_and_says_what_to_do() -> None:
     assert str(found.value).startswith(
         "w holds 1,998 NaN and 1 Inf (float32), as do 1 other tensors: nothing was saved. "
     )
-    with pytest.raises(NonFiniteWeightsError, match=r"float16 holds no number above 65,504.*--dtype bfloat16"):
+    with pytest.raises(NonFiniteWeightsError, match=r"float16 cannot represent numbers above 65,504.*--dtype bfloat16"):
         check_finite_tensors([("w", torch.tensor([1e6]).half())])
 
 

@@ -50,7 +50,7 @@ def test_a_second_run_replaces_its_file_and_no_other(run: Command, checkpoint: P
     other.write_text("mine")
     refused = run("bench", checkpoint, *QUICK, "-o", other)
     assert refused.code == 2
-    assert "exists and is no benchmark" in refused.err
+    assert "exists and holds no benchmark" in refused.err
     assert other.read_text() == "mine"
 
 

@@ -325,7 +325,7 @@ def test_a_full_disk_while_a_state_is_saved_is_one_error_and_leaves_nothing_half
     finished = run("prune", checkpoint, "--data", data, *QUICK, "-o", out, "--save-steps", "2", "-q")
     assert (finished.code, finished.out) == (1, "")
     assert finished.err == (
-        f"error: The state of the run in {out}.run cannot be written: the disk is full, or is not writable. Free "
+        f"error: The state of the run in {out}.run cannot be written: the disk is full or not writable. Free "
         "some space and resume with --resume, or start again if no state was saved before.\n"
     )
     assert names_in(tmp_path) == (["out.run"] if kept else [])

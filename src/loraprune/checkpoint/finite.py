@@ -41,7 +41,7 @@ def check_finite_tensors(tensors: Iterable[tuple[str, Tensor]]) -> None:
     others = f", as do {len(broken) - 1} other tensors" if len(broken) > 1 else ""
     how = "They come from training or calibration: lower the learning rate, or check the data."
     if dtype == torch.float16 and infinities:
-        how = "float16 holds no number above 65,504. Save the model in another dtype, with --dtype bfloat16."
+        how = "float16 cannot represent numbers above 65,504. Save the model in another dtype, with --dtype bfloat16."
     raise NonFiniteWeightsError(
         f"{name} holds {nans:,} NaN and {infinities:,} Inf ({kind}){others}: nothing was saved. {how}"
     )

@@ -134,7 +134,7 @@ def check_disk_space(folder: Path, needed_bytes: int) -> None:
     """Make sure that the disk has room for a result.
 
     Raises:
-        OSError: it has not; the message states the needed and the free space.
+        OSError: it does not; the message states the needed and the free space.
     """
     existing = folder.absolute()
     while not existing.exists():
@@ -172,7 +172,7 @@ def save_checkpoint(
         check: check of the complete folder; see :func:`~loraprune.record.appearing.appearing_folder`.
 
     Raises:
-        WriteError: the disk is full, or something else took the folder's place meanwhile.
+        WriteError: the disk is full, or the folder was created or changed meanwhile.
         NonFiniteWeightsError: a weight is NaN or infinite; nothing is written.
     """
     check_finite(model)

@@ -37,7 +37,7 @@ def check_file(path: Path, *, example: str, what: str = "", holds: bytes = b"", 
         raise OutputExistsError(f"The output {path} would replace a file that is read. Name another one.")
     size = path.stat().st_size if path.exists() and holds else 0
     if size > LARGEST or (size and holds not in path.read_bytes()):
-        raise OutputExistsError(f"The output {path} exists and is no {what}. Name another file.")
+        raise OutputExistsError(f"The output {path} exists and holds no {what}. Name another file.")
 
 
 def write_text(path: Path, text: str) -> None:

@@ -126,4 +126,4 @@ def _refusal(error: Exception) -> str | None:
     if isinstance(error, SafetensorError):
         found = re.search(r"os error (\d+)", str(error))
         return os.strerror(int(found[1])) if found and int(found[1]) in _REFUSALS else None
-    return "the disk is full, or is not writable" if _TORCH.search(str(error)) else None
+    return "the disk is full or not writable" if _TORCH.search(str(error)) else None

@@ -1,4 +1,4 @@
-"""How groups were removed, as a record keeps it."""
+"""How a run removed groups, for its record."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ class NormsRecord:
 
     Attributes:
         before: divergence from the dense model in nats per token, on calibration rows that were held back.
-        after: same after the tuning.
-        steps: optimizer steps; 0 if the norms stayed as they were.
+        after: the same divergence after the tuning.
+        steps: optimizer steps; 0 if the norms did not change.
     """
 
     before: float

@@ -187,7 +187,7 @@ class RefitError:
         cut: relative error ``‖(W − W_K)x‖ / ‖Wx‖`` over the calibration data, without a repair. If the repair targets
             the residual stream of the dense model, both norms use the output that would reproduce that stream in place
             of ``Wx``.
-        repaired: the same error after the refit; None without a refit.
+        repaired: the same error after the repair; None without a repair.
     """
 
     step: int

@@ -36,12 +36,15 @@ def notes_on_norms(metrics: RunMetrics) -> tuple[str, ...]:
     if norms is None:
         return ()
     where = "on calibration rows that were held back"
-    if not norms.steps:
-        return (f"The norms are not tuned: it did not help {where} (KL divergence {_number(norms.before)}).",)
     before, after = _number(norms.before), _number(norms.after)
+    if not norms.steps:
+        return (
+            f"The norms are unchanged: tuning them did not lower the KL divergence from the dense model ({before} nats "
+            f"per token, {where}).",
+        )
     return (
         f"{norms.steps} steps on the norms lowered the KL divergence from the dense model from {before} to {after} "
-        f"nats a token, {where}.",
+        f"nats per token, {where}.",
     )
 
 

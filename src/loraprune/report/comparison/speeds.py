@@ -191,7 +191,7 @@ def _table(
     work += f", after {prompt:,} tokens" if isinstance(prompt, int) else ""
     return SpeedSource(
         name=f"{first.measure}@{batch}" if batch not in (None, 1) else first.measure,
-        label="Decoding, a token" if decoding else "Prefill" if first.measure == "prefill" else "Forward pass",
+        label="Decoding, per token" if decoding else "Prefill" if first.measure == "prefill" else "Forward pass",
         detail=f"{work}, median, {Path(file).name}",
         speeds=speeds,
     )

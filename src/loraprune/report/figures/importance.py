@@ -35,7 +35,7 @@ def importance_figure(dimensions: Sequence[Importance]) -> Figure:
         "removed them. Colors overlap where layers, or cuts, were not compared with each other."
     )
     if counted.unknown:
-        caption += f" {counted.unknown:,} without a finite score are not shown."
+        caption += f" Groups without a finite score are not shown: {counted.unknown:,}."
     markup = _picture(kind, counted)
     return Figure(title=f"Importance of {kind}", markup=markup, caption=caption, legend=KEPT_AND_REMOVED)
 

@@ -34,7 +34,7 @@ def refit_figure(errors: Sequence[RefitError]) -> Figure:
     else:
         caption += f" (last cut, after step {min(steps):,})." if min(steps) else "."
     if any(item.repaired is not None for item in last):
-        caption += " The refit lowers the error from the open mark to the solid one."
+        caption += " The repair lowers the error from the open mark to the solid one."
     rows = tuple(
         (str(item.layer), f"{item.step:,}", numbers.percent(item.cut), numbers.percent(item.repaired)) for item in last
     )

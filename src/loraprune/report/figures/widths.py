@@ -87,5 +87,5 @@ def _description(widths: Sequence[LayerWidth]) -> str:
     each = [item.kept for item in widths]
     return (
         f"{capitalized(kind_in_words(widths[0].kind))} kept in {numbers.counted(len(widths), 'layer')}: {kept:,} of "
-        f"{total:,} in all, between {min(each):,} and {max(each):,} a layer."
+        f"{total:,} in all, between {min(each):,} and {max(each):,} per layer."
     )

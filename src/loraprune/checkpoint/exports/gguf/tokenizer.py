@@ -154,7 +154,7 @@ def _byte_level_pre(
 ) -> tuple[str, list[str]]:
     """Return llama.cpp's pre-tokenizer for byte-level merges (GPT-2, Llama 3, Qwen), and notes."""
     if not merges:
-        raise RuntimeFormatError("This byte-level tokenizer has no merges, and llama.cpp does not load it without.")
+        raise RuntimeFormatError("This byte-level tokenizer has no merges, but llama.cpp needs them.")
     if any(" " in part for merge in merges for part in merge):
         raise RuntimeFormatError("The tokenizer has merges of spaces, which byte-level merges in GGUF cannot hold.")
     notes = []
