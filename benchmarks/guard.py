@@ -36,6 +36,7 @@ GUARDED = {
     "memory-fisher": Guarded(what="peak memory of a step with fisher / plain LoRA", target=1.005, tolerance=0.002),
     "memory-lora": Guarded(what="peak memory of a step with lora / plain LoRA", target=1.005, tolerance=0.002),
     "step-run": Guarded(what="step of a run before its cut / bare loop", target=1.05, tolerance=0.04),
+    "step-run-trl": Guarded(what="step of a run / step of trl's SFTTrainer", target=1.05, tolerance=0.06),
     "run-cuts": Guarded(what="whole run with cuts / with masks", target=0.65, tolerance=0.08),
     "oneshot": Guarded(what="oneshot / two passes, moments, factorizations", target=1.3, tolerance=0.1),
     "forward": Guarded(what="forward pass of 2048 tokens, 50 % / dense", target=0.52, tolerance=0.05),
@@ -83,11 +84,11 @@ def main() -> None:
     """Measure, print, save and compare."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help=f"of {', '.join(PARTS)} (all)")
-    parser.add_argument("--repeats", type=int, default=7, help="timed turns of short calls")
-    parser.add_argument("--rounds", type=int, default=3, help="timed turns of whole runs")
+    parser.add_argument("--repeats", type=int, default=5, help="timed turns of short calls")
+    parser.add_argument("--rounds", type=int, default=2, help="timed turns of whole runs")
     parser.add_argument("--hidden", type=int, default=512, help="hidden size, a multiple of 64")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rows", type=int, default=32, help="rows of 512 tokens to calibrate and evaluate on")
+    parser.add_argument("--rows", type=int, default=16, help="rows of 512 tokens to calibrate and evaluate on")
     parser.add_argument("--steps", type=int, default=20, help="steps of a whole run")
     parser.add_argument("-o", "--output", type=Path, help="file for the figures (JSON)")
     parser.add_argument("--against", type=Path, help="file of an earlier run; exit status 1 if a figure is worse")

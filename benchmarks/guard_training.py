@@ -13,10 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import load_dataset
 from guard_record import Figures, Measured
 from peft import LoraConfig, get_peft_model
 from step import TARGETS, build, step_variants, timed
-from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM, TrainerCallback
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PrinterCallback,
+    TrainerCallback,
+)
+from trl import SFTConfig, SFTTrainer
 
 import loraprune
 from loraprune import PruningConfig, RunOptions
@@ -84,24 +93,43 @@ class _BesideSteps(TrainerCallback):
         if self.ours:
             self.theirs.append(self._since - start)
 
+    def ratio(self) -> Measured:
+        """Steps of the Trainer over those of the other call, without the last one, after which a run cuts."""
+        return Measured.ratio(Times(tuple(self.ours[:-1])), Times(tuple(self.theirs[:-1])))
+
 
 def step_of_run(options: argparse.Namespace, folder: Path) -> Figures:
     """A step of ``loraprune prune`` before the first cut, with Trainer, checks, scores and logs, beside a bare loop.
 
     The bare loop is a forward and a backward pass, clipping and AdamW with peft's LoRA on another model. One of its
-    steps runs after each step of the Trainer. Batches have the same size.
+    steps runs after each step of the Trainer. Batches have the same size. A plain SFTTrainer is measured beside the
+    same loop, which tells what trl and transformers cost from what this package adds.
     """
     model, rows = prepare_run(folder / "step", options)
     adapter = LoraConfig(r=8, lora_alpha=16, target_modules=TARGETS, task_type="CAUSAL_LM")
     bare = get_peft_model(AutoModelForCausalLM.from_pretrained(model), adapter)
     batch = torch.randint(1, bare.config.vocab_size, (BATCH, TOKENS))
     given = {"input_ids": batch, "attention_mask": torch.ones_like(batch), "labels": batch, "use_cache": False}
-    beside = _BesideSteps(TrainingStep(bare, Work(given)).step)
+    loop = TrainingStep(bare, Work(given))
     steps = 2 * options.repeats + 2
     cuts = PruningConfig(ratio=0.5, prune_start=1.0, prune_end=1.0, cuts=1, repair="none")
-    _trained(model, rows, cuts, steps, adapter, [beside])
-    ours, theirs = beside.ours[:-1], beside.theirs[:-1]  # the last step of the run cuts
-    return {"step-run": Measured.ratio(Times(tuple(ours)), Times(tuple(theirs[: len(ours)])))}
+    ours, theirs = _BesideSteps(loop.step), _BesideSteps(loop.step)
+    _trained(model, rows, cuts, steps, adapter, [ours])
+    settings = SFTConfig(
+        **_arguments(steps), output_dir=str(folder), report_to="none", logging_steps=5, bf16=False, disable_tqdm=True
+    )
+    trainer = SFTTrainer(
+        AutoModelForCausalLM.from_pretrained(model),
+        args=settings,
+        train_dataset=load_dataset("json", data_files=str(rows), split="train", cache_dir=str(folder)),
+        processing_class=AutoTokenizer.from_pretrained(model),
+        peft_config=adapter,
+        callbacks=[theirs],
+    )
+    trainer.remove_callback(PrinterCallback)
+    trainer.train()
+    found = ours.ratio()
+    return {"step-run": found, "step-run-trl": Measured.of(found.value, theirs.ratio().value)}
 
 
 def run_with_cuts(options: argparse.Namespace, folder: Path) -> Figures:
@@ -126,14 +154,19 @@ def run_with_cuts(options: argparse.Namespace, folder: Path) -> Figures:
 def _trained(
     model: Path, rows: Path, cuts: PruningConfig, steps: int, adapter: LoraConfig, callbacks: list[Any]
 ) -> None:
-    training = {
+    training = _arguments(steps)
+    loraprune.prune(model, rows, cuts, training=training, lora=adapter, options=QUIET, callbacks=callbacks)
+
+
+def _arguments(steps: int) -> dict[str, Any]:
+    return {
         "max_steps": steps,
         "per_device_train_batch_size": BATCH,
         "max_length": TOKENS,
         "save_strategy": "no",
         "use_cpu": True,
+        "gradient_checkpointing": False,
     }
-    loraprune.prune(model, rows, cuts, training=training, lora=adapter, options=QUIET, callbacks=callbacks)
 
 
 Part = Callable[[argparse.Namespace, Path], Figures]
