@@ -318,7 +318,7 @@ class TestNorms:
         assert OneshotConfig(ratio=0.5, dimensions=("hidden",)).norm_steps == 0
         with pytest.raises(ValueError, match=r"norm_steps is -1"):
             OneshotConfig(ratio=0.5, norm_steps=-1)
-        with pytest.raises(ValueError, match=r"norm_steps is an option of pruning where heads"):
+        with pytest.raises(ValueError, match=r"norm_steps is an option for removing heads"):
             OneshotConfig(sparsity=0.5, norm_steps=4)
 
 

@@ -13,6 +13,7 @@ from transformers import GemmaConfig, GemmaForCausalLM
 
 import loraprune.surgery.tune_norms as module
 from loraprune.metrics.divergence import Divergence
+from loraprune.record.pruning_course import NormsRecord
 from loraprune.structure.describe import describe
 from loraprune.structure.plan import Plan
 from loraprune.surgery.refit import cut_and_repair_
@@ -37,7 +38,7 @@ def dense() -> Any:
     return tiny_model().eval()
 
 
-def tuned(dense: Any, steps: int = 30) -> tuple[Any, Any, module.TunedNorms]:
+def tuned(dense: Any, steps: int = 30) -> tuple[Any, Any, NormsRecord]:
     tuning = NormTuning(dense, SEQUENCES, steps=steps)
     before = cut_in_half(dense)
     after = copy.deepcopy(before)

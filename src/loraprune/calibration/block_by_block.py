@@ -104,10 +104,10 @@ def _record(model: nn.Module, structure: Structure, batch: torch.Tensor) -> Bloc
 
 
 class _Stop(Exception):  # noqa: N818 (not an error)
-    """Leaves a block once its consumer has been reached."""
+    """Ends a run once the layer has been reached."""
 
 
-def _inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
+def inputs_of(model: nn.Module, module_name: str, runs: Sequence[Callable[[], Any]]) -> Iterator[tuple[Any, ...]]:
     """Yield the inputs of a layer, from runs that end as soon as they reach it."""
     reached: list[tuple[Any, ...]] = []
     found = False
@@ -183,7 +183,7 @@ class CalibrationPass(ABC):
         if known is not None and known.with_moment >= moment:
             return known
         statistics, seen = FeatureStatistics(moment=moment), self.first_row
-        for args in _inputs_of(self._model, module_name, self._runs()):
+        for args in inputs_of(self._model, module_name, self._runs()):
             inputs = args[0].flatten(0, -2)
             statistics.add(inputs[part_of(rows, seen)])
             seen += len(inputs)
@@ -208,7 +208,7 @@ class CalibrationPass(ABC):
     @torch.no_grad()
     def routed_tokens(self, module_name: str) -> RoutedTokens:
         """Return the inputs of stacked experts in the current model."""
-        calls = list(_inputs_of(self._model, module_name, self._runs()))
+        calls = list(inputs_of(self._model, module_name, self._runs()))
         layer: Any = base_layer(self._model.get_submodule(module_name))
         return RoutedTokens(calls, len(layer.down_proj), shared=self.is_shared)
 
@@ -336,7 +336,7 @@ class LayerwisePass(CalibrationPass):
 
     def entering(self, module_name: str) -> Iterator[tuple[tuple[Any, ...], torch.Tensor]]:
         """Yield the inputs of a layer of the current block, batch by batch, with the hidden states before the block."""
-        for args, calls in zip(_inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):
+        for args, calls in zip(inputs_of(self._model, module_name, self._runs()), self._calls, strict=True):
             yield args, calls.hidden
 
 

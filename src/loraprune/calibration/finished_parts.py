@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import recursively_apply, send_to_device
 
+from loraprune.layers.own_forward import give_back_forward_, own_forward
+
 if TYPE_CHECKING:
     from torch import nn
 
@@ -89,7 +91,7 @@ def replayed(block: nn.Module, outputs: MutableMapping[str, Any], device: torch.
 
     def stored(name: str, module: nn.Module, own: Callable[..., Any] | None) -> Callable[..., Any]:
         def forward(*args: Any, **kwargs: Any) -> Any:
-            _restore(module, own)
+            give_back_forward_(module, own)
             output = outputs.pop(name)
             return output if device is None else send_to_device(output, device)
 
@@ -98,14 +100,7 @@ def replayed(block: nn.Module, outputs: MutableMapping[str, Any], device: torch.
     with ExitStack() as stack:
         for name in outputs:
             module = block.get_submodule(name)
-            own = module.__dict__.get("forward")  # set where accelerate moves the inputs of a module
-            stack.callback(_restore, module, own)
+            own = own_forward(module)
+            stack.callback(give_back_forward_, module, own)
             module.forward = stored(name, module, own)
         yield
-
-
-def _restore(module: nn.Module, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        module.__dict__.pop("forward", None)
-    else:
-        module.forward = own

@@ -14,7 +14,7 @@ from loraprune.importance.reductions import over_experts, over_rows, reduced
 from loraprune.importance.taylor_forms import LayerTaylor, importance
 from loraprune.layers.axes import is_matrix, is_stacked, is_transposed
 from loraprune.layers.lora import effective_expert_weight, effective_weight
-from loraprune.layers.unwrap import base_layer, base_model
+from loraprune.layers.unwrap import base_layer, base_model, gradients_only
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,16 +57,12 @@ def base_gradients(model: nn.Module, structure: Structure) -> Iterator[None]:
                     f"({weight.dtype}). Load the model in bfloat16, or use the score 'fisher'."
                 )
             weights[id(weight)] = weight
-    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
     try:
-        for parameter, _ in flags:
-            parameter.requires_grad_(id(parameter) in weights)
-        for weight in weights.values():
-            weight.grad = None
-        yield
+        with gradients_only(model, weights.values()):
+            for weight in weights.values():
+                weight.grad = None
+            yield
     finally:
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
         for weight in weights.values():
             weight.grad = None
 

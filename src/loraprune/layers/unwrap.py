@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -51,7 +51,7 @@ def adapter_of(module: Any, parameter: str) -> Any | None:
     return None
 
 
-# A model in evaluation mode inside a ``with`` block, restored afterwards.
+# A model that is switched inside a ``with`` block and restored afterwards.
 
 
 @contextmanager
@@ -67,3 +67,17 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module in training:
             module.training = True
+
+
+@contextmanager
+def gradients_only(model: nn.Module, parameters: Collection[nn.Parameter]) -> Iterator[None]:
+    """Let only some parameters of ``model`` require gradients, and restore what each required afterwards."""
+    flags = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+    chosen = {id(parameter) for parameter in parameters}
+    try:
+        for parameter, _ in flags:
+            parameter.requires_grad_(id(parameter) in chosen)
+        yield
+    finally:
+        for parameter, flag in flags:
+            parameter.requires_grad_(flag)

@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate.utils import send_to_device
-from torch.utils.checkpoint import checkpoint
 
-from loraprune.calibration.block_by_block import CACHES, Calibration, equal_length_batches
+from loraprune.calibration.block_by_block import Calibration, equal_length_batches
 from loraprune.calibration.progress import Progress
+from loraprune.calibration.recomputing import recomputing
 from loraprune.importance.configs import Fisher, Taylor
 from loraprune.importance.criterion import Criterion, check_scores
 from loraprune.importance.criterion_config import CriterionConfig, OwnCriterion
 from loraprune.importance.moving_average import Scores
 from loraprune.importance.taylor import base_gradients, taylor_scores
 from loraprune.importance.whole_blocks import block_by_block, built_for, joined_scores
-from loraprune.layers.unwrap import base_model, eval_mode
+from loraprune.layers.unwrap import base_model, eval_mode, gradients_only
 from loraprune.processes.ranks import averaged_gradient, each_alone, num_processes, own_part
 from loraprune.processes.shared_work import together
 from loraprune.structure.plan import Plan
@@ -93,51 +93,13 @@ class _Losses:
 
 
 @contextmanager
-def _frozen(model: nn.Module) -> Iterator[None]:
-    """Switch the gradients of all parameters off; restore them afterwards."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    model.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in trained:
-            parameter.requires_grad = True
-
-
-def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a forward pass so that it keeps only its inputs and runs again in the backward pass."""
-
-    def run(*args: Any, **kwargs: Any) -> Any:
-        # Run twice, it would write to a cache twice.
-        kwargs |= {name: None for name in CACHES if name in kwargs}
-        if "use_cache" in kwargs:
-            kwargs["use_cache"] = False
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-
-    return run
-
-
-@contextmanager
 def _recomputing(model: nn.Module, structure: Structure) -> Iterator[None]:
-    """On an accelerator, recompute the activations of each block instead of keeping them.
-
-    transformers' gradient checkpointing works in training mode only, in which some blocks apply dropout (OPT, Falcon).
-    It also leaves the embeddings' outputs with gradients.
-    """
+    """On an accelerator, recompute the activations of each block instead of keeping them."""
     if next(model.parameters()).device.type == "cpu":
         yield
         return
-    blocks: list[Any] = [model.get_submodule(name) for name in structure.blocks]
-    own = [block.__dict__.get("forward") for block in blocks]
-    for block in blocks:
-        block.forward = _recomputed(block.forward)
-    try:
+    with recomputing(model.get_submodule(name) for name in structure.blocks):
         yield
-    finally:
-        for block, forward in zip(blocks, own, strict=True):
-            del block.forward
-            if forward is not None:
-                block.forward = forward
 
 
 def gradient_scores(
@@ -193,7 +155,7 @@ def _backward_ready(base: Any, structure: Structure) -> Iterator[None]:
     with ExitStack() as stack:
         stack.enter_context(eval_mode(base))
         stack.enter_context(torch.enable_grad())
-        stack.enter_context(_frozen(base))
+        stack.enter_context(gradients_only(base, ()))
         stack.enter_context(_recomputing(base, structure))
         yield
 

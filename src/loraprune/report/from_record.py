@@ -29,7 +29,7 @@ from loraprune.record.report_data import (
 from loraprune.record.run_record import MatrixRecord, RunMetrics, RunRecord, SparsityCourse
 from loraprune.report.before_after import notes_on_nan
 from loraprune.report.figure import NONZERO_WEIGHTS
-from loraprune.report.width_choice import notes_on_norms, notes_on_widths
+from loraprune.report.notes import notes_on_norms, notes_on_widths
 from loraprune.structure.dimensions import Structure
 from loraprune.structure.plan import Plan
 from loraprune.tasks.registry import TASKS

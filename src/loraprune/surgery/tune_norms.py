@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils.checkpoint import checkpoint
 
-from loraprune.calibration.block_by_block import Calibration, token_sequences
+from loraprune.calibration.block_by_block import Calibration, inputs_of, token_sequences
 from loraprune.calibration.progress import Progress
-from loraprune.layers.unwrap import eval_mode
+from loraprune.calibration.recomputing import recomputing
+from loraprune.layers.unwrap import eval_mode, find_module, gradients_only
 from loraprune.metrics.distillation_loss import summed_loss
 from loraprune.metrics.divergence import held_back
 from loraprune.processes.ranks import own_part, summed
+from loraprune.record.pruning_course import NormsRecord
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,10 +43,6 @@ _ACTIVATIONS = 34
 """Numbers that one block keeps for its backward pass, per token and hidden unit (Korthikanti et al., 2205.05198)."""
 
 
-class _Reached(Exception):  # noqa: N818 (not an error)
-    """Ends a run of the model at its head."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Followed:
     """A sequence, and what the head of the model received for it before the cut.
@@ -57,21 +54,6 @@ class _Followed:
 
     ids: torch.Tensor
     hidden: torch.Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class TunedNorms:
-    """Result of the tuning.
-
-    Attributes:
-        before: divergence from the model before the cut in nats per token, on rows that were not used for the tuning.
-        after: same after it; not above ``before``.
-        steps: optimizer steps; 0 if the norms stay as they were.
-    """
-
-    before: float
-    after: float
-    steps: int
 
 
 def norm_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -141,7 +123,7 @@ class NormTuning:
 
     def tune_(
         self, model: nn.Module, structure: Structure, progress: Progress = lambda done, total: None
-    ) -> TunedNorms:
+    ) -> NormsRecord:
         """Tune the norms of the cut model in place; they stay as they were if that does not help.
 
         Help is measured as the divergence on rows that were held back.
@@ -154,16 +136,16 @@ class NormTuning:
         parameters = list(norm_parameters(model).values())
         gains = [_gain(module) for _, module in _norms(model) for _ in module.parameters(recurse=False)]
         first = [parameter.detach().clone() for parameter in parameters]
-        with eval_mode(model), _trainable_only(model, parameters), self._recomputed(model, structure):
+        with self._ready(model, structure, parameters):
             before = self._judged(model)
             progress(0, len(self._steps))
             self._descend_(model, parameters, gains, progress)
             after = self._judged(model)
         if after < before:
-            return TunedNorms(before=before, after=after, steps=len(self._steps))
+            return NormsRecord(before=before, after=after, steps=len(self._steps))
         for parameter, value in zip(parameters, first, strict=True):
             parameter.data.copy_(value)
-        return TunedNorms(before=before, after=before, steps=0)
+        return NormsRecord(before=before, after=before, steps=0)
 
     def _descend_(
         self, model: nn.Module, parameters: Sequence[nn.Parameter], gains: Sequence[float], progress: Progress
@@ -195,25 +177,20 @@ class NormTuning:
         return math.inf if found.isnan() else float(found) / sum(len(row.ids) for row in self._judges)
 
     @contextmanager
-    def _recomputed(self, model: nn.Module, structure: Structure) -> Iterator[None]:
-        """Compute activations again in the backward pass if those of one row are too large to keep."""
+    def _ready(self, model: nn.Module, structure: Structure, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
+        """Prepare for backward passes; activations are computed again if those of one row are too large to keep."""
         longest = max(len(row.ids) for row in self._rows.values())
-        size = _ACTIVATIONS * longest * structure.hidden_size * len(structure.blocks)
-        with ExitStack() as stack:
-            if size * next(iter(self._rows.values())).hidden.itemsize > _MOST_ACTIVATIONS:
-                modules = dict(model.named_modules())
-                for block in (modules[name] for name in structure.blocks if name in modules):  # some may be cut
-                    own = block.__dict__.get("forward")
-                    block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-                    stack.callback(_give_back, block, own)
+        itemsize = next(iter(self._rows.values())).hidden.itemsize
+        size = _ACTIVATIONS * longest * structure.hidden_size * len(structure.blocks) * itemsize
+        found = (find_module(model, name) for name in structure.blocks)  # whole blocks may be cut
+        blocks = [block for block in found if block is not None]
+        with (
+            eval_mode(model),
+            torch.enable_grad(),
+            gradients_only(model, parameters),
+            recomputing(blocks if size > _MOST_ACTIVATIONS else ()),
+        ):
             yield
-
-
-def _give_back(block: Any, own: Callable[..., Any] | None) -> None:
-    if own is None:
-        del block.forward
-    else:
-        block.forward = own
 
 
 def _batches(rows: Sequence[torch.Tensor], steps: int) -> Iterator[list[int]]:
@@ -236,39 +213,14 @@ def _schedule(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / _WARM_UP) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-@contextmanager
-def _trainable_only(model: nn.Module, parameters: Sequence[nn.Parameter]) -> Iterator[None]:
-    """Let only some parameters have gradients for a while."""
-    were = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-    chosen = {id(parameter) for parameter in parameters}
-    for parameter, _ in were:
-        parameter.requires_grad_(id(parameter) in chosen)
-    try:
-        with torch.enable_grad():
-            yield
-    finally:
-        for parameter, was in were:
-            parameter.requires_grad_(was)
-
-
 @torch.no_grad()
 def _row(model: Any, ids: torch.Tensor) -> _Followed:
     """Run a model up to its head."""
-    found: list[torch.Tensor] = []
-
-    def keep(module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        found.append(args[0][0])
-        raise _Reached
-
-    handle = model.get_output_embeddings().register_forward_pre_hook(keep, prepend=True)
-    try:
-        with eval_mode(model):
-            model(input_ids=ids[None].to(model.device), use_cache=False)
-    except _Reached:
-        pass
-    finally:
-        handle.remove()
-    return _Followed(ids=ids, hidden=found[0])
+    head = model.get_output_embeddings()
+    name = next(name for name, module in model.named_modules() if module is head)
+    with eval_mode(model):
+        ((hidden,),) = inputs_of(model, name, [partial(model, input_ids=ids[None].to(model.device), use_cache=False)])
+    return _Followed(ids=ids, hidden=hidden[0])
 
 
 def _divergence(model: Any, row: _Followed) -> torch.Tensor:

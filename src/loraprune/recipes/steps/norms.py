@@ -35,19 +35,10 @@ def norm_tuning(
         calibration: its rows.
         saved: what an interrupted run finished.
     """
-    structure, tuning = prepared.structure, None
-    why = why_norms_stay(model, structure, calibration)
-    if prepared.computing != prepared.device:
-        why = "with --offload, the model is not on the accelerator as a whole"
-    if config.norm_steps and why is not None:
-        logger.info("The norms are not tuned: %s.", why)
-    elif config.norm_steps and saved.found(_STEP) is None:
-        rows = token_sequences(structure, calibration)
-        assert rows
-        tuning = together(lambda: NormTuning(model, rows, steps=config.norm_steps or 0, seed=config.seed))
+    finished = saved.found(_STEP)
+    tuning = None if finished is not None else _tuning(prepared, config, model, calibration)
 
     def tune_(progress: Progress) -> NormsRecord | None:
-        finished = saved.found(_STEP)
         parameters = norm_parameters(model)
         if finished is not None:
             for name, value in finished.tensors.items():
@@ -55,8 +46,25 @@ def norm_tuning(
             return NormsRecord(**finished.facts)
         if tuning is None:
             return None
-        found = NormsRecord(**asdict(together(lambda: tuning.tune_(model, structure, progress))))
+        found = together(lambda: tuning.tune_(model, prepared.structure, progress))
         saved.keep(_STEP, {name: value.detach() for name, value in parameters.items()}, asdict(found))
         return found
 
     return tune_
+
+
+def _tuning(
+    prepared: PreparedOneshot, config: OneshotConfig, model: Any, calibration: Calibration
+) -> NormTuning | None:
+    """Store what the dense model predicts; None, with a line in the log, if the norms cannot be tuned."""
+    if not config.norm_steps:
+        return None
+    why = why_norms_stay(model, prepared.structure, calibration)
+    if prepared.computing != prepared.device:
+        why = "with --offload, the model is not on the accelerator as a whole"
+    if why is not None:
+        logger.info("The norms are not tuned: %s.", why)
+        return None
+    rows, steps = token_sequences(prepared.structure, calibration), config.norm_steps
+    assert rows
+    return together(lambda: NormTuning(model, rows, steps=steps, seed=config.seed))

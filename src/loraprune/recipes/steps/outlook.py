@@ -162,8 +162,8 @@ def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) ->
     kinds = ", ".join(f"{widest(structure, kind):,} {_called(kind)}" for kind in structure.kinds)
     amount = f"ratio {ratio:.3g}: {count(ratio * structure.prunable_parameters)}"
     how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
-    if config.norm_steps:
-        how += f", then {config.norm_steps} steps on the norms"
+    if prepared.norm_steps:
+        how += f", then {prepared.norm_steps} steps on the norms"
     return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed (of {kinds} a layer); {how}"
 
 

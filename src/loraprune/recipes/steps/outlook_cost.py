@@ -176,10 +176,9 @@ def oneshot_cost(prepared: PreparedOneshot, lengths: Sequence[int]) -> ExpectedC
     verifying = parameters * prepared.saved_dtype.itemsize if prepared.options.verify else 0
     forward = 2.0 * parameters * longest
     cuts = config.cuts if isinstance(config, OneshotConfig) else 1
-    steps = (config.norm_steps or 0) if isinstance(config, OneshotConfig) else 0
     a_step = max(1, int(TOKENS_PER_STEP // mean))
-    followed = min(rows, steps * a_step) * mean * structure.hidden_size * width
-    tuning = steps * _PASSES_OF_NORMS * 2.0 * parameters * a_step * mean / min(num_processes(), a_step)
+    followed = min(rows, prepared.norm_steps * a_step) * mean * structure.hidden_size * width
+    tuning = prepared.norm_steps * _PASSES_OF_NORMS * 2.0 * parameters * a_step * mean / min(num_processes(), a_step)
     return ExpectedCost(
         memory=parameters * width + followed + max(kept + moments, verifying),
         cut=tuning

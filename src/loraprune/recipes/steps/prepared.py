@@ -266,6 +266,13 @@ class PreparedOneshot(PreparedRun):
         """Whether groups are removed; otherwise weights become zero."""
         return isinstance(self.oneshot, OneshotConfig)
 
+    @property
+    def norm_steps(self) -> int:
+        """Number of optimizer steps on the norms, which the outlook counts; 0 if the run leaves them out."""
+        if not isinstance(self.oneshot, OneshotConfig) or self.computing != self.device:
+            return 0
+        return (self.oneshot.norm_steps or 0) if self.task.name == "causal-lm" else 0
+
     def settings(self) -> dict[str, Any]:
         """Return all settings for the record, with the maximum length that follows from the model."""
         return self.oneshot.settings() | {"max_length": self.max_length}

@@ -1,4 +1,4 @@
-"""Explanation of the chosen widths, if several were tried before the cut, and of the norms tuned after it."""
+"""Sentences under the table of a run: the chosen widths, if several were tried, and the tuning of the norms."""
 
 from __future__ import annotations
 
