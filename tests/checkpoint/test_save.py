@@ -209,7 +209,7 @@ class TestAnyHeadCount:
     @pytest.mark.parametrize("bias", ["attention_bias", "mlp_bias"])
     def test_a_llama_with_biases_is_refused_beforehand(self, bias: str) -> None:
         model = byte_model(**{bias: True})
-        with pytest.raises(ValueError, match=r"export as mistral, which has no biases.*--head-counts config"):
+        with pytest.raises(ValueError, match=r"saves the model as mistral, which has no biases.*--head-counts config"):
             check_relaxed_class(describe(model), model.config)
         check_relaxed_class(describe(byte_model()), byte_model().config)
 
@@ -404,7 +404,7 @@ class TestDiskSpace:
         assert asked == [tmp_path]
 
     def test_what_does_not_fit_is_refused_with_both_sizes(self, tmp_path: Path, asked: list[Path]) -> None:
-        with pytest.raises(OSError, match=r"needs about 10\.45 GB in .*, and 10\.00 GB are free"):
+        with pytest.raises(OSError, match=r"needs about 10\.45 GB in .*, but only 10\.00 GB are free"):
             check_disk_space(tmp_path, int(9.5e9))
 
     def test_a_folder_that_does_not_exist_yet_is_measured_where_it_will_be(

@@ -314,9 +314,9 @@ class TestRefusals:
             ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' rewrites the base weights"),
             (
                 {"modules_to_save": ["down_proj"]},
-                "modules_to_save='down_proj' trains model.layers.0.mlp.down_proj as a",
+                "modules_to_save='down_proj' trains model.layers.0.mlp.down_proj itself",
             ),
-            ({"modules_to_save": ["mlp"]}, "modules_to_save='mlp' trains model.layers.0.mlp.gate_proj as a whole"),
+            ({"modules_to_save": ["mlp"]}, "modules_to_save='mlp' trains model.layers.0.mlp.gate_proj itself"),
         ],
         ids=str,
     )

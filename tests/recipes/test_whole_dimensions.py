@@ -67,7 +67,7 @@ def test_the_report_and_the_card_say_which_blocks_stayed(deep: Path, data: Path,
     result = joint(deep, data, tmp_path / "out", dimensions=("blocks",), keep_layers=(0, -1))
     assert result.plan.kept["layers.blocks"] == (0, 3)
     assert [(item.layer, item.kept) for item in result.report.layers] == [(0, 1), (1, 0), (2, 0), (3, 1)]
-    assert "2 of 4 whole blocks are left" in (tmp_path / "out" / "README.md").read_text()
+    assert "2 of 4 whole blocks are kept" in (tmp_path / "out" / "README.md").read_text()
 
 
 @pytest.mark.parametrize("method", thinned(["fisher", "position", "taylor", "magnitude", "random"], 2))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from accelerate.utils import recursively_apply, send_to_device
 
-from loraprune.layers.own_forward import give_back_forward_, own_forward
+from loraprune.layers.unwrap import give_back_forward_, own_forward
 
 if TYPE_CHECKING:
     from torch import nn

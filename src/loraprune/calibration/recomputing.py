@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from loraprune.calibration.block_by_block import CACHES
-from loraprune.layers.own_forward import give_back_forward_, own_forward
+from loraprune.layers.unwrap import give_back_forward_, own_forward
 
 
 def _recomputed(forward: Callable[..., Any]) -> Callable[..., Any]:

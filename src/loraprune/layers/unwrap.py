@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, cast
 
@@ -81,3 +81,17 @@ def gradients_only(model: nn.Module, parameters: Collection[nn.Parameter]) -> It
     finally:
         for parameter, flag in flags:
             parameter.requires_grad_(flag)
+
+
+def own_forward(module: nn.Module) -> Callable[..., Any] | None:
+    """Return the ``forward`` that is set on a module itself; None if it has that of its class."""
+    found: Callable[..., Any] | None = module.__dict__.get("forward")
+    return found
+
+
+def give_back_forward_(module: nn.Module, own: Callable[..., Any] | None) -> None:
+    """Undo a replacement of ``forward``; ``own`` is what :func:`own_forward` returned before it."""
+    if own is None:
+        module.__dict__.pop("forward", None)
+    else:
+        module.forward = own

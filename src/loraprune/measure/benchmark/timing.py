@@ -79,7 +79,7 @@ def in_turns(
     repeats: int,
     warmup: int,
     progress: Callable[[], object] | None = None,
-    clock: Callable[[], float] = time.perf_counter,
+    clock: Callable[[], float] | None = None,
 ) -> dict[str, Times]:
     """Time calls in turns: the first call of each contender, then the second of each, and so on.
 
@@ -88,8 +88,10 @@ def in_turns(
         repeats: timed calls of each.
         warmup: untimed calls of each before them.
         progress: called after every call, timed or not, for a display.
-        clock: what reads the seconds; ``time.process_time`` counts CPU time, which other work on a CPU changes less.
+        clock: what reads the seconds; None: ``time.perf_counter``. ``time.process_time`` counts CPU time, which other
+            work on a CPU changes less.
     """
+    clock = clock or time.perf_counter
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for turn in range(warmup + repeats):
         for name, contender in contenders.items():
