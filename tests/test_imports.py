@@ -76,10 +76,12 @@ def test_mistakes_in_options_of_ours_are_told_of_at_once(command: str, message: 
 
 
 LOADED = """
-import sys
+import os, sys
 from loraprune.cli.main import main
+before = dict(os.environ)
 code = main(sys.argv[1:])
-print(code, *sorted({"datasets", "peft", "trl"} & set(sys.modules)), file=sys.stderr)
+loaded = sorted({"datasets", "peft", "torch._inductor.compile_fx", "trl"} & set(sys.modules))
+print(code, *loaded, *({"TORCHDYNAMO_DISABLE"} & set(os.environ) - set(before)), file=sys.stderr)
 """
 
 

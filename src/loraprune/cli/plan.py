@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,6 +147,7 @@ def _run(options: argparse.Namespace) -> int:
     from loraprune.checkpoint.shapes import find_shapes
     from loraprune.measure.estimation.estimate import Estimator
 
+    _import_peft()
     if options.architecture is not None:
         register(read_spec(options.architecture))
     source = find_shapes(options.model, trust_remote_code=options.trust_remote_code, revision=options.revision)
@@ -159,6 +162,18 @@ def _run(options: argparse.Namespace) -> int:
     if options.output is not None:
         write_text(options.output, text + "\n")
     return 0
+
+
+def _import_peft() -> None:
+    """Import peft without torch's compiler: bitsandbytes, which peft imports, would load it, and a plan needs none."""
+    before = os.environ.get("TORCHDYNAMO_DISABLE")
+    os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    try:
+        import_module("peft")
+    finally:
+        del os.environ["TORCHDYNAMO_DISABLE"]
+        if before is not None:
+            os.environ["TORCHDYNAMO_DISABLE"] = before
 
 
 def _scalings(estimator: Estimator, cluster: ClusterConfig, ratios: Sequence[float | None]) -> list[Scaling]:

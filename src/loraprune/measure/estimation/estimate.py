@@ -263,11 +263,11 @@ class Estimator:
         """Simulate one training step: before the first cut, or of the model after the last one."""
         depth = len(self._structure.blocks) if target is None else target.depth
         made_of = self._made_of(settings, dtype, target)
-        said = repr(replace(settings, pruning=settings.pruning.changed(ratio=0.0)))
-        key = (made_of, depth, said, listening, processes)
+        run = self._step_settings(settings, listening, processes)
+        key = (made_of, depth, repr(run))  # settings that a step does not read must not run it again
         if key not in self._steps:
             try:
-                simulated = simulate(*self._adapted[made_of], self._step_settings(settings, listening, processes))
+                simulated = simulate(*self._adapted[made_of], run)
             except (RuntimeError, TypeError) as error:
                 # The model's code reads values, which do not exist here.
                 raise ValueError(

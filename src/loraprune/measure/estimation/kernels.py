@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import flop_registry
 
 from loraprune.measure.benchmark.memory import LiveBytes
+from loraprune.measure.estimation.known_shapes import by_shape
 
 _ATTENTION = "loraprune_estimate"
 """Name of the stand-in in the attention interface of transformers."""
@@ -224,7 +225,7 @@ class LiveShapes(LiveBytes):
             self.peaks[self.segment] = self.now
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
+        result = by_shape(func, args, kwargs or {})
         formula = flop_registry.get(func._overloadpacket)
         if formula is not None:
             self.flops[self.segment] += formula(*args, **(kwargs or {}), out_val=result)
