@@ -79,7 +79,11 @@ def test_a_way_to_cut_text_can_be_chosen_where_none_is_equal(run: Command, tmp_p
             ["--format", "tflite"],
             "There is no format 'tflite'; choose safetensors, gguf, onnx, semi-structured or compressed-tensors.",
         ),
-        (["--format", "gguf", "--outtype", "q4_0"], "There is no outtype 'q4_0'; choose one of f16, f32, q8_0."),
+        (
+            ["--format", "gguf", "--outtype", "Q4_K_M"],
+            "There is no outtype 'Q4_K_M'; choose one of f16, f32, q8_0. For another type, write f16 and convert that "
+            "file with llama.cpp: llama-quantize IN.gguf OUT.gguf TYPE",
+        ),
         (["--format", "onnx", "--outtype", "f16"], "--outtype is for --format gguf; leave it out."),
         (["--format", "onnx", "--pre-tokenizer", "qwen2"], "--pre-tokenizer is for --format gguf; leave it out."),
         (["--format", "semi-structured", "--outtype", "f16"], "--outtype is for --format gguf; leave it out."),
@@ -96,6 +100,24 @@ def test_what_is_no_checkpoint_is_refused(run: Command, tmp_path: Path) -> None:
         finished = run("export", tmp_path / name, "--format", "gguf")
         assert (finished.code, finished.out) == (2, "")
         assert message in one_line(finished.err)
+
+
+def test_a_gguf_file_is_not_written_again(run: Command, tmp_path: Path) -> None:
+    (tmp_path / "m.gguf").write_bytes(b"GGUF")
+    finished = run("export", tmp_path / "m.gguf", "--format", "gguf")
+    assert (finished.code, finished.out) == (2, "")
+    assert "m.gguf is a GGUF file already" in one_line(finished.err)
+
+
+def test_the_type_of_matrices_is_named_in_any_case(run: Command, folder: Path) -> None:
+    assert run("export", folder, "--format", "gguf", "--outtype", "Q8_0").code == 0
+    assert (folder / "model-q8_0.gguf").is_file()
+
+
+def test_gguf_says_that_the_chat_template_is_in_the_file(run: Command, folder: Path) -> None:
+    (folder / "chat_template.jinja").write_text("{{ messages[0]['content'] }}")
+    first = run("export", folder, "--format", "gguf").out.splitlines()[0]
+    assert first.endswith("tokenizer gpt2 (gpt-2), with the chat template")
 
 
 def test_a_ragged_model_that_llama_cpp_cannot_compute_is_refused(run: Command, tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from loraprune.data.formats import PreparedRows, prepare_dataset
 from loraprune.data.pairs import prepare_pairs
 from loraprune.data.sources import load_source
 from loraprune.data.tokenize import instruction_prompt
-from loraprune.tasks.rows import tell_of_lost_rows
+from loraprune.tasks.rows import tell_of_lost_rows, tell_of_plain_rows
 
 
 def prepared_chats(path: Path, rows: list[dict[str, Any]], make_tokenizer: MakeTokenizer) -> tuple[PreparedRows, Any]:
@@ -134,6 +134,31 @@ def test_columns_that_are_not_used_are_named_once(
     tell_of_lost_rows(prepare_dataset(rows.remove_columns(["id", "source"]), make_tokenizer(), max_length=100))
     assert caplog.records == []
     assert prepare_pairs(rows, make_tokenizer(), max_length=100).unused == ("id", "source")
+
+
+@pytest.mark.parametrize(
+    ("row", "template", "told"),
+    [
+        ({"text": "Some words."}, CHATML, "The data holds plain text"),
+        ({"instruction": "x", "output": "y"}, CHATML, "The data holds instructions"),
+        ({"text": "Some words."}, None, None),
+        ({"messages": CHAT}, CHATML, None),
+    ],
+)
+def test_rows_without_the_chat_template_of_the_tokenizer_are_mentioned(
+    make_tokenizer: MakeTokenizer,
+    caplog: pytest.LogCaptureFixture,
+    row: dict[str, Any],
+    template: str | None,
+    told: str | None,
+) -> None:
+    tokenizer = make_tokenizer(chat_template=template)
+    prepared = prepare_dataset(Dataset.from_list([row]), tokenizer, max_length=10 if "text" in row else 200)
+    with caplog.at_level(logging.INFO, logger="loraprune"):
+        tell_of_plain_rows(prepared, tokenizer)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == (told is not None)
+    assert told is None or (messages[0].startswith(told) and "'messages'" in messages[0])
 
 
 def test_conversations_without_an_answer_are_not_refused_for_their_length(make_tokenizer: MakeTokenizer) -> None:

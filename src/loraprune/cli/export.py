@@ -99,9 +99,10 @@ def _plain(options: argparse.Namespace, source: Path) -> Path:
 
 
 def _gguf(options: argparse.Namespace, folder: Path) -> Path:
-    from loraprune.checkpoint.exports.gguf.file import write_gguf
+    from loraprune.checkpoint.exports.gguf.file import OUTTYPES, write_gguf
 
     outtype = options.outtype or "f16"
+    outtype = outtype.lower() if outtype.lower() in OUTTYPES else outtype
     result = write_gguf(
         folder,
         options.output or folder / f"model-{outtype}.gguf",
@@ -150,7 +151,12 @@ def _check(options: argparse.Namespace) -> None:
     source: Path = options.checkpoint
     is_gguf = options.format == "safetensors" and source.suffix.lower() == ".gguf" and source.is_file()
     if not is_gguf and not source.is_dir():
-        raise ValueError(f"{options.checkpoint} is not a folder. Name one that `loraprune prune` wrote.")
+        if options.format != "safetensors" and source.suffix.lower() == ".gguf" and source.is_file():
+            raise ValueError(
+                f"{source} is a GGUF file already, and export reads it for --format safetensors only. Name the folder "
+                "of the checkpoint."
+            )
+        raise ValueError(f"{source} is not a folder. Name one that loraprune or save_pretrained wrote.")
     if options.push_to_hub is None and (options.private is not None or options.hub_revision is not None):
         raise ValueError("--private and --hub-revision need --push-to-hub NAME. Add it, or leave them out.")
     if options.format != "gguf":
@@ -169,9 +175,10 @@ def _show(lines: Sequence[str], notes: Sequence[str]) -> None:
 
 def _gguf_lines(result: GgufResult) -> list[str]:
     kind, cut = result.tokenizer
+    chat = ", with the chat template" if result.has_chat_template else ""
     return [
         f"{result.file}: {result.size / 1e6:.1f} MB, GGUF of the architecture {result.architecture}, tokenizer {kind} "
-        f"({cut})",
+        f"({cut}){chat}",
         f"Run it: llama-cli -m {result.file}",
     ]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from loraprune.data.formats import PreparedRows
+from loraprune.data.formats import DataFormat, PreparedRows
 from loraprune.data.mixture import Reading, read_data
 from loraprune.data.named import find_sources, hub_data_set, is_stream
 from loraprune.data.streams import RowStream
@@ -65,6 +65,7 @@ def split_rows(task: Task, data: Any, setup: Setup, seed: int, sequences: int) -
     most = sequences + (wanted if of_own else 0)
     prepared = _prepared(task, data, setup.options.split, setup, seed, most)
     tell_of_lost_rows(prepared)
+    tell_of_plain_rows(prepared, setup.processor)
     tell_of_sources(prepared)
     rows = prepared.dataset
     collator, hub_data = task.collator(prepared, setup), hub_data_set(data)
@@ -177,6 +178,24 @@ def tell_of_lost_rows(prepared: PreparedRows) -> None:
     for what, number in prepared.lost.items():
         if number:
             logger.warning("warning: training rows %s: %d of %d", what, number, prepared.total)
+
+
+_PLAIN = {DataFormat.TEXT.value: "plain text", DataFormat.INSTRUCTION.value: "instructions"}
+"""Formats of data that no chat template writes, and what a user calls them."""
+
+
+def tell_of_plain_rows(prepared: PreparedRows, processor: Any) -> None:
+    """Log that the rows do not go through the chat template that the tokenizer has.
+
+    It is no warning: tokenizers of many base models have a template, too.
+    """
+    what = _PLAIN.get(prepared.facts.get("format", ""))
+    if what is not None and getattr(processor, "chat_template", None):
+        logger.info(
+            "The data holds %s, which the run reads without the tokenizer's chat template. For an instruct model, give "
+            "conversations (a column 'messages').",
+            what,
+        )
 
 
 def check_token_ids(rows: Dataset, vocabulary_size: int, config: PretrainedConfig) -> None:

@@ -57,7 +57,7 @@ def test_what_is_no_checkpoint_is_refused(tmp_path: Path, folder: Path) -> None:
     with pytest.raises(RuntimeFormatError, match=r"empty is not a checkpoint: it has no config\.json"):
         read_checkpoint(empty)
     (empty / "adapter_config.json").write_text("{}")
-    with pytest.raises(RuntimeFormatError, match=r"only an adapter\. First merge it"):
+    with pytest.raises(RuntimeFormatError, match=r"only an adapter\. Export the folder of the run.*merge_and_unload"):
         read_checkpoint(empty)
     (empty / "config.json").write_text("{")
     with pytest.raises(RuntimeFormatError, match=r"config\.json cannot be read as JSON"):

@@ -107,9 +107,13 @@ def read_config(folder: Path) -> dict[str, Any]:
     file = folder / MODEL_CONFIG
     if not file.is_file():
         if (folder / "adapter_config.json").is_file():
-            raise RuntimeFormatError(f"{folder} holds only an adapter. First merge it into its model and save that.")
+            raise RuntimeFormatError(
+                f"{folder} holds only an adapter. Export the folder of the run instead, which has it merged. Merge an "
+                "adapter from elsewhere with peft's merge_and_unload(), save the model and its tokenizer with "
+                "save_pretrained, and export that folder."
+            )
         raise RuntimeFormatError(
-            f"{folder} is not a checkpoint: it has no config.json. Name a folder that `loraprune prune` or "
+            f"{folder} is not a checkpoint: it has no config.json. Name a folder that loraprune or "
             "save_pretrained wrote."
         )
     try:

@@ -19,7 +19,7 @@ from loraprune.checkpoint.exports.gguf.architecture import (
     gguf_context,
 )
 from loraprune.checkpoint.exports.gguf.tensors import GgufTensor, gguf_tensors, interleave_halves
-from loraprune.checkpoint.exports.gguf.tokenizer import add_tokenizer, tokenizer_of_folder
+from loraprune.checkpoint.exports.gguf.tokenizer import add_tokenizer, chat_template_of, tokenizer_of_folder
 from loraprune.checkpoint.finite import check_finite_tensors
 from loraprune.checkpoint.save import check_disk_space
 
@@ -39,6 +39,7 @@ class GgufResult:
         size: its size in bytes.
         architecture: llama.cpp's name of the architecture.
         tokenizer: llama.cpp's names of the tokenizer model and of the pre-tokenizer.
+        has_chat_template: whether the file holds a chat template.
         notes: notes for the user about the file.
     """
 
@@ -46,6 +47,7 @@ class GgufResult:
     size: int
     architecture: str
     tokenizer: tuple[str, str]
+    has_chat_template: bool
     notes: tuple[str, ...]
 
 
@@ -74,7 +76,10 @@ def write_gguf(
     check_free(output, overwrite=overwrite, holds=b"GGUF")
     gguf = require("gguf", "gguf", "Writing GGUF")
     if outtype not in OUTTYPES:
-        raise RuntimeFormatError(f"There is no outtype {outtype!r}; choose one of {', '.join(OUTTYPES)}.")
+        raise RuntimeFormatError(
+            f"There is no outtype {outtype!r}; choose one of {', '.join(OUTTYPES)}. For another type, write f16 and "
+            "convert that file with llama.cpp: llama-quantize IN.gguf OUT.gguf TYPE"
+        )
     checkpoint = read_checkpoint(folder)
     check_family(checkpoint.model_type)
     config, widths = checkpoint.config(), checkpoint.widths()
@@ -85,7 +90,8 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType[f"{'ALL' if outtype == 'f32' else 'MOSTLY'}_{outtype.upper()}"])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_metadata(writer, architecture, config, widths)
-    model, pre, tokenizer_notes = add_tokenizer(writer, tokenizer_of_folder(folder), config, pre_tokenizer)
+    tokenizer = tokenizer_of_folder(folder)
+    model, pre, tokenizer_notes = add_tokenizer(writer, tokenizer, config, pre_tokenizer)
     divisors = frequency_divisors(config)
     with appearing_files(output) as temporary, closing(writer):
         notes = _write_tensors(writer, temporary, checkpoint, tensors, divisors=divisors, outtype=outtype)
@@ -97,6 +103,7 @@ def write_gguf(
         size=output.stat().st_size,
         architecture=architecture.name,
         tokenizer=(model, pre),
+        has_chat_template=bool(chat_template_of(tokenizer)),
         notes=(*notes, *tokenizer_notes),
     )
 

@@ -91,12 +91,19 @@ def add_tokenizer(
     writer.add_add_bos_token(add_bos)
     writer.add_add_eos_token(add_eos)
     writer.add_add_space_prefix(not byte_level and adds_space(description)[0])
-    template = tokenizer.chat_template
-    writer.add_chat_template((template.get("default") if isinstance(template, dict) else template) or "")
+    if template := chat_template_of(tokenizer):
+        writer.add_chat_template(template)
     stripping = sum(1 for token in description["added_tokens"] if token["lstrip"] or token["rstrip"])
     if stripping:
         frame_notes.append(f"{stripping} added tokens strip the spaces beside them, but llama.cpp keeps these spaces")
     return model, pre, (*notes, *frame_notes)
+
+
+def chat_template_of(tokenizer: PreTrainedTokenizerBase) -> str | None:
+    """Return the chat template that a GGUF file holds: of several, the default one."""
+    template = tokenizer.chat_template
+    chosen: str | None = template.get("default") if isinstance(template, dict) else template
+    return chosen
 
 
 def vocabulary_of(description: Mapping[str, Any], size: int) -> dict[str, int]:
