@@ -2,8 +2,7 @@
 
     python experiments/smollm2.py
 
-The runs take hours on a CPU, so nothing is run here. Each row keeps the commands that made it; a row that is added to
-the file is drawn. Rows of one
+The runs take hours on a CPU, so the script runs none of them. Each row of the file keeps its commands. Rows of one
 ``method`` and number of ``steps`` make a line.
 """
 
@@ -38,7 +37,7 @@ def draw(results: Mapping[str, Any]) -> Figure:
     for axes, steps in zip(panels, (0, results["steps"]), strict=True):
         own = [row for row in rows if row["steps"] == steps]
         draw_panel(axes, own, dense)
-        pictures.plain_(axes, f"after {steps} steps of LoRA" if steps else "without training")
+        pictures.plain_(axes, f"after {steps} steps of LoRA" if steps else "after pruning")
         axes.set_xlabel("parameters left, millions")
     panels[0].set_ylabel(f"perplexity on {results['text']}, lower is better")
     panels[0].set_yscale("log")
@@ -65,7 +64,8 @@ def draw_panel(axes: Axes, rows: Sequence[Row], dense: Row) -> None:
     axes.text(size + 1, dense["perplexity"] * 0.87, f"dense {shown(dense['perplexity'])}", va="top")
     smallest = min((end[1] for end in ends), default=size)
     axes.set_xlim(size + 4, smallest - 30)  # smaller to the right, and room for the names
-    axes.set_ylim(bottom=dense["perplexity"] * 0.65)
+    highest = max((row["perplexity"] for row in rows), default=0)
+    axes.set_ylim(dense["perplexity"] * 0.65, max(axes.get_ylim()[1], highest * 1.4))  # the axis is shared
 
 
 def shown(value: float) -> str:

@@ -335,7 +335,7 @@ class TestProgress:
         heard = self.progress(checkpoint, data, criterion="fisher", ratio=0.5)
         names = list(dict.fromkeys(what for what, _, _ in heard))
         assert names[0] == "scoring for the trials"
-        assert len([name for name in names if re.match(r"trying \d heads, \d+ channels$", name)]) >= 2
+        assert len([name for name in names if re.match(r"trying \d KV heads, \d+ channels$", name)]) >= 2
         assert names[-3:] == ["scoring", "cutting", "tuning the norms"]
 
     def test_scoring_and_cutting_are_told_of_every_cut(self, checkpoint: Path, data: Path) -> None:

@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import pytest
+from tests.models import tiny_model
 
 from loraprune.record.report_data import Row, Unit
-from loraprune.report.card import with_rows
+from loraprune.report.card import _removed_kinds, with_rows
+from loraprune.structure.describe import describe
 
 CARD = """# A model
 
@@ -46,3 +48,17 @@ def test_a_row_of_the_same_name_gives_way_however_it_was_measured() -> None:
 def test_a_card_without_a_table_is_refused() -> None:
     with pytest.raises(ValueError, match="no table of measures"):
         with_rows("# A model\n\nNothing.\n", [row("ptb@128")])
+
+
+@pytest.mark.parametrize(
+    ("widths", "text"),
+    [
+        ({"heads": (4, 4), "channels": (8, 6)}, "FFN channels"),
+        ({"heads": (2, 2), "channels": (16, 16)}, "attention heads"),
+        ({"heads": (2, 2), "channels": (8, 8)}, "attention heads and FFN channels"),
+        ({}, "attention heads and FFN channels"),
+    ],
+)
+def test_only_kinds_that_lost_groups_are_named(widths: dict[str, tuple[int, ...]], text: str) -> None:
+    structure = describe(tiny_model(intermediate_size=16))
+    assert _removed_kinds(structure, widths) == text

@@ -27,7 +27,7 @@ def compare_parser() -> Parser:
         description="Compare the quality of several runs with their parameters, latency and training time, and mark "
         "the runs that no other beats (the Pareto front). The figures come from the records of the runs and from "
         "results of loraprune eval and loraprune bench; --eval measures what is missing.",
-        epilog="examples:\n  loraprune compare pruned-20 pruned-50 --evaluation results.json -o comparison.html\n",
+        epilog="examples:\n  loraprune compare pruned-20 pruned-50 --eval wikitext2 -o comparison.html\n",
     )
     parser.add_argument("runs", nargs="*", metavar="RUN", help="folder of a run, or of a model in the result files")
     most = parser.add_argument_group("most used")

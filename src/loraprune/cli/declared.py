@@ -31,7 +31,12 @@ _TYPES: dict[str, dict[str, Any]] = {
 
 
 def declared(
-    config: type[Any], target: str, *names: str, usual: Any = None, old: Mapping[str, str] | None = None
+    config: type[Any],
+    target: str,
+    *names: str,
+    usual: Any = None,
+    old: Mapping[str, str] | None = None,
+    has_default: bool = True,
 ) -> tuple[Option, ...]:
     """Make command options from the options of a configuration.
 
@@ -41,13 +46,14 @@ def declared(
         names: flat names of the options, in the order of the help.
         usual: object with the defaults that help shows; None makes one.
         old: old names of options.
+        has_default: whether the command uses the defaults, so that help shows them.
     """
     usual, found = config() if usual is None else usual, options_of_all(config)
     return tuple(
         option(
             name,
             target,
-            _help(found[name], usual, name),
+            _help(found[name], usual, name) if has_default else rule_of(found[name]).help,
             field=None if isinstance(usual, Flat) or found[name].name == name else found[name].name,
             old=(old or {}).get(name),
             optional=_is_optional(found[name]),

@@ -37,7 +37,7 @@ def eval_parser() -> Parser:
     """Make the parser, without defaults: ``EvaluationConfig`` has them."""
     parser = Parser(
         "loraprune eval",
-        usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [--prompts [TEXT...]] [--data DATA] [options]",
+        usage="loraprune eval MODEL... [--ppl TEXT...] [--tasks TASK...] [options]",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from loraprune.checkpoint.names import DEMO, check_no_preset, expanded
 from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.cli.push import add_target, push_now, target_of
@@ -61,8 +62,12 @@ def export_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    check_no_preset(options.checkpoint)
+    named, options.checkpoint = options.checkpoint, Path(expanded(options.checkpoint))
     _check(options)
-    begin("export", options.checkpoint)
+    if str(named) == DEMO and options.checkpoint != named and options.output is None:
+        raise ValueError("The folder of the bundled model is part of this package. Name the output with -o PATH.")
+    begin("export", named)
     target = None if options.push_to_hub is None else target_of(options)
     folder: Path = options.checkpoint
     if options.format == "safetensors":

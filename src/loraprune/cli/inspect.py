@@ -23,7 +23,7 @@ from loraprune.cli.options import SHAPES_HELP, indices, names
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
 from loraprune.record.atomic import write_text
-from loraprune.record.numbers import counted, short_count
+from loraprune.record.numbers import counted, file_size, short_count
 from loraprune.record.places import check_place
 
 if TYPE_CHECKING:
@@ -265,7 +265,7 @@ def show_structure(
         console,
         f"{model}: {structure.spec.model_type}, {counted(len(structure.blocks), 'layer')}{hidden}, "
         f"{short_count(structure.num_parameters)} parameters "
-        f"({structure.num_parameters * itemsize / 1e9:.3g} GB as stored)",
+        f"({file_size(structure.num_parameters * itemsize)} as stored)",
     )
     headings = ("prunable dimension", "one group is", "groups a layer", "parameters a group", "in all layers", "share")
     table = plain_table(*headings, left=2)

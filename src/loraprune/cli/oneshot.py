@@ -66,20 +66,20 @@ _RATIO, _SPARSITY = OneshotConfig(ratio=0.5), SparseConfig()
 _OLD = {"criterion": "method", "head_counts": "head_rounding"}
 
 
-def _groups(*names: str) -> tuple[Option, ...]:
-    return declared(OneshotConfig, "oneshot", *names, usual=_RATIO, old=_OLD)
+def _groups(*names: str, has_default: bool = True) -> tuple[Option, ...]:
+    return declared(OneshotConfig, "oneshot", *names, usual=_RATIO, old=_OLD, has_default=has_default)
 
 
-def _zeros(*names: str) -> tuple[Option, ...]:
-    return declared(SparseConfig, "oneshot", *names, usual=_SPARSITY)
+def _zeros(*names: str, has_default: bool = True) -> tuple[Option, ...]:
+    return declared(SparseConfig, "oneshot", *names, usual=_SPARSITY, has_default=has_default)
 
 
 _GROUPS: OptionGroups = {
     "most used": (
         data_option("calibration data"),
         output_option("pruned checkpoint"),
-        *_groups("ratio"),
-        *_zeros("sparsity"),
+        *_groups("ratio", has_default=False),  # one of the two has to be given
+        *_zeros("sparsity", has_default=False),
         *_groups("criterion", "repair", "calibration_sequences", "max_length"),
         CONFIG,
         *RESUMING,
@@ -118,7 +118,7 @@ ONESHOT_OPTIONS: dict[str, Option] = by_name(_GROUPS, _RARE)
 
 
 _DESCRIPTION = """Prune a model on calibration data, without training. --ratio removes heads and channels and makes the
-model smaller; --sparsity sets single weights to zero."""
+model smaller; --sparsity sets single weights to zero. Pass one of them."""
 _EXAMPLES = """examples:
   loraprune oneshot MODEL --data texts.jsonl --ratio 0.2 -o pruned
   loraprune oneshot MODEL --data texts.jsonl --sparsity 2:4 -o sparse
@@ -130,7 +130,7 @@ def oneshot_parser() -> Parser:
     """Make the parser of the command, without defaults."""
     parser = Parser(
         "loraprune oneshot",
-        usage="loraprune oneshot MODEL --data DATA (--ratio 0.5 | --sparsity 0.5) -o OUT [options]",
+        usage="loraprune oneshot MODEL --data DATA --ratio X -o OUT [options]",
         description=_DESCRIPTION,
         epilog=f"{DATA_HELP}\n{_EXAMPLES}",
     )

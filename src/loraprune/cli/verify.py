@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from loraprune.checkpoint.names import check_no_preset, expanded
 from loraprune.cli.console import FAILED, begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
@@ -39,8 +40,8 @@ def verify_command(arguments: Sequence[str]) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    check_no_preset(options.folder)
     begin("verify", options.folder)
-    from loraprune.checkpoint.names import expanded
     from loraprune.recipes.verify import verify
 
     facts = verify(Path(expanded(options.folder)), trust_remote_code=options.trust_remote_code)

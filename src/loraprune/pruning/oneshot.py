@@ -36,6 +36,9 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("loraprune")
 
+_NAMES = {"heads": "KV heads"}
+"""Kinds whose name in a progress line differs."""
+
 
 def prune_(
     model: nn.Module,
@@ -141,7 +144,7 @@ def _tried(
         trial.trials = (WidthTrial(widths, 0.0),)
         if not known:
             known.append(scored(trial, rows, "scoring for the trials"))
-        named = ", ".join(f"{width} {kind}" for kind, width in widths.items())
+        named = ", ".join(f"{width} {_NAMES.get(kind, kind)}" for kind, width in widths.items())
         hooks = CutHooks(device=device, progress=partial(progress, f"trying {named}"))
         _cut_once_(model, trial, rows, known[0], groups.target.ratio, repair, hooks)
 

@@ -150,9 +150,11 @@ def _removed_in_words(pruning: PruningCourse) -> str:
     return f"{100 * pruning.ratio:.0f} % of the prunable parameters removed"
 
 
-def _removed_kinds(structure: Structure) -> str:
-    """Describe what was removed."""
-    return " and ".join(_GROUPS.get(kind, kind.replace("_", " ")) for kind in structure.kinds)
+def _removed_kinds(structure: Structure, widths: Mapping[str, Sequence[int]]) -> str:
+    """Describe what was removed: the kinds of which a layer keeps fewer than the model had."""
+    had = {kind: [dimension.num_groups for dimension in structure.of_kind(kind)] for kind in structure.kinds}
+    removed = [kind for kind in structure.kinds if list(widths.get(kind, ())) != had[kind]]
+    return " and ".join(_GROUPS.get(kind, kind.replace("_", " ")) for kind in removed or structure.kinds)
 
 
 def _loading(auto_class: str, runtimes: Sequence[str]) -> str:
@@ -166,8 +168,8 @@ def _of_joint(record: RunRecord, pruning: PruningCourse, settings: Mapping[str, 
     return _Words(
         title=_removed_in_words(pruning),
         what=(
-            f"A structurally pruned copy of `{_base_name(record)}`: {_removed_kinds(structure)} were removed\nwhile "
-            f"LoRA tuned the model, and the adapter is merged. {_all_widths(widths, structure)}"
+            f"A structurally pruned copy of `{_base_name(record)}`: {_removed_kinds(structure, widths)} were removed\n"
+            f"while LoRA tuned the model, and the adapter is merged. {_all_widths(widths, structure)}"
         ),
         facts=(
             f"{_removed_shares(pruning)} Criterion `{settings['criterion']}`,\nallocation `{settings['allocation']}`, "
@@ -186,15 +188,16 @@ def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Struc
     """A run without training."""
     name, pruning, sparsity = _base_name(record), record.metrics.pruning, record.metrics.sparsity
     if pruning is not None:
+        widths, tuned = pruning.widths or {}, pruning.norms.steps if pruning.norms else 0
         return _Words(
             title=_removed_in_words(pruning),
             what=(
-                f"A structurally pruned copy of `{name}`: {_removed_kinds(structure)} were removed without training.\n"
-                f"{_all_widths(pruning.widths or {}, structure)}"
+                f"A structurally pruned copy of `{name}`: {_removed_kinds(structure, widths)} were removed without "
+                f"training.\n{_all_widths(widths, structure)}"
             ),
             facts=(
                 f"{_removed_shares(pruning)} Method `{settings['method']}`,\nallocation `{settings['allocation']}`, "
-                f"repair `{pruning.repair}`."
+                f"repair `{pruning.repair}`{f', then {tuned} steps on the norms' if tuned else ''}."
             ),
             command="oneshot",
         )

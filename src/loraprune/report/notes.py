@@ -36,7 +36,7 @@ def notes_on_norms(metrics: RunMetrics) -> tuple[str, ...]:
     if norms is None:
         return ()
     where = "on calibration rows that were held back"
-    before, after = _number(norms.before), _number(norms.after)
+    before, after = _apart(norms.before, norms.after)
     if not norms.steps:
         return (
             f"The norms are unchanged: tuning them did not lower the KL divergence from the dense model ({before} nats "
@@ -53,5 +53,11 @@ def _kept(kind: str, width: int, full: Mapping[str, int]) -> str:
     return f"all {width:,} {name}" if width == full[kind] else f"{width:,} of {full[kind]:,} {name}"
 
 
-def _number(divergence: float | None) -> str:
-    return "not a number" if divergence is None else f"{divergence:.3g}"
+def _apart(before: float | None, after: float | None) -> tuple[str, str]:
+    """Format two divergences with as many digits as it takes to tell them apart: three to six."""
+    texts = [(_number(before, digits), _number(after, digits)) for digits in (3, 4, 5, 6)]
+    return next(((first, second) for first, second in texts if first != second), texts[0])
+
+
+def _number(divergence: float | None, digits: int = 3) -> str:
+    return "not a number" if divergence is None else f"{divergence:.{digits}g}"

@@ -101,6 +101,9 @@ COMPARISONS = (
 EXPORTS = (
     wrong("export model --format gguff", "gguff", "gguf"),
     wrong("export data.jsonl --format gguf", "data.jsonl is not a folder"),
+    wrong("export demo --format gguf", "bundled model is part of this package", "-o PATH"),
+    wrong("export llama-2-7b --format gguf", "llama-2-7b is a preset"),
+    wrong("verify llama-2-7b", "llama-2-7b is a preset"),
     wrong("export run --format gguf", "no config.json", "save_pretrained", prepare=folder_at("run")),
     wrong("export model --format compressed-tensors", "2:4", "loraprune oneshot"),
     wrong("export model --format onnx --outtype f16", "--outtype", "leave it out"),

@@ -49,6 +49,7 @@ ONESHOT_STATED = (
     "allocation",
     "repair",
     "damping",
+    "norm_steps",
     "calibration_sequences",
     "seed",
 )
