@@ -19,7 +19,7 @@ from loraprune.display.console import CleanConsole, ConsoleHandler, print_line
 from loraprune.display.terminal import one_line
 from loraprune.processes.ranks import OtherProcessError, is_main
 from loraprune.processes.shared_work import is_of_another, is_told
-from loraprune.pruning.errors import DryRunError, InterruptedRunError
+from loraprune.pruning.errors import DryRunError, InterruptedRunError, memory_that_ran_out
 from loraprune.pruning.stopping import STOPPED
 from loraprune.record.places import WriteError
 
@@ -77,8 +77,14 @@ def begin(*words: object) -> None:
     warnings.filterwarnings("ignore", message="MatMul8bitLt: inputs will be cast")
 
 
-def report_errors(console: Console, work: Callable[[], int]) -> int:
-    """Run a command's work; turn errors that the user can fix into one line and an exit code."""
+def report_errors(console: Console, work: Callable[[], int], *, less_memory: str = "Use a machine with more.") -> int:
+    """Run a command's work; turn errors that the user can fix into one line and an exit code.
+
+    Args:
+        console: console for the line.
+        work: the work; returns an exit code.
+        less_memory: sentence on what to do if memory runs out.
+    """
     try:
         return work()
     except DryRunError as error:
@@ -106,7 +112,13 @@ def report_errors(console: Console, work: Callable[[], int]) -> int:
     except Exception as error:
         if is_of_another(error):
             return FAILED
-        raise
+        ran_out = memory_that_ran_out(error)
+        if ran_out is None or os.environ.get("LORAPRUNE_TRACEBACK"):
+            raise
+        if not is_main():
+            print(f"error: {ran_out}", file=sys.stderr)
+        print_line(console, f"error: {ran_out} {less_memory}", "red")
+        return FAILED
 
 
 def results_console() -> Console:

@@ -105,7 +105,11 @@ def eval_command(arguments: Sequence[str]) -> int:
     if shown is not None:
         return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(_values(parser, arguments), console))
+    return report_errors(
+        console,
+        lambda: _run(_values(parser, arguments), console),
+        less_memory="Use --batch-size 1, a smaller --max-length or --dtype bfloat16.",
+    )
 
 
 def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:

@@ -146,7 +146,11 @@ def oneshot_command(arguments: Sequence[str]) -> int:
     if shown is not None:
         return shown
     console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-    return report_errors(console, lambda: _run(_values(parser, arguments), console, arguments))
+    return report_errors(
+        console,
+        lambda: _run(_values(parser, arguments), console, arguments),
+        less_memory="Use --offload, fewer --calibration-sequences or a smaller --max-length.",
+    )
 
 
 def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:

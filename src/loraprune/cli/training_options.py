@@ -121,7 +121,12 @@ class TrainingCommand:
         if shown is not None:
             return shown
         console = open_console(quiet="-q" in arguments or "--quiet" in arguments)
-        return report_errors(console, lambda: self._run(arguments, console))
+        return report_errors(
+            console,
+            lambda: self._run(arguments, console),
+            less_memory="Use --gradient-checkpointing, a smaller --per-device-train-batch-size or --load-in-4bit; "
+            "`loraprune plan MODEL` says what fits.",
+        )
 
     def help_parser(self) -> Parser:
         """Make the parser that shows help: our options and the main ones of trl, without importing trl."""

@@ -24,6 +24,7 @@ from loraprune.measure.benchmark.random_inputs import InputSize, reads_images, w
 from loraprune.measure.benchmark.result import BenchedModel, BenchFigure, BenchResult
 from loraprune.measure.benchmark.timing import Rounds
 from loraprune.measure.benchmark.training_step import TrainingBench
+from loraprune.pruning.errors import memory_that_ran_out
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -184,8 +185,6 @@ def _settings(config: BenchConfig, dtype: torch.dtype) -> dict[str, Any]:
 # Check of the memory that a benchmark needs, and advice if it is too small.
 
 GIGA = 1e9
-OUT_OF_MEMORY = "can't allocate memory"
-"""Message of torch if the CPU runs out of memory; accelerators have their own error type."""
 
 
 def check_memory(contenders: Sequence[Contender], dtype: torch.dtype, device: torch.device) -> None:
@@ -220,7 +219,7 @@ def memory_reported(device: torch.device, *, one_at_a_time: bool) -> Iterator[No
     try:
         yield
     except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-        short = isinstance(error, (torch.OutOfMemoryError, MemoryError)) or OUT_OF_MEMORY in str(error)
-        if not short:
+        ran_out = memory_that_ran_out(error)
+        if ran_out is None:
             raise
-        raise ValueError(f"{device} does not have enough memory. {_remedy(one_at_a_time=one_at_a_time)}") from error
+        raise ValueError(f"{ran_out} {_remedy(one_at_a_time=one_at_a_time)}") from error
