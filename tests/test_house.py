@@ -26,7 +26,6 @@ SHORT = {
     "calibration/progress.py": "a protocol",
     "importance/wanda.py": "one formula",
     "options/precision.py": "names of number formats",
-    "pruning/errors.py": "the errors of runs",
     "display/terminal.py": "what is taken out of a text",
 }
 """Files with fewer lines, and what they are."""
