@@ -106,9 +106,11 @@ def test_flap_in_a_global_allocation_ranks_standardized_scores_as_in_a_run(
 ) -> None:
     # Layers of very different scale, which standardizing evens out.
     own = {name: 10.0**i * value for i, (name, value) in enumerate(scores(structure, 0).items())}
+    sizes = {dimension.name: dimension.consumer.group_size for dimension in structure}
+    ranked = {name: standardized(value, sizes[name]) for name, value in own.items()}
     other, full = scores(structure, 1), Plan.full(structure)
     plans = [
-        allocate(structure, full, {n: standardized(v) for n, v in own.items()}, 0.5, legal, "global", scale="rank"),
+        allocate(structure, full, ranked, 0.5, legal, "global", scale="rank"),
         allocate(structure, full, other, 0.5, legal, "global", scale="own"),
     ]
     rows = agreements(structure, {"flap": own, "wanda": other}, (0.5,), legal, "global", criteria=CRITERIA)

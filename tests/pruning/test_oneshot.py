@@ -218,7 +218,8 @@ def test_the_widths_follow_from_scores_of_the_whole_model(method, allocation, mo
     scores = dense_scores(model, structure, method)
     scale = "loss" if method in ("fisher", "taylor") else "own"
     if method == "flap" and allocation == "global":
-        scores, scale = {name: standardized(values) for name, values in scores.items()}, "rank"
+        sizes = {dimension.name: dimension.consumer.group_size for dimension in structure}
+        scores, scale = {name: standardized(values, sizes[name]) for name, values in scores.items()}, "rank"
     expected = allocate(
         structure,
         Plan.full(structure),

@@ -101,7 +101,7 @@ def agreements(
     full = Plan.full(structure)
 
     def allocated(name: str, values: Scores, ratio: float) -> Plan:
-        values, scale = criteria[name].scaled(values, allocation)
+        values, scale = criteria[name].scaled(values, allocation, structure)
         return allocate(structure, full, values, ratio, legal, allocation, scale=scale)
 
     removed = {

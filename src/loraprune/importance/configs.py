@@ -198,13 +198,14 @@ class Flap(AtConsumers):
 
         return flap_group_scores(weight_OI, inputs.variance, positions_GK)
 
-    def scaled(self, scores: Scores, allocation: str) -> tuple[Scores, Scale]:
+    def scaled(self, scores: Scores, allocation: str, structure: Structure) -> tuple[Scores, Scale]:
         """Standardize the scores and compare layers by rank, as FLAP does for a global allocation."""
         from loraprune.importance.flap import standardized
 
         if allocation != "global":
-            return super().scaled(scores, allocation)
-        return {name: standardized(values) for name, values in scores.items()}, "rank"
+            return super().scaled(scores, allocation, structure)
+        sizes = {dimension.name: dimension.consumer.group_size for dimension in structure}
+        return {name: standardized(values, sizes[name]) for name, values in scores.items()}, "rank"
 
 
 @dataclass(frozen=True)

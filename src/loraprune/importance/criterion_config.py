@@ -63,8 +63,8 @@ class CriterionConfig:
         """Build the criterion for one run; ``seed`` is that of the run."""
         raise TypeError(f"The criterion {self.name!r} does not score groups during training.")
 
-    def scaled(self, scores: Scores, allocation: str) -> tuple[Scores, Scale]:
-        """Return the scores on the scale by which an allocation compares layers, and that scale."""
+    def scaled(self, scores: Scores, allocation: str, structure: Structure) -> tuple[Scores, Scale]:
+        """Return the scores on the scale by which an allocation compares the layers of a structure, and that scale."""
         return scores, "loss" if self.comparable else "own"
 
     def check(self, structure: Structure, *, while_training: bool = True) -> None:

@@ -7,9 +7,11 @@ import torch
 
 @torch.no_grad()
 def flap_group_scores(weight_OI: torch.Tensor, variance_I: torch.Tensor, positions_GK: torch.Tensor) -> torch.Tensor:
-    """``Σ_j Var(x_j)·‖W_:,j‖²`` over the columns j of each group.
+    """Sum of ``s_j / std(s)`` over the columns j of each group, with ``s_j = Var(x_j)·‖W_:,j‖²``.
 
     A bias can replace the mean of a feature, see :func:`bias_of_removed`. Only its variation around the mean is lost.
+    If groups have several columns, as heads do, ``s_j`` is squared first. The standard deviation is that over all
+    columns that belong to groups, with ``n - 1``. If all columns are equal, or there is only one, the scores are 0.
 
     Args:
         weight_OI: effective weight of the consumer.
@@ -20,27 +22,33 @@ def flap_group_scores(weight_OI: torch.Tensor, variance_I: torch.Tensor, positio
     Returns:
         One score per group, float32, shape ``(groups,)``.
 
-    Source: FLAP (arXiv 2312.11983), weighted input feature variance.
+    Source: FLAP (arXiv 2312.11983), weighted input feature variance; the square and the deviation over columns are
+    those of its public code.
     """
     norm_I = torch.linalg.vector_norm(weight_OI, dim=0, dtype=torch.float32)
-    score_I = variance_I.to(torch.float32).clamp_min(0) * norm_I.square()
-    return score_I[positions_GK].sum(1)
+    score_GK = (variance_I.to(torch.float32).clamp_min(0) * norm_I.square())[positions_GK]
+    greatest, least = score_GK.amax(), score_GK.amin()
+    score_GK = score_GK / greatest  # squares of very small or very large scores would leave the range of 32 bits
+    if positions_GK.shape[1] > 1:
+        score_GK = score_GK.square()
+    deviation = ((score_GK - score_GK.mean()).square().sum() / (score_GK.numel() - 1)).sqrt()
+    # Compared exactly, because the deviation of equal scores may be off by a rounding error.
+    score_GK = torch.where(greatest == least, torch.zeros_like(score_GK), score_GK / deviation)
+    return score_GK.sum(1)
 
 
 @torch.no_grad()
-def standardized(scores: torch.Tensor) -> torch.Tensor:
-    """Scores of one dimension with mean 0 and standard deviation 1, which allows dimensions to be ranked together.
+def standardized(scores: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Mean of ``(s_j - mean(s)) / std(s)`` over the columns of each group, which ranks groups of all dimensions.
 
-    The deviation is that of a sample, with ``n − 1``. If all scores are equal, or there is only one, they become 0.
+    Args:
+        scores: scores of all groups of one dimension by :func:`flap_group_scores`.
+        group_size: number of columns in a group.
 
-    Source: FLAP (arXiv 2312.11983), its standardized metric for a global structure.
+    Source: FLAP (arXiv 2312.11983), its standardized metric for a global structure, and its public code.
     """
-    # Divided twice, because squares of very small or very large scores would leave the range of 32 bits.
-    deviations = scores - scores.mean()
-    deviations = deviations / deviations.abs().amax()
-    standard = deviations / (deviations.square().sum() / (scores.numel() - 1)).sqrt()
-    # Compared exactly, because the mean of equal scores may be off by a rounding error.
-    return torch.where(scores.amax() == scores.amin(), torch.zeros_like(scores), standard)
+    means = scores / group_size
+    return means - means.mean()
 
 
 @torch.no_grad()

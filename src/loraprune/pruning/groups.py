@@ -88,7 +88,7 @@ class Groups:
     def allocated(self, scores: Scores, ratio: float) -> Plan:
         """Return the plan of a smaller model by the scores of the current groups."""
         allocation = self.target.allocation or "balanced"
-        scores, scale = self.criterion.scaled(scores, allocation)
+        scores, scale = self.criterion.scaled(scores, allocation, self.structure)
         return allocate(
             self.structure,
             self.plan,
