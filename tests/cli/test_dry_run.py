@@ -73,3 +73,18 @@ def test_a_run_shows_the_same_block_first_and_a_quiet_one_does_not(
         assert found.code == 0, found.err
         assert ("4 steps of 4 rows" in found.err) != quiet
         assert "4 steps of 4 rows" not in found.out
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--ratio=0.5"], " if split evenly; other splits are tried)"),
+        (["--ratio=0.5", "--allocation=uniform"], "(KV heads 4 to 2, channels "),
+        (["--widths=heads=2;heads=1"], "the best of these widths: KV heads 4 to 2, or KV heads 4 to 1;"),
+    ],
+)
+def test_a_run_without_training_names_the_planned_widths(
+    options: list[str], said: str, run: Command, checkpoint: Path, data: Path, tmp_path: Path
+) -> None:
+    lines = dry(run, ["oneshot", *options, "--max-length=32"], checkpoint, data, tmp_path)
+    assert said in " ".join(line.strip() for line in lines)

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 VERBOSITIES = ("progress", "warnings", "silent")
 """Values of ``verbosity``, from most to least output."""
 
+_LIBRARIES = r"(accelerate|datasets|peft|transformers|trl)\b"
+
 logger = logging.getLogger("loraprune")
 
 
@@ -90,8 +92,10 @@ def run_display(verbosity: str) -> Iterator[RunDisplay]:
     handler = next((found for found in logger.handlers if isinstance(found, ConsoleHandler)), None)
     console = CleanConsole(stderr=True, quiet=not is_main()) if handler is None else handler.console
     with ExitStack() as stack:
+        stack.enter_context(warnings.catch_warnings())
+        # A caller of ours cannot act on deprecations inside other libraries.
+        warnings.filterwarnings("ignore", category=FutureWarning, module=_LIBRARIES)
         if verbosity == "silent":
-            stack.enter_context(warnings.catch_warnings())
             warnings.simplefilter("ignore")
             stack.enter_context(_level(logging.CRITICAL))
         elif verbosity == "progress" and handler is None:

@@ -18,11 +18,22 @@ from loraprune.recipes.steps.outlook_cost import ExpectedCost, oneshot_cost, pla
 from loraprune.recipes.steps.outlook_data import data_facts, row_lengths
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
 from loraprune.record.numbers import count, duration, file_size
+from loraprune.structure.matching_widths import final_candidates, most_even
 from loraprune.structure.widths import widest
 
 if TYPE_CHECKING:
+    from loraprune.allocation.target import Target
     from loraprune.measure.estimation.result import Estimate
     from loraprune.recipes.steps.prepared import PreparedRun
+    from loraprune.structure.dimensions import Structure
+    from loraprune.structure.widths import Widths
+
+_SPLITS = {
+    "measured": " if split evenly; other splits are tried",
+    "balanced": " if split evenly; the split follows importance",
+    "global": " if split evenly; layers differ",
+}
+"""How final widths may differ from those of an even split, by allocation."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,13 +169,27 @@ def _oneshot(prepared: PreparedOneshot, config: OneshotConfig | SparseConfig) ->
     """Describe amount and method of pruning without training."""
     if isinstance(config, SparseConfig):
         return f"sparsity {config.pattern} of the blocks' linear layers, criterion {config.name}; shapes stay"
-    structure, ratio = prepared.structure, config.target.ratio
-    kinds = ", ".join(f"{widest(structure, kind):,} {_called(kind)}" for kind in structure.kinds)
-    amount = f"ratio {ratio:.3g}: {count(ratio * structure.prunable_parameters)}"
     how = f"criterion {config.name}, allocation {config.target.allocation or 'uniform'}, repair {config.repair.name}"
     if prepared.norm_steps:
         how += f", then {prepared.norm_steps} steps on the norms"
-    return f"{amount} of {count(structure.prunable_parameters)} prunable parameters removed (of {kinds} a layer); {how}"
+    return f"{_amount(prepared.structure, config.target)}; {how}"
+
+
+def _amount(structure: Structure, target: Target) -> str:
+    """State the removed share and the widths: those given, or those of an even split and how others may come."""
+    legal, ratio = target.legal_widths(structure), target.ratio
+    before = {kind: widest(structure, kind) for kind in structure.kinds}
+    if len(legal.only) > 1:
+        return "the best of these widths: " + ", or ".join(_changes(before, widths) for widths in legal.only)
+    after = most_even(structure, final_candidates(structure, before, ratio, legal), ratio, legal)
+    changes = f"{_changes(before, after)}{'' if legal.only else _SPLITS.get(target.allocation or 'uniform', '')}"
+    removed = f"{count(ratio * structure.prunable_parameters)} of {count(structure.prunable_parameters)}"
+    return f"ratio {ratio:.3g}: {removed} prunable parameters removed ({changes})"
+
+
+def _changes(before: Widths, after: Widths) -> str:
+    changed = [f"{_called(kind)} {before[kind]:,} to {after[kind]:,}" for kind in before if before[kind] != after[kind]]
+    return ", ".join(changed) or "no change"
 
 
 def _memory(prepared: PreparedRun, cost: ExpectedCost | None) -> str:
