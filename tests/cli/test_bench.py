@@ -74,7 +74,7 @@ def test_the_training_profile_shows_time_and_memory_of_each_criterion(
         (["--repeats", "2"], "No model was given"),
         (["MODEL", "--decode-bath", "2"], "did you mean --decode-batch?"),
         (["MODEL", "--no-decoding", "--decode-batch", "2"], "contradict each other"),
-        (["MODEL", "--tokens", "many"], "invalid int value"),
+        (["MODEL", "--tokens", "many"], "is not a whole number"),
         (["MODEL", "MODEL", "--profile", "training"], "measures one model, and you passed 2"),
         (["DATA"], "not a checkpoint"),
         (["MODEL", "-o", "FOLDER"], "is a folder"),

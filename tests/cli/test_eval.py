@@ -105,10 +105,10 @@ class TestWrong:
         ("options", "message"),
         [
             (["--pppl", "x"], "unrecognized arguments: --pppl x; did you mean --ppl? (loraprune eval --help lists"),
-            (["--ppl"], "argument --ppl: expected at least one argument"),
+            (["--ppl"], "--ppl needs a value"),
             (["--ppl", "wikitext"], "Did you mean 'wikitext2'?"),
             (["--ppl", "."], ". is a folder, not a text. If it is a model, name it before the options."),
-            (["--batch-size", "few"], "argument --batch-size: 'few' is neither auto nor a number"),
+            (["--batch-size", "few"], "--batch-size: 'few' is neither auto nor a number"),
             (["--top-p", "0.5"], "--top-p is for sampled completions. Add --sample, or leave it out."),
         ],
         ids=" ".join,

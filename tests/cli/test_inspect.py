@@ -71,7 +71,7 @@ def test_the_text_tells_what_can_be_pruned_from_the_config_alone(run: Command, o
     finished = run("inspect", only_config)
     assert finished.code == 0
     out = words(finished.out)
-    assert f"{only_config}: llama, 2 layers, hidden size 32, 35.3k parameters" in out
+    assert f"{only_config}: llama, 2 layers, hidden size 32, 35.3 k parameters" in out
     # One group: 8 rows of q and columns of o, 4 rows of k and v; one channel: a row of gate and up, a column of down.
     assert f"heads one KV head with its 2 query heads 4 {24 * 32}" in out
     assert f"channels one FFN channel 64 {3 * 32}" in out

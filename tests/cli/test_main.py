@@ -77,7 +77,7 @@ def test_no_command_shows_the_usage_and_fails(run: Command) -> None:
 def test_an_unknown_command_is_refused_with_those_there_are(run: Command) -> None:
     finished = run("prun")
     assert (finished.code, finished.out) == (2, "")
-    assert "there is no command 'prun'; choose one of" in finished.err
+    assert "There is no command 'prun'; choose one of" in finished.err
     assert all(name in finished.err for name in COMMANDS)
     assert "Did you mean 'prune'?" in finished.err
     assert "Did you mean" not in run("foobarbaz").err

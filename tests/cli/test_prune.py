@@ -237,10 +237,10 @@ class TestRecipe:
         [
             ({"ration": 0.3}, "The recipe has an unknown option 'ration'. Did you mean 'ratio'?"),
             ({"lerning_rate": 1e-3}, "unknown option 'lerning_rate'. Did you mean 'learning_rate'?"),
-            ({"ratio": "half"}, "The recipe's ratio is 'half': argument --ratio: invalid float value"),
-            ({"cuts": 2.5}, "The recipe's cuts is 2.5: argument --cuts: invalid int value"),
+            ({"ratio": "half"}, "The recipe's ratio is 'half': --ratio: 'half' is not a number"),
+            ({"cuts": 2.5}, "The recipe's cuts is 2.5: --cuts: '2.5' is not a whole number"),
             ({"max_steps": "many"}, "The recipe's max_steps is 'many': "),
-            ({"head_counts": "up"}, "The recipe's head_counts is 'up': argument --head-counts: invalid choice"),
+            ({"head_counts": "up"}, "The recipe's head_counts is 'up': --head-counts: 'up' is not one of"),
             ({"refit": "off"}, "The recipe's refit is 'off'; it must be true or false"),
             ({"model": 3}, "The recipe's model is 3; it must be text"),
             ({"trust_remote_code": True}, "holds trust_remote_code, which lets a checkpoint run code here. Only the"),
@@ -290,7 +290,7 @@ class TestWrongInvocation:
         [
             (["--max-stepz", "3"], "unrecognized arguments: --max-stepz 3; did you mean --max-steps?"),
             (["--ratoi=0.3"], "did you mean --ratio?"),
-            (["--ratio", "half"], "argument --ratio: invalid float value: 'half'"),
+            (["--ratio", "half"], "--ratio: 'half' is not a number"),
             (["--ratio", "0.5", "--target-params", "27k"], "--ratio and --target-params both set the amount to remove"),
             (["--target-params", "lots"], "'lots' is not a parameter count; write 4.5B"),
             (["--ratio", "1"], "ratio is 1.0; it must lie in [0, 1)"),

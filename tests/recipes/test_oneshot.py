@@ -278,7 +278,9 @@ class TestOutput:
         ):
             result = run(checkpoint, data, ratio=0.33, criterion="wanda", norm_steps=0, **values)
             (note,) = result.report.notes
-            assert note.startswith(f"The ratio is {result.metrics['pruning']['ratio']:.2%} rather than 33.00%: {why}")
+            assert note.startswith(
+                f"The ratio is {100 * result.metrics['pruning']['ratio']:.2f} % rather than 33.00 %: {why}"
+            )
         assert run(checkpoint, data, ratio=0.5, allocation="uniform", norm_steps=0).report.notes == ()
 
     def test_widths_that_were_tried_are_told_and_recorded(self, checkpoint: Path, data: Path, tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ class TestOptions:
         assert abs(found - 0.47) > 0.002
         assert result.model.config.intermediate_size % 16 == 0
         assert result.report.notes == (
-            f"The ratio is {found:.2%} rather than 47.00%: FFN widths are multiples of 16, and the "
+            f"The ratio is {100 * found:.2f} % rather than 47.00 %: FFN widths are multiples of 16, and the "
             "config limits the head counts.",
         )
 

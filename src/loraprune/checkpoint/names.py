@@ -92,3 +92,8 @@ def expanded(name: str | Path) -> str:
     if str(name) == DEMO and not Path(name).exists():
         return str(demo_model())
     return str(Path(name).expanduser()) if str(name).startswith("~") else str(name)
+
+
+def as_typed(name: str) -> str:
+    """Return a model's name as a user types it: ``demo`` for the folder of the bundled model."""
+    return DEMO if name == str(demo_model()) and not Path(DEMO).exists() else name

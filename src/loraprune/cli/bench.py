@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -170,7 +170,7 @@ def _run(parser: Parser, arguments: Sequence[str], console: Console) -> int:
     finally:  # show the figures even if they cannot be written
         _show(results, result)
     if values.get("output") is not None:
-        print_line(results, f"Figures: {values['output']}")
+        print_line(results, f"Figures: {values['output']}", whole=True)
     return 0
 
 
@@ -187,12 +187,12 @@ class BenchProgress:
             self._live = Progress(
                 TextColumn("{task.description}", markup=False),
                 BarColumn(bar_width=24),
-                MofNCompleteColumn(),
+                TextColumn("{task.fields[count]}"),
                 TimeRemainingColumn(),
                 console=console,
                 transient=True,
             )
-            self._task = self._live.add_task("loading", total=None)
+            self._task = self._live.add_task("loading", total=None, count="")
             self._live.start()
 
     def __call__(self, stage: str, done: int, total: int) -> None:
@@ -200,7 +200,7 @@ class BenchProgress:
         if self._live is not None:
             if done == 0:
                 self._live.reset(self._task, description=stage, total=total)
-            self._live.update(self._task, completed=done)
+            self._live.update(self._task, completed=done, count=f"{done}/{total}")
         elif done == 0 and not self._quiet:
             self._console.print(f"{stage} ({numbers.counted(total, 'call')})", markup=False, highlight=False)
 
@@ -223,8 +223,9 @@ def _show(console: Console, result: BenchResult) -> None:
         console.print(Text(title_of(figures[0]), style="bold"))
         console.print(_figures_table(figures))
     for name, reason in result.left_out.items():
-        console.print(Text(f"Left out: {name}: {reason}", style="yellow"), soft_wrap=True)
-    console.print(Text(_circumstances(result), style="dim"), soft_wrap=True)
+        print_line(console, f"Left out: {name}: {reason}", "yellow")
+    for line in _circumstances(result):
+        print_line(console, line, "dim")
 
 
 def _table() -> Table:
@@ -312,7 +313,7 @@ def _training_words(settings: Any) -> str:
     return words + (", gradient checkpointing" if settings["gradient_checkpointing"] else "")
 
 
-def _circumstances(result: BenchResult) -> str:
+def _circumstances(result: BenchResult) -> list[str]:
     """The conditions of the figures, as lines of text."""
     machine, settings = result.machine, result.settings
     attention = sorted({model.attn_implementation or "?" for model in result.models})
@@ -329,4 +330,4 @@ def _circumstances(result: BenchResult) -> str:
         lines.append(f"{what.capitalize()}: against the first row, median of the ratios within a turn.")
     if result.profile == "inference":
         lines.append(f"FLOPs: {settings['flops']}.")
-    return "\n".join(lines)
+    return lines

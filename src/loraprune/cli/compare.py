@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.cli.console import open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 from loraprune.record.atomic import check_file, write_text
 
 if TYPE_CHECKING:
@@ -172,24 +173,24 @@ def _show(console: Console, comparison: RunsComparison) -> None:
     for position, group in enumerate(comparison.groups, start=1):
         heading = f"Group {position}: {group.title}" if several else group.title
         detail = f" ({group.quality.detail})" if group.quality.detail else ""
-        _line(console, f"{heading}{detail}, {result.quality_direction(group.quality)}", style="bold")
+        print_line(console, f"{heading}{detail}, {result.quality_direction(group.quality)}", "bold")
         console.print(runs_table(group))
         for note in group.notes:
-            _line(console, note, style="yellow")
+            print_line(console, note, "yellow")
     legend = result.front_legend(comparison.groups)
     if legend:
-        _line(console, legend, style="dim")
+        print_line(console, legend, "dim")
     for note in comparison.notes:
-        _line(console, note, style="yellow")
+        print_line(console, note, "yellow")
 
 
 def _show_hints(console: Console, comparison: RunsComparison, options: argparse.Namespace) -> None:
     if comparison.other_qualities:
-        _line(console, f"Other measures (--quality): {_others(comparison.other_qualities)}", style="dim")
-    if options.eval is None and comparison.notes:
-        _line(console, "To measure all runs alike: add --eval", style="dim")
+        print_line(console, f"Other measures (--quality): {_others(comparison.other_qualities)}", "dim")
+    if options.eval is None and comparison.notes and not any("--eval" in note for note in comparison.notes):
+        print_line(console, "To measure all runs alike: add --eval", "dim")
     if options.output is None and options.picture is None:
-        _line(console, "A page with a picture: add -o comparison.html", style="dim")
+        print_line(console, "A page with a picture: add -o comparison.html", "dim")
 
 
 def _others(names: Sequence[str]) -> str:
@@ -203,14 +204,10 @@ def _write(console: Console, comparison: RunsComparison, options: argparse.Names
 
     if options.json is not None:
         write_text(options.json, comparison.to_text())
-        _line(console, f"JSON: {options.json}")
+        print_line(console, f"JSON: {options.json}", whole=True)
     if options.picture is not None:
         write_picture(comparison, options.picture)
-        _line(console, f"Picture: {options.picture}")
+        print_line(console, f"Picture: {options.picture}", whole=True)
     if options.output is not None:
         write_page(comparison, options.output)
-        _line(console, f"Page: {options.output}")
-
-
-def _line(console: Console, text: str, style: str | None = None) -> None:
-    console.print(text, style=style, highlight=False, markup=False)
+        print_line(console, f"Page: {options.output}", whole=True)

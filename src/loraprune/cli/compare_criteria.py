@@ -16,6 +16,7 @@ from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import CONFIG, FILES, HUB, LENGTH, LORA, OPTIMIZATION, QUIET, TEXTS, data_option
 from loraprune.cli.training_options import Invocation, TrainingCommand
 from loraprune.data.named import data_places
+from loraprune.display.console import print_line
 from loraprune.processes.ranks import from_main, join
 from loraprune.recipes.comparison_config import ComparisonConfig
 from loraprune.record.atomic import check_file, write_text
@@ -115,11 +116,11 @@ def _work(asked: Invocation) -> None:
         progress.close()
     console = results_console()
     console.print(agreement_table(comparison))
-    console.print(CAPTION, highlight=False, markup=False)
+    print_line(console, CAPTION)
     if output is not None:
         text = json.dumps(comparison.to_json(), indent=2) + "\n"
         from_main(lambda: write_text(output, text))
-        console.print(f"Agreement: {output}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"Agreement: {output}", whole=True)
 
 
 def _check_output(output: Path, values: Mapping[str, Any]) -> None:

@@ -165,12 +165,12 @@ def show_end(console: Console, result: RunResult) -> None:
     from loraprune.checkpoint.exports.overview import runtimes_of
 
     for note in result.report.notes:
-        console.print(Text(note, style="yellow"))
+        print_line(console, note, "yellow")
     if result.output is not None:
-        print_line(console, f"Checkpoint: {result.output}")
+        print_line(console, f"Checkpoint: {result.output}", whole=True)
         page = result.output / "report.html"
         if page.is_file():
-            print_line(console, f"Report:     {page}")
+            print_line(console, f"Report:     {page}", whole=True)
         if result.pushed is not None:
             print_line(console, f"On the Hub: {result.pushed}")
         show_runtimes(console, runtimes_of(result.model))
@@ -187,8 +187,8 @@ def check_pushed(result: RunResult, options: RunOptions) -> None:
         raise WriteError(f"The result is not on the Hub. Push it again: {target.command(result.output)}")
 
 
-def show_runtimes(console: Console, runtimes: Iterable[str], label: str = "Loads in:") -> None:
+def show_runtimes(console: Console, runtimes: Iterable[str], label: str = "Loads in:", indent: int = 12) -> None:
     """Print the runtimes that load a result."""
     for runtime in runtimes:
-        print_line(console, f"{label:11} {runtime}")
-        label = " " * len(label)
+        print_line(console, f"{label:{indent - 1}} {runtime}", indent=indent)
+        label = ""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from loraprune.cli.console import open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
+from loraprune.record.numbers import counted
 from loraprune.record.provenance import versions
 
 
@@ -36,7 +37,7 @@ def _run(parser: Parser, arguments: Sequence[str]) -> int:
     found = {**versions(("bitsandbytes", "torchao", "lm-eval")), "platform": platform.platform(), "device": _device()}
     width = max(map(len, found))
     for name, value in found.items():
-        print_line(results_console(), f"{name:{width}}  {value}")
+        print_line(results_console(), f"{name:{width}}  {value}", whole=True)
     return 0
 
 
@@ -46,4 +47,4 @@ def _device() -> str:
     if torch.cuda.is_available():
         count = torch.cuda.device_count()
         return f"{count} x {torch.cuda.get_device_name(0)}, CUDA {torch.version.cuda}"
-    return f"CPU, {torch.get_num_threads()} threads"
+    return f"CPU, {counted(torch.get_num_threads(), 'thread')}"

@@ -142,7 +142,7 @@ def _run(values: dict[str, Any], console: Console) -> int:
     out = results_console()
     show_entries(out, results.entries)
     if from_main(lambda: _kept(results, config.output)):
-        print_line(out, f"Results: {config.output}")
+        print_line(out, f"Results: {config.output}", whole=True)
         return 0
     print_line(console, f"error: {config.output} does not hold all results.", "red")
     return FAILED

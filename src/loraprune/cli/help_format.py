@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from loraprune.cli.options import indices, names, numbers, parameter_count
 
@@ -38,6 +40,9 @@ _BY_NAME = {
 
 _ON = "(default: on"
 
+_USAGE_PART = re.compile(r"\[(?:[^\[\]]|\[[^\[\]]*\])*\]|\([^()]*\)|-[\w-]+ [A-Z]+|\S+")
+"""A part of a usage line that is not broken: brackets, an option with its value, or a word."""
+
 
 def page_width() -> int:
     """Return the width of a help page in this terminal, in columns."""
@@ -49,6 +54,16 @@ class HelpFormatter(argparse.RawDescriptionHelpFormatter):
 
     def __init__(self, prog: str) -> None:
         super().__init__(prog, max_help_position=26, width=page_width())
+
+    def _format_usage(self, usage: str | None, *rest: Any) -> str:
+        if usage is None:
+            return super()._format_usage(usage, *rest)
+        lines = ["usage:"]
+        for part in _USAGE_PART.findall(usage):
+            if len(f"{lines[-1]} {part}") > self._width:
+                lines.append(" " * len("usage:"))
+            lines[-1] += f" {part}"
+        return "\n".join(lines) + "\n\n"
 
     def _get_default_metavar_for_optional(self, action: argparse.Action) -> str:
         return _BY_NAME.get(action.dest, _BY_TYPE.get(action.type, "NAME"))

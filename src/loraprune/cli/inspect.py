@@ -23,7 +23,7 @@ from loraprune.cli.options import SHAPES_HELP, indices, names
 from loraprune.cli.parsing import Parser, help_shown, parsed
 from loraprune.display.console import print_line
 from loraprune.record.atomic import write_text
-from loraprune.record.numbers import counted, file_size, short_count
+from loraprune.record.numbers import count, counted, file_size, percent
 from loraprune.record.places import check_place
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def _show_described(options: argparse.Namespace, source: ModelSource) -> int:
         show_structure(console, options.model, structure, others, dtype.itemsize)
         if loads_in:
             print_line(console, "Pruned by half, it loads in:")
-            show_runtimes(console, loads_in, label="")
+            show_runtimes(console, loads_in, label="", indent=2)
     _write_draft(options, spec_text(structure.spec))
     return 0
 
@@ -162,7 +162,7 @@ SHOWN_INDICES = 8
 def show_outline(console: Console, model: str, model_type: str, seen: Undescribed, *, with_draft: bool) -> None:
     """Print the layers of every kind of block, and a draft of a description."""
     line = partial(print_line, console)
-    line(f"{model}: {seen.model_class} ({model_type}), {short_count(seen.num_parameters)} parameters.")
+    line(f"{model}: {seen.model_class} ({model_type}), {count(seen.num_parameters)} parameters.")
     line(f"loraprune has no description of {model_type!r}. Its layers, and a draft of a description:")
     for stack in seen.stacks:
         for kind in stack.kinds:
@@ -264,11 +264,12 @@ def show_structure(
     print_line(
         console,
         f"{model}: {structure.spec.model_type}, {counted(len(structure.blocks), 'layer')}{hidden}, "
-        f"{short_count(structure.num_parameters)} parameters "
-        f"({file_size(structure.num_parameters * itemsize)} as stored)",
+        f"{count(structure.num_parameters)} parameters ({file_size(structure.num_parameters * itemsize)} as stored)",
     )
-    headings = ("prunable dimension", "one group is", "groups a layer", "parameters a group", "in all layers", "share")
+    headings = ("dimension", "one group is", "groups\na layer", "parameters\na group", "in all\nlayers", "share")
     table = plain_table(*headings, left=2)
+    for column in (table.columns[0], *table.columns[2:]):
+        column.no_wrap = True
     for kind in structure.kinds:
         dimensions = structure.of_kind(kind)
         total = sum(dimension.num_parameters for dimension in dimensions)
@@ -277,11 +278,11 @@ def show_structure(
             _group_text(kind, structure),
             _groups_a_layer(dimensions),
             _range(dimension.parameters_per_group for dimension in dimensions),
-            short_count(total),
-            f"{total / structure.num_parameters:.1%}",
+            count(total),
+            percent(total / structure.num_parameters),
         )
     rest = structure.num_parameters - structure.prunable_parameters
-    table.add_row("(stays)", "", "", "", short_count(rest), f"{rest / structure.num_parameters:.1%}")
+    table.add_row("(stays)", "", "", "", count(rest), percent(rest / structure.num_parameters))
     console.print(table)
     for text in (*_legal_lines(structure), *_notes(structure, others)):
         print_line(console, text)

@@ -104,29 +104,31 @@ def _run(arguments: list[str]) -> int:
     if command not in COMMANDS:
         from loraprune.options.near import did_you_mean  # late: signals are handled once this file is imported
 
-        print(
-            f"error: there is no command {command!r}; choose one of {', '.join(COMMANDS)}."
-            f"{did_you_mean(command, COMMANDS)} (loraprune --help describes them)",
-            file=sys.stderr,
+        return _wrong(
+            f"There is no command {command!r}; choose one of {', '.join(COMMANDS)}."
+            f"{did_you_mean(command, COMMANDS)} (loraprune --help describes them)"
         )
-        return 2
     if launched() > 1 and command not in IN_PARALLEL:
-        if is_main():
-            print(
-                f"error: loraprune {command} runs in one process, but {launched()} were started. Start it without the "
-                f"launcher; {', '.join(IN_PARALLEL[:-1])} and {IN_PARALLEL[-1]} can use several processes.",
-                file=sys.stderr,
-            )
-        return 2
+        return _wrong(
+            f"loraprune {command} runs in one process, but {launched()} were started. Start it without the launcher; "
+            f"{', '.join(IN_PARALLEL[:-1])} and {IN_PARALLEL[-1]} can use several processes."
+        )
     empty = _empty(rest)
     if empty is not None:
-        print(f"error: {empty} is empty. Give it a value, or leave it out.", file=sys.stderr)
-        return 2
+        return _wrong(f"{empty} is empty. Give it a value, or leave it out.")
     _quiet_optional_libraries()
     name = command.replace("-", "_")
     code: int = getattr(import_module(f"loraprune.cli.{name}"), f"{name}_command")(rest)
     leave()
     return code
+
+
+def _wrong(message: str) -> int:
+    """Print an error of the main process; return the exit code of a wrong invocation."""
+    from loraprune.display.console import CleanConsole, print_line
+
+    print_line(CleanConsole(stderr=True, quiet=not is_main()), f"error: {message}", "red")
+    return 2
 
 
 def _empty(arguments: Sequence[str]) -> str | None:

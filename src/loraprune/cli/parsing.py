@@ -14,9 +14,23 @@ from typing import NoReturn
 from loraprune.cli.help_format import HelpFormatter, page_width
 from loraprune.options.near import near_names
 
+_WORDS = (
+    (r"argument (?:\S+/)?([^\s/]+): ", r"\1: "),
+    (r"invalid int value: (.*)", r"\1 is not a whole number"),
+    (r"invalid float value: (.*)", r"\1 is not a number"),
+    (r"^(\S+): expected (?:at least )?one argument$", r"\1 needs a value"),
+    (r"invalid choice: (.*) \(choose from (.*)\)", r"\1 is not one of \2"),
+)
+"""What argparse writes, and what users read."""
+
 
 class ArgumentError(Exception):
-    """An error of a parser, with its message."""
+    """An error of a parser, with its message in words."""
+
+    def __init__(self, message: str) -> None:
+        for pattern, words in _WORDS:
+            message = re.sub(pattern, words, message)
+        super().__init__(message)
 
 
 class Parser(argparse.ArgumentParser):
@@ -169,7 +183,7 @@ def complaint(message: str, prog: str, flags: Sequence[str], usage: str | None =
 
 def suggestion(message: str, flags: Sequence[str]) -> str:
     """Return a suggestion for an unknown option or choice, as the end of a message."""
-    choice = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+    choice = re.search(r"'(.*)' is not one of (.*)", message)
     if choice is not None:
         near = near_names(choice[1], [name.strip("' ") for name in choice[2].split(",")])
         return f"; did you mean {near[0]}?" if near else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.text import Text
 
-from loraprune.checkpoint.names import PRESETS
+from loraprune.checkpoint.names import PRESETS, as_typed
 from loraprune.cli.console import (
     begin,
     open_console,
@@ -29,7 +29,7 @@ from loraprune.cli.prune import PRUNE_OPTIONS, settle_quantization
 from loraprune.cli.shared_options import settle_amount
 from loraprune.display.console import print_line
 from loraprune.record.atomic import check_file, write_text
-from loraprune.record.numbers import MISSING, count, file_size, percent, significant
+from loraprune.record.numbers import MISSING, count, file_size, significant
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -250,7 +250,7 @@ def _headline(estimate: Estimate) -> str:
     rows = f"{run['batch_size']} x {run['max_length']} tokens" if run["max_length"] else f"{run['batch_size']} rows"
     accumulated = run["gradient_accumulation_steps"]
     parts = [
-        f"{estimate.model}: {estimate.model_type}, {count(estimate.before.parameters)} parameters",
+        f"{as_typed(estimate.model)}: {estimate.model_type}, {count(estimate.before.parameters)} parameters",
         f"{rows}{f' x {accumulated} micro-batches' if accumulated > 1 else ''}",
         f"criterion {run['pruning']['criterion']}",
         f"LoRA r {run['lora']['r']}",
@@ -346,6 +346,6 @@ def _lines(estimates: Sequence[Estimate]) -> Iterator[str]:
         yield "* Without bfloat16, this GPU trains in 32 bits."
     yield (
         f"Estimates for full rows. Memory is in GiB; a GPU has what its driver reports, minus {CONTEXT:g} GiB for CUDA "
-        f"and {percent(FRAGMENTED)} for fragmentation. Times assume {percent(UTILIZATION)} of the peak and were not "
-        "measured. See docs/planning.md."
+        f"and {100 * FRAGMENTED:.0f} % for fragmentation. Times assume {100 * UTILIZATION:.0f} % of the peak and were "
+        "not measured. See docs/planning.md."
     )

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from loraprune.cli.console import begin, open_console, report_errors, results_console
 from loraprune.cli.parsing import Parser, help_shown, parsed
+from loraprune.display.console import print_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -71,7 +72,7 @@ def _show(console: Console, made: ReportAgain) -> None:
         for model in dict.fromkeys(entry.model for entry in entries):
             labels = [entry.label for entry in entries if entry.model == model]
             text = f"{side + ':':9} {model} ({'; '.join(dict.fromkeys(labels))})"
-            console.print(text, highlight=False, markup=False, soft_wrap=True)
-    console.print(f"Report:   {made.page}", highlight=False, markup=False, soft_wrap=True)
+            print_line(console, text, indent=10)
+    print_line(console, f"Report:   {made.page}", whole=True)
     if made.card is not None:
-        console.print(f"Card:     {made.card}", highlight=False, markup=False, soft_wrap=True)
+        print_line(console, f"Card:     {made.card}", whole=True)

@@ -46,5 +46,7 @@ def _run(options: argparse.Namespace) -> int:
 
     facts = verify(Path(expanded(options.folder)), trust_remote_code=options.trust_remote_code)
     for fact in facts:
-        print_line(results_console(), f"{fact.name + ':':14}{'ok' if fact.passed else 'FAILED'}, {fact.text}")
+        print_line(
+            results_console(), f"{fact.name + ':':14}{'ok' if fact.passed else 'FAILED'}, {fact.text}", indent=14
+        )
     return 0 if all(fact.passed for fact in facts) else FAILED

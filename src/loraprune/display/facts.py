@@ -19,7 +19,9 @@ def fact_lines(title: str, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
         title: first line.
         facts: labels of at most ten characters, with texts; a fact without text is left out.
     """
-    yield from textwrap.wrap(one_line(title), COLUMNS, subsequent_indent=" " * _INDENT, break_on_hyphens=False)
+    yield from textwrap.wrap(
+        one_line(title), COLUMNS, subsequent_indent=" " * _INDENT, break_on_hyphens=False, break_long_words=False
+    )
     for label, text in facts:
         if text:
             yield from textwrap.wrap(

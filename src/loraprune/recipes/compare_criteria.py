@@ -156,7 +156,7 @@ def _compare(
     listening = ListeningCallback(
         criteria, prepared.structure, decay=config.average_decay, bias_correction=config.average_bias_correction
     )
-    logger.info("Loading %s", prepared.name)
+    logger.info("Loading %s", prepared.typed_name)
     model = prepared.load_model()
     trainer = prepared.trainer(model, [listening, *callbacks])
     trainer.remove_callback(PrinterCallback)

@@ -141,7 +141,7 @@ def oneshot(
 def _run(prepared: PreparedOneshot, progress: ProgressOf, saved: SavedSteps) -> OneshotResult:
     """Load, measure, prune, measure again and save."""
     started, phases = time.time(), PhaseTimer()
-    logger.info("Loading %s", prepared.name)
+    logger.info("Loading %s", prepared.typed_name)
     with phases.timed(LOADING):
         loaded = prepared.load_model()
     with phases.timed(DENSE), in_place_to_measure(prepared, loaded) as fits:
@@ -351,7 +351,7 @@ def notes_of(prepared: PreparedOneshot, plan: Plan, metrics: RunMetrics) -> tupl
     if sparsity is not None and sparsity.reached is not None and sparsity.target is not None:
         if abs(sparsity.reached - sparsity.target) <= _NOTED_DEVIATION:
             return ()
-        amounts = f"{sparsity.reached:.2%} rather than {sparsity.target:.2%}"
+        amounts = f"{100 * sparsity.reached:.2f} % rather than {100 * sparsity.target:.2f} %"
         return (f"The sparsity is {amounts}: rows have whole numbers of weights.",)
     assert pruning is not None
     speed = speed_notes(prepared, plan, metrics)
@@ -366,4 +366,4 @@ def notes_of(prepared: PreparedOneshot, plan: Plan, metrics: RunMetrics) -> tupl
         why = "groups are removed whole"
     if prepared.structure.spans_blocks:
         why = "blocks are removed whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-    return (f"The ratio is {pruning.ratio:.2%} rather than {pruning.target_ratio:.2%}: {why}.",)
+    return (f"The ratio is {100 * pruning.ratio:.2f} % rather than {100 * pruning.target_ratio:.2f} %: {why}.",)

@@ -182,7 +182,7 @@ def run(
     wait()
     pruning = PruningCallback(prepared.pruning)
     phases = pruning.phases
-    logger.info("Loading %s%s", prepared.name, shared_among(prepared.options))
+    logger.info("Loading %s%s", prepared.typed_name, shared_among(prepared.options))
     with phases.timed(LOADING):
         model = prepared.load_model()
         teacher = prepared.load_teacher(model)
@@ -356,7 +356,7 @@ def _notes(prepared: PreparedTraining, pruning: PruningCallback, zeros: Zeros) -
         why = f"{widths}the config limits the head counts"
         if prepared.structure.spans_blocks:
             why = "blocks are removed whole" if "blocks" in prepared.structure.kinds else "the hidden size is rounded"
-        notes.append(f"The ratio is {pruning.run.ratio:.2%} rather than {wanted:.2%}: {why}.")
+        notes.append(f"The ratio is {100 * pruning.run.ratio:.2f} % rather than {100 * wanted:.2f} %: {why}.")
     if pruning.skipped_steps:
         steps = ", ".join(str(step) for step in pruning.skipped_steps)
         notes.append(f"Steps skipped because of NaN or Inf in the gradients: {steps}.")

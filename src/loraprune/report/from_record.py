@@ -300,8 +300,8 @@ def matrix_table(matrices: Sequence[MatrixRecord]) -> tuple[Details, ...]:
                 str(layer),
                 kind,
                 f"{weights:,}",
-                f"{zeros / weights:.2%}",
-                f"{sum(errors) / len(errors):.2%}" if errors else numbers.MISSING,
+                f"{100 * zeros / weights:.2f} %",
+                f"{100 * sum(errors) / len(errors):.2f} %" if errors else numbers.MISSING,
                 f"{sum(matrix.seconds for matrix in found):.2f}",
             )
         )

@@ -65,16 +65,16 @@ KEYS: tuple[Wrong, ...] = (
 )
 
 VALUES: tuple[Wrong, ...] = (
-    holds("ratio: half", "ratio is 'half'", "--ratio: invalid float value"),
-    holds("ratio: true", "ratio is True", "invalid float value"),
+    holds("ratio: half", "ratio is 'half'", "--ratio: 'half' is not a number"),
+    holds("ratio: true", "ratio is True", "is not a number"),
     holds("ratio: [0.1]", "ratio is [0.1]", "takes no list"),
     holds("ratio: {a: 1}", "ratio is {'a': 1}", "takes no mapping"),
     holds("ratio:", "ratio has no value", "leave it out"),
     holds("learning_rate:", "learning_rate has no value"),
     holds("learning_rate: [1]", "learning_rate is [1]", "takes no list"),
     holds("learning_rate: .nan", "learning_rate is nan", "finite"),
-    holds("max_steps: true", "max_steps is True", "invalid int value"),
-    holds("cuts: 2.5", "cuts is 2.5", "invalid int value"),
+    holds("max_steps: true", "max_steps is True", "is not a whole number"),
+    holds("cuts: 2.5", "cuts is 2.5", "is not a whole number"),
     holds('verify: "yes"', "verify is 'yes'", "true or false"),
     holds("prompt: 3", "prompt is 3", "Put it in quotes"),
     holds("push_to_hub: true", "push_to_hub is True", "must be text"),

@@ -49,7 +49,9 @@ def cuts_missing(pruning: PruningCallback) -> str | None:
         return None
     skipped = len(pruning.skipped_steps)
     why = f"{skipped} of {pruning.steps} steps were skipped for NaN or Inf" if skipped else "training ended before them"
-    return f"{len(run.pending)} of {len(run.schedule)} cuts were not made ({why}): the ratio is {run.ratio:.2%}."
+    return (
+        f"{len(run.pending)} of {len(run.schedule)} cuts were not made ({why}): the ratio is {100 * run.ratio:.2f} %."
+    )
 
 
 def _course(pruning: PruningCallback) -> list[str]:

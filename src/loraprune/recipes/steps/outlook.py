@@ -17,7 +17,7 @@ from loraprune.pruning.oneshot_config import OneshotConfig, SparseConfig
 from loraprune.recipes.steps.outlook_cost import ExpectedCost, oneshot_cost, planned_steps, training_cost
 from loraprune.recipes.steps.outlook_data import data_facts, row_lengths
 from loraprune.recipes.steps.prepared import PreparedOneshot, PreparedTraining
-from loraprune.record.numbers import count, duration, file_size
+from loraprune.record.numbers import count, duration, file_size, percent
 from loraprune.structure.matching_widths import final_candidates, most_even
 from loraprune.structure.widths import widest
 
@@ -61,7 +61,7 @@ def training_outlook(prepared: PreparedTraining) -> Outlook:
     dtype = torch.bfloat16 if arguments.bf16 else prepared.computed_dtype
     name = "recover" if prepared.recovery else "prune"
     return Outlook(
-        title=f"{name} {prepared.name}",
+        title=f"{name} {prepared.typed_name}",
         facts=(
             ("model", _model(prepared)),
             ("data", data_facts(prepared, lengths, arguments.per_device_train_batch_size)),
@@ -81,7 +81,7 @@ def oneshot_outlook(prepared: PreparedOneshot) -> Outlook:
     lengths = row_lengths(prepared.train_rows)
     cost = oneshot_cost(prepared, lengths)
     return Outlook(
-        title=f"oneshot {prepared.name}",
+        title=f"oneshot {prepared.typed_name}",
         facts=(
             ("model", _model(prepared)),
             ("data", data_facts(prepared, lengths) if prepared.oneshot.needs_data else "not needed"),
@@ -107,7 +107,7 @@ def _pruning(prepared: PreparedTraining, cost: ExpectedCost | None) -> str:
     """Describe amount and method of pruning."""
     pruning, structure = prepared.pruning, prepared.structure
     if pruning.unstructured:
-        return f"{pruning.target.ratio:.1%} of the weights that LoRA adapts become zero (criterion pst)"
+        return f"{percent(pruning.target.ratio)} of the weights that LoRA adapts become zero (criterion pst)"
     estimate = None if cost is None else cost.estimate
     how = f"criterion {pruning.criterion_name}, allocation {pruning.target.allocation}, repair {pruning.repair.name}"
     amount = f"ratio {pruning.target.ratio:.3g}: {count(pruning.target.ratio * structure.prunable_parameters)}"
@@ -153,7 +153,7 @@ def _training(prepared: PreparedTraining, steps: int) -> str:
     arguments = prepared.arguments
     rows = arguments.per_device_train_batch_size * arguments.gradient_accumulation_steps * num_processes()
     warm_up = arguments.warmup_steps
-    shown = f"{warm_up:.0%} of the steps" if 0 < warm_up < 1 else f"{warm_up:g} steps"
+    shown = f"{100 * warm_up:.0f} % of the steps" if 0 < warm_up < 1 else f"{warm_up:g} steps"
     schedule = str(getattr(arguments.lr_scheduler_type, "value", arguments.lr_scheduler_type))
     parts = [
         f"{steps:,} step{'' if steps == 1 else 's'} of {rows} row{'' if rows == 1 else 's'}",
@@ -161,7 +161,7 @@ def _training(prepared: PreparedTraining, steps: int) -> str:
         f"LoRA rank {prepared.lora.r}",
     ]
     if prepared.teacher is not None:
-        parts.append(f"{prepared.teacher.share:.0%} of the loss follows {prepared.teacher.source.name}")
+        parts.append(f"{100 * prepared.teacher.share:.0f} % of the loss follows {prepared.teacher.source.name}")
     return ", ".join(parts)
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from loraprune.checkpoint.load import DTYPES, working_dtype
+from loraprune.checkpoint.names import as_typed
 from loraprune.checkpoint.source import ModelSource
 from loraprune.measure.width_times import SpeedGoal
 from loraprune.metrics.perplexity import Collator, HeldOut, HeldOutRows
@@ -113,6 +114,11 @@ class PreparedRun:
     def name(self) -> str:
         """Name of the checkpoint, for the record."""
         return self.source.name
+
+    @property
+    def typed_name(self) -> str:
+        """Name of the model as a user types it."""
+        return as_typed(self.source.name)
 
     @property
     def called(self) -> tuple[str, str]:
