@@ -201,6 +201,7 @@ class TestEndToEnd:
         metrics = record(runs["2:4"].folder)["metrics"]
         dense, pruned = metrics["dense"], metrics["pruned"]
         assert re.search("^# .*2:4 sparse$", card, re.MULTILINE)
+        assert "\n- sparse\n" in card
         assert f"| weights that are not zero | {dense['nonzero']:,} | {pruned['nonzero']:,} |" in card
         assert f"| {dense['perplexity']:.2f} | {pruned['perplexity']:.2f} |" in card
         assert " ".join(runs["2:4"].arguments) in card

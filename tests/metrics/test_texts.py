@@ -155,3 +155,12 @@ class TestWrong:
         monkeypatch.setattr(datasets, "load_dataset", load_dataset)
         with pytest.raises(ValueError, match=r"cannot be loaded from the Hub: Couldn't reach the hub\. .*ptb=FILE"):
             the("ptb")
+
+
+def test_demo_is_the_text_that_the_demo_holds_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    text = the("demo")
+    assert (text.name, text.max_segments) == ("demo", 64)
+    assert "class ArgumentParser" in text.text
+    (tmp_path / "demo").write_text("A file of this name.")
+    assert the("demo").text == "A file of this name."

@@ -44,8 +44,8 @@ def eval_parser() -> Parser:
     parser.argument_default = argparse.SUPPRESS
     parser.add_argument("models", nargs="*", metavar="MODEL", help=f"{MODEL_HELP}, or folder of an adapter")
     add = parser.add_argument_group("most used").add_argument
-    add("--ppl", nargs="+", metavar="TEXT", help="texts for perplexity: wikitext2, ptb, c4, a text file, or NAME=FILE "
-        "for a local copy of a named text")  # fmt: skip
+    add("--ppl", nargs="+", metavar="TEXT", help="texts for perplexity: wikitext2, ptb, c4, demo, a text file, or "
+        "NAME=FILE for a local copy of a named text")  # fmt: skip
     add("--tasks", nargs="+", metavar="TASK", help="tasks of lm-eval, commonsense (the seven of the LoRAPrune paper), "
         "mmlu, or files of items")  # fmt: skip
     add("--prompts", nargs="*", metavar="TEXT", help="prompts to complete, or a file of them (default: built-in "

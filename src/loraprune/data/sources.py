@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-import yaml
 from datasets import Dataset
 
 from loraprune.data.alignment import concatenated
 from loraprune.data.demo import standard_library_text
 from loraprune.data.files import read_file
+from loraprune.data.front_matter import front_matter
 from loraprune.data.hub import hub_or_cache, missing_hub
 from loraprune.data.images import class_folders, read_image_folder
 from loraprune.data.named import SUPPORTED, DataSource, data_ending, find_sources, near_files
@@ -111,15 +111,9 @@ def _one_line(error: BaseException) -> str:
 
 def _is_copy(folder: Path) -> bool:
     """Whether a folder is a copy of a Hub dataset: its card describes splits, or all data files are in sub-folders."""
-    card = folder / "README.md"
-    if card.is_file():
-        found = re.match(r"---\s*\n(.*?)\n---", card.read_text(encoding="utf-8", errors="replace"), re.DOTALL)
-        try:
-            values = yaml.safe_load(found[1]) if found else None
-        except yaml.YAMLError:
-            values = None
-        if isinstance(values, dict) and ("configs" in values or "dataset_info" in values):
-            return True
+    values = front_matter(folder / "README.md")
+    if "configs" in values or "dataset_info" in values:
+        return True
     if _data_files(folder) or any(class_folders(place) for place in (folder, *folder.iterdir()) if place.is_dir()):
         return False
     return any(data_ending(path) is not None for path in folder.glob("*/*"))

@@ -211,6 +211,8 @@ def _of_oneshot(record: RunRecord, settings: Mapping[str, Any], structure: Struc
             "`loraprune recover`\ntunes the model and keeps the zeros."
         ),
         facts=f"Zeros: {sparsity.zeros:,} of {sparsity.weights:,} weights.",
+        tag="sparse",
+        after="sparse",
         recorded="the zeros of each matrix",
         command="oneshot",
     )

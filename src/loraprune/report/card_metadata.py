@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from loraprune.data.front_matter import front_matter
 from loraprune.record.history import stored_file
 
 if TYPE_CHECKING:
@@ -65,13 +66,7 @@ def metadata_of(name: str, revision: str | None = None) -> Mapping[str, Any]:
         revision: revision of a Hub checkpoint.
     """
     card = stored_file(name, "README.md", revision)
-    try:
-        text = "" if card is None else card.read_text(encoding="utf-8")
-        front = text.split(_FENCE, 2)[1] if text.startswith(_FENCE) and text.count(_FENCE) > 1 else ""
-        found = yaml.safe_load(front)
-    except (OSError, ValueError, yaml.YAMLError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return {} if card is None else front_matter(card)
 
 
 def _license(base: Mapping[str, Any], source: Any) -> Mapping[str, Any]:

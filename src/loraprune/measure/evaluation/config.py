@@ -22,8 +22,8 @@ class EvaluationConfig:
     """Data and conditions of an evaluation.
 
     Attributes:
-        ppl: texts to measure perplexity on: ``wikitext2``, ``ptb``, ``c4``, files, and ``NAME=FILE``. If nothing at all
-            is requested, causal language models are measured on WikiText-2.
+        ppl: texts to measure perplexity on: ``wikitext2``, ``ptb``, ``c4``, ``demo``, files, and ``NAME=FILE``. If
+            nothing is requested, causal language models are measured on WikiText-2, and the bundled model on ``demo``.
         tasks: names of lm-eval's tasks, ``commonsense`` (the seven of the LoRAPrune paper), or files of items.
         prompts: texts to complete, or files of them; None completes nothing, and an empty tuple uses our own prompts.
         data: labeled images or texts, or pairs of source and target: files, folders or Hub datasets, by name.

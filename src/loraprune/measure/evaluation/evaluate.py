@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate.utils.memory import clear_device_cache
 
+from loraprune.checkpoint.names import DEMO, as_typed
 from loraprune.checkpoint.source import ModelSource
 from loraprune.compat.renamed import renamed_keywords
 from loraprune.measure.evaluation.config import DEFAULT_TEXT, EvaluationConfig
@@ -30,7 +31,7 @@ from loraprune.measure.evaluation.kinds import (
 )
 from loraprune.measure.evaluation.results import Entry, Results, ResultsFile
 from loraprune.measure.model import check_measurable, measuring_dtype, named_device
-from loraprune.metrics.texts import find_texts, read_text
+from loraprune.metrics.texts import DEMO_TEXT, find_texts, read_text
 from loraprune.processes.ranks import from_main, is_main, join, num_processes
 from loraprune.processes.shared_work import together
 from loraprune.record.provenance import machine_description, timestamp, versions
@@ -139,14 +140,14 @@ def _of_model(
         )
         known = from_main(partial(file.find, blank.key))
         if known is not None:
-            logger.info("%s: %s is in %s, from %s", model.name, blank.label, file.path, known.created)
+            logger.info("%s: %s is in %s, from %s", as_typed(model.name), blank.label, file.path, known.created)
             # Under the current name, because the same model may have been elsewhere.
             entries.append(replace(known, model=model.name))
             continue
         if loaded is None:
-            logger.info("Loading %s", model.name)
+            logger.info("Loading %s", as_typed(model.name))
             loaded = together(partial(model.load, dtype, device))
-        logger.info("%s: measuring %s", model.name, blank.label)
+        logger.info("%s: measuring %s", as_typed(model.name), blank.label)
         started = time.time()
         values = together(partial(evaluation.measure, model, loaded, progress))
         entry = replace(
@@ -224,8 +225,9 @@ def _default(models: Sequence[ModelSource]) -> tuple[str, ...]:
         task = task_of_source(model).name
         if task != "causal-lm":
             raise ValueError(f"{model.name} is made for {task}. Name the data to measure it on with --data DATA.")
-    logger.info("Without options, perplexity is measured on %s (--ppl %s)", DEFAULT_TEXT, DEFAULT_TEXT)
-    return (DEFAULT_TEXT,)
+    text = DEMO_TEXT if as_typed(models[0].name) == DEMO else DEFAULT_TEXT
+    logger.info("Without options, perplexity is measured on %s (--ppl %s)", text, text)
+    return (text,)
 
 
 def _kind_of_rows(model: ModelSource) -> type[RowsEvaluation]:
