@@ -55,13 +55,16 @@ print(code, taken, *(name for name in ("torch", "transformers", "peft", "trl") i
         ),
         ("oneshot model --data rows.jsonl -o out --ratio nan", "ratio is nan; it must lie between 0 and 1"),
         ("oneshot model -o out --sparsity 2:1", "N must be at least 1 and less than M"),
-        ("prune model --data rows.jsonl --max-steps 5", "No output was given. Name the folder of the result with -o."),
+        (
+            "prune model --data rows.jsonl --max-steps 5",
+            "The output is missing. Name the folder of the result with -o.",
+        ),
         ("bench model --profile trainin", "Did you mean 'training'?"),
         ("eval model --dtype float8", "dtype is 'float8'; choose one of"),
         ("plan llama-2-7b --strategy ddp", "You passed strategy, and there is one GPU"),
         ("compare-criteria model --data rows.jsonl --criteria lora", "needs at least two criteria"),
         ("prune llama-2-7b --data rows.jsonl -o out", "llama-2-7b is a preset"),
-        ("recover model -o out", "No data was given. Name the training data with --data."),
+        ("recover model -o out", "The data is missing. Name the training data with --data."),
     ],
 )
 def test_mistakes_in_options_of_ours_are_told_of_at_once(command: str, message: str) -> None:

@@ -71,7 +71,7 @@ def test_the_training_profile_shows_time_and_memory_of_each_criterion(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--repeats", "2"], "No model was given"),
+        (["--repeats", "2"], "The model is missing"),
         (["MODEL", "--decode-bath", "2"], "did you mean --decode-batch?"),
         (["MODEL", "--no-decoding", "--decode-batch", "2"], "contradict each other"),
         (["MODEL", "--tokens", "many"], "is not a whole number"),

@@ -126,7 +126,7 @@ class TestWrong:
     def test_models_come_first(self, run: Command, checkpoint: Path) -> None:
         finished = run("eval", "--ppl", "wikitext2", checkpoint)
         assert finished.code == 2
-        assert "No model was given. Name models before the options" in finished.err
+        assert "The model is missing. Name models before the options" in finished.err
 
     def test_without_anything_the_usage_is_shown(self, run: Command) -> None:
         finished = run("eval")

@@ -578,8 +578,11 @@ class TestWrongInvocation:
     @pytest.mark.parametrize(
         ("left_out", "message"),
         [
-            ("model", "No model was given. Name a checkpoint: loraprune oneshot MODEL --data DATA --ratio 0.5 -o OUT."),
-            ("-o", "No output was given. Name the folder of the result with -o."),
+            (
+                "model",
+                "The model is missing. Name a checkpoint: loraprune oneshot MODEL --data DATA --ratio 0.5 -o OUT.",
+            ),
+            ("-o", "The output is missing. Name the folder of the result with -o."),
         ],
     )
     def test_what_is_needed_and_missing_is_named(

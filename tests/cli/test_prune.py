@@ -317,9 +317,9 @@ class TestWrongInvocation:
     @pytest.mark.parametrize(
         ("left_out", "message"),
         [
-            ("model", "No model was given. Name a checkpoint: loraprune prune MODEL --data DATA -o OUT."),
-            ("--data", "No data was given. Name the training data with --data."),
-            ("-o", "No output was given. Name the folder of the result with -o."),
+            ("model", "The model is missing. Name a checkpoint: loraprune prune MODEL --data DATA -o OUT."),
+            ("--data", "The data is missing. Name the training data with --data."),
+            ("-o", "The output is missing. Name the folder of the result with -o."),
         ],
     )
     def test_what_is_needed_and_missing_is_named(

@@ -133,7 +133,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """
     values = vars(parsed(parser, arguments))
     if not values["models"]:
-        raise ValueError("No model was given. Name one or more: loraprune bench DENSE PRUNED.")
+        raise ValueError("The model is missing. Name one or more: loraprune bench DENSE PRUNED.")
     if values.get("decoding") is False:
         if "decode_batch" in values:
             raise ValueError("--no-decoding and --decode-batch contradict each other. Leave one of them out.")

@@ -72,7 +72,9 @@ def _options(parser: Parser, arguments: Sequence[str]) -> argparse.Namespace:
     """
     options = parsed(parser, arguments)
     if not options.runs:
-        raise ValueError("No run was given. Name runs before the options: loraprune compare RUN... --evaluation FILE.")
+        raise ValueError(
+            "The run is missing. Name runs before the options: loraprune compare RUN... --evaluation FILE."
+        )
     if options.eval is None and (options.max_length is not None or options.limit is not None):
         raise ValueError("--max-length and --limit need --eval. Add it, or leave them out.")
     return options

@@ -120,7 +120,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
     """
     values = vars(parsed(parser, arguments))
     if not values.get("models"):
-        raise ValueError("No model was given. Name models before the options: loraprune eval MODEL --ppl wikitext2.")
+        raise ValueError("The model is missing. Name models before the options: loraprune eval MODEL --ppl wikitext2.")
     return values
 
 

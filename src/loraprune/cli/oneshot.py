@@ -174,7 +174,7 @@ def _values(parser: Parser, arguments: Sequence[str]) -> dict[str, Any]:
         ("output", "Name the folder of the result with -o."),
     ):
         if values.get(name) is None:
-            raise ValueError(f"No {name} was given. {remedy}")
+            raise ValueError(f"The {name} is missing. {remedy}")
     return values
 
 

@@ -120,7 +120,7 @@ def help_shown(parser: Parser, arguments: Sequence[str], *, needs_arguments: boo
         return 0
     if not arguments and needs_arguments:
         parser.print_usage(sys.stderr)
-        print(f"error: nothing was given ({parser.prog} --help lists the options)", file=sys.stderr)
+        print(f"error: arguments are missing ({parser.prog} --help lists the options)", file=sys.stderr)
         return 2
     return None
 

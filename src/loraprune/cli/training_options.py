@@ -212,7 +212,7 @@ class TrainingCommand:
             ("output", "Name the folder of the result with -o."),
         ):
             if name in self.needs and name not in without and values.get(name) is None:
-                raise ValueError(f"No {name} was given. {remedy}")
+                raise ValueError(f"The {name} is missing. {remedy}")
 
     def _values(
         self, arguments: Sequence[str], options: dict[str, Option], training: Mapping[str, Field[Any]]

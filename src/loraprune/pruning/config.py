@@ -72,8 +72,8 @@ class PruningConfig(Flat):
     target: Target
     criterion: CriterionConfig = setting(
         None,
-        "score that decides what goes: fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; before "
-        "training also osscar, for blocks also position",
+        "score that decides what to remove: fisher, lora, taylor, magnitude, wanda, flap, random, compresso or pst; "
+        "before training also osscar, for blocks also position",
     )
     schedule: Schedule = field(default_factory=Schedule)
     repair: Repair = setting(

@@ -190,7 +190,7 @@ class OneshotConfig(_Calibrated):
     target: Target = field(default_factory=Target)
     criterion: CriterionConfig = setting(
         None,
-        "score that decides what goes: osscar, fisher, taylor, flap, wanda, magnitude, random, for blocks also "
+        "score that decides what to remove: osscar, fisher, taylor, flap, wanda, magnitude, random, for blocks also "
         "position; with --sparsity: sparsegpt, wanda, magnitude, wanda+obs, magnitude+obs",
         shown="osscar; fisher for blocks and the hidden size; sparsegpt with --sparsity",
     )

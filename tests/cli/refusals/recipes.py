@@ -82,7 +82,7 @@ VALUES: tuple[Wrong, ...] = (
     holds("output: true", "output is True", "must be text", line="prune model --data data.jsonl"),
     holds("data: [[data.jsonl]]", "only plain values", line="prune model -o out"),
     holds("data: {train: data.jsonl}", "takes no mapping", line="prune model -o out"),
-    holds("data:", "No data was given", "--data", line="prune model -o out"),
+    holds("data:", "The data is missing", "--data", line="prune model -o out"),
     holds("model: [model]", "takes no list", line="prune --data data.jsonl -o out"),
     holds("keep_layers: [true]", "keep_layers is [True]", "plain values"),
     holds("keep_layers: [1.5]", "'1.5' is not a list of layers"),

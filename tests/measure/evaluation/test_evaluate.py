@@ -320,7 +320,7 @@ class TestWrong:
             evaluate(tmp_path / "bert", EvaluationConfig(ppl=("wikitext2",)))
         with pytest.raises(ValueError, match=r"Name the data to measure it on with --data DATA"):
             evaluate(tmp_path / "bert")
-        with pytest.raises(ValueError, match=r"No model was given"):
+        with pytest.raises(ValueError, match=r"The model is missing"):
             evaluate([])
 
 

@@ -65,7 +65,7 @@ def bench(
 def _names(models: str | Path | Sequence[str | Path]) -> list[str]:
     listed = [models] if isinstance(models, (str, Path)) else list(models)
     if not listed:
-        raise ValueError("No model was given. Name at least one folder or Hub name.")
+        raise ValueError("The model is missing. Name at least one folder or Hub name.")
     return [str(Path(name).expanduser()) if str(name).startswith("~") else str(name) for name in listed]
 
 

@@ -175,7 +175,7 @@ def in_memory(models: Mapping[str, PreTrainedModel]) -> list[Contender]:
         ValueError: there are no models, or they are on several devices or have different tasks.
     """
     if not models:
-        raise ValueError("No model was given.")
+        raise ValueError("The model is missing. Name at least one folder or Hub name.")
     devices = {next(model.parameters()).device for model in models.values()}
     if len(devices) > 1:
         raise ValueError(f"The models are on {' and '.join(map(str, devices))}: their times do not compare.")

@@ -73,7 +73,7 @@ def evaluate(
     config = config or EvaluationConfig()
     names = list(dict.fromkeys(str(model) for model in _listed(models)))
     if not names:
-        raise ValueError("No model was given. Name a checkpoint's folder or its Hub name.")
+        raise ValueError("The model is missing. Name a checkpoint's folder or its Hub name.")
     join(on_cpu=config.device == "cpu")
     device, file, found, evaluations = together(lambda: _checked(names, config))
     told = progress if progress is not None and is_main() else lambda what, done, total: None
