@@ -24,6 +24,7 @@ SHORT = {
     "_version.py": "a constant",
     "architectures/convnext.py": "a page of constants",
     "calibration/progress.py": "a protocol",
+    "data/front_matter.py": "the reader of one format",
     "importance/wanda.py": "one formula",
     "options/precision.py": "names of number formats",
     "display/terminal.py": "what is taken out of a text",
