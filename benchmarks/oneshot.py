@@ -2,10 +2,11 @@
 
     python benchmarks/oneshot.py PART --model DIR --train FILE --held-out FILE --out rows.jsonl
 
-PART is ``structured`` (every score with every repair, uniform widths, and further ways for the best), ``sparse`` (every
-unstructured method at 50 %, 4:8 and 2:4) or ``recovery`` (one shot, then LoRA, beside pruning while LoRA tunes, with
-equal tokens of tuning). Every row sees the same calibration rows and the same held-out tokens. Finished rows are read
-back from ``--out``, so that an interrupted run goes on. ``--model demo`` takes the bundled model and its text.
+PART is ``structured`` (every score with every repair, uniform widths, and further ways for the best, without steps on
+the norms), ``sparse`` (every unstructured method at 50 %, 4:8 and 2:4) or ``recovery`` (one shot, then LoRA, beside
+pruning while LoRA tunes, with equal tokens of tuning). Every row sees the same calibration rows and the same held-out
+tokens. Finished rows are read back from ``--out``, so that an interrupted run goes on. ``--model demo`` takes the
+bundled model and its text.
 """
 
 from __future__ import annotations
@@ -62,10 +63,10 @@ def variants(options: argparse.Namespace) -> Iterator[tuple[str, str, dict[str, 
         for ratio in options.ratios:
             for method in SCORES:
                 for repair in REPAIRS:
-                    values = {"criterion": method, "repair": repair, "allocation": "uniform"}
+                    values = {"criterion": method, "repair": repair, "allocation": "uniform", "norm_steps": 0}
                     yield f"{method}, {repair}, uniform", f"{ratio:.0%}", {"ratio": ratio, **values}
             for name, values in FURTHER.items():
-                yield name, f"{ratio:.0%}", {"ratio": ratio, **values}
+                yield name, f"{ratio:.0%}", {"ratio": ratio, "norm_steps": 0, **values}
     elif options.part == "sparse":
         for pattern in PATTERNS:
             for name, values in SPARSE.items():
