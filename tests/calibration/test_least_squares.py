@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from loraprune.calibration import least_squares
 from loraprune.calibration.least_squares import (
     LEAST_RAISED_DAMPING,
     Moments,
@@ -108,3 +109,36 @@ def test_noise_that_went_before_is_not_fitted() -> None:
     own = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4)
     whole = refit_columns(weight, inputs.T @ inputs / ROWS, KEPT, 1e-4, wanted.T @ inputs / ROWS)
     assert (fitted(weight, inputs, wanted) - own).norm() < 0.5 * (whole - own).norm()
+
+
+def wide_problem(noise: float, outputs: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Few rows, many outputs that depend on the inputs of the layer, and noise."""
+    generator = torch.Generator().manual_seed(5)
+    inputs = torch.randn(ROWS, IN, generator=generator) @ torch.randn(IN, IN, generator=generator)
+    weight = torch.randn(outputs, IN, generator=generator)
+    drift = torch.randn(outputs, IN, generator=generator)
+    wanted = inputs @ (weight + 0.3 * drift).T + noise * torch.randn(ROWS, outputs, generator=generator)
+    return weight, inputs, wanted
+
+
+@pytest.mark.parametrize("noise", [0.1, 3.0, 10.0, 300.0])
+def test_ridges_tried_on_sums_of_outputs_fit_as_well_as_those_tried_on_all(
+    noise: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    weight, inputs, wanted = wide_problem(noise, outputs=3 * least_squares.OUTPUTS_TRIED)
+    mixed = fitted(weight, inputs, wanted)
+    again = fitted(weight, inputs, wanted)
+    monkeypatch.setattr(least_squares, "OUTPUTS_TRIED", len(weight))
+    exact = fitted(weight, inputs, wanted)
+    assert mixed.shape == exact.shape
+    assert torch.equal(mixed, again)
+    truth = wide_problem(0.0, len(weight))[2]
+    errors = [float((inputs[:, KEPT] @ each.T - truth).square().mean()) for each in (mixed, exact)]
+    assert errors[0] == pytest.approx(errors[1], rel=0.02)
+
+
+def test_layers_with_few_outputs_are_tried_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    weight, inputs, wanted = wide_problem(10.0, outputs=least_squares.OUTPUTS_TRIED)
+    found = fitted(weight, inputs, wanted)
+    monkeypatch.setattr(least_squares, "_fewer_outputs", lambda weight, parts: (weight, parts))
+    assert torch.equal(found, fitted(weight, inputs, wanted))

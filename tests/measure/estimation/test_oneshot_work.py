@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from loraprune import OneshotConfig
+from loraprune.calibration import least_squares
 from loraprune.measure.estimation.gpus import GPUS
 from loraprune.measure.estimation.links import Ring
 from loraprune.measure.estimation.oneshot_time import oneshot_time
@@ -51,8 +52,15 @@ ENOUGH = 24
 """Sequences with more tokens than any repair asks for."""
 
 
+@pytest.fixture(params=[64, 16], ids=["ridges tried on all outputs", "ridges tried on sums of outputs"])
+def outputs_tried(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(least_squares, "OUTPUTS_TRIED", request.param)
+    tried: int = request.param
+    return tried
+
+
 @cache
-def counted(sequences: int) -> tuple[float, OneshotWork]:
+def counted(sequences: int, outputs_tried: int) -> tuple[float, OneshotWork]:
     """Operations of a run on so many sequences, and what is said of them."""
     model = small_llama()
     structure, config = describe(model), OneshotConfig(ratio=0.5, allocation="uniform")
@@ -67,18 +75,21 @@ def counted(sequences: int) -> tuple[float, OneshotWork]:
 
 
 @pytest.mark.full
-def test_what_grows_with_the_data_is_shared_and_the_rest_is_solved_by_each_process() -> None:
-    (few, said_of_few), (many, said_of_many) = counted(ENOUGH), counted(2 * ENOUGH)
+def test_what_grows_with_the_data_is_shared_and_the_rest_is_solved_by_each_process(outputs_tried: int) -> None:
+    (few, said_of_few), (many, said_of_many) = (counted(n * ENOUGH, outputs_tried) for n in (1, 2))
     assert many - few == pytest.approx(said_of_few.passes + said_of_few.moments, rel=0.01)
     assert 2 * few - many == pytest.approx(said_of_few.solves + said_of_few.tried, rel=0.03)
     assert said_of_many.solves == said_of_few.solves
 
 
 @pytest.mark.full
-def test_as_much_is_solved_on_few_tokens() -> None:
-    flops, said = counted(6)
+def test_as_much_is_solved_on_few_tokens(outputs_tried: int) -> None:
+    flops, said = counted(6, outputs_tried)
     assert flops == pytest.approx(said.passes + said.moments + said.solves + said.tried, rel=0.03)
-    assert (said.solves, said.tried) == (counted(ENOUGH)[1].solves, counted(ENOUGH)[1].tried)
+    assert (said.solves, said.tried) == (
+        counted(ENOUGH, outputs_tried)[1].solves,
+        counted(ENOUGH, outputs_tried)[1].tried,
+    )
 
 
 def test_moments_of_both_halves_are_added_up() -> None:

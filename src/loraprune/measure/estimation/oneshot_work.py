@@ -13,9 +13,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from loraprune.calibration import least_squares
 from loraprune.calibration.features import block_width
 from loraprune.calibration.finished_parts import finished_part
-from loraprune.calibration.least_squares import STRONGER_DAMPING
 from loraprune.importance.osscar import MOST_ROUNDS, WIDEST_IN_64_BITS, lets_go, subtracts
 from loraprune.layers.axes import is_matrix, matrix_shape
 from loraprune.layers.unwrap import base_layer
@@ -104,7 +104,7 @@ def elimination_flops(layer: PrunedConsumer) -> float:
     return found
 
 
-_RIDGES = 2 + sum(ridge > Stream().damping for ridge in STRONGER_DAMPING)
+_RIDGES = 2 + sum(ridge > Stream().damping for ridge in least_squares.STRONGER_DAMPING)
 FITS = _HALVES * _RIDGES
 """Number of least-squares fits: each half of the rows with each ridge, and without."""
 
@@ -116,12 +116,22 @@ def least_squares_flops(layer: PrunedConsumer) -> tuple[float, float]:
         Operations that each process does, and those of the tried ridges.
     """
     o, i, k = layer.outputs, layer.inputs, layer.kept
-    equations = 2 * o * k**2 + 2 * k * (i - k) * o
-    solving = k**3 / 3 + 2 * k**2 * o
-    loss = 2 * k**2 * o
+    tried = min(o, least_squares.OUTPUTS_TRIED)
+
+    def equations(outputs: int) -> float:
+        return 2 * outputs * k**2 + 2 * k * (i - k) * outputs
+
+    def solving(outputs: int) -> float:
+        return k**3 / 3 + 2 * k**2 * outputs
+
+    def loss(outputs: int) -> float:
+        return 2 * k**2 * outputs
+
+    mixing = 0 if tried == o else (_HALVES + 1) * 2 * tried * o * i
+    halves = _HALVES * (equations(tried) + solving(tried)) + mixing
     # For each half, every ridge and the plain cut are judged on the other half.
-    search = _HALVES * ((_RIDGES - 1) * (solving + loss) + loss)
-    return 3 * equations + _HALVES * solving + 2 * solving + 2 * loss, 2 * search
+    search = _HALVES * ((_RIDGES - 1) * (solving(tried) + loss(tried)) + loss(tried))
+    return equations(o) + halves + 2 * solving(o) + 2 * loss(o), 2 * search
 
 
 def oneshot_work(
