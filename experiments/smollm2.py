@@ -22,7 +22,7 @@ RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 OURS = "loraprune"
 COLORS = {OURS: "#2563c9", "LLM-Pruner": "#2e8b57", "FLAP": "#c2571a", "Wanda": "#8d4bbb"}
 OTHER = "#6b7280"
-ROOM = 1.22
+ROOM = 1.3
 """Least factor between two labels of one panel, on the axis of perplexity."""
 
 Row = Mapping[str, Any]
