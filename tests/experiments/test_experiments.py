@@ -276,7 +276,8 @@ def test_smollm2_is_drawn_from_all_rows_of_its_file(tmp_path: Path, monkeypatch:
     importlib.import_module("smollm2").main()
     drawn = (tmp_path / "smollm2.svg").read_text()
     assert "a new peer 141.5" in drawn
-    assert "loraprune 75.2" in drawn
+    ours = [row["perplexity"] for row in results["rows"] if row["method"] == "loraprune" and row["steps"]]
+    assert f"loraprune {max(ours):.1f}" in drawn
     assert "dense 20.9" in drawn
     assert (tmp_path / "smollm2-dark.svg").is_file()
 
