@@ -30,7 +30,7 @@ CPU = "[enforce fail at alloc_cpu.cpp:117] err == 0. DefaultCPUAllocator: can't 
             "loraprune.recipes.oneshot._run",
             "Use --offload",
         ),
-        (["prune", "demo", "--data", "demo", "-o", "out"], "loraprune.recipes.prune.train", "--load-in-4bit"),
+        (["prune", "demo", "--data", "demo", "-o", "out"], "loraprune.recipes.prune.prepare", "--load-in-4bit"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )

@@ -227,7 +227,7 @@ class TestWrongInvocation:
         del parts[left_out]
         finished = run("recover", *(word for words in parts.values() for word in words))
         assert (finished.code, finished.out) == (2, "")
-        assert finished.err.startswith(f"error: No {left_out} was given. ")
+        assert finished.err.startswith(f"error: The {left_out} is missing. ")
         assert not out.exists()
 
     def test_a_quantized_or_unknown_checkpoint_is_refused(self, run: Command, tmp_path: Path, data: Path) -> None:
